@@ -1,0 +1,315 @@
+"""Checkpoints: how they are written, found, restored and refused. The only module that imports Orbax.
+
+A checkpoint is one directory that appears whole or not at all (Orbax writes under a temporary name, or on a bucket adds
+a commit marker last):
+
+    WORKDIR/checkpoints/<step>/
+        params/             the parameters: all that a sampler reads
+        train/              the rest of the train state: optimizer, step, next_index; absent from a params-only model
+        sidecar/data.json   plain JSON that says what the parameters mean (`Sidecar`)
+
+Every process of a run calls these functions; Orbax lets each write its own shards and the first one write the rest.
+"""
+
+import contextlib
+import dataclasses
+import json
+import logging
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+from etils import epath
+from orbax.checkpoint import v1 as ocp
+
+from diffusionlm import config
+from diffusionlm.errors import UserError
+from diffusionlm.registry import suggest
+
+FORMAT, VERSION = "diffusionlm", 1
+_SIDECAR = "sidecar/data.json"
+_COMMIT = "commit_success.txt"  # Orbax writes it last
+
+
+@dataclass(frozen=True)
+class Sidecar:
+    """What a reader must know beside the parameters; everything is plain JSON once `to_dict` has run."""
+
+    objective: str  # mdm | arm
+    model: dict  # ModelConfig as a dict
+    diffusion: dict  # DiffusionConfig as a dict
+    mask_id: int | None
+    pad_id: int | None = None
+    eos_id: int | None = None
+    bos_id: int | None = None
+    suppressed_ids: tuple[int, ...] = ()  # in-vocabulary ids that are never predicted
+    alignment: str = "same"  # same: position i predicts token i; shifted: token i + 1
+    tokenizer: dict | None = None  # the embedded tokenizer with its sha256
+    canvas: dict = field(default_factory=dict)  # rules for the sampler's canvas: max_length
+    source: dict = field(default_factory=dict)  # for people: experiment, fingerprint, dataset, versions, step, tokens
+
+    def to_dict(self) -> dict:
+        values = dataclasses.asdict(self)
+        return {"format": FORMAT, "version": VERSION, **values, "suppressed_ids": list(self.suppressed_ids)}
+
+    @classmethod
+    def from_dict(cls, values: dict) -> "Sidecar":
+        """Reads what `to_dict` wrote.
+
+        Raises:
+          UserError: another format, a newer version, or a field that this version cannot interpret.
+        """
+        if not isinstance(values, dict) or values.get("format") != FORMAT:
+            raise UserError(f"its sidecar is not of format {FORMAT!r}")
+        if values.get("version") != VERSION:
+            raise UserError(
+                f"written by a newer diffusionlm (version {values.get('version')}); this one reads {VERSION}: upgrade"
+            )
+        values = {k: v for k, v in values.items() if k not in ("format", "version")}
+        fields = {f.name: f for f in dataclasses.fields(cls)}
+        if unknown := sorted(set(values) - set(fields)):
+            raise UserError(f"its sidecar has an unknown field {unknown[0]!r}{suggest(unknown[0], fields)}")
+        if missing := [n for n in ("objective", "model", "diffusion", "mask_id") if n not in values]:
+            raise UserError(f"its sidecar lacks the field {missing[0]!r}")
+        for name, allowed in (("objective", ("mdm", "arm")), ("alignment", ("same", "shifted"))):
+            if (value := values.get(name, allowed[0])) not in allowed:
+                raise UserError(f"its sidecar has {name}={value!r}; this version knows {', '.join(allowed)}")
+        # Unknown settings inside would change what the parameters mean, so they are refused here and not at first use.
+        config.from_dict(config.ModelConfig, values["model"])
+        config.from_dict(config.DiffusionConfig, values["diffusion"])
+        return cls(**{**values, "suppressed_ids": tuple(values.get("suppressed_ids", ()))})
+
+
+class CheckpointManager:
+    """Saves and restores the train state of one run; when to save is the trainer's decision.
+
+    Keeps the newest `keep` checkpoints and every one at a multiple of `keep_every` (0: no others). Saving is
+    asynchronous: `save` returns once the state has left the device, so the caller may donate it at once. A failure
+    surfaces at the next `save`, `wait` or `close`.
+    """
+
+    def __init__(self, workdir: epath.PathLike, keep: int, keep_every: int = 0):
+        self._directory = epath.Path(workdir).resolve() / "checkpoints"
+        policies = ocp.training.preservation_policies
+        kept = [policies.LatestN(keep)] + ([policies.EveryNSteps(keep_every)] if keep_every else [])
+        with _writing(self._directory):
+            self._checkpointer = ocp.training.Checkpointer(
+                self._directory,
+                context=_context(),
+                preservation_policy=policies.AnyPreservationPolicy(kept),
+                cleanup_tmp_directories=True,
+            )
+        for checkpoint in self._checkpointer.checkpoints:  # it would count among the newest and push whole ones out
+            if not _is_whole(checkpoint.path):
+                raise UserError(f"{checkpoint.path} is no whole diffusionlm checkpoint; move or delete it to continue")
+
+    def latest_step(self) -> int | None:
+        """The newest step that was saved, or is being saved; None where there is none."""
+        latest = self._checkpointer.latest
+        return latest and latest.step
+
+    def save(self, step: int, state: Any, sidecar: Sidecar) -> None:
+        """Starts saving `state` (a dataclass with params and anything else) as `step`; a step is saved only once."""
+        if any(checkpoint.step == step for checkpoint in self._checkpointer.checkpoints):
+            return
+        items = {"params": state.params, "train": _rest(state), "sidecar": sidecar.to_dict()}
+        with _writing(self._directory):
+            self._checkpointer.save_checkpointables_async(step, items, force=True)
+
+    def restore(self, abstract_state: Any, step: int | None = None) -> Any:
+        """The state saved at `step` (the newest by default), on the shardings of `abstract_state`.
+
+        Args:
+          abstract_state: the train state with `jax.ShapeDtypeStruct` leaves that carry shardings, on any mesh.
+          step: a saved step.
+
+        Raises:
+          UserError: nothing was saved, the state has other tensors, or a file is damaged.
+        """
+        self.wait()
+        step = self.latest_step() if step is None else step
+        if step is None:
+            raise UserError(f"{self._directory} holds no checkpoint to restore")
+        path = self._directory / str(step)
+        params = _load(path, "params", abstract_state.params)
+        return abstract_state.replace(params=params, **_load(path, "train", _rest(abstract_state)))
+
+    def wait(self) -> None:
+        """Blocks until the save in flight is on disk."""
+        with _writing(self._directory):
+            self._checkpointer.wait()
+
+    def close(self) -> None:
+        """Waits, then releases what Orbax holds."""
+        with _writing(self._directory):
+            self._checkpointer.close()
+
+    def __enter__(self) -> "CheckpointManager":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+
+def find(path: epath.PathLike) -> epath.Path:
+    """The checkpoint that `path` names: a run directory or its checkpoints/ (the newest step), a step, or a params-only model.
+
+    Raises:
+      UserError: there is nothing there, nothing of ours, or only what an interrupted save left.
+    """
+    path = epath.Path(path).resolve()
+    if not path.is_dir():
+        raise UserError(f"no checkpoint at {path}: it {'is a file' if path.exists() else 'does not exist'}; {_WANTED}")
+    if _is_whole(path):
+        return path
+    root = path / "checkpoints" if (path / "checkpoints").is_dir() else path
+    children = [child for child in root.iterdir() if child.is_dir()]
+    steps = [child for child in children if child.name.isdigit()]
+    for step in sorted(steps, key=lambda child: int(child.name), reverse=True):
+        if _is_whole(step):
+            return step
+    if any(_has_parts(directory) for directory in (path, *children)):
+        raise UserError(f"{path} holds only an incomplete checkpoint (an interrupted save or copy); {_WANTED}")
+    raise UserError(f"{path} holds no diffusionlm checkpoint; {_WANTED}")
+
+
+def load_sidecar(path: epath.PathLike) -> Sidecar:
+    """The sidecar of the checkpoint that `path` names (see `find`)."""
+    path = find(path)
+    try:
+        return Sidecar.from_dict(json.loads((path / _SIDECAR).read_text()))
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path / _SIDECAR} is damaged (not JSON: {error})") from error
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+
+
+def load_params(path: epath.PathLike, dtype: Any = None, shardings: Any = None, expected: Any = None) -> Any:
+    """The parameters alone; the optimizer's files are not opened.
+
+    Args:
+      path: what `find` takes.
+      dtype: of the result, converted while reading; None: as saved.
+      shardings: one sharding, or a pytree of them like the parameters, on any mesh; None: this process's first device.
+      expected: the parameters of the caller's model (arrays or `jax.ShapeDtypeStruct`), whose names and shapes must
+        be those saved.
+
+    Raises:
+      UserError: nothing of ours at `path`, another architecture than `expected`, or a damaged file.
+    """
+    path = find(path)
+    saved = _saved(path, "params")
+    if expected is not None:
+        _require_same_shapes(path, saved, expected)
+    if shardings is None:
+        shardings = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    if isinstance(shardings, jax.sharding.Sharding):
+        shardings = jax.tree.map(lambda _: shardings, saved)
+    abstract = jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, dtype or leaf.dtype, sharding=sharding),
+        saved,
+        shardings,
+    )
+    return _load(path, "params", abstract)
+
+
+def save_params(directory: epath.PathLike, params: Any, sidecar: Sidecar) -> None:
+    """Writes a params-only checkpoint as `directory`, in the dtypes of `params`; returns when it is on disk.
+
+    Raises:
+      UserError: `directory` exists, or cannot be written.
+    """
+    directory = epath.Path(directory).resolve()
+    if directory.exists():
+        raise UserError(f"{directory} exists; delete it or choose another directory")
+    with _writing(directory), _context():
+        ocp.save_checkpointables(directory, {"params": params, "sidecar": sidecar.to_dict()})
+        if jax.process_index() == 0:  # Orbax puts the absolute path here, which a model that is shared should not carry
+            (directory / _COMMIT).write_text("complete\n")
+
+
+_WANTED = "give a run directory, a step of its checkpoints, or an imported model"
+
+
+def _context() -> ocp.Context:
+    """Orbax's defaults, but the sidecar as a JSON file: by itself Orbax stores a dict of strings as arrays."""
+    context = ocp.Context()
+    context.checkpointables.registry = ocp.handlers.local_registry().add(
+        ocp.handlers.JsonHandler, checkpointable_name="sidecar"
+    )
+    return context
+
+
+def _rest(state: Any) -> dict[str, Any]:
+    return {f.name: getattr(state, f.name) for f in dataclasses.fields(state) if f.name != "params"}
+
+
+def _is_whole(directory: epath.Path) -> bool:
+    parts = ("_CHECKPOINT_METADATA", "params/_METADATA", "params/manifest.ocdbt", _SIDECAR)
+    return all((directory / part).exists() for part in parts) and ocp.is_orbax_checkpoint(directory)
+
+
+def _has_parts(directory: epath.Path) -> bool:
+    return (directory / "params").exists() or (directory / "sidecar").exists()
+
+
+def _saved(path: epath.Path, item: str) -> Any:
+    """The tree of one item as saved: leaves have shape and dtype."""
+    with _reading(path):
+        return ocp.metadata(path, item).metadata
+
+
+def _load(path: epath.Path, item: str, abstract: Any) -> Any:
+    _require_same_shapes(path, _saved(path, item), abstract)
+    with _reading(path):
+        return ocp.load(path, abstract, checkpointable_name=item)
+
+
+def _require_same_shapes(path: epath.Path, saved: Any, wanted: Any) -> None:
+    def shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+        leaves = jax.tree_util.tree_leaves_with_path(tree)
+        return {jax.tree_util.keystr(name, simple=True, separator="/"): tuple(leaf.shape) for name, leaf in leaves}
+
+    saved, wanted = shapes(saved), shapes(wanted)
+    differing = [name for name in sorted(saved | wanted) if saved.get(name) != wanted.get(name)]
+    if differing:
+        shown = ", ".join(f"{n} saved {saved.get(n, 'absent')} wanted {wanted.get(n, 'absent')}" for n in differing[:3])
+        more = f" and {len(differing) - 3} more" if len(differing) > 3 else ""
+        raise UserError(
+            f"{path} holds other tensors than this model: {shown}{more}; use the settings it was saved with"
+        )
+
+
+def _root(error: BaseException) -> BaseException:
+    """What the file system or TensorStore said, below what Orbax wrapped around it."""
+    return _root(error.__cause__) if error.__cause__ else error
+
+
+@contextlib.contextmanager
+def _reading(path: epath.Path) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # TensorStore and Orbax raise a dozen types for a damaged file
+        raise UserError(f"cannot read the checkpoint {path}: {_root(error)}") from error
+
+
+@contextlib.contextmanager
+def _writing(directory: epath.Path) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        root = _root(error)
+        if isinstance(root, OSError) or "os_error_code" in str(root):  # TensorStore raises ValueError
+            raise UserError(f"cannot write checkpoints to {directory}: {root}") from error
+        raise
+
+
+def _keep(record: logging.LogRecord) -> bool:
+    """Orbax logs every save at length and every failure many times over; failures are raised here, so none is shown."""
+    explicit = logging.getLogger("absl").level != logging.NOTSET  # somebody set absl's verbosity and wants it
+    return explicit or os.path.join("orbax", "checkpoint") not in record.pathname
+
+
+logging.getLogger("absl").addFilter(_keep)

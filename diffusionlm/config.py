@@ -1,0 +1,354 @@
+"""Every setting of a run, as frozen dataclasses: the single source of truth for the command line, JSON and checkpoints.
+
+A field made with `op(...)` is operational (paths, mesh, logging, memory trade-offs): changing it must not change the
+science, so it stays out of `fingerprint`. Everything else is scientific. This module imports no JAX.
+"""
+
+import dataclasses
+import hashlib
+import json
+import typing
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from diffusionlm.errors import UserError
+
+VOCAB_MULTIPLE = 128  # embedding and head rows are padded to this, on every mesh, so checkpoints fit every mesh
+
+
+def op(default: Any) -> Any:
+    """A dataclass field that is not part of the scientific identity of a run."""
+    return field(default=default, metadata={"operational": True})
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The Transformer trunk that masked diffusion models and their autoregressive twins share."""
+
+    d_model: int = 256  # width of the residual stream
+    n_layers: int = 6  # number of blocks
+    n_heads: int = 4  # query heads
+    n_kv_heads: int = 4  # key/value heads; fewer than n_heads is grouped-query attention
+    head_dim: int = 64  # width of one head
+    d_ff: int = 1024  # hidden width of the MLP
+    vocab_size: int = (
+        32000  # tokens that the model can be asked to predict (the published vocabulary, without padding rows)
+    )
+    mask_row: bool = True  # append one input row, id = vocab_size, for [MASK]; it is never predicted
+    max_length: int = 2048  # longest sequence the positions are meant for
+    causal: bool = False  # causal attention (autoregressive twin) instead of full attention
+    norm: Literal["rmsnorm", "layernorm"] = "rmsnorm"  # layernorm has a bias
+    norm_eps: float = 1e-5  # added to the mean square (rmsnorm) or variance (layernorm)
+    positions: Literal["rope", "learned"] = "rope"  # rotary (half-split) or a learned table
+    rope_theta: float = 10000.0  # base of the rotary frequencies
+    rope_bf16_tables: bool = False  # round cos/sin to bfloat16, as SMDM's released models do
+    mlp: Literal["swiglu", "gelu"] = "swiglu"  # gated SiLU, or two matrices with tanh-approximated GELU
+    linear_bias: bool = False  # biases on every linear layer but the head (GPT-2)
+    qkv_bias: bool = False  # biases on q, k and v only (Qwen2, Dream)
+    tied_head: bool = False  # the head is the transposed embedding
+    dtype: Literal["bfloat16", "float32"] = "float32"  # activations and matmuls; parameters are float32
+    remat: Literal["none", "dots", "full"] = op(
+        "none"
+    )  # what the backward pass recomputes: nothing, all but matmuls, everything
+    head_chunk: int = op(
+        512
+    )  # positions per chunk of the vocabulary projection in the loss; the largest divisor of the length up to this is used
+
+    @property
+    def embedding_rows(self) -> int:
+        """Input rows as published: the vocabulary and, if any, the appended mask row."""
+        return self.vocab_size + int(self.mask_row)
+
+    @property
+    def padded_vocab_size(self) -> int:
+        """Rows of the embedding and columns of the head as stored, a multiple of 128."""
+        return -(-self.embedding_rows // VOCAB_MULTIPLE) * VOCAB_MULTIPLE
+
+    def validate(self) -> None:
+        for name in (
+            "d_model",
+            "n_layers",
+            "n_heads",
+            "n_kv_heads",
+            "head_dim",
+            "d_ff",
+            "vocab_size",
+            "max_length",
+            "head_chunk",
+        ):
+            _positive("model." + name, getattr(self, name))
+        if self.n_heads % self.n_kv_heads:
+            raise UserError(f"model.n_kv_heads={self.n_kv_heads} must divide model.n_heads={self.n_heads}")
+        if self.positions == "rope" and self.head_dim % 2:
+            raise UserError(
+                f"model.head_dim={self.head_dim} must be even for rotary positions; use an even width or model.positions=learned"
+            )
+
+
+@dataclass(frozen=True)
+class DiffusionConfig:
+    """The forward (masking) process and the bound that is trained."""
+
+    schedule: str = "linear"  # linear, cosine, polynomial or geometric: alpha(t), the probability that a token is still clean at time t
+    polynomial_power: float = 2.0  # k of alpha(t) = 1 - t**k
+    geometric_min: float = 1e-4  # sigma_min of alpha(t) = exp(-sigma_min**(1-t) * sigma_max**t)
+    geometric_max: float = 20.0  # sigma_max of the same
+    t_min: float = 1e-3  # times below this become one reconstruction step (the bound stays a bound)
+    timesteps: int = 0  # 0: continuous time; T > 0: the discrete-time bound with T steps
+    time_sampling: Literal["iid", "stratified", "antithetic"] = (
+        "antithetic"  # antithetic: stratified over the batch in pairs (u, 1-u)
+    )
+    mask_sampling: Literal["bernoulli", "exact_count"] = (
+        "bernoulli"  # independent masks, or exactly n masks with n uniform (linear schedule only)
+    )
+    random_length: float = 0.0  # fraction of examples cut to a uniform random length (0.01 in SMDM-rl and LLaDA)
+    random_length_scope: Literal["example", "batch"] = (
+        "example"  # per example (ours), or one draw for the whole batch (the reference)
+    )
+    normalization: Literal["tokens", "masked_tokens"] = (
+        "tokens"  # tokens: the bound in nats/token; masked_tokens: DiffuLLaMA's, about twice that
+    )
+    mask_id: int | None = None  # None: the appended mask row; a number: reuse that vocabulary id (LLaDA: 126336)
+    suppress_mask: bool = True  # forbid predicting an in-vocabulary mask id, in the loss and in the sampler
+
+    def validate(self) -> None:
+        if not 0 < self.t_min < 1:
+            raise UserError(f"diffusion.t_min={self.t_min} must lie in (0, 1); the papers use 0.001")
+        if self.timesteps < 0:
+            raise UserError(
+                f"diffusion.timesteps={self.timesteps} must be 0 (continuous time) or a positive number of steps"
+            )
+        if not 0 <= self.random_length <= 1:
+            raise UserError(
+                f"diffusion.random_length={self.random_length} must be a fraction in [0, 1]; the papers use 0.01"
+            )
+        if self.polynomial_power <= 0:
+            raise UserError(f"diffusion.polynomial_power={self.polynomial_power} must be positive")
+        if not 0 < self.geometric_min < self.geometric_max:
+            raise UserError(
+                f"diffusion.geometric_min={self.geometric_min} must be positive and below diffusion.geometric_max={self.geometric_max}"
+            )
+        if self.mask_sampling == "exact_count" and (self.schedule != "linear" or self.timesteps):
+            raise UserError(
+                f"diffusion.mask_sampling=exact_count needs schedule=linear and timesteps=0, not schedule={self.schedule} and timesteps={self.timesteps}"
+            )
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """AdamW and its learning-rate schedule; steps are optimizer steps."""
+
+    peak_lr: float = 2e-4  # learning rate after warm-up
+    schedule: Literal["cosine", "wsd", "constant"] = "cosine"  # after the linear warm-up from 0
+    warmup_steps: int = 100  # linear from 0 to peak_lr
+    final_lr: float = 2e-5  # reached at the last step (cosine, wsd)
+    drop_step: int = 0  # wsd: from this step on hold drop_lr instead of peak_lr; 0: never (LLaDA 8B: 228,882)
+    drop_lr: float = 0.0  # wsd: the learning rate held after drop_step (LLaDA 8B: 1e-4)
+    decay_steps: int = 0  # wsd: length of the closing linear decay to final_lr (LLaDA 8B: 57,220)
+    beta1: float = 0.9  # decay of the first moment
+    beta2: float = 0.95  # decay of the second moment
+    eps: float = 1e-8  # added to the root of the second moment
+    weight_decay: float = 0.1  # decoupled
+    decay_mask: Literal["matrices", "all"] = "matrices"  # decay matrices and embeddings only, or every parameter (SMDM)
+    clip_norm: float = 1.0  # global gradient norm; 0 turns clipping off
+
+    def validate(self, steps: int) -> None:
+        for name in (
+            "peak_lr",
+            "final_lr",
+            "drop_lr",
+            "weight_decay",
+            "clip_norm",
+            "warmup_steps",
+            "drop_step",
+            "decay_steps",
+        ):
+            if getattr(self, name) < 0:
+                raise UserError(f"optim.{name}={getattr(self, name)} must not be negative")
+        if self.warmup_steps > steps:
+            raise UserError(
+                f"optim.warmup_steps={self.warmup_steps} exceeds run.steps={steps}; shorten the warm-up or train longer"
+            )
+        if self.schedule == "wsd":
+            if self.warmup_steps + self.decay_steps > steps:
+                raise UserError(
+                    f"optim.warmup_steps={self.warmup_steps} + optim.decay_steps={self.decay_steps} exceeds run.steps={steps}"
+                )
+            if self.drop_step and not self.warmup_steps <= self.drop_step <= steps - self.decay_steps:
+                raise UserError(
+                    f"optim.drop_step={self.drop_step} must lie between the warm-up ({self.warmup_steps}) and the decay ({steps - self.decay_steps})"
+                )
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """What is trained on: a prepared directory, or a source that is prepared into the run directory first."""
+
+    path: str = op("")  # directory written by `diffusionlm data prepare`; empty: prepare `source` into WORKDIR/data
+    source: str = (
+        ""  # used when path is empty: a registered corpus (python_docs), a text or jsonl(.gz) file, or tfds:NAME
+    )
+    tokenizer: str = "sentencepiece"  # for `source`: byte, sentencepiece (trained with model.vocab_size pieces), or a tokenizer.model file
+    sequence_length: int = 2048  # tokens the model sees; records hold one more
+    batch_size: int = 256  # sequences per optimizer step, over all devices and micro-batches
+    packing: Literal["chunk", "segments"] = (
+        "chunk"  # concatenate and cut; segments also keeps documents from attending to each other
+    )
+
+    def validate(self) -> None:
+        _positive("data.sequence_length", self.sequence_length)
+        _positive("data.batch_size", self.batch_size)
+
+
+@dataclass(frozen=True)
+class MeshConfig:
+    """Devices per mesh axis; one axis may be -1, meaning all that remain."""
+
+    data: int = op(1)  # replicas (may span slices)
+    fsdp: int = op(-1)  # parameters and optimizer state are split over this axis, and so is the batch
+    tensor: int = op(1)  # heads, MLP width and vocabulary are split over this axis
+
+    def validate(self) -> None:
+        sizes = (self.data, self.fsdp, self.tensor)
+        if any(s == 0 or s < -1 for s in sizes) or sizes.count(-1) > 1:
+            raise UserError(
+                f"mesh.data={self.data}, mesh.fsdp={self.fsdp}, mesh.tensor={self.tensor}: each must be positive, and at most one -1"
+            )
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """How long, how often, and what is written."""
+
+    steps: int = 1000  # optimizer steps
+    seed: int = 0  # initialisation, data order and noise
+    microbatches: int = op(1)  # gradient accumulation: the batch is processed in this many parts
+    log_every: int = op(10)  # steps between lines of metrics.jsonl
+    eval_every: int = op(0)  # steps between evaluations; 0: only at the end
+    eval_batches: int = 16  # held-out batches per evaluation (fewer if the split is smaller)
+    eval_draws: int = 8  # independent noise draws per held-out batch; the standard error comes from them
+    checkpoint_every: int = op(1000)  # steps between checkpoints; the last step is always saved
+    checkpoint_minutes: float = op(10.0)  # also save when this much time has passed since the last save; 0: never
+    keep: int = op(2)  # newest checkpoints kept
+    keep_every: int = op(0)  # also keep every checkpoint at a multiple of this; 0: none
+    profile_start: int = op(-1)  # first step of a profiler trace in WORKDIR/profile; -1: off
+    profile_steps: int = op(5)  # length of that trace
+
+    def validate(self) -> None:
+        for name in ("steps", "microbatches", "log_every", "eval_batches", "checkpoint_every", "keep", "profile_steps"):
+            _positive("run." + name, getattr(self, name))
+        if self.eval_draws < 2:
+            raise UserError(f"run.eval_draws={self.eval_draws} must be at least 2, or there is no standard error")
+
+
+@dataclass(frozen=True)
+class Config:
+    """One experiment, resolved."""
+
+    name: str = op("custom")  # the experiment's registered name
+    objective: Literal["mdm", "arm"] = "mdm"  # masked diffusion, or its autoregressive twin
+    model: ModelConfig = ModelConfig()
+    diffusion: DiffusionConfig = DiffusionConfig()
+    optim: OptimConfig = OptimConfig()
+    data: DataConfig = DataConfig()
+    mesh: MeshConfig = MeshConfig()
+    run: RunConfig = RunConfig()
+
+    @property
+    def mask_id(self) -> int | None:
+        """The id that stands for [MASK]; None for an autoregressive model without one."""
+        if self.diffusion.mask_id is not None:
+            return self.diffusion.mask_id
+        return self.model.vocab_size if self.model.mask_row else None
+
+    @property
+    def suppressed_ids(self) -> tuple[int, ...]:
+        """In-vocabulary ids that loss and sampler never predict (padding rows are suppressed besides, always)."""
+        in_vocabulary = self.mask_id is not None and self.mask_id < self.model.vocab_size
+        return (self.mask_id,) if in_vocabulary and self.diffusion.suppress_mask and self.objective == "mdm" else ()
+
+    def validate(self) -> "Config":
+        """Returns self, or raises `UserError` naming both offending values."""
+        self.model.validate()
+        self.diffusion.validate()
+        self.run.validate()
+        self.optim.validate(self.run.steps)
+        self.data.validate()
+        self.mesh.validate()
+        if self.model.causal != (self.objective == "arm"):
+            raise UserError(
+                f"objective={self.objective} needs model.causal={self.objective == 'arm'}, not {self.model.causal}"
+            )
+        if self.objective == "mdm" and self.mask_id is None:
+            raise UserError(
+                "objective=mdm needs a mask token: set model.mask_row=True or diffusion.mask_id to a vocabulary id"
+            )
+        if self.diffusion.mask_id is not None and not 0 <= self.diffusion.mask_id < self.model.vocab_size:
+            raise UserError(
+                f"diffusion.mask_id={self.diffusion.mask_id} must lie in [0, model.vocab_size={self.model.vocab_size}), or be None to append a row"
+            )
+        if self.diffusion.mask_id is not None and self.model.mask_row:
+            raise UserError(
+                f"diffusion.mask_id={self.diffusion.mask_id} reuses a vocabulary id, so model.mask_row must be False"
+            )
+        if self.data.sequence_length > self.model.max_length:
+            raise UserError(
+                f"data.sequence_length={self.data.sequence_length} exceeds model.max_length={self.model.max_length}"
+            )
+        if self.data.batch_size % self.run.microbatches:
+            raise UserError(
+                f"run.microbatches={self.run.microbatches} must divide data.batch_size={self.data.batch_size}"
+            )
+        if self.objective == "mdm" and self.diffusion.time_sampling == "antithetic" and self.data.batch_size % 2:
+            raise UserError(
+                f"diffusion.time_sampling=antithetic needs an even data.batch_size, not {self.data.batch_size}; or use stratified"
+            )
+        return self
+
+
+def _positive(name: str, value: int) -> None:
+    if value < 1:
+        raise UserError(f"{name}={value} must be at least 1")
+
+
+def to_dict(config: Any) -> dict:
+    """A config dataclass as plain JSON types."""
+    return dataclasses.asdict(config)
+
+
+def from_dict(cls: type, values: dict) -> Any:
+    """Rebuilds a config dataclass; unknown keys raise `UserError` with a suggestion, missing keys take their defaults."""
+    from diffusionlm.registry import suggest
+
+    hints = typing.get_type_hints(cls)
+    unknown = sorted(set(values) - set(hints))
+    if unknown:
+        raise UserError(f"unknown field {unknown[0]!r} in {cls.__name__}{suggest(unknown[0], hints)}")
+    built = {k: from_dict(hints[k], v) if dataclasses.is_dataclass(hints[k]) else v for k, v in values.items()}
+    return cls(**built)
+
+
+def to_json(config: Config) -> str:
+    return json.dumps(to_dict(config), indent=2) + "\n"
+
+
+def from_json(text: str) -> Config:
+    return from_dict(Config, json.loads(text))
+
+
+def scientific_fields(config: Any, prefix: str = "") -> dict[str, Any]:
+    """Dotted name -> value of every field that is part of a run's scientific identity."""
+    found: dict[str, Any] = {}
+    for f in dataclasses.fields(config):
+        value = getattr(config, f.name)
+        if dataclasses.is_dataclass(value):
+            found |= scientific_fields(value, f"{prefix}{f.name}.")
+        elif not f.metadata.get("operational"):
+            found[prefix + f.name] = value
+    return found
+
+
+def fingerprint(config: Config) -> str:
+    """Twelve hex digits that identify the science of a run: equal for equal science on any path, mesh or log setting."""
+    text = json.dumps(scientific_fields(config), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]

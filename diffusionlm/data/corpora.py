@@ -1,0 +1,138 @@
+"""Named corpora that need no download. `python_docs`: the documentation that Python and installed packages carry.
+
+A new corpus is one registered function that returns its documents by split.
+"""
+
+import ast
+import hashlib
+import importlib.util
+import inspect
+import re
+import sysconfig
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from diffusionlm.registry import Registry
+
+PACKAGES = ("numpy", "scipy", "jax", "flax", "optax")  # besides the standard library; those that are installed
+SKIPPED = {
+    "test",
+    "tests",
+    "idlelib",
+    "lib2to3",
+    "site-packages",
+    "dist-packages",
+    "ensurepip",
+    "pydoc_data",
+    "_vendor",
+}
+VALIDATION_SHARE = 0.05  # of the modules
+BOILERPLATE = 40  # letters; a paragraph at least this long is kept only where it comes first
+
+
+@dataclass(frozen=True)
+class Document:
+    name: str  # where the text comes from, unique within a corpus
+    text: str
+
+
+CORPORA: Registry[dict[str, list[Document]]] = Registry("corpus")
+
+
+def get(name: str) -> dict[str, list[Document]]:
+    """The documents of a corpus, by split ("train" and "validation")."""
+    return CORPORA.get(name)
+
+
+@CORPORA.register("python_docs")
+def python_docs() -> dict[str, list[Document]]:
+    """Docstrings of the standard library and of installed packages, and the topics of Python's `help`.
+
+    Sources are parsed and never run. A document is what one top-level class or function, module head or help topic says.
+    Whole modules (and topics) are held out by a hash of their name, so that machines agree; a paragraph that occurs
+    again, but for case, digits and punctuation, is kept only in the first place, so none is in both splits.
+    """
+    splits: dict[str, list[Document]] = {"train": [], "validation": []}
+    seen: set[str] = set()
+    for module, documents in _help_topics() + _modules():
+        draw = int.from_bytes(hashlib.sha256(module.encode()).digest()[:8]) / 2**64
+        split = splits["validation" if draw < VALIDATION_SHARE else "train"]
+        for document in documents:
+            if text := _unseen(document.text, seen):
+                split.append(Document(document.name, text))
+    return splits
+
+
+def _help_topics() -> list[tuple[str, list[Document]]]:
+    if not importlib.util.find_spec("pydoc_data"):  # some distributions package it apart
+        return []
+    from pydoc_data.topics import topics
+
+    named = {f"help:{topic}": text for topic, text in topics.items()}
+    return [(name, [Document(name, text.strip("\n") + "\n")]) for name, text in sorted(named.items())]
+
+
+def _modules() -> list[tuple[str, list[Document]]]:
+    roots = [("", Path(sysconfig.get_path("stdlib")))]
+    for package in PACKAGES:
+        if (spec := importlib.util.find_spec(package)) and spec.submodule_search_locations:
+            roots.append((package, Path(spec.submodule_search_locations[0])))
+    found = []
+    for package, root in roots:
+        for file in sorted(root.rglob("*.py")):
+            parts = file.relative_to(root).with_suffix("").parts
+            if not SKIPPED.intersection(parts):
+                module = ".".join([package, *parts]).strip(".").removesuffix(".__init__")
+                found.append((module, list(_docstrings(module, file))))
+    return found
+
+
+def _docstrings(module: str, file: Path) -> Iterator[Document]:
+    """One document for the module head and one for each top-level definition, with all that it contains."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # invalid escapes in other people's files
+        try:
+            tree = ast.parse(file.read_bytes())
+        except (SyntaxError, ValueError, OSError):
+            return
+    if head := ast.get_docstring(tree):
+        yield Document(module, head + "\n")
+    for node in _statements(tree.body):
+        if texts := list(_texts(node)):
+            yield Document(f"{module}:{node.lineno}", "\n\n".join(texts) + "\n")
+
+
+def _statements(body: Sequence[ast.stmt]) -> Iterator[ast.stmt]:
+    """The statements of a body, those under a condition included."""
+    for node in body:
+        yield node
+        if isinstance(node, ast.If | ast.Try | ast.With):
+            for block in ("body", "handlers", "orelse", "finalbody"):
+                yield from _statements(getattr(node, block, ()))
+
+
+def _texts(node: ast.stmt) -> Iterator[str]:
+    """The docstring of a definition and of those inside it, or the text that numpy attaches with `add_newdoc`."""
+    if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+        if text := ast.get_docstring(node):
+            yield text
+        for inner in _statements(node.body):
+            yield from _texts(inner)
+    elif (
+        isinstance(node, ast.Expr) and isinstance(node.value, ast.Call) and "add_newdoc" in ast.unparse(node.value.func)
+    ):
+        constants = [a.value for a in ast.walk(node.value.args[-1]) if isinstance(a, ast.Constant)]
+        yield from (inspect.cleandoc(c) for c in constants if isinstance(c, str) and "\n" in c)
+
+
+def _unseen(text: str, seen: set[str]) -> str:
+    """`text` without the paragraphs in `seen`, to which the rest is added."""
+    kept = []
+    for paragraph in re.split(r"\n[ \t]*\n", text.strip("\n")):
+        letters = "".join(filter(str.isalpha, paragraph.lower()))
+        if len(letters) < BOILERPLATE or letters not in seen:
+            kept.append(paragraph)
+            seen.add(letters)
+    return "\n\n".join(kept) + "\n" if any(len(p) > BOILERPLATE for p in kept) else ""

@@ -1,0 +1,233 @@
+"""Where documents come from: text files, jsonl files, TFDS datasets and named corpora, as one stream of raw items.
+
+A source only reads; decoding and checking (`text_of`) are left to the workers.
+"""
+
+import gzip
+import json
+import re
+import zlib
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple, Protocol
+
+from etils import epath
+
+from diffusionlm.data import corpora
+from diffusionlm.errors import UserError
+from diffusionlm.registry import suggest
+
+TEXT_ENDINGS = (".txt", ".md", ".txt.gz", ".md.gz")  # one document a file
+JSON_ENDINGS = (".jsonl", ".jsonl.gz")  # one document a line
+TFDS_NAME = re.compile(r"tfds:(?P<name>[^:]+(:[\d*]+\.[\d*]+\.[\d*]+)?)(:(?P<split>.+))?")
+DEFAULT_FRACTION = 0.01  # held out where neither a validation source nor a fraction is named
+
+
+class Item(NamedTuple):
+    """One document as it was found."""
+
+    location: str  # for messages: file:line, file, or the example's name
+    payload: bytes
+    is_json: bool  # a line of jsonl, not the text itself
+    progress: int  # bytes of the source that this item used up
+
+
+class Source(Protocol):
+    """A finite stream of items in a fixed order."""
+
+    total: int  # sum of the items' progress, for the progress bar; an estimate for TFDS
+
+    def describe(self) -> Any:
+        """What identifies the source, in JSON types."""
+        ...
+
+    def __iter__(self) -> Iterator[Item]: ...
+
+
+class Files:
+    """Text files, a document each, and jsonl files, a document a line, in the given order."""
+
+    def __init__(self, paths: Sequence[epath.Path]):
+        self.paths = paths
+        self._sizes = [path.stat().length for path in paths]
+        self.total = sum(self._sizes)
+
+    def describe(self) -> Any:
+        return [[path.name, size] for path, size in zip(self.paths, self._sizes, strict=True)]
+
+    def __iter__(self) -> Iterator[Item]:
+        for path in self.paths:
+            location = str(path)
+            try:
+                with path.open("rb") as raw, gzip.open(raw) if path.suffix == ".gz" else raw as stream:
+                    if path.name.endswith(JSON_ENDINGS):
+                        position = 0
+                        for number, line in enumerate(stream, start=1):
+                            location = f"{path}:{number}"
+                            before, position = position, raw.tell()
+                            yield Item(location, line, True, position - before)
+                    else:
+                        yield Item(location, stream.read(), False, raw.tell())
+            except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+                raise UserError(
+                    f"{location}: damaged gzip data after this point ({error}); fetch the file again"
+                ) from error
+            except OSError as error:
+                raise UserError(f"cannot read {str(path)!r}: {error.strerror or error}") from error
+
+
+class Texts:
+    """Documents in memory."""
+
+    def __init__(self, name: Any, items: Sequence[Item]):
+        self._name, self._items = name, items
+        self.total = sum(item.progress for item in items)
+
+    def describe(self) -> Any:
+        return self._name
+
+    def __iter__(self) -> Iterator[Item]:
+        return iter(self._items)
+
+
+class Tfds:
+    """The text feature of a split of any TFDS dataset, downloaded and prepared as ArrayRecord if it is not there yet."""
+
+    def __init__(self, name: str, split: str, text_field: str):
+        import tensorflow_datasets as tfds  # here, because the workers of a file source have no use for it
+
+        self._name, self._split, self._field = name, split, text_field
+        try:
+            builder = tfds.builder(name, file_format="array_record")
+            builder.download_and_prepare()
+            self._examples = builder.as_data_source(split)
+        except Exception as error:  # builders of third parties raise anything
+            reason = str(error).strip().partition("\n")[0]
+            raise UserError(f"cannot load split {split!r} of tfds:{name}: {reason or type(error).__name__}") from error
+        if text_field not in builder.info.features:
+            known = suggest(text_field, builder.info.features)
+            raise UserError(f"tfds:{name} has no feature {text_field!r}{known}; choose it with text_field")
+        self._version = str(builder.version)
+        self._bytes = builder.info.dataset_size // max(1, sum(s.num_examples for s in builder.info.splits.values()))
+        self.total = self._bytes * len(self._examples)
+
+    def describe(self) -> Any:
+        return {"tfds": self._name, "version": self._version, "split": self._split}
+
+    def __iter__(self) -> Iterator[Item]:
+        for i in range(len(self._examples)):
+            text = self._examples[i][self._field]
+            location = f"tfds:{self._name}:{self._split}[{i}]"
+            if not isinstance(text, str | bytes):
+                raise UserError(
+                    f"{location}: feature {self._field!r} is {type(text).__name__}, not text; choose text_field"
+                )
+            yield Item(location, text.encode() if isinstance(text, str) else text, False, self._bytes)
+
+
+def resolve(spec: str | Sequence[str], text_field: str) -> dict[str, Source]:
+    """The sources of a specification, by split; only corpora bring a validation split of their own.
+
+    Args:
+      spec: a registered corpus, `tfds:NAME[:split]`, or one or several files, directories (their text and jsonl files,
+        not those of directories below) or glob patterns.
+      text_field: the TFDS feature that holds the text.
+
+    Raises:
+      UserError: nothing there, or nothing of a known kind.
+    """
+    if isinstance(spec, str) and (match := TFDS_NAME.fullmatch(spec)):
+        return {"train": Tfds(match["name"], match["split"] or "train", text_field)}
+    if isinstance(spec, str) and spec in corpora.CORPORA.names():
+        return {split: _corpus_source(spec, split, documents) for split, documents in corpora.get(spec).items()}
+    return {"train": Files([path for one in ([spec] if isinstance(spec, str) else spec) for path in _expand(str(one))])}
+
+
+def resolve_splits(
+    source: str | Sequence[str], validation: str | Sequence[str] | None, fraction: float | None, text_field: str
+) -> tuple[dict[str, Source], float]:
+    """The sources by split, and the fraction of the documents of "train" that is yet to be held out by their hash.
+
+    A single text file has but one document: its last part is held out instead, from a line break on.
+    """
+    if fraction is not None and not 0 <= fraction < 1:
+        raise UserError(f"validation_fraction={fraction} must lie in [0, 1)")
+    if fraction and validation:
+        raise UserError(f"validation={validation!r} and validation_fraction={fraction} exclude each other; drop one")
+    found = resolve(source, text_field)
+    if validation:
+        held_out = resolve(validation, text_field)
+        return {"train": found["train"], "validation": held_out.get("validation", held_out["train"])}, 0.0
+    if "validation" in found:
+        if fraction is not None:
+            raise UserError(f"{source} has its own validation split; drop validation_fraction={fraction}")
+        return found, 0.0
+    fraction = DEFAULT_FRACTION if fraction is None else fraction
+    train = found["train"]
+    if fraction and isinstance(train, Files) and len(train.paths) == 1 and train.paths[0].name.endswith(TEXT_ENDINGS):
+        return _head_and_tail(train, fraction), 0.0
+    return found, fraction
+
+
+def text_of(item: Item, text_field: str) -> str:
+    """The document's text, "" for a blank line of jsonl.
+
+    Raises:
+      ValueError: the item is malformed; the message is the reason.
+    """
+    try:
+        text = item.payload.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"invalid UTF-8 at byte {error.start}") from error
+    if not item.is_json or not text.strip():
+        return text if not item.is_json else ""
+    try:
+        record = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"invalid JSON: {error}") from error
+    if not isinstance(record, dict):
+        raise ValueError(f"a JSON {type(record).__name__}, not an object")
+    if text_field not in record:
+        raise ValueError(f"no field {text_field!r}{suggest(text_field, record)}")
+    text = record[text_field]
+    if not isinstance(text, str):
+        raise ValueError(f"field {text_field!r} is {type(text).__name__}, not a string")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"field {text_field!r} has half a surrogate pair at character {error.start}") from error
+    return text
+
+
+def _expand(spec: str) -> list[epath.Path]:
+    """The files that a path, directory or pattern stands for, sorted."""
+    endings = TEXT_ENDINGS + JSON_ENDINGS
+    path = epath.Path(spec)
+    if path.is_dir():
+        found = [p for p in path.iterdir() if p.name.endswith(endings)]
+    elif path.exists():
+        found = [path]
+    else:
+        found = [p for p in path.parent.glob(path.name) if p.is_file()]
+    if not found:
+        hint = suggest(spec, corpora.CORPORA.names())
+        raise UserError(f"no such text, jsonl file, directory with them, pattern or corpus: {spec!r}{hint}")
+    for p in found:
+        if not p.name.endswith(endings):
+            raise UserError(f"{str(p)!r} is of an unknown kind; allowed endings: {', '.join(endings)}")
+    return sorted(found)
+
+
+def _corpus_source(name: str, split: str, documents: Sequence[corpora.Document]) -> Texts:
+    items = [Item(f"{name}:{d.name}", (text := d.text.encode()), False, len(text)) for d in documents]
+    return Texts({"corpus": name, "split": split}, items)
+
+
+def _head_and_tail(source: Files, fraction: float) -> dict[str, Source]:
+    (item,) = source
+    text = item.payload
+    cut = text.rfind(b"\n", 0, int(len(text) * (1 - fraction))) + 1
+    if not cut:
+        raise UserError(f"{item.location} has no line break to hold out its end at; name a validation file instead")
+    parts = {"train": text[:cut], "validation": text[cut:]}
+    items = {split: item._replace(payload=part, progress=len(part)) for split, part in parts.items()}
+    return {split: Texts(source.describe(), [part]) for split, part in items.items()}

@@ -1,0 +1,1 @@
+"""How good a model is: baselines to compare it with, and reports."""

@@ -1,0 +1,50 @@
+"""What an evaluation ends with in the terminal: the model among its baselines, best first."""
+
+from collections.abc import Mapping
+from typing import Literal
+
+from rich.console import Group, RenderableType
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+MEANING = {
+    "mdm": "The model's figure is a Monte Carlo estimate (+/- one standard error) of an upper bound on what it needs, "
+    "while the baselines' figures are exact.",
+    "arm": "All figures are exact: the model is autoregressive, so its likelihood needs no bound.",
+}
+
+
+def comparison(
+    model: str,
+    objective: Literal["mdm", "arm"],
+    nats_per_token: float,
+    nats_stderr: float,
+    bits_per_byte: float,
+    baselines: Mapping[str, Mapping[str, float]],
+) -> RenderableType:
+    """A table with bars of what each needs for the same held-out text, for `rich.console.Console.print`.
+
+    Args:
+        model: the name of its row.
+        objective: mdm: the figures are a bound, with its standard error; arm: they are exact.
+        nats_per_token: of the model, over the scored tokens.
+        nats_stderr: standard error of `nats_per_token`; shown for an mdm.
+        bits_per_byte: of the model, over the bytes of the same tokens.
+        baselines: as `baselines.fit_and_score` returns them.
+    """
+    rows = {name: (scores["bits_per_byte"], f"{scores['nats_per_token']:.3f}") for name, scores in baselines.items()}
+    error = f" +/- {nats_stderr:.3f}" if objective == "mdm" else ""
+    rows[model] = (bits_per_byte, f"{nats_per_token:.3f}{error}")
+    widest = max(bits for bits, _ in rows.values())
+
+    table = Table(title="What the held-out text costs (less is better)", title_justify="left", box=None, pad_edge=False)
+    table.add_column("", overflow="fold")
+    table.add_column("bits/byte", justify="right", overflow="fold")
+    table.add_column("", max_width=40)
+    table.add_column("nats/token", overflow="fold")
+    for name, (bits, nats) in sorted(rows.items(), key=lambda row: row[1][0]):
+        style, bar = ("bold green", "green") if name == model else ("", "cyan")
+        cost = ProgressBar(widest, bits, complete_style=bar, finished_style=bar)
+        table.add_row(name, f"{bits:.3f}", cost, nats, style=style)
+    return Group(table, Text(MEANING[objective]))

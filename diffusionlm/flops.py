@@ -1,0 +1,140 @@
+"""What a model costs, counted from its config alone: parameters, floating-point operations and bytes.
+
+XLA's own count sees the body of a scan once, however many layers it runs, and nothing inside a custom kernel, so
+budgets and MFU come from here. The tests hold these formulas to the matmuls of the traced model, exactly. This module
+imports no JAX.
+"""
+
+import re
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from diffusionlm.config import ModelConfig
+from diffusionlm.errors import UserError
+
+Convention = Literal["6nd", "model", "executed"]
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """Numbers of parameters; all but `stored` leave out the rows that pad the vocabulary."""
+
+    total: int  # as published
+    non_embedding: int  # blocks and final norm: the N of SMDM (2410.18514) and LLaDA (2502.09992)
+    embedding: int  # input rows, with the mask row and the learned positions if any
+    head: int  # 0 where it is the transposed embedding
+    stored: int  # what is in memory: `total` and the padding rows
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes on each device for as long as training runs; activations come on top, `diffusionlm compile` knows them."""
+
+    params: int
+    optimizer: int
+    gradients: int
+
+    @property
+    def total(self) -> int:
+        return self.params + self.optimizer + self.gradients
+
+
+def parameters(cfg: ModelConfig) -> Parameters:
+    """Counts the parameters of `cfg` as its paper does."""
+    d, q, kv = cfg.d_model, cfg.n_heads * cfg.head_dim, cfg.n_kv_heads * cfg.head_dim
+    matrices_in = 2 if cfg.mlp == "swiglu" else 1  # gate and up, or up alone
+    block = d * (q + 2 * kv) + q * d + (matrices_in + 1) * d * cfg.d_ff
+    if cfg.linear_bias or cfg.qkv_bias:
+        block += q + 2 * kv
+    if cfg.linear_bias:
+        block += d + matrices_in * cfg.d_ff + d
+    norm = d * (2 if cfg.norm == "layernorm" else 1)
+    non_embedding = cfg.n_layers * (block + 2 * norm) + norm
+    positions = cfg.max_length * d if cfg.positions == "learned" else 0
+    embedding = cfg.embedding_rows * d + positions
+    head = 0 if cfg.tied_head else cfg.vocab_size * d
+    vocab_matrices = 1 if cfg.tied_head else 2
+    stored = non_embedding + positions + vocab_matrices * cfg.padded_vocab_size * d
+    return Parameters(non_embedding + embedding + head, non_embedding, embedding, head, stored)
+
+
+def forward(cfg: ModelConfig, length: int) -> dict[str, int]:
+    """FLOPs of the matmuls of one forward pass over one sequence of `length` tokens, by part.
+
+    An (m, k) by (k, n) matmul is 2*m*k*n FLOPs. Attention is length x length also where it is causal, as PaLM
+    (2204.02311, appendix B) counts it and as the reference implementation runs it; a kernel that skips the masked half
+    still gets credit for the whole. The head is as wide as it is stored. The embedding look-up is no matmul.
+    """
+    d, q, kv = cfg.d_model, cfg.n_heads * cfg.head_dim, cfg.n_kv_heads * cfg.head_dim
+    layer = {
+        "qkv": 2 * length * d * (q + 2 * kv),
+        "attention_scores": 2 * length * length * q,  # every query head meets every key; its head_dim is contracted
+        "attention_values": 2 * length * length * q,
+        "out": 2 * length * q * d,
+        "mlp": 2 * length * d * cfg.d_ff * (3 if cfg.mlp == "swiglu" else 2),
+    }
+    head = 2 * length * d * cfg.padded_vocab_size
+    return {part: cfg.n_layers * count for part, count in layer.items()} | {"head": head}
+
+
+def train(cfg: ModelConfig, length: int, convention: Convention) -> int:
+    """FLOPs of one training pass (forward and backward) over one sequence of `length` tokens.
+
+    "6nd" is the budget of SMDM (2410.18514) and LLaDA (2502.09992): 6 per non-embedding parameter and token, with
+    neither attention nor head. "model" is what MFU credits: three times `forward`, because the gradients of both
+    factors of a matmul cost as much again each, and every factor of every matmul here needs its gradient (the first
+    layer's inputs for the embedding). "executed" adds what the backward pass computes a second time to save memory.
+    """
+    if convention == "6nd":
+        return 6 * parameters(cfg).non_embedding * length
+    parts = forward(cfg, length)
+    model = 3 * sum(parts.values())
+    if convention == "model":
+        return model
+    if convention == "executed":
+        return model + _recomputed(cfg, length, parts)
+    raise UserError(f"unknown FLOP convention {convention!r}; use one of {', '.join(get_args(Convention))}")
+
+
+def _recomputed(cfg: ModelConfig, length: int, parts: dict[str, int]) -> int:
+    recomputed = 0
+    if cfg.remat == "dots":
+        # The policy keeps what matmuls with weights give; the two of attention run again.
+        recomputed = parts["attention_scores"] + parts["attention_values"]
+    if cfg.remat == "full":
+        # Everything but the last matmul of a block: its result only enters a sum, so no gradient asks for it.
+        down = 2 * length * cfg.d_ff * cfg.d_model * cfg.n_layers
+        recomputed = sum(parts.values()) - parts["head"] - down
+    # Cut into chunks, the loss drops the logits of each and computes them again.
+    return recomputed + (parts["head"] if cfg.head_chunk < length else 0)
+
+
+def memory(cfg: ModelConfig, shards: int = 1) -> Memory:
+    """Bytes of the training state on each device, with every tensor split evenly over `shards` devices.
+
+    All of it is float32: the parameters, Adam's two moments, and one set of gradients (accumulation holds a second one
+    for a while). What a mesh axis does not divide is not split over it, and costs more than said here.
+    """
+    params = 4 * -(-parameters(cfg).stored // shards)
+    return Memory(params=params, optimizer=2 * params, gradients=params)
+
+
+# Dense bfloat16 peaks in FLOP/s, per JAX device; patterns match the whole of `jax.Device.device_kind`.
+# TPUs: cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e,tpu7x}. GPUs: NVIDIA's data sheets, without sparsity.
+_PEAKS = (
+    (r"TPU v4", 275e12),
+    (r"TPU v5( lite|e)", 197e12),
+    (r"TPU v5p?", 459e12),
+    (r"TPU v6( lite|e)", 918e12),
+    (r"TPU7x", 2307e12 / 2),  # a chip is two devices
+    (r"NVIDIA H100 PCIe", 756e12),
+    (r"NVIDIA H[12]00 NVL", 835e12),
+    (r"NVIDIA H[12]00\b(?!.*MIG).*", 989e12),  # SXM; a MIG slice is only part of the chip
+    (r"NVIDIA A100\b(?!.*MIG).*", 312e12),
+    (r"Tesla T4", 65e12),  # float16: it has no bfloat16 units
+)
+
+
+def peak_flops(device_kind: str) -> float | None:
+    """Peak FLOP/s of one JAX device, for MFU; None where it is unknown, as for CPUs."""
+    return next((peak for pattern, peak in _PEAKS if re.fullmatch(pattern, device_kind)), None)

@@ -1,0 +1,216 @@
+"""The Transformer that masked diffusion models and their autoregressive twins share.
+
+Pure `init`/`apply` (Flax Linen). Layers are scanned, so compile time and program size do not grow with depth; their
+parameters are stacked along a leading "layers" axis. Parameters are float32 and carry logical axis names
+(`diffusionlm.sharding.RULES` maps them to mesh axes); matmuls and activations use `cfg.dtype`.
+
+Linear layers run on two-dimensional activations [batch*length, width]: the same numbers, and 1.3x to 2.7x faster on CPUs.
+"""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+
+from diffusionlm.attention import attention
+from diffusionlm.config import ModelConfig
+from diffusionlm.sharding import constrain
+
+REMAT_POLICIES = {
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "full": jax.checkpoint_policies.nothing_saveable,
+}
+
+
+class Norm(nn.Module):
+    """RMSNorm or LayerNorm with float32 statistics; written here because Linen's break under strict dtype promotion."""
+
+    cfg: ModelConfig
+
+    @nn.compact
+    def __call__(self, x_BxTxD: jax.Array) -> jax.Array:
+        cfg = self.cfg
+        scale_D = _param(self, "scale", nn.initializers.ones, (cfg.d_model,), ("embed",))
+        y_BxTxD = x_BxTxD.astype(jnp.float32)
+        if cfg.norm == "layernorm":
+            y_BxTxD -= y_BxTxD.mean(-1, keepdims=True)
+        y_BxTxD *= jax.lax.rsqrt(jnp.square(y_BxTxD).mean(-1, keepdims=True) + cfg.norm_eps)
+        y_BxTxD *= scale_D[None, None]
+        if cfg.norm == "layernorm":
+            y_BxTxD += _param(self, "bias", nn.initializers.zeros, (cfg.d_model,), ("embed",))[None, None]
+        return y_BxTxD.astype(x_BxTxD.dtype)
+
+
+class Block(nn.Module):
+    """Pre-norm attention and MLP, each added to the residual stream."""
+
+    cfg: ModelConfig
+
+    @nn.compact
+    def __call__(
+        self, x_BxTxD: jax.Array, rope_BxTx2xK: jax.Array | None, segment_ids_BxT: jax.Array | None
+    ) -> tuple[jax.Array, None]:
+        cfg = self.cfg
+        with jax.named_scope("attention"):
+            x_BxTxD += self._attention(Norm(cfg, name="attention_norm")(x_BxTxD), rope_BxTx2xK, segment_ids_BxT)
+        x_BxTxD = constrain(x_BxTxD, "batch", None, None)
+        with jax.named_scope("mlp"):
+            x_BxTxD += self._mlp(Norm(cfg, name="mlp_norm")(x_BxTxD))
+        return constrain(x_BxTxD, "batch", None, None), None
+
+    def _attention(
+        self, x_BxTxD: jax.Array, rope_BxTx2xK: jax.Array | None, segment_ids_BxT: jax.Array | None
+    ) -> jax.Array:
+        cfg = self.cfg
+        D, H, G, K = cfg.d_model, cfg.n_heads, cfg.n_kv_heads, cfg.head_dim
+        bias = cfg.linear_bias or cfg.qkv_bias
+        q_BxTxHxK = self._linear("q", x_BxTxD, (D,), (H, K), ("embed", "heads", None), bias=bias)
+        k_BxTxGxK = self._linear("k", x_BxTxD, (D,), (G, K), ("embed", "kv_heads", None), bias=bias)
+        v_BxTxGxK = self._linear("v", x_BxTxD, (D,), (G, K), ("embed", "kv_heads", None), bias=bias)
+        if rope_BxTx2xK is not None:
+            q_BxTxHxK = _rotate(q_BxTxHxK, rope_BxTx2xK)
+            k_BxTxGxK = _rotate(k_BxTxGxK, rope_BxTx2xK)
+        q_BxTxHxK = constrain(q_BxTxHxK, "batch", None, "heads", None)
+        k_BxTxGxK = constrain(k_BxTxGxK, "batch", None, "kv_heads", None)
+        v_BxTxGxK = constrain(v_BxTxGxK, "batch", None, "kv_heads", None)
+        out_BxTxHxK = attention(q_BxTxHxK, k_BxTxGxK, v_BxTxGxK, causal=cfg.causal, segment_ids_BxT=segment_ids_BxT)
+        return self._linear("o", out_BxTxHxK, (H, K), (D,), ("heads", None, "embed"), residual=True)
+
+    def _mlp(self, x_BxTxD: jax.Array) -> jax.Array:
+        D, F = self.cfg.d_model, self.cfg.d_ff
+        up_BxTxF = self._linear("up", x_BxTxD, (D,), (F,), ("embed", "mlp"))
+        if self.cfg.mlp == "swiglu":
+            gate_BxTxF = self._linear("gate", x_BxTxD, (D,), (F,), ("embed", "mlp"))
+            h_BxTxF = jax.nn.silu(gate_BxTxF) * up_BxTxF
+        else:
+            h_BxTxF = jax.nn.gelu(up_BxTxF, approximate=True)
+        h_BxTxF = constrain(h_BxTxF, "batch", None, "mlp")
+        return self._linear("down", h_BxTxF, (F,), (D,), ("mlp", "embed"), residual=True)
+
+    def _linear(
+        self,
+        name: str,
+        x: jax.Array,
+        inputs: tuple[int, ...],
+        outputs: tuple[int, ...],
+        axes: tuple[str | None, ...],
+        *,
+        bias: bool | None = None,
+        residual: bool = False,
+    ) -> jax.Array:
+        """`x` of shape (B, T, *inputs) times a weight (*inputs, *outputs); `residual` marks what is added to the stream."""
+        cfg = self.cfg
+        # SMDM's initialiser: every matrix by the width of the stream, not by its own fan-in; 1/layers into the stream.
+        std = 1 / (cfg.d_model**0.5 * cfg.n_layers) if residual else (2 / (5 * cfg.d_model)) ** 0.5
+        weight = _param(self, name, nn.initializers.normal(std), inputs + outputs, axes)
+        B, T = x.shape[:2]
+        flat_NxI = x.reshape(B * T, -1)
+        flat_NxO = flat_NxI @ weight.astype(cfg.dtype).reshape(flat_NxI.shape[1], -1)
+        if cfg.linear_bias if bias is None else bias:
+            value = _param(self, f"{name}_bias", nn.initializers.zeros, outputs, axes[len(inputs) :])
+            flat_NxO += value.astype(cfg.dtype).reshape(1, -1)
+        return flat_NxO.reshape(B, T, *outputs)
+
+
+class Transformer(nn.Module):
+    """Tokens to final hidden states (`__call__`), and hidden states to logits (`head`)."""
+
+    cfg: ModelConfig
+
+    def setup(self) -> None:
+        cfg = self.cfg
+        std = (2 / (5 * cfg.d_model)) ** 0.5
+        table = (cfg.padded_vocab_size, cfg.d_model)
+        self.embed = _param(self, "embed", nn.initializers.normal(std), table, ("vocab", "embed"))
+        if cfg.positions == "learned":
+            shape = (cfg.max_length, cfg.d_model)
+            self.positions = _param(self, "positions", nn.initializers.normal(std), shape, (None, "embed"))
+        block = Block
+        if cfg.remat != "none":
+            # prevent_cse only matters outside a scan, and blocks fusion inside one.
+            block = nn.remat(block, policy=REMAT_POLICIES[cfg.remat], prevent_cse=False)
+        self.blocks = nn.scan(
+            block,
+            variable_axes={"params": 0},
+            split_rngs={"params": True},
+            length=cfg.n_layers,
+            in_axes=(nn.broadcast, nn.broadcast),
+            metadata_params={nn.PARTITION_NAME: "layers"},
+        )(cfg)
+        self.final_norm = Norm(cfg)
+        if not cfg.tied_head:
+            self.head_weight = _param(self, "head", nn.initializers.normal(std), table[::-1], ("embed", "vocab"))
+
+    def __call__(
+        self,
+        tokens_BxT: jax.Array,
+        segment_ids_BxT: jax.Array | None = None,
+        positions_BxT: jax.Array | None = None,
+    ) -> jax.Array:
+        """Final hidden states, after the last norm.
+
+        Args:
+          tokens_BxT: int32 ids in [0, padded_vocab_size).
+          segment_ids_BxT: tokens attend within equal ids only; 0 is padding. None: everything attends to everything.
+          positions_BxT: positions of the tokens; None counts from 0.
+
+        Returns:
+          (B, T, d_model) in `cfg.dtype`.
+        """
+        cfg = self.cfg
+        B, T = tokens_BxT.shape
+        if positions_BxT is None:
+            positions_BxT = jnp.broadcast_to(jnp.arange(T, dtype=jnp.int32), (B, T))
+        # Gathering rows of a table that is split over its width would make XLA reshard the result; gather the width first.
+        x_BxTxD = constrain(self.embed.astype(cfg.dtype), "vocab", None)[tokens_BxT]
+        rope_BxTx2xK = None
+        if cfg.positions == "learned":
+            x_BxTxD += self.positions.astype(cfg.dtype)[positions_BxT]
+        else:
+            rope_BxTx2xK = _rope_tables(cfg, positions_BxT)
+        x_BxTxD = constrain(x_BxTxD, "batch", None, None)
+        x_BxTxD, _ = self.blocks(x_BxTxD, rope_BxTx2xK, segment_ids_BxT)
+        return self.final_norm(x_BxTxD)
+
+    def head(self, hidden_BxTxD: jax.Array) -> jax.Array:
+        """Raw float32 logits (B, T, padded_vocab_size) of final hidden states; `suppression` says which to ignore."""
+        weight_DxV = self.embed.T if self.cfg.tied_head else self.head_weight
+        B, T, D = hidden_BxTxD.shape
+        logits_NxV = jnp.dot(
+            hidden_BxTxD.reshape(B * T, D), weight_DxV.astype(self.cfg.dtype), preferred_element_type=jnp.float32
+        )
+        return constrain(logits_NxV.reshape(B, T, -1), "batch", None, "vocab")
+
+
+def suppression(cfg: ModelConfig, suppressed_ids: Sequence[int]) -> np.ndarray:
+    """The ids that are never predicted, as a boolean (padded_vocab_size,): rows beyond the vocabulary, and those named."""
+    suppressed_V = np.arange(cfg.padded_vocab_size) >= cfg.vocab_size
+    suppressed_V[list(suppressed_ids)] = True
+    return suppressed_V
+
+
+def _param(
+    module: nn.Module,
+    name: str,
+    init: nn.initializers.Initializer,
+    shape: tuple[int, ...],
+    axes: tuple[str | None, ...],
+) -> jax.Array:
+    return module.param(name, nn.with_logical_partitioning(init, axes), shape, jnp.float32)
+
+
+def _rope_tables(cfg: ModelConfig, positions_BxT: jax.Array) -> jax.Array:
+    """cos and sin of the rotary angles, (B, T, 2, head_dim/2) float32 (RoFormer, arXiv 2104.09864)."""
+    frequencies = cfg.rope_theta ** (-np.arange(0, cfg.head_dim, 2, dtype=np.float64) / cfg.head_dim)
+    angles = positions_BxT[..., None].astype(jnp.float32) * jnp.asarray(frequencies, jnp.float32)[None, None]
+    tables = jnp.stack([jnp.cos(angles), jnp.sin(angles)], axis=2)
+    return tables.astype(jnp.bfloat16).astype(jnp.float32) if cfg.rope_bf16_tables else tables
+
+
+def _rotate(x_BxTxHxK: jax.Array, rope_BxTx2xK: jax.Array) -> jax.Array:
+    """Rotates the two halves of each head (GPT-NeoX layout) in float32."""
+    cos, sin = rope_BxTx2xK[:, :, None, 0], rope_BxTx2xK[:, :, None, 1]
+    first, second = jnp.split(x_BxTxHxK.astype(jnp.float32), 2, axis=-1)
+    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x_BxTxHxK.dtype)

@@ -1,0 +1,57 @@
+"""Progress of long work: a live line with ETA in a terminal, a plain line now and then elsewhere."""
+
+import sys
+import time
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
+
+
+class Progress:
+    """A context manager around one counted task; `update` and `note` cost next to nothing between refreshes."""
+
+    QUIET_SECONDS = 30.0  # between plain lines where there is no terminal
+
+    def __init__(self, title: str, total: int, completed: int = 0):
+        self._title, self._total, self._first = title, total, completed
+        self._console = Console(file=sys.stderr)
+        self._live = self._console.is_terminal or self._console.is_jupyter
+        self._bar = Bar(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=20),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[note]}"),
+            TimeRemainingColumn(compact=True),
+            console=self._console,
+            disable=not self._live,
+            transient=True,
+        )
+        self._task = self._bar.add_task(title, total=total, completed=completed, note="")
+        self._started = self._printed = time.monotonic()
+
+    def __enter__(self) -> "Progress":
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bar.stop()
+
+    def update(self, completed: int, note: str) -> None:
+        """Moves to `completed` of the total, with a short note such as the loss."""
+        self._bar.update(self._task, completed=completed, note=note)
+        now = time.monotonic()
+        if not self._live and (now - self._printed > self.QUIET_SECONDS or completed == self._total):
+            self._printed = now
+            rate = (completed - self._first) / max(now - self._started, 1e-9)
+            left = (self._total - completed) / rate if rate else float("inf")
+            self._console.print(
+                f"{self._title}  {completed}/{self._total}  {note}  ETA {left:.0f}s", soft_wrap=True, highlight=False
+            )
+
+    def note(self, note: str) -> None:
+        """Replaces the note, for work between two counts."""
+        self._bar.update(self._task, note=note)

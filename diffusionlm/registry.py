@@ -1,0 +1,61 @@
+"""Names to builders, with a suggestion for a mistyped name."""
+
+import difflib
+import importlib
+import pkgutil
+from collections.abc import Callable, Iterable
+from typing import Generic, TypeVar
+
+from diffusionlm.errors import UserError
+
+T = TypeVar("T")
+
+
+def suggest(name: str, known: Iterable[str]) -> str:
+    """`; did you mean 'x'?`, or the allowed names where nothing is close."""
+    known = sorted(known)
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    return f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(known)}"
+
+
+class Registry(Generic[T]):
+    """A mapping from names to zero-argument builders.
+
+    `package`, where given, is a package whose modules are imported at the first look-up, so that registering is one
+    decorator in one new file.
+    """
+
+    def __init__(self, kind: str, package: str = ""):
+        self.kind, self._package, self._builders = kind, package, dict[str, Callable[[], T]]()
+
+    def register(self, name: str) -> Callable[[Callable[[], T]], Callable[[], T]]:
+        def decorate(builder: Callable[[], T]) -> Callable[[], T]:
+            if name in self._builders:
+                raise ValueError(f"{self.kind} {name!r} is registered twice")
+            self._builders[name] = builder
+            return builder
+
+        return decorate
+
+    def names(self) -> list[str]:
+        self._load()
+        return sorted(self._builders)
+
+    def builder(self, name: str) -> Callable[[], T]:
+        self._load()
+        if name not in self._builders:
+            raise UserError(f"unknown {self.kind} {name!r}{suggest(name, self._builders)}")
+        return self._builders[name]
+
+    def get(self, name: str) -> T:
+        return self.builder(name)()
+
+    def _load(self) -> None:
+        if self._package:
+            package, self._package = importlib.import_module(self._package), ""
+            for module in pkgutil.iter_modules(package.__path__):
+                if not module.ispkg:
+                    importlib.import_module(f"{package.__name__}.{module.name}")
+
+
+experiments: Registry = Registry("experiment", package="diffusionlm.experiments")

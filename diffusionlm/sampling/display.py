@@ -1,0 +1,75 @@
+"""A denoising, shown in the terminal: masks as dim blocks that turn into text."""
+
+import time
+
+import numpy as np
+from rich.cells import cell_len
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.text import Text
+
+from diffusionlm.data.tokenizers import Tokenizer
+from diffusionlm.sampling.loop import Trace
+
+BLOCK = "░"
+STILLS = 4  # frames that are printed where nothing can move
+
+
+def show(
+    trace: Trace, tokenizer: Tokenizer, *, prompt: str = "", seconds: float = 5.0, console: Console | None = None
+) -> None:
+    """Plays the trace of one row; prints a few stills instead where the output is no terminal.
+
+    Args:
+      trace: tokens and masked, arrays (frames, length), as in `Completion.trace`.
+      tokenizer: of the model.
+      prompt: shown before the new text.
+      seconds: how long the animation takes.
+      console: where to; None: stdout.
+    """
+    console = console or Console()
+    last = len(trace.tokens) - 1
+    pieces = token_texts(trace.tokens[-1], tokenizer)
+    if not console.is_terminal:
+        for i in sorted({round(last * still / STILLS) for still in range(STILLS + 1)}):
+            console.print(f"step {i}/{last}", style="bold", highlight=False)
+            console.print(frame(trace, i, pieces, prompt), soft_wrap=True)
+        return
+    with Live(console=console, auto_refresh=False) as live:
+        for i in range(last + 1):
+            left = int(trace.masked[i].sum())
+            bar = ProgressBar(total=trace.masked[i].size, completed=trace.masked[i].size - left, width=40)
+            live.update(
+                Group(frame(trace, i, pieces, prompt), bar, Text(f"step {i}/{last}, {left} masked")), refresh=True
+            )
+            time.sleep(seconds / (last + 1))
+
+
+def frame(trace: Trace, index: int, pieces: list[str], prompt: str = "") -> Text:
+    """One state as styled text; a mask is as wide as the text it will become, so that lines stay where they are.
+
+    Args:
+      trace: tokens and masked, arrays (frames, length).
+      index: which frame.
+      pieces: the text of each final token, from `token_texts`.
+      prompt: shown before the new text.
+    """
+    masked_N = trace.masked[index]
+    fresh_N = ~masked_N & trace.masked[index - 1] if index else np.zeros_like(masked_N)
+    text = Text(prompt, style="bold")
+    for piece, masked, fresh in zip(pieces, masked_N, fresh_N, strict=True):
+        if masked:
+            breaks = "\n" * piece.count("\n")
+            text.append(BLOCK * max(1, cell_len(piece.replace("\n", ""))) + breaks, style="not bold dim")
+        else:
+            text.append(piece, style="not bold black on green" if fresh else "not bold")
+    return text
+
+
+def token_texts(tokens_N: np.ndarray, tokenizer: Tokenizer) -> list[str]:
+    """The text that each token adds, with its leading space, which a decoder drops at the start of a text."""
+    anchor = tokenizer.encode("a")[-1:]
+    before = len(tokenizer.decode(anchor))
+    texts = {token: tokenizer.decode([*anchor, token])[before:] for token in set(tokens_N.tolist())}
+    return [texts[token] for token in tokens_N.tolist()]

@@ -1,0 +1,163 @@
+"""From a checkpoint to completions of text: parameters, sidecar and tokenizer, and nothing of training."""
+
+import contextlib
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from etils import epath
+from flax import linen as nn
+
+from diffusionlm import checkpoint, config
+from diffusionlm.data import tokenizers
+from diffusionlm.errors import UserError
+from diffusionlm.model import Transformer
+from diffusionlm.registry import suggest
+from diffusionlm.sampling.config import ModelSpec, SamplingConfig
+from diffusionlm.sampling.loop import Trace, generate
+from diffusionlm.sharding import tree_shardings
+
+DTYPES = ("float32", "bfloat16")
+
+
+@dataclass(frozen=True)
+class Completion:
+    """One prompt's result.
+
+    Attributes:
+      prompt: as given.
+      text: the new text, up to the end-of-text token if there is one.
+      tokens: all new ids, also those after the end of the text.
+      nfe: forward passes that this row needed.
+      seconds: wall time of the batch it was generated in, without compilation.
+      trace: its states as arrays (frames, length), if asked for.
+    """
+
+    prompt: str
+    text: str
+    tokens: list[int]
+    nfe: int
+    seconds: float
+    trace: Trace | None = None
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A checkpoint that is ready to generate."""
+
+    params: Any
+    config: ModelSpec
+    sidecar: checkpoint.Sidecar
+    tokenizer: tokenizers.Tokenizer | None
+    mesh: jax.sharding.Mesh | None  # what the parameters lie on; None: one device
+
+    def generate(
+        self,
+        prompts: str | Sequence[str] = "",
+        sampling: SamplingConfig | None = None,
+        *,
+        trace: bool = False,
+        **settings: Any,
+    ) -> list[Completion]:
+        """Completes one or several texts as one batch; an empty text samples from nothing.
+
+        Args:
+          prompts: a text, or several.
+          sampling: the settings; None: the defaults.
+          trace: also record every state of the denoising.
+          **settings: fields of `SamplingConfig` that replace those of `sampling`, e.g. `length=100, temperature=0.8`.
+
+        Returns:
+          One completion per prompt, in order.
+
+        Raises:
+          UserError: as `diffusionlm.sampling.loop.generate`, an unknown setting, or a checkpoint without a tokenizer.
+        """
+        if self.tokenizer is None:
+            raise UserError(
+                "this checkpoint carries no tokenizer; call diffusionlm.sampling.loop.generate with token ids"
+            )
+        texts = [prompts] if isinstance(prompts, str) else list(prompts)
+        encoded = [self._encode(text) for text in texts]
+        with jax.set_mesh(self.mesh) if self.mesh else contextlib.nullcontext():
+            result = generate(
+                self.params, self.config, encoded, self.sampling_config(sampling, **settings), trace=trace
+            )
+        completions = []
+        for r, (text, prompt, tokens) in enumerate(zip(texts, encoded, result.tokens.tolist(), strict=True)):
+            own = Trace(*(states[: result.nfe[r] + 1, r] for states in result.trace)) if trace else None
+            new_text = self._decode_after(prompt, tokens)
+            completions.append(Completion(text, new_text, tokens, int(result.nfe[r]), result.seconds, own))
+        return completions
+
+    def sampling_config(self, sampling: SamplingConfig | None = None, **settings: Any) -> SamplingConfig:
+        """The settings as `generate` uses them: with `settings` replaced, checked, and every default filled in."""
+        known = [field.name for field in dataclasses.fields(SamplingConfig)]
+        if unknown := sorted(set(settings) - set(known)):
+            raise UserError(f"unknown sampling setting {unknown[0]!r}{suggest(unknown[0], known)}")
+        sampling = dataclasses.replace(sampling or SamplingConfig(), **settings)
+        return sampling.resolve(autoregressive=self.config.autoregressive)
+
+    def _encode(self, text: str) -> list[int]:
+        ids = self.tokenizer.encode(text)
+        if self.sidecar.bos_id is not None:
+            return [self.sidecar.bos_id, *ids]
+        if not ids and self.config.autoregressive and self.sidecar.eos_id is not None:
+            return [self.sidecar.eos_id]  # what a document follows in training
+        return ids
+
+    def _decode_after(self, prompt: list[int], tokens: list[int]) -> str:
+        """The text that `tokens` add to the prompt's: decoders may drop the first space of a text on its own."""
+        if self.sidecar.eos_id in tokens:
+            tokens = tokens[: tokens.index(self.sidecar.eos_id)]
+        before, whole = self.tokenizer.decode(prompt), self.tokenizer.decode([*prompt, *tokens])
+        return whole[len(before) :] if whole.startswith(before) else self.tokenizer.decode(tokens)
+
+
+def load(path: epath.PathLike, dtype: str | None = None, mesh: jax.sharding.Mesh | None = None) -> LoadedModel:
+    """Loads a checkpoint for sampling; the optimizer's files are not opened.
+
+    Args:
+      path: a run directory (its newest step), a step directory, or a params-only model.
+      dtype: "float32" or "bfloat16", of the parameters and the computation; None: what the model computes in.
+      mesh: devices to split the model over (`diffusionlm.sharding.make_mesh`); None: one device.
+
+    Raises:
+      UserError: no checkpoint there, one that this version does not understand, or an unknown dtype.
+    """
+    sidecar = checkpoint.load_sidecar(path)
+    model_cfg = config.from_dict(config.ModelConfig, sidecar.model)
+    if dtype is not None:
+        if dtype not in DTYPES:
+            raise UserError(f"unknown dtype {dtype!r}{suggest(str(dtype), DTYPES)}")
+        model_cfg = dataclasses.replace(model_cfg, dtype=dtype)
+    spec = ModelSpec(
+        model=model_cfg,
+        diffusion=config.from_dict(config.DiffusionConfig, sidecar.diffusion),
+        mask_id=None if sidecar.objective == "arm" else sidecar.mask_id,
+        suppressed_ids=tuple(sidecar.suppressed_ids),
+        shifted=sidecar.alignment == "shifted",
+        max_length=sidecar.canvas.get("max_length", model_cfg.max_length),
+    )
+    tokens_1x1 = jax.ShapeDtypeStruct((1, 1), jnp.int32)
+    boxed = jax.eval_shape(Transformer(model_cfg).init, jax.random.key(0), tokens_1x1)["params"]
+    params = checkpoint.load_params(
+        path,
+        dtype=jnp.dtype(model_cfg.dtype),
+        shardings=tree_shardings(boxed, mesh) if mesh else None,
+        expected=nn.unbox(boxed),
+    )
+    tokenizer = tokenizers.from_dict(sidecar.tokenizer) if sidecar.tokenizer else None
+    return LoadedModel(params, spec, sidecar, tokenizer, mesh)
+
+
+def completions_json(completions: Sequence[Completion], sampling: SamplingConfig) -> dict:
+    """What `diffusionlm sample --json` prints: {"completions": [...], "config": the settings}, as plain JSON types."""
+    keys = ("prompt", "text", "tokens", "nfe", "seconds")
+    return {
+        "completions": [{key: getattr(completion, key) for key in keys} for completion in completions],
+        "config": dataclasses.asdict(sampling),
+    }

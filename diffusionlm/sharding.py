@@ -1,0 +1,133 @@
+"""The device mesh, and which mesh axis each named dimension is split over.
+
+Model code names dimensions ("batch", "embed", "heads", ...); `RULES` says which mesh axes split them. A mesh axis that
+does not divide a dimension is dropped for that tensor, with one log line (LLaDA-1B's MLP width 5634, SMDM's 9 heads).
+"""
+
+import functools
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from flax import linen as nn
+from jax.experimental import mesh_utils
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from diffusionlm.config import MeshConfig
+from diffusionlm.errors import UserError
+
+log = logging.getLogger(__name__)
+
+AXES = ("data", "fsdp", "tensor")
+
+# Logical dimension -> mesh axes, outermost first. Dimensions that are not listed are never split.
+RULES: dict[str, tuple[str, ...]] = {
+    "batch": ("data", "fsdp"),
+    "embed": ("fsdp",),
+    "heads": ("tensor",),
+    "kv_heads": ("tensor",),
+    "mlp": ("tensor",),
+    "vocab": ("tensor",),
+}
+
+
+def make_mesh(cfg: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """The (data, fsdp, tensor) mesh over `devices` (default: all), with -1 filled in.
+
+    Devices are laid out for the interconnect: within a slice by `create_device_mesh`; several slices along "data",
+    whose gradient all-reduce is the only traffic that the slow network between slices should carry.
+    """
+    devices = list(jax.devices() if devices is None else devices)
+    sizes = [cfg.data, cfg.fsdp, cfg.tensor]
+    known = math.prod(s for s in sizes if s != -1)
+    if -1 in sizes and len(devices) % known == 0:
+        sizes[sizes.index(-1)] = len(devices) // known
+    if math.prod(sizes) != len(devices):
+        shape = f"mesh.data={cfg.data} x mesh.fsdp={cfg.fsdp} x mesh.tensor={cfg.tensor}"
+        raise UserError(
+            f"{shape} does not fit {len(devices)} device(s); the product must be {len(devices)} (-1 means the rest)"
+        )
+    slices = len({getattr(d, "slice_index", 0) for d in devices})
+    if slices > 1:
+        if sizes[0] % slices:
+            raise UserError(f"mesh.data={sizes[0]} must be a multiple of the {slices} slices")
+        within = (sizes[0] // slices, sizes[1], sizes[2])
+        grid = mesh_utils.create_hybrid_device_mesh(within, (slices, 1, 1), devices)
+    else:
+        grid = mesh_utils.create_device_mesh(sizes, devices)
+    return Mesh(np.asarray(grid), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def partition_spec(shape: Sequence[int], logical: Sequence[str | None], mesh_shape: Mapping[str, int]) -> PartitionSpec:
+    """The mesh axes of each dimension of a tensor with the given logical dimension names."""
+    used: set[str] = set()
+    spec: list[Any] = []
+    for size, name in zip(shape, logical, strict=True):
+        kept: list[str] = []
+        for axis in RULES.get(name, ()) if name else ():
+            ways = mesh_shape.get(axis, 1)
+            if ways == 1 or axis in used:
+                continue
+            if size % (ways * math.prod(mesh_shape[a] for a in kept)):
+                if size > 1:  # size 1 is the dummy batch of an initialisation
+                    _log_dropped(axis, ways, name, size)
+                continue
+            kept.append(axis)
+            used.add(axis)
+        spec.append(tuple(kept) if len(kept) > 1 else kept[0] if kept else None)
+    return PartitionSpec(*spec)
+
+
+@functools.cache
+def _log_dropped(axis: str, ways: int, name: str, size: int) -> None:
+    log.warning(
+        "mesh axis %s=%d does not divide dimension %s=%d: such tensors are not split over it", axis, ways, name, size
+    )
+
+
+def constrain(x: jax.Array, *logical: str | None) -> jax.Array:
+    """`x` with a sharding constraint for its logical dimensions under the mesh of `jax.set_mesh`; unchanged without one."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return x
+    return jax.lax.with_sharding_constraint(x, partition_spec(x.shape, logical, dict(mesh.shape)))
+
+
+def tree_shardings(boxed: Any, mesh: Mesh) -> Any:
+    """NamedShardings for a tree of `nn.LogicallyPartitioned` (abstract) arrays; leaves without names are replicated."""
+
+    def one(leaf: Any) -> NamedSharding:
+        if isinstance(leaf, nn.LogicallyPartitioned):
+            return NamedSharding(mesh, partition_spec(leaf.value.shape, leaf.names, dict(mesh.shape)))
+        return NamedSharding(mesh, PartitionSpec())
+
+    return jax.tree.map(one, boxed, is_leaf=lambda x: isinstance(x, nn.LogicallyPartitioned))
+
+
+def batch_sharding(mesh: Mesh, batch_size: int, ndim: int = 2) -> NamedSharding:
+    """How a global batch of `batch_size` rows is split over the mesh."""
+    return NamedSharding(
+        mesh, partition_spec((batch_size,) + (1,) * (ndim - 1), ("batch",) + (None,) * (ndim - 1), dict(mesh.shape))
+    )
+
+
+def local_rows(mesh: Mesh, batch_size: int) -> list[tuple[int, int]]:
+    """The (start, stop) ranges of a global batch's rows that this process's devices hold, in order and without overlap."""
+    sharding = batch_sharding(mesh, batch_size, ndim=1)
+    ranges = {s[0].indices(batch_size)[:2] for s in sharding.addressable_devices_indices_map((batch_size,)).values()}
+    return sorted(ranges)
+
+
+def global_array(mesh: Mesh, batch_size: int, rows: list[tuple[int, int]], local: np.ndarray) -> jax.Array:
+    """A global (batch_size, ...) array from the rows that this process holds, in the order of `local_rows`."""
+    sharding = batch_sharding(mesh, batch_size, ndim=local.ndim)
+    offsets = dict(zip(rows, np.cumsum([0] + [stop - start for start, stop in rows])[:-1], strict=True))
+
+    def read(index: tuple[slice, ...]) -> np.ndarray:
+        start, stop = index[0].indices(batch_size)[:2]
+        return local[offsets[start, stop] : offsets[start, stop] + stop - start]
+
+    return jax.make_array_from_callback((batch_size, *local.shape[1:]), sharding, read)

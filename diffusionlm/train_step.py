@@ -1,0 +1,148 @@
+"""The jitted training and evaluation steps."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+
+from diffusionlm import optim
+from diffusionlm.config import Config, DiffusionConfig
+from diffusionlm.corruption import corrupt, noise_key
+from diffusionlm.losses import Targets, arm_targets, cross_entropy, mdm_targets
+from diffusionlm.model import Transformer, suppression
+from diffusionlm.sharding import constrain
+from diffusionlm.train_state import TrainState, abstract_state
+
+Batch = dict[str, jax.Array]  # "tokens" and "segment_ids", int32 (B, L) with L = sequence_length + 1
+Metrics = dict[str, jax.Array]  # float32 scalars
+
+# Evaluation masks exactly n positions, n stratified: the mean is the continuous-time bound of every schedule, with no
+# reconstruction term left over, and its variance is the lowest of the estimators (LLaDA, arXiv 2502.09992, Eq. 14).
+EVALUATION = DiffusionConfig(mask_sampling="exact_count", time_sampling="stratified")
+
+
+def targets(cfg: Config, batch: Batch, batch_index: jax.Array) -> Targets:
+    """What one global batch is trained on, with its noise; the normaliser is the whole batch's."""
+    tokens_BxL, segments_BxL = batch["tokens"], batch["segment_ids"]
+    segmented = cfg.data.packing == "segments"
+    if not segmented:
+        segments_BxL = (segments_BxL != 0).astype(jnp.int32)  # one segment: documents attend to each other
+    if cfg.objective == "arm":
+        return arm_targets(tokens_BxL, segments_BxL, segmented=segmented)
+    tokens_BxT, segments_BxT = tokens_BxL[:, :-1], segments_BxL[:, :-1]
+    key = noise_key(cfg.run.seed, batch_index)
+    corrupted = corrupt(cfg.diffusion, cfg.mask_id, tokens_BxT, segments_BxT, None, key)
+    return mdm_targets(cfg.diffusion, tokens_BxT, corrupted)
+
+
+def weighted_loss(cfg: Config, params: Any, part: Targets, *, segmented: bool) -> tuple[jax.Array, jax.Array]:
+    """Sum of weight * cross-entropy over (part of) a batch, and the unweighted sum over predicted labels."""
+    model = Transformer(cfg.model)
+    hidden_BxTxD = model.apply({"params": params}, part.inputs_BxT, part.segment_ids_BxT if segmented else None)
+    nll_BxT = cross_entropy(
+        lambda h: model.apply({"params": params}, h, method=Transformer.head),
+        hidden_BxTxD,
+        part.labels_BxT,
+        jnp.asarray(suppression(cfg.model, cfg.suppressed_ids)),
+        cfg.model.head_chunk,
+    )
+    return (nll_BxT * part.weight_BxT).sum(), (nll_BxT * part.counted_BxT).sum()
+
+
+def loss_and_grads(cfg: Config, params: Any, full: Targets) -> tuple[tuple[jax.Array, jax.Array], Any]:
+    """Loss, unweighted sum and gradients of a global batch, in `cfg.run.microbatches` parts.
+
+    Micro-batch a takes every A-th pair of rows, so that each device keeps the rows it holds and antithetic pairs stay
+    together; weights are normalised over the whole batch beforehand, so the sum over parts does not depend on A.
+    """
+    segmented = cfg.data.packing == "segments" or cfg.diffusion.random_length > 0
+    grad = jax.value_and_grad(lambda p, part: weighted_loss(cfg, p, part, segmented=segmented), has_aux=True)
+    A = cfg.run.microbatches
+    if A == 1:
+        return grad(params, full)
+
+    def split(x: jax.Array) -> jax.Array:
+        B = x.shape[0]
+        pair = 2 if B % (2 * A) == 0 else 1
+        parts = x.reshape(B // (pair * A), A, pair, *x.shape[1:]).swapaxes(0, 1)
+        parts = parts.reshape(A, B // A, *x.shape[1:])
+        return constrain(parts, None, "batch", *(None,) * (x.ndim - 1))
+
+    zeros = jax.tree.map(jnp.zeros_like, ((jnp.float32(0), jnp.float32(0)), params))
+    add = lambda total, part: (jax.tree.map(jnp.add, total, grad(params, part)), None)  # noqa: E731
+    return jax.lax.scan(add, zeros, jax.tree.map(split, full))[0]
+
+
+def train_step(cfg: Config, state: TrainState, batch: Batch, batch_index: jax.Array) -> tuple[TrainState, Metrics]:
+    """One optimizer step on batch `batch_index`; pure, jitted by `make_train_step`.
+
+    A step whose loss or gradient is not finite changes nothing, `next_index` included; as a step also does nothing when
+    its batch is not the one that the state expects, the steps already dispatched behind it change nothing either, and
+    the state that the trainer then saves is the one before the failure.
+    """
+    full = targets(cfg, batch, batch_index)
+    (loss, unweighted), grads = loss_and_grads(cfg, state.params, full)
+    grad_norm = optax.tree.norm(grads)
+    updates, opt_state = optim.build(cfg.optim, cfg.run.steps).update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    stepped = TrainState(state.step + 1, state.next_index + 1, params, opt_state)
+    applied = jnp.isfinite(loss) & jnp.isfinite(grad_norm) & (batch_index == state.next_index)
+    state_out = jax.tree.map(lambda new, old: jnp.where(applied, new, old), stepped, state)
+    metrics = {
+        "loss": loss,
+        "cross_entropy": unweighted / jnp.maximum(full.counted_BxT.sum(), 1.0),
+        "grad_norm": grad_norm,
+        "lr": jnp.float32(optim.learning_rate(cfg.optim, cfg.run.steps)(state.step)),
+        "applied": applied.astype(jnp.float32),
+    }
+    return state_out, metrics
+
+
+def eval_step(
+    cfg: Config, params: Any, batch: Batch, token_bytes_V: jax.Array, batch_index: jax.Array, draw: jax.Array
+) -> Metrics:
+    """Sums over a held-out batch: nats of the bound, tokens and bytes that were scored.
+
+    Tokens 1..T-1 of a canvas of T are scored given token 0, by both objectives, so that twins are comparable. The noise
+    is fixed by (batch, draw), never by how often or where evaluation runs.
+    """
+    T = cfg.data.sequence_length
+    tokens_BxT, segments_BxT = batch["tokens"][:, :T], batch["segment_ids"][:, :T]
+    segmented = cfg.data.packing == "segments"
+    if not segmented:
+        segments_BxT = (segments_BxT != 0).astype(jnp.int32)
+    if cfg.objective == "arm":
+        full = arm_targets(tokens_BxT, segments_BxT, segmented=segmented)
+        scored_BxT, labels_BxT = full.counted_BxT, full.labels_BxT
+    else:
+        maskable_BxT = jnp.arange(T)[None] > 0
+        key = jax.random.fold_in(noise_key(0, batch_index), draw)
+        corrupted = corrupt(EVALUATION, cfg.mask_id, tokens_BxT, segments_BxT, maskable_BxT, key)
+        full = mdm_targets(EVALUATION, tokens_BxT, corrupted)
+        scored_BxT, labels_BxT = corrupted.scored_BxT.astype(jnp.float32), tokens_BxT
+    tokens = scored_BxT.sum()
+    mean, _ = weighted_loss(cfg, params, full, segmented=True)
+    scored_bytes = (token_bytes_V[labels_BxT] * scored_BxT).sum()
+    return {"nats": mean * tokens, "tokens": tokens, "bytes": scored_bytes}
+
+
+def make_train_step(cfg: Config, mesh: Mesh) -> Callable[[TrainState, Batch, jax.Array], tuple[TrainState, Metrics]]:
+    """The compiled-on-first-use training step on `mesh`; it consumes (donates) the state it is given."""
+    shardings = jax.tree.map(lambda a: a.sharding, abstract_state(cfg, mesh))
+
+    def step(state: TrainState, batch: Batch, batch_index: jax.Array) -> tuple[TrainState, Metrics]:
+        return train_step(cfg, state, batch, batch_index)
+
+    return jax.jit(step, donate_argnums=0, out_shardings=(shardings, None))
+
+
+def make_eval_step(cfg: Config) -> Callable[..., Metrics]:
+    """The compiled-on-first-use evaluation step, with the arguments of `eval_step` after the first."""
+
+    def step(params: Any, batch: Batch, token_bytes_V: jax.Array, batch_index: jax.Array, draw: jax.Array) -> Metrics:
+        return eval_step(cfg, params, batch, token_bytes_V, batch_index, draw)
+
+    return jax.jit(step)

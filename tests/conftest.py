@@ -1,0 +1,20 @@
+"""Shared set-up: eight CPU devices, so that meshes are real, and strict numerics."""
+
+import os
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+import jax
+import pytest
+
+jax.config.update("jax_num_cpu_devices", 8)
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+@pytest.fixture
+def data_dir():
+    """The folder of real corpora, for tests that want them."""
+    path = os.environ.get("DIFFUSIONLM_DATA")
+    if not path:
+        pytest.skip("needs the real corpora: set DIFFUSIONLM_DATA to their folder")
+    return path

@@ -1,0 +1,179 @@
+"""The ledger against independent counts: the matmuls of the traced program, XLA's cost analysis, published numbers."""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+from jax.extend import core as jex
+
+from diffusionlm import flops, optim, presets, sharding
+from diffusionlm.config import MeshConfig, ModelConfig, OptimConfig
+from diffusionlm.errors import UserError
+from diffusionlm.losses import cross_entropy
+from diffusionlm.model import Transformer, suppression
+
+TINY = ModelConfig(
+    d_model=16, n_layers=3, n_heads=4, n_kv_heads=4, head_dim=4, d_ff=24, vocab_size=40, max_length=32, head_chunk=12
+)
+GPT2_LIKE = {"norm": "layernorm", "positions": "learned", "mlp": "gelu", "linear_bias": True, "tied_head": True}
+VARIANTS = {
+    "mdm": {},
+    "arm": {"causal": True, "mask_row": False},
+    "grouped queries": {"n_kv_heads": 2},
+    "heads wider than the model": {"head_dim": 6},
+    "qkv bias": {"qkv_bias": True, "n_kv_heads": 1},
+    "gpt2": {**GPT2_LIKE, "causal": True, "mask_row": False},
+    "untied gpt2": {**GPT2_LIKE, "tied_head": False},
+    "remat dots": {"remat": "dots"},
+    "remat full": {"remat": "full"},
+    "remat full gpt2": {**GPT2_LIKE, "remat": "full"},
+    "chunked head": {"head_chunk": 5},
+    "remat full, chunked tied head": {"remat": "full", "head_chunk": 4, "tied_head": True},
+}
+
+
+def matmul_flops(jaxpr) -> int:
+    """2*M*N*K times the batch of every dot_general in a jaxpr; the body of a scan counts as often as it runs."""
+    total = 0
+    for eqn in jaxpr.eqns:
+        if eqn.primitive.name == "dot_general":
+            (contracted, _), _ = eqn.params["dimension_numbers"]
+            left = eqn.invars[0].aval.shape
+            total += 2 * math.prod(eqn.outvars[0].aval.shape) * math.prod(left[i] for i in contracted)
+        for inner in jax.tree.leaves(list(eqn.params.values())):
+            inner = inner.jaxpr if isinstance(inner, jex.ClosedJaxpr) else inner
+            if isinstance(inner, jex.Jaxpr):
+                assert eqn.primitive.name != "while", "the number of turns is unknown"
+                total += matmul_flops(inner) * (eqn.params["length"] if eqn.primitive.name == "scan" else 1)
+    return total
+
+
+def programs(cfg: ModelConfig, B: int, T: int):
+    """The forward pass with its logits, the gradient of the loss, and abstract arguments for both."""
+    model = Transformer(cfg)
+    suppressed_V = suppression(cfg, ())
+    tokens = jax.ShapeDtypeStruct((B, T), jnp.int32)
+    params = nn.unbox(jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros((1, 8), jnp.int32))))["params"]
+
+    def head(params, hidden):
+        return model.apply({"params": params}, hidden, method=Transformer.head)
+
+    def forward(params, tokens):
+        return head(params, model.apply({"params": params}, tokens))
+
+    def loss(params, tokens):
+        hidden = model.apply({"params": params}, tokens)
+        return cross_entropy(lambda h: head(params, h), hidden, tokens, jnp.asarray(suppressed_V), cfg.head_chunk).sum()
+
+    return forward, jax.grad(loss), (params, tokens)
+
+
+def unrolled(program, args):
+    """The jaxpr of a program with every scan written out."""
+    with jax.disable_jit():
+        jaxpr = jax.make_jaxpr(program)(*args)
+    assert "scan[" not in str(jaxpr)
+    return jaxpr
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_ledger_equals_the_matmuls_of_the_unrolled_model(variant):
+    cfg, B, T = dataclasses.replace(TINY, **VARIANTS[variant]), 2, 12
+    forward, gradient, args = programs(cfg, B, T)
+    assert matmul_flops(unrolled(forward, args).jaxpr) == B * sum(flops.forward(cfg, T).values())
+    executed = matmul_flops(unrolled(gradient, args).jaxpr)
+    assert executed == B * flops.train(cfg, T, "executed")
+    recomputes = cfg.remat != "none" or cfg.head_chunk < T
+    assert (executed > B * flops.train(cfg, T, "model")) == recomputes
+    if not recomputes:
+        assert executed == 3 * B * sum(flops.forward(cfg, T).values())
+
+
+@pytest.mark.parametrize("variant", ["mdm", "remat dots", "remat full, chunked tied head"])
+def test_ledger_equals_the_matmuls_of_the_scanned_model(variant):
+    cfg, B, T = dataclasses.replace(TINY, **VARIANTS[variant]), 2, 12
+    _, gradient, args = programs(cfg, B, T)
+    assert matmul_flops(jax.make_jaxpr(gradient)(*args).jaxpr) == B * flops.train(cfg, T, "executed")
+
+
+@pytest.mark.parametrize("name", ["smdm_6m", "gpt2", "tinyllama_1b", "llada_8b", "dream_7b"])
+def test_presets_at_full_size(name):
+    cfg = presets.get(name)
+    forward, _, (params, tokens) = programs(cfg, B=1, T=1024)
+    assert sum(p.size for p in jax.tree.leaves(params)) == flops.parameters(cfg).stored
+    assert matmul_flops(jax.make_jaxpr(forward)(params, tokens).jaxpr) == sum(flops.forward(cfg, 1024).values())
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"d_model": 256, "n_heads": 4, "n_kv_heads": 4, "d_ff": 1024},
+        {"d_model": 256, "n_heads": 4, "n_kv_heads": 1, "d_ff": 1024, "causal": True, "mask_row": False},
+        {"d_model": 512, "n_heads": 8, "n_kv_heads": 8, "d_ff": 2048, **GPT2_LIKE},
+    ],
+    ids=["mdm", "grouped-query arm", "gpt2"],
+)
+def test_xla_counts_the_same_within_one_percent(fields):
+    cfg, B, T = ModelConfig(n_layers=2, head_dim=64, vocab_size=1000, max_length=64, **fields), 2, 64
+    forward, _, args = programs(cfg, B, T)
+    compiled = jax.jit(jex.jaxpr_as_fun(unrolled(forward, args))).lower(*jax.tree.leaves(args)).compile()
+    ledger = B * sum(flops.forward(cfg, T).values())
+    # XLA adds the elementwise operations, so it can only be above.
+    assert ledger <= compiled.cost_analysis()["flops"] <= 1.01 * ledger
+
+
+# SMDM's train_mdm.py: optimizer steps of 256 x 2048 tokens that a budget of 1e20 FLOPs buys.
+@pytest.mark.parametrize(("name", "steps"), [("smdm_6m", 5_050_076), ("smdm_170m", 187_107), ("smdm_1028m", 30_932)])
+def test_6nd_gives_the_steps_of_smdm(name, steps):
+    assert int(1e20 / (256 * flops.train(presets.get(name), 2048, "6nd"))) == steps
+
+
+def test_unknown_convention_is_a_user_error():
+    with pytest.raises(UserError, match="unknown FLOP convention '6ND'; use one of 6nd, model, executed"):
+        flops.train(TINY, 12, "6ND")
+
+
+def test_memory_is_that_of_the_sharded_training_state():
+    mesh = sharding.make_mesh(MeshConfig(fsdp=8))
+    boxed = jax.eval_shape(lambda: Transformer(TINY).init(jax.random.key(0), jnp.zeros((1, 8), jnp.int32)))["params"]
+    per_device = jax.tree.map(
+        lambda p, s: jax.ShapeDtypeStruct(s.shard_shape(p.shape), p.dtype),
+        nn.unbox(boxed),
+        sharding.tree_shardings(boxed, mesh),
+    )
+
+    def nbytes(tree):
+        return sum(p.size * p.dtype.itemsize for p in jax.tree.leaves(tree) if np.issubdtype(p.dtype, np.floating))
+
+    got = flops.memory(TINY, shards=8)
+    assert got.params == got.gradients == nbytes(per_device)
+    assert got.optimizer == nbytes(jax.eval_shape(optim.build(OptimConfig(), 1000).init, per_device))
+    assert got.total == got.params + got.optimizer + got.gradients
+
+
+@pytest.mark.parametrize(
+    ("device_kind", "peak"),
+    [
+        ("TPU v4", 275e12),
+        ("TPU v5 lite", 197e12),
+        ("TPU v5", 459e12),
+        ("TPU v6 lite", 918e12),
+        ("TPU7x", 1153.5e12),
+        ("NVIDIA H100 80GB HBM3", 989e12),
+        ("NVIDIA H100 PCIe", 756e12),
+        ("NVIDIA H200", 989e12),
+        ("NVIDIA H200 NVL", 835e12),
+        ("NVIDIA A100-SXM4-40GB", 312e12),
+        ("Tesla T4", 65e12),
+        ("NVIDIA H100 80GB HBM3 MIG 1g.10gb", None),
+        ("NVIDIA H1000", None),
+        ("TPU v4 lite", None),
+        ("cpu", None),
+    ],
+)
+def test_peak_flops_of_devices(device_kind, peak):
+    assert flops.peak_flops(device_kind) == peak

@@ -1,0 +1,413 @@
+"""The denoising loop, against enumerated laws, slow numpy references, and its own invariances."""
+
+import contextlib
+import dataclasses
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+from scipy import special, stats
+
+from diffusionlm import schedules
+from diffusionlm.config import Config, DiffusionConfig, MeshConfig, ModelConfig
+from diffusionlm.errors import UserError
+from diffusionlm.model import Transformer
+from diffusionlm.sampling import loop
+from diffusionlm.sampling.config import ModelSpec, SamplingConfig
+from diffusionlm.sampling.loop import Canvas, Settings, generate
+from diffusionlm.sampling.strategies import STRATEGIES
+from diffusionlm.sharding import make_mesh
+
+TINY = ModelConfig(d_model=32, n_layers=2, n_heads=2, n_kv_heads=2, head_dim=16, d_ff=64, vocab_size=50, max_length=128)
+MDM = ModelSpec.of(Config(model=TINY))
+ARM = ModelSpec.of(Config(objective="arm", model=dataclasses.replace(TINY, causal=True, mask_row=False)))
+PROMPTS = [[3, 1, 4, 1, 5], [9, 2], [], [6, 5, 3, 5, 8, 9, 7]]
+
+
+@pytest.fixture(autouse=True)
+def strict_dtypes():
+    with jax.numpy_dtype_promotion("strict"):
+        yield
+
+
+def make_params(cfg: ModelConfig, seed: int = 0):
+    """Random parameters, sharpened so that the likeliest tokens and positions are clearly apart."""
+    params = nn.unbox(Transformer(cfg).init(jax.random.key(seed), jnp.zeros((1, 1), jnp.int32))["params"])
+    return {**params, "head": params["head"] * 8}
+
+
+PARAMS = make_params(TINY)
+
+
+# ---- an enumerable language, whose exact conditionals are the denoiser -----------------------------------------------
+
+V, L = 3, 3
+SEQUENCES = np.array(list(itertools.product(range(V), repeat=L)))
+JOINT = np.random.default_rng(0).dirichlet(np.full(V**L, 0.3))
+
+
+def oracle(tokens_BxT, segment_ids_BxT, masked_BxT):
+    """log p(x_i = v | what is not masked), from the joint."""
+    sequences_XxT = jnp.asarray(SEQUENCES, jnp.int32)
+    agrees_BxX = (masked_BxT[:, None] | (tokens_BxT[:, None] == sequences_XxT[None])).all(-1)
+    weight_BxX = jnp.where(agrees_BxX, jnp.asarray(JOINT, jnp.float32)[None], 0.0)
+    is_v_XxTxV = jax.nn.one_hot(sequences_XxT, V, dtype=jnp.float32)
+    return jnp.log(jnp.einsum("bx,xtv->btv", weight_BxX, is_v_XxTxV) + 1e-30)
+
+
+def conditional(state: tuple[int, ...]) -> np.ndarray:
+    """p(x_i = v | the revealed tokens of `state`), (L, V); a masked position is V."""
+    agrees = [all(s in (V, x) for s, x in zip(state, sequence, strict=True)) for sequence in SEQUENCES]
+    weight = JOINT * agrees / (JOINT * agrees).sum()
+    return np.stack([[weight[SEQUENCES[:, i] == v].sum() for v in range(V)] for i in range(L)])
+
+
+def ancestral_law(alphas: list[float], temperature: float = 1.0) -> np.ndarray:
+    """The law of ancestral sampling on a grid of alphas (1's last), by enumerating every path."""
+    law = {(V,) * L: 1.0}
+    for alpha_t, alpha_s in itertools.pairwise(alphas):
+        reveal = (alpha_s - alpha_t) / (1 - alpha_t)
+        after: dict[tuple[int, ...], float] = {}
+        for state, mass in law.items():
+            p = conditional(state) ** (1 / temperature)
+            p /= p.sum(-1, keepdims=True)
+            options = [
+                [(V, 1 - reveal)] + [(v, reveal * p[i, v]) for v in range(V)] if token == V else [(token, 1.0)]
+                for i, token in enumerate(state)
+            ]
+            for choice in itertools.product(*options):
+                new = tuple(v for v, _ in choice)
+                after[new] = after.get(new, 0.0) + mass * np.prod([q for _, q in choice])
+        law = after
+    return np.array([law.get(tuple(sequence), 0.0) for sequence in SEQUENCES.tolist()])
+
+
+def oracle_counts(strategy: str, steps: int, schedule="linear", temperature=1.0, rows=20_000, seed=0) -> np.ndarray:
+    """How often each sequence comes out of the loop."""
+    shape = (rows, L)
+    canvas = Canvas(
+        jnp.full(shape, V, jnp.int32),
+        jnp.ones(shape, bool),
+        jnp.ones(shape, jnp.int32),
+        jnp.arange(rows, dtype=jnp.int32),
+    )
+    settings = make_settings(strategy, steps, temperature)
+    built = schedules.build(DiffusionConfig(schedule=schedule))
+    run = jax.jit(lambda *args: loop.denoise(oracle, built, jnp.zeros(V, bool), *args))
+    tokens = np.asarray(run(canvas, settings, jax.random.key(seed)).tokens_BxT)
+    return np.bincount(tokens @ (V ** np.arange(L)[::-1]), minlength=V**L)
+
+
+def make_settings(strategy: str, steps: int, temperature: float = 1.0) -> Settings:
+    return Settings(jnp.int32(steps), jnp.int32(list(STRATEGIES).index(strategy)), jnp.float32(temperature))
+
+
+def p_value(counts: np.ndarray, law: np.ndarray) -> float:
+    """Chi-square of counts against a law, with its rare outcomes pooled."""
+    order = np.argsort(law)
+    expected, observed = law[order] * counts.sum(), counts[order]
+    pooled = max(1, int((np.cumsum(expected) < 10).sum()) + 1)
+    expected = np.concatenate([[expected[:pooled].sum()], expected[pooled:]])
+    observed = np.concatenate([[observed[:pooled].sum()], observed[pooled:]])
+    return stats.chisquare(observed, expected).pvalue
+
+
+ALPHAS = {
+    "linear": lambda t: 1 - t,
+    "cosine": lambda t: 1 - np.cos(np.pi / 2 * (1 - t)),
+    "polynomial": lambda t: 1 - t**2,
+}
+
+
+def grid(schedule: str, steps: int) -> list[float]:
+    alphas = [float(ALPHAS[schedule](1 - i / steps)) for i in range(steps + 1)]
+    return alphas[:-1] + [1.0]
+
+
+@pytest.mark.parametrize("schedule", ["linear", "polynomial"])
+@pytest.mark.parametrize("steps", [1, 2, 5])
+def test_ancestral_follows_its_enumerated_finite_step_law(schedule, steps):
+    assert p_value(oracle_counts("ancestral", steps, schedule), ancestral_law(grid(schedule, steps))) > 1e-3
+
+
+def test_cosine_schedule_reveals_as_md4_defines_it():
+    # MD4 writes alpha = 1 - cos(pi/2 (1 - t)).
+    assert p_value(oracle_counts("ancestral", 3, "cosine"), ancestral_law(grid("cosine", 3))) > 1e-3
+
+
+def test_ancestral_approaches_the_joint_as_steps_grow():
+    distance = [np.abs(ancestral_law(grid("linear", steps)) - JOINT).sum() / 2 for steps in (1, 4, 16, 256)]
+    assert distance == sorted(distance, reverse=True) and distance[0] > 0.05 and distance[-1] < 0.003
+    assert p_value(oracle_counts("ancestral", 256), JOINT) > 1e-3
+    assert p_value(oracle_counts("ancestral", 1), JOINT) < 1e-9  # so the test has the power to tell
+
+
+def test_one_token_a_step_from_left_to_right_keeps_the_joint():
+    assert p_value(oracle_counts("left_to_right", L, seed=1), JOINT) > 1e-3
+
+
+def test_temperature_divides_the_logits():
+    assert p_value(oracle_counts("ancestral", 2, temperature=0.5), ancestral_law(grid("linear", 2), 0.5)) > 1e-3
+
+
+# ---- against a slow reference, on unpadded rows without segments ------------------------------------------------------
+
+
+def reference_logits(params, spec: ModelSpec, row: list[int]) -> np.ndarray:
+    """Float64 logits (T, V) of one row by itself, what may not be drawn at -inf; `shifted` as Dream does it, on logits."""
+    model = Transformer(spec.model)
+    hidden = model.apply({"params": params}, jnp.array([row], jnp.int32))
+    logits = np.asarray(model.apply({"params": params}, hidden, method=Transformer.head), np.float64)[0]
+    logits = np.concatenate([logits[:1], logits[:-1]]) if spec.shifted else logits
+    logits[:, spec.model.vocab_size :] = -np.inf
+    logits[:, list(spec.suppressed_ids)] = -np.inf
+    return logits
+
+
+def reference_low_confidence(params, spec: ModelSpec, prompt: list[int], length: int, steps: int) -> list[int]:
+    """LLaDA's low-confidence remasking at temperature 0, one position at a time; asserts that nothing is a close call."""
+    row = list(prompt) + [spec.mask_id] * length
+    masked = set(range(len(prompt), len(row)))
+    for i in range(steps):
+        count = length // steps + (i < length % steps)
+        p = special.softmax(reference_logits(params, spec, row), axis=-1)
+        best = {j: int(np.argmax(p[j])) for j in masked}
+        order = sorted(masked, key=lambda j: -p[j, best[j]])
+        for j in order[:count]:
+            second, first = np.sort(p[j])[-2:]
+            assert first - second > 1e-4
+        if 0 < count < len(order):
+            assert p[order[count - 1]].max() - p[order[count]].max() > 1e-5
+        for j in order[:count]:
+            row[j] = best[j]
+            masked.remove(j)
+    assert not masked
+    return row[len(prompt) :]
+
+
+@pytest.mark.parametrize("length, steps", [(8, 8), (10, 4), (7, 10), (5, 1)])
+def test_low_confidence_matches_the_slow_reference(length, steps):
+    result = generate(PARAMS, MDM, PROMPTS, SamplingConfig(length, steps, "low_confidence", 0.0))
+    expected = [reference_low_confidence(PARAMS, MDM, prompt, length, steps) for prompt in PROMPTS]
+    assert result.tokens.tolist() == expected
+    assert result.nfe.tolist() == [min(length, steps)] * len(PROMPTS)
+
+
+def test_shifted_models_predict_the_next_position():
+    spec = dataclasses.replace(MDM, shifted=True)
+    result = generate(PARAMS, spec, PROMPTS[:2], SamplingConfig(6, 6, "low_confidence", 0.0))
+    assert result.tokens.tolist() == [reference_low_confidence(PARAMS, spec, prompt, 6, 6) for prompt in PROMPTS[:2]]
+
+
+def test_autoregressive_models_complete_greedily_from_left_to_right():
+    params = make_params(ARM.model)
+    prompts = [prompt for prompt in PROMPTS if prompt]
+    result = generate(params, ARM, prompts, SamplingConfig(length=6, temperature=0.0))
+    unshifted = dataclasses.replace(ARM, shifted=False)
+    for prompt, tokens in zip(prompts, result.tokens.tolist(), strict=True):
+        row = list(prompt)
+        for _ in range(6):
+            logits = reference_logits(params, unshifted, row)[-1]
+            second, first = np.sort(logits)[-2:]
+            assert first - second > 1e-3
+            row.append(int(np.argmax(logits)))
+        assert tokens == row[len(prompt) :]
+
+
+# ---- what every strategy must keep -----------------------------------------------------------------------------------
+
+
+def run_canvas(strategy: str, params=PARAMS, spec: ModelSpec = MDM, steps: int = 4, length: int = 9, frames: int = 0):
+    canvas = loop._canvas(spec, PROMPTS, length, range(len(PROMPTS)))
+    suppressed = loop.suppression(spec.model, spec.suppressed_ids)
+    args = (params, suppressed, canvas, make_settings(strategy, steps), jax.random.key(0))
+    built = schedules.build(spec.diffusion)
+    return canvas, loop._run(*args, model_cfg=spec.model, shifted=spec.shifted, schedule=built, frames=frames)
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_prompt_and_padding_stay_and_no_mask_is_left(strategy):
+    canvas, result = run_canvas(strategy)
+    tokens = np.asarray(result.tokens_BxT)
+    assert (tokens[~canvas.masked_BxT] == canvas.tokens_BxT[~canvas.masked_BxT]).all()
+    assert (tokens[canvas.masked_BxT] < TINY.vocab_size).all()
+    assert canvas.masked_BxT.sum(-1).tolist() == [9] * len(PROMPTS)
+    assert canvas.segment_ids_BxT.sum(-1).tolist() == [len(prompt) + 9 for prompt in PROMPTS]
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_suppressed_ids_and_padding_rows_never_appear(strategy):
+    spec = dataclasses.replace(MDM, suppressed_ids=(7, 11))
+    loud = jnp.zeros(TINY.padded_vocab_size).at[jnp.array([7, 11, 51, 127])].set(1.0)
+    params = {**PARAMS, "head": PARAMS["head"] * (1 + 50 * loud[None])}
+    logits = [reference_logits(params, dataclasses.replace(spec, suppressed_ids=()), [3, 1, 50, 50])[2:]]
+    assert np.isin(np.argmax(logits, -1), (7, 11)).any()  # it would, if it might
+    tokens = generate(params, spec, PROMPTS, SamplingConfig(20, 5, strategy)).tokens
+    assert not np.isin(tokens, (7, 11)).any() and tokens.max() < TINY.vocab_size
+
+
+def test_a_drawn_token_that_equals_the_mask_id_is_not_masked():
+    """LLaDA's mask is an ordinary id that nothing suppresses; a canvas must not take such a token for a hole."""
+    shape = (2, 6)
+    canvas = Canvas(
+        *(jnp.full(shape, 1, kind) for kind in (jnp.int32, bool, jnp.int32)), jnp.arange(2, dtype=jnp.int32)
+    )
+    denoiser = lambda tokens, *_: jnp.broadcast_to(jnp.array([0.0, 9.0, 0.0]), (*tokens.shape, 3))
+    settings = make_settings("low_confidence", 3, 0.0)
+    result = loop.denoise(denoiser, schedules.Linear(), jnp.zeros(3, bool), canvas, settings, jax.random.key(0))
+    assert (np.asarray(result.tokens_BxT) == 1).all() and result.nfe_B.tolist() == [3, 3]
+
+
+def test_trace_records_every_state():
+    canvas, result = run_canvas("low_confidence", length=10, steps=4, frames=8)
+    tokens, masked = (np.asarray(states)[: int(result.steps) + 1] for states in result.trace)
+    assert len(tokens) == 5
+    assert masked.sum(-1)[:, 0].tolist() == [10, 7, 4, 2, 0]
+    assert (tokens[0] == canvas.tokens_BxT).all() and (tokens[-1] == np.asarray(result.tokens_BxT)).all()
+    assert (tokens[masked] == MDM.mask_id).all() and not (tokens[~masked] == MDM.mask_id).any()
+    for before, after in itertools.pairwise(range(5)):
+        assert not (masked[after] & ~masked[before]).any()
+        assert (tokens[after] == tokens[before])[~masked[before]].all()
+
+
+def test_trace_changes_nothing_and_covers_the_new_tokens():
+    sampling = SamplingConfig(9, 4, "ancestral")
+    plain, traced = (generate(PARAMS, MDM, PROMPTS, sampling, trace=trace) for trace in (False, True))
+    assert plain.trace is None and (plain.tokens == traced.tokens).all()
+    assert traced.trace.tokens.shape == traced.trace.masked.shape == (traced.nfe.max() + 1, len(PROMPTS), 9)
+    assert traced.trace.masked[0].all() and (traced.trace.tokens[-1] == traced.tokens).all()
+
+
+# ---- invariance ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_batch_mates_do_not_change_a_row(strategy):
+    sampling = SamplingConfig(16, 8, strategy)
+    mates = generate(PARAMS, MDM, PROMPTS, sampling, trace=True)
+    others = generate(PARAMS, MDM, [PROMPTS[0], [4] * 30, [8], [2, 2]], sampling, trace=True)
+    frames = min(len(mates.trace.tokens), len(others.trace.tokens))
+    assert (mates.trace.tokens[:frames, 0] == others.trace.tokens[:frames, 0]).all()
+    assert (mates.tokens[0] == others.tokens[0]).all() and mates.nfe[0] == others.nfe[0]
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_rows_follow_their_ids_alone_permuted_or_on_a_longer_canvas(strategy):
+    sampling = SamplingConfig(12, 6, strategy)
+    together = generate(PARAMS, MDM, PROMPTS, sampling)
+    order = [2, 0, 3, 1]
+    permuted = generate(PARAMS, MDM, [PROMPTS[r] for r in order], sampling, row_ids=order)
+    assert (permuted.tokens == together.tokens[order]).all()
+    alone = generate(PARAMS, MDM, [PROMPTS[1]], sampling, row_ids=[1])
+    assert (alone.tokens[0] == together.tokens[1]).all()
+    longer = generate(PARAMS, MDM, PROMPTS + [[1] * 90], sampling)
+    assert (longer.tokens[:4] == together.tokens).all()
+
+
+def test_a_mesh_gives_the_tokens_of_one_device():
+    sampling = SamplingConfig(12, 6, "low_confidence")
+    one = generate(PARAMS, MDM, PROMPTS, sampling)
+    mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
+    replicated = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    with jax.set_mesh(mesh):
+        eight = generate(jax.device_put(PARAMS, replicated), MDM, PROMPTS, sampling)
+    assert (one.tokens == eight.tokens).all()
+
+
+def test_seeds_keys_and_rows_differ():
+    sampling = SamplingConfig(16, 8, "ancestral", seed=1)
+    result = generate(PARAMS, MDM, [[3]] * 2, sampling)
+    assert (result.tokens[0] != result.tokens[1]).any()
+    assert (generate(PARAMS, MDM, [[3]] * 2, sampling, jax.random.key(1)).tokens == result.tokens).all()
+    assert (generate(PARAMS, MDM, [[3]] * 2, sampling, jax.random.key(2)).tokens != result.tokens).any()
+
+
+@contextlib.contextmanager
+def count_compilations():
+    events = []
+
+    def listen(event: str, duration: float, **kwargs) -> None:
+        if event == "/jax/core/compile/backend_compile_duration":
+            events.append(event)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        yield events
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
+
+
+def test_only_shapes_compile():
+    with count_compilations() as first:
+        generate(PARAMS, MDM, [[1, 2]] * 3, SamplingConfig(10, 4, "ancestral"))
+    assert first
+    with count_compilations() as again:
+        for strategy in STRATEGIES:
+            generate(PARAMS, MDM, [[1], [2, 3], [4]], SamplingConfig(12, 7, strategy, 0.3, seed=5))
+        generate(PARAMS, MDM, [[1, 2]] * 3, SamplingConfig(10, 9, "low_confidence", 0.0))
+    assert not again
+    with count_compilations() as another:
+        generate(PARAMS, MDM, [[1, 2]] * 3, SamplingConfig(10, 4, "ancestral"), trace=True)
+    assert another
+
+
+# ---- settings and mistakes -------------------------------------------------------------------------------------------
+
+
+def test_more_steps_than_tokens_stop_when_all_is_revealed():
+    assert generate(PARAMS, MDM, [[1]], SamplingConfig(4, 9, "low_confidence")).nfe.tolist() == [4]
+    assert generate(PARAMS, MDM, [[1]], SamplingConfig(4, 9, "ancestral")).nfe[0] <= 9
+
+
+def test_defaults_are_one_token_a_step_in_the_order_of_the_objective():
+    mdm, arm = (SamplingConfig(length=5).resolve(autoregressive=arm) for arm in (False, True))
+    assert (mdm.steps, mdm.strategy) == (5, "low_confidence") and (arm.steps, arm.strategy) == (5, "left_to_right")
+
+
+@pytest.mark.parametrize(
+    "settings, words",
+    [
+        (dict(length=0), ["sampling.length=0", "1"]),
+        (dict(length=-3), ["sampling.length=-3"]),
+        (dict(length="8"), ["sampling.length='8'", "integer"]),
+        (dict(steps=0), ["sampling.steps=0"]),
+        (dict(seed=-1), ["sampling.seed=-1"]),
+        (dict(temperature=-0.5), ["sampling.temperature=-0.5"]),
+        (dict(temperature=float("nan")), ["sampling.temperature=nan"]),
+        (dict(strategy="low_confidance"), ["low_confidance", "did you mean 'low_confidence'"]),
+    ],
+)
+def test_settings_without_meaning_are_refused(settings, words):
+    with pytest.raises(UserError) as error:
+        generate(PARAMS, MDM, [[1]], SamplingConfig(**settings))
+    assert all(word in str(error.value) for word in words) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "spec, prompts, settings, words",
+    [
+        (MDM, [], {}, ["no prompts"]),
+        (MDM, [[1], [1] * 100], dict(length=40), ["prompt 1", "100", "sampling.length=40", "128"]),
+        (MDM, [[1, 50]], {}, ["prompt 0", "mask token (id 50)"]),
+        (MDM, [[1, 51]], {}, ["prompt 0", "[0, 50)"]),
+        (MDM, [[-1]], {}, ["prompt 0", "[0, 50)"]),
+        (ARM, [[1], []], {}, ["prompt 1", "empty"]),
+        (ARM, [[1]], dict(strategy="ancestral"), ["sampling.strategy=ancestral", "autoregressive"]),
+        (ARM, [[1]], dict(length=8, steps=4), ["sampling.steps=4", "autoregressive"]),
+    ],
+)
+def test_prompts_and_settings_that_do_not_fit_the_model_are_refused(spec, prompts, settings, words):
+    with pytest.raises(UserError) as error:
+        generate(PARAMS, spec, prompts, SamplingConfig(**settings))
+    assert all(word in str(error.value) for word in words) and "\n" not in str(error.value)
+
+
+def test_nan_logits_are_an_error_and_name_the_prompt():
+    embed = PARAMS["embed"].at[9].set(jnp.nan)
+    with pytest.raises(UserError, match="NaN logits for prompt 1"):
+        generate(
+            {**PARAMS, "embed": embed}, dataclasses.replace(MDM, suppressed_ids=(9,)), PROMPTS[:2], SamplingConfig(4)
+        )
