@@ -1,3 +1,47 @@
-"""Masked diffusion language models in JAX."""
+"""Masked diffusion language models in JAX.
+
+What the command line does is here for notebooks, under short names: `import diffusionlm as dlm`. Each is loaded at its
+first use, so importing this package starts no backend and loads neither JAX nor what reads and writes files.
+"""
+
+import importlib
+from typing import Any
 
 from diffusionlm.version import __version__
+
+_NAMES = {  # public name -> the module that has it
+    "train": "trainer",
+    "Run": "trainer",
+    "experiment": "arguments",
+    "experiment_names": "arguments",
+    "load": "sampling.load",
+    "SamplingConfig": "sampling.config",
+    "prepare": "data.prepare",
+    "inspect": "data.inspect",
+    "open_dataset": "data.pipeline",
+    "Config": "config",
+    "ModelConfig": "config",
+    "DiffusionConfig": "config",
+    "OptimConfig": "config",
+    "DataConfig": "config",
+    "MeshConfig": "config",
+    "RunConfig": "config",
+    "UserError": "errors",
+}
+_MODULES = ("flops", "presets")  # public as modules
+
+__all__ = ["__version__", *_NAMES, *_MODULES]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return importlib.import_module(f"diffusionlm.{name}")
+    if name not in _NAMES:
+        raise AttributeError(f"module 'diffusionlm' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"diffusionlm.{_NAMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

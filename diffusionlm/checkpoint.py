@@ -13,10 +13,15 @@ Every process of a run calls these functions; Orbax lets each write its own shar
 
 import contextlib
 import dataclasses
+import gc
 import json
 import logging
 import os
-from collections.abc import Iterator
+import re
+import sys
+import textwrap
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -61,12 +66,10 @@ class Sidecar:
         Raises:
           UserError: another format, a newer version, or a field that this version cannot interpret.
         """
-        if not isinstance(values, dict) or values.get("format") != FORMAT:
+        if not isinstance(values, dict) or values.get("format") != FORMAT or not isinstance(values.get("version"), int):
             raise UserError(f"its sidecar is not of format {FORMAT!r}")
-        if values.get("version") != VERSION:
-            raise UserError(
-                f"written by a newer diffusionlm (version {values.get('version')}); this one reads {VERSION}: upgrade"
-            )
+        if (version := values["version"]) > VERSION:
+            raise UserError(f"written by a newer diffusionlm (version {version}); this one reads {VERSION}: upgrade")
         values = {k: v for k, v in values.items() if k not in ("format", "version")}
         fields = {f.name: f for f in dataclasses.fields(cls)}
         if unknown := sorted(set(values) - set(fields)):
@@ -91,7 +94,7 @@ class CheckpointManager:
     """
 
     def __init__(self, workdir: epath.PathLike, keep: int, keep_every: int = 0):
-        self._directory = epath.Path(workdir).resolve() / "checkpoints"
+        self._directory = _absolute(workdir) / "checkpoints"
         policies = ocp.training.preservation_policies
         kept = [policies.LatestN(keep)] + ([policies.EveryNSteps(keep_every)] if keep_every else [])
         with _writing(self._directory):
@@ -132,9 +135,15 @@ class CheckpointManager:
         step = self.latest_step() if step is None else step
         if step is None:
             raise UserError(f"{self._directory} holds no checkpoint to restore")
-        path = self._directory / str(step)
-        params = _load(path, "params", abstract_state.params)
-        return abstract_state.replace(params=params, **_load(path, "train", _rest(abstract_state)))
+        path, items = self._directory / str(step), {"params": abstract_state.params, "train": _rest(abstract_state)}
+        for item, tree in items.items():
+            _require_same_shapes(path, _saved(path, item), tree)
+        items = {item: _load(path, item, tree) for item, tree in items.items()}
+        return abstract_state.replace(params=items["params"], **items["train"])
+
+    def sidecar(self, step: int) -> Sidecar:
+        """The sidecar saved at `step`."""
+        return load_sidecar(self._directory / str(step))
 
     def wait(self) -> None:
         """Blocks until the save in flight is on disk."""
@@ -154,18 +163,24 @@ class CheckpointManager:
 
 
 def find(path: epath.PathLike) -> epath.Path:
-    """The checkpoint that `path` names: a run directory or its checkpoints/ (the newest step), a step, or a params-only model.
+    """The checkpoint that `path` names.
+
+    Args:
+      path: a run directory or its checkpoints/ (the newest whole step), one step, or a params-only model.
 
     Raises:
       UserError: there is nothing there, nothing of ours, or only what an interrupted save left.
     """
-    path = epath.Path(path).resolve()
+    path = _absolute(path)
     if not path.is_dir():
         raise UserError(f"no checkpoint at {path}: it {'is a file' if path.exists() else 'does not exist'}; {_WANTED}")
     if _is_whole(path):
         return path
     root = path / "checkpoints" if (path / "checkpoints").is_dir() else path
-    children = [child for child in root.iterdir() if child.is_dir()]
+    try:
+        children = [child for child in root.iterdir() if child.is_dir()]
+    except OSError as error:
+        raise UserError(f"cannot read {root}: {error.strerror}") from error
     steps = [child for child in children if child.name.isdigit()]
     for step in sorted(steps, key=lambda child: int(child.name), reverse=True):
         if _is_whole(step):
@@ -180,10 +195,10 @@ def load_sidecar(path: epath.PathLike) -> Sidecar:
     path = find(path)
     try:
         return Sidecar.from_dict(json.loads((path / _SIDECAR).read_text()))
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path / _SIDECAR} is damaged (not JSON: {error})") from error
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
+    except (OSError, TypeError, ValueError) as error:
+        raise UserError(f"cannot read {path / _SIDECAR}, it is damaged: {error}") from error
 
 
 def load_params(path: epath.PathLike, dtype: Any = None, shardings: Any = None, expected: Any = None) -> Any:
@@ -221,7 +236,7 @@ def save_params(directory: epath.PathLike, params: Any, sidecar: Sidecar) -> Non
     Raises:
       UserError: `directory` exists, or cannot be written.
     """
-    directory = epath.Path(directory).resolve()
+    directory = _absolute(directory)
     if directory.exists():
         raise UserError(f"{directory} exists; delete it or choose another directory")
     with _writing(directory), _context():
@@ -233,12 +248,18 @@ def save_params(directory: epath.PathLike, params: Any, sidecar: Sidecar) -> Non
 _WANTED = "give a run directory, a step of its checkpoints, or an imported model"
 
 
+def _absolute(path: epath.PathLike) -> epath.Path:
+    path = epath.Path(path)
+    return path if path.is_absolute() else path.resolve()  # resolve() would break the URL of a bucket
+
+
 def _context() -> ocp.Context:
-    """Orbax's defaults, but the sidecar as a JSON file: by itself Orbax stores a dict of strings as arrays."""
     context = ocp.Context()
-    context.checkpointables.registry = ocp.handlers.local_registry().add(
-        ocp.handlers.JsonHandler, checkpointable_name="sidecar"
-    )
+    # By itself Orbax stores a dict of strings as arrays; this makes the sidecar a JSON file.
+    registry = ocp.handlers.local_registry().add(ocp.handlers.JsonHandler, checkpointable_name="sidecar")
+    context.checkpointables.registry = registry
+    # A directory that cannot be made is then an error of the call, not of a thread that leaves coroutines behind.
+    context.asynchronous.create_directories_asynchronously = False
     return context
 
 
@@ -257,14 +278,18 @@ def _has_parts(directory: epath.Path) -> bool:
 
 def _saved(path: epath.Path, item: str) -> Any:
     """The tree of one item as saved: leaves have shape and dtype."""
-    with _reading(path):
-        return ocp.metadata(path, item).metadata
+
+    def call() -> Any:
+        tree = ocp.metadata(path, item).metadata
+        if tree is None:  # Orbax has only logged why
+            raise ValueError(f"the index of {item}/")
+        return tree
+
+    return _read(path, call)
 
 
 def _load(path: epath.Path, item: str, abstract: Any) -> Any:
-    _require_same_shapes(path, _saved(path, item), abstract)
-    with _reading(path):
-        return ocp.load(path, abstract, checkpointable_name=item)
+    return _read(path, lambda: ocp.load(path, abstract, checkpointable_name=item))
 
 
 def _require_same_shapes(path: epath.Path, saved: Any, wanted: Any) -> None:
@@ -282,28 +307,45 @@ def _require_same_shapes(path: epath.Path, saved: Any, wanted: Any) -> None:
         )
 
 
-def _root(error: BaseException) -> BaseException:
-    """What the file system or TensorStore said, below what Orbax wrapped around it."""
-    return _root(error.__cause__) if error.__cause__ else error
+def _read(path: epath.Path, call: Callable[[], Any]) -> Any:
+    """Runs a call to Orbax, turning whatever a damaged file does to it into one `UserError`.
 
-
-@contextlib.contextmanager
-def _reading(path: epath.Path) -> Iterator[None]:
+    A failed read leaves reads in flight and tasks that nobody awaits, which complain on stderr, traceback and all, when
+    they end or are collected. So after a failure, and with the exception that holds them gone, both happen in silence.
+    """
+    log = logging.getLogger("asyncio")
+    before = sys.unraisablehook, log.disabled
+    sys.unraisablehook, log.disabled = lambda _: None, True
     try:
-        yield
-    except Exception as error:  # TensorStore and Orbax raise a dozen types for a damaged file
-        raise UserError(f"cannot read the checkpoint {path}: {_root(error)}") from error
+        try:
+            return call()
+        except (jax.errors.JaxRuntimeError, MemoryError):  # the devices or the host, not the files
+            raise
+        except Exception as error:  # Orbax and TensorStore raise a dozen types
+            reason = _reason(error)
+        time.sleep(0.5)
+        gc.collect()
+    finally:
+        sys.unraisablehook, log.disabled = before
+    raise UserError(f"cannot read the checkpoint {path}, a file is damaged or missing: {reason}")
 
 
 @contextlib.contextmanager
 def _writing(directory: epath.Path) -> Iterator[None]:
     try:
         yield
-    except Exception as error:
-        root = _root(error)
-        if isinstance(root, OSError) or "os_error_code" in str(root):  # TensorStore raises ValueError
-            raise UserError(f"cannot write checkpoints to {directory}: {root}") from error
-        raise
+    except (OSError, ValueError) as error:
+        if isinstance(error, ValueError) and not re.match(r"[A-Z_]+: ", str(error)):
+            raise  # TensorStore's errors are ValueErrors that start with a status; any other is a bug
+        raise UserError(f"cannot write checkpoints to {directory}: {_reason(error)}") from error
+
+
+def _reason(error: BaseException) -> str:
+    while error.__cause__ is not None:  # Orbax wraps what the file system or TensorStore said
+        error = error.__cause__
+    if code := re.search(r"os_error_code='(\d+)'", str(error)):
+        return os.strerror(int(code[1]))
+    return textwrap.shorten(str(error) or type(error).__name__, 200)
 
 
 def _keep(record: logging.LogRecord) -> bool:

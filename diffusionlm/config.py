@@ -31,9 +31,8 @@ class ModelConfig:
     n_kv_heads: int = 4  # key/value heads; fewer than n_heads is grouped-query attention
     head_dim: int = 64  # width of one head
     d_ff: int = 1024  # hidden width of the MLP
-    vocab_size: int = (
-        32000  # tokens that the model can be asked to predict (the published vocabulary, without padding rows)
-    )
+    # tokens that the model can be asked to predict (the published vocabulary, without padding rows)
+    vocab_size: int = 32000
     mask_row: bool = True  # append one input row, id = vocab_size, for [MASK]; it is never predicted
     max_length: int = 2048  # longest sequence the positions are meant for
     causal: bool = False  # causal attention (autoregressive twin) instead of full attention
@@ -47,12 +46,10 @@ class ModelConfig:
     qkv_bias: bool = False  # biases on q, k and v only (Qwen2, Dream)
     tied_head: bool = False  # the head is the transposed embedding
     dtype: Literal["bfloat16", "float32"] = "float32"  # activations and matmuls; parameters are float32
-    remat: Literal["none", "dots", "full"] = op(
-        "none"
-    )  # what the backward pass recomputes: nothing, all but matmuls, everything
-    head_chunk: int = op(
-        512
-    )  # positions per chunk of the vocabulary projection in the loss; the largest divisor of the length up to this is used
+    # what the backward pass recomputes: nothing, all but matmuls, everything
+    remat: Literal["none", "dots", "full"] = op("none")
+    # positions per chunk of the vocabulary projection in the loss; the largest divisor of the length up to this is used
+    head_chunk: int = op(512)
 
     @property
     def embedding_rows(self) -> int:
@@ -81,7 +78,8 @@ class ModelConfig:
             raise UserError(f"model.n_kv_heads={self.n_kv_heads} must divide model.n_heads={self.n_heads}")
         if self.positions == "rope" and self.head_dim % 2:
             raise UserError(
-                f"model.head_dim={self.head_dim} must be even for rotary positions; use an even width or model.positions=learned"
+                f"model.head_dim={self.head_dim} must be even for rotary positions; use an even width or "
+                "model.positions=learned"
             )
 
 
@@ -89,25 +87,22 @@ class ModelConfig:
 class DiffusionConfig:
     """The forward (masking) process and the bound that is trained."""
 
-    schedule: str = "linear"  # linear, cosine, polynomial or geometric: alpha(t), the probability that a token is still clean at time t
+    # linear, cosine, polynomial or geometric: alpha(t), the probability that a token is still clean at time t
+    schedule: str = "linear"
     polynomial_power: float = 2.0  # k of alpha(t) = 1 - t**k
     geometric_min: float = 1e-4  # sigma_min of alpha(t) = exp(-sigma_min**(1-t) * sigma_max**t)
     geometric_max: float = 20.0  # sigma_max of the same
     t_min: float = 1e-3  # times below this become one reconstruction step (the bound stays a bound)
     timesteps: int = 0  # 0: continuous time; T > 0: the discrete-time bound with T steps
-    time_sampling: Literal["iid", "stratified", "antithetic"] = (
-        "antithetic"  # antithetic: stratified over the batch in pairs (u, 1-u)
-    )
-    mask_sampling: Literal["bernoulli", "exact_count"] = (
-        "bernoulli"  # independent masks, or exactly n masks with n uniform (linear schedule only)
-    )
+    # antithetic: stratified over the batch in pairs (u, 1-u)
+    time_sampling: Literal["iid", "stratified", "antithetic"] = "antithetic"
+    # independent masks, or exactly n masks with n uniform (linear schedule only)
+    mask_sampling: Literal["bernoulli", "exact_count"] = "bernoulli"
     random_length: float = 0.0  # fraction of examples cut to a uniform random length (0.01 in SMDM-rl and LLaDA)
-    random_length_scope: Literal["example", "batch"] = (
-        "example"  # per example (ours), or one draw for the whole batch (the reference)
-    )
-    normalization: Literal["tokens", "masked_tokens"] = (
-        "tokens"  # tokens: the bound in nats/token; masked_tokens: DiffuLLaMA's, about twice that
-    )
+    # per example (ours), or one draw for the whole batch (the reference)
+    random_length_scope: Literal["example", "batch"] = "example"
+    # tokens: the bound in nats/token; masked_tokens: DiffuLLaMA's, about twice that
+    normalization: Literal["tokens", "masked_tokens"] = "tokens"
     mask_id: int | None = None  # None: the appended mask row; a number: reuse that vocabulary id (LLaDA: 126336)
     suppress_mask: bool = True  # forbid predicting an in-vocabulary mask id, in the loss and in the sampler
 
@@ -126,11 +121,13 @@ class DiffusionConfig:
             raise UserError(f"diffusion.polynomial_power={self.polynomial_power} must be positive")
         if not 0 < self.geometric_min < self.geometric_max:
             raise UserError(
-                f"diffusion.geometric_min={self.geometric_min} must be positive and below diffusion.geometric_max={self.geometric_max}"
+                f"diffusion.geometric_min={self.geometric_min} must be positive and below "
+                f"diffusion.geometric_max={self.geometric_max}"
             )
         if self.mask_sampling == "exact_count" and (self.schedule != "linear" or self.timesteps):
             raise UserError(
-                f"diffusion.mask_sampling=exact_count needs schedule=linear and timesteps=0, not schedule={self.schedule} and timesteps={self.timesteps}"
+                "diffusion.mask_sampling=exact_count needs schedule=linear and timesteps=0, not "
+                f"schedule={self.schedule} and timesteps={self.timesteps}"
             )
 
 
@@ -172,11 +169,13 @@ class OptimConfig:
         if self.schedule == "wsd":
             if self.warmup_steps + self.decay_steps > steps:
                 raise UserError(
-                    f"optim.warmup_steps={self.warmup_steps} + optim.decay_steps={self.decay_steps} exceeds run.steps={steps}"
+                    f"optim.warmup_steps={self.warmup_steps} + optim.decay_steps={self.decay_steps} exceeds "
+                    f"run.steps={steps}"
                 )
             if self.drop_step and not self.warmup_steps <= self.drop_step <= steps - self.decay_steps:
                 raise UserError(
-                    f"optim.drop_step={self.drop_step} must lie between the warm-up ({self.warmup_steps}) and the decay ({steps - self.decay_steps})"
+                    f"optim.drop_step={self.drop_step} must lie between the end of the warm-up "
+                    f"({self.warmup_steps}) and the start of the decay ({steps - self.decay_steps})"
                 )
 
 
@@ -185,15 +184,14 @@ class DataConfig:
     """What is trained on: a prepared directory, or a source that is prepared into the run directory first."""
 
     path: str = op("")  # directory written by `diffusionlm data prepare`; empty: prepare `source` into WORKDIR/data
-    source: str = (
-        ""  # used when path is empty: a registered corpus (python_docs), a text or jsonl(.gz) file, or tfds:NAME
-    )
-    tokenizer: str = "sentencepiece"  # for `source`: byte, sentencepiece (trained with model.vocab_size pieces), or a tokenizer.model file
+    # used when path is empty: a registered corpus (python_docs), a text or jsonl(.gz) file, or tfds:NAME
+    source: str = ""
+    # for `source`: byte, sentencepiece (trained with model.vocab_size pieces), or a tokenizer.model file
+    tokenizer: str = "sentencepiece"
     sequence_length: int = 2048  # tokens the model sees; records hold one more
     batch_size: int = 256  # sequences per optimizer step, over all devices and micro-batches
-    packing: Literal["chunk", "segments"] = (
-        "chunk"  # concatenate and cut; segments also keeps documents from attending to each other
-    )
+    # concatenate and cut; segments also keeps documents from attending to each other
+    packing: Literal["chunk", "segments"] = "chunk"
 
     def validate(self) -> None:
         _positive("data.sequence_length", self.sequence_length)
@@ -212,7 +210,8 @@ class MeshConfig:
         sizes = (self.data, self.fsdp, self.tensor)
         if any(s == 0 or s < -1 for s in sizes) or sizes.count(-1) > 1:
             raise UserError(
-                f"mesh.data={self.data}, mesh.fsdp={self.fsdp}, mesh.tensor={self.tensor}: each must be positive, and at most one -1"
+                f"mesh.data={self.data}, mesh.fsdp={self.fsdp}, mesh.tensor={self.tensor}: each must be positive, and "
+                "at most one -1"
             )
 
 
@@ -233,6 +232,8 @@ class RunConfig:
     keep_every: int = op(0)  # also keep every checkpoint at a multiple of this; 0: none
     profile_start: int = op(-1)  # first step of a profiler trace in WORKDIR/profile; -1: off
     profile_steps: int = op(5)  # length of that trace
+    # After training: baselines on the same held-out bytes, and a sample being denoised in the terminal.
+    showcase: bool = op(False)
 
     def validate(self) -> None:
         for name in ("steps", "microbatches", "log_every", "eval_batches", "checkpoint_every", "keep", "profile_steps"):
@@ -285,7 +286,8 @@ class Config:
             )
         if self.diffusion.mask_id is not None and not 0 <= self.diffusion.mask_id < self.model.vocab_size:
             raise UserError(
-                f"diffusion.mask_id={self.diffusion.mask_id} must lie in [0, model.vocab_size={self.model.vocab_size}), or be None to append a row"
+                f"diffusion.mask_id={self.diffusion.mask_id} must lie in "
+                f"[0, model.vocab_size={self.model.vocab_size}), or be None to append a row"
             )
         if self.diffusion.mask_id is not None and self.model.mask_row:
             raise UserError(
@@ -301,7 +303,8 @@ class Config:
             )
         if self.objective == "mdm" and self.diffusion.time_sampling == "antithetic" and self.data.batch_size % 2:
             raise UserError(
-                f"diffusion.time_sampling=antithetic needs an even data.batch_size, not {self.data.batch_size}; or use stratified"
+                "diffusion.time_sampling=antithetic needs an even data.batch_size, not "
+                f"{self.data.batch_size}; or use stratified"
             )
         return self
 
@@ -317,7 +320,7 @@ def to_dict(config: Any) -> dict:
 
 
 def from_dict(cls: type, values: dict) -> Any:
-    """Rebuilds a config dataclass; unknown keys raise `UserError` with a suggestion, missing keys take their defaults."""
+    """Rebuilds a config dataclass: a missing key takes its default, an unknown one raises `UserError`."""
     from diffusionlm.registry import suggest
 
     hints = typing.get_type_hints(cls)
@@ -349,6 +352,6 @@ def scientific_fields(config: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def fingerprint(config: Config) -> str:
-    """Twelve hex digits that identify the science of a run: equal for equal science on any path, mesh or log setting."""
+    """Twelve hex digits that identify the science of a run, whatever its paths, mesh and logging."""
     text = json.dumps(scientific_fields(config), sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]

@@ -75,7 +75,7 @@ def sample_u(cfg: DiffusionConfig, key_batch: jax.Array, keys_B: jax.Array) -> j
 
     iid: independent. stratified: one in each of B equal strata, dealt to the examples by a random permutation.
     antithetic: the same with pairs (u, 1-u) on examples (2i, 2i+1), u in one of B/2 strata of the lower half, and a coin
-    for which example of the pair takes which; the weighted cross-entropy falls with u, so the errors of a pair cancel.
+    for which example of the pair takes which; the loss changes monotonically with u, so the errors of a pair cancel.
     """
     B = keys_B.shape[0]
     jitter_B = 1.0 - jax.vmap(jax.random.uniform)(keys_B)

@@ -43,13 +43,13 @@ def parameters(cfg: ModelConfig) -> Parameters:
     """Counts the parameters of `cfg` as its paper does."""
     d, q, kv = cfg.d_model, cfg.n_heads * cfg.head_dim, cfg.n_kv_heads * cfg.head_dim
     matrices_in = 2 if cfg.mlp == "swiglu" else 1  # gate and up, or up alone
-    block = d * (q + 2 * kv) + q * d + (matrices_in + 1) * d * cfg.d_ff
+    block = d * (q + 2 * kv) + q * d + (matrices_in + 1) * d * cfg.d_ff  # q, k, v; out; MLP
     if cfg.linear_bias or cfg.qkv_bias:
         block += q + 2 * kv
     if cfg.linear_bias:
-        block += d + matrices_in * cfg.d_ff + d
-    norm = d * (2 if cfg.norm == "layernorm" else 1)
-    non_embedding = cfg.n_layers * (block + 2 * norm) + norm
+        block += d + matrices_in * cfg.d_ff + d  # out; gate and up; down
+    norm = d * (2 if cfg.norm == "layernorm" else 1)  # gain, and bias if any
+    non_embedding = cfg.n_layers * (block + 2 * norm) + norm  # SMDM: layers*(4dd + 3d*ffn) + (2*layers + 1)*d
     positions = cfg.max_length * d if cfg.positions == "learned" else 0
     embedding = cfg.embedding_rows * d + positions
     head = 0 if cfg.tied_head else cfg.vocab_size * d

@@ -48,7 +48,7 @@ def write_atomically(path: epath.Path, text: str) -> None:
     """Writes a file that readers see whole or not at all."""
     temporary = path.parent / f".{path.name}.{os.getpid()}.tmp"
     temporary.write_text(text)
-    temporary.rename(path)
+    temporary.replace(path)
 
 
 class StepLog:

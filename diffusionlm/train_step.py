@@ -106,8 +106,9 @@ def eval_step(
 ) -> Metrics:
     """Sums over a held-out batch: nats of the bound, tokens and bytes that were scored.
 
-    Tokens 1..T-1 of a canvas of T are scored given token 0, by both objectives, so that twins are comparable. The noise
-    is fixed by (batch, draw), never by how often or where evaluation runs.
+    Tokens 1..T-1 of a canvas of T are scored given token 0, by both objectives, so that twins are comparable; with
+    packing "segments" each document's first token is context instead. The noise is fixed by (batch, draw), never by how
+    often or where evaluation runs.
     """
     T = cfg.data.sequence_length
     tokens_BxT, segments_BxT = batch["tokens"][:, :T], batch["segment_ids"][:, :T]
@@ -118,7 +119,7 @@ def eval_step(
         full = arm_targets(tokens_BxT, segments_BxT, segmented=segmented)
         scored_BxT, labels_BxT = full.counted_BxT, full.labels_BxT
     else:
-        maskable_BxT = jnp.arange(T)[None] > 0
+        maskable_BxT = jnp.pad(segments_BxT[:, 1:] == segments_BxT[:, :-1], ((0, 0), (1, 0)))
         key = jax.random.fold_in(noise_key(0, batch_index), draw)
         corrupted = corrupt(EVALUATION, cfg.mask_id, tokens_BxT, segments_BxT, maskable_BxT, key)
         full = mdm_targets(EVALUATION, tokens_BxT, corrupted)

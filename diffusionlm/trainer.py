@@ -98,6 +98,11 @@ def claim(cfg: Config, workdir: epath.Path) -> None:
         raise UserError(f"cannot write to the run directory {workdir}: {e.strerror}; choose another --workdir") from e
 
 
+def evaluation_rows(cfg: Config, dataset: Dataset, rows: np.ndarray | None = None) -> Iterator[dict[str, np.ndarray]]:
+    """The held-out batches that a run is evaluated on, in order; `rows` are those of each batch that are needed."""
+    return eval_batches(dataset, batch_size=cfg.data.batch_size, batches=cfg.run.eval_batches, rows=rows)
+
+
 def environment() -> dict[str, Any]:
     """Versions, devices and source revision, for the record."""
     names = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets", "numpy")
@@ -144,6 +149,7 @@ class _Loop:
         self.train_step = make_train_step(cfg, mesh)
         self.eval_step = make_eval_step(cfg)
         self.rows = local_rows(mesh, cfg.data.batch_size)
+        self.row_numbers = np.concatenate([np.arange(start, stop) for start, stop in self.rows])
         self.tokens_per_step = cfg.data.batch_size * cfg.data.sequence_length
         self.flops_per_step = cfg.data.batch_size * flops.train(cfg.model, cfg.data.sequence_length, "model")
         chip = flops.peak_flops(mesh.devices.flat[0].device_kind)
@@ -204,9 +210,8 @@ class _Loop:
         draws = run.eval_draws if self.cfg.objective == "mdm" else 1
         token_bytes = jnp.asarray(self.dataset.tokenizer.token_bytes().astype(np.float32))
         sums = np.zeros((draws, 3))
-        size = self.cfg.data.batch_size
-        for k, rows in enumerate(eval_batches(self.dataset, size, run.eval_batches, rows=self.rows)):
-            batch = {name: global_array(self.mesh, size, self.rows, x) for name, x in rows.items()}
+        for k, rows in enumerate(evaluation_rows(self.cfg, self.dataset, self.row_numbers)):
+            batch = self._on_devices(rows)
             if progress:
                 progress.note(f"evaluating batch {k + 1}")
             parts = [self.eval_step(params, batch, token_bytes, np.int32(k), np.int32(d)) for d in range(draws)]
@@ -214,7 +219,9 @@ class _Loop:
         per_draw = sums[:, 0] / sums[:, 1]
         nelbo = per_draw.mean()
         stderr = per_draw.std(ddof=1) / math.sqrt(draws) if draws > 1 else 0.0
-        bytes_scored = sums[0, 2] * self.dataset.metadata.bytes_per_token_byte("validation")
+        split = self.dataset.metadata.splits["validation"]
+        # Tokens of a tokenizer that normalises text stand for fewer (or more) bytes than the documents had.
+        bytes_scored = sums[0, 2] * split.raw_bytes / split.token_bytes
         return {
             "nelbo_nats_per_token": float(nelbo),
             "nelbo_stderr": float(stderr),
@@ -268,9 +275,13 @@ class _Loop:
         )
 
     def _batches(self, start: int) -> Iterator[dict[str, jax.Array]]:
+        size, seed = self.cfg.data.batch_size, self.cfg.run.seed
+        for rows in train_batches(self.dataset, batch_size=size, seed=seed, start=start, rows=self.row_numbers):
+            yield self._on_devices(rows)
+
+    def _on_devices(self, rows: dict[str, np.ndarray]) -> dict[str, jax.Array]:
         size = self.cfg.data.batch_size
-        for rows in train_batches(self.dataset, batch_size=size, seed=self.cfg.run.seed, start=start, rows=self.rows):
-            yield {name: global_array(self.mesh, size, self.rows, x) for name, x in rows.items()}
+        return {name: global_array(self.mesh, size, self.rows, values) for name, values in rows.items()}
 
     def _raise_if_not_finite(
         self, step: int, metrics: dict[str, jax.Array], state: TrainState, saver: "_Saver"

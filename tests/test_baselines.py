@@ -127,6 +127,14 @@ def test_ngrams_cross_neither_records_nor_padding():
     assert joined[0, 1] < separate[0, 1] - 0.5
 
 
+def test_what_stands_before_padding_is_no_context():
+    model = fit_ngram(np.random.default_rng(6).integers(4, size=(1, 500)), 4, 3)
+    records = np.array([[c, -1, w] for w in range(4) for c in range(4)])
+    p_4x4 = np.exp(-ngram_nats(model, records)[2, :, 2]).reshape(4, 4)  # of w, after c and a gap
+    np.testing.assert_array_equal(p_4x4, np.tile(p_4x4[:, :1], 4))
+    np.testing.assert_allclose(p_4x4.sum(axis=0), 1)
+
+
 def test_padding_is_not_scored():
     rng = np.random.default_rng(3)
     train, heldout = rng.integers(4, size=200), rng.integers(4, size=(1, 20))

@@ -84,6 +84,7 @@ def unrolled(program, args):
 def test_ledger_equals_the_matmuls_of_the_unrolled_model(variant):
     cfg, B, T = dataclasses.replace(TINY, **VARIANTS[variant]), 2, 12
     forward, gradient, args = programs(cfg, B, T)
+    assert sum(p.size for p in jax.tree.leaves(args[0])) == flops.parameters(cfg).stored
     assert matmul_flops(unrolled(forward, args).jaxpr) == B * sum(flops.forward(cfg, T).values())
     executed = matmul_flops(unrolled(gradient, args).jaxpr)
     assert executed == B * flops.train(cfg, T, "executed")

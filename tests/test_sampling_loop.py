@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import itertools
 
 import jax
@@ -19,12 +20,14 @@ from diffusionlm.sampling import loop
 from diffusionlm.sampling.config import ModelSpec, SamplingConfig
 from diffusionlm.sampling.loop import Canvas, Settings, generate
 from diffusionlm.sampling.strategies import STRATEGIES
-from diffusionlm.sharding import make_mesh
+from diffusionlm.sharding import make_mesh, tree_shardings
 
 TINY = ModelConfig(d_model=32, n_layers=2, n_heads=2, n_kv_heads=2, head_dim=16, d_ff=64, vocab_size=50, max_length=128)
 MDM = ModelSpec.of(Config(model=TINY))
 ARM = ModelSpec.of(Config(objective="arm", model=dataclasses.replace(TINY, causal=True, mask_row=False)))
 PROMPTS = [[3, 1, 4, 1, 5], [9, 2], [], [6, 5, 3, 5, 8, 9, 7]]
+# With nothing but masks, attention over equal values makes all positions equal: confidences tie up to rounding.
+UNTIED = [[3, 1, 4, 1, 5], [9, 2], [7, 12, 44, 31, 18], [10, 6]]
 
 
 @pytest.fixture(autouse=True)
@@ -85,19 +88,19 @@ def ancestral_law(alphas: list[float], temperature: float = 1.0) -> np.ndarray:
     return np.array([law.get(tuple(sequence), 0.0) for sequence in SEQUENCES.tolist()])
 
 
-def oracle_counts(strategy: str, steps: int, schedule="linear", temperature=1.0, rows=20_000, seed=0) -> np.ndarray:
-    """How often each sequence comes out of the loop."""
-    shape = (rows, L)
-    canvas = Canvas(
-        jnp.full(shape, V, jnp.int32),
-        jnp.ones(shape, bool),
-        jnp.ones(shape, jnp.int32),
-        jnp.arange(rows, dtype=jnp.int32),
-    )
-    settings = make_settings(strategy, steps, temperature)
+@functools.partial(jax.jit, static_argnames="schedule")
+def denoise_with_oracle(canvas, key, settings, schedule):
     built = schedules.build(DiffusionConfig(schedule=schedule))
-    run = jax.jit(lambda *args: loop.denoise(oracle, built, jnp.zeros(V, bool), *args))
-    tokens = np.asarray(run(canvas, settings, jax.random.key(seed)).tokens_BxT)
+    return loop.denoise(oracle, built, jnp.zeros(V, bool), canvas, key, settings).tokens_BxT
+
+
+def oracle_counts(strategy: str, steps: int, schedule="linear", temperature=1.0, seed=0) -> np.ndarray:
+    """How often each sequence comes out of the loop."""
+    shape = (10_000, L)
+    rows = jnp.arange(shape[0], dtype=jnp.int32)
+    canvas = Canvas(jnp.full(shape, V, jnp.int32), jnp.ones(shape, bool), jnp.ones(shape, jnp.int32), rows)
+    settings = make_settings(strategy, steps, temperature)
+    tokens = np.asarray(denoise_with_oracle(canvas, jax.random.key(seed), settings, schedule))
     return np.bincount(tokens @ (V ** np.arange(L)[::-1]), minlength=V**L)
 
 
@@ -115,11 +118,7 @@ def p_value(counts: np.ndarray, law: np.ndarray) -> float:
     return stats.chisquare(observed, expected).pvalue
 
 
-ALPHAS = {
-    "linear": lambda t: 1 - t,
-    "cosine": lambda t: 1 - np.cos(np.pi / 2 * (1 - t)),
-    "polynomial": lambda t: 1 - t**2,
-}
+ALPHAS = {"linear": lambda t: 1 - t, "cosine": lambda t: 1 - np.cos(np.pi / 2 * (1 - t))}  # as MD4 writes them
 
 
 def grid(schedule: str, steps: int) -> list[float]:
@@ -127,21 +126,16 @@ def grid(schedule: str, steps: int) -> list[float]:
     return alphas[:-1] + [1.0]
 
 
-@pytest.mark.parametrize("schedule", ["linear", "polynomial"])
+@pytest.mark.parametrize("schedule", ["linear", "cosine"])
 @pytest.mark.parametrize("steps", [1, 2, 5])
 def test_ancestral_follows_its_enumerated_finite_step_law(schedule, steps):
     assert p_value(oracle_counts("ancestral", steps, schedule), ancestral_law(grid(schedule, steps))) > 1e-3
 
 
-def test_cosine_schedule_reveals_as_md4_defines_it():
-    # MD4 writes alpha = 1 - cos(pi/2 (1 - t)).
-    assert p_value(oracle_counts("ancestral", 3, "cosine"), ancestral_law(grid("cosine", 3))) > 1e-3
-
-
 def test_ancestral_approaches_the_joint_as_steps_grow():
     distance = [np.abs(ancestral_law(grid("linear", steps)) - JOINT).sum() / 2 for steps in (1, 4, 16, 256)]
     assert distance == sorted(distance, reverse=True) and distance[0] > 0.05 and distance[-1] < 0.003
-    assert p_value(oracle_counts("ancestral", 256), JOINT) > 1e-3
+    assert p_value(oracle_counts("ancestral", 64), ancestral_law(grid("linear", 64))) > 1e-3
     assert p_value(oracle_counts("ancestral", 1), JOINT) < 1e-9  # so the test has the power to tell
 
 
@@ -153,14 +147,18 @@ def test_temperature_divides_the_logits():
     assert p_value(oracle_counts("ancestral", 2, temperature=0.5), ancestral_law(grid("linear", 2), 0.5)) > 1e-3
 
 
-# ---- against a slow reference, on unpadded rows without segments ------------------------------------------------------
+# ---- against a slow reference, on unpadded rows without segments -----------------------------------------------------
+
+
+@functools.partial(jax.jit, static_argnames="cfg")
+def unpadded_logits(params, cfg: ModelConfig, tokens_BxT):
+    model = Transformer(cfg)
+    return model.apply({"params": params}, model.apply({"params": params}, tokens_BxT), method=Transformer.head)
 
 
 def reference_logits(params, spec: ModelSpec, row: list[int]) -> np.ndarray:
-    """Float64 logits (T, V) of one row by itself, what may not be drawn at -inf; `shifted` as Dream does it, on logits."""
-    model = Transformer(spec.model)
-    hidden = model.apply({"params": params}, jnp.array([row], jnp.int32))
-    logits = np.asarray(model.apply({"params": params}, hidden, method=Transformer.head), np.float64)[0]
+    """Float64 logits (T, V) of one row by itself, forbidden ids at -inf; `shifted` as Dream does it, on logits."""
+    logits = np.asarray(unpadded_logits(params, spec.model, jnp.array([row], jnp.int32)), np.float64)[0]
     logits = np.concatenate([logits[:1], logits[:-1]]) if spec.shifted else logits
     logits[:, spec.model.vocab_size :] = -np.inf
     logits[:, list(spec.suppressed_ids)] = -np.inf
@@ -168,7 +166,7 @@ def reference_logits(params, spec: ModelSpec, row: list[int]) -> np.ndarray:
 
 
 def reference_low_confidence(params, spec: ModelSpec, prompt: list[int], length: int, steps: int) -> list[int]:
-    """LLaDA's low-confidence remasking at temperature 0, one position at a time; asserts that nothing is a close call."""
+    """LLaDA's low-confidence remasking at temperature 0, one position at a time; asserts that no call is close."""
     row = list(prompt) + [spec.mask_id] * length
     masked = set(range(len(prompt), len(row)))
     for i in range(steps):
@@ -188,29 +186,26 @@ def reference_low_confidence(params, spec: ModelSpec, prompt: list[int], length:
     return row[len(prompt) :]
 
 
-@pytest.mark.parametrize("length, steps", [(8, 8), (10, 4), (7, 10), (5, 1)])
+@pytest.mark.parametrize("length, steps", [(10, 4), (7, 10)])
 def test_low_confidence_matches_the_slow_reference(length, steps):
-    result = generate(PARAMS, MDM, PROMPTS, SamplingConfig(length, steps, "low_confidence", 0.0))
-    expected = [reference_low_confidence(PARAMS, MDM, prompt, length, steps) for prompt in PROMPTS]
-    assert result.tokens.tolist() == expected
-    assert result.nfe.tolist() == [min(length, steps)] * len(PROMPTS)
+    result = generate(PARAMS, MDM, UNTIED, SamplingConfig(length, steps, "low_confidence", 0.0))
+    assert result.tokens.tolist() == [reference_low_confidence(PARAMS, MDM, p, length, steps) for p in UNTIED]
+    assert result.nfe.tolist() == [min(length, steps)] * len(UNTIED)
 
 
 def test_shifted_models_predict_the_next_position():
     spec = dataclasses.replace(MDM, shifted=True)
-    result = generate(PARAMS, spec, PROMPTS[:2], SamplingConfig(6, 6, "low_confidence", 0.0))
-    assert result.tokens.tolist() == [reference_low_confidence(PARAMS, spec, prompt, 6, 6) for prompt in PROMPTS[:2]]
+    result = generate(PARAMS, spec, UNTIED, SamplingConfig(6, 6, "low_confidence", 0.0))
+    assert result.tokens.tolist() == [reference_low_confidence(PARAMS, spec, prompt, 6, 6) for prompt in UNTIED]
 
 
 def test_autoregressive_models_complete_greedily_from_left_to_right():
-    params = make_params(ARM.model)
-    prompts = [prompt for prompt in PROMPTS if prompt]
-    result = generate(params, ARM, prompts, SamplingConfig(length=6, temperature=0.0))
-    unshifted = dataclasses.replace(ARM, shifted=False)
-    for prompt, tokens in zip(prompts, result.tokens.tolist(), strict=True):
+    result = generate(PARAMS, ARM, UNTIED, SamplingConfig(length=6, temperature=0.0))
+    for prompt, tokens in zip(UNTIED, result.tokens.tolist(), strict=True):
         row = list(prompt)
         for _ in range(6):
-            logits = reference_logits(params, unshifted, row)[-1]
+            future = [0] * (len(prompt) + 6 - len(row))  # what comes later has no say
+            logits = reference_logits(PARAMS, dataclasses.replace(ARM, shifted=False), row + future)[len(row) - 1]
             second, first = np.sort(logits)[-2:]
             assert first - second > 1e-3
             row.append(int(np.argmax(logits)))
@@ -223,7 +218,7 @@ def test_autoregressive_models_complete_greedily_from_left_to_right():
 def run_canvas(strategy: str, params=PARAMS, spec: ModelSpec = MDM, steps: int = 4, length: int = 9, frames: int = 0):
     canvas = loop._canvas(spec, PROMPTS, length, range(len(PROMPTS)))
     suppressed = loop.suppression(spec.model, spec.suppressed_ids)
-    args = (params, suppressed, canvas, make_settings(strategy, steps), jax.random.key(0))
+    args = (params, suppressed, canvas, jax.random.key(0), make_settings(strategy, steps))
     built = schedules.build(spec.diffusion)
     return canvas, loop._run(*args, model_cfg=spec.model, shifted=spec.shifted, schedule=built, frames=frames)
 
@@ -251,18 +246,19 @@ def test_suppressed_ids_and_padding_rows_never_appear(strategy):
 
 def test_a_drawn_token_that_equals_the_mask_id_is_not_masked():
     """LLaDA's mask is an ordinary id that nothing suppresses; a canvas must not take such a token for a hole."""
-    shape = (2, 6)
-    canvas = Canvas(
-        *(jnp.full(shape, 1, kind) for kind in (jnp.int32, bool, jnp.int32)), jnp.arange(2, dtype=jnp.int32)
-    )
-    denoiser = lambda tokens, *_: jnp.broadcast_to(jnp.array([0.0, 9.0, 0.0]), (*tokens.shape, 3))
+
+    def always_one(tokens_BxT, segment_ids_BxT, masked_BxT):
+        return jnp.broadcast_to(jnp.array([0.0, 9.0, 0.0]), (*tokens_BxT.shape, 3))
+
+    ones = jnp.ones((2, 6), jnp.int32)
+    canvas = Canvas(ones, ones > 0, ones, jnp.arange(2, dtype=jnp.int32))
     settings = make_settings("low_confidence", 3, 0.0)
-    result = loop.denoise(denoiser, schedules.Linear(), jnp.zeros(3, bool), canvas, settings, jax.random.key(0))
+    result = loop.denoise(always_one, schedules.Linear(), jnp.zeros(3, bool), canvas, jax.random.key(0), settings)
     assert (np.asarray(result.tokens_BxT) == 1).all() and result.nfe_B.tolist() == [3, 3]
 
 
 def test_trace_records_every_state():
-    canvas, result = run_canvas("low_confidence", length=10, steps=4, frames=8)
+    canvas, result = run_canvas("low_confidence", length=10, steps=4, frames=16)
     tokens, masked = (np.asarray(states)[: int(result.steps) + 1] for states in result.trace)
     assert len(tokens) == 5
     assert masked.sum(-1)[:, 0].tolist() == [10, 7, 4, 2, 0]
@@ -274,7 +270,7 @@ def test_trace_records_every_state():
 
 
 def test_trace_changes_nothing_and_covers_the_new_tokens():
-    sampling = SamplingConfig(9, 4, "ancestral")
+    sampling = SamplingConfig(9, 12, "ancestral")
     plain, traced = (generate(PARAMS, MDM, PROMPTS, sampling, trace=trace) for trace in (False, True))
     assert plain.trace is None and (plain.tokens == traced.tokens).all()
     assert traced.trace.tokens.shape == traced.trace.masked.shape == (traced.nfe.max() + 1, len(PROMPTS), 9)
@@ -286,7 +282,7 @@ def test_trace_changes_nothing_and_covers_the_new_tokens():
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_batch_mates_do_not_change_a_row(strategy):
-    sampling = SamplingConfig(16, 8, strategy)
+    sampling = SamplingConfig(16, 12, strategy)
     mates = generate(PARAMS, MDM, PROMPTS, sampling, trace=True)
     others = generate(PARAMS, MDM, [PROMPTS[0], [4] * 30, [8], [2, 2]], sampling, trace=True)
     frames = min(len(mates.trace.tokens), len(others.trace.tokens))
@@ -308,21 +304,21 @@ def test_rows_follow_their_ids_alone_permuted_or_on_a_longer_canvas(strategy):
 
 
 def test_a_mesh_gives_the_tokens_of_one_device():
-    sampling = SamplingConfig(12, 6, "low_confidence")
-    one = generate(PARAMS, MDM, PROMPTS, sampling)
+    sampling = SamplingConfig(7, 10, "low_confidence", 0.0)  # no close calls, says the slow reference
+    one = generate(PARAMS, MDM, UNTIED, sampling)
     mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
-    replicated = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    boxed = jax.eval_shape(Transformer(TINY).init, jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
     with jax.set_mesh(mesh):
-        eight = generate(jax.device_put(PARAMS, replicated), MDM, PROMPTS, sampling)
+        eight = generate(jax.device_put(PARAMS, tree_shardings(boxed, mesh)), MDM, UNTIED, sampling)
     assert (one.tokens == eight.tokens).all()
 
 
 def test_seeds_keys_and_rows_differ():
     sampling = SamplingConfig(16, 8, "ancestral", seed=1)
-    result = generate(PARAMS, MDM, [[3]] * 2, sampling)
+    result = generate(PARAMS, MDM, [[3]] * 4, sampling)
     assert (result.tokens[0] != result.tokens[1]).any()
-    assert (generate(PARAMS, MDM, [[3]] * 2, sampling, jax.random.key(1)).tokens == result.tokens).all()
-    assert (generate(PARAMS, MDM, [[3]] * 2, sampling, jax.random.key(2)).tokens != result.tokens).any()
+    assert (generate(PARAMS, MDM, [[3]] * 4, sampling, jax.random.key(1)).tokens == result.tokens).all()
+    assert (generate(PARAMS, MDM, [[3]] * 4, sampling, jax.random.key(2)).tokens != result.tokens).any()
 
 
 @contextlib.contextmanager
@@ -349,17 +345,14 @@ def test_only_shapes_compile():
             generate(PARAMS, MDM, [[1], [2, 3], [4]], SamplingConfig(12, 7, strategy, 0.3, seed=5))
         generate(PARAMS, MDM, [[1, 2]] * 3, SamplingConfig(10, 9, "low_confidence", 0.0))
     assert not again
-    with count_compilations() as another:
-        generate(PARAMS, MDM, [[1, 2]] * 3, SamplingConfig(10, 4, "ancestral"), trace=True)
-    assert another
 
 
 # ---- settings and mistakes -------------------------------------------------------------------------------------------
 
 
 def test_more_steps_than_tokens_stop_when_all_is_revealed():
-    assert generate(PARAMS, MDM, [[1]], SamplingConfig(4, 9, "low_confidence")).nfe.tolist() == [4]
-    assert generate(PARAMS, MDM, [[1]], SamplingConfig(4, 9, "ancestral")).nfe[0] <= 9
+    assert generate(PARAMS, MDM, PROMPTS, SamplingConfig(4, 9, "low_confidence")).nfe.tolist() == [4] * 4
+    assert generate(PARAMS, MDM, PROMPTS, SamplingConfig(4, 9, "ancestral")).nfe.max() <= 9
 
 
 def test_defaults_are_one_token_a_step_in_the_order_of_the_objective():
@@ -408,6 +401,4 @@ def test_prompts_and_settings_that_do_not_fit_the_model_are_refused(spec, prompt
 def test_nan_logits_are_an_error_and_name_the_prompt():
     embed = PARAMS["embed"].at[9].set(jnp.nan)
     with pytest.raises(UserError, match="NaN logits for prompt 1"):
-        generate(
-            {**PARAMS, "embed": embed}, dataclasses.replace(MDM, suppressed_ids=(9,)), PROMPTS[:2], SamplingConfig(4)
-        )
+        generate({**PARAMS, "embed": embed}, dataclasses.replace(MDM, suppressed_ids=(9,)), PROMPTS, SamplingConfig(4))

@@ -34,7 +34,7 @@ BOILERPLATE = 40  # letters; a paragraph at least this long is kept only where i
 
 @dataclass(frozen=True)
 class Document:
-    name: str  # where the text comes from, unique within a corpus
+    name: str  # module:definition, or what else tells where the text comes from
     text: str
 
 
@@ -50,7 +50,7 @@ def get(name: str) -> dict[str, list[Document]]:
 def python_docs() -> dict[str, list[Document]]:
     """Docstrings of the standard library and of installed packages, and the topics of Python's `help`.
 
-    Sources are parsed and never run. A document is what one top-level class or function, module head or help topic says.
+    Sources are parsed, never run. A document is what one top-level class or function, module head or help topic says.
     Whole modules (and topics) are held out by a hash of their name, so that machines agree; a paragraph that occurs
     again, but for case, digits and punctuation, is kept only in the first place, so none is in both splits.
     """
@@ -83,7 +83,7 @@ def _modules() -> list[tuple[str, list[Document]]]:
     for package, root in roots:
         for file in sorted(root.rglob("*.py")):
             parts = file.relative_to(root).with_suffix("").parts
-            if not SKIPPED.intersection(parts):
+            if not SKIPPED.intersection(parts) and not file.name.endswith("_test.py"):
                 module = ".".join([package, *parts]).strip(".").removesuffix(".__init__")
                 found.append((module, list(_docstrings(module, file))))
     return found
@@ -101,7 +101,7 @@ def _docstrings(module: str, file: Path) -> Iterator[Document]:
         yield Document(module, head + "\n")
     for node in _statements(tree.body):
         if texts := list(_texts(node)):
-            yield Document(f"{module}:{node.lineno}", "\n\n".join(texts) + "\n")
+            yield Document(f"{module}:{getattr(node, 'name', node.lineno)}", "\n\n".join(texts) + "\n")
 
 
 def _statements(body: Sequence[ast.stmt]) -> Iterator[ast.stmt]:
@@ -128,11 +128,14 @@ def _texts(node: ast.stmt) -> Iterator[str]:
 
 
 def _unseen(text: str, seen: set[str]) -> str:
-    """`text` without the paragraphs in `seen`, to which the rest is added."""
-    kept = []
+    """`text` without the paragraphs in `seen`, to which the others are added; "" where nothing of length is left."""
+    kept, news = [], False
     for paragraph in re.split(r"\n[ \t]*\n", text.strip("\n")):
         letters = "".join(filter(str.isalpha, paragraph.lower()))
-        if len(letters) < BOILERPLATE or letters not in seen:
-            kept.append(paragraph)
+        if len(letters) >= BOILERPLATE:
+            if letters in seen:
+                continue
             seen.add(letters)
-    return "\n\n".join(kept) + "\n" if any(len(p) > BOILERPLATE for p in kept) else ""
+            news = True
+        kept.append(paragraph)
+    return "\n\n".join(kept) + "\n" if news else ""

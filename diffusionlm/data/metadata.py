@@ -9,7 +9,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
+from etils import epath
 
 from diffusionlm.errors import UserError
 
@@ -51,17 +51,12 @@ class Metadata:
         content = (self.format, self.packing, self.tokenizer["sha256"], self.sequence_length, splits)
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
-    @property
-    def token_dtype(self) -> np.dtype:
-        """Stored type of the tokens."""
-        return np.dtype(np.uint16 if self.vocab_size <= 1 << 16 else np.uint32)
-
     def write(self, directory: Path) -> None:
         values = dataclasses.asdict(self) | {"sha256": self.sha256}
         (directory / FILE).write_text(json.dumps(values, indent=2) + "\n")
 
 
-def read(directory: Path) -> Metadata:
+def read(directory: epath.Path) -> Metadata:
     """The metadata of the dataset in `directory`.
 
     Raises:
@@ -91,4 +86,10 @@ def read(directory: Path) -> Metadata:
         ) from error
     if not unchanged:
         raise UserError(f"{str(file)!r} was changed after it was written (sha256 differs); prepare the dataset again")
+    for split in metadata.splits.values():
+        for shard, size in split.shards.items():
+            found = (directory / shard).stat().length if (directory / shard).exists() else 0
+            if found != size:
+                what = f"{shard} has {found} bytes, not {size}"
+                raise UserError(f"dataset {str(directory)!r} is damaged: {what}; copy or prepare it again")
     return metadata

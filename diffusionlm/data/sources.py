@@ -3,11 +3,12 @@
 A source only reads; decoding and checking (`text_of`) are left to the workers.
 """
 
+import functools
 import gzip
 import json
 import re
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from etils import epath
@@ -76,21 +77,24 @@ class Files:
 
 
 class Texts:
-    """Documents in memory."""
+    """Documents made by a function, when they are first asked for."""
 
-    def __init__(self, name: Any, items: Sequence[Item]):
-        self._name, self._items = name, items
-        self.total = sum(item.progress for item in items)
+    def __init__(self, name: Any, make: Callable[[], Sequence[Item]]):
+        self._name, self._make = name, functools.cache(make)
+
+    @property
+    def total(self) -> int:
+        return sum(item.progress for item in self._make())
 
     def describe(self) -> Any:
         return self._name
 
     def __iter__(self) -> Iterator[Item]:
-        return iter(self._items)
+        return iter(self._make())
 
 
 class Tfds:
-    """The text feature of a split of any TFDS dataset, downloaded and prepared as ArrayRecord if it is not there yet."""
+    """The text feature of a split of any TFDS dataset, downloaded and prepared as ArrayRecord if need be."""
 
     def __init__(self, name: str, split: str, text_field: str):
         import tensorflow_datasets as tfds  # here, because the workers of a file source have no use for it
@@ -138,7 +142,8 @@ def resolve(spec: str | Sequence[str], text_field: str) -> dict[str, Source]:
     if isinstance(spec, str) and (match := TFDS_NAME.fullmatch(spec)):
         return {"train": Tfds(match["name"], match["split"] or "train", text_field)}
     if isinstance(spec, str) and spec in corpora.CORPORA.names():
-        return {split: _corpus_source(spec, split, documents) for split, documents in corpora.get(spec).items()}
+        load = functools.cache(functools.partial(corpora.get, spec))
+        return {split: _corpus_source(spec, split, load) for split in ("train", "validation")}
     return {"train": Files([path for one in ([spec] if isinstance(spec, str) else spec) for path in _expand(str(one))])}
 
 
@@ -217,8 +222,10 @@ def _expand(spec: str) -> list[epath.Path]:
     return sorted(found)
 
 
-def _corpus_source(name: str, split: str, documents: Sequence[corpora.Document]) -> Texts:
-    items = [Item(f"{name}:{d.name}", (text := d.text.encode()), False, len(text)) for d in documents]
+def _corpus_source(name: str, split: str, load: Callable[[], dict[str, list[corpora.Document]]]) -> Texts:
+    def items() -> list[Item]:
+        return [Item(f"{name}:{d.name}", (text := d.text.encode()), False, len(text)) for d in load()[split]]
+
     return Texts({"corpus": name, "split": split}, items)
 
 
@@ -229,5 +236,6 @@ def _head_and_tail(source: Files, fraction: float) -> dict[str, Source]:
     if not cut:
         raise UserError(f"{item.location} has no line break to hold out its end at; name a validation file instead")
     parts = {"train": text[:cut], "validation": text[cut:]}
-    items = {split: item._replace(payload=part, progress=len(part)) for split, part in parts.items()}
-    return {split: Texts(source.describe(), [part]) for split, part in items.items()}
+    items = {split: [item._replace(payload=part, progress=len(part))] for split, part in parts.items()}
+    name = {"files": source.describe(), "tail": fraction}
+    return {split: Texts(name, functools.partial(items.get, split)) for split in parts}

@@ -26,12 +26,12 @@ def comparison(
     """A table with bars of what each needs for the same held-out text, for `rich.console.Console.print`.
 
     Args:
-        model: the name of its row.
-        objective: mdm: the figures are a bound, with its standard error; arm: they are exact.
-        nats_per_token: of the model, over the scored tokens.
-        nats_stderr: standard error of `nats_per_token`; shown for an mdm.
-        bits_per_byte: of the model, over the bytes of the same tokens.
-        baselines: as `baselines.fit_and_score` returns them.
+      model: the name of its row.
+      objective: mdm: the figures are a bound, with its standard error; arm: they are exact.
+      nats_per_token: of the model, over the scored tokens.
+      nats_stderr: standard error of `nats_per_token`; shown for an mdm.
+      bits_per_byte: of the model, over the bytes of the same tokens.
+      baselines: as `baselines.fit_and_score` returns them.
     """
     rows = {name: (scores["bits_per_byte"], f"{scores['nats_per_token']:.3f}") for name, scores in baselines.items()}
     error = f" +/- {nats_stderr:.3f}" if objective == "mdm" else ""

@@ -46,7 +46,11 @@ class Completion:
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A checkpoint that is ready to generate."""
+    """A checkpoint that is ready to generate.
+
+    Prompts begin with what a document began with in training: the sidecar's `canvas["start_id"]`, or else EOS, which
+    ends the document before. It counts towards the context.
+    """
 
     params: Any
     config: ModelSpec
@@ -102,12 +106,8 @@ class LoadedModel:
         return sampling.resolve(autoregressive=self.config.autoregressive)
 
     def _encode(self, text: str) -> list[int]:
-        ids = self.tokenizer.encode(text)
-        if self.sidecar.bos_id is not None:
-            return [self.sidecar.bos_id, *ids]
-        if not ids and self.config.autoregressive and self.sidecar.eos_id is not None:
-            return [self.sidecar.eos_id]  # what a document follows in training
-        return ids
+        start_id = self.sidecar.canvas.get("start_id", self.sidecar.eos_id)
+        return ([] if start_id is None else [start_id]) + self.tokenizer.encode(text)
 
     def _decode_after(self, prompt: list[int], tokens: list[int]) -> str:
         """The text that `tokens` add to the prompt's: decoders may drop the first space of a text on its own."""
@@ -139,7 +139,7 @@ def load(path: epath.PathLike, dtype: str | None = None, mesh: jax.sharding.Mesh
         diffusion=config.from_dict(config.DiffusionConfig, sidecar.diffusion),
         mask_id=None if sidecar.objective == "arm" else sidecar.mask_id,
         suppressed_ids=tuple(sidecar.suppressed_ids),
-        shifted=sidecar.alignment == "shifted",
+        shifted=sidecar.alignment == "shifted" or sidecar.objective == "arm",
         max_length=sidecar.canvas.get("max_length", model_cfg.max_length),
     )
     tokens_1x1 = jax.ShapeDtypeStruct((1, 1), jnp.int32)

@@ -121,12 +121,13 @@ def generate(
         strategy=np.int32(list(STRATEGIES).index(sampling.strategy)),
         temperature=np.float32(sampling.temperature),
     )
+    key = jax.random.key(sampling.seed) if key is None else key
     run = functools.partial(
         _run,
         params,
         suppression(cfg.model, cfg.suppressed_ids),
         canvas,
-        key=jax.random.key(sampling.seed) if key is None else key,
+        key,
         model_cfg=cfg.model,
         shifted=cfg.shifted,
         schedule=schedules.build(cfg.diffusion),
@@ -192,8 +193,8 @@ def _run(
     params: Any,
     suppressed_V: jax.Array,
     canvas: Canvas,
-    settings: Settings,
     key: jax.Array,
+    settings: Settings,
     *,
     model_cfg: ModelConfig,
     shifted: bool,
@@ -201,7 +202,7 @@ def _run(
     frames: int,
 ) -> Denoised:
     denoiser = model_denoiser(params, model_cfg, shifted=shifted)
-    return denoise(denoiser, schedule, suppressed_V, canvas, settings, key, frames)
+    return denoise(denoiser, schedule, suppressed_V, canvas, key, settings, frames)
 
 
 def model_denoiser(params: Any, cfg: ModelConfig, *, shifted: bool) -> Denoiser:
@@ -223,8 +224,8 @@ def denoise(
     schedule: schedules.Schedule,
     suppressed_V: jax.Array,
     canvas: Canvas,
-    settings: Settings,
     key: jax.Array,
+    settings: Settings,
     frames: int = 0,
 ) -> Denoised:
     """Reveals every masked position of a canvas; a pure function to be jitted.
@@ -238,8 +239,8 @@ def denoise(
       schedule: the alpha(t) that the model was trained with.
       suppressed_V: ids that are never drawn.
       canvas: the rows.
-      settings: how.
       key: the noise.
+      settings: how.
       frames: 0, or the static length of the recorded trace, at least steps + 1.
     """
     initial_B = canvas.masked_BxT.sum(axis=-1, dtype=jnp.int32)

@@ -1,0 +1,121 @@
+"""Prepared datasets as batches: which rows batch k holds is a pure function of (seed, k).
+
+So there is no iterator state to save, any batch can be asked for, and each host reads only its own rows of it.
+"""
+
+import functools
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+
+import grain
+import numpy as np
+import tensorflow_datasets as tfds
+from etils import epath
+
+from diffusionlm.data import metadata as metadata_lib
+from diffusionlm.data import tokenizers
+from diffusionlm.data.metadata import Metadata
+from diffusionlm.errors import UserError
+
+PREFETCH = grain.ReadOptions(num_threads=4, prefetch_buffer_size=8)  # batches read ahead, and by how many threads
+
+Batch = dict[str, np.ndarray]  # "tokens" and "segment_ids", int32 (rows, sequence_length + 1); segment 0 is padding
+
+
+class Dataset:
+    """A prepared directory: its metadata and tokenizer, and its rows by number."""
+
+    def __init__(self, path: epath.Path, metadata: Metadata):
+        self.path, self.metadata = path, metadata
+        self._source = functools.cache(tfds.builder_from_directory(path).as_data_source)
+
+    @functools.cached_property
+    def tokenizer(self) -> tokenizers.Tokenizer:
+        return tokenizers.from_dict(self.metadata.tokenizer)
+
+    def size(self, split: str) -> int:
+        """Number of rows.
+
+        Raises:
+          UserError: there is no such split.
+        """
+        if split not in self.metadata.splits:
+            raise UserError(
+                f"dataset {str(self.path)!r} has no split {split!r}, only {', '.join(self.metadata.splits)}"
+            )
+        return self.metadata.splits[split].records
+
+    def rows(self, split: str, indices: Sequence[int]) -> Batch:
+        """The rows with these numbers, in this order."""
+        self.size(split)
+        found = self._source(split).__getitems__([int(i) for i in indices])
+        return {name: np.stack([row[name] for row in found]).astype(np.int32) for name in ("tokens", "segment_ids")}
+
+
+def open_dataset(path: str | os.PathLike) -> Dataset:
+    """Opens a directory that `prepare` made.
+
+    Raises:
+      UserError: it is not one, or not a whole one.
+    """
+    path = epath.Path(path)
+    return Dataset(path, metadata_lib.read(path))
+
+
+def train_batches(
+    dataset: Dataset, *, batch_size: int, seed: int, start: int = 0, rows: Sequence[int] | None = None
+) -> Iterator[Batch]:
+    """Batches k = start, start + 1, ... of the training split, without end, read ahead in the background.
+
+    Every epoch is a new permutation of all rows; a batch may straddle two epochs.
+
+    Args:
+      dataset: what `open_dataset` gave.
+      batch_size: rows of the global batch.
+      seed: of the permutations.
+      start: the first batch.
+      rows: numbers in [0, batch_size) of the rows of each global batch that this host needs, in order; None: all.
+    """
+    if not 0 <= seed < 1 << 32:
+        raise UserError(f"seed={seed} of the data order must lie in [0, 2**32)")
+    order = grain.MapDataset.range(dataset.size("train")).seed(seed).shuffle().repeat()
+    rows = np.arange(batch_size) if rows is None else np.asarray(rows)
+
+    def batch(k: int) -> Batch:
+        return dataset.rows("train", [order[k * batch_size + int(row)] for row in rows])
+
+    return _read_ahead(batch, start, sys.maxsize)
+
+
+def eval_batches(
+    dataset: Dataset,
+    *,
+    batch_size: int,
+    batches: int | None = None,
+    split: str = "validation",
+    rows: Sequence[int] | None = None,
+) -> Iterator[Batch]:
+    """The rows of a split in order, once; the last batch is filled up with rows of token 0 in segment 0, the padding.
+
+    Args:
+      dataset: what `open_dataset` gave.
+      batch_size: rows of the global batch.
+      batches: the most batches to give; None: all.
+      split: whose rows.
+      rows: as in `train_batches`.
+    """
+    size = dataset.size(split)
+    rows = np.arange(batch_size) if rows is None else np.asarray(rows)
+
+    def batch(k: int) -> Batch:
+        wanted = k * batch_size + rows
+        found = dataset.rows(split, np.minimum(wanted, size - 1))
+        return {name: np.where(wanted[:, None] < size, values, 0) for name, values in found.items()}
+
+    available = -(-size // batch_size)
+    return _read_ahead(batch, 0, available if batches is None else min(batches, available))
+
+
+def _read_ahead(batch: Callable[[int], Batch], start: int, stop: int) -> Iterator[Batch]:
+    return iter(grain.MapDataset.range(start, stop).map(batch).to_iter_dataset(PREFETCH))

@@ -1,0 +1,360 @@
+"""Text into fixed-length token records in ArrayRecord, which TFDS reads back: `diffusionlm data prepare`.
+
+Documents are encoded without BOS, each followed by EOS, concatenated in the order of the source and cut into records of
+sequence_length + 1 tokens, whatever documents they cross (as SMDM and LLaDA do). Every record also numbers its
+documents (`segment_ids`, from 1), so that a trainer may keep them from attending to each other. The last, partial
+record of a split is dropped. The directory appears whole, under its name, or not at all.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import reprlib
+import shutil
+import signal
+import uuid
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import TypeVar
+
+from etils import epath
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+from diffusionlm.data import metadata as metadata_lib
+from diffusionlm.data import records, tokenizers
+from diffusionlm.data.metadata import Metadata, SplitMetadata
+from diffusionlm.data.sources import Item, Source, resolve_splits, text_of
+from diffusionlm.errors import UserError
+
+BATCH_BYTES = 1 << 20  # of source that a worker encodes at a time
+SHARD_TOKENS = 1 << 26  # a shard holds 32k records of 2048 tokens
+TRAINING_BYTES = 1 << 27  # of text from which a tokenizer is trained: the first training documents
+WORKER_DEATHS = 'out of memory, or started by a script outside of its `if __name__ == "__main__"` block'
+
+J, R = TypeVar("J"), TypeVar("R")
+Map = Callable[[Callable[[J], R], Iterable[J]], Iterator[R]]
+
+
+def prepare(
+    source: str | Sequence[str],
+    output: str | os.PathLike,
+    *,
+    sequence_length: int,
+    tokenizer: str | tokenizers.Tokenizer = "sentencepiece",
+    vocab_size: int | None = None,
+    validation: str | Sequence[str] | None = None,
+    validation_fraction: float | None = None,
+    text_field: str = "text",
+    workers: int = 1,
+    on_error: str = "stop",
+    progress: bool = True,
+) -> Metadata:
+    """Prepares a dataset, or finds that `output` already holds the one that is asked for.
+
+    Equal arguments give equal records in equal order, for any number of workers.
+
+    Args:
+      source: a registered corpus (`python_docs`), `tfds:NAME[:split]`, or one or several files, directories or glob
+        patterns. A .txt or .md file is one document, a .jsonl file holds one a line; all may end in .gz.
+      output: the directory to make, local or mounted.
+      sequence_length: tokens that a model will see; records hold one more.
+      tokenizer: `byte`, `sentencepiece` (trained on the training documents), a tokenizer file, or an object.
+      vocab_size: pieces of the `sentencepiece` that is trained; for no other tokenizer.
+      validation: a source, like `source`, for the validation split.
+      validation_fraction: share of the documents held out by a hash of their text where no validation source is given,
+        0.01 by default; a single text file gives its last part instead. 0: no validation split.
+      text_field: the field of jsonl, or feature of TFDS, that holds the text.
+      workers: processes. A script that asks for more than one needs the `if __name__ == "__main__"` guard.
+      on_error: what is done about a malformed line or file, one without valid UTF-8 text: "stop", or "skip" and count.
+        Empty documents are always skipped and counted.
+      progress: show progress and a summary on stderr.
+
+    Returns:
+      The metadata, which is also in the directory's `meta.json`.
+
+    Raises:
+      UserError: unusable arguments or input, or an `output` that holds something else.
+    """
+    _check(output, sequence_length, workers, on_error)
+    console = Console(stderr=True, quiet=not progress, soft_wrap=True, highlight=False, markup=False)
+    given = _given_tokenizer(tokenizer, vocab_size)
+    sources, held_out = resolve_splits(source, validation, validation_fraction, text_field)
+    request = {
+        "sources": {split: one.describe() for split, one in sources.items()},
+        "held_out": held_out,
+        "tokenizer": given.sha256 if given else {"sentencepiece": vocab_size},
+        "sequence_length": sequence_length,
+        "text_field": text_field,
+        "on_error": on_error,
+    }
+    output = Path(output)
+    if (existing := _existing(output, request)) is not None:
+        console.print(f"{output} already holds this dataset; reusing it")
+        return existing
+    plan = _Plan(sources, held_out, sequence_length, text_field, on_error, request)
+    try:
+        with _partial(output) as directory, _progress(console) as bars, _map(workers) as in_order:
+            chosen = given or tokenizers.train_sentencepiece(_training_texts(plan), vocab_size)
+            made = _build(directory, plan, chosen, in_order, bars)
+    except BrokenProcessPool as error:
+        raise UserError(f"workers={workers}: a worker process died ({WORKER_DEATHS}); use workers=1") from error
+    except OSError as error:
+        if (existing := _existing(output, request)) is not None:  # another process made it meanwhile
+            return existing
+        raise UserError(f"cannot write the dataset {str(output)!r}: {error.strerror or error}") from error
+    _summarise(console, output, made)
+    return made
+
+
+def _check(output: str | os.PathLike, sequence_length: int, workers: int, on_error: str) -> None:
+    if sequence_length < 1 or workers < 1:
+        raise UserError(f"sequence_length={sequence_length} and workers={workers} must both be at least 1")
+    if on_error not in ("stop", "skip"):
+        raise UserError(f"on_error={on_error!r} must be 'stop' or 'skip'")
+    if "://" in str(output):
+        raise UserError(f"output {str(output)!r} must be a local or mounted directory; prepare there, then copy it")
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What is to be prepared."""
+
+    sources: dict[str, Source]
+    held_out: float
+    sequence_length: int
+    text_field: str
+    on_error: str
+    request: dict
+
+
+class _Stream:
+    """The token stream of one split while it grows, and its counts."""
+
+    def __init__(self, path: Path):
+        self.path, self.file, self.sha256 = path, path.open("wb"), hashlib.sha256()
+        self.documents = self.tokens = self.raw_bytes = self.token_bytes = 0
+
+    def add(self, part: records.Part) -> None:
+        self.file.write(part.words.data)
+        self.sha256.update(part.words.data)
+        self.tokens += len(part.words)
+        self.documents += part.documents
+        self.raw_bytes += part.raw_bytes
+        self.token_bytes += part.token_bytes
+
+
+def _build(directory: Path, plan: _Plan, tokenizer: tokenizers.Tokenizer, in_order: Map, bars: Progress) -> Metadata:
+    """Fills `directory` with the records, what TFDS needs to read them and, at last, `meta.json`."""
+    streams, malformed, empty = _encode(directory, plan, tokenizer, in_order, bars)
+    splits = _write_records(directory, plan, tokenizer.vocab_size, streams, in_order, bars)
+    metadata = Metadata(
+        tokenizer=tokenizer.to_dict(),
+        vocab_size=tokenizer.vocab_size,
+        sequence_length=plan.sequence_length,
+        splits=splits,
+        request=plan.request,
+        malformed=malformed,
+        empty=empty,
+    )
+    metadata.write(directory)
+    return metadata
+
+
+def _encode(
+    directory: Path, plan: _Plan, tokenizer: tokenizers.Tokenizer, in_order: Map, bars: Progress
+) -> tuple[dict[str, _Stream], int, int]:
+    """Writes the token stream of every split; returns them and the numbers of malformed and of empty documents."""
+    tokenizer_file = directory / "tokenizer.json"
+    tokenizer_file.write_text(json.dumps(tokenizer.to_dict()))
+    jobs = (
+        records.TokenizeJob(items, split, plan.held_out, plan.text_field, tokenizer_file)
+        for split, source in plan.sources.items()
+        for items in _batches(source)
+    )
+    names = [*plan.sources, *(["validation"] if plan.held_out else [])]
+    bar = bars.add_task("encoding", total=sum(source.total for source in plan.sources.values()))
+    malformed = empty = 0
+    with contextlib.ExitStack() as files:
+        streams = {split: _Stream(directory / f"{split}.tokens") for split in names}
+        for stream in streams.values():
+            files.enter_context(stream.file)
+        for done in in_order(records.tokenize, jobs):
+            if done.malformed and plan.on_error == "stop":
+                raise UserError(f"{done.malformed[0]}; mend it, or leave such lines out with on_error=skip")
+            for split, part in done.parts.items():
+                streams[split].add(part)
+            malformed += len(done.malformed)
+            empty += done.empty
+            bars.advance(bar, done.progress)
+    tokenizer_file.unlink()
+    return streams, malformed, empty
+
+
+def _batches(source: Source) -> Iterator[list[Item]]:
+    batch, size = [], 0
+    for item in source:
+        batch.append(item)
+        size += len(item.payload)
+        if size >= BATCH_BYTES:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+def _write_records(
+    directory: Path, plan: _Plan, vocab_size: int, streams: dict[str, _Stream], in_order: Map, bars: Progress
+) -> dict[str, SplitMetadata]:
+    """Cuts the streams into shards of records, with the metadata of TFDS, and removes the streams."""
+    length = plan.sequence_length + 1
+    jobs: dict[str, list[records.ShardJob]] = {}
+    for split, stream in streams.items():
+        count = stream.tokens // length
+        if not count:
+            raise UserError(
+                f"split {split!r} has {stream.tokens} tokens, too few for one record of {length}; give more text, "
+                "a shorter sequence_length or, for validation, a source or another validation_fraction"
+            )
+        shards = -(-count * length // SHARD_TOKENS)
+        bounds = [count * i // shards for i in range(shards + 1)]
+        jobs[split] = [
+            records.ShardJob(stream.path, *bounds[i : i + 2], plan.sequence_length, vocab_size, split, i, shards)
+            for i in range(shards)
+        ]
+    flat = [job for split in jobs.values() for job in split]
+    record_bytes = length * records.word_type(vocab_size).itemsize
+    bar = bars.add_task("writing", total=sum(job.stop - job.first for job in flat) * record_bytes)
+    sizes = []
+    for job, size in zip(flat, in_order(records.write_shard, flat), strict=True):
+        sizes.append(size)
+        bars.advance(bar, (job.stop - job.first) * record_bytes)
+    records.write_tfds_metadata(directory, flat, sizes)
+    splits = {}
+    for split, stream in streams.items():
+        stream.path.unlink()
+        splits[split] = SplitMetadata(
+            records=jobs[split][-1].stop,
+            documents=stream.documents,
+            tokens=stream.tokens,
+            raw_bytes=stream.raw_bytes,
+            token_bytes=stream.token_bytes,
+            sha256=stream.sha256.hexdigest(),
+            shards={job.file.name: job.file.stat().st_size for job in jobs[split]},
+        )
+    return splits
+
+
+def _given_tokenizer(tokenizer: str | tokenizers.Tokenizer, vocab_size: int | None) -> tokenizers.Tokenizer | None:
+    """The tokenizer that was named, or None where one is to be trained."""
+    if tokenizer == tokenizers.SentencePieceTokenizer.kind:
+        if not vocab_size:
+            raise UserError("tokenizer=sentencepiece is trained on the data and needs vocab_size, such as 2048")
+        return None
+    if vocab_size:
+        raise UserError(f"vocab_size={vocab_size} is for tokenizer=sentencepiece only; drop it with {tokenizer!r}")
+    given = tokenizers.load(tokenizer) if isinstance(tokenizer, str) else tokenizer
+    if given.eos_id is None:
+        raise UserError(f"tokenizer {tokenizer!r} has no EOS piece, which ends every document; use one that has")
+    return given
+
+
+def _training_texts(plan: _Plan) -> Iterator[str]:
+    """The first documents that will be in the training split."""
+    size = 0
+    for item in plan.sources["train"]:
+        try:
+            text = text_of(item, plan.text_field)
+        except ValueError as error:
+            if plan.on_error == "stop":
+                raise UserError(
+                    f"{item.location}: {error}; mend it, or leave such lines out with on_error=skip"
+                ) from None
+            continue
+        if not records.is_held_out(text, plan.held_out):
+            yield text
+            size += len(item.payload)
+            if size >= TRAINING_BYTES:
+                return
+
+
+def _existing(output: Path, request: dict) -> Metadata | None:
+    """The dataset at `output` if the request for it was this one; None where nothing is."""
+    if not output.exists() or (output.is_dir() and not any(output.iterdir())):
+        return None
+    try:
+        found = metadata_lib.read(epath.Path(output))
+    except UserError as error:
+        raise UserError(f"output {str(output)!r} exists and cannot be reused ({error}); name another output") from error
+    asked = json.loads(json.dumps(request))
+    for name in asked:
+        was = found.request.get(name)
+        if was != asked[name]:
+            difference = f"{name}={reprlib.repr(was)}, not {reprlib.repr(asked[name])}"
+            raise UserError(f"output {str(output)!r} holds another dataset ({difference}); name another, or remove it")
+    return found
+
+
+@contextlib.contextmanager
+def _partial(output: Path) -> Iterator[Path]:
+    """A directory beside `output` that takes its name at the end, or goes away after any failure."""
+    output.parent.mkdir(parents=True, exist_ok=True)
+    partial = output.with_name(f".{output.name}.partial-{uuid.uuid4().hex[:8]}")
+    partial.mkdir()
+    try:
+        yield partial
+        partial.replace(output)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+@contextlib.contextmanager
+def _map(workers: int) -> Iterator[Map]:
+    """A `map` whose results come in order: by `workers` processes and a little ahead, or in this process for one."""
+    if workers == 1:
+        yield map
+        return
+    # spawn: a fork of a process in which JAX runs threads may hang
+    executor = ProcessPoolExecutor(workers, get_context("spawn"), signal.signal, (signal.SIGINT, signal.SIG_IGN))
+
+    def in_order(function: Callable[[J], R], jobs: Iterable[J]) -> Iterator[R]:
+        pending = deque()
+        for job in jobs:
+            pending.append(executor.submit(function, job))
+            if len(pending) >= 2 * workers:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+
+    try:
+        yield in_order
+    finally:
+        executor.shutdown(cancel_futures=True)
+
+
+def _progress(console: Console) -> Progress:
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+    )
+    return Progress(*columns, console=console)
+
+
+def _summarise(console: Console, output: Path, metadata: Metadata) -> None:
+    for name, split in metadata.splits.items():
+        console.print(
+            f"{output} {name}: {split.records:,} records of {metadata.sequence_length + 1} tokens, "
+            f"{split.documents:,} documents, {split.raw_bytes / split.tokens:.2f} bytes/token"
+        )
+    if metadata.malformed:
+        console.print(f"{metadata.malformed:,} malformed lines or files were skipped")

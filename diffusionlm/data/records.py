@@ -1,0 +1,186 @@
+"""The work of preparing that is done in parallel: a batch of documents to tokens, and a range of tokens to one shard.
+
+Between the two lies one file a split, the token stream: all documents in order, each followed by EOS, a little-endian
+word a token, the top bit set on each document's first token. So the records do not depend on the number of workers.
+"""
+
+import functools
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from etils import epath
+
+from diffusionlm.data import tokenizers
+from diffusionlm.data.sources import Item, text_of
+
+NAME = "diffusionlm"  # of the dataset, as TFDS sees it
+BLOCK_TOKENS = 1 << 20  # read at a time while a shard is written
+
+
+@dataclass(frozen=True)
+class TokenizeJob:
+    """Items of one source, in order."""
+
+    items: Sequence[Item]
+    split: str  # "train": documents are held out for validation by their hash
+    held_out: float  # fraction of the documents
+    text_field: str
+    tokenizer_file: Path  # JSON of `Tokenizer.to_dict`
+
+
+@dataclass
+class Part:
+    """What a job adds to one split's stream."""
+
+    words: np.ndarray
+    documents: int
+    raw_bytes: int
+    token_bytes: int
+
+
+@dataclass(frozen=True)
+class Tokenized:
+    """The outcome of a job."""
+
+    parts: dict[str, Part]
+    malformed: list[str]  # "location: reason"
+    empty: int
+    progress: int
+
+
+def word_type(vocab_size: int) -> np.dtype:
+    """The dtype of the token stream: a bit wider than the ids need."""
+    return np.dtype("<u2" if vocab_size <= 1 << 15 else "<u4")
+
+
+def is_held_out(text: str, fraction: float) -> bool:
+    """Whether a document belongs to validation: by its text alone, so that equal documents fall into one split."""
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8]) < fraction * 2**64
+
+
+def tokenize(job: TokenizeJob) -> Tokenized:
+    """Encodes every document, ends it with EOS and sorts it into its split."""
+    tokenizer, token_bytes = _tokenizer(job.tokenizer_file)
+    word = word_type(tokenizer.vocab_size)
+    first_token = word.type(1 << (8 * word.itemsize - 1))
+    found: dict[str, list[np.ndarray]] = {}
+    raw_bytes: dict[str, int] = {}
+    malformed, empty = [], 0
+    for item in job.items:
+        try:
+            text = text_of(item, job.text_field)
+        except ValueError as error:
+            malformed.append(f"{item.location}: {error}")
+            continue
+        if not text:
+            empty += 1
+            continue
+        split = "validation" if is_held_out(text, job.held_out) else job.split
+        words = np.array([*tokenizer.encode(text), tokenizer.eos_id], word)
+        words[0] |= first_token
+        found.setdefault(split, []).append(words)
+        raw_bytes[split] = raw_bytes.get(split, 0) + len(text.encode())
+    parts = {}
+    for split, documents in found.items():
+        words = np.concatenate(documents)
+        count = int(token_bytes[words & ~first_token].sum())
+        parts[split] = Part(words, len(documents), raw_bytes[split], count)
+    return Tokenized(parts, malformed, empty, sum(item.progress for item in job.items))
+
+
+@functools.lru_cache(maxsize=1)
+def _tokenizer(file: Path) -> tuple[tokenizers.Tokenizer, np.ndarray]:
+    tokenizer = tokenizers.from_dict(json.loads(file.read_text()))
+    return tokenizer, tokenizer.token_bytes()
+
+
+@dataclass(frozen=True)
+class ShardJob:
+    """Records `first` to `stop` of a stream, which become one shard of a split."""
+
+    stream: Path
+    first: int
+    stop: int
+    sequence_length: int
+    vocab_size: int
+    split: str
+    index: int
+    shards: int
+
+    @property
+    def file(self) -> Path:
+        """The shard, named as TFDS expects, beside the stream."""
+        return self.stream.with_name(f"{NAME}-{self.split}.array_record-{self.index:05d}-of-{self.shards:05d}")
+
+
+def features(sequence_length: int, vocab_size: int):
+    """The TFDS features of a record: `tokens`, and `segment_ids` that number its documents from 1."""
+    import tensorflow_datasets as tfds  # here, because workers that only encode do without
+
+    length = sequence_length + 1
+    tokens, segment_ids = (np.uint16 if ids < 1 << 16 else np.uint32 for ids in (vocab_size, length))
+    return tfds.features.FeaturesDict(
+        {
+            "tokens": tfds.features.Tensor(shape=(length,), dtype=tokens, encoding="bytes"),
+            "segment_ids": tfds.features.Tensor(shape=(length,), dtype=segment_ids, encoding="bytes"),
+        }
+    )
+
+
+def write_shard(job: ShardJob) -> int:
+    """Writes the records of one shard; returns their serialized bytes, before compression."""
+    from array_record.python.array_record_module import ArrayRecordWriter
+
+    serializer = features(job.sequence_length, job.vocab_size)
+    word, length, serialized_bytes = word_type(job.vocab_size), job.sequence_length + 1, 0
+    top_bit = 8 * word.itemsize - 1
+    stream = np.memmap(job.stream, word, mode="r")
+    step = max(1, BLOCK_TOKENS // length)
+    writer = ArrayRecordWriter(str(job.file), "group_size:1")  # a record a group: random access reads no more
+    try:
+        for start in range(job.first, job.stop, step):
+            stop = min(start + step, job.stop)
+            words_NxT = stream[start * length : stop * length].reshape(-1, length)
+            tokens_NxT = (words_NxT & ((1 << top_bit) - 1)).astype(serializer["tokens"].np_dtype)
+            begins_NxT = (words_NxT >> top_bit).astype(serializer["segment_ids"].np_dtype)
+            begins_NxT[:, 0] = 1  # the rest of a document that began in the record before
+            segment_ids_NxT = np.cumsum(begins_NxT, axis=1, dtype=begins_NxT.dtype)
+            for tokens, segment_ids in zip(tokens_NxT, segment_ids_NxT, strict=True):
+                record = serializer.serialize_example({"tokens": tokens, "segment_ids": segment_ids})
+                serialized_bytes += len(record)
+                writer.write(record)
+        writer.close()
+    except RuntimeError as error:  # how ArrayRecord tells of a full disk
+        raise OSError(str(error)) from error
+    return serialized_bytes
+
+
+def write_tfds_metadata(directory: Path, jobs: Sequence[ShardJob], sizes: Sequence[int]) -> None:
+    """Makes `directory`, with the shards of these jobs, readable by `tfds.builder_from_directory`."""
+    import tensorflow_datasets as tfds
+
+    infos = []
+    for split in dict.fromkeys(job.split for job in jobs):
+        own = [(job, size) for job, size in zip(jobs, sizes, strict=True) if job.split == split]
+        template = tfds.core.ShardedFileTemplate(
+            data_dir=epath.Path(directory), dataset_name=NAME, split=split, filetype_suffix="array_record"
+        )
+        infos.append(
+            tfds.core.SplitInfo(
+                name=split,
+                shard_lengths=[job.stop - job.first for job, _ in own],
+                num_bytes=sum(size for _, size in own),
+                filename_template=template,
+            )
+        )
+    tfds.folder_dataset.write_metadata(
+        data_dir=str(directory),
+        features=features(jobs[0].sequence_length, jobs[0].vocab_size),
+        split_infos=infos,
+        description="Token records of diffusionlm; meta.json has the tokenizer and the counts.",
+        check_data=False,  # the check needs TensorFlow
+    )

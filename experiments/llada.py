@@ -1,0 +1,43 @@
+"""The pre-training runs of LLaDA (*Large Language Diffusion Models*, arXiv 2502.09992): 4096 tokens, batch 1280."""
+
+from dataclasses import replace
+
+from diffusionlm import presets
+from diffusionlm.config import Config, DataConfig, DiffusionConfig, ModelConfig, OptimConfig, RunConfig
+from diffusionlm.registry import experiments
+
+MASK_ID = 126336  # <|mdm_mask|>, an id of the vocabulary
+
+
+def _base(name: str, model: ModelConfig, optim: OptimConfig, steps: int) -> Config:
+    return Config(
+        name=name,
+        model=replace(model, dtype="bfloat16", remat="full"),
+        diffusion=DiffusionConfig(random_length=0.01, mask_id=MASK_ID),
+        optim=optim,
+        data=DataConfig(sequence_length=4096, batch_size=1280),
+        run=RunConfig(steps=steps, eval_every=10_000, checkpoint_every=5000, eval_batches=8),
+    )
+
+
+@experiments.register("llada_8b")
+def llada_8b() -> Config:
+    """LLaDA 8B on 2.3T tokens: warm-up, hold 4e-4 to 1.2T, hold 1e-4 for 0.8T, decay to 1e-5 over the last 0.3T."""
+    optim = OptimConfig(
+        peak_lr=4e-4,
+        schedule="wsd",
+        warmup_steps=2000,
+        drop_step=228_882,
+        drop_lr=1e-4,
+        decay_steps=57_220,
+        final_lr=1e-5,
+    )
+    return _base("llada_8b", presets.get("llada_8b"), optim, steps=438_690)
+
+
+@experiments.register("llada_1b")
+def llada_1b() -> Config:
+    """LLaDA 1B at 1e22 FLOPs, a point of the paper's scaling plot: peak 4e-4 after 2000 steps, then constant."""
+    optim = OptimConfig(peak_lr=4e-4, schedule="constant", warmup_steps=2000)
+    tokens = 1e22 / (6 * 969_246_720)
+    return _base("llada_1b", presets.get("llada_1b"), optim, steps=int(tokens / (1280 * 4096)))

@@ -1,0 +1,39 @@
+"""A million-parameter MDM and its autoregressive twin on TinyStories (Eldan and Li, arXiv 2305.07759)."""
+
+from dataclasses import replace
+
+from diffusionlm.config import Config, DataConfig, DiffusionConfig, ModelConfig, OptimConfig, RunConfig
+from diffusionlm.presets import arm_twin
+from diffusionlm.registry import experiments
+
+
+@experiments.register("tinystories")
+def tinystories() -> Config:
+    """An MDM of one million non-embedding parameters on TinyStories; give the prepared stories with --data.path."""
+    return Config(
+        name="tinystories",
+        # 2047 pieces and the mask row fill 2048 rows exactly.
+        model=ModelConfig(
+            d_model=128,
+            n_layers=4,
+            n_heads=4,
+            n_kv_heads=4,
+            head_dim=32,
+            d_ff=512,
+            vocab_size=2047,
+            max_length=256,
+            dtype="bfloat16",
+        ),
+        # Stories are shorter than the canvas, and users sample short ones.
+        diffusion=DiffusionConfig(random_length=0.01),
+        optim=OptimConfig(peak_lr=3e-3, final_lr=3e-4, warmup_steps=200),
+        data=DataConfig(sequence_length=256, batch_size=16),
+        run=RunConfig(steps=6000, eval_every=1000, checkpoint_every=1000, log_every=20),
+    )
+
+
+@experiments.register("tinystories_arm")
+def tinystories_arm() -> Config:
+    """The autoregressive twin of `tinystories`: the same trunk, data, tokens and FLOPs."""
+    base = tinystories()
+    return replace(base, name="tinystories_arm", objective="arm", model=arm_twin(base.model))

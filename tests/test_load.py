@@ -1,0 +1,194 @@
+"""From a saved checkpoint to completions of text."""
+
+import dataclasses
+import json
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+
+from diffusionlm import checkpoint, config
+from diffusionlm.config import Config, MeshConfig, ModelConfig
+from diffusionlm.data.tokenizers import ByteTokenizer
+from diffusionlm.errors import UserError
+from diffusionlm.model import Transformer
+from diffusionlm.sampling.config import ModelSpec, SamplingConfig
+from diffusionlm.sampling.load import Completion, completions_json, load
+from diffusionlm.sampling.loop import generate
+from diffusionlm.sharding import make_mesh
+
+EOS = ByteTokenizer.eos_id
+MODEL = ModelConfig(
+    d_model=32, n_layers=2, n_heads=2, n_kv_heads=2, head_dim=16, d_ff=64, vocab_size=257, max_length=64
+)
+
+
+@pytest.fixture(scope="module")
+def params():
+    params = nn.unbox(Transformer(MODEL).init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"])
+    return {**params, "head": params["head"] * 8}
+
+
+def sidecar(cfg: Config = Config(model=MODEL), **changes) -> checkpoint.Sidecar:  # noqa: B008
+    values = dict(
+        objective=cfg.objective,
+        model=config.to_dict(cfg.model),
+        diffusion=config.to_dict(cfg.diffusion),
+        mask_id=cfg.mask_id,
+        eos_id=EOS,
+        suppressed_ids=cfg.suppressed_ids,
+        tokenizer=ByteTokenizer().to_dict(),
+        canvas={"max_length": 64},
+    )
+    return checkpoint.Sidecar(**{**values, **changes})
+
+
+@pytest.fixture
+def save(tmp_path, params):
+    def save(**changes) -> str:
+        path = tmp_path / "model"
+        checkpoint.save_params(path, changes.pop("params", params), sidecar(**changes))
+        return str(path)
+
+    return save
+
+
+def test_completions_are_those_of_generate_after_the_start_id(save, params):
+    model = load(save())
+    sampling = SamplingConfig(length=10, steps=5, seed=3)
+    completions = model.generate(["Once", "a longer prompt"], sampling)
+    prompts = [[EOS, *text.encode()] for text in ("Once", "a longer prompt")]
+    expected = generate(params, ModelSpec.of(Config(model=MODEL)), prompts, sampling)
+    assert [completion.tokens for completion in completions] == expected.tokens.tolist()
+    assert [completion.prompt for completion in completions] == ["Once", "a longer prompt"]
+    assert all(completion.nfe == 5 and completion.seconds > 0 for completion in completions)
+
+
+@pytest.mark.parametrize("canvas, first", [({}, [EOS]), ({"start_id": 7}, [7]), ({"start_id": None}, [])])
+def test_prompts_begin_as_documents_did_in_training(save, params, canvas, first):
+    completion = load(save(canvas=canvas)).generate("ab", length=8)[0]
+    spec = ModelSpec.of(Config(model=MODEL))
+    assert completion.tokens == generate(params, spec, [[*first, *b"ab"]], SamplingConfig(length=8)).tokens[0].tolist()
+
+
+def test_text_stops_at_the_first_end_and_tokens_do_not(save, params):
+    ends_often = params["head"].at[:, EOS].multiply(6)
+    model = load(save(params={**params, "head": ends_often}))
+    completions = model.generate(["x"] * 4, length=30)
+    assert any(EOS in completion.tokens[:-1] for completion in completions)
+    for completion in completions:
+        assert len(completion.tokens) == 30
+        before = completion.tokens[: completion.tokens.index(EOS)] if EOS in completion.tokens else completion.tokens
+        assert completion.text == ByteTokenizer().decode(before)
+
+
+def test_the_text_keeps_the_space_that_a_decoder_drops_at_the_start(save):
+    class Words:
+        """Like a SentencePiece model with a dummy prefix: a text loses its first space."""
+
+        words = [" one", " two", " three"]
+
+        def encode(self, text):
+            return [0]
+
+        def decode(self, ids):
+            return "".join(self.words[i % 3] for i in ids if i != EOS).removeprefix(" ")
+
+    model = dataclasses.replace(load(save()), tokenizer=Words())
+    completion = model.generate("one", length=3)[0]
+    assert completion.text.startswith(" ")
+    assert "one" + completion.text == Words().decode([0, *completion.tokens])
+
+
+def test_autoregressive_checkpoints_sample_through_the_same_call(save, params):
+    cfg = Config(objective="arm", model=dataclasses.replace(MODEL, causal=True, mask_row=False))
+    completion = load(save(cfg=cfg, mask_id=None)).generate("", length=8)[0]
+    assert completion.nfe == 8 and len(completion.tokens) == 8
+    expected = generate(params, ModelSpec.of(cfg), [[EOS]], SamplingConfig(length=8))
+    assert completion.tokens == expected.tokens[0].tolist()
+
+
+def test_dtype_is_of_parameters_and_computation(save):
+    model = load(save(), dtype="bfloat16")
+    assert {leaf.dtype for leaf in jax.tree.leaves(model.params)} == {jnp.dtype("bfloat16")}
+    assert model.config.model.dtype == "bfloat16"
+    assert len(model.generate("a", length=4)[0].tokens) == 4
+
+
+def test_a_mesh_loads_shards_and_gives_the_same_tokens(save):
+    path = save()
+    mesh = make_mesh(MeshConfig(data=1, fsdp=4, tensor=2))
+    one, many = load(path), load(path, mesh=mesh)
+    assert not many.params["blocks"]["q"].sharding.is_fully_replicated
+    settings = dict(length=6, temperature=0.0)
+    logits = [float(jnp.abs(m.params["head"]).sum()) for m in (one, many)]
+    assert np.isclose(*logits)
+    assert [c.tokens for c in one.generate("Once", **settings)] == [c.tokens for c in many.generate("Once", **settings)]
+
+
+def test_traces_belong_to_their_rows(save):
+    completions = load(save()).generate(["a", "b"], length=6, steps=8, strategy="ancestral", trace=True)
+    for completion in completions:
+        assert completion.trace.tokens.shape == completion.trace.masked.shape == (completion.nfe + 1, 6)
+        assert completion.trace.masked[0].all() and not completion.trace.masked[-1].any()
+        assert completion.trace.tokens[-1].tolist() == completion.tokens
+
+
+def test_json_has_the_documented_keys(save):
+    model = load(save())
+    sampling = model.sampling_config(length=4, temperature=0.5)
+    document = json.loads(json.dumps(completions_json(model.generate(["a"], sampling), sampling)))
+    assert set(document) == {"completions", "config"}
+    assert set(document["completions"][0]) == {"prompt", "text", "tokens", "nfe", "seconds"}
+    assert document["config"] == {
+        "length": 4,
+        "steps": 4,
+        "strategy": "low_confidence",
+        "temperature": 0.5,
+        "seed": 0,
+    }
+    assert completions_json([Completion("p", "t", [1], 2, 3.0)], sampling)["completions"][0]["nfe"] == 2
+
+
+@pytest.mark.parametrize(
+    "settings, words",
+    [
+        (dict(temprature=1.0), ["temprature", "did you mean 'temperature'"]),
+        (dict(length=64), ["65", "64", "context"][1:]),
+        (dict(prompts=[]), ["no prompts"]),
+        (dict(length=0), ["sampling.length=0"]),
+    ],
+)
+def test_mistakes_are_told_in_one_line(save, settings, words):
+    with pytest.raises(UserError) as error:
+        load(save()).generate(**{"prompts": "a", **settings})
+    assert all(word in str(error.value) for word in words) and "\n" not in str(error.value)
+
+
+def test_refuses_what_it_cannot_use(save, tmp_path):
+    with pytest.raises(UserError, match="no checkpoint"):
+        load(tmp_path / "nowhere")
+    path = save(tokenizer=None)
+    with pytest.raises(UserError, match="did you mean 'float32'"):
+        load(path, dtype="float23")
+    with pytest.raises(UserError, match="no tokenizer"):
+        load(path).generate("a")
+
+
+def test_needs_nothing_of_training():
+    code = (
+        "import sys, diffusionlm.sampling.load, diffusionlm.sampling.display\n"
+        "training = ('trainer', 'train_step', 'train_state', 'optim', 'losses', 'corruption')\n"
+        "print([name for name in training if f'diffusionlm.{name}' in sys.modules], 'optax' in sys.modules)"
+    )
+    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert printed.split("]")[0] == "["
+
+
+def test_settings_import_no_jax():
+    code = "import sys, diffusionlm.sampling.config; print('jax' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
