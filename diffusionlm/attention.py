@@ -19,7 +19,7 @@ def attention(
       k_BxTxGxK: keys.
       v_BxTxGxK: values.
       causal: position i attends to positions j <= i only.
-      segment_ids_BxT: positions attend within equal ids only; padding has an id of its own (0), so nothing else sees it.
+      segment_ids_BxT: positions attend within equal ids only; padding's own id is 0, so nothing else sees it.
 
     Returns:
       (B, T, H, K) in the dtype of the queries.

@@ -33,7 +33,7 @@ FILE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCE
 def entry_point() -> None:
     """The console script: `main`, with the logging and warnings of a program rather than of a library."""
     root = logging.getLogger()
-    root.addHandler(_StderrHandler())
+    root.addHandler(StderrHandler())
     if not sys.warnoptions:
         warnings.simplefilter("ignore")  # those of third parties, which a user cannot act on
     try:
@@ -105,13 +105,13 @@ def _fail(message: str, code: int) -> int:
     return code
 
 
-class _StderrHandler(logging.Handler):
+class StderrHandler(logging.Handler):
     """Our own and JAX's warnings as one line each; of other libraries, errors only."""
 
     def emit(self, record: logging.LogRecord) -> None:
         ours = record.name.split(".")[0] in ("diffusionlm", "jax")
         if record.levelno >= (logging.WARNING if ours else logging.ERROR):
-            print(f"{PROGRAM}: {record.levelname.lower()}: {record.getMessage()}", file=sys.stderr)
+            print(f"{PROGRAM}: {record.levelname.lower()}: {' '.join(record.getMessage().split())}", file=sys.stderr)
 
 
 def train(args: list[str], prog: str) -> int:

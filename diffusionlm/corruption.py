@@ -1,8 +1,8 @@
 """The forward process: which tokens are masked, and with what weight their cross-entropy enters the bound.
 
-Noise is addressed, not streamed: the noise of an example is a function of (seed, batch index, position of the example in
-the global batch) alone, so that the same masks come out on any mesh, host count or micro-batch split. Masks are carried
-as booleans and never read back from ids.
+Noise is addressed, not streamed: the noise of an example is a function of (seed, batch index, position of the example
+in the global batch) alone, so that the same masks come out on any mesh, host count or micro-batch split. Masks are
+carried as booleans and never read back from ids.
 """
 
 import jax
@@ -74,8 +74,9 @@ def sample_u(cfg: DiffusionConfig, key_batch: jax.Array, keys_B: jax.Array) -> j
     """Uniform times in (0, 1], one an example; each is marginally uniform whatever `cfg.time_sampling`.
 
     iid: independent. stratified: one in each of B equal strata, dealt to the examples by a random permutation.
-    antithetic: the same with pairs (u, 1-u) on examples (2i, 2i+1), u in one of B/2 strata of the lower half, and a coin
-    for which example of the pair takes which; the loss changes monotonically with u, so the errors of a pair cancel.
+    antithetic: the same with pairs (u, 1-u) on examples (2i, 2i+1), u in one of B/2 strata of the lower half, and a
+    coin for which example of the pair takes which; the loss changes monotonically with u, so the errors of a pair
+    cancel.
     """
     B = keys_B.shape[0]
     jitter_B = 1.0 - jax.vmap(jax.random.uniform)(keys_B)
@@ -95,8 +96,9 @@ def mask_probability_and_weight(cfg: DiffusionConfig, u_B: jax.Array) -> tuple[j
     """The probability that a token is masked, and the weight that makes the mean over uniform `u` the bound.
 
     Continuous time (MDLM, arXiv 2406.07524, Eq. 10; MD4, arXiv 2406.04329, Eq. 4): times below t_min become one
-    reconstruction step from t_min to clean data. Their share of the draws is t_min and the reconstruction term has weight
-    1, so those draws weigh 1/t_min; the mean over u is then the bound with its reconstruction term, in one forward pass.
+    reconstruction step from t_min to clean data. Their share of the draws is t_min and the reconstruction term has
+    weight 1, so those draws weigh 1/t_min; the mean over u is then the bound with its reconstruction term, in one
+    forward pass.
 
     Discrete time with T steps (MD4, Eq. 2): t = ceil(u T)/T, and weight T (alpha_s - alpha_t) / (1 - alpha_t) with
     s = t - 1/T. The last step ends in clean data (alpha_0 taken as 1), so it is the reconstruction term.
@@ -114,7 +116,7 @@ def mask_probability_and_weight(cfg: DiffusionConfig, u_B: jax.Array) -> tuple[j
 
 
 def _mask_exact_count(scored_BxT: jax.Array, scores_BxT: jax.Array, u_B: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Masks exactly n of the N scored positions, n uniform on 1..N, weight N/n (LLaDA, Eq. 14): the same mean, less variance."""
+    """Masks exactly n of the N scored positions, n uniform on 1..N, with weight N/n (LLaDA, Eq. 14)."""
     total_B = scored_BxT.sum(-1)
     count_B = jnp.clip(jnp.ceil(u_B * total_B).astype(jnp.int32), 1, jnp.maximum(total_B, 1))
     order_BxT = jnp.argsort(jnp.where(scored_BxT, scores_BxT, 2.0), axis=-1)

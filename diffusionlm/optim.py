@@ -11,8 +11,8 @@ from diffusionlm.config import OptimConfig
 def learning_rate(cfg: OptimConfig, steps: int) -> optax.Schedule:
     """Step (0-based) to learning rate: linear warm-up from 0, then cosine, WSD or constant.
 
-    WSD (warm-up, stable, decay) with `drop_step` is LLaDA's (arXiv 2502.09992, Section 2.2): hold the peak, drop once to
-    `drop_lr`, and decay linearly to `final_lr` over the last `decay_steps`.
+    WSD (warm-up, stable, decay) with `drop_step` is LLaDA's (arXiv 2502.09992, Section 2.2): hold the peak, drop once
+    to `drop_lr`, and decay linearly to `final_lr` over the last `decay_steps`.
     """
     warmup = optax.linear_schedule(0.0, cfg.peak_lr, max(cfg.warmup_steps, 1))
     pieces, ends = [warmup] if cfg.warmup_steps else [], [cfg.warmup_steps] if cfg.warmup_steps else []

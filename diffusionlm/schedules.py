@@ -1,8 +1,8 @@
 """Masking schedules: alpha(t), the probability that a token is still clean at time t in [0, 1].
 
-alpha falls from about 1 at t=0 to about 0 at t=1. Schedules differ in where they spend time, not in the continuous-time
-bound that they define (MDLM, arXiv 2406.07524, Section 3.5; MD4, arXiv 2406.04329, Section 3). A new schedule is one new
-class with the four methods and one entry in `SCHEDULES`.
+alpha falls from about 1 at t=0 to about 0 at t=1. Schedules differ in where they spend time, not in the
+continuous-time bound that they define (MDLM, arXiv 2406.07524, Section 3.5; MD4, arXiv 2406.04329, Section 3). A new
+schedule is one new class with the four methods and one entry in `SCHEDULES`.
 """
 
 import math
@@ -27,7 +27,7 @@ class Schedule(Protocol):
         """1 - alpha(t), accurate where it is small."""
 
     def weight(self, t: jax.Array) -> jax.Array:
-        """-alpha'(t) / (1 - alpha(t)): the weight of the cross-entropy of a masked token in the continuous-time bound."""
+        """-alpha'(t) / (1 - alpha(t)): the weight of a masked token's cross-entropy in the continuous-time bound."""
 
     def inverse(self, alpha: jax.Array) -> jax.Array:
         """The time t at which a token is clean with probability `alpha`."""

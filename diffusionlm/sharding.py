@@ -89,7 +89,7 @@ def _log_dropped(axis: str, ways: int, name: str, size: int) -> None:
 
 
 def constrain(x: jax.Array, *logical: str | None) -> jax.Array:
-    """`x` with a sharding constraint for its logical dimensions under the mesh of `jax.set_mesh`; unchanged without one."""
+    """`x` constrained to lie as its logical dimensions say, under the mesh of `jax.set_mesh`; unchanged without one."""
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
         return x
@@ -115,7 +115,7 @@ def batch_sharding(mesh: Mesh, batch_size: int, ndim: int = 2) -> NamedSharding:
 
 
 def local_rows(mesh: Mesh, batch_size: int) -> list[tuple[int, int]]:
-    """The (start, stop) ranges of a global batch's rows that this process's devices hold, in order and without overlap."""
+    """The (start, stop) row ranges of a global batch that this process's devices hold, in order, without overlap."""
     sharding = batch_sharding(mesh, batch_size, ndim=1)
     ranges = {s[0].indices(batch_size)[:2] for s in sharding.addressable_devices_indices_map((batch_size,)).values()}
     return sorted(ranges)

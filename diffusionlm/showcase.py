@@ -39,7 +39,9 @@ def _baselines(run: Run, console: Console) -> dict[str, dict[str, float]]:
         return json.loads(path.read_text())
     dataset = datasets.open_or_prepare(run.config, run.workdir)
     T = run.config.data.sequence_length
-    heldout = np.concatenate([np.where(r["segment_ids"] > 0, r["tokens"], -1) for r in evaluation_rows(run.config, dataset)])
+    heldout = np.concatenate(
+        [np.where(r["segment_ids"] > 0, r["tokens"], -1) for r in evaluation_rows(run.config, dataset)]
+    )
     train = dataset.rows("train", np.arange(dataset.size("train")))["tokens"][:, :T]
     with console.status("fitting n-gram models and compressors to the training part"):
         scores = baselines.fit_and_score(

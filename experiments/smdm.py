@@ -1,7 +1,6 @@
-"""The runs of SMDM (*Scaling up Masked Diffusion Models on Text*, arXiv 2410.18514): 2048-token MDMs and their ARM twins.
+"""The runs of SMDM (*Scaling up Masked Diffusion Models on Text*, arXiv 2410.18514): MDMs and ARM twins, 2048 tokens.
 
-`smdm_170m` and `smdm_1028m` at the budgets whose checkpoints the authors released; the IsoFLOP grid is a sweep. A budget
-of C FLOPs is C = 6 N D with N non-embedding parameters and D tokens, as the paper counts it.
+A budget of C FLOPs is C = 6 N D with N non-embedding parameters and D tokens, as the paper counts it.
 """
 
 from dataclasses import replace
@@ -20,7 +19,7 @@ def pretraining(name: str, preset: str, budget: float, *, batch_size: int = 256,
     return Config(
         name=name,
         model=model,
-        # The paper draws t independently for each sequence; pairs of antithetic times have the same mean and less noise.
+        # The paper draws t independently for each sequence; antithetic pairs have the same mean and less noise.
         diffusion=DiffusionConfig(random_length=random_length),
         # The paper's peak of 4e-4 (its released code has half of it), decay of every parameter, as in its code.
         optim=OptimConfig(peak_lr=4e-4, final_lr=4e-5, warmup_steps=max(100, steps // 100), decay_mask="all"),

@@ -158,7 +158,7 @@ def test_json_has_the_documented_keys(save):
     "settings, words",
     [
         (dict(temprature=1.0), ["temprature", "did you mean 'temperature'"]),
-        (dict(length=64), ["65", "64", "context"][1:]),
+        (dict(length=64), ["prompt 0 has 2 tokens", "sampling.length=64", "context of 64"]),
         (dict(prompts=[]), ["no prompts"]),
         (dict(length=0), ["sampling.length=0"]),
     ],
@@ -183,10 +183,9 @@ def test_needs_nothing_of_training():
     code = (
         "import sys, diffusionlm.sampling.load, diffusionlm.sampling.display\n"
         "training = ('trainer', 'train_step', 'train_state', 'optim', 'losses', 'corruption')\n"
-        "print([name for name in training if f'diffusionlm.{name}' in sys.modules], 'optax' in sys.modules)"
+        "print([name for name in training if f'diffusionlm.{name}' in sys.modules])"
     )
-    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert printed.split("]")[0] == "["
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
 
 
 def test_settings_import_no_jax():

@@ -178,9 +178,9 @@ def test_the_discrete_bound_lies_above_the_entropy_and_comes_down_to_it(name):
     marginals = [q.reshape((V,) * L).sum(tuple(j for j in range(L) if j != i)) for i in range(L)]
     everything_at_once = sum(-(p * np.log(p)).sum() for p in marginals)
     assert gaps[0] == pytest.approx(everything_at_once - entropy, rel=1e-4)
-    # A Riemann sum: the gap halves with the step.
-    assert gaps[-1] / gaps[-2] == pytest.approx(0.5, abs=0.05)
-    assert gaps[-1] < 0.02 * gaps[0]
+    # A Riemann sum: the gap halves with the step (log(T)/T for sqrt(t), whose slope is infinite at 0).
+    assert gaps[-1] / gaps[-2] == pytest.approx(0.5, abs=0.1 if name == "root" else 0.02)
+    assert gaps[-1] < 0.03 * gaps[0]
 
 
 def test_the_discrete_bound_with_its_hand_formula():
@@ -211,9 +211,9 @@ def test_the_schedule_does_not_change_the_bound_of_any_denoiser():
         np.testing.assert_allclose(other, values[0], rtol=5e-6, atol=5e-6)
 
 
-@pytest.mark.parametrize("nll", [exact_nll, perturbed_nll])
-def test_the_exact_count_estimator_has_the_same_mean(nll):
-    """Masks and weights as `corrupt` makes them; each subset of size n has probability 1 / (L * C(L, n))."""
+@functools.cache
+def exact_count_weights() -> dict[tuple[bool, ...], np.ndarray]:
+    """Mask -> weights of its tokens, of every mask that occurs in a large batch."""
     cfg = DiffusionConfig(mask_sampling="exact_count")
     rows = jnp.zeros((512, L), jnp.int32)
     corrupted = jax.jit(lambda k: corrupt(cfg, V, rows, rows + 1, None, k))(noise_key(0, 0))
@@ -221,6 +221,13 @@ def test_the_exact_count_estimator_has_the_same_mean(nll):
     of_mask = {}
     for mask, weight in zip(np.asarray(corrupted.masked_BxT), weights, strict=True):
         np.testing.assert_array_equal(of_mask.setdefault(tuple(mask.tolist()), weight), weight)
+    return of_mask
+
+
+@pytest.mark.parametrize("nll", [exact_nll, perturbed_nll])
+def test_the_exact_count_estimator_has_the_same_mean(nll):
+    """Masks and weights as `corrupt` makes them; each subset of size n has probability 1 / (L * C(L, n))."""
+    of_mask = exact_count_weights()
     assert set(of_mask) == set(map(tuple, MASKS[SIZES > 0].tolist()))
     total = np.zeros(len(SEQUENCES))
     for m, mask in enumerate(MASKS):

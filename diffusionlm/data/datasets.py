@@ -20,8 +20,8 @@ def open_or_prepare(cfg: Config, workdir: epath.Path) -> Dataset:
     if not cfg.data.path:
         if not cfg.data.source:
             raise UserError(
-                f"experiment {cfg.name!r} names no data: give --data.path, a directory made by `diffusionlm data prepare`, "
-                "or --data.source, a text or jsonl file"
+                f"experiment {cfg.name!r} names no data: give --data.path, a directory made by "
+                "`diffusionlm data prepare`, or --data.source, a text or jsonl file"
             )
         path = workdir / "data"
         if jax.process_index() == 0:

@@ -108,7 +108,7 @@ def prepare(
     except OSError as error:
         if (existing := _existing(output, request)) is not None:  # another process made it meanwhile
             return existing
-        raise UserError(f"cannot write the dataset {str(output)!r}: {error.strerror or error}") from error
+        raise UserError(f"cannot write the dataset {str(output)!r}: {error}") from error
     _summarise(console, output, made)
     return made
 

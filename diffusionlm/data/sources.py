@@ -170,7 +170,7 @@ def resolve_splits(
     train = found["train"]
     if fraction and isinstance(train, Files) and len(train.paths) == 1 and train.paths[0].name.endswith(TEXT_ENDINGS):
         return _head_and_tail(train, fraction), 0.0
-    return found, fraction
+    return found, float(fraction)
 
 
 def text_of(item: Item, text_field: str) -> str:

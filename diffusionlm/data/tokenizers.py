@@ -209,16 +209,16 @@ def train_sentencepiece(texts: Iterable[str], vocab_size: int) -> SentencePieceT
     """Trains a lossless byte-pair-encoding model with exactly `vocab_size` pieces; equal texts give equal models.
 
     Ids: 0 unknown (never produced), 1 BOS, 2 EOS, 3-258 the bytes, then the learned pieces. Pieces never cross a line
-    break; a line break or tab is one byte piece. Nothing is normalised, and whitespace runs may become pieces.
+    break, which is a byte piece itself. Nothing is normalised, and whitespace runs may become pieces.
 
     Raises:
       UserError: the text is too small, or has too many different characters, for that many pieces.
     """
-    lines = (line for text in texts for line in text.splitlines() if line)
+    lines = [line for text in texts for line in text.splitlines() if line]  # SentencePiece hides a generator's errors
     model = io.BytesIO()
     try:
         sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=lines,
+            sentence_iterator=iter(lines),
             model_writer=model,
             model_type="bpe",
             vocab_size=vocab_size,

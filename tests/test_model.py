@@ -1,0 +1,395 @@
+"""The Transformer against a plain numpy forward; what sees what; memory and precision options; initialisation."""
+
+import dataclasses
+import functools
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+from jax.extend.core import jaxprs_in_params
+
+from diffusionlm.config import DiffusionConfig, MeshConfig, ModelConfig
+from diffusionlm.corruption import corrupt, noise_key
+from diffusionlm.losses import cross_entropy, mdm_targets
+from diffusionlm.model import Transformer, suppression
+from diffusionlm.sharding import make_mesh
+
+B, T = 2, 8
+BASE = ModelConfig(
+    d_model=16, n_layers=2, n_heads=4, n_kv_heads=4, head_dim=8, d_ff=24, vocab_size=60, max_length=12, head_chunk=4
+)
+GPT2 = {"norm": "layernorm", "positions": "learned", "mlp": "gelu", "linear_bias": True, "tied_head": True}
+VARIANTS = {
+    "smdm": BASE,  # RMSNorm, rotary, SwiGLU, no biases, its own head
+    "grouped": dataclasses.replace(BASE, n_kv_heads=2, rope_theta=500000.0),
+    "dream": dataclasses.replace(BASE, qkv_bias=True, norm_eps=1e-2),
+    "bf16 tables": dataclasses.replace(BASE, rope_bf16_tables=True),
+    "gpt2": dataclasses.replace(BASE, causal=True, mask_row=False, **GPT2),
+}
+SEGMENTS = np.array([[1, 1, 1, 2, 2, 2, 0, 0], [1, 1, 1, 1, 1, 1, 1, 1]], np.int32)
+
+
+def tokens(seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, BASE.vocab_size, (B, T)).astype(np.int32)
+
+
+@functools.cache
+def parameters(cfg: ModelConfig):
+    """Random values for every parameter, gains and biases too, so that each matters."""
+    shapes = nn.unbox(jax.eval_shape(Transformer(cfg).init, jax.random.key(0), jnp.zeros((1, 1), jnp.int32)))["params"]
+    rng = np.random.default_rng(5)
+
+    def draw(path, leaf):
+        mean = 1.0 if path[-1].key == "scale" else 0.0
+        return jnp.asarray(mean + 0.3 * rng.normal(size=leaf.shape), jnp.float32)
+
+    return jax.tree_util.tree_map_with_path(draw, shapes)
+
+
+@functools.cache
+def forward(cfg: ModelConfig):
+    """Jitted (params, tokens, segment ids, positions) -> hidden states, logits."""
+    model = Transformer(cfg)
+
+    def run(params, tokens, segments, positions):
+        hidden = model.apply({"params": params}, tokens, segments, positions)
+        return hidden, model.apply({"params": params}, hidden, method=Transformer.head)
+
+    return jax.jit(run)
+
+
+# --- an independent forward pass, one sequence at a time, from the formulas of the papers
+
+
+def numpy_norm(cfg, x, p):
+    if cfg.norm == "rmsnorm":
+        return p["scale"] * x / np.sqrt((x**2).mean(-1, keepdims=True) + cfg.norm_eps)
+    x = x - x.mean(-1, keepdims=True)
+    return p["scale"] * x / np.sqrt((x**2).mean(-1, keepdims=True) + cfg.norm_eps) + p["bias"]
+
+
+def numpy_rope(cfg, x, positions):
+    """NeoX layout on (T, heads, K): channel j turns with channel j + K/2 by position * theta^(-2j/K)."""
+    half = cfg.head_dim // 2
+    out = np.zeros_like(x)
+    for t, position in enumerate(positions):
+        for j in range(half):
+            angle = position * cfg.rope_theta ** (-2 * j / cfg.head_dim)
+            cos, sin = np.cos(angle), np.sin(angle)
+            if cfg.rope_bf16_tables:
+                cos, sin = float(jnp.bfloat16(cos)), float(jnp.bfloat16(sin))
+            out[t, :, j] = x[t, :, j] * cos - x[t, :, j + half] * sin
+            out[t, :, j + half] = x[t, :, j + half] * cos + x[t, :, j] * sin
+    return out
+
+
+def numpy_forward(cfg, params, tokens, segments, positions):
+    p = jax.tree.map(lambda a: np.asarray(a, np.float64), params)
+    length = len(tokens)
+    visible = segments[:, None] == segments[None, :]
+    if cfg.causal:
+        visible = visible & (np.arange(length)[None, :] <= np.arange(length)[:, None])
+    x = p["embed"][tokens]
+    if cfg.positions == "learned":
+        x = x + p["positions"][positions]
+    for layer in range(cfg.n_layers):
+        block = jax.tree.map(lambda a, i=layer: a[i], p["blocks"])
+        bias = lambda name, b=block: b.get(f"{name}_bias", 0.0)  # noqa: E731
+        h = numpy_norm(cfg, x, block["attention_norm"])
+        q, k, v = (np.einsum("td,dhk->thk", h, block[name]) + bias(name) for name in "qkv")
+        if cfg.positions == "rope":
+            q, k = numpy_rope(cfg, q, positions), numpy_rope(cfg, k, positions)
+        k, v = (np.repeat(a, cfg.n_heads // cfg.n_kv_heads, axis=1) for a in (k, v))
+        scores = np.einsum("thk,shk->hts", q, k) / np.sqrt(cfg.head_dim)
+        scores = np.where(visible, scores, -np.inf)
+        weights = np.exp(scores - scores.max(-1, keepdims=True))
+        weights /= weights.sum(-1, keepdims=True)
+        x = x + np.einsum("hts,shk,hkd->td", weights, v, block["o"]) + bias("o")
+        h = numpy_norm(cfg, x, block["mlp_norm"])
+        up = h @ block["up"] + bias("up")
+        if cfg.mlp == "swiglu":
+            gate = h @ block["gate"] + bias("gate")
+            inner = gate / (1 + np.exp(-gate)) * up
+        else:
+            inner = 0.5 * up * (1 + np.tanh(np.sqrt(2 / np.pi) * (up + 0.044715 * up**3)))
+        x = x + inner @ block["down"] + bias("down")
+    hidden = numpy_norm(cfg, x, p["final_norm"])
+    return hidden, hidden @ (p["embed"].T if cfg.tied_head else p["head"])
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_the_forward_pass_is_the_papers(name):
+    cfg = VARIANTS[name]
+    params, ids = parameters(cfg), tokens()
+    positions = np.array([[0, 1, 2, 0, 1, 2, 3, 4], [3, 1, 4, 11, 5, 9, 2, 6]], np.int32)
+    for segments, places in ((SEGMENTS, positions), (None, None)):
+        hidden, logits = forward(cfg)(params, ids, segments, places)
+        assert hidden.shape == (B, T, cfg.d_model) and logits.shape == (B, T, cfg.padded_vocab_size)
+        for row in range(B):
+            segment = np.ones(T, int) if segments is None else segments[row]
+            place = np.arange(T) if places is None else places[row]
+            expected_hidden, expected_logits = numpy_forward(cfg, params, ids[row], segment, place)
+            np.testing.assert_allclose(hidden[row], expected_hidden, rtol=1e-5, atol=1e-5)
+            np.testing.assert_allclose(logits[row], expected_logits, rtol=1e-5, atol=1e-5)
+
+
+def test_rounded_tables_are_an_option_that_does_something():
+    plain = {**parameters(BASE)}
+    exact, _ = forward(BASE)(plain, tokens(), None, None)
+    rounded, _ = forward(VARIANTS["bf16 tables"])(plain, tokens(), None, None)
+    difference = np.abs(np.asarray(exact) - np.asarray(rounded)).max()
+    assert 1e-5 < difference < 0.1
+
+
+def test_biases_are_where_the_families_have_them():
+    def biases(cfg):
+        return {name.removesuffix("_bias") for name in parameters(cfg)["blocks"] if name.endswith("_bias")}
+
+    assert biases(BASE) == set()
+    assert biases(VARIANTS["dream"]) == {"q", "k", "v"}
+    assert biases(VARIANTS["gpt2"]) == {"q", "k", "v", "o", "up", "down"}
+    assert set(parameters(BASE)) == {"embed", "blocks", "final_norm", "head"}
+    assert set(parameters(VARIANTS["gpt2"])) == {"embed", "positions", "blocks", "final_norm"}
+
+
+# --- what sees what
+
+
+def influence(cfg: ModelConfig, segments) -> np.ndarray:
+    """(T, T): the size of the gradient of output i with respect to the embedding of input j, for one sequence."""
+    model = Transformer(cfg)
+    ids = jnp.arange(T, dtype=jnp.int32)[None] + 7  # distinct, so that row 7 + j of the table is input j
+    mix = jnp.asarray(np.random.default_rng(0).normal(size=cfg.d_model), jnp.float32)
+
+    def outputs(embed):
+        return model.apply({"params": {**parameters(cfg), "embed": embed}}, ids, segments)[0] @ mix
+
+    jacobian = jax.jit(jax.jacrev(outputs))(parameters(cfg)["embed"])
+    return np.linalg.norm(jacobian[:, 7 : 7 + T], axis=-1)
+
+
+def test_every_output_depends_on_every_input():
+    assert (influence(BASE, None) > 1e-6).all()
+
+
+def test_a_causal_output_depends_on_its_past_alone():
+    past = np.tril(np.ones((T, T), bool))
+    size = influence(dataclasses.replace(BASE, causal=True), None)
+    assert (size[past] > 1e-6).all() and (size[~past] == 0).all()
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_outputs_depend_on_their_own_document_alone(causal):
+    segments = jnp.asarray(SEGMENTS[:1])
+    seen = SEGMENTS[0][:, None] == SEGMENTS[0][None]
+    if causal:
+        seen &= np.tril(np.ones((T, T), bool))
+    size = influence(dataclasses.replace(BASE, causal=causal), segments)
+    assert (size[seen] > 1e-6).all() and (size[~seen] == 0).all()
+
+
+def test_a_packed_document_is_as_good_as_alone():
+    ids = tokens()
+    places = np.array([[0, 1, 2, 0, 1, 2, 0, 0], np.arange(8)], np.int32)
+    packed, _ = forward(BASE)(parameters(BASE), ids, SEGMENTS, places)
+    alone, _ = forward(BASE)(parameters(BASE), ids[:1, 3:6], None, None)
+    np.testing.assert_allclose(packed[0, 3:6], alone[0], rtol=1e-5, atol=1e-5)
+
+
+def test_rotary_positions_are_relative():
+    """Shifting all positions changes nothing, and positions belong to tokens and not to places in the array."""
+    ids = tokens()
+    places = np.broadcast_to(np.arange(T, dtype=np.int32), (B, T))
+    here, _ = forward(BASE)(parameters(BASE), ids, None, places)
+    later, _ = forward(BASE)(parameters(BASE), ids, None, places + 100)
+    np.testing.assert_allclose(here, later, rtol=1e-4, atol=1e-4)
+    order = np.random.default_rng(1).permutation(T)
+    shuffled, _ = forward(BASE)(parameters(BASE), ids[:, order], None, places[:, order])
+    np.testing.assert_allclose(here[:, order], shuffled, rtol=1e-5, atol=1e-5)
+    unordered, _ = forward(BASE)(parameters(BASE), ids[:, order], None, places)
+    assert np.abs(np.asarray(unordered) - np.asarray(shuffled)).max() > 1e-2
+
+
+# --- no position sees its own clean token through a mask
+
+
+@functools.cache
+def masked_loss():
+    """Jitted (params, clean tokens) -> total loss and (inputs, hidden states, cross-entropies) of a corrupted batch."""
+    cfg, model = DiffusionConfig(), Transformer(BASE)
+
+    def run(params, clean):
+        ones = jnp.ones((B, T), jnp.int32)
+        corrupted = corrupt(cfg, BASE.vocab_size, clean, ones, None, noise_key(0, 1))
+        targets = mdm_targets(cfg, clean, corrupted)
+        hidden = model.apply({"params": params}, targets.inputs_BxT, targets.segment_ids_BxT)
+        head = lambda h: model.apply({"params": params}, h, method=Transformer.head)  # noqa: E731
+        nll = cross_entropy(head, hidden, targets.labels_BxT, jnp.asarray(suppression(BASE, ())), 4)
+        return (nll * targets.weight_BxT).sum(), (targets.inputs_BxT, hidden, nll, corrupted.masked_BxT)
+
+    return jax.jit(jax.value_and_grad(run, has_aux=True))
+
+
+def test_a_token_under_a_mask_changes_its_label_and_nothing_else():
+    params, clean = parameters(BASE), tokens()
+    (loss, (inputs, hidden, nll, masked)), _ = masked_loss()(params, clean)
+    masked = np.asarray(masked)
+    assert 0 < masked.sum() < masked.size
+    b, t = np.argwhere(masked)[0]
+    other = clean.copy()
+    other[b, t] = (clean[b, t] + 1) % BASE.vocab_size
+    (other_loss, (other_inputs, other_hidden, other_nll, _)), _ = masked_loss()(params, other)
+    np.testing.assert_array_equal(inputs, other_inputs)
+    np.testing.assert_array_equal(hidden, other_hidden)
+    assert other_loss != loss
+    assert np.argwhere(np.asarray(nll) != np.asarray(other_nll)).tolist() == [[b, t]]
+
+
+def test_a_token_in_sight_changes_every_prediction_of_its_sequence_and_is_not_scored():
+    params, clean = parameters(BASE), tokens()
+    (_, (_, hidden, _, masked)), _ = masked_loss()(params, clean)
+    b, t = np.argwhere(~np.asarray(masked))[0]
+    other = clean.copy()
+    other[b, t] = (clean[b, t] + 1) % BASE.vocab_size
+    (_, (_, other_hidden, _, _)), _ = masked_loss()(params, other)
+    changed = (np.asarray(hidden) != np.asarray(other_hidden)).any(-1)
+    assert changed[b].all() and not changed[1 - b].any()
+
+
+def test_the_embedding_of_a_token_under_a_mask_gets_no_gradient():
+    params = parameters(BASE)
+    clean = np.arange(B * T, dtype=np.int32).reshape(B, T)  # every token once
+    (_, (_, _, _, masked)), grads = masked_loss()(params, clean)
+    size = np.linalg.norm(np.asarray(grads["embed"]), axis=-1)
+    np.testing.assert_array_equal(size[clean[np.asarray(masked)]], 0.0)
+    assert (size[clean[~np.asarray(masked)]] > 0).all()
+    assert size[BASE.vocab_size] > 0  # the mask row learns
+    assert (size[B * T : BASE.vocab_size] == 0).all() and (size[BASE.vocab_size + 1 :] == 0).all()
+
+
+# --- options that must not change the numbers
+
+
+@functools.cache
+def value_and_grad(cfg: ModelConfig):
+    model = Transformer(cfg)
+
+    def loss(params, tokens):
+        hidden = model.apply({"params": params}, tokens, jnp.asarray(SEGMENTS))
+        return jnp.sin(model.apply({"params": params}, hidden, method=Transformer.head)).sum() / 100
+
+    return jax.value_and_grad(loss)
+
+
+@pytest.fixture(scope="module")
+def without_remat():
+    return jax.jit(value_and_grad(BASE))(parameters(BASE), tokens())
+
+
+def recomputes(jaxpr) -> bool:
+    return any(
+        "remat" in e.primitive.name
+        or "checkpoint" in e.primitive.name
+        or any(map(recomputes, jaxprs_in_params(e.params)))
+        for e in jaxpr.eqns
+    )
+
+
+@pytest.mark.parametrize("remat", ["dots", "full"])
+def test_remat_changes_memory_and_nothing_else(remat, without_remat):
+    cfg = dataclasses.replace(BASE, remat=remat)
+    chex.assert_trees_all_equal_shapes(parameters(cfg), parameters(BASE))
+    chex.assert_trees_all_close(
+        jax.jit(value_and_grad(cfg))(parameters(BASE), tokens()), without_remat, rtol=1e-5, atol=1e-6
+    )
+    assert recomputes(jax.make_jaxpr(value_and_grad(cfg))(parameters(BASE), tokens()).jaxpr)
+    assert not recomputes(jax.make_jaxpr(value_and_grad(BASE))(parameters(BASE), tokens()).jaxpr)
+
+
+@pytest.mark.parametrize("name", ["smdm", "gpt2"])
+def test_bfloat16_is_close_and_only_where_it_belongs(name):
+    cfg = VARIANTS[name]
+    exact_hidden, exact_logits = forward(cfg)(parameters(cfg), tokens(), SEGMENTS, None)
+    half = dataclasses.replace(cfg, dtype="bfloat16")
+    hidden, logits = forward(half)(parameters(cfg), tokens(), SEGMENTS, None)
+    assert hidden.dtype == jnp.bfloat16 and logits.dtype == jnp.float32
+    for rough, exact in ((hidden, exact_hidden), (logits, exact_logits)):
+        error = np.linalg.norm(np.asarray(rough, np.float32) - np.asarray(exact)) / np.linalg.norm(exact)
+        assert 1e-4 < error < 0.03  # a rounding is 2^-9; a few dozen of them add up
+    grads = jax.eval_shape(value_and_grad(half), parameters(cfg), tokens())[1]
+    assert all(g.dtype == jnp.float32 for g in jax.tree.leaves(grads))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("name", VARIANTS)
+def test_no_dtype_is_promoted_by_accident(name, dtype):
+    cfg = dataclasses.replace(VARIANTS[name], dtype=dtype)
+    with jax.numpy_dtype_promotion("strict"):
+        jax.eval_shape(value_and_grad(cfg), parameters(cfg), tokens())
+
+
+# --- sharding constraints
+
+
+def constraints(jaxpr) -> int:
+    return sum(
+        (e.primitive.name == "sharding_constraint") + sum(map(constraints, jaxprs_in_params(e.params)))
+        for e in jaxpr.eqns
+    )
+
+
+def test_sharding_constraints_are_there_under_a_mesh_and_only_then():
+    """Under `with mesh:` instead of `jax.set_mesh` logical constraints would silently vanish."""
+    trace = lambda: jax.make_jaxpr(value_and_grad(BASE))(parameters(BASE), tokens()).jaxpr  # noqa: E731
+    assert constraints(trace()) == 0
+    with jax.set_mesh(make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))):
+        # Forward: embedding table and rows, q, k, v, MLP width, twice the stream, logits; and their transposes.
+        assert constraints(trace()) >= 18
+
+
+# --- initialisation and suppression
+
+
+@pytest.fixture(scope="module")
+def initial():
+    cfg = dataclasses.replace(BASE, d_model=64, n_layers=3, n_heads=2, n_kv_heads=2, head_dim=8, d_ff=48)
+    variables = jax.jit(lambda k: nn.unbox(Transformer(cfg).init(k, jnp.zeros((1, 1), jnp.int32))))(jax.random.key(0))
+    return cfg, variables["params"]
+
+
+def test_every_matrix_starts_as_smdm_documents_it(initial):
+    """sqrt(2/(5 d)) whatever the fan-in; 1/(sqrt(d) layers) for what is added to the stream."""
+    cfg, params = initial
+    into, onto = np.sqrt(2 / (5 * cfg.d_model)), 1 / (np.sqrt(cfg.d_model) * cfg.n_layers)
+    blocks = params["blocks"]
+    expected = {name: (blocks[name], into) for name in ("q", "k", "v", "up", "gate")}
+    expected |= {name: (blocks[name], onto) for name in ("o", "down")}
+    expected |= {name: (params[name], into) for name in ("embed", "head")}
+    assert len(expected) == len(jax.tree.leaves(params)) - 3  # the three norms
+    for name, (value, std) in expected.items():
+        x = np.asarray(value).ravel() / std
+        assert abs(x.mean()) < 5 / np.sqrt(x.size), name
+        assert abs(np.square(x).mean() - 1) < 5 * np.sqrt(2 / x.size), name
+        assert abs((x**4).mean() - 3) < 5 * np.sqrt(96 / x.size), name  # normal, and not truncated
+    for norm in (blocks["attention_norm"], blocks["mlp_norm"], params["final_norm"]):
+        np.testing.assert_array_equal(norm["scale"], 1.0)
+
+
+def test_layers_start_different(initial):
+    _, params = initial
+    for name, value in params["blocks"].items():
+        if not name.endswith("norm"):
+            for i, j in ((0, 1), (0, 2), (1, 2)):
+                a, b = np.ravel(value[i]), np.ravel(value[j])
+                assert abs(np.corrcoef(a, b)[0, 1]) < 5 / np.sqrt(a.size), name
+
+
+def test_suppression_names_padding_rows_and_the_listed():
+    cfg = dataclasses.replace(BASE, vocab_size=130)
+    suppressed = suppression(cfg, (5, 129))
+    assert suppressed.shape == (256,) and suppressed.dtype == bool
+    assert np.flatnonzero(~suppressed).tolist() == [i for i in range(130) if i not in (5, 129)]
+    assert np.flatnonzero(~suppression(cfg, ())).tolist() == list(range(130))

@@ -1,0 +1,72 @@
+"""Names to builders: suggestions, duplicates, and packages that are imported at the first look-up only."""
+
+import sys
+
+import pytest
+
+from diffusionlm.errors import UserError
+from diffusionlm.registry import Registry, suggest
+
+
+@pytest.fixture
+def fruit():
+    registry = Registry("fruit")
+    registry.register("apple")(lambda: "red")
+    registry.register("banana")(lambda: "yellow")
+    return registry
+
+
+def test_get_builds_what_was_registered(fruit):
+    assert fruit.get("banana") == "yellow"
+    assert fruit.names() == ["apple", "banana"]
+
+
+def test_register_returns_the_builder():
+    @Registry("fruit").register("apple")
+    def apple():
+        return "red"
+
+    assert apple() == "red"
+
+
+@pytest.mark.parametrize("typo", ["aple", "appel", "apples"])
+def test_a_typo_gets_a_suggestion(fruit, typo):
+    with pytest.raises(UserError, match=f"unknown fruit {typo!r}; did you mean 'apple'"):
+        fruit.get(typo)
+
+
+def test_a_name_like_none_gets_the_list(fruit):
+    with pytest.raises(UserError, match="unknown fruit 'zzz'; known: apple, banana$"):
+        fruit.get("zzz")
+
+
+def test_suggest_takes_any_iterable():
+    assert suggest("lineer", (name for name in ("cosine", "linear"))) == "; did you mean 'linear'?"
+
+
+def test_a_duplicate_is_refused(fruit):
+    with pytest.raises(ValueError, match="fruit 'apple' is registered twice"):
+        fruit.register("apple")(lambda: "green")
+    assert fruit.get("apple") == "red"
+
+
+def test_a_package_is_imported_at_the_first_look_up(tmp_path, monkeypatch):
+    package = tmp_path / "orchard"
+    (package / "tools").mkdir(parents=True)
+    (package / "__init__.py").write_text(
+        "from diffusionlm.registry import Registry\nfruit = Registry('fruit', 'orchard')\n"
+    )
+    (package / "trees.py").write_text(
+        "from orchard import fruit\n\n@fruit.register('pear')\ndef pear():\n    return 'green'\n"
+    )
+    (package / "tools" / "__init__.py").write_text("raise RuntimeError('packages below are not imported')\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    import orchard
+
+    try:
+        assert "orchard.trees" not in sys.modules
+        assert orchard.fruit.get("pear") == "green"
+        assert "orchard.trees" in sys.modules
+    finally:
+        for module in [name for name in sys.modules if name.split(".")[0] == "orchard"]:
+            del sys.modules[module]
