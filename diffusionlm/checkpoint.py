@@ -20,7 +20,6 @@ import os
 import re
 import sys
 import textwrap
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -310,12 +309,11 @@ def _require_same_shapes(path: epath.Path, saved: Any, wanted: Any) -> None:
 def _read(path: epath.Path, call: Callable[[], Any]) -> Any:
     """Runs a call to Orbax, turning whatever a damaged file does to it into one `UserError`.
 
-    A failed read leaves reads in flight and tasks that nobody awaits, which complain on stderr, traceback and all, when
-    they end or are collected. So after a failure, and with the exception that holds them gone, both happen in silence.
+    A failed read leaves tasks that nobody awaits, which asyncio logs with their tracebacks when they are collected: so
+    that happens here, in silence, once the exception that holds them is gone.
     """
     log = logging.getLogger("asyncio")
-    before = sys.unraisablehook, log.disabled
-    sys.unraisablehook, log.disabled = lambda _: None, True
+    disabled, log.disabled = log.disabled, True
     try:
         try:
             return call()
@@ -323,10 +321,9 @@ def _read(path: epath.Path, call: Callable[[], Any]) -> Any:
             raise
         except Exception as error:  # Orbax and TensorStore raise a dozen types
             reason = _reason(error)
-        time.sleep(0.5)
         gc.collect()
     finally:
-        sys.unraisablehook, log.disabled = before
+        log.disabled = disabled
     raise UserError(f"cannot read the checkpoint {path}, a file is damaged or missing: {reason}")
 
 
@@ -348,10 +345,23 @@ def _reason(error: BaseException) -> str:
     return textwrap.shorten(str(error) or type(error).__name__, 200)
 
 
+def _of_orbax(filename: str) -> bool:
+    return os.path.join("orbax", "checkpoint") in filename
+
+
 def _keep(record: logging.LogRecord) -> bool:
     """Orbax logs every save at length and every failure many times over; failures are raised here, so none is shown."""
     explicit = logging.getLogger("absl").level != logging.NOTSET  # somebody set absl's verbosity and wants it
-    return explicit or os.path.join("orbax", "checkpoint") not in record.pathname
+    return explicit or not _of_orbax(record.pathname)
+
+
+def _report(unraisable: Any, report: Callable[[Any], Any] = sys.unraisablehook) -> None:
+    """Drops what follows a failure that was raised: parts in flight end after Orbax has closed the loop they belong to."""
+    code = getattr(unraisable.object, "cr_code", None)
+    late = unraisable.object is None and str(unraisable.exc_value) == "Event loop is closed"
+    if not late and not (code and _of_orbax(code.co_filename)):
+        report(unraisable)
 
 
 logging.getLogger("absl").addFilter(_keep)
+sys.unraisablehook = _report

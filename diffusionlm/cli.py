@@ -32,8 +32,7 @@ FILE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCE
 
 def entry_point() -> None:
     """The console script: `main`, with the logging and warnings of a program rather than of a library."""
-    root = logging.getLogger()
-    root.addHandler(StderrHandler())
+    logging.getLogger().addHandler(StderrHandler())
     if not sys.warnoptions:
         warnings.simplefilter("ignore")  # those of third parties, which a user cannot act on
     try:
@@ -153,6 +152,10 @@ def _train(cfg: Config, workdir: str) -> int:
         run = run_training(cfg, workdir)
     except NonFiniteError as error:
         return _fail(str(error), 1)
+    except OSError as error:
+        if error.errno not in FILE_ERRORS or error.filename:
+            raise
+        raise UserError(f"cannot write to the run directory {workdir}: {error.strerror}") from error  # a full disk
     if jax.process_index():  # one voice is enough
         return 0
     if not run.done:

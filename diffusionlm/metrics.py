@@ -1,7 +1,6 @@
 """Metrics of a run: `metrics.jsonl` for programs, TensorBoard events for people."""
 
 import json
-import math
 import os
 import time
 from collections.abc import Iterator
@@ -21,9 +20,12 @@ class MetricsWriter:
     def __init__(self, workdir: epath.Path, restored_step: int):
         self._path = workdir / "metrics.jsonl"
         kept = [line for line in read(workdir) if line["step"] <= restored_step]
-        self.seconds = kept[-1]["seconds"] if kept else 0.0  # of training before this process
+        self.latest = {name: value for line in kept for name, value in line.items()}  # what earlier processes wrote
         write_atomically(self._path, "".join(json.dumps(line) + "\n" for line in kept))
-        self._events = SummaryWriter(str(workdir / "events"), purge_step=restored_step + 1)
+        # Files are named by the second; the suffix keeps a quick resume from overwriting what it goes on from.
+        self._events = SummaryWriter(
+            str(workdir / "events"), purge_step=restored_step + 1, filename_suffix=f".{restored_step}"
+        )
 
     def write(self, step: int, values: dict[str, Any]) -> None:
         with self._path.open("a") as f:
@@ -52,11 +54,12 @@ def write_atomically(path: epath.Path, text: str) -> None:
 
 
 class StepLog:
-    """Turns the metrics of single steps into the lines of metrics.jsonl: one every `every` steps, averaged over them.
+    """Turns the metrics of single steps into the lines of metrics.jsonl: one every `every` steps, and one at the last.
 
-    Each line has step, tokens, loss (nats/token, the mean since the line before), cross_entropy, grad_norm, lr,
-    tokens_per_second, step_seconds, mfu (where the chip's peak is known) and seconds (of training, resumed parts
-    included). Time spent in `paused` is not the steps'.
+    Each line has step, tokens, loss (nats/token), cross_entropy and grad_norm (means over the steps since the line
+    before or, after it, since the resume), lr, tokens_per_second, step_seconds, mfu (where the chip's peak is known),
+    seconds (of the run, resumed parts included) and goodput (the share of them that went into training steps). Time
+    spent in `paused` is not the steps'.
     """
 
     def __init__(
@@ -64,30 +67,32 @@ class StepLog:
         writer: MetricsWriter | None,
         *,
         every: int,
+        last_step: int,
         tokens_per_step: int,
         flops_per_step: int,
         peak_flops: float | None,
     ):
-        self._writer, self._every = writer, every
+        self._writer, self._every, self._last_step = writer, every, last_step
         self._tokens, self._flops, self._peak = tokens_per_step, flops_per_step, peak_flops
         self._sums: dict[str, float] = {}
         self._count = 0
         self._started = self._clock = time.monotonic()
         self._paused = 0.0
-        self._before = writer.seconds if writer else 0.0
-        self.step_seconds = 0.0  # spent in training steps by this process
-        self.last_loss = math.nan
+        before = writer.latest if writer else {}
+        self._seconds_before = before.get("seconds", 0.0)
+        self._in_steps = self._seconds_before * before.get("goodput", 0.0)  # seconds, those before a resume included
+        self.last_loss: float | None = before.get("loss")
         self.note = ""
 
     @property
     def seconds(self) -> float:
         """Seconds of the run so far, those before a resume included."""
-        return self._before + time.monotonic() - self._started
+        return self._seconds_before + time.monotonic() - self._started
 
     @property
     def goodput(self) -> float:
-        """The share of this process's time that went into training steps."""
-        return self.step_seconds / (time.monotonic() - self._started)
+        """The share of `seconds` that went into training steps."""
+        return self._in_steps / max(self.seconds, 1e-9)
 
     def __enter__(self) -> "StepLog":
         return self
@@ -108,17 +113,17 @@ class StepLog:
         for name in ("loss", "cross_entropy", "grad_norm"):
             self._sums[name] = self._sums.get(name, 0.0) + float(metrics[name])
         self._count += 1
-        if step % self._every == 0:
+        if step % self._every == 0 or step == self._last_step:
             self._write(step, float(metrics["lr"]))
 
     def _write(self, step: int, lr: float) -> None:
         now = time.monotonic()
         spent = max(now - self._clock - self._paused, 1e-9)
-        self.step_seconds += spent
+        self._in_steps += spent
         rate = self._count / spent
         values = {name: total / self._count for name, total in self._sums.items()}
         values |= {"tokens": step * self._tokens, "lr": lr, "tokens_per_second": rate * self._tokens}
-        values |= {"step_seconds": 1 / rate, "seconds": self.seconds}
+        values |= {"step_seconds": 1 / rate, **self._times()}
         if self._peak:
             values["mfu"] = rate * self._flops / self._peak
         self.last_loss = values["loss"]
@@ -131,4 +136,7 @@ class StepLog:
         """Writes a line with an evaluation's results under eval_*."""
         if self._writer:
             line = {f"eval_{name}": value for name, value in values.items()}
-            self._writer.write(step, line | {"tokens": step * self._tokens, "seconds": self.seconds})
+            self._writer.write(step, line | {"tokens": step * self._tokens, **self._times()})
+
+    def _times(self) -> dict[str, float]:
+        return {"seconds": self.seconds, "goodput": self.goodput}

@@ -14,9 +14,9 @@ class Progress:
 
     QUIET_SECONDS = 30.0  # between plain lines where there is no terminal
 
-    def __init__(self, title: str, total: int, completed: int = 0):
+    def __init__(self, title: str, total: int, completed: int = 0, *, quiet: bool = False):
         self._title, self._total, self._first = title, total, completed
-        self._console = Console(file=sys.stderr)
+        self._console = Console(file=sys.stderr, quiet=quiet)
         self._live = self._console.is_terminal or self._console.is_jupyter
         self._bar = Bar(
             TextColumn("{task.description}"),

@@ -58,7 +58,8 @@ def loss_and_grads(cfg: Config, params: Any, full: Targets) -> tuple[tuple[jax.A
     Micro-batch a takes every A-th pair of rows, so that each device keeps the rows it holds and antithetic pairs stay
     together; weights are normalised over the whole batch beforehand, so the sum over parts does not depend on A.
     """
-    segmented = cfg.data.packing == "segments" or cfg.diffusion.random_length > 0
+    cuts = cfg.objective == "mdm" and cfg.diffusion.random_length > 0
+    segmented = cfg.data.packing == "segments" or cuts
     grad = jax.value_and_grad(lambda p, part: weighted_loss(cfg, p, part, segmented=segmented), has_aux=True)
     A = cfg.run.microbatches
     if A == 1:

@@ -20,9 +20,9 @@ from importlib import metadata
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from etils import epath
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from diffusionlm import config as config_lib
@@ -67,7 +67,7 @@ def train(cfg: Config, workdir: epath.PathLike | None = None) -> Run:
     """
     cfg.validate()
     workdir = epath.Path(workdir or f"runs/{cfg.name}")
-    claim(cfg, workdir)
+    refuse_another_run(cfg, workdir)
     done = workdir / "DONE.json"
     if done.exists():
         result = json.loads(done.read_text())
@@ -78,22 +78,24 @@ def train(cfg: Config, workdir: epath.PathLike | None = None) -> Run:
         return _Loop(cfg, workdir, dataset, mesh).run(stopped)
 
 
-def claim(cfg: Config, workdir: epath.Path) -> None:
-    """Writes config.json into a new run directory, or checks that the run there is of the same science."""
+def refuse_another_run(cfg: Config, workdir: epath.Path) -> None:
+    """Raises `UserError` unless the directory is free, or the run in it is of the same science."""
     path = workdir / "config.json"
-    if path.exists():
-        theirs = config_lib.from_json(path.read_text())
-        if config_lib.fingerprint(theirs) != config_lib.fingerprint(cfg):
-            old, new = config_lib.scientific_fields(theirs), config_lib.scientific_fields(cfg)
-            differ = ", ".join(f"{k} ({old.get(k)} there, {new[k]} here)" for k in new if old.get(k) != new[k])
-            raise UserError(
-                f"{workdir} holds another run: {differ}; use another --workdir, or the settings of that run"
-            )
+    if not path.exists():
+        return
+    theirs = config_lib.from_json(path.read_text())
+    if config_lib.fingerprint(theirs) != config_lib.fingerprint(cfg):
+        old, new = config_lib.scientific_fields(theirs), config_lib.scientific_fields(cfg)
+        differ = ", ".join(f"{k} ({old[k]} there, {new[k]} here)" for k in new if old[k] != new[k])
+        raise UserError(f"{workdir} holds another run: {differ}; use another --workdir, or the settings of that run")
+
+
+def record_run(cfg: Config, workdir: epath.Path) -> None:
+    """Writes config.json and environment.json."""
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        if jax.process_index() == 0:
-            write_atomically(path, config_lib.to_json(cfg))
-            write_atomically(workdir / "environment.json", json.dumps(environment(), indent=2) + "\n")
+        write_atomically(workdir / "config.json", config_lib.to_json(cfg))
+        write_atomically(workdir / "environment.json", json.dumps(environment(), indent=2) + "\n")
     except OSError as e:
         raise UserError(f"cannot write to the run directory {workdir}: {e.strerror}; choose another --workdir") from e
 
@@ -106,18 +108,25 @@ def evaluation_rows(cfg: Config, dataset: Dataset, rows: np.ndarray | None = Non
 def environment() -> dict[str, Any]:
     """Versions, devices and source revision, for the record."""
     names = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets", "numpy")
-    git = subprocess.run(
-        ["git", "rev-parse", "HEAD"], cwd=epath.Path(__file__).parent, capture_output=True, text=True, check=False
-    )
     return {
         "diffusionlm": __version__,
-        "git": git.stdout.strip() or None,
+        "git": git_revision(),
         "python": platform.python_version(),
         "packages": {name: metadata.version(name) for name in names},
         "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
         "processes": jax.process_count(),
         "command": sys.argv,
     }
+
+
+def git_revision() -> str | None:
+    """The commit that this package runs from; None where it is no checkout, or there is no git."""
+    command = ["git", "rev-parse", "HEAD"]
+    try:
+        git = subprocess.run(command, cwd=epath.Path(__file__).parent, capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        return None
+    return git.stdout.strip() or None
 
 
 @contextmanager
@@ -161,8 +170,12 @@ class _Loop:
             checkpoints = stack.enter_context(CheckpointManager(self.workdir, cfg.run.keep, cfg.run.keep_every))
             state = self._initial_state(checkpoints)
             step, index = int(state.step), int(state.next_index)
+            first_process = jax.process_index() == 0
+            if first_process:
+                record_run(cfg, self.workdir)
             log = stack.enter_context(self._open_log(step))
-            progress = stack.enter_context(Progress(f"train {cfg.name}", cfg.run.steps, step))
+            progress = stack.enter_context(Progress(f"train {cfg.name}", cfg.run.steps, step, quiet=not first_process))
+            tracing = stack.enter_context(ExitStack())
             batches = self._batches(index)
             saver = _Saver(cfg, checkpoints, self.sidecar)
             # Metrics are fetched one step late: by then the next step is dispatched, and the device never waits.
@@ -176,24 +189,27 @@ class _Loop:
                     progress.update(pending[0], log.note)
                 pending = None
 
-            first = True
-            while step < cfg.run.steps and not stopped.is_set():
-                self._profile(step)
+            first, stop = True, False
+            while step < cfg.run.steps and not stop:
+                self._profile(step, tracing)
                 with log.paused() if first else nullcontext(), jax.profiler.StepTraceAnnotation("train", step_num=step):
                     state, metrics = self.train_step(state, next(batches), np.int32(index))  # the first call compiles
                 first = False
                 step, index = step + 1, index + 1
                 settle()
                 pending = (step, metrics)
+                stop, overdue = self._any_process(step, stopped.is_set(), saver.overdue())
+                save = overdue or step % cfg.run.checkpoint_every == 0
                 evaluate = cfg.run.eval_every and step % cfg.run.eval_every == 0 and step < cfg.run.steps
-                if evaluate or saver.due(step):
+                if evaluate or save:
                     settle()
                     with log.paused():
-                        if saver.due(step):
-                            saver.save(state)
-                        if evaluate:
+                        if evaluate:  # before it is saved: what resumes at this step finds its lines complete
                             log.evaluation(step, self.evaluate(state.params, progress))
+                        if save:
+                            saver.save(state)
             settle()
+            tracing.close()
             saver.save(state)
             checkpoints.wait()
             if step < cfg.run.steps:
@@ -208,7 +224,7 @@ class _Loop:
         """
         run = self.cfg.run
         draws = run.eval_draws if self.cfg.objective == "mdm" else 1
-        token_bytes = jnp.asarray(self.dataset.tokenizer.token_bytes().astype(np.float32))
+        token_bytes = self.dataset.tokenizer.token_bytes().astype(np.float32)
         sums = np.zeros((draws, 3))
         for k, rows in enumerate(evaluation_rows(self.cfg, self.dataset, self.row_numbers)):
             batch = self._on_devices(rows)
@@ -269,6 +285,7 @@ class _Loop:
         return StepLog(
             MetricsWriter(self.workdir, step) if jax.process_index() == 0 else None,
             every=self.cfg.run.log_every,
+            last_step=self.cfg.run.steps,
             tokens_per_step=self.tokens_per_step,
             flops_per_step=self.flops_per_step,
             peak_flops=self.peak_flops,
@@ -295,12 +312,23 @@ class _Loop:
             f"{float(metrics['grad_norm'])}; the state before it is saved as step {int(state.step)} in {self.workdir}"
         )
 
-    def _profile(self, step: int) -> None:
+    def _any_process(self, step: int, *wishes: bool) -> list[bool]:
+        """What any process wishes: unless all save and stop at the same step, they wait for each other for ever.
+
+        To ask is to wait for the device, so that several processes only ask at the steps that are logged.
+        """
+        if jax.process_count() == 1:
+            return list(wishes)
+        if step % self.cfg.run.log_every:
+            return [False] * len(wishes)
+        return multihost_utils.process_allgather(np.array(wishes)).any(axis=0).tolist()
+
+    def _profile(self, step: int, tracing: ExitStack) -> None:
         run = self.cfg.run
         if step == run.profile_start:
-            jax.profiler.start_trace(str(self.workdir / "profile"))
-        elif run.profile_start >= 0 and step == run.profile_start + run.profile_steps:
-            jax.profiler.stop_trace()
+            tracing.enter_context(jax.profiler.trace(str(self.workdir / "profile")))
+        elif step == run.profile_start + run.profile_steps:
+            tracing.close()  # nothing to close in a run that resumed inside the window
 
     def _finish(self, state: TrainState, log: StepLog, progress: Progress) -> dict[str, Any]:
         evaluation = self.evaluate(state.params, progress)
@@ -321,15 +349,14 @@ class _Loop:
 
 
 class _Saver:
-    """Saves at every `checkpoint_every` steps, and when `checkpoint_minutes` have passed since the last save."""
+    """Saves, and says when `checkpoint_minutes` have passed since it did."""
 
     def __init__(self, cfg: Config, checkpoints: CheckpointManager, sidecar: Callable[[int], Sidecar]):
         self._run, self._checkpoints, self._sidecar = cfg.run, checkpoints, sidecar
         self._saved_at = time.monotonic()
 
-    def due(self, step: int) -> bool:
-        overdue = 0 < self._run.checkpoint_minutes * 60 < time.monotonic() - self._saved_at
-        return step % self._run.checkpoint_every == 0 or overdue
+    def overdue(self) -> bool:
+        return 0 < self._run.checkpoint_minutes * 60 < time.monotonic() - self._saved_at
 
     def save(self, state: TrainState) -> None:
         step = int(state.step)

@@ -17,9 +17,9 @@ def demo() -> Config:
             d_model=128, n_layers=4, n_heads=4, n_kv_heads=4, head_dim=32, d_ff=384, vocab_size=1023, max_length=128
         ),
         diffusion=DiffusionConfig(),
-        optim=OptimConfig(peak_lr=3e-3, final_lr=3e-4, warmup_steps=50),
-        data=DataConfig(source="python_docs", tokenizer="sentencepiece", sequence_length=128, batch_size=32),
-        run=RunConfig(steps=1500, eval_batches=16, checkpoint_every=500, showcase=True),
+        optim=OptimConfig(peak_lr=3e-3, final_lr=3e-4, warmup_steps=60),
+        data=DataConfig(source="python_docs", tokenizer="sentencepiece", sequence_length=128, batch_size=16),
+        run=RunConfig(steps=1200, eval_batches=32, checkpoint_every=400, showcase=True),
     )
 
 

@@ -1,4 +1,4 @@
-"""Checkpoints: what was saved comes back bit for bit on any mesh; what is not whole or not ours is refused in a line."""
+"""Checkpoints: what was saved comes back bit for bit on any mesh, and what is not whole or not ours is refused."""
 
 import contextlib
 import json
@@ -163,8 +163,9 @@ def test_params_load_onto_given_shardings(tmp_path):
 def test_keeps_the_newest_and_every_kth(tmp_path):
     save_run(tmp_path, *range(1, 10), keep=2, keep_every=3)
     assert sorted(os.listdir(tmp_path / "checkpoints"), key=int) == ["3", "6", "8", "9"]
-    save_run(tmp_path, 10, keep=1)  # other settings on resume
-    assert os.listdir(tmp_path / "checkpoints") == ["10"]
+    save_run(tmp_path, 10, keep=2)  # other settings on resume
+    assert sorted(os.listdir(tmp_path / "checkpoints"), key=int) == ["9", "10"]
+    assert checkpoint.find(tmp_path).name == "10"
 
 
 def test_a_step_is_saved_once(tmp_path):

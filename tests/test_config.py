@@ -36,29 +36,38 @@ OPERATIONAL = {
     "run.showcase",
 }
 
-# Overrides of `demo` (batch 32, length 128, 1500 steps, vocabulary 1023), and what the message must name.
+# Overrides of `demo`, and what the message must name.
 INVALID = [
     ({"model.d_model": 0}, ["model.d_model=0", "at least 1"]),
     ({"model.head_chunk": -1}, ["model.head_chunk=-1", "at least 1"]),
-    ({"model.n_kv_heads": 3}, ["model.n_kv_heads=3", "model.n_heads=4"]),
+    ({"model.n_heads": 4, "model.n_kv_heads": 3}, ["model.n_kv_heads=3", "model.n_heads=4"]),
     ({"model.head_dim": 31}, ["model.head_dim=31", "even"]),
     ({"diffusion.t_min": 1.5}, ["diffusion.t_min=1.5", "(0, 1)"]),
     ({"diffusion.t_min": "nan"}, ["diffusion.t_min=nan", "(0, 1)"]),
     ({"diffusion.timesteps": -5}, ["diffusion.timesteps=-5", "0"]),
     ({"diffusion.random_length": 1.1}, ["diffusion.random_length=1.1", "[0, 1]"]),
     ({"diffusion.polynomial_power": 0}, ["diffusion.polynomial_power=0.0", "positive"]),
-    ({"diffusion.geometric_min": 30}, ["diffusion.geometric_min=30.0", "diffusion.geometric_max=20.0"]),
+    (
+        {"diffusion.geometric_min": 30, "diffusion.geometric_max": 20},
+        ["diffusion.geometric_min=30.0", "diffusion.geometric_max=20.0"],
+    ),
     ({"diffusion.mask_sampling": "exact_count", "diffusion.timesteps": 8}, ["exact_count", "timesteps=8"]),
     ({"diffusion.mask_sampling": "exact_count", "diffusion.schedule": "cosine"}, ["exact_count", "schedule=cosine"]),
     ({"optim.weight_decay": -0.1}, ["optim.weight_decay=-0.1", "negative"]),
-    ({"optim.warmup_steps": 2000}, ["optim.warmup_steps=2000", "run.steps=1500"]),
+    ({"optim.warmup_steps": 2000, "run.steps": 1500}, ["optim.warmup_steps=2000", "run.steps=1500"]),
     (
-        {"optim.schedule": "wsd", "optim.warmup_steps": 500, "optim.decay_steps": 1100},
+        {"optim.schedule": "wsd", "optim.warmup_steps": 500, "optim.decay_steps": 1100, "run.steps": 1500},
         ["optim.warmup_steps=500", "optim.decay_steps=1100", "run.steps=1500"],
     ),
     (
-        {"optim.schedule": "wsd", "optim.drop_step": 1450, "optim.decay_steps": 100},
-        ["optim.drop_step=1450", "(50)", "(1400)"],
+        {
+            "optim.schedule": "wsd",
+            "optim.drop_step": 95,
+            "optim.decay_steps": 10,
+            "optim.warmup_steps": 5,
+            "run.steps": 100,
+        },
+        ["optim.drop_step=95", "(5)", "(90)"],
     ),
     ({"data.sequence_length": 0}, ["data.sequence_length=0", "at least 1"]),
     ({"data.batch_size": 0}, ["data.batch_size=0", "at least 1"]),
@@ -69,10 +78,13 @@ INVALID = [
     ({"objective": "arm"}, ["objective=arm", "model.causal=True"]),
     ({"model.causal": True}, ["objective=mdm", "model.causal=False"]),
     ({"model.mask_row": False}, ["objective=mdm", "model.mask_row", "diffusion.mask_id"]),
-    ({"diffusion.mask_id": 1023, "model.mask_row": False}, ["diffusion.mask_id=1023", "model.vocab_size=1023"]),
+    (
+        {"diffusion.mask_id": 900, "model.vocab_size": 900, "model.mask_row": False},
+        ["diffusion.mask_id=900", "model.vocab_size=900"],
+    ),
     ({"diffusion.mask_id": 5}, ["diffusion.mask_id=5", "model.mask_row"]),
-    ({"data.sequence_length": 256}, ["data.sequence_length=256", "model.max_length=128"]),
-    ({"run.microbatches": 5}, ["run.microbatches=5", "data.batch_size=32"]),
+    ({"data.sequence_length": 256, "model.max_length": 128}, ["data.sequence_length=256", "model.max_length=128"]),
+    ({"run.microbatches": 5, "data.batch_size": 32}, ["run.microbatches=5", "data.batch_size=32"]),
     ({"data.batch_size": 33}, ["antithetic", "33"]),
 ]
 
@@ -173,7 +185,7 @@ def test_validate_returns_the_config():
 
 
 def test_the_appended_mask_row_is_padded_and_never_suppressed_by_name():
-    cfg = experiment("demo")
+    cfg = experiment("demo", {"model.vocab_size": 1023})
     assert (cfg.mask_id, cfg.suppressed_ids) == (1023, ())
     assert (cfg.model.embedding_rows, cfg.model.padded_vocab_size) == (1024, 1024)
 

@@ -49,6 +49,10 @@ def parameters(cfg: ModelConfig):
     return jax.tree_util.tree_map_with_path(draw, shapes)
 
 
+COUNTED = np.broadcast_to(np.arange(T, dtype=np.int32), (B, T))
+WHOLE = np.ones((B, T), np.int32)
+
+
 @functools.cache
 def forward(cfg: ModelConfig):
     """Jitted (params, tokens, segment ids, positions) -> hidden states, logits."""
@@ -125,21 +129,19 @@ def test_the_forward_pass_is_the_papers(name):
     cfg = VARIANTS[name]
     params, ids = parameters(cfg), tokens()
     positions = np.array([[0, 1, 2, 0, 1, 2, 3, 4], [3, 1, 4, 11, 5, 9, 2, 6]], np.int32)
-    for segments, places in ((SEGMENTS, positions), (None, None)):
+    for segments, places in ((SEGMENTS, positions), (WHOLE, COUNTED)):
         hidden, logits = forward(cfg)(params, ids, segments, places)
         assert hidden.shape == (B, T, cfg.d_model) and logits.shape == (B, T, cfg.padded_vocab_size)
         for row in range(B):
-            segment = np.ones(T, int) if segments is None else segments[row]
-            place = np.arange(T) if places is None else places[row]
-            expected_hidden, expected_logits = numpy_forward(cfg, params, ids[row], segment, place)
+            expected_hidden, expected_logits = numpy_forward(cfg, params, ids[row], segments[row], places[row])
             np.testing.assert_allclose(hidden[row], expected_hidden, rtol=1e-5, atol=1e-5)
             np.testing.assert_allclose(logits[row], expected_logits, rtol=1e-5, atol=1e-5)
 
 
 def test_rounded_tables_are_an_option_that_does_something():
     plain = {**parameters(BASE)}
-    exact, _ = forward(BASE)(plain, tokens(), None, None)
-    rounded, _ = forward(VARIANTS["bf16 tables"])(plain, tokens(), None, None)
+    exact, _ = forward(BASE)(plain, tokens(), WHOLE, COUNTED)
+    rounded, _ = forward(VARIANTS["bf16 tables"])(plain, tokens(), WHOLE, COUNTED)
     difference = np.abs(np.asarray(exact) - np.asarray(rounded)).max()
     assert 1e-5 < difference < 0.1
 
@@ -158,36 +160,40 @@ def test_biases_are_where_the_families_have_them():
 # --- what sees what
 
 
-def influence(cfg: ModelConfig, segments) -> np.ndarray:
-    """(T, T): the size of the gradient of output i with respect to the embedding of input j, for one sequence."""
-    model = Transformer(cfg)
+@functools.cache
+def influence_of(causal: bool):
+    cfg = dataclasses.replace(BASE, causal=causal)
     ids = jnp.arange(T, dtype=jnp.int32)[None] + 7  # distinct, so that row 7 + j of the table is input j
     mix = jnp.asarray(np.random.default_rng(0).normal(size=cfg.d_model), jnp.float32)
 
-    def outputs(embed):
-        return model.apply({"params": {**parameters(cfg), "embed": embed}}, ids, segments)[0] @ mix
+    def outputs(embed, segments):
+        return Transformer(cfg).apply({"params": {**parameters(cfg), "embed": embed}}, ids, segments)[0] @ mix
 
-    jacobian = jax.jit(jax.jacrev(outputs))(parameters(cfg)["embed"])
+    return jax.jit(jax.jacrev(outputs))
+
+
+def influence(causal: bool, segments) -> np.ndarray:
+    """(T, T): the size of the gradient of output i with respect to the embedding of input j, for one sequence."""
+    jacobian = influence_of(causal)(parameters(BASE)["embed"], segments)
     return np.linalg.norm(jacobian[:, 7 : 7 + T], axis=-1)
 
 
 def test_every_output_depends_on_every_input():
-    assert (influence(BASE, None) > 1e-6).all()
+    assert (influence(False, WHOLE[:1]) > 1e-6).all()
 
 
 def test_a_causal_output_depends_on_its_past_alone():
     past = np.tril(np.ones((T, T), bool))
-    size = influence(dataclasses.replace(BASE, causal=True), None)
+    size = influence(True, WHOLE[:1])
     assert (size[past] > 1e-6).all() and (size[~past] == 0).all()
 
 
 @pytest.mark.parametrize("causal", [False, True])
 def test_outputs_depend_on_their_own_document_alone(causal):
-    segments = jnp.asarray(SEGMENTS[:1])
     seen = SEGMENTS[0][:, None] == SEGMENTS[0][None]
     if causal:
         seen &= np.tril(np.ones((T, T), bool))
-    size = influence(dataclasses.replace(BASE, causal=causal), segments)
+    size = influence(causal, SEGMENTS[:1])
     assert (size[seen] > 1e-6).all() and (size[~seen] == 0).all()
 
 
@@ -195,21 +201,23 @@ def test_a_packed_document_is_as_good_as_alone():
     ids = tokens()
     places = np.array([[0, 1, 2, 0, 1, 2, 0, 0], np.arange(8)], np.int32)
     packed, _ = forward(BASE)(parameters(BASE), ids, SEGMENTS, places)
-    alone, _ = forward(BASE)(parameters(BASE), ids[:1, 3:6], None, None)
+    model = Transformer(BASE)
+    # Without segments and positions: all of one document, counted from 0.
+    alone = jax.jit(model.apply)({"params": parameters(BASE)}, ids[:1, 3:6])
     np.testing.assert_allclose(packed[0, 3:6], alone[0], rtol=1e-5, atol=1e-5)
 
 
 def test_rotary_positions_are_relative():
     """Shifting all positions changes nothing, and positions belong to tokens and not to places in the array."""
     ids = tokens()
-    places = np.broadcast_to(np.arange(T, dtype=np.int32), (B, T))
-    here, _ = forward(BASE)(parameters(BASE), ids, None, places)
-    later, _ = forward(BASE)(parameters(BASE), ids, None, places + 100)
+    places = COUNTED
+    here, _ = forward(BASE)(parameters(BASE), ids, WHOLE, places)
+    later, _ = forward(BASE)(parameters(BASE), ids, WHOLE, places + 100)
     np.testing.assert_allclose(here, later, rtol=1e-4, atol=1e-4)
     order = np.random.default_rng(1).permutation(T)
-    shuffled, _ = forward(BASE)(parameters(BASE), ids[:, order], None, places[:, order])
+    shuffled, _ = forward(BASE)(parameters(BASE), ids[:, order], WHOLE, places[:, order])
     np.testing.assert_allclose(here[:, order], shuffled, rtol=1e-5, atol=1e-5)
-    unordered, _ = forward(BASE)(parameters(BASE), ids[:, order], None, places)
+    unordered, _ = forward(BASE)(parameters(BASE), ids[:, order], WHOLE, places)
     assert np.abs(np.asarray(unordered) - np.asarray(shuffled)).max() > 1e-2
 
 
@@ -289,32 +297,31 @@ def without_remat():
     return jax.jit(value_and_grad(BASE))(parameters(BASE), tokens())
 
 
-def recomputes(jaxpr) -> bool:
-    return any(
-        "remat" in e.primitive.name
-        or "checkpoint" in e.primitive.name
-        or any(map(recomputes, jaxprs_in_params(e.params)))
-        for e in jaxpr.eqns
-    )
+def primitives(jaxpr) -> list[str]:
+    inner = [name for e in jaxpr.eqns for part in jaxprs_in_params(e.params) for name in primitives(part)]
+    return [e.primitive.name for e in jaxpr.eqns] + inner
+
+
+def recomputes(cfg: ModelConfig) -> bool:
+    found = primitives(jax.make_jaxpr(value_and_grad(cfg))(parameters(cfg), tokens()).jaxpr)
+    return any("remat" in name or "checkpoint" in name for name in found)
 
 
 @pytest.mark.parametrize("remat", ["dots", "full"])
 def test_remat_changes_memory_and_nothing_else(remat, without_remat):
     cfg = dataclasses.replace(BASE, remat=remat)
     chex.assert_trees_all_equal_shapes(parameters(cfg), parameters(BASE))
-    chex.assert_trees_all_close(
-        jax.jit(value_and_grad(cfg))(parameters(BASE), tokens()), without_remat, rtol=1e-5, atol=1e-6
-    )
-    assert recomputes(jax.make_jaxpr(value_and_grad(cfg))(parameters(BASE), tokens()).jaxpr)
-    assert not recomputes(jax.make_jaxpr(value_and_grad(BASE))(parameters(BASE), tokens()).jaxpr)
+    result = jax.jit(value_and_grad(cfg))(parameters(BASE), tokens())
+    chex.assert_trees_all_close(result, without_remat, rtol=1e-5, atol=1e-6)
+    assert recomputes(cfg) and not recomputes(BASE)
 
 
 @pytest.mark.parametrize("name", ["smdm", "gpt2"])
 def test_bfloat16_is_close_and_only_where_it_belongs(name):
     cfg = VARIANTS[name]
-    exact_hidden, exact_logits = forward(cfg)(parameters(cfg), tokens(), SEGMENTS, None)
+    exact_hidden, exact_logits = forward(cfg)(parameters(cfg), tokens(), SEGMENTS, COUNTED)
     half = dataclasses.replace(cfg, dtype="bfloat16")
-    hidden, logits = forward(half)(parameters(cfg), tokens(), SEGMENTS, None)
+    hidden, logits = forward(half)(parameters(cfg), tokens(), SEGMENTS, COUNTED)
     assert hidden.dtype == jnp.bfloat16 and logits.dtype == jnp.float32
     for rough, exact in ((hidden, exact_hidden), (logits, exact_logits)):
         error = np.linalg.norm(np.asarray(rough, np.float32) - np.asarray(exact)) / np.linalg.norm(exact)
@@ -323,8 +330,7 @@ def test_bfloat16_is_close_and_only_where_it_belongs(name):
     assert all(g.dtype == jnp.float32 for g in jax.tree.leaves(grads))
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("name, dtype", [*((name, "bfloat16") for name in VARIANTS), ("smdm", "float32")])
 def test_no_dtype_is_promoted_by_accident(name, dtype):
     cfg = dataclasses.replace(VARIANTS[name], dtype=dtype)
     with jax.numpy_dtype_promotion("strict"):
@@ -334,20 +340,18 @@ def test_no_dtype_is_promoted_by_accident(name, dtype):
 # --- sharding constraints
 
 
-def constraints(jaxpr) -> int:
-    return sum(
-        (e.primitive.name == "sharding_constraint") + sum(map(constraints, jaxprs_in_params(e.params)))
-        for e in jaxpr.eqns
-    )
-
-
 def test_sharding_constraints_are_there_under_a_mesh_and_only_then():
     """Under `with mesh:` instead of `jax.set_mesh` logical constraints would silently vanish."""
-    trace = lambda: jax.make_jaxpr(value_and_grad(BASE))(parameters(BASE), tokens()).jaxpr  # noqa: E731
-    assert constraints(trace()) == 0
+
+    def constraints():
+        return primitives(jax.make_jaxpr(value_and_grad(BASE))(parameters(BASE), tokens()).jaxpr).count(
+            "sharding_constraint"
+        )
+
+    assert constraints() == 0
     with jax.set_mesh(make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))):
         # Forward: embedding table and rows, q, k, v, MLP width, twice the stream, logits; and their transposes.
-        assert constraints(trace()) >= 18
+        assert constraints() >= 18
 
 
 # --- initialisation and suppression

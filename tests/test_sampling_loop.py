@@ -13,14 +13,13 @@ from flax import linen as nn
 from scipy import special, stats
 
 from diffusionlm import schedules
-from diffusionlm.config import Config, DiffusionConfig, MeshConfig, ModelConfig
+from diffusionlm.config import Config, DiffusionConfig, ModelConfig
 from diffusionlm.errors import UserError
 from diffusionlm.model import Transformer
 from diffusionlm.sampling import loop
 from diffusionlm.sampling.config import ModelSpec, SamplingConfig
 from diffusionlm.sampling.loop import Canvas, Settings, generate
 from diffusionlm.sampling.strategies import STRATEGIES
-from diffusionlm.sharding import make_mesh, tree_shardings
 
 TINY = ModelConfig(d_model=32, n_layers=2, n_heads=2, n_kv_heads=2, head_dim=16, d_ff=64, vocab_size=50, max_length=128)
 MDM = ModelSpec.of(Config(model=TINY))
@@ -36,9 +35,9 @@ def strict_dtypes():
         yield
 
 
-def make_params(cfg: ModelConfig, seed: int = 0):
+def make_params(cfg: ModelConfig):
     """Random parameters, sharpened so that the likeliest tokens and positions are clearly apart."""
-    params = nn.unbox(Transformer(cfg).init(jax.random.key(seed), jnp.zeros((1, 1), jnp.int32))["params"])
+    params = nn.unbox(jax.jit(Transformer(cfg).init)(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"])
     return {**params, "head": params["head"] * 8}
 
 
@@ -258,9 +257,9 @@ def test_a_drawn_token_that_equals_the_mask_id_is_not_masked():
 
     ones = jnp.ones((2, 6), jnp.int32)
     canvas = Canvas(ones, ones > 0, ones, jnp.arange(2, dtype=jnp.int32))
-    settings = make_settings("low_confidence", 3, 0.0)
+    settings = make_settings("low_confidence", 8, 0.0)
     result = loop.denoise(always_one, schedules.Linear(), jnp.zeros(3, bool), canvas, jax.random.key(0), settings)
-    assert (np.asarray(result.tokens_BxT) == 1).all() and result.nfe_B.tolist() == [3, 3]
+    assert (np.asarray(result.tokens_BxT) == 1).all() and result.nfe_B.tolist() == [6, 6]
 
 
 def test_trace_records_every_state():
@@ -297,26 +296,14 @@ def test_batch_mates_do_not_change_a_row(strategy):
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_rows_follow_their_ids_alone_permuted_or_on_a_longer_canvas(strategy):
+def test_rows_follow_their_ids_permuted_or_on_another_canvas(strategy):
     sampling = SamplingConfig(12, 6, strategy)
     together = generate(PARAMS, MDM, PROMPTS, sampling)
     order = [2, 0, 3, 1]
     permuted = generate(PARAMS, MDM, [PROMPTS[r] for r in order], sampling, row_ids=order)
     assert (permuted.tokens == together.tokens[order]).all()
-    alone = generate(PARAMS, MDM, [PROMPTS[1]], sampling, row_ids=[1])
-    assert (alone.tokens[0] == together.tokens[1]).all()
-    longer = generate(PARAMS, MDM, PROMPTS + [[1] * 90], sampling)
-    assert (longer.tokens[:4] == together.tokens).all()
-
-
-def test_a_mesh_gives_the_tokens_of_one_device():
-    sampling = SamplingConfig(7, 10, "low_confidence", 0.0)  # no close calls, says the slow reference
-    one = generate(PARAMS, MDM, UNTIED, sampling)
-    mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
-    boxed = jax.eval_shape(Transformer(TINY).init, jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
-    with jax.set_mesh(mesh):
-        eight = generate(jax.device_put(PARAMS, tree_shardings(boxed, mesh)), MDM, UNTIED, sampling)
-    assert (one.tokens == eight.tokens).all()
+    other = generate(PARAMS, MDM, [PROMPTS[1], [1] * 90], sampling, row_ids=[1, 9])
+    assert (other.tokens[0] == together.tokens[1]).all()
 
 
 def test_seeds_keys_and_rows_differ():
@@ -343,21 +330,23 @@ def count_compilations():
 
 
 def test_only_shapes_compile():
-    with count_compilations() as first:
-        generate(PARAMS, MDM, [[1, 2]] * 3, SamplingConfig(10, 4, "ancestral"))
-    assert first
-    with count_compilations() as again:
+    generate(PARAMS, MDM, PROMPTS, SamplingConfig(10, 4, "ancestral"))
+    with count_compilations() as compiled:
+        jax.jit(lambda x: x * 3)(jnp.ones(7))
+    assert compiled  # so the count counts
+    with count_compilations() as compiled:
         for strategy in STRATEGIES:
-            generate(PARAMS, MDM, [[1], [2, 3], [4]], SamplingConfig(12, 7, strategy, 0.3, seed=5))
-        generate(PARAMS, MDM, [[1, 2]] * 3, SamplingConfig(10, 9, "low_confidence", 0.0))
-    assert not again
+            generate(PARAMS, MDM, UNTIED, SamplingConfig(12, 7, strategy, 0.3, seed=5))
+        generate(PARAMS, MDM, PROMPTS, SamplingConfig(10, 9, "low_confidence", 0.0))
+    assert not compiled
 
 
 # ---- settings and mistakes -------------------------------------------------------------------------------------------
 
 
 def test_more_steps_than_tokens_stop_when_all_is_revealed():
-    assert generate(PARAMS, MDM, PROMPTS, SamplingConfig(4, 9, "low_confidence")).nfe.tolist() == [4] * 4
+    _, result = run_canvas("low_confidence", steps=9, length=4)
+    assert int(result.steps) == 4 and result.nfe_B.tolist() == [4] * 4
     assert generate(PARAMS, MDM, PROMPTS, SamplingConfig(4, 9, "ancestral")).nfe.max() <= 9
 
 

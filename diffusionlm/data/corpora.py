@@ -4,6 +4,8 @@ A new corpus is one registered function that returns its documents by split.
 """
 
 import ast
+import contextlib
+import gc
 import hashlib
 import importlib.util
 import inspect
@@ -29,6 +31,9 @@ SKIPPED = {
     "_vendor",
 }
 VALIDATION_SHARE = 0.05  # of the modules
+PROSE_SHARE = 0.15  # of a file; those with fewer docstrings take most of the time to parse and hold little text
+TRIPLE_QUOTED = re.compile(rb"\"\"\"(.*?)\"\"\"|'''(.*?)'''", re.DOTALL)
+NO_LETTERS = re.compile(r"[\W\d_]+")
 BOILERPLATE = 40  # letters; a paragraph at least this long is kept only where it comes first
 
 
@@ -80,23 +85,40 @@ def _modules() -> list[tuple[str, list[Document]]]:
         if (spec := importlib.util.find_spec(package)) and spec.submodule_search_locations:
             roots.append((package, Path(spec.submodule_search_locations[0])))
     found = []
-    for package, root in roots:
-        for file in sorted(root.rglob("*.py")):
-            parts = file.relative_to(root).with_suffix("").parts
-            if not SKIPPED.intersection(parts) and not file.name.endswith("_test.py"):
-                module = ".".join([package, *parts]).strip(".").removesuffix(".__init__")
-                found.append((module, list(_docstrings(module, file))))
+    with _no_garbage_collection():
+        for package, root in roots:
+            for file in sorted(root.rglob("*.py")):
+                parts = file.relative_to(root).with_suffix("").parts
+                if not SKIPPED.intersection(parts) and not file.name.endswith("_test.py"):
+                    module = ".".join([package, *parts]).strip(".").removesuffix(".__init__")
+                    found.append((module, list(_docstrings(module, file))))
     return found
+
+
+@contextlib.contextmanager
+def _no_garbage_collection() -> Iterator[None]:
+    """Syntax trees have no cycles, and collecting would go through everything that JAX has loaded, time after time."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def _docstrings(module: str, file: Path) -> Iterator[Document]:
     """One document for the module head and one for each top-level definition, with all that it contains."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # invalid escapes in other people's files
-        try:
-            tree = ast.parse(file.read_bytes())
-        except (SyntaxError, ValueError, OSError):
+    try:
+        source = file.read_bytes()
+        prose = sum(len(a) + len(b) for a, b in TRIPLE_QUOTED.findall(source))
+        if prose < PROSE_SHARE * len(source):
             return
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # invalid escapes in other people's files
+            tree = ast.parse(source)
+    except (SyntaxError, ValueError, OSError):
+        return
     if head := ast.get_docstring(tree):
         yield Document(module, head + "\n")
     for node in _statements(tree.body):
@@ -131,7 +153,7 @@ def _unseen(text: str, seen: set[str]) -> str:
     """`text` without the paragraphs in `seen`, to which the others are added; "" where nothing of length is left."""
     kept, news = [], False
     for paragraph in re.split(r"\n[ \t]*\n", text.strip("\n")):
-        letters = "".join(filter(str.isalpha, paragraph.lower()))
+        letters = NO_LETTERS.sub("", paragraph.lower())
         if len(letters) >= BOILERPLATE:
             if letters in seen:
                 continue

@@ -21,7 +21,7 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 from etils import epath
 from rich.console import Console
@@ -53,7 +53,7 @@ def prepare(
     validation_fraction: float | None = None,
     text_field: str = "text",
     workers: int = 1,
-    on_error: str = "stop",
+    on_error: Literal["stop", "skip"] = "stop",
     progress: bool = True,
 ) -> Metadata:
     """Prepares a dataset, or finds that `output` already holds the one that is asked for.
@@ -101,7 +101,7 @@ def prepare(
     plan = _Plan(sources, held_out, sequence_length, text_field, on_error, request)
     try:
         with _partial(output) as directory, _progress(console) as bars, _map(workers) as in_order:
-            chosen = given or tokenizers.train_sentencepiece(_training_texts(plan), vocab_size)
+            chosen = given or _train_tokenizer(plan, vocab_size, bars)
             made = _build(directory, plan, chosen, in_order, bars)
     except BrokenProcessPool as error:
         raise UserError(f"workers={workers}: a worker process died ({WORKER_DEATHS}); use workers=1") from error
@@ -263,6 +263,13 @@ def _given_tokenizer(tokenizer: str | tokenizers.Tokenizer, vocab_size: int | No
     if given.eos_id is None:
         raise UserError(f"tokenizer {tokenizer!r} has no EOS piece, which ends every document; use one that has")
     return given
+
+
+def _train_tokenizer(plan: _Plan, vocab_size: int, bars: Progress) -> tokenizers.Tokenizer:
+    bar = bars.add_task("training the tokenizer", total=None)
+    trained = tokenizers.train_sentencepiece(_training_texts(plan), vocab_size)
+    bars.remove_task(bar)
+    return trained
 
 
 def _training_texts(plan: _Plan) -> Iterator[str]:

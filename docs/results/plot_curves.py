@@ -1,0 +1,44 @@
+"""Training curves of several runs in one picture: held-out bits per byte against training FLOPs.
+
+    pip install -e ".[docs]"
+    python docs/results/plot_curves.py --output docs/results/tinystories.png runs/tinystories runs/tinystories_arm
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+from diffusionlm import config, flops, metrics
+
+
+def curve(workdir: Path) -> tuple[str, list[float], list[float]]:
+    """A run's name, FLOPs (model convention) and held-out bits per byte at each of its evaluations."""
+    cfg = config.from_json((workdir / "config.json").read_text())
+    per_token = flops.train(cfg.model, cfg.data.sequence_length, "model") / cfg.data.sequence_length
+    lines = [line for line in metrics.read(workdir) if "eval_bits_per_byte" in line]
+    return cfg.name, [line["tokens"] * per_token for line in lines], [line["eval_bits_per_byte"] for line in lines]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("workdirs", nargs="+", type=Path, help="run directories")
+    parser.add_argument("--output", required=True, type=Path, help="the PNG; the numbers go beside it as JSON")
+    args = parser.parse_args()
+    curves = {name: {"flops": x, "bits_per_byte": y} for name, x, y in map(curve, args.workdirs)}
+    figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
+    for name, points in curves.items():
+        axes.plot(points["flops"], points["bits_per_byte"], marker="o", label=name)
+    axes.set(xscale="log", xlabel="training FLOPs (forward and backward, head included)", ylabel="held-out bits per byte")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(args.output, dpi=120)
+    args.output.with_suffix(".json").write_text(json.dumps(curves, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,208 @@
+"""The pipeline: batch k is a pure function of (seed, k), on any number of hosts; and what is no dataset is refused."""
+
+import itertools
+import json
+import shutil
+import threading
+
+import grain
+import numpy as np
+import pytest
+
+from diffusionlm.data import inspect as inspect_lib
+from diffusionlm.data import pipeline
+from diffusionlm.data.prepare import prepare
+from diffusionlm.errors import UserError
+
+LENGTH, BATCH = 9, 8
+TEXTS = [f"document {i} says {'word ' * (i % 7)}and [ends]" for i in range(40)]
+EVAL_TEXTS = [f"held-out document {i}" for i in range(20)]
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pipeline")
+    for name, texts in (("train", TEXTS), ("valid", EVAL_TEXTS)):
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    sources = {"source": str(folder / "train.jsonl"), "validation": str(folder / "valid.jsonl")}
+    prepare(**sources, output=folder / "out", tokenizer="byte", sequence_length=LENGTH, progress=False)
+    return folder / "out"
+
+
+@pytest.fixture(scope="module")
+def dataset(path):
+    return pipeline.open_dataset(path)
+
+
+@pytest.fixture(scope="module")
+def stored(dataset):
+    return dataset.rows("train", range(dataset.size("train")))["tokens"]
+
+
+def take(dataset, count, **settings):
+    settings = {"batch_size": BATCH, "seed": 0} | settings
+    return list(itertools.islice(pipeline.train_batches(dataset, **settings), count))
+
+
+def test_rows_come_as_asked(dataset, stored):
+    text = "".join(text + "\0" for text in TEXTS).encode()  # EOS, 256, stands where \0 is
+    flat = [256 if byte == 0 else byte for byte in text][: stored.size]
+    np.testing.assert_array_equal(stored.ravel(), flat)
+    found = dataset.rows("train", [5, 0, 5])
+    np.testing.assert_array_equal(found["tokens"], stored[[5, 0, 5]])
+    assert {name: (values.shape, values.dtype) for name, values in found.items()} == {
+        "tokens": ((3, LENGTH + 1), np.int32),
+        "segment_ids": ((3, LENGTH + 1), np.int32),
+    }
+
+
+def test_batches_are_those_of_the_plain_pipeline(dataset, stored):
+    """An independent reading: every row of the shuffled, repeated source, one after another."""
+    plain = grain.MapDataset.source(list(stored)).seed(3).shuffle().repeat()
+    for k, batch in enumerate(take(dataset, 20, seed=3)):
+        np.testing.assert_array_equal(batch["tokens"], [plain[k * BATCH + i] for i in range(BATCH)])
+
+
+def test_a_batch_depends_on_seed_and_number_only(dataset):
+    whole = take(dataset, 12)
+    for start in (1, 5, 11):
+        for batch, again in zip(whole[start:], take(dataset, 12 - start, start=start), strict=True):
+            np.testing.assert_array_equal(batch["tokens"], again["tokens"])
+            np.testing.assert_array_equal(batch["segment_ids"], again["segment_ids"])
+    far = take(dataset, 1, start=10**9)[0]
+    np.testing.assert_array_equal(far["tokens"], take(dataset, 1, start=10**9)[0]["tokens"])
+
+
+def test_an_epoch_is_a_permutation_and_the_next_is_another(dataset, stored):
+    size = dataset.size("train")
+    drawn = np.concatenate([batch["tokens"] for batch in take(dataset, -(-3 * size // BATCH))])[: 3 * size]
+    order = [tuple(row) for row in stored]
+    epochs = [[tuple(row) for row in epoch] for epoch in drawn.reshape(3, size, -1)]
+    assert all(sorted(epoch) == sorted(order) for epoch in epochs)
+    assert len({tuple(epoch) for epoch in (*epochs, order)}) == 4
+    other = np.concatenate([batch["tokens"] for batch in take(dataset, size // BATCH, seed=1)])
+    assert not np.array_equal(other, drawn[: len(other)])
+
+
+@pytest.mark.parametrize("hosts", [1, 2, 4])
+def test_host_slices_make_the_global_batch(dataset, hosts):
+    share = BATCH // hosts
+    slices = [take(dataset, 5, rows=np.arange(i * share, (i + 1) * share)) for i in range(hosts)]
+    for k, batch in enumerate(take(dataset, 5)):
+        for name in ("tokens", "segment_ids"):
+            np.testing.assert_array_equal(batch[name], np.concatenate([host[k][name] for host in slices]))
+
+
+def test_rows_need_not_be_neighbours(dataset):
+    wanted = [6, 1, 2]
+    (whole,), (some,) = take(dataset, 1), take(dataset, 1, rows=wanted)
+    np.testing.assert_array_equal(some["tokens"], whole["tokens"][wanted])
+
+
+def test_a_batch_may_exceed_the_data(dataset):
+    size = dataset.size("train")
+    assert take(dataset, 1, batch_size=2 * size + 1)[0]["tokens"].shape == (2 * size + 1, LENGTH + 1)
+
+
+def test_batches_are_read_ahead(dataset, monkeypatch):
+    """Reading goes on in other threads while the first batch is worked on; the event is set by the third reading."""
+    calls, third, read = itertools.count(1), threading.Event(), pipeline.Dataset.rows
+
+    def rows(self, split, indices):
+        if next(calls) == 3:
+            third.set()
+        return read(self, split, indices)
+
+    monkeypatch.setattr(pipeline.Dataset, "rows", rows)
+    batches = pipeline.train_batches(dataset, batch_size=BATCH, seed=0)
+    next(batches)
+    assert third.wait(timeout=60)
+
+
+def test_evaluation_reads_once_in_order_and_pads(dataset):
+    size = dataset.size("validation")
+    rows = dataset.rows("validation", range(size))
+    batches = list(pipeline.eval_batches(dataset, batch_size=BATCH))
+    assert len(batches) == -(-size // BATCH) and size % BATCH, "the fixture is to need padding"
+    for name in ("tokens", "segment_ids"):
+        joined = np.concatenate([batch[name] for batch in batches])
+        np.testing.assert_array_equal(joined[:size], rows[name])
+        assert joined.shape == (len(batches) * BATCH, LENGTH + 1) and not joined[size:].any()
+    assert rows["segment_ids"].min() == 1
+
+
+def test_evaluation_limits_and_slices(dataset):
+    batches = list(pipeline.eval_batches(dataset, batch_size=BATCH))
+    assert len(list(pipeline.eval_batches(dataset, batch_size=BATCH, batches=2))) == 2
+    assert len(list(pipeline.eval_batches(dataset, batch_size=BATCH, batches=10**6))) == len(batches)
+    halves = [list(pipeline.eval_batches(dataset, batch_size=BATCH, rows=np.arange(a, a + 4))) for a in (0, 4)]
+    for k, batch in enumerate(batches):
+        np.testing.assert_array_equal(batch["tokens"], np.concatenate([half[k]["tokens"] for half in halves]))
+
+
+def test_refuses_splits_and_seeds(dataset):
+    with pytest.raises(UserError, match="no split 'test', only train, validation"):
+        pipeline.eval_batches(dataset, batch_size=2, split="test")
+    for seed in (-1, 2**32):
+        with pytest.raises(UserError, match=f"seed={seed}"):
+            pipeline.train_batches(dataset, batch_size=2, seed=seed)
+
+
+def shard(folder):
+    return next(folder.glob("*-train.array_record*"))
+
+
+def edit(change):
+    def damage(folder):
+        values = json.loads((folder / "meta.json").read_text())
+        change(values)
+        (folder / "meta.json").write_text(json.dumps(values))
+
+    return damage
+
+
+DAMAGES = {
+    "no metadata": (lambda folder: (folder / "meta.json").unlink(), "no meta.json"),
+    "no directory": (shutil.rmtree, "does not exist"),
+    "a shard is missing": (lambda folder: shard(folder).unlink(), "damaged: diffusionlm-train.* has 0 bytes"),
+    "a shard is cut": (lambda folder: shard(folder).write_bytes(shard(folder).read_bytes()[:-9]), "damaged"),
+    "metadata is cut": (lambda folder: (folder / "meta.json").write_text('{"format": 1,'), "cannot read"),
+    "metadata is no object": (lambda folder: (folder / "meta.json").write_text("[]"), "has format None, not 1"),
+    "another format": (edit(lambda values: values.update(format=2)), "has format 2, not 1"),
+    "a length was edited": (edit(lambda values: values.update(sequence_length=4)), "was changed"),
+    "a key is missing": (edit(lambda values: values.pop("splits")), "not the metadata"),
+    "a key is too many": (edit(lambda values: values.update(extra=1)), "not the metadata"),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGES)
+def test_refuses_what_is_no_whole_dataset(name, path, tmp_path):
+    damage, message = DAMAGES[name]
+    shutil.copytree(path, tmp_path / "copy")
+    assert pipeline.open_dataset(tmp_path / "copy").metadata == pipeline.open_dataset(path).metadata
+    damage(tmp_path / "copy")
+    with pytest.raises(UserError, match=message) as error:
+        pipeline.open_dataset(tmp_path / "copy")
+    assert "\n" not in str(error.value) and str(tmp_path / "copy") in str(error.value)
+
+
+def test_inspect_shows_documents_and_counts(path, dataset, stored, capsys):
+    found = inspect_lib.inspect(path, count=2)
+    printed = capsys.readouterr().out
+    assert json.loads(json.dumps(found)) == found
+    assert found["splits"]["train"]["documents"] == len(TEXTS)
+    tokens = sum(len(text) + 1 for text in TEXTS)
+    assert found["splits"]["train"]["bytes_per_token"] == pytest.approx((tokens - len(TEXTS)) / tokens)
+    assert found["document_tokens"]["0.5"] == np.median([len(text) + 1 for text in TEXTS][: (stored == 256).sum()])
+    assert found["frequent_tokens"][0]["share"] == pytest.approx(np.bincount(stored.ravel()).max() / stored.size)
+    assert [record["index"] for record in found["records"]] == [0, len(stored) - 1]
+    assert found["records"][0]["documents"] == [TEXTS[0][: LENGTH + 1]]
+    assert TEXTS[0][: LENGTH + 1] in printed and "byte tokenizer of 257 ids" in printed
+
+
+def test_inspect_marks_where_documents_end(path, dataset, capsys):
+    index = int(np.flatnonzero(dataset.rows("train", range(8))["segment_ids"].max(axis=1) > 1)[0])
+    found = inspect_lib.describe(path, count=dataset.size("train"))["records"][index]["documents"]
+    assert len(found) == 2 and TEXTS[0].endswith(found[0]) and TEXTS[1].startswith(found[1])
+    inspect_lib.inspect(path, count=dataset.size("train"))
+    assert f"{found[0]} ■ end of document" in capsys.readouterr().out

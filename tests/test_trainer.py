@@ -1,0 +1,455 @@
+"""Training runs: what they leave behind, and that stopping, killing and moving them changes nothing."""
+
+import json
+import math
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny_run
+from jax.experimental.compilation_cache import compilation_cache
+from tiny_run import BATCH, LENGTH, STEPS, Recorder, tiny
+
+from diffusionlm import checkpoint, config, flops, metrics, train_step, trainer
+from diffusionlm.data.pipeline import eval_batches, open_dataset
+from diffusionlm.errors import UserError
+from diffusionlm.presets import arm_twin
+from diffusionlm.sharding import make_mesh
+from diffusionlm.train_state import abstract_state, create_state
+from diffusionlm.version import __version__
+
+TIMES = ("seconds", "step_seconds", "tokens_per_second", "goodput")  # of a line, what no two runs share
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled(tmp_path_factory):
+    """A directory for compiled programs: nearly all of these runs, in whatever process, are of the same few."""
+    settings = {
+        "jax_compilation_cache_dir": str(tmp_path_factory.getbasetemp() / "compiled"),
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+        "jax_persistent_cache_min_entry_size_bytes": -1,
+    }
+    before = {name: getattr(jax.config, name) for name in settings}
+    for name, value in settings.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
+    yield settings["jax_compilation_cache_dir"]
+    for name, value in before.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    return tiny_run.make_dataset(tmp_path_factory.mktemp("data"))
+
+
+def record(cfg, workdir, mesh_devices=8, recorder=None):
+    """Trains; returns the run, and what its steps were given."""
+    recorder = recorder or Recorder()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trainer, "make_train_step", recorder)
+        patch.setattr(trainer, "make_mesh", lambda cfg: make_mesh(cfg, jax.devices()[:mesh_devices]))
+        return trainer.train(cfg, workdir), recorder
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(dataset, tmp_path_factory):
+    """A run from start to end, on eight devices; tests must not change its directory."""
+    return record(tiny(dataset), tmp_path_factory.mktemp("uninterrupted"))
+
+
+def continued(uninterrupted, workdir, step):
+    """A copy of the uninterrupted run as it was after `step`, but for later lines of metrics.jsonl."""
+    shutil.copytree(uninterrupted[0].workdir, workdir, dirs_exist_ok=True)
+    (workdir / "DONE.json").unlink()
+    for saved in checkpoint_steps(workdir):
+        if saved > step:
+            shutil.rmtree(workdir / "checkpoints" / str(saved))
+    return workdir
+
+
+def checkpoint_steps(workdir):
+    return sorted(int(path.name) for path in (workdir / "checkpoints").iterdir())
+
+
+def saved_state(cfg, workdir, step=None):
+    with checkpoint.CheckpointManager(workdir, keep=100) as manager:
+        return tiny_run.leaves(manager.restore(abstract_state(cfg, make_mesh(cfg.mesh)), step))
+
+
+def timeless(workdir):
+    """The lines of metrics.jsonl without what a clock told."""
+    return [{k: v for k, v in line.items() if k not in TIMES} for line in metrics.read(workdir)]
+
+
+def assert_bit_equal(found, wanted):
+    assert found.keys() == wanted.keys()
+    for name, value in wanted.items():
+        found_bits, wanted_bits = np.asarray(found[name]), np.asarray(value)
+        assert (found_bits.shape, found_bits.dtype) == (wanted_bits.shape, wanted_bits.dtype), name
+        assert found_bits.tobytes() == wanted_bits.tobytes(), name
+
+
+def content(directory):
+    return {path: path.read_bytes() for path in sorted(directory.rglob("*")) if path.is_file()}
+
+
+def refusal(*args):
+    with pytest.raises(UserError) as caught:
+        trainer.train(*args)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+# What a run leaves behind
+
+
+def test_config_and_environment_are_recorded(uninterrupted, dataset):
+    run, _ = uninterrupted
+    assert config.from_json((run.workdir / "config.json").read_text()) == tiny(dataset)
+    there = json.loads((run.workdir / "environment.json").read_text())
+    assert there["diffusionlm"] == __version__
+    assert there["packages"]["jax"] == jax.__version__
+    assert there["devices"] == "8 x cpu" and there["processes"] == 1
+    assert there["git"] is None or re.fullmatch("[0-9a-f]{40}", there["git"])
+
+
+def test_every_step_has_its_line(uninterrupted):
+    run, recorder = uninterrupted
+    lines = [line for line in metrics.read(run.workdir) if "loss" in line]
+    assert [line["step"] for line in lines] == list(range(1, STEPS + 1))
+    for k, line in enumerate(lines):
+        assert line["tokens"] == line["step"] * BATCH * LENGTH
+        for name in ("loss", "cross_entropy", "grad_norm", "lr"):
+            assert line[name] == float(recorder.metrics[k][name])
+        assert math.isclose(line["tokens_per_second"] * line["step_seconds"], BATCH * LENGTH)
+        assert 0 < line["goodput"] <= 1
+    seconds = [line["seconds"] for line in lines]
+    assert seconds == sorted(seconds) and seconds[0] > 0
+    cosine = [1e-3 + (1e-2 - 1e-3) * (1 + math.cos(math.pi * k / 20)) / 2 for k in range(20)]
+    np.testing.assert_allclose([line["lr"] for line in lines], [*np.arange(10) * 1e-3, *cosine], rtol=1e-5)
+
+
+def test_tensorboard_events_are_written(uninterrupted):
+    run, _ = uninterrupted
+    assert sum(path.stat().length for path in (run.workdir / "events").iterdir()) > 1000
+
+
+def test_done_has_the_final_numbers(uninterrupted):
+    run, _ = uninterrupted
+    done = json.loads((run.workdir / "DONE.json").read_text())
+    assert run.done and run.step == STEPS and run.result == done
+    assert done["step"] == STEPS and done["tokens"] == STEPS * BATCH * LENGTH
+    assert done["flops"] == STEPS * BATCH * flops.train(run.config.model, LENGTH, "model")
+    lines = metrics.read(run.workdir)
+    assert done["train_loss"] == lines[-2]["loss"]
+    assert lines[-1]["step"] == STEPS
+    assert {k: v for k, v in lines[-1].items() if k.startswith("eval_")} == {
+        f"eval_{name}": value for name, value in done["eval"].items()
+    }
+    assert done["seconds"] >= lines[-2]["seconds"] and 0 < done["goodput"] <= 1
+    assert done["eval"]["nelbo_nats_per_token"] < 0.8 * math.log(257)  # it learnt at least which bytes there are
+
+
+def test_checkpoints_are_where_they_were_asked_for(uninterrupted):
+    run, recorder = uninterrupted
+    assert checkpoint_steps(run.workdir) == [5, 10, 15, 20, 25, 30]
+    assert_bit_equal(saved_state(run.config, run.workdir, 20), recorder.states[20])  # the state before batch 20
+    sidecar = checkpoint.load_sidecar(run.workdir)
+    assert sidecar.model == config.to_dict(run.config.model) and sidecar.mask_id == 257
+    assert sidecar.source["step"] == STEPS and sidecar.source["fingerprint"] == config.fingerprint(run.config)
+
+
+def test_keep_and_keep_every_are_honoured(dataset, tmp_path):
+    cfg = tiny(dataset, run={"keep": 2, "keep_every": 10, "eval_every": 0})
+    run, _ = record(cfg, tmp_path)
+    assert checkpoint_steps(run.workdir) == [10, 20, 25, 30]
+
+
+def test_the_clock_saves_and_the_profiler_traces_its_window(dataset, tmp_path, monkeypatch):
+    now = iter(range(0, 100_000, 20))  # each look at the clock takes 20 seconds
+    monkeypatch.setattr(trainer, "time", SimpleNamespace(monotonic=lambda: next(now)))
+    changes = {"checkpoint_every": 1000, "checkpoint_minutes": 1.5, "keep": 100, "eval_every": 0}
+    cfg = tiny(dataset, run=changes | {"profile_start": 3, "profile_steps": 2})
+    run, _ = record(cfg, tmp_path)
+    # It looks once a step and once when it saves: more than 90 seconds have passed every fifth step.
+    assert checkpoint_steps(run.workdir) == [5, 10, 15, 20, 25, 30]
+    assert traced_steps(run.workdir) == [3, 4]
+
+
+def traced_steps(workdir):
+    (trace,) = (workdir / "profile").rglob("*.xplane.pb")
+    found = set()
+    for plane in jax.profiler.ProfileData.from_file(str(trace)).planes:
+        for line in plane.lines:
+            found |= {dict(event.stats)["step_num"] for event in line.events if event.name == "train"}
+    return sorted(found)
+
+
+# A second call
+
+
+def test_a_second_call_returns_at_once_and_changes_nothing(uninterrupted, monkeypatch):
+    run, _ = uninterrupted
+    monkeypatch.setattr(trainer, "datasets", None)  # it does not even open its data
+    before = content(run.workdir)
+    again = trainer.train(tiny_run.with_changes(run.config, {"run": {"log_every": 3}}), run.workdir)
+    assert (again.result, again.step, again.done) == (run.result, STEPS, True)
+    assert content(run.workdir) == before
+
+
+def test_another_fingerprint_is_refused_with_the_fields_that_differ(uninterrupted):
+    run, _ = uninterrupted
+    other = tiny_run.with_changes(run.config, {"optim": {"peak_lr": 0.5}, "run": {"seed": 8, "log_every": 3}})
+    before = content(run.workdir)
+    message = refusal(other, run.workdir)
+    assert "optim.peak_lr (0.01 there, 0.5 here)" in message and "run.seed (7 there, 8 here)" in message
+    assert message.count(" there, ") == 2 and "log_every" not in message and "--workdir" in message
+    assert content(run.workdir) == before
+
+
+def test_another_dataset_is_refused(uninterrupted, tmp_path):
+    workdir = continued(uninterrupted, tmp_path / "run", 10)
+    other = tiny_run.make_dataset(tmp_path / "data", seed=1)
+    before = content(workdir)
+    message = refusal(tiny(other), workdir)
+    here, there = (open_dataset(path).metadata.sha256 for path in (other, uninterrupted[0].config.data.path))
+    assert here in message and there in message and "another dataset" in message
+    assert content(workdir) == before
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"model": {"vocab_size": 300}}, ["257", "300", "--model.vocab_size 257"]),
+        ({"data": {"sequence_length": 12}}, ["16", "12", "--data.sequence_length 16"]),
+    ],
+)
+def test_data_that_do_not_fit_are_refused_and_the_directory_stays_free(dataset, tmp_path, changes, said):
+    workdir = tmp_path / "run"
+    message = refusal(tiny(dataset, **changes), workdir)
+    assert all(words in message for words in said)
+    trainer.refuse_another_run(tiny(dataset), workdir)  # what the message asks for is not another run
+
+
+def test_killed_in_its_last_evaluation_a_run_ends_with_the_same_numbers(uninterrupted, tmp_path):
+    run, _ = uninterrupted
+    workdir = continued(uninterrupted, tmp_path, STEPS)
+    again, recorder = record(run.config, workdir)
+    assert recorder.states == {}  # nothing was trained
+    assert again.result["eval"] == run.result["eval"]  # the noise is fixed: to the last bit
+    assert again.result["train_loss"] == run.result["train_loss"]
+    assert again.result["goodput"] > 0
+
+
+# Interruptions
+
+
+@pytest.fixture(scope="module")
+def interrupted(dataset, compiled, tmp_path_factory):
+    """A run in a process of its own that got SIGTERM, went on, got Ctrl-C, went on, and was killed, at random steps."""
+    workdir = tmp_path_factory.mktemp("interrupted")
+    first = random.randrange(2, 7)
+    second, third = first + random.randrange(3, 8), 20 + random.randrange(7)
+    found = SimpleNamespace(workdir=workdir, planned=(first, second, third), returned=[], checkpoints=[], lines=[])
+    command = [sys.executable, tiny_run.__file__, str(dataset), "interrupted", str(workdir)]
+    with open(workdir / "stderr.txt", "w") as errors:
+        process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=errors, text=True, env=tiny_run.environment(compiled)
+        )
+    signals = iter([(first, signal.SIGTERM), (second, signal.SIGINT), (third, signal.SIGKILL)])
+    due, number = next(signals)
+    for line in process.stdout:
+        event = json.loads(line)
+        if event["event"] == "returned":
+            found.returned.append(event)
+            found.checkpoints.append(checkpoint_steps(workdir))
+            found.lines.append(timeless(workdir))
+        elif event["index"] >= due:
+            process.send_signal(number)
+            due, number = next(signals, (math.inf, None))
+    found.code = process.wait()
+    found.errors = (workdir / "stderr.txt").read_text()
+    return found
+
+
+@pytest.mark.parametrize("which", [0, 1], ids=["SIGTERM", "Ctrl-C"])
+def test_a_signal_saves_and_returns(interrupted, which):
+    assert len(interrupted.returned) == 2, interrupted.errors
+    event = interrupted.returned[which]
+    assert not event["done"]
+    # The step that was under way when the signal came is finished, and perhaps one more.
+    assert 1 <= event["step"] - interrupted.planned[which] <= 4, interrupted.planned
+    assert max(interrupted.checkpoints[which]) == event["step"]
+    assert interrupted.lines[which][-1]["step"] == event["step"]
+
+
+def test_a_killed_run_resumes_bit_for_bit(interrupted, uninterrupted):
+    reference, steps = uninterrupted
+    assert interrupted.code == -signal.SIGKILL, interrupted.errors
+    restored = max(step for step in checkpoint_steps(interrupted.workdir) if step_is_whole(interrupted.workdir, step))
+    assert interrupted.returned[1]["step"] <= restored < STEPS, interrupted.planned
+    run, resumed = record(reference.config, interrupted.workdir)
+    assert list(resumed.states) == list(range(restored, STEPS))
+    for k in resumed.states:
+        assert_bit_equal(resumed.states[k], steps.states[k])
+        assert_bit_equal(resumed.inputs[k], steps.inputs[k])
+    final = saved_state(run.config, run.workdir)
+    assert_bit_equal(final, saved_state(run.config, reference.workdir))
+    assert timeless(run.workdir) == timeless(reference.workdir)  # every line once, with the same numbers
+    assert run.result["eval"] == reference.result["eval"]
+
+
+def step_is_whole(workdir, step):
+    return (workdir / "checkpoints" / str(step) / "_CHECKPOINT_METADATA").exists()
+
+
+def test_a_second_ctrl_c_does_not_wait():
+    before = [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)]
+    with pytest.raises(KeyboardInterrupt), trainer.stop_signals() as stopped:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert stopped.is_set()
+        os.kill(os.getpid(), signal.SIGINT)
+    assert [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)] == before
+
+
+def test_in_a_thread_signals_are_left_to_the_program():
+    before, seen = signal.getsignal(signal.SIGINT), []
+
+    def body():
+        with trainer.stop_signals() as stopped:
+            seen.append((signal.getsignal(signal.SIGINT), stopped.is_set()))
+
+    thread = threading.Thread(target=body)
+    thread.start()
+    thread.join()
+    assert seen == [(before, False)]
+
+
+def test_from_eight_devices_to_one(uninterrupted, tmp_path):
+    reference, steps = uninterrupted
+    # The profiler's window lies across the restored step: there is nothing left to trace, and nothing to stop.
+    cfg = tiny_run.with_changes(reference.config, {"run": {"profile_start": 8, "profile_steps": 4}})
+    run, resumed = record(cfg, continued(uninterrupted, tmp_path, 10), mesh_devices=1)
+    assert list(resumed.states) == list(range(10, 30))
+    assert_bit_equal(resumed.states[10], steps.states[10])
+    for k in range(10, 30):
+        assert_bit_equal(resumed.inputs[k], steps.inputs[k])
+        for name, value in steps.metrics[k].items():
+            np.testing.assert_allclose(resumed.metrics[k][name], value, rtol=1e-4, err_msg=f"{name} of batch {k}")
+    assert not (run.workdir / "profile").exists()
+    for name in ("nelbo_nats_per_token", "bits_per_byte", "nelbo_stderr"):
+        np.testing.assert_allclose(run.result["eval"][name], reference.result["eval"][name], rtol=1e-3)
+
+
+def test_what_is_operational_may_change(uninterrupted, tmp_path):
+    reference, steps = uninterrupted
+    changes = {"mesh": {"data": 2, "fsdp": 2, "tensor": 2}, "model": {"remat": "full", "head_chunk": 4}}
+    changes["run"] = {"microbatches": 2, "log_every": 7, "keep": 1, "profile_start": 29, "profile_steps": 100}
+    cfg = tiny_run.with_changes(reference.config, changes)
+    run, resumed = record(cfg, continued(uninterrupted, tmp_path, 20))
+    assert_bit_equal(resumed.states[20], steps.states[20])
+    for k in range(20, 30):
+        assert_bit_equal(resumed.inputs[k], steps.inputs[k])
+        np.testing.assert_allclose(resumed.metrics[k]["loss"], steps.metrics[k]["loss"], rtol=1e-4)
+    assert config.from_json((run.workdir / "config.json").read_text()) == cfg
+    lines = [line for line in metrics.read(run.workdir) if "loss" in line]
+    assert [line["step"] for line in lines] == [*range(1, 21), 21, 28, 30]
+    assert checkpoint_steps(run.workdir) == [30]
+    assert traced_steps(run.workdir) == [29]  # the window ends with the training
+
+
+# What is not finite
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_with_the_state_before_it(
+    dataset, uninterrupted, tmp_path, monkeypatch
+):
+    _, steps = uninterrupted
+
+    def poisoned(cfg, batch, batch_index):
+        full = targets(cfg, batch, batch_index)
+        return full.replace(weight_BxT=jnp.where(batch_index == 7, jnp.nan, full.weight_BxT))
+
+    targets = train_step.targets
+    monkeypatch.setattr(train_step, "targets", poisoned)
+    for _ in range(2):  # a second call fails at the same place
+        with pytest.raises(trainer.NonFiniteError) as caught:
+            trainer.train(tiny(dataset), tmp_path)
+        message = str(caught.value)
+        assert (
+            "step 8 on batch 7 gave loss nan" in message and "saved as step 7" in message and str(tmp_path) in message
+        )
+        assert max(checkpoint_steps(tmp_path)) == 7
+        assert_bit_equal(saved_state(tiny(dataset), tmp_path), steps.states[7])
+        assert [line["step"] for line in metrics.read(tmp_path)] == list(range(1, 8))
+    assert not (tmp_path / "DONE.json").exists()
+
+
+# Evaluation
+
+
+def held_out(dataset):
+    """The tokens that a canvas of the model holds, of all held-out records, (N, LENGTH)."""
+    there = open_dataset(dataset)
+    return there.rows("validation", range(there.size("validation")))["tokens"][:, :LENGTH]
+
+
+def test_evaluation_scores_each_token_but_the_first_and_the_bytes_it_stands_for(uninterrupted, dataset):
+    found = uninterrupted[0].result["eval"]
+    scored = held_out(dataset)[: 3 * BATCH, 1:]
+    assert len(scored) == 3 * BATCH
+    assert found["tokens"] == scored.size
+    assert found["bytes"] == (scored < 256).sum()  # 256 is EOS, which is no text
+    bits = found["nelbo_nats_per_token"] / math.log(2) * found["tokens"]
+    assert found["bits_per_byte"] == pytest.approx(bits / found["bytes"], rel=1e-12)
+
+
+def test_evaluation_is_the_mean_over_draws_and_its_error_theirs(uninterrupted, dataset):
+    run, _ = uninterrupted
+    params = checkpoint.load_params(run.workdir)  # on one device
+    step = train_step.make_eval_step(run.config)
+    token_bytes = open_dataset(dataset).tokenizer.token_bytes().astype(np.float32)
+    draws = np.zeros((3, 2))
+    for k, rows in enumerate(eval_batches(open_dataset(dataset), batch_size=BATCH, batches=3)):
+        for draw in range(3):
+            part = step(params, rows, token_bytes, np.int32(k), np.int32(draw))
+            draws[draw] += float(part["nats"]), float(part["tokens"])
+    nelbo = draws[:, 0] / draws[:, 1]
+    assert len(set(nelbo)) == 3
+    found = run.result["eval"]
+    assert found["nelbo_nats_per_token"] == pytest.approx(sum(nelbo) / 3, rel=1e-5)
+    variance = sum((nelbo - sum(nelbo) / 3) ** 2) / 2
+    assert found["nelbo_stderr"] == pytest.approx(math.sqrt(variance / 3), rel=1e-3)
+
+
+@pytest.mark.parametrize("packing", ["chunk", "segments"])
+def test_twins_score_the_same_tokens_and_ignorance_costs_log_v(dataset, packing):
+    mdm = tiny(dataset, data={"packing": packing})
+    arm = config.dataclasses.replace(mdm, objective="arm", model=arm_twin(mdm.model))
+    token_bytes = open_dataset(dataset).tokenizer.token_bytes().astype(np.float32)
+    *_, rows = eval_batches(open_dataset(dataset), batch_size=BATCH)  # the last is filled up
+    found = {}
+    for cfg in (mdm, arm):
+        shapes = abstract_state(cfg, make_mesh(cfg.mesh)).params
+        zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+        part = train_step.make_eval_step(cfg)(zeros, rows, token_bytes, np.int32(4), np.int32(0))
+        found[cfg.objective] = float(part["tokens"]), float(part["bytes"])
+        assert float(part["nats"]) / float(part["tokens"]) == pytest.approx(math.log(257), rel=1e-6)
+    assert found["mdm"] == found["arm"]
+    tokens, segments = rows["tokens"][:, :LENGTH], rows["segment_ids"][:, :LENGTH]
+    scored = segments[:, 1:] != 0
+    if packing == "segments":
+        scored &= segments[:, 1:] == segments[:, :-1]
+    assert found["mdm"] == (scored.sum(), (scored & (tokens[:, 1:] < 256)).sum())

@@ -1,0 +1,170 @@
+"""A run that trains in seconds, for the tests that start the trainer here or in processes of their own.
+
+As a program: `python tiny_run.py DATASET SCENARIO WORKDIR [COORDINATOR PROCESS]` plays one of `SCENARIOS`; the
+coordinator's address and a process number make it one of two processes.
+"""
+
+import dataclasses
+import json
+import os
+import random
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from diffusionlm import trainer
+from diffusionlm.config import Config, DataConfig, DiffusionConfig, ModelConfig, OptimConfig, RunConfig
+from diffusionlm.data.prepare import prepare
+from diffusionlm.train_step import make_train_step, targets
+
+LENGTH, BATCH, STEPS = 16, 16, 30
+WORDS = "the a little cat dog saw found red big house and then ran é 😀".split()
+
+
+def make_dataset(directory, seed=0):
+    """Some 900 records for training and 70 held out; returns their path."""
+    directory.mkdir(parents=True, exist_ok=True)
+    draw = random.Random(seed)
+    texts = [" ".join(draw.choices(WORDS, k=draw.randint(1, 30))) for _ in range(300)]
+    source = directory / "text.jsonl"
+    source.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    prepare(
+        str(source),
+        directory / "prepared",
+        sequence_length=LENGTH,
+        tokenizer="byte",
+        validation_fraction=0.05,
+        progress=False,
+    )
+    return directory / "prepared"
+
+
+def tiny(dataset, **changes):
+    """A configuration for `dataset`; `changes` are section -> {field: value}."""
+    cfg = Config(
+        name="tiny",
+        model=ModelConfig(
+            d_model=16, n_layers=2, n_heads=2, n_kv_heads=2, head_dim=8, d_ff=32, vocab_size=257, max_length=LENGTH
+        ),
+        diffusion=DiffusionConfig(random_length=0.2),
+        optim=OptimConfig(peak_lr=1e-2, final_lr=1e-3, warmup_steps=10),
+        data=DataConfig(path=str(dataset), sequence_length=LENGTH, batch_size=BATCH),
+        run=RunConfig(
+            steps=STEPS,
+            seed=7,
+            log_every=1,
+            eval_every=15,
+            eval_batches=3,
+            eval_draws=3,
+            checkpoint_every=5,
+            checkpoint_minutes=0,
+            keep=10,
+        ),
+    )
+    return with_changes(cfg, changes)
+
+
+def with_changes(cfg, changes):
+    sections = {name: dataclasses.replace(getattr(cfg, name), **values) for name, values in changes.items()}
+    return dataclasses.replace(cfg, **sections)
+
+
+def host(tree):
+    """A tree of global arrays as numpy arrays, copied: the trainer donates what it is given."""
+    return jax.tree.map(np.array, multihost_utils.process_allgather(tree, tiled=True))
+
+
+def leaves(tree):
+    """Path -> leaf."""
+    found = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(path): leaf for path, leaf in found}
+
+
+class Recorder:
+    """Stands in for `make_train_step`: notes the state before each step, its batch with the noise, and its metrics."""
+
+    def __init__(self, before_step=lambda index: None):
+        self.before_step = before_step
+        self.states, self.inputs, self.metrics = {}, {}, {}  # by batch index
+
+    def __call__(self, cfg, mesh):
+        train_step = make_train_step(cfg, mesh)
+        corrupted = jax.jit(lambda batch, index: targets(cfg, batch, index))
+
+        def step(state, batch, index):
+            self.before_step(int(index))
+            self.states[int(index)] = leaves(host(state))
+            self.inputs[int(index)] = leaves(host((batch, corrupted(batch, index))))
+            state, metrics = train_step(state, batch, index)
+            self.metrics[int(index)] = host(metrics)
+            return state, metrics
+
+        return step
+
+
+def tell(event, **values):
+    """One line for the test that started this process."""
+    print(json.dumps({"event": event, **values}), flush=True)
+
+
+def announce_steps(index):
+    """Slow enough that a signal sent at the sight of a step arrives a few steps later."""
+    tell("step", index=index)
+    time.sleep(0.05)
+
+
+def interrupted(dataset, workdir):
+    """Trains, and goes on whenever it was stopped."""
+    trainer.make_train_step = Recorder(announce_steps)
+    run = None
+    while run is None or not run.done:
+        run = trainer.train(tiny(dataset), workdir)
+        tell("returned", step=run.step, done=run.done)
+
+
+def two_processes(dataset, workdir):
+    """Trains to the end; then again, saving at the bidding of one process's clock, until stopped; and on to the end."""
+    recorder = trainer.make_train_step = Recorder()
+    run = trainer.train(tiny(dataset), workdir / "whole")
+    tell("returned", step=run.step, done=run.done)
+    np.savez(
+        workdir / f"recorded.{jax.process_index()}.npz",
+        **{f"input {k} {name}": value for k, found in recorder.inputs.items() for name, value in found.items()},
+        **{f"state {k} {name}": value for k, found in recorder.states.items() for name, value in found.items()},
+    )
+    minutes = 1000 if jax.process_index() else 0.005
+    impatient = tiny(dataset, run={"checkpoint_every": 1000, "checkpoint_minutes": minutes})
+    trainer.make_train_step = Recorder(announce_steps)
+    run = trainer.train(impatient, workdir / "stopped")
+    tell("returned", step=run.step, done=run.done)
+    trainer.make_train_step = Recorder()
+    run = trainer.train(impatient, workdir / "stopped")
+    tell("returned", step=run.step, done=run.done)
+
+
+SCENARIOS = {"interrupted": interrupted, "two_processes": two_processes}
+
+
+def main(dataset, scenario, workdir, coordinator=None, process=None):
+    jax.config.update("jax_num_cpu_devices", 4 if coordinator else 8)
+    if coordinator:
+        jax.distributed.initialize(coordinator, num_processes=2, process_id=int(process))
+    SCENARIOS[scenario](Path(dataset), Path(workdir))
+
+
+def environment(compiled):
+    """The environment of a process that plays a scenario; `compiled` is a directory of programs to share."""
+    cache = {
+        "JAX_COMPILATION_CACHE_DIR": str(compiled),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+    }
+    return {**os.environ, "JAX_PLATFORMS": "cpu", **cache}
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
