@@ -13,7 +13,6 @@ Every process of a run calls these functions; Orbax lets each write its own shar
 
 import contextlib
 import dataclasses
-import gc
 import json
 import logging
 import os
@@ -277,18 +276,15 @@ def _has_parts(directory: epath.Path) -> bool:
 
 def _saved(path: epath.Path, item: str) -> Any:
     """The tree of one item as saved: leaves have shape and dtype."""
-
-    def call() -> Any:
-        tree = ocp.metadata(path, item).metadata
-        if tree is None:  # Orbax has only logged why
+    with _reading(path):
+        if (tree := ocp.metadata(path, item).metadata) is None:  # Orbax has only logged why
             raise ValueError(f"the index of {item}/")
         return tree
 
-    return _read(path, call)
-
 
 def _load(path: epath.Path, item: str, abstract: Any) -> Any:
-    return _read(path, lambda: ocp.load(path, abstract, checkpointable_name=item))
+    with _reading(path):
+        return ocp.load(path, abstract, checkpointable_name=item)
 
 
 def _require_same_shapes(path: epath.Path, saved: Any, wanted: Any) -> None:
@@ -306,62 +302,67 @@ def _require_same_shapes(path: epath.Path, saved: Any, wanted: Any) -> None:
         )
 
 
-def _read(path: epath.Path, call: Callable[[], Any]) -> Any:
-    """Runs a call to Orbax, turning whatever a damaged file does to it into one `UserError`.
+def _root(error: BaseException) -> BaseException:
+    return _root(error.__cause__) if error.__cause__ else error  # Orbax wraps what was said below it
 
-    A failed read leaves tasks that nobody awaits, which asyncio logs with their tracebacks when they are collected: so
-    that happens here, in silence, once the exception that holds them is gone.
-    """
-    log = logging.getLogger("asyncio")
-    disabled, log.disabled = log.disabled, True
+
+def _is_storage(error: BaseException) -> bool:
+    """TensorStore raises ValueErrors that begin with the name of a status."""
+    return isinstance(error, ValueError) and bool(re.match(r"[A-Z_]+: ", str(error)))
+
+
+def _reason(error: BaseException) -> str:
+    error = _root(error)
+    if code := re.search(r"os_error_code='(\d+)'", str(error)):
+        return os.strerror(int(code[1]))
+    return textwrap.shorten(str(error) or type(error).__name__, 200)
+
+
+@contextlib.contextmanager
+def _reading(path: epath.Path) -> Iterator[None]:
     try:
-        try:
-            return call()
-        except (jax.errors.JaxRuntimeError, MemoryError):  # the devices or the host, not the files
-            raise
-        except Exception as error:  # Orbax and TensorStore raise a dozen types
-            reason = _reason(error)
-        gc.collect()
-    finally:
-        log.disabled = disabled
-    raise UserError(f"cannot read the checkpoint {path}, a file is damaged or missing: {reason}")
+        yield
+    except (jax.errors.JaxRuntimeError, MemoryError):  # the devices or the host, not the files
+        raise
+    except Exception as error:  # a damaged file surfaces as any of a dozen types
+        raise UserError(f"cannot read the checkpoint {path}, a file is damaged or missing: {_reason(error)}") from error
 
 
 @contextlib.contextmanager
 def _writing(directory: epath.Path) -> Iterator[None]:
     try:
         yield
-    except (OSError, ValueError) as error:
-        if isinstance(error, ValueError) and not re.match(r"[A-Z_]+: ", str(error)):
-            raise  # TensorStore's errors are ValueErrors that start with a status; any other is a bug
-        raise UserError(f"cannot write checkpoints to {directory}: {_reason(error)}") from error
+    except Exception as error:
+        if isinstance(_root(error), OSError) or _is_storage(_root(error)):
+            raise UserError(f"cannot write checkpoints to {directory}: {_reason(error)}") from error
+        raise
 
 
-def _reason(error: BaseException) -> str:
-    while error.__cause__ is not None:  # Orbax wraps what the file system or TensorStore said
-        error = error.__cause__
-    if code := re.search(r"os_error_code='(\d+)'", str(error)):
-        return os.strerror(int(code[1]))
-    return textwrap.shorten(str(error) or type(error).__name__, 200)
+# Orbax logs every save at length, and a failure many times over on three channels, some of it long after the call. All
+# failures are raised above, as one line, so that is dropped; with an explicit absl verbosity its own log is shown.
 
 
 def _of_orbax(filename: str) -> bool:
     return os.path.join("orbax", "checkpoint") in filename
 
 
-def _keep(record: logging.LogRecord) -> bool:
-    """Orbax logs every save at length and every failure many times over; failures are raised here, so none is shown."""
-    explicit = logging.getLogger("absl").level != logging.NOTSET  # somebody set absl's verbosity and wants it
-    return explicit or not _of_orbax(record.pathname)
+def _keep_absl(record: logging.LogRecord) -> bool:
+    return logging.getLogger("absl").level != logging.NOTSET or not _of_orbax(record.pathname)
+
+
+def _keep_asyncio(record: logging.LogRecord) -> bool:
+    """Drops tasks that failed beside the one that was reported."""
+    return not (record.exc_info and _is_storage(_root(record.exc_info[1])))
 
 
 def _report(unraisable: Any, report: Callable[[Any], Any] = sys.unraisablehook) -> None:
-    """Drops what follows a failure that was raised: parts in flight end after Orbax has closed the loop they belong to."""
+    """Drops parts that were in flight: they end after Orbax has closed the event loop that they belong to."""
     code = getattr(unraisable.object, "cr_code", None)
     late = unraisable.object is None and str(unraisable.exc_value) == "Event loop is closed"
     if not late and not (code and _of_orbax(code.co_filename)):
         report(unraisable)
 
 
-logging.getLogger("absl").addFilter(_keep)
+logging.getLogger("absl").addFilter(_keep_absl)
+logging.getLogger("asyncio").addFilter(_keep_asyncio)
 sys.unraisablehook = _report

@@ -74,6 +74,9 @@ class ModelConfig:
             "head_chunk",
         ):
             _positive("model." + name, getattr(self, name))
+        for name in ("norm_eps", "rope_theta"):
+            if not getattr(self, name) > 0:
+                raise UserError(f"model.{name}={getattr(self, name)} must be positive")
         if self.n_heads % self.n_kv_heads:
             raise UserError(f"model.n_kv_heads={self.n_kv_heads} must divide model.n_heads={self.n_heads}")
         if self.positions == "rope" and self.head_dim % 2:
@@ -160,12 +163,15 @@ class OptimConfig:
             "drop_step",
             "decay_steps",
         ):
-            if getattr(self, name) < 0:
+            if not getattr(self, name) >= 0:  # nor NaN
                 raise UserError(f"optim.{name}={getattr(self, name)} must not be negative")
         if self.warmup_steps > steps:
             raise UserError(
                 f"optim.warmup_steps={self.warmup_steps} exceeds run.steps={steps}; shorten the warm-up or train longer"
             )
+        for name in ("beta1", "beta2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise UserError(f"optim.{name}={getattr(self, name)} must lie in [0, 1)")
         if self.schedule == "wsd":
             if self.warmup_steps + self.decay_steps > steps:
                 raise UserError(
@@ -238,6 +244,9 @@ class RunConfig:
     def validate(self) -> None:
         for name in ("steps", "microbatches", "log_every", "eval_batches", "checkpoint_every", "keep", "profile_steps"):
             _positive("run." + name, getattr(self, name))
+        for name in ("seed", "eval_every", "keep_every", "checkpoint_minutes"):
+            if not getattr(self, name) >= 0:  # nor NaN
+                raise UserError(f"run.{name}={getattr(self, name)} must not be negative")
         if self.eval_draws < 2:
             raise UserError(f"run.eval_draws={self.eval_draws} must be at least 2, or there is no standard error")
 

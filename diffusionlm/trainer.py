@@ -26,7 +26,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from diffusionlm import config as config_lib
-from diffusionlm import flops
+from diffusionlm import flops, schedules
 from diffusionlm.checkpoint import CheckpointManager, Sidecar
 from diffusionlm.config import Config
 from diffusionlm.data import datasets
@@ -66,6 +66,7 @@ def train(cfg: Config, workdir: epath.PathLike | None = None) -> Run:
       NonFiniteError: a loss or gradient was not finite.
     """
     cfg.validate()
+    schedules.build(cfg.diffusion)  # an unknown name is refused before anything is written
     workdir = epath.Path(workdir or f"runs/{cfg.name}")
     refuse_another_run(cfg, workdir)
     done = workdir / "DONE.json"

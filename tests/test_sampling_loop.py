@@ -264,7 +264,7 @@ def test_a_drawn_token_that_equals_the_mask_id_is_not_masked():
 
 def test_trace_records_every_state():
     canvas, result = run_canvas("low_confidence", length=10, steps=4, frames=16)
-    tokens, masked = (np.asarray(states)[: int(result.steps) + 1] for states in result.trace)
+    tokens, masked = (np.asarray(states)[: int(result.index) + 1] for states in result.trace)
     assert len(tokens) == 5
     assert masked.sum(-1)[:, 0].tolist() == [10, 7, 4, 2, 0]
     assert (tokens[0] == canvas.tokens_BxT).all() and (tokens[-1] == np.asarray(result.tokens_BxT)).all()
@@ -346,7 +346,7 @@ def test_only_shapes_compile():
 
 def test_more_steps_than_tokens_stop_when_all_is_revealed():
     _, result = run_canvas("low_confidence", steps=9, length=4)
-    assert int(result.steps) == 4 and result.nfe_B.tolist() == [4] * 4
+    assert int(result.index) == 4 and result.nfe_B.tolist() == [4] * 4
     assert generate(PARAMS, MDM, PROMPTS, SamplingConfig(4, 9, "ancestral")).nfe.max() <= 9
 
 
@@ -365,6 +365,7 @@ def test_defaults_are_one_token_a_step_in_the_order_of_the_objective():
         (dict(seed=-1), ["sampling.seed=-1"]),
         (dict(temperature=-0.5), ["sampling.temperature=-0.5"]),
         (dict(temperature=float("nan")), ["sampling.temperature=nan"]),
+        (dict(temperature=1e30), ["sampling.temperature=1e+30"]),
         (dict(strategy="low_confidance"), ["low_confidance", "did you mean 'low_confidence'"]),
     ],
 )

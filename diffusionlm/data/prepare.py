@@ -354,7 +354,7 @@ def _progress(console: Console) -> Progress:
         TransferSpeedColumn(),
         TimeRemainingColumn(),
     )
-    return Progress(*columns, console=console)
+    return Progress(*columns, console=console, disable=not console.is_terminal, transient=True)
 
 
 def _summarise(console: Console, output: Path, metadata: Metadata) -> None:

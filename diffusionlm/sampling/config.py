@@ -4,7 +4,6 @@ Imports no JAX, so that the command line can show its help at once.
 """
 
 import dataclasses
-import math
 from dataclasses import dataclass
 
 from diffusionlm.config import Config, DiffusionConfig, ModelConfig
@@ -21,9 +20,7 @@ class SamplingConfig:
 
     length: int = 64  # new tokens per prompt
     steps: int | None = None  # denoising steps, each one forward pass; None: one per new token
-    strategy: str | None = (
-        None  # which positions a step reveals; None: low_confidence (autoregressive models: left_to_right)
-    )
+    strategy: str | None = None  # what a step reveals; None: low_confidence (left_to_right for autoregressive models)
     temperature: float = 1.0  # of the draw of each token; 0 takes the likeliest
     seed: int = 0  # the same seed gives the same tokens, whatever else is in the batch
 
@@ -37,9 +34,9 @@ class SamplingConfig:
                 continue
             if not isinstance(value, int) or not lowest <= value < 2**31:
                 raise UserError(f"sampling.{name}={value!r} must be an integer from {lowest} to {2**31 - 1}")
-        if not isinstance(self.temperature, int | float) or not 0 <= self.temperature < math.inf:
+        if not isinstance(self.temperature, int | float) or not 0 <= self.temperature <= 1e6:
             raise UserError(
-                f"sampling.temperature={self.temperature!r} must be finite and 0 or more; 0 takes the likeliest token"
+                f"sampling.temperature={self.temperature!r} must be a number from 0 (take the likeliest token) to 1e6"
             )
         if self.strategy is not None and self.strategy not in STRATEGIES:
             raise UserError(f"unknown sampling.strategy {self.strategy!r}{suggest(str(self.strategy), STRATEGIES)}")

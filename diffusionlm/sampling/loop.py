@@ -27,9 +27,8 @@ from diffusionlm.sampling.strategies import STRATEGIES, Step
 
 CANVAS_MULTIPLE = 64  # canvases are padded to a multiple of this, so that prompts of similar lengths share a program
 
-Denoiser = Callable[
-    [jax.Array, jax.Array, jax.Array], jax.Array
-]  # tokens, segment ids, masked (B, T) -> logits (B, T, V)
+# tokens, segment ids, masked (B, T) -> logits (B, T, V)
+Denoiser = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 
 
 class Canvas(NamedTuple):
@@ -56,13 +55,14 @@ class Trace(NamedTuple):
     masked: Any  # bool
 
 
-class Denoised(NamedTuple):
-    """The result of `denoise`."""
+class State(NamedTuple):
+    """What a step changes."""
 
-    tokens_BxT: jax.Array  # int32, nothing masked
+    index: jax.Array  # int32: steps done, each one forward pass of the whole batch
+    tokens_BxT: jax.Array  # int32
+    masked_BxT: jax.Array  # bool: still to be revealed
     nfe_B: jax.Array  # int32: forward passes that the row still had masks for
-    steps: jax.Array  # int32: forward passes of the whole batch
-    finite_B: jax.Array  # bool: every logit that was used was a number
+    finite_B: jax.Array  # bool: no logits of a masked position have been NaN
     trace: Trace | None
 
 
@@ -146,7 +146,7 @@ def generate(
     rows_Bx1 = np.arange(len(prompts))[:, None]
     recorded = None
     if trace:
-        recorded = Trace(*(states[: result.steps + 1, rows_Bx1, new_BxN] for states in result.trace))
+        recorded = Trace(*(states[: result.index + 1, rows_Bx1, new_BxN] for states in result.trace))
     return GenerationResult(result.tokens_BxT[rows_Bx1, new_BxN], result.nfe_B, seconds, recorded)
 
 
@@ -200,7 +200,7 @@ def _run(
     shifted: bool,
     schedule: schedules.Schedule,
     frames: int,
-) -> Denoised:
+) -> State:
     denoiser = model_denoiser(params, model_cfg, shifted=shifted)
     return denoise(denoiser, schedule, suppressed_V, canvas, key, settings, frames)
 
@@ -227,7 +227,7 @@ def denoise(
     key: jax.Array,
     settings: Settings,
     frames: int = 0,
-) -> Denoised:
+) -> State:
     """Reveals every masked position of a canvas; a pure function to be jitted.
 
     Step i of S goes from time t = 1 - i/S to s = 1 - (i+1)/S: it draws a token for every position from the denoiser's
@@ -244,55 +244,59 @@ def denoise(
       frames: 0, or the static length of the recorded trace, at least steps + 1.
     """
     initial_B = canvas.masked_BxT.sum(axis=-1, dtype=jnp.int32)
-    trace = None
-    if frames:
-        zeros_SxBxT = jnp.zeros((frames, *canvas.tokens_BxT.shape), jnp.int32)
-        trace = Trace(zeros_SxBxT.at[0].set(canvas.tokens_BxT), (zeros_SxBxT > 0).at[0].set(canvas.masked_BxT))
 
-    def unfinished(carry: tuple) -> jax.Array:
-        i, _, masked_BxT, *_ = carry
-        return (i < settings.steps) & masked_BxT.any()
+    def unfinished(state: State) -> jax.Array:
+        return (state.index < settings.steps) & state.masked_BxT.any()
 
-    def body(carry: tuple) -> tuple:
-        i, tokens_BxT, masked_BxT, nfe_B, finite_B, trace = carry
-        logits_BxTxV = denoiser(tokens_BxT, canvas.segment_ids_BxT, masked_BxT)
-        finite_B &= ~(jnp.isnan(logits_BxTxV).any(axis=-1) & masked_BxT).any(axis=-1)
+    def advance(state: State) -> State:
+        logits_BxTxV = denoiser(state.tokens_BxT, canvas.segment_ids_BxT, state.masked_BxT)
+        nan_B = (jnp.isnan(logits_BxTxV).any(axis=-1) & state.masked_BxT).any(axis=-1)
         logits_BxTxV = jnp.where(suppressed_V[None, None], -jnp.inf, logits_BxTxV)
-        token_keys_BxT, reveal_keys_BxT = _noise_keys(key, canvas.row_ids_B, i, tokens_BxT.shape[1])
-        steps = settings.steps.astype(jnp.float32)
-        t = 1 - i.astype(jnp.float32) / steps
-        s = 1 - (i + 1).astype(jnp.float32) / steps
+        token_keys_BxT, reveal_keys_BxT = _noise_keys(key, canvas.row_ids_B, state.index, state.tokens_BxT.shape[1])
         step = Step(
-            index=i,
+            index=state.index,
             steps=settings.steps,
-            # (alpha(s) - alpha(t)) / (1 - alpha(t)), in the form that is accurate where alpha is close to 1.
-            reveal_probability=1 - schedule.mask_probability(s) / schedule.mask_probability(t),
+            reveal_probability=_reveal_probability(schedule, state.index, settings.steps),
             logits_BxTxV=logits_BxTxV,
             proposal_BxT=_draw(token_keys_BxT, logits_BxTxV, settings.temperature),
-            masked_BxT=masked_BxT,
+            masked_BxT=state.masked_BxT,
             initial_B=initial_B,
             uniform_BxT=jax.vmap(jax.vmap(jax.random.uniform))(reveal_keys_BxT),
         )
-        reveal_BxT = jax.lax.switch(settings.strategy, list(STRATEGIES.values()), step)
-        reveal_BxT = masked_BxT & (reveal_BxT | (i == settings.steps - 1))
-        nfe_B += masked_BxT.any(axis=-1).astype(jnp.int32)
-        tokens_BxT = jnp.where(reveal_BxT, step.proposal_BxT, tokens_BxT)
-        masked_BxT &= ~reveal_BxT
-        i += 1
-        if trace is not None:
-            trace = Trace(trace.tokens.at[i].set(tokens_BxT), trace.masked.at[i].set(masked_BxT))
-        return i, tokens_BxT, masked_BxT, nfe_B, finite_B, trace
+        chosen_BxT = jax.lax.switch(settings.strategy, list(STRATEGIES.values()), step)
+        revealed_BxT = state.masked_BxT & (chosen_BxT | (state.index == settings.steps - 1))
+        tokens_BxT = jnp.where(revealed_BxT, step.proposal_BxT, state.tokens_BxT)
+        masked_BxT = state.masked_BxT & ~revealed_BxT
+        return State(
+            index=state.index + 1,
+            tokens_BxT=tokens_BxT,
+            masked_BxT=masked_BxT,
+            nfe_B=state.nfe_B + state.masked_BxT.any(axis=-1).astype(jnp.int32),
+            finite_B=state.finite_B & ~nan_B,
+            trace=_record(state.trace, state.index + 1, tokens_BxT, masked_BxT),
+        )
 
-    start = (
-        jnp.int32(0),
-        canvas.tokens_BxT,
-        canvas.masked_BxT,
-        jnp.zeros_like(initial_B),
-        jnp.ones_like(initial_B, dtype=bool),
-        trace,
-    )
-    steps, tokens_BxT, _, nfe_B, finite_B, trace = jax.lax.while_loop(unfinished, body, start)
-    return Denoised(tokens_BxT, nfe_B, steps, finite_B, trace)
+    trace = None
+    if frames:
+        shape = (frames, *canvas.tokens_BxT.shape)
+        trace = Trace(jnp.zeros(shape, jnp.int32), jnp.zeros(shape, bool))
+        trace = _record(trace, jnp.int32(0), canvas.tokens_BxT, canvas.masked_BxT)
+    nfe_B, finite_B = jnp.zeros_like(initial_B), jnp.ones_like(initial_B, dtype=bool)
+    start = State(jnp.int32(0), canvas.tokens_BxT, canvas.masked_BxT, nfe_B, finite_B, trace)
+    return jax.lax.while_loop(unfinished, advance, start)
+
+
+def _reveal_probability(schedule: schedules.Schedule, index: jax.Array, steps: jax.Array) -> jax.Array:
+    """(alpha(s) - alpha(t)) / (1 - alpha(t)) of a step from t to s, in a form that stays accurate near alpha = 1."""
+    t = 1 - index.astype(jnp.float32) / steps.astype(jnp.float32)
+    s = 1 - (index + 1).astype(jnp.float32) / steps.astype(jnp.float32)
+    return 1 - schedule.mask_probability(s) / schedule.mask_probability(t)
+
+
+def _record(trace: Trace | None, frame: jax.Array, tokens_BxT: jax.Array, masked_BxT: jax.Array) -> Trace | None:
+    if trace is None:
+        return None
+    return Trace(trace.tokens.at[frame].set(tokens_BxT), trace.masked.at[frame].set(masked_BxT))
 
 
 def _noise_keys(key: jax.Array, row_ids_B: jax.Array, step: jax.Array, T: int) -> tuple[jax.Array, jax.Array]:

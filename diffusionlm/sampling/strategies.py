@@ -37,7 +37,8 @@ def ancestral(step: Step) -> jax.Array:
 def low_confidence(step: Step) -> jax.Array:
     """The most confident proposals, an even share a step (LLaDA's "low-confidence remasking", arXiv 2502.09992).
 
-    Confidence is the un-tempered probability of the proposed token, whatever the temperature it was drawn at.
+    Confidence is the un-tempered probability of the proposed token, whatever the temperature it was drawn at. On a
+    canvas of nothing but masks a model with rotary positions sees all positions alike, and rounding decides.
     """
     return highest(log_odds(step), step.masked_BxT, transfer_count(step))
 
