@@ -84,7 +84,10 @@ def refuse_another_run(cfg: Config, workdir: epath.Path) -> None:
     path = workdir / "config.json"
     if not path.exists():
         return
-    theirs = config_lib.from_json(path.read_text())
+    try:
+        theirs = config_lib.from_json(path.read_text())
+    except ValueError as e:
+        raise UserError(f"{path} is damaged ({e}); use another --workdir, or delete that file") from e
     if config_lib.fingerprint(theirs) != config_lib.fingerprint(cfg):
         old, new = config_lib.scientific_fields(theirs), config_lib.scientific_fields(cfg)
         differ = ", ".join(f"{k} ({old[k]} there, {new[k]} here)" for k in new if old[k] != new[k])

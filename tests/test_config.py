@@ -86,6 +86,11 @@ INVALID = [
     ({"data.sequence_length": 256, "model.max_length": 128}, ["data.sequence_length=256", "model.max_length=128"]),
     ({"run.microbatches": 5, "data.batch_size": 32}, ["run.microbatches=5", "data.batch_size=32"]),
     ({"data.batch_size": 33}, ["antithetic", "33"]),
+    ({"optim.peak_lr": float("nan")}, ["optim.peak_lr=nan"]),
+    ({"optim.beta2": 1.0}, ["optim.beta2=1.0", "[0, 1)"]),
+    ({"model.norm_eps": -1e-5}, ["model.norm_eps=-1e-05"]),
+    ({"model.rope_theta": 0.0}, ["model.rope_theta=0.0"]),
+    ({"run.eval_every": -1}, ["run.eval_every=-1"]),
 ]
 
 
