@@ -322,9 +322,9 @@ def _reason(error: BaseException) -> str:
 def _reading(path: epath.Path) -> Iterator[None]:
     try:
         yield
-    except (jax.errors.JaxRuntimeError, MemoryError):  # the devices or the host, not the files
-        raise
     except Exception as error:  # a damaged file surfaces as any of a dozen types
+        if isinstance(_root(error), (jax.errors.JaxRuntimeError, MemoryError)):  # the devices or the host
+            raise
         raise UserError(f"cannot read the checkpoint {path}, a file is damaged or missing: {_reason(error)}") from error
 
 

@@ -37,9 +37,10 @@ class Norm(nn.Module):
         if cfg.norm == "layernorm":
             y_BxTxD -= y_BxTxD.mean(-1, keepdims=True)
         y_BxTxD *= jax.lax.rsqrt(jnp.square(y_BxTxD).mean(-1, keepdims=True) + cfg.norm_eps)
-        y_BxTxD *= scale_D[None, None]
+        y_BxTxD *= scale_D.astype(jnp.float32)[None, None]  # a sampler may hold parameters in bfloat16
         if cfg.norm == "layernorm":
-            y_BxTxD += _param(self, "bias", nn.initializers.zeros, (cfg.d_model,), ("embed",))[None, None]
+            bias_D = _param(self, "bias", nn.initializers.zeros, (cfg.d_model,), ("embed",))
+            y_BxTxD += bias_D.astype(jnp.float32)[None, None]
         return y_BxTxD.astype(x_BxTxD.dtype)
 
 

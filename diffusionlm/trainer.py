@@ -262,7 +262,12 @@ class _Loop:
             bos_id=tokenizer.bos_id,
             suppressed_ids=cfg.suppressed_ids,
             tokenizer=tokenizer.to_dict(),
-            canvas={"max_length": cfg.data.sequence_length},
+            alignment="shifted" if cfg.objective == "arm" else "same",
+            canvas={
+                "max_length": cfg.data.sequence_length,
+                # What stands before a document in training, so that text can be started as one.
+                "start_id": tokenizer.eos_id if cfg.data.packing == "chunk" else None,
+            },
             source={
                 "experiment": cfg.name,
                 "fingerprint": config_lib.fingerprint(cfg),

@@ -59,7 +59,7 @@ def save(tmp_path, params):
 
 def test_completions_are_those_of_generate_after_the_start_id(save, params):
     model = load(save())
-    sampling = SamplingConfig(length=10, steps=5, seed=3)
+    sampling = SamplingConfig(length=10, steps=5, strategy="low_confidence", seed=3)
     completions = model.generate(["Once", "a longer prompt"], sampling)
     prompts = [[EOS, *text.encode()] for text in ("Once", "a longer prompt")]
     expected = generate(params, ModelSpec.of(Config(model=MODEL)), prompts, sampling)
@@ -153,7 +153,7 @@ def test_json_has_the_documented_keys(save):
     assert document["config"] == {
         "length": 4,
         "steps": 4,
-        "strategy": "low_confidence",
+        "strategy": "ancestral",
         "temperature": 0.5,
         "seed": 0,
     }

@@ -352,7 +352,7 @@ def test_more_steps_than_tokens_stop_when_all_is_revealed():
 
 def test_defaults_are_one_token_a_step_in_the_order_of_the_objective():
     mdm, arm = (SamplingConfig(length=5).resolve(autoregressive=arm) for arm in (False, True))
-    assert (mdm.steps, mdm.strategy) == (5, "low_confidence") and (arm.steps, arm.strategy) == (5, "left_to_right")
+    assert (mdm.steps, mdm.strategy) == (5, "ancestral") and (arm.steps, arm.strategy) == (5, "left_to_right")
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ class SamplingConfig:
 
     length: int = 64  # new tokens per prompt
     steps: int | None = None  # denoising steps, each one forward pass; None: one per new token
-    strategy: str | None = None  # what a step reveals; None: low_confidence (left_to_right for autoregressive models)
+    strategy: str | None = None  # what a step reveals; None: ancestral (left_to_right for autoregressive models)
     temperature: float = 1.0  # of the draw of each token; 0 takes the likeliest
     seed: int = 0  # the same seed gives the same tokens, whatever else is in the batch
 
@@ -49,7 +49,7 @@ class SamplingConfig:
             token a step.
         """
         self.validate()
-        strategy = self.strategy or ("left_to_right" if autoregressive else "low_confidence")
+        strategy = self.strategy or ("left_to_right" if autoregressive else "ancestral")
         steps = self.steps or self.length
         if autoregressive and (strategy, steps) != ("left_to_right", self.length):
             raise UserError(

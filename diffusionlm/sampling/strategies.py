@@ -28,8 +28,9 @@ class Step(NamedTuple):
 def ancestral(step: Step) -> jax.Array:
     """Each masked position on its own, with the reverse process's probability (MDLM, arXiv 2406.07524).
 
-    Drawing the reveal and the token apart is the same law as one categorical over the vocabulary and the mask, without
-    the float32 tail that such a categorical loses when the reveal probability is small.
+    Approaches the model's own distribution as steps grow, so it suits models of any quality. Drawing the reveal and the
+    token apart is the same law as one categorical over the vocabulary and the mask, without the float32 tail that such
+    a categorical loses when the reveal probability is small.
     """
     return step.uniform_BxT < step.reveal_probability
 
@@ -37,8 +38,9 @@ def ancestral(step: Step) -> jax.Array:
 def low_confidence(step: Step) -> jax.Array:
     """The most confident proposals, an even share a step (LLaDA's "low-confidence remasking", arXiv 2502.09992).
 
-    Confidence is the un-tempered probability of the proposed token, whatever the temperature it was drawn at. On a
-    canvas of nothing but masks a model with rotary positions sees all positions alike, and rounding decides.
+    Confidence is the un-tempered probability of the proposed token, whatever the temperature it was drawn at. Suits
+    strong models: weak ones are surest of line breaks and commas, and repeat them. On a canvas of nothing but masks a
+    model with rotary positions sees all positions alike, and rounding decides.
     """
     return highest(log_odds(step), step.masked_BxT, transfer_count(step))
 
@@ -50,7 +52,6 @@ def left_to_right(step: Step) -> jax.Array:
     return highest(score_BxT, step.masked_BxT, transfer_count(step))
 
 
-# Appending keeps the indices of the others, which nothing stores.
 STRATEGIES: dict[str, Callable[[Step], jax.Array]] = {
     "ancestral": ancestral,
     "low_confidence": low_confidence,
