@@ -24,9 +24,23 @@ class Corrupted:
     weight_B: jax.Array  # float32, weight of a masked token's cross-entropy
 
 
+# Streams of a seed that must not meet. A key is only ever folded, or only split: `fold_in(k, 1)` is `split(k)[1]`.
+INITIALISATION, TRAINING, EVALUATION = range(3)
+
+
+def stream_key(seed: int, stream: int) -> jax.Array:
+    """The key of one use of a seed."""
+    return jax.random.fold_in(jax.random.key(seed), stream)
+
+
 def noise_key(seed: int, batch_index: jax.Array) -> jax.Array:
-    """The key of all noise of one global batch."""
-    return jax.random.fold_in(jax.random.key(seed), batch_index)
+    """The key of all training noise of one global batch."""
+    return jax.random.fold_in(stream_key(seed, TRAINING), batch_index)
+
+
+def evaluation_key(batch_index: jax.Array, draw: jax.Array) -> jax.Array:
+    """The key of one noise draw on one held-out batch: the same in every run."""
+    return jax.random.fold_in(jax.random.fold_in(stream_key(0, EVALUATION), batch_index), draw)
 
 
 def corrupt(
@@ -48,18 +62,18 @@ def corrupt(
       key: of `noise_key`.
     """
     B, T = tokens_BxT.shape
-    key_batch, key_examples = jax.random.split(key)
+    key_times, key_length, key_examples = jax.random.split(key, 3)
     keys_B = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key_examples, jnp.arange(B))
     length_keys_B, time_keys_B, mask_keys_B = jax.vmap(lambda k: jax.random.split(k, 3), out_axes=1)(keys_B)
 
     if cfg.random_length:
-        kept_BxT = _kept(cfg, T, key_batch, length_keys_B)
+        kept_BxT = _kept(cfg, T, key_length, length_keys_B)
         segment_ids_BxT = jnp.where(kept_BxT, segment_ids_BxT, 0)
     scored_BxT = segment_ids_BxT != 0
     if maskable_BxT is not None:
         scored_BxT &= maskable_BxT
 
-    u_B = sample_u(cfg, key_batch, time_keys_B)
+    u_B = sample_u(cfg, key_times, time_keys_B)
     scores_BxT = jax.vmap(lambda k: jax.random.uniform(k, (T,)))(mask_keys_B)
     if cfg.mask_sampling == "exact_count":
         masked_BxT, weight_B = _mask_exact_count(scored_BxT, scores_BxT, u_B)
@@ -128,7 +142,7 @@ def _mask_exact_count(scored_BxT: jax.Array, scores_BxT: jax.Array, u_B: jax.Arr
 def _kept(cfg: DiffusionConfig, T: int, key_batch: jax.Array, keys_B: jax.Array) -> jax.Array:
     """True up to a uniform random length in 1..T for a fraction of the examples (SMDM, Section 5), else everywhere."""
     if cfg.random_length_scope == "batch":
-        keys_B = jnp.broadcast_to(jax.random.fold_in(key_batch, 1), keys_B.shape)
+        keys_B = jnp.broadcast_to(key_batch, keys_B.shape)
 
     def length(key: jax.Array) -> jax.Array:
         key_cut, key_length = jax.random.split(key)

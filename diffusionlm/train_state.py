@@ -11,6 +11,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from diffusionlm import optim
 from diffusionlm.config import Config
+from diffusionlm.corruption import INITIALISATION, stream_key
 from diffusionlm.model import Transformer
 from diffusionlm.sharding import tree_shardings
 
@@ -63,5 +64,5 @@ def create_state(cfg: Config, mesh: Mesh) -> TrainState:
     """The initial state, made in place on the mesh: no device ever holds more than its share."""
     shardings = jax.tree.map(lambda a: a.sharding, abstract_state(cfg, mesh))
     with jax.set_mesh(mesh):
-        key = jax.random.fold_in(jax.random.key(cfg.run.seed), 0x1A17)  # a stream apart from the noise of batch 0
+        key = stream_key(cfg.run.seed, INITIALISATION)
         return jax.jit(lambda key: init_state(cfg, key), out_shardings=shardings)(key)

@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 
 from diffusionlm import optim
 from diffusionlm.config import Config, DiffusionConfig
-from diffusionlm.corruption import corrupt, noise_key
+from diffusionlm.corruption import corrupt, evaluation_key, noise_key
 from diffusionlm.losses import Targets, arm_targets, cross_entropy, mdm_targets
 from diffusionlm.model import Transformer, suppression
 from diffusionlm.sharding import constrain
@@ -34,8 +34,14 @@ def targets(cfg: Config, batch: Batch, batch_index: jax.Array) -> Targets:
         return arm_targets(tokens_BxL, segments_BxL, segmented=segmented)
     tokens_BxT, segments_BxT = tokens_BxL[:, :-1], segments_BxL[:, :-1]
     key = noise_key(cfg.run.seed, batch_index)
-    corrupted = corrupt(cfg.diffusion, cfg.mask_id, tokens_BxT, segments_BxT, None, key)
+    corrupted = corrupt(cfg.diffusion, cfg.mask_id, tokens_BxT, segments_BxT, predictable(cfg, tokens_BxT), key)
     return mdm_targets(cfg.diffusion, tokens_BxT, corrupted)
+
+
+def predictable(cfg: Config, tokens_BxT: jax.Array) -> jax.Array:
+    """False where the text holds an id that is never predicted: a mask id that is also an ordinary word."""
+    suppressed = jnp.asarray(cfg.suppressed_ids, jnp.int32)
+    return ~jnp.isin(tokens_BxT, suppressed)
 
 
 def weighted_loss(cfg: Config, params: Any, part: Targets, *, segmented: bool) -> tuple[jax.Array, jax.Array]:
@@ -49,6 +55,8 @@ def weighted_loss(cfg: Config, params: Any, part: Targets, *, segmented: bool) -
         jnp.asarray(suppression(cfg.model, cfg.suppressed_ids)),
         cfg.model.head_chunk,
     )
+    # A label that is never predicted costs infinity, also where nothing is scored.
+    nll_BxT = jnp.where(part.counted_BxT > 0, nll_BxT, 0.0)
     return (nll_BxT * part.weight_BxT).sum(), (nll_BxT * part.counted_BxT).sum()
 
 
@@ -121,13 +129,14 @@ def eval_step(
         scored_BxT, labels_BxT = full.counted_BxT, full.labels_BxT
     else:
         maskable_BxT = jnp.pad(segments_BxT[:, 1:] == segments_BxT[:, :-1], ((0, 0), (1, 0)))
-        key = jax.random.fold_in(noise_key(0, batch_index), draw)
+        maskable_BxT &= predictable(cfg, tokens_BxT)
+        key = evaluation_key(batch_index, draw)
         corrupted = corrupt(EVALUATION, cfg.mask_id, tokens_BxT, segments_BxT, maskable_BxT, key)
         full = mdm_targets(EVALUATION, tokens_BxT, corrupted)
         scored_BxT, labels_BxT = corrupted.scored_BxT.astype(jnp.float32), tokens_BxT
     tokens = scored_BxT.sum()
     mean, _ = weighted_loss(cfg, params, full, segmented=True)
-    scored_bytes = (token_bytes_V[labels_BxT] * scored_BxT).sum()
+    scored_bytes = (token_bytes_V[labels_BxT].astype(jnp.float32) * scored_BxT).sum()
     return {"nats": mean * tokens, "tokens": tokens, "bytes": scored_bytes}
 
 

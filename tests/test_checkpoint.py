@@ -1,12 +1,16 @@
 """Checkpoints: what was saved comes back bit for bit on any mesh, and what is not whole or not ours is refused."""
 
+import asyncio
 import contextlib
+import gc
 import json
 import logging
 import os
 import re
 import resource
 import shutil
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -208,7 +212,7 @@ def test_a_temporary_directory_is_never_picked_up(tmp_path):
     interrupted = steps / "2.orbax-checkpoint-tmp"
     shutil.copytree(steps / "1", interrupted)
     assert checkpoint.find(tmp_path).name == "1"
-    assert "incomplete" in refusal(checkpoint.load_params, interrupted)
+    assert "holds only an incomplete checkpoint" in refusal(checkpoint.find, interrupted)
     with CheckpointManager(tmp_path, keep=1) as manager:
         assert manager.latest_step() == 1
         manager.save(2, make_state(make_mesh(8)), make_sidecar())
@@ -242,9 +246,10 @@ def test_a_truncated_file_is_one_line(tmp_path, capfd, item, damage):
     else:
         os.truncate(path, path.stat().st_size // 2 if damage != "empty" else 0)
     with CheckpointManager(tmp_path, keep=1) as manager:
-        assert str(step) in refusal(manager.restore, abstract_state(make_mesh(8)))
+        message = refusal(manager.restore, abstract_state(make_mesh(8)))
+    assert f"cannot read the checkpoint {step}, a file is damaged or missing" in message
     if item == "params":
-        assert str(step) in refusal(checkpoint.load_params, step)
+        assert f"cannot read the checkpoint {step}" in refusal(checkpoint.load_params, step)
     else:
         checkpoint.load_params(step)
     assert capfd.readouterr() == ("", "")
@@ -406,6 +411,45 @@ def test_a_read_only_directory_is_one_line(tmp_path, capfd):
     os.chmod(tmp_path, 0o500)
     refuses_to_write(tmp_path, "Permission denied")
     assert capfd.readouterr() == ("", "")
+
+
+FAILURES = """
+import sys
+from pathlib import Path
+import jax.numpy as jnp
+from diffusionlm import checkpoint
+from diffusionlm.errors import UserError
+
+source, target = map(Path, sys.argv[1:])
+sidecar = checkpoint.load_sidecar(source)
+max((source / "params").glob("ocdbt.process_0/d/*"), key=lambda path: path.stat().st_size).write_bytes(b"")
+for call in (lambda: checkpoint.load_params(source), lambda: checkpoint.save_params(target, {"w": jnp.ones(9)}, sidecar)):
+    try:
+        call()
+    except UserError:
+        print("refused")
+"""
+
+
+def test_a_failure_says_nothing_on_stderr_in_a_process_of_its_own(tmp_path):
+    checkpoint.save_params(tmp_path / "model", make_state(make_mesh(8)).params, make_sidecar())
+    command = [sys.executable, "-c", FAILURES, tmp_path / "model", tmp_path / "model" / "commit_success.txt" / "x"]
+    result = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "JAX_PLATFORMS": "cpu"})
+    assert (result.returncode, result.stdout, result.stderr) == (0, "refused\nrefused\n", "")
+
+
+def test_a_task_of_somebody_else_is_still_reported(caplog):
+    async def fail(message):
+        raise ValueError(message)
+
+    async def leave():
+        for message in ("DATA_LOSS: what TensorStore says", "my own mistake"):
+            asyncio.get_running_loop().create_task(fail(message))
+        await asyncio.sleep(0)
+
+    asyncio.run(leave())
+    gc.collect()
+    assert [str(record.exc_info[1]) for record in caplog.records if record.name == "asyncio"] == ["my own mistake"]
 
 
 def test_orbax_is_quiet_unless_its_log_was_asked_for(tmp_path, caplog):

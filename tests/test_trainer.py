@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import threading
+from pathlib import Path
 from types import SimpleNamespace
 
 import jax
@@ -17,7 +18,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny_run
-from jax.experimental.compilation_cache import compilation_cache
 from tiny_run import BATCH, LENGTH, STEPS, Recorder, tiny
 
 from diffusionlm import checkpoint, config, flops, metrics, train_step, trainer
@@ -25,7 +25,7 @@ from diffusionlm.data.pipeline import eval_batches, open_dataset
 from diffusionlm.errors import UserError
 from diffusionlm.presets import arm_twin
 from diffusionlm.sharding import make_mesh
-from diffusionlm.train_state import abstract_state, create_state
+from diffusionlm.train_state import abstract_state
 from diffusionlm.version import __version__
 
 TIMES = ("seconds", "step_seconds", "tokens_per_second", "goodput")  # of a line, what no two runs share
@@ -33,20 +33,8 @@ TIMES = ("seconds", "step_seconds", "tokens_per_second", "goodput")  # of a line
 
 @pytest.fixture(scope="module", autouse=True)
 def compiled(tmp_path_factory):
-    """A directory for compiled programs: nearly all of these runs, in whatever process, are of the same few."""
-    settings = {
-        "jax_compilation_cache_dir": str(tmp_path_factory.getbasetemp() / "compiled"),
-        "jax_persistent_cache_min_compile_time_secs": 0.0,
-        "jax_persistent_cache_min_entry_size_bytes": -1,
-    }
-    before = {name: getattr(jax.config, name) for name in settings}
-    for name, value in settings.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
-    yield settings["jax_compilation_cache_dir"]
-    for name, value in before.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
+    with tiny_run.compiled_programs(tmp_path_factory.getbasetemp() / "compiled") as directory:
+        yield directory
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +90,7 @@ def assert_bit_equal(found, wanted):
 
 
 def content(directory):
-    return {path: path.read_bytes() for path in sorted(directory.rglob("*")) if path.is_file()}
+    return {path: path.read_bytes() for path in sorted(Path(directory).rglob("*")) if path.is_file()}
 
 
 def refusal(*args):
@@ -123,6 +111,11 @@ def test_config_and_environment_are_recorded(uninterrupted, dataset):
     assert there["packages"]["jax"] == jax.__version__
     assert there["devices"] == "8 x cpu" and there["processes"] == 1
     assert there["git"] is None or re.fullmatch("[0-9a-f]{40}", there["git"])
+
+
+def test_there_need_be_no_git(monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    assert trainer.environment()["git"] is None
 
 
 def test_every_step_has_its_line(uninterrupted):
@@ -171,25 +164,19 @@ def test_checkpoints_are_where_they_were_asked_for(uninterrupted):
     assert sidecar.source["step"] == STEPS and sidecar.source["fingerprint"] == config.fingerprint(run.config)
 
 
-def test_keep_and_keep_every_are_honoured(dataset, tmp_path):
-    cfg = tiny(dataset, run={"keep": 2, "keep_every": 10, "eval_every": 0})
-    run, _ = record(cfg, tmp_path)
-    assert checkpoint_steps(run.workdir) == [10, 20, 25, 30]
-
-
-def test_the_clock_saves_and_the_profiler_traces_its_window(dataset, tmp_path, monkeypatch):
+def test_the_clock_saves_the_asked_for_are_kept_and_a_window_is_profiled(dataset, tmp_path, monkeypatch):
     now = iter(range(0, 100_000, 20))  # each look at the clock takes 20 seconds
     monkeypatch.setattr(trainer, "time", SimpleNamespace(monotonic=lambda: next(now)))
-    changes = {"checkpoint_every": 1000, "checkpoint_minutes": 1.5, "keep": 100, "eval_every": 0}
+    changes = {"checkpoint_every": 1000, "checkpoint_minutes": 1.5, "keep": 2, "keep_every": 10, "eval_every": 0}
     cfg = tiny(dataset, run=changes | {"profile_start": 3, "profile_steps": 2})
     run, _ = record(cfg, tmp_path)
-    # It looks once a step and once when it saves: more than 90 seconds have passed every fifth step.
-    assert checkpoint_steps(run.workdir) == [5, 10, 15, 20, 25, 30]
+    # It looks once a step and once when it saves, so that more than 90 seconds have passed every fifth step.
+    assert checkpoint_steps(run.workdir) == [10, 20, 25, 30]
     assert traced_steps(run.workdir) == [3, 4]
 
 
 def traced_steps(workdir):
-    (trace,) = (workdir / "profile").rglob("*.xplane.pb")
+    (trace,) = Path(workdir / "profile").rglob("*.xplane.pb")
     found = set()
     for plane in jax.profiler.ProfileData.from_file(str(trace)).planes:
         for line in plane.lines:
@@ -264,22 +251,20 @@ def interrupted(dataset, compiled, tmp_path_factory):
     second, third = first + random.randrange(3, 8), 20 + random.randrange(7)
     found = SimpleNamespace(workdir=workdir, planned=(first, second, third), returned=[], checkpoints=[], lines=[])
     command = [sys.executable, tiny_run.__file__, str(dataset), "interrupted", str(workdir)]
-    with open(workdir / "stderr.txt", "w") as errors:
-        process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=errors, text=True, env=tiny_run.environment(compiled)
-        )
+    settings = {"stdout": subprocess.PIPE, "text": True, "env": tiny_run.environment(compiled)}
     signals = iter([(first, signal.SIGTERM), (second, signal.SIGINT), (third, signal.SIGKILL)])
     due, number = next(signals)
-    for line in process.stdout:
-        event = json.loads(line)
-        if event["event"] == "returned":
-            found.returned.append(event)
-            found.checkpoints.append(checkpoint_steps(workdir))
-            found.lines.append(timeless(workdir))
-        elif event["index"] >= due:
-            process.send_signal(number)
-            due, number = next(signals, (math.inf, None))
-    found.code = process.wait()
+    with open(workdir / "stderr.txt", "w") as errors, subprocess.Popen(command, stderr=errors, **settings) as process:
+        for line in process.stdout:
+            event = json.loads(line)
+            if event["event"] == "returned":
+                found.returned.append(event)
+                found.checkpoints.append(checkpoint_steps(workdir))
+                found.lines.append(timeless(workdir))
+            elif event["index"] >= due:
+                process.send_signal(number)
+                due, number = next(signals, (math.inf, None))
+    found.code = process.returncode
     found.errors = (workdir / "stderr.txt").read_text()
     return found
 
@@ -355,7 +340,7 @@ def test_from_eight_devices_to_one(uninterrupted, tmp_path):
 
 def test_what_is_operational_may_change(uninterrupted, tmp_path):
     reference, steps = uninterrupted
-    changes = {"mesh": {"data": 2, "fsdp": 2, "tensor": 2}, "model": {"remat": "full", "head_chunk": 4}}
+    changes = {"mesh": {"data": 4, "fsdp": 2}}
     changes["run"] = {"microbatches": 2, "log_every": 7, "keep": 1, "profile_start": 29, "profile_steps": 100}
     cfg = tiny_run.with_changes(reference.config, changes)
     run, resumed = record(cfg, continued(uninterrupted, tmp_path, 20))

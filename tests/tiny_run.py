@@ -4,6 +4,7 @@ As a program: `python tiny_run.py DATASET SCENARIO WORKDIR [COORDINATOR PROCESS]
 coordinator's address and a process number make it one of two processes.
 """
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -15,6 +16,7 @@ from pathlib import Path
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
+from jax.experimental.compilation_cache import compilation_cache
 
 from diffusionlm import trainer
 from diffusionlm.config import Config, DataConfig, DiffusionConfig, ModelConfig, OptimConfig, RunConfig
@@ -156,8 +158,26 @@ def main(dataset, scenario, workdir, coordinator=None, process=None):
     SCENARIOS[scenario](Path(dataset), Path(workdir))
 
 
+@contextlib.contextmanager
+def compiled_programs(directory):
+    """Keeps compiled programs in `directory`: nearly all of these runs, in whatever process, are of the same few."""
+    settings = {
+        "jax_compilation_cache_dir": str(directory),
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+        "jax_persistent_cache_min_entry_size_bytes": -1,
+    }
+    before = {name: getattr(jax.config, name) for name in settings}
+    for name, value in settings.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
+    yield directory
+    for name, value in before.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
+
+
 def environment(compiled):
-    """The environment of a process that plays a scenario; `compiled` is a directory of programs to share."""
+    """The environment of a process that plays a scenario, with the programs in `compiled`."""
     cache = {
         "JAX_COMPILATION_CACHE_DIR": str(compiled),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
