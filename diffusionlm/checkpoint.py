@@ -256,7 +256,7 @@ def _context() -> ocp.Context:
     # By itself Orbax stores a dict of strings as arrays; this makes the sidecar a JSON file.
     registry = ocp.handlers.local_registry().add(ocp.handlers.JsonHandler, checkpointable_name="sidecar")
     context.checkpointables.registry = registry
-    # A directory that cannot be made is then an error of the call, not of a thread that leaves coroutines behind.
+    # A directory that cannot be made is then an error of the call, not of a thread for which the others wait minutes.
     context.asynchronous.create_directories_asynchronously = False
     return context
 

@@ -423,7 +423,8 @@ from diffusionlm.errors import UserError
 source, target = map(Path, sys.argv[1:])
 sidecar = checkpoint.load_sidecar(source)
 max((source / "params").glob("ocdbt.process_0/d/*"), key=lambda path: path.stat().st_size).write_bytes(b"")
-for call in (lambda: checkpoint.load_params(source), lambda: checkpoint.save_params(target, {"w": jnp.ones(9)}, sidecar)):
+params = {"w": jnp.ones(9)}
+for call in (lambda: checkpoint.load_params(source), lambda: checkpoint.save_params(target, params, sidecar)):
     try:
         call()
     except UserError:

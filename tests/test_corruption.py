@@ -199,7 +199,7 @@ def test_discrete_time_lives_on_its_grid():
 
 
 def test_exact_count_draws_every_subset_equally_often():
-    """n uniform on 1..4, and every subset of size n alike (LLaDA, Eq. 14); the rows of one batch are not independent."""
+    """n uniform on 1..4, and every subset of size n alike (LLaDA, Eq. 14); rows of one batch are not independent."""
     maskable = np.zeros((B, T), bool)
     maskable[:, [1, 4, 5, 11]] = True
     corrupted = draw("exact count", maskable=maskable)

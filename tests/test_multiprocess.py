@@ -21,8 +21,11 @@ from diffusionlm.train_state import abstract_state
 
 @pytest.fixture(scope="module", autouse=True)
 def compiled(tmp_path_factory):
+    """Programs for the tests of this file, hardly optimised: it is four devices that matter here, not their speed."""
     with tiny_run.compiled_programs(tmp_path_factory.getbasetemp() / "compiled") as directory:
+        jax.config.update("jax_disable_most_optimizations", True)
         yield directory
+        jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture(scope="module")
@@ -30,12 +33,17 @@ def dataset(tmp_path_factory):
     return tiny_run.make_dataset(tmp_path_factory.mktemp("data"))
 
 
+def four_devices(cfg):
+    return make_mesh(cfg, jax.devices()[:4])
+
+
 @pytest.fixture(scope="module")
 def one(dataset, tmp_path_factory):
-    """A run of this process, with its eight devices, and what its steps were given."""
+    """A run of this process on four of its devices, and what its steps were given."""
     recorder = Recorder()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(trainer, "make_train_step", recorder)
+        patch.setattr(trainer, "make_mesh", four_devices)
         return trainer.train(tiny(dataset), tmp_path_factory.mktemp("one")), recorder
 
 
@@ -48,7 +56,7 @@ def two(dataset, compiled, tmp_path_factory):
         coordinator = f"127.0.0.1:{probe.getsockname()[1]}"
     command = [sys.executable, tiny_run.__file__, str(dataset), "two_processes", str(workdir), coordinator]
     settings = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    settings["env"] = tiny_run.environment(compiled)
+    settings["env"] = tiny_run.environment(compiled) | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
     processes = [subprocess.Popen([*command, str(number)], **settings) for number in range(2)]
     due, lines = random.randrange(5, 20), []
     try:
@@ -79,7 +87,7 @@ def assert_bit_equal(found, wanted, name):
 def restored(cfg, workdir):
     """The newest state of a run, on this process's devices."""
     with checkpoint.CheckpointManager(workdir, keep=100) as manager:
-        return leaves(manager.restore(abstract_state(cfg, make_mesh(cfg.mesh))))
+        return leaves(manager.restore(abstract_state(cfg, four_devices(cfg.mesh))))
 
 
 def losses(workdir):
@@ -110,7 +118,7 @@ def test_the_run_directory_is_written_once(one, two):
     workdir = two.workdir / "whole"
     assert (workdir / "config.json").read_text() == (run.workdir / "config.json").read_text()
     there = json.loads((workdir / "environment.json").read_text())
-    assert there["processes"] == 2 and there["devices"] == "8 x cpu"
+    assert there["processes"] == 2 and there["devices"] == "4 x cpu"
     done = json.loads((workdir / "DONE.json").read_text())
     for name in ("step", "tokens", "flops"):
         assert done[name] == run.result[name]
@@ -124,7 +132,7 @@ def test_what_two_processes_saved_one_restores(one, two):
     run, recorder = one
     workdir = two.workdir / "whole"
     with checkpoint.CheckpointManager(workdir, keep=100) as manager:
-        found = leaves(manager.restore(abstract_state(run.config, make_mesh(run.config.mesh)), 20))
+        found = leaves(manager.restore(abstract_state(run.config, four_devices(run.config.mesh)), 20))
     for name, value in found.items():
         assert_bit_equal(value, two.recorded[0][f"state 20 {name}"], name)
     assert jax.process_count() == 1

@@ -152,7 +152,7 @@ SCENARIOS = {"interrupted": interrupted, "two_processes": two_processes}
 
 
 def main(dataset, scenario, workdir, coordinator=None, process=None):
-    jax.config.update("jax_num_cpu_devices", 4 if coordinator else 8)
+    jax.config.update("jax_num_cpu_devices", 2 if coordinator else 8)
     if coordinator:
         jax.distributed.initialize(coordinator, num_processes=2, process_id=int(process))
     SCENARIOS[scenario](Path(dataset), Path(workdir))
