@@ -15,7 +15,15 @@ from jax.sharding import NamedSharding, PartitionSpec
 from scipy import stats
 
 from diffusionlm.config import DiffusionConfig, MeshConfig
-from diffusionlm.corruption import corrupt, mask_probability_and_weight, noise_key, sample_u
+from diffusionlm.corruption import (
+    INITIALISATION,
+    corrupt,
+    evaluation_key,
+    mask_probability_and_weight,
+    noise_key,
+    sample_u,
+    stream_key,
+)
 from diffusionlm.sharding import make_mesh
 
 MASK = 50
@@ -337,3 +345,15 @@ def test_padding_a_mate_changes_nothing_for_the_others(name):
     others = np.arange(B) != 2
     jax.tree.map(lambda a, b: np.testing.assert_array_equal(a[:, others], b[:, others]), full, padded)
     assert not padded.masked_BxT[:, 2].any()
+
+
+def test_no_key_is_used_twice():
+    """`fold_in(k, 1)` is `split(k)[1]`, so streams of one seed can meet where nobody expects it."""
+    batches, draws = jnp.arange(40), jnp.arange(8)
+    training = jax.vmap(lambda b: noise_key(0, b))(batches)
+    evaluation = jax.vmap(lambda b: jax.vmap(lambda d: evaluation_key(b, d))(draws))(batches).reshape(-1)
+    initial = stream_key(0, INITIALISATION)[None]
+    roots = jnp.concatenate([training, evaluation, initial])
+    children = jax.vmap(lambda k: jax.random.split(k, 8))(roots).reshape(-1)
+    data = np.asarray(jax.random.key_data(jnp.concatenate([roots, children])))
+    assert len({tuple(row) for row in data.tolist()}) == len(data)

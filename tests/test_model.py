@@ -337,6 +337,15 @@ def test_no_dtype_is_promoted_by_accident(name, dtype):
         jax.eval_shape(value_and_grad(cfg), parameters(cfg), tokens())
 
 
+@pytest.mark.parametrize("name", ["smdm", "gpt2"])
+def test_a_sampler_may_hold_parameters_in_bfloat16(name):
+    cfg = dataclasses.replace(VARIANTS[name], dtype="bfloat16")
+    params = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.bfloat16), parameters(cfg))
+    with jax.numpy_dtype_promotion("strict"):
+        hidden, logits = jax.eval_shape(forward(cfg), params, tokens(), SEGMENTS, COUNTED)
+    assert hidden.dtype == jnp.bfloat16 and logits.dtype == jnp.float32
+
+
 # --- sharding constraints
 
 

@@ -12,16 +12,18 @@ import jax
 import numpy as np
 import pytest
 import tiny_run
-from tiny_run import STEPS, Recorder, leaves, tiny
+from tiny_run import Recorder, leaves
 
 from diffusionlm import checkpoint, metrics, trainer
 from diffusionlm.sharding import make_mesh
 from diffusionlm.train_state import abstract_state
 
+STEPS = 16  # of `tiny_run.short`
+
 
 @pytest.fixture(scope="module", autouse=True)
 def compiled(tmp_path_factory):
-    """Programs for the tests of this file, hardly optimised: it is four devices that matter here, not their speed."""
+    """Programs for the tests of this file, hardly optimised: what matters is where they run, not how fast."""
     with tiny_run.compiled_programs(tmp_path_factory.getbasetemp() / "compiled") as directory:
         jax.config.update("jax_disable_most_optimizations", True)
         yield directory
@@ -44,39 +46,48 @@ def one(dataset, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(trainer, "make_train_step", recorder)
         patch.setattr(trainer, "make_mesh", four_devices)
-        return trainer.train(tiny(dataset), tmp_path_factory.mktemp("one")), recorder
+        return trainer.train(tiny_run.short(dataset), tmp_path_factory.mktemp("one")), recorder
+
+
+def play(scenario, dataset, workdir, compiled, on_event=lambda event, process: None):
+    """Has two processes, with two devices each, play a scenario; returns what each told."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        coordinator = f"127.0.0.1:{probe.getsockname()[1]}"
+    command = [sys.executable, tiny_run.__file__, str(dataset), scenario, str(workdir), coordinator]
+    settings = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    settings["env"] = tiny_run.environment(compiled) | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+    processes = [subprocess.Popen([*command, str(number)], **settings) for number in range(2)]
+    second = ""
+    with processes[0], processes[1], tiny_run.at_most(300, processes):
+        for line in processes[1].stdout:
+            second += line
+            if line.startswith("{"):
+                on_event(json.loads(line), processes[1])
+        outputs = [processes[0].stdout.read(), second]
+    codes = [process.returncode for process in processes]
+    assert codes == [0, 0], "\n".join(outputs)
+    return [[json.loads(line) for line in output.splitlines() if line.startswith("{")] for output in outputs]
 
 
 @pytest.fixture(scope="module")
 def two(dataset, compiled, tmp_path_factory):
-    """What two processes did in `tiny_run.two_processes`; in its second part, only the second of them got SIGTERM."""
-    workdir = tmp_path_factory.mktemp("two")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        coordinator = f"127.0.0.1:{probe.getsockname()[1]}"
-    command = [sys.executable, tiny_run.__file__, str(dataset), "two_processes", str(workdir), coordinator]
-    settings = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    settings["env"] = tiny_run.environment(compiled) | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
-    processes = [subprocess.Popen([*command, str(number)], **settings) for number in range(2)]
-    due, lines = random.randrange(5, 20), []
-    try:
-        for line in processes[1].stdout:
-            lines.append(line)
-            if line.startswith("{") and json.loads(line).get("index", -1) >= due:
-                processes[1].send_signal(signal.SIGTERM)
-                break
-        outputs = [process.communicate(timeout=300)[0] for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-            process.wait()
-            process.stdout.close()
-    outputs[1] = "".join(lines) + outputs[1]
-    assert [process.returncode for process in processes] == [0, 0], "\n".join(outputs)
-    told = [[json.loads(line) for line in output.splitlines() if line.startswith("{")] for output in outputs]
+    """What two processes did in `tiny_run.stopped_together`; only the second of them got SIGTERM."""
+    workdir = tmp_path_factory.mktemp("two") / "run"
+    due, sent = random.randrange(3, 8), []
+
+    def send_signal(event, process):
+        if not sent and event.get("index", -1) >= due:
+            sent.append(event)
+            process.send_signal(signal.SIGTERM)
+
+    told = play("stopped_together", dataset, workdir, compiled, send_signal)
     returned = [[event for event in events if event["event"] == "returned"] for events in told]
-    recorded = [np.load(workdir / f"recorded.{number}.npz") for number in range(2)]
-    return SimpleNamespace(workdir=workdir, returned=returned, recorded=recorded, due=due)
+    assert [[event["done"] for event in events] for events in returned] == [[False, True]] * 2, due
+    stopped = returned[0][0]["step"]
+    parts = [[np.load(f"{workdir}.{number}.{step}.npz") for step in (stopped, STEPS)] for number in range(2)]
+    recorded = [first | second for first, second in ((dict(a), dict(b)) for a, b in parts)]
+    return SimpleNamespace(workdir=workdir, returned=returned, recorded=recorded, stopped=stopped, due=due)
 
 
 def assert_bit_equal(found, wanted, name):
@@ -84,10 +95,10 @@ def assert_bit_equal(found, wanted, name):
     assert (found.shape, found.dtype, found.tobytes()) == (wanted.shape, wanted.dtype, wanted.tobytes()), name
 
 
-def restored(cfg, workdir):
-    """The newest state of a run, on this process's devices."""
+def restored(cfg, workdir, step=None):
+    """A saved state, on this process's devices."""
     with checkpoint.CheckpointManager(workdir, keep=100) as manager:
-        return leaves(manager.restore(abstract_state(cfg, four_devices(cfg.mesh))))
+        return leaves(manager.restore(abstract_state(cfg, four_devices(cfg.mesh)), step))
 
 
 def losses(workdir):
@@ -95,10 +106,10 @@ def losses(workdir):
 
 
 def test_data_and_noise_are_the_same_to_the_bit(one, two):
-    for k, inputs in one[1].inputs.items():
-        for name, value in inputs.items():
-            for recorded in two.recorded:
-                assert_bit_equal(recorded[f"input {k} {name}"], value, name)
+    for recorded in two.recorded:
+        for k, inputs in one[1].inputs.items():
+            for name, value in inputs.items():
+                assert_bit_equal(recorded[f"inputs {k} {name}"], value, f"{name} of batch {k}")
 
 
 def test_losses_and_parameters_are_the_same_to_rounding(one, two):
@@ -108,46 +119,41 @@ def test_losses_and_parameters_are_the_same_to_rounding(one, two):
             if k == 0:
                 assert_bit_equal(found, value, name)
             np.testing.assert_allclose(found, value, rtol=1e-3, atol=1e-5, err_msg=f"{name} before batch {k}")
-    found, wanted = losses(two.workdir / "whole"), losses(one[0].workdir)
-    assert [step for step, _ in found] == list(range(1, STEPS + 1))
+    found, wanted = losses(two.workdir), losses(one[0].workdir)
+    assert [step for step, _ in found] == list(range(1, STEPS + 1))  # each step once, the resume notwithstanding
     np.testing.assert_allclose(found, wanted, rtol=1e-4)
 
 
-def test_the_run_directory_is_written_once(one, two):
+def test_the_run_directory_tells_of_both(one, two):
     run, _ = one
-    workdir = two.workdir / "whole"
-    assert (workdir / "config.json").read_text() == (run.workdir / "config.json").read_text()
-    there = json.loads((workdir / "environment.json").read_text())
+    there = json.loads((two.workdir / "environment.json").read_text())
     assert there["processes"] == 2 and there["devices"] == "4 x cpu"
-    done = json.loads((workdir / "DONE.json").read_text())
+    done = json.loads((two.workdir / "DONE.json").read_text())
     for name in ("step", "tokens", "flops"):
         assert done[name] == run.result[name]
     for name in ("tokens", "bytes"):
         assert done["eval"][name] == run.result["eval"][name]
-    assert done["eval"]["nelbo_nats_per_token"] == pytest.approx(run.result["eval"]["nelbo_nats_per_token"], rel=1e-3)
-    assert two.returned[0][0] == two.returned[1][0] == {"event": "returned", "step": STEPS, "done": True}
+    for name in ("nelbo_nats_per_token", "bits_per_byte"):
+        assert done["eval"][name] == pytest.approx(run.result["eval"][name], rel=1e-3)
+
+
+def test_what_one_alone_wishes_both_do(two):
+    assert two.returned[0] == two.returned[1]
+    assert 0 < two.stopped - two.due <= 4  # SIGTERM to the second stopped both
+    assert len(list((two.workdir / "checkpoints").iterdir())) > 2  # the clock of the first made both save
 
 
 def test_what_two_processes_saved_one_restores(one, two):
-    run, recorder = one
-    workdir = two.workdir / "whole"
-    with checkpoint.CheckpointManager(workdir, keep=100) as manager:
-        found = leaves(manager.restore(abstract_state(run.config, four_devices(run.config.mesh)), 20))
-    for name, value in found.items():
-        assert_bit_equal(value, two.recorded[0][f"state 20 {name}"], name)
-    assert jax.process_count() == 1
-
-
-def test_they_stop_and_save_together_though_one_alone_is_told(one, two):
-    stopped = [events[1] for events in two.returned]
-    assert stopped[0] == stopped[1] and not stopped[0]["done"]
-    assert 0 < stopped[0]["step"] - two.due <= 4
-
-
-def test_they_resume_bit_for_bit(one, two):
     cfg = one[0].config
-    assert two.returned[0][2] == two.returned[1][2] == {"event": "returned", "step": STEPS, "done": True}
-    wanted = restored(cfg, two.workdir / "whole")
-    for name, value in restored(cfg, two.workdir / "stopped").items():
+    for step in sorted(int(path.name) for path in (two.workdir / "checkpoints").iterdir())[:-1]:
+        for name, value in restored(cfg, two.workdir, step).items():
+            assert_bit_equal(value, two.recorded[0][f"state {step} {name}"], name)
+
+
+@pytest.mark.slow
+def test_two_processes_resume_bit_for_bit(one, two, dataset, compiled, tmp_path):
+    play("uninterrupted", dataset, tmp_path, compiled)
+    wanted = restored(one[0].config, tmp_path)
+    for name, value in restored(one[0].config, two.workdir).items():
         assert_bit_equal(value, wanted[name], name)
-    assert losses(two.workdir / "stopped") == losses(two.workdir / "whole")
+    assert losses(two.workdir) == losses(tmp_path)

@@ -313,6 +313,38 @@ def test_a_gradient_that_is_not_finite_counts_as_bad_though_the_loss_is_fine():
     chex.assert_trees_all_equal(after, before)
 
 
+def test_text_may_contain_a_mask_id_that_is_also_a_word():
+    """DiffuLLaMA masks with an ordinary id. Where the text itself holds it, nothing is predicted or scored."""
+    word = 7
+    cfg = dataclasses.replace(
+        MDM,
+        model=dataclasses.replace(MDM.model, mask_row=False),
+        diffusion=DiffusionConfig(mask_id=word),
+        run=dataclasses.replace(MDM.run, microbatches=2),
+    ).validate()
+    batch = random_batch()
+    padding = batch["segment_ids"][:, :T] == 0
+    batch["tokens"][:, :T][padding] = word
+    is_word = batch["tokens"][:, :T] == word
+    assert (is_word & ~padding).sum() > 5
+
+    def run(params, batch):
+        full = train_step.targets(cfg, batch, jnp.int32(0))
+        result = train_step.loss_and_grads(cfg, params, full)
+        return full, result, train_step.eval_step(cfg, params, batch, jnp.asarray(BYTES), jnp.int32(0), jnp.int32(0))
+
+    full, ((loss, _), grads), evaluation = jax.device_get(jax.jit(run)(host_state("mdm").params, batch))
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves((loss, grads, evaluation)))
+    assert not full.counted_BxT[is_word].any() and full.counted_BxT[~is_word].any()
+    np.testing.assert_array_equal(full.inputs_BxT[is_word], word)
+    assert evaluation["tokens"] == (~is_word & ~padding)[:, 1:].sum()
+    # The weights are 1/t over the number of tokens that count.
+    weight = full.weight_BxT * (~is_word & ~padding).sum()
+    pairs = weight.max(1).reshape(-1, 2)
+    pairs = pairs[(pairs > 0).all(1)]
+    np.testing.assert_allclose((1 / pairs).sum(1), 1.0, rtol=1e-5)
+
+
 # --- evaluation
 
 
@@ -408,6 +440,18 @@ def test_rows_add_up(objective):
     whole = run(batch)
     for name in ("nats", "tokens", "bytes"):
         assert halves[0][name] + halves[1][name] == pytest.approx(whole[name], rel=1e-5), name
+
+
+@pytest.mark.parametrize("objective", CONFIGS)
+def test_what_stands_in_the_padding_is_not_looked_at(objective):
+    batch, other = random_batch(), random_batch()
+    padding = batch["segment_ids"] == 0
+    other["tokens"][padding] = (other["tokens"][padding] + 1) % V
+    assert evaluator(objective)(batch, 4) == evaluator(objective)(other, 4)
+    state, metrics = one_step(objective)
+    other_state, other_metrics = run_step(objective, host_state(objective), other, 0)
+    assert metrics == other_metrics
+    chex.assert_trees_all_equal(state, other_state)
 
 
 def test_the_mesh_does_not_change_the_evaluation():

@@ -10,6 +10,7 @@ import json
 import os
 import random
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -70,6 +71,11 @@ def tiny(dataset, **changes):
     return with_changes(cfg, changes)
 
 
+def short(dataset, run=None):
+    """A configuration for two processes, whose steps are slow."""
+    return tiny(dataset, run={"steps": 16, "eval_every": 8, **(run or {})})
+
+
 def with_changes(cfg, changes):
     sections = {name: dataclasses.replace(getattr(cfg, name), **values) for name, values in changes.items()}
     return dataclasses.replace(cfg, **sections)
@@ -128,27 +134,27 @@ def interrupted(dataset, workdir):
         tell("returned", step=run.step, done=run.done)
 
 
-def two_processes(dataset, workdir):
-    """Trains to the end; then again, saving at the bidding of one process's clock, until stopped; and on to the end."""
-    recorder = trainer.make_train_step = Recorder()
-    run = trainer.train(tiny(dataset), workdir / "whole")
-    tell("returned", step=run.step, done=run.done)
-    np.savez(
-        workdir / f"recorded.{jax.process_index()}.npz",
-        **{f"input {k} {name}": value for k, found in recorder.inputs.items() for name, value in found.items()},
-        **{f"state {k} {name}": value for k, found in recorder.states.items() for name, value in found.items()},
-    )
+def stopped_together(dataset, workdir):
+    """Two processes train, saving when the clock of one says so, until the other gets a signal; then they go on."""
     minutes = 1000 if jax.process_index() else 0.005
-    impatient = tiny(dataset, run={"checkpoint_every": 1000, "checkpoint_minutes": minutes})
-    trainer.make_train_step = Recorder(announce_steps)
-    run = trainer.train(impatient, workdir / "stopped")
-    tell("returned", step=run.step, done=run.done)
-    trainer.make_train_step = Recorder()
-    run = trainer.train(impatient, workdir / "stopped")
-    tell("returned", step=run.step, done=run.done)
+    run = None
+    while run is None or not run.done:
+        recorder = trainer.make_train_step = Recorder(announce_steps)
+        run = trainer.train(short(dataset, run={"checkpoint_every": 1000, "checkpoint_minutes": minutes}), workdir)
+        tell("returned", step=run.step, done=run.done)
+        np.savez(
+            f"{workdir}.{jax.process_index()}.{run.step}.npz",
+            **{f"inputs {k} {name}": value for k, found in recorder.inputs.items() for name, value in found.items()},
+            **{f"state {k} {name}": value for k, found in recorder.states.items() for name, value in found.items()},
+        )
 
 
-SCENARIOS = {"interrupted": interrupted, "two_processes": two_processes}
+def uninterrupted(dataset, workdir):
+    """Trains from start to end."""
+    trainer.train(short(dataset), workdir)
+
+
+SCENARIOS = {"interrupted": interrupted, "stopped_together": stopped_together, "uninterrupted": uninterrupted}
 
 
 def main(dataset, scenario, workdir, coordinator=None, process=None):
@@ -174,6 +180,17 @@ def compiled_programs(directory):
     for name, value in before.items():
         jax.config.update(name, value)
     compilation_cache.reset_cache()
+
+
+@contextlib.contextmanager
+def at_most(seconds, processes):
+    """Kills the processes once `seconds` have passed: a test that waits for them then fails instead of hanging."""
+    timer = threading.Timer(seconds, lambda: [process.kill() for process in processes])
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def environment(compiled):

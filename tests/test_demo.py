@@ -1,0 +1,69 @@
+"""The newcomer's first command, as a process of its own: data, training, evaluation, baselines, a sample."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+
+from diffusionlm.sampling.load import load
+
+pytestmark = pytest.mark.slow
+
+
+def diffusionlm(*args, cwd):
+    command = [sys.executable, "-c", "from diffusionlm.cli import entry_point; entry_point()", *args]
+    environment = {name: value for name, value in os.environ.items() if name not in ("XLA_FLAGS", "FORCE_COLOR")}
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=900)
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    return tmp_path_factory.mktemp("home")
+
+
+@pytest.fixture(scope="module")
+def first(home):
+    return diffusionlm("train", "demo", "--run.steps", "60", cwd=home)
+
+
+def test_the_demo_trains_evaluates_and_shows_a_sample(first, home):
+    assert first.returncode == 0, first.stderr
+    assert "Traceback" not in first.stderr and "train demo  60/60  loss" in first.stderr
+    done = json.loads((home / "runs/demo/DONE.json").read_text())
+    baselines = json.loads((home / "runs/demo/baselines.json").read_text())
+    assert done["step"] == 60 and done["tokens"] == 60 * 32 * 128
+    for number in (done["eval"]["bits_per_byte"], *(score["bits_per_byte"] for score in baselines.values())):
+        assert 0.5 < number < 8 and f"{number:.3f}" in first.stdout
+    assert "unigram" in baselines and "denoising steps" in first.stdout
+    assert first.stdout.rstrip().endswith("sample runs/demo")
+    completion = load(home / "runs/demo").generate("def ", length=8, steps=4)[0]
+    assert completion.prompt == "def "
+
+
+def test_a_second_call_says_that_it_is_done(first, home):
+    files = {path: path.stat().st_mtime_ns for path in home.rglob("*") if path.is_file()}
+    started = time.monotonic()
+    second = diffusionlm("train", "demo", "--run.steps", "60", cwd=home)
+    assert second.returncode == 0 and "was done before" in second.stdout and "bits per byte" in second.stdout
+    assert time.monotonic() - started < 60
+    assert {path: path.stat().st_mtime_ns for path in home.rglob("*") if path.is_file()} == files
+
+
+def test_other_settings_are_another_run(first, home):
+    other = diffusionlm("train", "demo", "--run.steps", "61", cwd=home)
+    assert other.returncode == 2 and other.stdout == ""
+    (line,) = other.stderr.splitlines()
+    assert "run.steps (60 there, 61 here)" in line
+
+
+def test_the_twin_is_scored_on_the_same_tokens_and_bytes(first, home):
+    twin = diffusionlm("train", "demo_arm", "--run.steps", "60", "--data.path", "runs/demo/data", cwd=home)
+    assert twin.returncode == 0, twin.stderr
+    mdm, arm = (json.loads((home / f"runs/{name}/DONE.json").read_text()) for name in ("demo", "demo_arm"))
+    for name in ("tokens", "bytes"):
+        assert mdm["eval"][name] == arm["eval"][name]
+    assert arm["eval"]["nelbo_stderr"] == 0 < mdm["eval"]["nelbo_stderr"]
+    assert arm["flops"] == mdm["flops"] and arm["tokens"] == mdm["tokens"]
