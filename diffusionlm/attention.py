@@ -26,8 +26,9 @@ def attention(
     """
     B, T, H, K = q_BxTxHxK.shape
     G = k_BxTxGxK.shape[2]
-    q_BxTxGxRxK = q_BxTxHxK.reshape(B, T, G, H // G, K) * K**-0.5
+    q_BxTxGxRxK = q_BxTxHxK.reshape(B, T, G, H // G, K)
     scores_BxGxRxTxS = jnp.einsum("btgrk,bsgk->bgrts", q_BxTxGxRxK, k_BxTxGxK, preferred_element_type=jnp.float32)
+    scores_BxGxRxTxS *= K**-0.5
     mask_BxTxS = _mask(T, causal, segment_ids_BxT)
     if mask_BxTxS is not None:
         # Finite, so that a row with nothing to attend to gives numbers and not NaN.

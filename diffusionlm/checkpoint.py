@@ -77,6 +77,8 @@ class Sidecar:
         for name, allowed in (("objective", ("mdm", "arm")), ("alignment", ("same", "shifted"))):
             if (value := values.get(name, allowed[0])) not in allowed:
                 raise UserError(f"its sidecar has {name}={value!r}; this version knows {', '.join(allowed)}")
+        if values["mask_id"] is None and values["objective"] == "mdm":
+            raise UserError("its sidecar has objective='mdm' and no mask_id")
         # Unknown settings inside would change what the parameters mean, so they are refused here and not at first use.
         config.from_dict(config.ModelConfig, values["model"])
         config.from_dict(config.DiffusionConfig, values["diffusion"])

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from diffusionlm.errors import UserError
+from diffusionlm.registry import suggest
 
 VOCAB_MULTIPLE = 128  # embedding and head rows are padded to this, on every mesh, so checkpoints fit every mesh
 
@@ -48,7 +49,7 @@ class ModelConfig:
     dtype: Literal["bfloat16", "float32"] = "float32"  # activations and matmuls; parameters are float32
     # what the backward pass recomputes: nothing, all but matmuls, everything
     remat: Literal["none", "dots", "full"] = op("none")
-    # positions per chunk of the vocabulary projection in the loss; the largest divisor of the length up to this is used
+    # most positions of each sequence that the loss projects to the vocabulary at a time
     head_chunk: int = op(512)
 
     @property
@@ -178,6 +179,8 @@ class OptimConfig:
                     f"optim.warmup_steps={self.warmup_steps} + optim.decay_steps={self.decay_steps} exceeds "
                     f"run.steps={steps}"
                 )
+            if self.drop_step and not self.drop_lr:
+                raise UserError(f"optim.drop_step={self.drop_step} needs optim.drop_lr, the rate from there on")
             if self.drop_step and not self.warmup_steps <= self.drop_step <= steps - self.decay_steps:
                 raise UserError(
                     f"optim.drop_step={self.drop_step} must lie between the end of the warm-up "
@@ -279,6 +282,7 @@ class Config:
 
     def validate(self) -> "Config":
         """Returns self, or raises `UserError` naming both offending values."""
+        check_types(self)
         self.model.validate()
         self.diffusion.validate()
         self.run.validate()
@@ -330,14 +334,31 @@ def to_dict(config: Any) -> dict:
 
 def from_dict(cls: type, values: dict) -> Any:
     """Rebuilds a config dataclass: a missing key takes its default, an unknown one raises `UserError`."""
-    from diffusionlm.registry import suggest
-
     hints = typing.get_type_hints(cls)
     unknown = sorted(set(values) - set(hints))
     if unknown:
         raise UserError(f"unknown field {unknown[0]!r} in {cls.__name__}{suggest(unknown[0], hints)}")
     built = {k: from_dict(hints[k], v) if dataclasses.is_dataclass(hints[k]) else v for k, v in values.items()}
-    return cls(**built)
+    config = cls(**built)
+    check_types(config)
+    return config
+
+
+def check_types(config: Any, prefix: str = "") -> None:
+    """Raises `UserError` for a value that is not of its field's type, or not one of its choices."""
+    for name, hint in typing.get_type_hints(type(config)).items():
+        value, choices = getattr(config, name), typing.get_args(hint)
+        if dataclasses.is_dataclass(hint):
+            check_types(value, f"{prefix}{name}.")
+        elif typing.get_origin(hint) is Literal:
+            if value not in choices:
+                raise UserError(f"{prefix}{name}={value!r} must be one of {', '.join(choices)}")
+        else:
+            allowed = choices or (hint,)
+            allowed += (int,) if float in allowed else ()
+            if not isinstance(value, allowed) or (isinstance(value, bool) and bool not in allowed):
+                names = " or ".join(kind.__name__ for kind in choices or (hint,))
+                raise UserError(f"{prefix}{name}={value!r} must be of type {names}")
 
 
 def to_json(config: Config) -> str:

@@ -132,7 +132,8 @@ def mask_probability_and_weight(cfg: DiffusionConfig, u_B: jax.Array) -> tuple[j
 def _mask_exact_count(scored_BxT: jax.Array, scores_BxT: jax.Array, u_B: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Masks exactly n of the N scored positions, n uniform on 1..N, with weight N/n (LLaDA, Eq. 14)."""
     total_B = scored_BxT.sum(-1)
-    count_B = jnp.clip(jnp.ceil(u_B * total_B).astype(jnp.int32), 1, jnp.maximum(total_B, 1))
+    share_B = u_B * total_B.astype(jnp.float32)
+    count_B = jnp.clip(jnp.ceil(share_B).astype(jnp.int32), 1, jnp.maximum(total_B, 1))
     order_BxT = jnp.argsort(jnp.where(scored_BxT, scores_BxT, 2.0), axis=-1)
     rank_BxT = jnp.argsort(order_BxT, axis=-1)
     masked_BxT = scored_BxT & (rank_BxT < count_B[:, None])

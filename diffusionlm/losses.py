@@ -57,15 +57,15 @@ def cross_entropy(
 ) -> jax.Array:
     """-log softmax(logits)[label] in float32 nats, (B, T), without suppressed ids.
 
-    The vocabulary projection runs over chunks of positions that the backward pass recomputes, so that (B, T, V) logits
-    never exist. Chunks are cut along T, which no mesh axis splits.
+    Where T exceeds `chunk`, the vocabulary projection runs over chunks of positions that the backward pass recomputes,
+    so that (B, T, V) logits never exist. Chunks are cut along T, which no mesh axis splits.
 
     Args:
       head: hidden states (B, t, D) to raw float32 logits (B, t, V).
       hidden_BxTxD: final hidden states.
       labels_BxT: int32 ids; none may be suppressed.
       suppressed_V: bool, True for ids that get no probability.
-      chunk: most positions projected at a time; the largest divisor of T up to this is used.
+      chunk: most positions projected at a time.
     """
 
     def nll(hidden_BxCxD: jax.Array, labels_BxC: jax.Array) -> jax.Array:
@@ -74,17 +74,14 @@ def cross_entropy(
         return jax.nn.logsumexp(logits_BxCxV, axis=-1) - label_BxC
 
     B, T, D = hidden_BxTxD.shape
-    C = largest_divisor(T, chunk)
-    if C == T:
+    S = -(-T // chunk)
+    if S == 1:
         return nll(hidden_BxTxD, labels_BxT)
-    hidden_SxBxCxD = hidden_BxTxD.reshape(B, T // C, C, D).swapaxes(0, 1)
-    labels_SxBxC = labels_BxT.reshape(B, T // C, C).swapaxes(0, 1)
+    C = -(-T // S)
+    padding = ((0, 0), (0, S * C - T))  # what it costs is cut off again below
+    hidden_SxBxCxD = jnp.pad(hidden_BxTxD, (*padding, (0, 0))).reshape(B, S, C, D).swapaxes(0, 1)
+    labels_SxBxC = jnp.pad(labels_BxT, padding).reshape(B, S, C).swapaxes(0, 1)
     _, nll_SxBxC = jax.lax.scan(
         lambda _, x: (None, jax.checkpoint(nll, prevent_cse=False)(*x)), None, (hidden_SxBxCxD, labels_SxBxC)
     )
-    return nll_SxBxC.swapaxes(0, 1).reshape(B, T)
-
-
-def largest_divisor(n: int, at_most: int) -> int:
-    """The largest divisor of n that is no greater than `at_most`."""
-    return next(d for d in range(min(n, at_most), 0, -1) if n % d == 0)
+    return nll_SxBxC.swapaxes(0, 1).reshape(B, S * C)[:, :T]

@@ -7,6 +7,7 @@ parameters are stacked along a leading "layers" axis. Parameters are float32 and
 Linear layers run on two-dimensional activations [batch*length, width]: the same numbers, and much faster on CPUs.
 """
 
+import functools
 from collections.abc import Sequence
 
 import jax
@@ -32,14 +33,14 @@ class Norm(nn.Module):
     @nn.compact
     def __call__(self, x_BxTxD: jax.Array) -> jax.Array:
         cfg = self.cfg
-        scale_D = _param(self, "scale", nn.initializers.ones, (cfg.d_model,), ("embed",))
+        scale_D = _param(self, "scale", nn.initializers.ones, (cfg.d_model,), (None,))
         y_BxTxD = x_BxTxD.astype(jnp.float32)
         if cfg.norm == "layernorm":
             y_BxTxD -= y_BxTxD.mean(-1, keepdims=True)
         y_BxTxD *= jax.lax.rsqrt(jnp.square(y_BxTxD).mean(-1, keepdims=True) + cfg.norm_eps)
         y_BxTxD *= scale_D.astype(jnp.float32)[None, None]  # a sampler may hold parameters in bfloat16
         if cfg.norm == "layernorm":
-            bias_D = _param(self, "bias", nn.initializers.zeros, (cfg.d_model,), ("embed",))
+            bias_D = _param(self, "bias", nn.initializers.zeros, (cfg.d_model,), (None,))
             y_BxTxD += bias_D.astype(jnp.float32)[None, None]
         return y_BxTxD.astype(x_BxTxD.dtype)
 
@@ -106,12 +107,15 @@ class Block(nn.Module):
         # SMDM's initialiser: every matrix by the width of the stream, not by its own fan-in; 1/layers into the stream.
         std = 1 / (cfg.d_model**0.5 * cfg.n_layers) if residual else (2 / (5 * cfg.d_model)) ** 0.5
         weight = _param(self, name, nn.initializers.normal(std), inputs + outputs, axes)
+        # Gathered over the axis that splits the width, in the compute dtype; else XLA may move activations instead.
+        weight = constrain(weight.astype(cfg.dtype), *(None if axis == "embed" else axis for axis in axes))
         B, T = x.shape[:2]
         flat_NxI = x.reshape(B * T, -1)
-        flat_NxO = flat_NxI @ weight.astype(cfg.dtype).reshape(flat_NxI.shape[1], -1)
+        flat_NxO = flat_NxI @ weight.reshape(flat_NxI.shape[1], -1)
         if cfg.linear_bias if bias is None else bias:
+            # In float32, so that the gradient is summed over all tokens in float32.
             value = _param(self, f"{name}_bias", nn.initializers.zeros, outputs, axes[len(inputs) :])
-            flat_NxO += value.astype(cfg.dtype).reshape(1, -1)
+            flat_NxO = (flat_NxO.astype(jnp.float32) + value.astype(jnp.float32).reshape(1, -1)).astype(cfg.dtype)
         return flat_NxO.reshape(B, T, *outputs)
 
 
@@ -161,14 +165,12 @@ class Transformer(nn.Module):
           (B, T, d_model) in `cfg.dtype`.
         """
         cfg = self.cfg
-        B, T = tokens_BxT.shape
         if positions_BxT is None:
-            positions_BxT = jnp.broadcast_to(jnp.arange(T, dtype=jnp.int32), (B, T))
-        # Rows gathered from a table that is split over its width would have to be resharded; gather the width first.
-        x_BxTxD = constrain(self.embed.astype(cfg.dtype), "vocab", None)[tokens_BxT]
+            positions_BxT = jnp.arange(tokens_BxT.shape[1], dtype=jnp.int32)[None]
+        x_BxTxD = _rows(self.embed, tokens_BxT, cfg.dtype)
         rope_BxTx2xJ = None
         if cfg.positions == "learned":
-            x_BxTxD += constrain(self.positions.astype(cfg.dtype), None, None)[positions_BxT]
+            x_BxTxD += _rows(self.positions, positions_BxT, cfg.dtype)
         else:
             rope_BxTx2xJ = _rope_tables(cfg, positions_BxT)
         x_BxTxD = constrain(x_BxTxD, "batch", None, None)
@@ -200,6 +202,30 @@ def _param(
     axes: tuple[str | None, ...],
 ) -> jax.Array:
     return module.param(name, nn.with_logical_partitioning(init, axes), shape, jnp.float32)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _rows(table_VxD: jax.Array, ids_BxT: jax.Array, dtype: str) -> jax.Array:
+    """Rows of a float32 table as `dtype`, with the gradient summed in float32.
+
+    Half of all positions may hold one id, the mask's: a sum of that many gradients in bfloat16 stops growing.
+    """
+    # Rows gathered from a table that is split over its width would have to be resharded; gather the width first.
+    return constrain(table_VxD.astype(dtype), "vocab", None)[ids_BxT]
+
+
+def _rows_forward(table_VxD: jax.Array, ids_BxT: jax.Array, dtype: str) -> tuple[jax.Array, tuple]:
+    return _rows(table_VxD, ids_BxT, dtype), (table_VxD, ids_BxT)
+
+
+def _rows_backward(dtype: str, saved: tuple[jax.Array, jax.Array], grad_BxTxD: jax.Array) -> tuple[jax.Array, None]:
+    table_VxD, ids_BxT = saved
+    zeros_VxD = jnp.zeros(table_VxD.shape, jnp.float32)
+    grad_VxD = zeros_VxD.at[ids_BxT].add(grad_BxTxD.astype(jnp.float32))
+    return constrain(grad_VxD, "vocab", "embed").astype(table_VxD.dtype), None
+
+
+_rows.defvjp(_rows_forward, _rows_backward)
 
 
 def _rope_tables(cfg: ModelConfig, positions_BxT: jax.Array) -> jax.Array:

@@ -37,7 +37,7 @@ def decays(params: Any) -> Any:
     """True for matrices and embeddings, False for norm gains and biases, as a tree like `params`."""
 
     def matrix(path: tuple[Any, ...], _: Any) -> bool:
-        name = path[-1].key
+        name = [key.key for key in path if isinstance(key, jax.tree_util.DictKey)][-1]  # below it there may be a box
         return name != "scale" and not name.endswith("bias")
 
     return jax.tree_util.tree_map_with_path(matrix, params)

@@ -53,11 +53,11 @@ def make_mesh(cfg: MeshConfig, devices: Sequence[jax.Device] | None = None) -> M
     slices = len({getattr(d, "slice_index", 0) for d in devices})
     if slices > 1:
         if sizes[0] % slices:
-            raise UserError(f"mesh.data={sizes[0]} must be a multiple of the {slices} slices")
+            raise UserError(f"mesh.data={sizes[0]} must be a multiple of the {slices} slices; set --mesh.data {slices}")
         within = (sizes[0] // slices, sizes[1], sizes[2])
-        grid = mesh_utils.create_hybrid_device_mesh(within, (slices, 1, 1), devices)
+        grid = mesh_utils.create_hybrid_device_mesh(within, (slices, 1, 1), devices, allow_split_physical_axes=True)
     else:
-        grid = mesh_utils.create_device_mesh(sizes, devices)
+        grid = mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
     return Mesh(np.asarray(grid), AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
@@ -86,6 +86,21 @@ def _log_dropped(axis: str, ways: int, name: str, size: int) -> None:
     log.warning(
         "mesh axis %s=%d does not divide dimension %s=%d: such tensors are not split over it", axis, ways, name, size
     )
+
+
+def check_batch(mesh: Mesh, batch_size: int, microbatches: int) -> None:
+    """Raises `UserError` unless every device gets as many whole sequences of each micro-batch as every other.
+
+    Weights that an axis does not divide are merely not split; a batch that is not split would be computed whole by
+    every device.
+    """
+    ways = mesh.shape["data"] * mesh.shape["fsdp"]
+    if batch_size % (ways * microbatches):
+        raise UserError(
+            f"data.batch_size={batch_size} in run.microbatches={microbatches} parts cannot be split over "
+            f"mesh.data={mesh.shape['data']} x mesh.fsdp={mesh.shape['fsdp']} devices; use a multiple of "
+            f"{ways * microbatches}, or other sizes of the mesh"
+        )
 
 
 def constrain(x: jax.Array, *logical: str | None) -> jax.Array:

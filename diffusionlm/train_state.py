@@ -4,10 +4,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 from flax import linen as nn
 from flax import struct
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 
 from diffusionlm import optim
 from diffusionlm.config import Config
@@ -26,43 +25,40 @@ class TrainState:
     opt_state: Any  # of optim.build
 
 
-def init_state(cfg: Config, key: jax.Array) -> TrainState:
-    """A fresh state with plain (unboxed) arrays."""
-    params = nn.unbox(Transformer(cfg.model).init(key, jnp.zeros((1, 1), jnp.int32))["params"])
-    opt_state = optim.build(cfg.optim, cfg.run.steps).init(params)
-    zero = jnp.zeros((), jnp.int32)
-    return TrainState(zero, zero, params, opt_state)
-
-
-def param_shardings(cfg: Config, mesh: Mesh) -> Any:
-    """NamedShardings of the parameters, from their logical axis names."""
-    tokens = jax.ShapeDtypeStruct((1, 1), jnp.int32)
-    boxed = jax.eval_shape(lambda t: Transformer(cfg.model).init(jax.random.key(0), t)["params"], tokens)
-    return tree_shardings(boxed, mesh)
-
-
 def abstract_state(cfg: Config, mesh: Mesh) -> TrainState:
     """Shapes, dtypes and shardings of the state, without making it.
 
     Moments take the shardings of their parameters explicitly: left to itself, XLA replicates them.
     """
-    shapes = jax.eval_shape(lambda: init_state(cfg, jax.random.key(0)))
-    params = param_shardings(cfg, mesh)
-    replicated = NamedSharding(mesh, PartitionSpec())
-    opt_state = optax.tree_utils.tree_map_params(
-        optim.build(cfg.optim, cfg.run.steps),
-        lambda _, sharding: sharding,
-        shapes.opt_state,
-        params,
-        transform_non_params=lambda _: replicated,
+    boxed = jax.eval_shape(lambda: _boxed_state(cfg, jax.random.key(0)))
+    return jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        _unbox(boxed),
+        tree_shardings(boxed, mesh),
     )
-    shardings = TrainState(replicated, replicated, params, opt_state)
-    return jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), shapes, shardings)
 
 
 def create_state(cfg: Config, mesh: Mesh) -> TrainState:
     """The initial state, made in place on the mesh: no device ever holds more than its share."""
-    shardings = jax.tree.map(lambda a: a.sharding, abstract_state(cfg, mesh))
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(cfg, mesh))
     with jax.set_mesh(mesh):
         key = stream_key(cfg.run.seed, INITIALISATION)
         return jax.jit(lambda key: init_state(cfg, key), out_shardings=shardings)(key)
+
+
+def init_state(cfg: Config, key: jax.Array) -> TrainState:
+    """A fresh state of plain arrays."""
+    return _unbox(_boxed_state(cfg, key))
+
+
+def _boxed_state(cfg: Config, key: jax.Array) -> TrainState:
+    """A fresh state whose parameters, and so whose moments, carry the names of their dimensions."""
+    params = Transformer(cfg.model).init(key, jnp.zeros((1, 1), jnp.int32))["params"]
+    zero = jnp.zeros((), jnp.int32)
+    return TrainState(zero, zero, params, optim.build(cfg.optim, cfg.run.steps).init(params))
+
+
+def _unbox(tree: Any) -> Any:
+    """Plain arrays; not `nn.unbox`, which refuses abstract leaves under a mesh."""
+    boxed = lambda leaf: isinstance(leaf, nn.LogicallyPartitioned)  # noqa: E731
+    return jax.tree.map(lambda leaf: leaf.value if boxed(leaf) else leaf, tree, is_leaf=boxed)

@@ -60,18 +60,37 @@ def weighted_loss(cfg: Config, params: Any, part: Targets, *, segmented: bool) -
     return (nll_BxT * part.weight_BxT).sum(), (nll_BxT * part.counted_BxT).sum()
 
 
+def loss(cfg: Config, params: Any, full: Targets, *, segmented: bool) -> jax.Array:
+    """The loss of a global batch, in `cfg.run.microbatches` parts."""
+    parts = _split(cfg, full)
+    return jax.lax.map(lambda part: weighted_loss(cfg, params, part, segmented=segmented)[0], parts).sum()
+
+
 def loss_and_grads(cfg: Config, params: Any, full: Targets) -> tuple[tuple[jax.Array, jax.Array], Any]:
     """Loss, unweighted sum and gradients of a global batch, in `cfg.run.microbatches` parts.
 
-    Micro-batch a takes every A-th pair of rows, so that each device keeps the rows it holds and antithetic pairs stay
-    together; weights are normalised over the whole batch beforehand, so the sum over parts does not depend on A.
+    Weights are normalised over the whole batch beforehand, so the sum over parts does not depend on their number.
     """
     cuts = cfg.objective == "mdm" and cfg.diffusion.random_length > 0
     segmented = cfg.data.packing == "segments" or cuts
     grad = jax.value_and_grad(lambda p, part: weighted_loss(cfg, p, part, segmented=segmented), has_aux=True)
-    A = cfg.run.microbatches
-    if A == 1:
+    if cfg.run.microbatches == 1:
         return grad(params, full)
+
+    def add(total: Any, part: Targets) -> tuple[Any, None]:
+        return jax.tree.map(jnp.add, total, grad(params, part)), None
+
+    zeros = jax.tree.map(jnp.zeros_like, ((jnp.float32(0), jnp.float32(0)), params))
+    return jax.lax.scan(add, zeros, _split(cfg, full))[0]
+
+
+def _split(cfg: Config, full: Targets) -> Targets:
+    """The micro-batches of a global batch, stacked along a new first axis.
+
+    Micro-batch a of A takes every A-th pair of rows, so that each device keeps the rows it holds and antithetic pairs
+    stay together.
+    """
+    A = cfg.run.microbatches
 
     def split(x: jax.Array) -> jax.Array:
         B = x.shape[0]
@@ -80,9 +99,7 @@ def loss_and_grads(cfg: Config, params: Any, full: Targets) -> tuple[tuple[jax.A
         parts = parts.reshape(A, B // A, *x.shape[1:])
         return constrain(parts, None, "batch", *(None,) * (x.ndim - 1))
 
-    zeros = jax.tree.map(jnp.zeros_like, ((jnp.float32(0), jnp.float32(0)), params))
-    add = lambda total, part: (jax.tree.map(jnp.add, total, grad(params, part)), None)  # noqa: E731
-    return jax.lax.scan(add, zeros, jax.tree.map(split, full))[0]
+    return jax.tree.map(split, full)
 
 
 def train_step(cfg: Config, state: TrainState, batch: Batch, batch_index: jax.Array) -> tuple[TrainState, Metrics]:
@@ -135,8 +152,8 @@ def eval_step(
         full = mdm_targets(EVALUATION, tokens_BxT, corrupted)
         scored_BxT, labels_BxT = corrupted.scored_BxT.astype(jnp.float32), tokens_BxT
     tokens = scored_BxT.sum()
-    mean, _ = weighted_loss(cfg, params, full, segmented=True)
-    scored_bytes = (token_bytes_V[labels_BxT].astype(jnp.float32) * scored_BxT).sum()
+    mean = loss(cfg, params, full, segmented=True)
+    scored_bytes = jnp.where(scored_BxT > 0, token_bytes_V[labels_BxT], 0).sum()
     return {"nats": mean * tokens, "tokens": tokens, "bytes": scored_bytes}
 
 

@@ -34,7 +34,7 @@ from diffusionlm.data.pipeline import Dataset, eval_batches, train_batches
 from diffusionlm.errors import UserError
 from diffusionlm.metrics import MetricsWriter, StepLog, write_atomically
 from diffusionlm.progress import Progress
-from diffusionlm.sharding import global_array, local_rows, make_mesh
+from diffusionlm.sharding import check_batch, global_array, local_rows, make_mesh
 from diffusionlm.train_state import TrainState, abstract_state, create_state
 from diffusionlm.train_step import make_eval_step, make_train_step
 from diffusionlm.version import __version__
@@ -75,6 +75,7 @@ def train(cfg: Config, workdir: epath.PathLike | None = None) -> Run:
         return Run(workdir, cfg, result["step"], result)
     dataset = datasets.open_or_prepare(cfg, workdir)
     mesh = make_mesh(cfg.mesh)
+    check_batch(mesh, cfg.data.batch_size, cfg.run.microbatches)
     with jax.set_mesh(mesh), stop_signals() as stopped:
         return _Loop(cfg, workdir, dataset, mesh).run(stopped)
 
@@ -188,14 +189,15 @@ class _Loop:
             def settle() -> None:
                 nonlocal pending
                 if pending:
-                    self._raise_if_not_finite(*pending, state, saver)
-                    log.add(*pending)
-                    progress.update(pending[0], log.note)
+                    settled, values = pending[0], jax.device_get(pending[1])
+                    self._raise_if_not_finite(settled, values, state, saver)
+                    log.add(settled, values)
+                    progress.update(settled, log.note)
                 pending = None
 
             first, stop = True, False
             while step < cfg.run.steps and not stop:
-                self._profile(step, tracing)
+                self._profile(step, state, tracing)
                 with log.paused() if first else nullcontext(), jax.profiler.StepTraceAnnotation("train", step_num=step):
                     state, metrics = self.train_step(state, next(batches), np.int32(index))  # the first call compiles
                 first = False
@@ -228,7 +230,7 @@ class _Loop:
         """
         run = self.cfg.run
         draws = run.eval_draws if self.cfg.objective == "mdm" else 1
-        token_bytes = self.dataset.tokenizer.token_bytes().astype(np.float32)
+        token_bytes = self.dataset.tokenizer.token_bytes()
         sums = np.zeros((draws, 3))
         for k, rows in enumerate(evaluation_rows(self.cfg, self.dataset, self.row_numbers)):
             batch = self._on_devices(rows)
@@ -310,7 +312,7 @@ class _Loop:
         return {name: global_array(self.mesh, size, self.rows, values) for name, values in rows.items()}
 
     def _raise_if_not_finite(
-        self, step: int, metrics: dict[str, jax.Array], state: TrainState, saver: "_Saver"
+        self, step: int, metrics: dict[str, np.ndarray], state: TrainState, saver: "_Saver"
     ) -> None:
         """Stops the run if `step` was not applied; `state` is then still the one before it (see `train_step`)."""
         if float(metrics["applied"]):
@@ -332,8 +334,10 @@ class _Loop:
             return [False] * len(wishes)
         return multihost_utils.process_allgather(np.array(wishes)).any(axis=0).tolist()
 
-    def _profile(self, step: int, tracing: ExitStack) -> None:
+    def _profile(self, step: int, state: TrainState, tracing: ExitStack) -> None:
         run = self.cfg.run
+        if step in (run.profile_start, run.profile_start + run.profile_steps):
+            jax.block_until_ready(state)  # or steps dispatched before would be in the trace, and its last ones not
         if step == run.profile_start:
             tracing.enter_context(jax.profiler.trace(str(self.workdir / "profile")))
         elif step == run.profile_start + run.profile_steps:

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from diffusionlm import presets
+from diffusionlm import flops, presets
 from diffusionlm.config import Config, DataConfig, DiffusionConfig, ModelConfig, OptimConfig, RunConfig
 from diffusionlm.registry import experiments
 
@@ -39,5 +39,6 @@ def llada_8b() -> Config:
 def llada_1b() -> Config:
     """LLaDA 1B at 1e22 FLOPs, a point of the paper's scaling plot: peak 4e-4 after 2000 steps, then constant."""
     optim = OptimConfig(peak_lr=4e-4, schedule="constant", warmup_steps=2000)
-    tokens = 1e22 / (6 * 969_246_720)
-    return _base("llada_1b", presets.get("llada_1b"), optim, steps=int(tokens / (1280 * 4096)))
+    model = presets.get("llada_1b")
+    tokens = 1e22 / (6 * flops.parameters(model).non_embedding)
+    return _base("llada_1b", model, optim, steps=int(tokens / (1280 * 4096)))

@@ -8,6 +8,7 @@ import time
 
 import pytest
 
+from diffusionlm import registry
 from diffusionlm.sampling.load import load
 
 pytestmark = pytest.mark.slow
@@ -32,9 +33,10 @@ def first(home):
 def test_the_demo_trains_evaluates_and_shows_a_sample(first, home):
     assert first.returncode == 0, first.stderr
     assert "Traceback" not in first.stderr and "train demo  60/60  loss" in first.stderr
+    demo = registry.experiments.get("demo")
     done = json.loads((home / "runs/demo/DONE.json").read_text())
     baselines = json.loads((home / "runs/demo/baselines.json").read_text())
-    assert done["step"] == 60 and done["tokens"] == 60 * 32 * 128
+    assert done["step"] == 60 and done["tokens"] == 60 * demo.data.batch_size * demo.data.sequence_length
     for number in (done["eval"]["bits_per_byte"], *(score["bits_per_byte"] for score in baselines.values())):
         assert 0.5 < number < 8 and f"{number:.3f}" in first.stdout
     assert "unigram" in baselines and "denoising steps" in first.stdout

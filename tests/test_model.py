@@ -330,6 +330,26 @@ def test_bfloat16_is_close_and_only_where_it_belongs(name):
     assert all(g.dtype == jnp.float32 for g in jax.tree.leaves(grads))
 
 
+def test_gradients_of_many_positions_are_summed_in_float32():
+    """Half of all inputs may be one id, the mask's: in bfloat16, adding one to 256 gives 256 again."""
+    cfg = dataclasses.replace(VARIANTS["gpt2"], causal=False, n_layers=1)
+    mix = jnp.asarray(np.random.default_rng(0).normal(size=cfg.d_model), jnp.float32)
+    same = jnp.full((512, 8), 3, jnp.int32)
+
+    def gradients(dtype):
+        model = Transformer(dataclasses.replace(cfg, dtype=dtype))
+        loss = lambda p: (model.apply({"params": p}, same).astype(jnp.float32) @ mix).sum()  # noqa: E731
+        return jax.jit(jax.grad(loss))(parameters(cfg))
+
+    exact, rough = gradients("float32"), gradients("bfloat16")
+    for path, wanted in jax.tree_util.tree_leaves_with_path(exact):
+        found = functools.reduce(lambda tree, key: tree[key.key], path, rough)
+        error = np.linalg.norm(np.asarray(found) - np.asarray(wanted))
+        # The keys' bias moves all scores of a query alike, so its gradient is 0 but for rounding.
+        if path[-1].key != "k_bias":
+            assert error < 0.05 * np.linalg.norm(wanted), jax.tree_util.keystr(path)
+
+
 @pytest.mark.parametrize("name, dtype", [*((name, "bfloat16") for name in VARIANTS), ("smdm", "float32")])
 def test_no_dtype_is_promoted_by_accident(name, dtype):
     cfg = dataclasses.replace(VARIANTS[name], dtype=dtype)

@@ -169,6 +169,19 @@ def test_local_rows_may_start_anywhere():
     np.testing.assert_array_equal(array, packed[[2, 3, 0, 1]])
 
 
+def test_a_batch_must_be_split_evenly():
+    """A batch that is not split would be computed whole by every device."""
+    mesh = sharding.make_mesh(MeshConfig(2, 2, 2))
+    for batch, parts in ((4, 1), (16, 4), (24, 3), (8, 2)):
+        sharding.check_batch(mesh, batch, parts)
+    for batch, parts in ((6, 1), (8, 4), (2, 1)):
+        with pytest.raises(UserError) as error:
+            sharding.check_batch(mesh, batch, parts)
+        message = str(error.value)
+        assert f"data.batch_size={batch}" in message and f"run.microbatches={parts}" in message
+        assert "mesh.data=2" in message and "mesh.fsdp=2" in message and f"multiple of {4 * parts}" in message
+
+
 # --- the state on a mesh
 
 MESHES = {"data": (8, 1, 1), "fsdp": (1, 8, 1), "tensor": (1, 1, 2), "all": (2, 2, 2), "one": (1, 1, 1)}
@@ -202,7 +215,7 @@ def test_every_matrix_is_split_over_fsdp_and_tensor():
     assert block["q"] == P(None, "fsdp", "tensor", None) and block["k"] == P(None, "fsdp", "tensor", None)
     assert block["o"] == P(None, "tensor", None, "fsdp") and block["down"] == P(None, "tensor", "fsdp")
     assert block["up"] == block["gate"] == P(None, "fsdp", "tensor")
-    assert block["q_bias"] == P(None, "tensor", None) and block["mlp_norm"]["scale"] == P(None, "fsdp")
+    assert block["q_bias"] == P(None, "tensor", None) and block["mlp_norm"]["scale"] == P(None, None)
     assert abstract.params["embed"].sharding.spec == P("tensor", "fsdp")
     assert abstract.params["head"].sharding.spec == P("fsdp", "tensor")
 
