@@ -113,7 +113,7 @@ def memory(cfg: ModelConfig, shards: int = 1) -> Memory:
     """Bytes of the training state on each device, with every tensor split evenly over `shards` devices.
 
     All of it is float32: the parameters, Adam's two moments, and one set of gradients (accumulation holds a second one
-    for a while). What a mesh axis does not divide is not split over it, and costs more than said here.
+    for a while). Norm gains and what a mesh axis does not divide are not split over it, and cost more than said here.
     """
     params = 4 * -(-parameters(cfg).stored // shards)
     return Memory(params=params, optimizer=2 * params, gradients=params)

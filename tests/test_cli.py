@@ -132,7 +132,7 @@ WRONG = [
     ("sample x --json True", ["'True'"]),
     ("sample x --strategy low_confidenc", ["'low_confidenc'", "'low_confidence'"]),
     ("sample x --length -4", ["length=-4", "from 1"]),
-    ("sample x --temperature -1", ["temperature=-1.0", "0 or more"]),
+    ("sample x --temperature -1", ["temperature=-1.0", "from 0"]),
     ("sample x --steps few", ["steps=few", "an integer or None"]),
     ("sample x --count 0", ["count=0", "at least 1"]),
     ("sample x --prompt a --prompt_file b", ["'a'", "'b'", "exclude"]),

@@ -63,6 +63,7 @@ INVALID = [
         {
             "optim.schedule": "wsd",
             "optim.drop_step": 95,
+            "optim.drop_lr": 1e-4,
             "optim.decay_steps": 10,
             "optim.warmup_steps": 5,
             "run.steps": 100,
@@ -86,6 +87,7 @@ INVALID = [
     ({"data.sequence_length": 256, "model.max_length": 128}, ["data.sequence_length=256", "model.max_length=128"]),
     ({"run.microbatches": 5, "data.batch_size": 32}, ["run.microbatches=5", "data.batch_size=32"]),
     ({"data.batch_size": 33}, ["antithetic", "33"]),
+    ({"optim.schedule": "wsd", "optim.drop_step": 100}, ["optim.drop_step=100", "optim.drop_lr"]),
     ({"optim.peak_lr": float("nan")}, ["optim.peak_lr=nan"]),
     ({"optim.beta2": 1.0}, ["optim.beta2=1.0", "[0, 1)"]),
     ({"model.norm_eps": -1e-5}, ["model.norm_eps=-1e-05"]),

@@ -1,7 +1,7 @@
 """Training curves of several runs in one picture: held-out bits per byte against training FLOPs.
 
-    pip install -e ".[docs]"
-    python docs/results/plot_curves.py --output docs/results/tinystories.png runs/tinystories runs/tinystories_arm
+pip install -e ".[docs]"
+python docs/results/plot_curves.py --output docs/results/tinystories.png runs/tinystories runs/tinystories_arm
 """
 
 import argparse
@@ -33,7 +33,9 @@ def main() -> None:
     figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
     for name, points in curves.items():
         axes.plot(points["flops"], points["bits_per_byte"], marker="o", label=name)
-    axes.set(xscale="log", xlabel="training FLOPs (forward and backward, head included)", ylabel="held-out bits per byte")
+    axes.set(
+        xscale="log", xlabel="training FLOPs (forward and backward, head included)", ylabel="held-out bits per byte"
+    )
     axes.grid(alpha=0.3)
     axes.legend()
     figure.savefig(args.output, dpi=120)
