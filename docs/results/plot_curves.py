@@ -34,7 +34,7 @@ def main() -> None:
     for name, points in curves.items():
         axes.plot(points["flops"], points["bits_per_byte"], marker="o", label=name)
     axes.set(
-        xscale="log", xlabel="training FLOPs (forward and backward, head included)", ylabel="held-out bits per byte"
+        xscale="log", xlabel="training FLOPs (head included)", ylabel="held-out bits per byte"
     )
     axes.grid(alpha=0.3)
     axes.legend()
