@@ -33,9 +33,7 @@ def main() -> None:
     figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
     for name, points in curves.items():
         axes.plot(points["flops"], points["bits_per_byte"], marker="o", label=name)
-    axes.set(
-        xscale="log", xlabel="training FLOPs (head included)", ylabel="held-out bits per byte"
-    )
+    axes.set(xscale="log", xlabel="training FLOPs (head included)", ylabel="held-out bits per byte")
     axes.grid(alpha=0.3)
     axes.legend()
     figure.savefig(args.output, dpi=120)
