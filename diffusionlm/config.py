@@ -49,8 +49,7 @@ class ModelConfig:
     dtype: Literal["bfloat16", "float32"] = "float32"  # activations and matmuls; parameters are float32
     # what the backward pass recomputes: nothing, all but matmuls, everything
     remat: Literal["none", "dots", "full"] = op("none")
-    # most positions of each sequence that the loss projects to the vocabulary at a time
-    head_chunk: int = op(512)
+    head_chunk: int = op(2048)  # most tokens on each device that the loss projects to the vocabulary at a time
 
     @property
     def embedding_rows(self) -> int:
@@ -233,8 +232,8 @@ class RunConfig:
     microbatches: int = op(1)  # gradient accumulation: the batch is processed in this many parts
     log_every: int = op(10)  # steps between lines of metrics.jsonl
     eval_every: int = op(0)  # steps between evaluations; 0: only at the end
-    eval_batches: int = 16  # held-out batches per evaluation (fewer if the split is smaller)
-    eval_draws: int = 8  # independent noise draws per held-out batch; the standard error comes from them
+    eval_records: int = 512  # held-out sequences per evaluation (fewer if the split is smaller)
+    eval_draws: int = 8  # independent noise draws per held-out sequence; the standard error comes from them
     checkpoint_every: int = op(1000)  # steps between checkpoints; the last step is always saved
     checkpoint_minutes: float = op(10.0)  # also save when this much time has passed since the last save; 0: never
     keep: int = op(2)  # newest checkpoints kept
@@ -245,7 +244,7 @@ class RunConfig:
     showcase: bool = op(False)
 
     def validate(self) -> None:
-        for name in ("steps", "microbatches", "log_every", "eval_batches", "checkpoint_every", "keep", "profile_steps"):
+        for name in ("steps", "microbatches", "log_every", "eval_records", "checkpoint_every", "keep", "profile_steps"):
             _positive("run." + name, getattr(self, name))
         for name in ("seed", "eval_every", "keep_every", "checkpoint_minutes"):
             if not getattr(self, name) >= 0:  # nor NaN

@@ -38,9 +38,10 @@ def noise_key(seed: int, batch_index: jax.Array) -> jax.Array:
     return jax.random.fold_in(stream_key(seed, TRAINING), batch_index)
 
 
-def evaluation_key(batch_index: jax.Array, draw: jax.Array) -> jax.Array:
-    """The key of one noise draw on one held-out batch: the same in every run."""
-    return jax.random.fold_in(jax.random.fold_in(stream_key(0, EVALUATION), batch_index), draw)
+def evaluation_keys(draw: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The keys of one noise draw on held-out records, of their times and of their masks: the same in every run."""
+    key_times, key_masks = jax.random.split(jax.random.fold_in(stream_key(0, EVALUATION), draw))
+    return key_times, key_masks
 
 
 def corrupt(
@@ -82,6 +83,43 @@ def corrupt(
         masked_BxT = scored_BxT & (scores_BxT < probability_B[:, None])
     noisy_BxT = jnp.where(masked_BxT, jnp.int32(mask_id), tokens_BxT)
     return Corrupted(noisy_BxT, masked_BxT, scored_BxT, segment_ids_BxT, weight_B)
+
+
+def corrupt_held_out(
+    mask_id: int,
+    tokens_BxT: jax.Array,
+    segment_ids_BxT: jax.Array,
+    maskable_BxT: jax.Array,
+    record_B: jax.Array,
+    draw: jax.Array,
+) -> Corrupted:
+    """Masks held-out records with noise that is a function of (record, draw), however they are batched.
+
+    Exactly n positions of a record are masked, n uniform: the mean is the continuous-time bound of every schedule, with
+    no reconstruction term left over, at a lower variance than independent masks (LLaDA, arXiv 2502.09992, Eq. 14). The
+    times of one draw are a Kronecker sequence over the records (steps of the golden ratio) from a random start: each is
+    uniform, any stretch of records has them evenly spread, and draws are independent of each other.
+
+    Args:
+      mask_id: the id written into masked positions.
+      tokens_BxT: clean int32 ids.
+      segment_ids_BxT: int32, 0 at padding, which is never masked or scored.
+      maskable_BxT: bool, False at positions that stay clean and unscored.
+      record_B: int32 numbers of the records in their split.
+      draw: int32 number of the draw.
+    """
+    key_times, key_masks = evaluation_keys(draw)
+    turns_B = record_B.astype(jnp.uint32) * jnp.uint32(_GOLDEN) + jax.random.bits(key_times, dtype=jnp.uint32)
+    u_B = ((turns_B >> 8) + 1).astype(jnp.float32) / (1 << 24)  # 24 bits are exact in float32; never 0
+    keys_B = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key_masks, record_B)
+    scores_BxT = jax.vmap(lambda k: jax.random.uniform(k, tokens_BxT.shape[1:]))(keys_B)
+    scored_BxT = (segment_ids_BxT != 0) & maskable_BxT
+    masked_BxT, weight_B = _mask_exact_count(scored_BxT, scores_BxT, u_B)
+    noisy_BxT = jnp.where(masked_BxT, jnp.int32(mask_id), tokens_BxT)
+    return Corrupted(noisy_BxT, masked_BxT, scored_BxT, segment_ids_BxT, weight_B)
+
+
+_GOLDEN = 0x9E3779B9  # the golden ratio's fraction of a turn, where 2**32 are one
 
 
 def sample_u(cfg: DiffusionConfig, key_batch: jax.Array, keys_B: jax.Array) -> jax.Array:

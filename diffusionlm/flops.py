@@ -105,8 +105,7 @@ def _recomputed(cfg: ModelConfig, length: int, parts: dict[str, int]) -> int:
         # Everything but the last matmul of a block: its result only enters a sum, so no gradient asks for it.
         down = 2 * length * cfg.d_ff * cfg.d_model * cfg.n_layers
         recomputed = sum(parts.values()) - parts["head"] - down
-    # Cut into chunks, the loss drops the logits of each and computes them again.
-    return recomputed + (parts["head"] if cfg.head_chunk < length else 0)
+    return recomputed + parts["head"]  # the loss drops the logits of each chunk and computes them again
 
 
 def memory(cfg: ModelConfig, shards: int = 1) -> Memory:

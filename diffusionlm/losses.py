@@ -8,6 +8,7 @@ from flax import struct
 
 from diffusionlm.config import DiffusionConfig
 from diffusionlm.corruption import Corrupted
+from diffusionlm.sharding import rows_per_device
 
 
 @struct.dataclass
@@ -57,15 +58,15 @@ def cross_entropy(
 ) -> jax.Array:
     """-log softmax(logits)[label] in float32 nats, (B, T), without suppressed ids.
 
-    Where T exceeds `chunk`, the vocabulary projection runs over chunks of positions that the backward pass recomputes,
-    so that (B, T, V) logits never exist. Chunks are cut along T, which no mesh axis splits.
+    The vocabulary projection runs over chunks that the backward pass recomputes, so that the logits of a batch never
+    exist. Chunks are cut along T, which no mesh axis splits.
 
     Args:
       head: hidden states (B, t, D) to raw float32 logits (B, t, V).
       hidden_BxTxD: final hidden states.
       labels_BxT: int32 ids; none may be suppressed.
       suppressed_V: bool, True for ids that get no probability.
-      chunk: most positions projected at a time.
+      chunk: most tokens that each device projects at a time; one position of each of its rows is the least.
     """
 
     def nll(hidden_BxCxD: jax.Array, labels_BxC: jax.Array) -> jax.Array:
@@ -74,9 +75,7 @@ def cross_entropy(
         return jax.nn.logsumexp(logits_BxCxV, axis=-1) - label_BxC
 
     B, T, D = hidden_BxTxD.shape
-    S = -(-T // chunk)
-    if S == 1:
-        return nll(hidden_BxTxD, labels_BxT)
+    S = -(-T // max(1, chunk // rows_per_device(B)))
     C = -(-T // S)
     padding = ((0, 0), (0, S * C - T))  # what it costs is cut off again below
     hidden_SxBxCxD = jnp.pad(hidden_BxTxD, (*padding, (0, 0))).reshape(B, S, C, D).swapaxes(0, 1)

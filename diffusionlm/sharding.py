@@ -111,6 +111,13 @@ def constrain(x: jax.Array, *logical: str | None) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, partition_spec(x.shape, logical, dict(mesh.shape)))
 
 
+def rows_per_device(batch_size: int) -> int:
+    """How many rows of a batch each device holds under the mesh of `jax.set_mesh`; all of them without one."""
+    shape = dict(jax.sharding.get_abstract_mesh().shape)
+    axes = partition_spec((batch_size,), ("batch",), shape)[0] or ()
+    return batch_size // math.prod(shape[axis] for axis in (axes if isinstance(axes, tuple) else (axes,)))
+
+
 def tree_shardings(boxed: Any, mesh: Mesh) -> Any:
     """NamedShardings for a tree of `nn.LogicallyPartitioned` (abstract) arrays; leaves without names are replicated."""
 

@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 
 from diffusionlm import optim
 from diffusionlm.config import Config, DiffusionConfig
-from diffusionlm.corruption import corrupt, evaluation_key, noise_key
+from diffusionlm.corruption import corrupt, corrupt_held_out, noise_key
 from diffusionlm.losses import Targets, arm_targets, cross_entropy, mdm_targets
 from diffusionlm.model import Transformer, suppression
 from diffusionlm.sharding import constrain
@@ -18,10 +18,6 @@ from diffusionlm.train_state import TrainState, abstract_state
 
 Batch = dict[str, jax.Array]  # "tokens" and "segment_ids", int32 (B, L) with L = sequence_length + 1
 Metrics = dict[str, jax.Array]  # float32 scalars
-
-# Evaluation masks exactly n positions, n stratified: the mean is the continuous-time bound of every schedule, with no
-# reconstruction term left over, and its variance is the lowest of the estimators (LLaDA, arXiv 2502.09992, Eq. 14).
-EVALUATION = DiffusionConfig(mask_sampling="exact_count", time_sampling="stratified")
 
 
 def targets(cfg: Config, batch: Batch, batch_index: jax.Array) -> Targets:
@@ -133,8 +129,8 @@ def eval_step(
     """Sums over a held-out batch: nats of the bound, tokens and bytes that were scored.
 
     Tokens 1..T-1 of a canvas of T are scored given token 0, by both objectives, so that twins are comparable; with
-    packing "segments" each document's first token is context instead. The noise is fixed by (batch, draw), never by how
-    often or where evaluation runs.
+    packing "segments" each document's first token is context instead. Batch k holds records k * B to k * B + B - 1, and
+    the noise of a record is fixed by (record, draw), so the result depends neither on B nor on the mesh.
     """
     T = cfg.data.sequence_length
     tokens_BxT, segments_BxT = batch["tokens"][:, :T], batch["segment_ids"][:, :T]
@@ -147,9 +143,9 @@ def eval_step(
     else:
         maskable_BxT = jnp.pad(segments_BxT[:, 1:] == segments_BxT[:, :-1], ((0, 0), (1, 0)))
         maskable_BxT &= predictable(cfg, tokens_BxT)
-        key = evaluation_key(batch_index, draw)
-        corrupted = corrupt(EVALUATION, cfg.mask_id, tokens_BxT, segments_BxT, maskable_BxT, key)
-        full = mdm_targets(EVALUATION, tokens_BxT, corrupted)
+        record_B = batch_index * len(tokens_BxT) + jnp.arange(len(tokens_BxT))
+        corrupted = corrupt_held_out(cfg.mask_id, tokens_BxT, segments_BxT, maskable_BxT, record_B, draw)
+        full = mdm_targets(DiffusionConfig(normalization="tokens"), tokens_BxT, corrupted)
         scored_BxT, labels_BxT = corrupted.scored_BxT.astype(jnp.float32), tokens_BxT
     tokens = scored_BxT.sum()
     mean = loss(cfg, params, full, segmented=True)

@@ -107,7 +107,7 @@ def record_run(cfg: Config, workdir: epath.Path) -> None:
 
 def evaluation_rows(cfg: Config, dataset: Dataset, rows: np.ndarray | None = None) -> Iterator[dict[str, np.ndarray]]:
     """The held-out batches that a run is evaluated on, in order; `rows` are those of each batch that are needed."""
-    return eval_batches(dataset, batch_size=cfg.data.batch_size, batches=cfg.run.eval_batches, rows=rows)
+    return eval_batches(dataset, batch_size=cfg.data.batch_size, records=cfg.run.eval_records, rows=rows)
 
 
 def environment() -> dict[str, Any]:

@@ -19,7 +19,7 @@ def demo() -> Config:
         diffusion=DiffusionConfig(),
         optim=OptimConfig(peak_lr=3e-3, final_lr=3e-4, warmup_steps=60),
         data=DataConfig(source="python_docs", tokenizer="sentencepiece", sequence_length=128, batch_size=16),
-        run=RunConfig(steps=1200, eval_batches=32, checkpoint_every=400, showcase=True),
+        run=RunConfig(steps=1200, checkpoint_every=400, showcase=True),
     )
 
 

@@ -16,7 +16,7 @@ def _base(name: str, model: ModelConfig, optim: OptimConfig, steps: int) -> Conf
         diffusion=DiffusionConfig(random_length=0.01, mask_id=MASK_ID),
         optim=optim,
         data=DataConfig(sequence_length=4096, batch_size=1280),
-        run=RunConfig(steps=steps, eval_every=10_000, checkpoint_every=5000, eval_batches=8),
+        run=RunConfig(steps=steps, eval_every=10_000, checkpoint_every=5000, eval_records=10_240),
     )
 
 

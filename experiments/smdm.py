@@ -24,7 +24,7 @@ def pretraining(name: str, preset: str, budget: float, *, batch_size: int = 256,
         # The paper's peak of 4e-4 (its released code has half of it), decay of every parameter, as in its code.
         optim=OptimConfig(peak_lr=4e-4, final_lr=4e-5, warmup_steps=max(100, steps // 100), decay_mask="all"),
         data=DataConfig(sequence_length=2048, batch_size=batch_size),
-        run=RunConfig(steps=steps, eval_every=10_000, checkpoint_every=5000, eval_batches=50),
+        run=RunConfig(steps=steps, eval_every=10_000, checkpoint_every=5000, eval_records=12_800),
     )
 
 

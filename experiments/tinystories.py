@@ -28,7 +28,7 @@ def tinystories() -> Config:
         diffusion=DiffusionConfig(random_length=0.01),
         optim=OptimConfig(peak_lr=3e-3, final_lr=3e-4, warmup_steps=200),
         data=DataConfig(sequence_length=256, batch_size=16),
-        run=RunConfig(steps=10_000, eval_every=1000, checkpoint_every=1000, log_every=20),
+        run=RunConfig(steps=8000, eval_every=1000, checkpoint_every=1000, log_every=20),
     )
 
 

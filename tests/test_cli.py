@@ -32,7 +32,7 @@ TINY = {
     "data.batch_size": 8,
     "optim.warmup_steps": 1,
     "run.steps": 2,
-    "run.eval_batches": 1,
+    "run.eval_records": 8,
     "run.eval_draws": 2,
     "run.showcase": False,
 }

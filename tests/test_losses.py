@@ -16,9 +16,10 @@ import pytest
 from jax.extend.core import jaxprs_in_params
 
 from diffusionlm import schedules
-from diffusionlm.config import DiffusionConfig
+from diffusionlm.config import DiffusionConfig, MeshConfig
 from diffusionlm.corruption import Corrupted, corrupt, mask_probability_and_weight, noise_key
 from diffusionlm.losses import arm_targets, cross_entropy, mdm_targets
+from diffusionlm.sharding import make_mesh
 
 V, L = 5, 4
 PADDED = 8  # columns of the head: V tokens, a mask id and two rows of padding
@@ -335,7 +336,7 @@ def summed(hidden, weight, labels, chunk):
 
 @pytest.fixture(scope="module")
 def unchunked():
-    return jax.jit(jax.value_and_grad(summed, argnums=(0, 1), has_aux=True), static_argnums=3)(*head_case(), HT)
+    return jax.jit(jax.value_and_grad(summed, argnums=(0, 1), has_aux=True), static_argnums=3)(*head_case(), HB * HT)
 
 
 def test_cross_entropy_is_minus_log_softmax_without_the_suppressed(unchunked):
@@ -347,7 +348,7 @@ def test_cross_entropy_is_minus_log_softmax_without_the_suppressed(unchunked):
     assert nll.dtype == jnp.float32
 
 
-@pytest.mark.parametrize("chunk", [1, 4, 5])
+@pytest.mark.parametrize("chunk", [1, 3, 13, 15])
 def test_chunks_change_neither_the_loss_nor_its_gradients(chunk, unchunked):
     chunked = jax.jit(jax.value_and_grad(summed, argnums=(0, 1), has_aux=True), static_argnums=3)(*head_case(), chunk)
     chex.assert_trees_all_close(chunked, unchunked, rtol=1e-5, atol=1e-5)
@@ -359,10 +360,10 @@ def test_suppressed_ids_get_no_probability_and_no_gradient(unchunked):
     np.testing.assert_array_equal(np.asarray(grad_weight)[:, SUPPRESSED], 0.0)
     assert np.isfinite(grad_weight).all() and (np.asarray(grad_weight)[:, ~SUPPRESSED] != 0).all()
     louder = weight.at[:, V:].add(100.0)
-    np.testing.assert_array_equal(jax.jit(summed, static_argnums=3)(hidden, louder, labels, HT)[1], nll)
+    np.testing.assert_array_equal(jax.jit(summed, static_argnums=3)(hidden, louder, labels, HB * HT)[1], nll)
     # The probabilities of what may be predicted add up to 1.
     every = [
-        np.exp(-np.asarray(jax.jit(summed, static_argnums=3)(hidden, weight, jnp.full_like(labels, v), HT)[1]))
+        np.exp(-np.asarray(jax.jit(summed, static_argnums=3)(hidden, weight, jnp.full_like(labels, v), HB * HT)[1]))
         for v in range(V)
     ]
     np.testing.assert_allclose(sum(every), 1.0, rtol=1e-5)
@@ -386,6 +387,20 @@ def test_the_logits_of_the_whole_batch_never_exist():
         jaxpr = jax.make_jaxpr(grad, static_argnums=2)(hidden, weight, chunk).jaxpr
         return [math.prod(s) for s in shapes_in(jaxpr) if s and s[-1] == PADDED]
 
-    assert HB * HT * PADDED in numbers(HT)  # the test can see them where they do exist
-    for chunk in (3, 4, 6):
-        assert max(numbers(chunk)) <= HB * chunk * PADDED
+    assert HB * HT * PADDED in numbers(HB * HT)  # the test can see them where they do exist
+    for chunk in (9, 13, 18):
+        assert max(numbers(chunk)) <= chunk * PADDED
+
+
+def test_chunks_are_of_tokens_on_each_device():
+    """8 rows over 4 devices and 6 tokens at a time: 3 positions of the 2 rows of each."""
+    weight, hidden, labels = head_case()[1], jnp.zeros((8, 12, HD)), jnp.zeros((8, 12), jnp.int32)
+    seen = []
+
+    def head(h):
+        seen.append(h.shape)
+        return h @ weight
+
+    with jax.set_mesh(make_mesh(MeshConfig(2, 2, 2))):
+        jax.eval_shape(lambda: cross_entropy(head, hidden, labels, jnp.asarray(SUPPRESSED), 6))
+    assert set(seen) == {(8, 3, HD)}

@@ -19,7 +19,7 @@ from diffusionlm.sharding import make_mesh
 
 B, T = 2, 8
 BASE = ModelConfig(
-    d_model=16, n_layers=2, n_heads=4, n_kv_heads=4, head_dim=8, d_ff=24, vocab_size=60, max_length=12, head_chunk=4
+    d_model=16, n_layers=2, n_heads=4, n_kv_heads=4, head_dim=8, d_ff=24, vocab_size=60, max_length=12, head_chunk=8
 )
 GPT2 = {"norm": "layernorm", "positions": "learned", "mlp": "gelu", "linear_bias": True, "tied_head": True}
 VARIANTS = {

@@ -133,8 +133,9 @@ def test_evaluation_reads_once_in_order_and_pads(dataset):
 
 def test_evaluation_limits_and_slices(dataset):
     batches = list(pipeline.eval_batches(dataset, batch_size=BATCH))
-    assert len(list(pipeline.eval_batches(dataset, batch_size=BATCH, batches=2))) == 2
-    assert len(list(pipeline.eval_batches(dataset, batch_size=BATCH, batches=10**6))) == len(batches)
+    first = list(pipeline.eval_batches(dataset, batch_size=BATCH, records=BATCH + 3))
+    assert len(first) == 2 and first[1]["segment_ids"][:3].all() and not first[1]["segment_ids"][3:].any()
+    assert len(list(pipeline.eval_batches(dataset, batch_size=BATCH, records=10**6))) == len(batches)
     halves = [list(pipeline.eval_batches(dataset, batch_size=BATCH, rows=np.arange(a, a + 4))) for a in (0, 4)]
     for k, batch in enumerate(batches):
         np.testing.assert_array_equal(batch["tokens"], np.concatenate([half[k]["tokens"] for half in halves]))

@@ -24,7 +24,7 @@ B, T, V = 32, 8, 29
 MDM = Config(
     objective="mdm",
     model=ModelConfig(
-        d_model=16, n_layers=2, n_heads=2, n_kv_heads=2, head_dim=8, d_ff=32, vocab_size=V, max_length=T, head_chunk=4
+        d_model=16, n_layers=2, n_heads=2, n_kv_heads=2, head_dim=8, d_ff=32, vocab_size=V, max_length=T, head_chunk=96
     ),
     diffusion=DiffusionConfig(random_length=0.3),
     # A large eps: Adam would otherwise blow up rounding errors of gradients near 0 to the size of a step.
@@ -409,7 +409,16 @@ def test_the_mdm_evaluation_estimates_the_bound():
     assert abs(draws.mean() - bound) < 4 * error
 
 
-def test_evaluation_noise_is_that_of_batch_and_draw():
+@pytest.mark.parametrize("objective", CONFIGS)
+def test_the_batch_size_does_not_change_the_evaluation(objective):
+    batch, run = random_batch(), evaluator(objective)
+    halves = [run({name: x[i * B // 2 : (i + 1) * B // 2] for name, x in batch.items()}, i, 1) for i in (0, 1)]
+    whole = run(batch, 0, 1)
+    for name in ("nats", "tokens", "bytes"):
+        assert halves[0][name] + halves[1][name] == pytest.approx(whole[name], rel=1e-5), name
+
+
+def test_evaluation_noise_is_that_of_records_and_draw():
     batch, run = random_batch(), evaluator("mdm")
     first = run(batch, 2, 1)
     assert first == run(batch, 2, 1)

@@ -424,7 +424,7 @@ def test_evaluation_is_the_mean_over_draws_and_its_error_theirs(uninterrupted, d
     step = train_step.make_eval_step(run.config)
     token_bytes = open_dataset(dataset).tokenizer.token_bytes().astype(np.float32)
     draws = np.zeros((3, 2))
-    for k, rows in enumerate(eval_batches(open_dataset(dataset), batch_size=BATCH, batches=3)):
+    for k, rows in enumerate(eval_batches(open_dataset(dataset), batch_size=BATCH, records=3 * BATCH)):
         for draw in range(3):
             part = step(params, rows, token_bytes, np.int32(k), np.int32(draw))
             draws[draw] += float(part["nats"]), float(part["tokens"])

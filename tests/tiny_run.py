@@ -61,7 +61,7 @@ def tiny(dataset, **changes):
             seed=7,
             log_every=1,
             eval_every=15,
-            eval_batches=3,
+            eval_records=3 * BATCH,
             eval_draws=3,
             checkpoint_every=5,
             checkpoint_minutes=0,

@@ -92,20 +92,23 @@ def eval_batches(
     dataset: Dataset,
     *,
     batch_size: int,
-    batches: int | None = None,
+    records: int | None = None,
     split: str = "validation",
     rows: Sequence[int] | None = None,
 ) -> Iterator[Batch]:
     """The rows of a split in order, once; the last batch is filled up with rows of token 0 in segment 0, the padding.
 
+    Row r is in batch r // batch_size.
+
     Args:
       dataset: what `open_dataset` gave.
       batch_size: rows of the global batch.
-      batches: the most batches to give; None: all.
+      records: only so many rows, the first ones; None: all.
       split: whose rows.
       rows: as in `train_batches`.
     """
     size = dataset.size(split)
+    size = size if records is None else min(size, records)
     rows = np.arange(batch_size) if rows is None else np.asarray(rows)
 
     def batch(k: int) -> Batch:
@@ -113,8 +116,7 @@ def eval_batches(
         found = dataset.rows(split, np.minimum(wanted, size - 1))
         return {name: np.where(wanted[:, None] < size, values, 0) for name, values in found.items()}
 
-    available = -(-size // batch_size)
-    return _read_ahead(batch, 0, available if batches is None else min(batches, available))
+    return _read_ahead(batch, 0, -(-size // batch_size))
 
 
 def _read_ahead(batch: Callable[[int], Batch], start: int, stop: int) -> Iterator[Batch]:
