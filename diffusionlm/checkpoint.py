@@ -13,6 +13,7 @@ Every process of a run calls these functions; Orbax lets each write its own shar
 
 import contextlib
 import dataclasses
+import functools
 import json
 import logging
 import os
@@ -254,6 +255,7 @@ def _absolute(path: epath.PathLike) -> epath.Path:
 
 
 def _context() -> ocp.Context:
+    _quieten()
     context = ocp.Context()
     # By itself Orbax stores a dict of strings as arrays; this makes the sidecar a JSON file.
     registry = ocp.handlers.local_registry().add(ocp.handlers.JsonHandler, checkpointable_name="sidecar")
@@ -279,6 +281,7 @@ def _has_parts(directory: epath.Path) -> bool:
 def _saved(path: epath.Path, item: str) -> Any:
     """The tree of one item as saved: leaves have shape and dtype."""
     with _reading(path):
+        _quieten()
         if (tree := ocp.metadata(path, item).metadata) is None:  # Orbax has only logged why
             raise ValueError(f"the index of {item}/")
         return tree
@@ -357,7 +360,7 @@ def _keep_asyncio(record: logging.LogRecord) -> bool:
     return not (record.exc_info and _is_storage(_root(record.exc_info[1])))
 
 
-def _report(unraisable: Any, report: Callable[[Any], Any] = sys.unraisablehook) -> None:
+def _report(unraisable: Any, report: Callable[[Any], Any]) -> None:
     """Drops parts that were in flight: they end after Orbax has closed the event loop that they belong to."""
     code = getattr(unraisable.object, "cr_code", None)
     late = unraisable.object is None and str(unraisable.exc_value) == "Event loop is closed"
@@ -365,6 +368,9 @@ def _report(unraisable: Any, report: Callable[[Any], Any] = sys.unraisablehook) 
         report(unraisable)
 
 
-logging.getLogger("absl").addFilter(_keep_absl)
-logging.getLogger("asyncio").addFilter(_keep_asyncio)
-sys.unraisablehook = _report
+@functools.cache
+def _quieten() -> None:
+    """Sets the filters above, once, before Orbax is first called: importing this module changes nothing."""
+    logging.getLogger("absl").addFilter(_keep_absl)
+    logging.getLogger("asyncio").addFilter(_keep_asyncio)
+    sys.unraisablehook = functools.partial(_report, report=sys.unraisablehook)

@@ -3,7 +3,6 @@
 A new verb is one function and one entry in `VERBS`. A user's mistake is one line on stderr and exit code 2.
 """
 
-import contextlib
 import dataclasses
 import errno
 import json as json_lib
@@ -140,14 +139,10 @@ def _train(cfg: Config, workdir: str) -> int:
     import jax
     from etils import epath
 
-    from diffusionlm import checkpoint
     from diffusionlm.trainer import NonFiniteError
     from diffusionlm.trainer import train as run_training
 
     before = (epath.Path(workdir) / "DONE.json").exists()
-    if not before:
-        with contextlib.suppress(UserError):  # there is none yet
-            print(f"found {checkpoint.find(workdir)}: going on from there", flush=True)
     try:
         run = run_training(cfg, workdir)
     except NonFiniteError as error:
@@ -255,8 +250,6 @@ def _inspect(path: str, /, count: int = 3, split: str = "train", json: bool = Fa
       split: where they and the token statistics come from.
       json: print JSON.
     """
-    if count < 0:
-        raise UserError(f"count={count} must not be negative")
     from diffusionlm.data.inspect import describe, inspect
 
     if json:

@@ -52,6 +52,10 @@ class Progress:
                 f"{self._title}  {completed}/{self._total}  {note}  ETA {left:.0f}s", soft_wrap=True, highlight=False
             )
 
+    def say(self, line: str) -> None:
+        """Prints a line that stays, above the live one."""
+        self._console.print(line, soft_wrap=True, highlight=False, markup=False)
+
     def note(self, note: str) -> None:
         """Replaces the note, for work between two counts."""
         self._bar.update(self._task, note=note)

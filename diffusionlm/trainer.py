@@ -96,11 +96,13 @@ def refuse_another_run(cfg: Config, workdir: epath.Path) -> None:
 
 
 def record_run(cfg: Config, workdir: epath.Path) -> None:
-    """Writes config.json and environment.json."""
+    """Writes config.json, and adds this process's start to environment.json."""
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         write_atomically(workdir / "config.json", config_lib.to_json(cfg))
-        write_atomically(workdir / "environment.json", json.dumps(environment(), indent=2) + "\n")
+        path = workdir / "environment.json"
+        starts = json.loads(path.read_text()) if path.exists() else []
+        write_atomically(path, json.dumps([*starts, environment()], indent=2) + "\n")
     except OSError as e:
         raise UserError(f"cannot write to the run directory {workdir}: {e.strerror}; choose another --workdir") from e
 
@@ -180,6 +182,8 @@ class _Loop:
                 record_run(cfg, self.workdir)
             log = stack.enter_context(self._open_log(step))
             progress = stack.enter_context(Progress(f"train {cfg.name}", cfg.run.steps, step, quiet=not first_process))
+            if step:
+                progress.say(f"going on from step {step} in {self.workdir}")
             tracing = stack.enter_context(ExitStack())
             batches = self._batches(index)
             saver = _Saver(cfg, checkpoints, self.sidecar)

@@ -17,9 +17,10 @@ def demo() -> Config:
             d_model=128, n_layers=4, n_heads=4, n_kv_heads=4, head_dim=32, d_ff=384, vocab_size=1023, max_length=128
         ),
         diffusion=DiffusionConfig(),
-        optim=OptimConfig(peak_lr=3e-3, final_lr=3e-4, warmup_steps=60),
-        data=DataConfig(source="python_docs", tokenizer="sentencepiece", sequence_length=128, batch_size=16),
-        run=RunConfig(steps=1200, checkpoint_every=400, showcase=True),
+        # Small batches: for some 600 steps, until it attends to the neighbours of a mask, it is a unigram model.
+        optim=OptimConfig(peak_lr=3e-3, final_lr=3e-4, warmup_steps=100),
+        data=DataConfig(source="python_docs", tokenizer="sentencepiece", sequence_length=128, batch_size=8),
+        run=RunConfig(steps=2400, checkpoint_every=800, log_every=20, showcase=True),
     )
 
 

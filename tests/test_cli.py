@@ -295,7 +295,7 @@ def test_train_goes_on_with_a_run_that_was_stopped(run, dataset, tmp_path, capsy
     args = ["--workdir", str(tmp_path / "copy"), "--data.path", str(dataset), *options(TINY)]
     capsys.readouterr()
     assert cli.main(["train", "demo", *args]) == 0
-    assert f"found {tmp_path / 'copy' / 'checkpoints' / '2'}" in capsys.readouterr().out
+    assert f"going on from step 2 in {tmp_path / 'copy'}" in capsys.readouterr().err
     before, after = (json.loads((w / "DONE.json").read_text())["eval"] for w in (run, tmp_path / "copy"))
     assert before == after
 

@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 
 import pytest
 
@@ -27,16 +26,16 @@ def home(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def first(home):
-    return diffusionlm("train", "demo", "--run.steps", "60", cwd=home)
+    return diffusionlm("train", "demo", "--run.steps", "100", cwd=home)
 
 
 def test_the_demo_trains_evaluates_and_shows_a_sample(first, home):
     assert first.returncode == 0, first.stderr
-    assert "Traceback" not in first.stderr and "train demo  60/60  loss" in first.stderr
+    assert "Traceback" not in first.stderr and "train demo  100/100  loss" in first.stderr
     demo = registry.experiments.get("demo")
     done = json.loads((home / "runs/demo/DONE.json").read_text())
     baselines = json.loads((home / "runs/demo/baselines.json").read_text())
-    assert done["step"] == 60 and done["tokens"] == 60 * demo.data.batch_size * demo.data.sequence_length
+    assert done["step"] == 100 and done["tokens"] == 100 * demo.data.batch_size * demo.data.sequence_length
     for number in (done["eval"]["bits_per_byte"], *(score["bits_per_byte"] for score in baselines.values())):
         assert 0.5 < number < 8 and f"{number:.3f}" in first.stdout
     assert "unigram" in baselines and "denoising steps" in first.stdout
@@ -47,22 +46,20 @@ def test_the_demo_trains_evaluates_and_shows_a_sample(first, home):
 
 def test_a_second_call_says_that_it_is_done(first, home):
     files = {path: path.stat().st_mtime_ns for path in home.rglob("*") if path.is_file()}
-    started = time.monotonic()
-    second = diffusionlm("train", "demo", "--run.steps", "60", cwd=home)
+    second = diffusionlm("train", "demo", "--run.steps", "100", cwd=home)
     assert second.returncode == 0 and "was done before" in second.stdout and "bits per byte" in second.stdout
-    assert time.monotonic() - started < 60
     assert {path: path.stat().st_mtime_ns for path in home.rglob("*") if path.is_file()} == files
 
 
 def test_other_settings_are_another_run(first, home):
-    other = diffusionlm("train", "demo", "--run.steps", "61", cwd=home)
+    other = diffusionlm("train", "demo", "--run.steps", "101", cwd=home)
     assert other.returncode == 2 and other.stdout == ""
     (line,) = other.stderr.splitlines()
-    assert "run.steps (60 there, 61 here)" in line
+    assert "run.steps (100 there, 101 here)" in line
 
 
 def test_the_twin_is_scored_on_the_same_tokens_and_bytes(first, home):
-    twin = diffusionlm("train", "demo_arm", "--run.steps", "60", "--data.path", "runs/demo/data", cwd=home)
+    twin = diffusionlm("train", "demo_arm", "--run.steps", "100", "--data.path", "runs/demo/data", cwd=home)
     assert twin.returncode == 0, twin.stderr
     mdm, arm = (json.loads((home / f"runs/{name}/DONE.json").read_text()) for name in ("demo", "demo_arm"))
     for name in ("tokens", "bytes"):

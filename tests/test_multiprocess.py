@@ -126,8 +126,8 @@ def test_losses_and_parameters_are_the_same_to_rounding(one, two):
 
 def test_the_run_directory_tells_of_both(one, two):
     run, _ = one
-    there = json.loads((two.workdir / "environment.json").read_text())
-    assert there["processes"] == 2 and there["devices"] == "4 x cpu"
+    starts = json.loads((two.workdir / "environment.json").read_text())
+    assert [(start["processes"], start["devices"]) for start in starts] == [(2, "4 x cpu")] * 2  # it was resumed
     done = json.loads((two.workdir / "DONE.json").read_text())
     for name in ("step", "tokens", "flops"):
         assert done[name] == run.result[name]

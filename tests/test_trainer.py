@@ -108,7 +108,7 @@ def refusal(*args):
 def test_config_and_environment_are_recorded(uninterrupted, dataset):
     run, _ = uninterrupted
     assert config.from_json((run.workdir / "config.json").read_text()) == tiny(dataset)
-    there = json.loads((run.workdir / "environment.json").read_text())
+    (there,) = json.loads((run.workdir / "environment.json").read_text())
     assert there["diffusionlm"] == __version__
     assert there["packages"]["jax"] == jax.__version__
     assert there["devices"] == "8 x cpu" and there["processes"] == 1

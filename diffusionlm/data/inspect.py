@@ -9,6 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from diffusionlm.data.pipeline import Dataset, open_dataset
+from diffusionlm.errors import UserError
 
 EXAMINED = 2048  # rows, from the first on, behind the token frequencies and document lengths
 FREQUENT = 12  # tokens listed
@@ -30,8 +31,10 @@ def describe(path: str | os.PathLike, count: int = 3, split: str = "train") -> d
       "records": [{"index", "documents": [text]}]}
 
     Raises:
-      UserError: no dataset, or no such split.
+      UserError: no dataset, no such split, or a negative count.
     """
+    if count < 0:
+        raise UserError(f"count={count} must not be negative")
     dataset = open_dataset(path)
     metadata, tokenizer = dataset.metadata, dataset.tokenizer
     examined = dataset.rows(split, range(min(EXAMINED, dataset.size(split))))["tokens"]
