@@ -96,13 +96,14 @@ def refuse_another_run(cfg: Config, workdir: epath.Path) -> None:
 
 
 def record_run(cfg: Config, workdir: epath.Path) -> None:
-    """Writes config.json, and adds this process's start to environment.json."""
+    """Writes config.json and environment.json; the environments of earlier starts go on in its "earlier"."""
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         write_atomically(workdir / "config.json", config_lib.to_json(cfg))
         path = workdir / "environment.json"
-        starts = json.loads(path.read_text()) if path.exists() else []
-        write_atomically(path, json.dumps([*starts, environment()], indent=2) + "\n")
+        last = json.loads(path.read_text()) if path.exists() else {}
+        earlier = [*last.pop("earlier"), last] if last else []
+        write_atomically(path, json.dumps({**environment(), "earlier": earlier}, indent=2) + "\n")
     except OSError as e:
         raise UserError(f"cannot write to the run directory {workdir}: {e.strerror}; choose another --workdir") from e
 

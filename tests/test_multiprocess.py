@@ -126,8 +126,10 @@ def test_losses_and_parameters_are_the_same_to_rounding(one, two):
 
 def test_the_run_directory_tells_of_both(one, two):
     run, _ = one
-    starts = json.loads((two.workdir / "environment.json").read_text())
-    assert [(start["processes"], start["devices"]) for start in starts] == [(2, "4 x cpu")] * 2  # it was resumed
+    last = json.loads((two.workdir / "environment.json").read_text())
+    for start in (last, *last["earlier"]):
+        assert start["processes"] == 2 and start["devices"] == "4 x cpu"
+    assert len(last["earlier"]) == 1  # it was resumed once
     done = json.loads((two.workdir / "DONE.json").read_text())
     for name in ("step", "tokens", "flops"):
         assert done[name] == run.result[name]

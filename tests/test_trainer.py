@@ -108,10 +108,11 @@ def refusal(*args):
 def test_config_and_environment_are_recorded(uninterrupted, dataset):
     run, _ = uninterrupted
     assert config.from_json((run.workdir / "config.json").read_text()) == tiny(dataset)
-    (there,) = json.loads((run.workdir / "environment.json").read_text())
+    there = json.loads((run.workdir / "environment.json").read_text())
     assert there["diffusionlm"] == __version__
     assert there["packages"]["jax"] == jax.__version__
     assert there["devices"] == "8 x cpu" and there["processes"] == 1
+    assert there["earlier"] == []
     assert there["git"] is None or re.fullmatch("[0-9a-f]{40}", there["git"])
 
 
