@@ -102,7 +102,7 @@ def record_run(cfg: Config, workdir: epath.Path) -> None:
         write_atomically(workdir / "config.json", config_lib.to_json(cfg))
         path = workdir / "environment.json"
         last = json.loads(path.read_text()) if path.exists() else {}
-        earlier = [*last.pop("earlier"), last] if last else []
+        earlier = [*last.pop("earlier", []), last] if last else []
         write_atomically(path, json.dumps({**environment(), "earlier": earlier}, indent=2) + "\n")
     except OSError as e:
         raise UserError(f"cannot write to the run directory {workdir}: {e.strerror}; choose another --workdir") from e
