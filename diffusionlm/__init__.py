@@ -14,6 +14,7 @@ _NAMES = {  # public name -> the module that has it
     "Run": "trainer",
     "experiment": "arguments",
     "experiment_names": "arguments",
+    "register": "arguments",
     "load": "sampling.load",
     "SamplingConfig": "sampling.config",
     "prepare": "data.prepare",

@@ -95,7 +95,7 @@ def experiment(name: str, overrides: Mapping[str, Any] | None = None) -> Config:
     """The registered experiment of that name, with some fields replaced.
 
     Args:
-      name: as in `diffusionlm experiments`.
+      name: as in `diffusionlm experiments`, or FILE.py:NAME for one that a file of your own registers.
       overrides: dotted field -> value, read as the command line reads it: `{"run.steps": 100, "optim.peak_lr": 1e-3}`.
 
     Raises:
@@ -108,6 +108,11 @@ def experiment(name: str, overrides: Mapping[str, Any] | None = None) -> Config:
 
     args = [f"--{field}={value}" for field, value in (overrides or {}).items()]
     return parse(resolve, args, f"diffusionlm train {name}")()
+
+
+def register(name: str) -> Callable[[Callable[[], Config]], Callable[[], Config]]:
+    """A decorator that makes a function without arguments, which returns a `Config`, an experiment of that name."""
+    return registry.experiments.register(name)
 
 
 def experiment_names() -> list[str]:
@@ -187,7 +192,8 @@ def _mistake(function: Callable, args: Sequence[str], prog: str) -> str:
     if missing := [name for name, option in named.items() if option.required and name not in given]:
         return f"--{missing[0]} is missing; see `{prog} --help`"
     left_over = free[len(positional) :] or free
-    return f"cannot make sense of {left_over[0]!r}; see `{prog} --help`"
+    takes = " ".join([*map(str.upper, positional), "[--OPTION VALUE ...]"])
+    return f"cannot make sense of {left_over[0]!r}: usage is {prog} {takes}; see `{prog} --help`"
 
 
 def _alternatives(hint: Any) -> tuple[Any, ...]:

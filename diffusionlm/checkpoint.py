@@ -246,7 +246,7 @@ def save_params(directory: epath.PathLike, params: Any, sidecar: Sidecar) -> Non
             (directory / _COMMIT).write_text("complete\n")
 
 
-_WANTED = "give a run directory, a step of its checkpoints, or an imported model"
+_WANTED = "give a run directory, a step of its checkpoints, or a params-only model"
 
 
 def _absolute(path: epath.PathLike) -> epath.Path:

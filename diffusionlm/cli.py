@@ -85,7 +85,7 @@ def _help(verbs: Sequence[str]) -> str:
         [
             f"usage: {PROGRAM} VERB [...] | --version",
             "",
-            "Masked diffusion language models: train, sample.",
+            "Masked diffusion language models: prepare text, train, sample.",
             "",
             *lines,
             "",
@@ -192,12 +192,12 @@ def _sample(
     """Generate text with a trained model.
 
     Args:
-      checkpoint: a run directory (its latest step), a step directory, or an imported model.
+      checkpoint: a run directory (its latest step), a step directory, or a params-only model.
       prompt: the text to go on from; empty: from nothing.
       prompt_file: a file whose text is the prompt, but for a line break at its end.
       count: how many completions.
       sampling: the settings.
-      json: print {"completions": [{"prompt", "text", "tokens", "nfe", "seconds"}], "config"}.
+      json: print {"completions": [{"prompt", "text", "tokens", "nfe", "seconds"}], "config"}; nfe: forward passes.
     """
     if prompt and prompt_file is not None:
         raise UserError(f"prompt={prompt!r} and prompt_file={prompt_file!r} exclude each other; drop one")
@@ -229,7 +229,7 @@ def _read_text(path: str) -> str:
 
 
 def data_prepare(args: list[str], prog: str) -> int:
-    """Turn text into a dataset for training: data prepare SOURCE --output DIR --sequence_length N [...]."""
+    """Turn text into a dataset: data prepare SOURCE --output DIR --sequence_length N --vocab_size V [...]."""
     from diffusionlm.data.prepare import prepare
 
     parse(retyped(prepare, positional=1, output=str, tokenizer=str), args, prog)()

@@ -192,7 +192,8 @@ class DataConfig:
     """What is trained on: a prepared directory, or a source that is prepared into the run directory first."""
 
     path: str = op("")  # directory written by `diffusionlm data prepare`; empty: prepare `source` into WORKDIR/data
-    # used when path is empty: a registered corpus (python_docs), a text or jsonl(.gz) file, or tfds:NAME
+    # used when path is empty: a registered corpus (python_docs), text or jsonl(.gz) files, a directory or glob pattern
+    # of them, or tfds:NAME
     source: str = ""
     # for `source`: byte, sentencepiece (trained with model.vocab_size pieces), or a tokenizer.model file
     tokenizer: str = "sentencepiece"
@@ -290,7 +291,8 @@ class Config:
         self.mesh.validate()
         if self.model.causal != (self.objective == "arm"):
             raise UserError(
-                f"objective={self.objective} needs model.causal={self.objective == 'arm'}, not {self.model.causal}"
+                f"objective={self.objective} needs model.causal={self.objective == 'arm'}, not {self.model.causal}; "
+                "experiments whose names end in _arm are set up as autoregressive twins"
             )
         if self.objective == "mdm" and self.mask_id is None:
             raise UserError(

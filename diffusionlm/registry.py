@@ -1,9 +1,12 @@
 """Names to builders, with a suggestion for a mistyped name."""
 
+import dataclasses
 import difflib
 import importlib
+import importlib.util
 import pkgutil
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Generic, TypeVar
 
 from diffusionlm.errors import UserError
@@ -22,11 +25,13 @@ class Registry(Generic[T]):
     """A mapping from names to zero-argument builders.
 
     `package`, where given, is a package whose modules are imported at the first look-up, so that registering is one
-    decorator in one new file.
+    decorator in one new file. A name FILE.py:NAME is looked up after that file has been run. With `named`, what is
+    built is a dataclass whose `name` becomes the one it was registered under.
     """
 
-    def __init__(self, kind: str, package: str = ""):
-        self.kind, self._package, self._builders = kind, package, dict[str, Callable[[], T]]()
+    def __init__(self, kind: str, package: str = "", *, named: bool = False):
+        self.kind, self._package, self._named = kind, package, named
+        self._builders, self._files = dict[str, Callable[[], T]](), set[Path]()
 
     def register(self, name: str) -> Callable[[Callable[[], T]], Callable[[], T]]:
         def decorate(builder: Callable[[], T]) -> Callable[[], T]:
@@ -43,12 +48,27 @@ class Registry(Generic[T]):
 
     def builder(self, name: str) -> Callable[[], T]:
         self._load()
+        file, colon, own = name.rpartition(":")
+        if colon and file.endswith(".py"):
+            self._run(Path(file))
+            name = own
         if name not in self._builders:
             raise UserError(f"unknown {self.kind} {name!r}{suggest(name, self._builders)}")
         return self._builders[name]
 
     def get(self, name: str) -> T:
-        return self.builder(name)()
+        built = self.builder(name)()
+        return dataclasses.replace(built, name=name.rpartition(":")[2]) if self._named else built
+
+    def _run(self, file: Path) -> None:
+        """Runs a user's file, once."""
+        if not file.is_file():
+            raise UserError(f"no file {str(file)!r}; give FILE.py:NAME, where FILE.py registers the {self.kind} NAME")
+        if (file := file.resolve()) in self._files:
+            return
+        self._files.add(file)
+        spec = importlib.util.spec_from_file_location(file.stem, file)
+        spec.loader.exec_module(importlib.util.module_from_spec(spec))
 
     def _load(self) -> None:
         if self._package:
@@ -58,4 +78,4 @@ class Registry(Generic[T]):
                     importlib.import_module(f"{package.__name__}.{module.name}")
 
 
-experiments: Registry = Registry("experiment", package="diffusionlm.experiments")
+experiments: Registry = Registry("experiment", package="diffusionlm.experiments", named=True)

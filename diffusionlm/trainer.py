@@ -34,6 +34,7 @@ from diffusionlm.data.pipeline import Dataset, eval_batches, train_batches
 from diffusionlm.errors import UserError
 from diffusionlm.metrics import MetricsWriter, StepLog, write_atomically
 from diffusionlm.progress import Progress
+from diffusionlm.registry import experiments
 from diffusionlm.sharding import check_batch, global_array, local_rows, make_mesh
 from diffusionlm.train_state import TrainState, abstract_state, create_state
 from diffusionlm.train_step import make_eval_step, make_train_step
@@ -58,13 +59,21 @@ class NonFiniteError(FloatingPointError):
     """The loss or the gradient of a step was not finite; the state before that step has been saved."""
 
 
-def train(cfg: Config, workdir: epath.PathLike | None = None) -> Run:
+def train(cfg: Config | str, workdir: epath.PathLike | None = None) -> Run:
     """Trains `cfg` in `workdir` (default: runs/NAME), or goes on with the run that is there.
+
+    Args:
+      cfg: a configuration, or the name of an experiment.
+      workdir: the run directory.
 
     Raises:
       UserError: the configuration is inconsistent, the directory holds another run, or the data do not fit the model.
       NonFiniteError: a loss or gradient was not finite.
     """
+    if isinstance(cfg, str):
+        cfg = experiments.get(cfg)
+    if not isinstance(cfg, Config):
+        raise UserError(f"cfg={cfg!r} must be a Config, such as dlm.experiment('demo'), or the name of an experiment")
     cfg.validate()
     schedules.build(cfg.diffusion)  # an unknown name is refused before anything is written
     workdir = epath.Path(workdir or f"runs/{cfg.name}")
@@ -73,9 +82,9 @@ def train(cfg: Config, workdir: epath.PathLike | None = None) -> Run:
     if done.exists():
         result = json.loads(done.read_text())
         return Run(workdir, cfg, result["step"], result)
-    dataset = datasets.open_or_prepare(cfg, workdir)
     mesh = make_mesh(cfg.mesh)
     check_batch(mesh, cfg.data.batch_size, cfg.run.microbatches)
+    dataset = datasets.open_or_prepare(cfg, workdir)
     with jax.set_mesh(mesh), stop_signals() as stopped:
         return _Loop(cfg, workdir, dataset, mesh).run(stopped)
 
@@ -92,7 +101,9 @@ def refuse_another_run(cfg: Config, workdir: epath.Path) -> None:
     if config_lib.fingerprint(theirs) != config_lib.fingerprint(cfg):
         old, new = config_lib.scientific_fields(theirs), config_lib.scientific_fields(cfg)
         differ = ", ".join(f"{k} ({old[k]} there, {new[k]} here)" for k in new if old[k] != new[k])
-        raise UserError(f"{workdir} holds another run: {differ}; use another --workdir, or the settings of that run")
+        raise UserError(
+            f"{workdir} holds another run: {differ}; use another --workdir to train anew, or the settings of that run"
+        )
 
 
 def record_run(cfg: Config, workdir: epath.Path) -> None:

@@ -210,7 +210,7 @@ def test_another_run_in_the_directory_is_refused_with_the_fields_that_differ(run
     ],
 )
 def test_a_mistake_in_a_real_process(command, parts, places):
-    script = [sys.executable, "-c", "from diffusionlm.cli import entry_point; entry_point()"]
+    script = [sys.executable, "-m", "diffusionlm"]
     done = subprocess.run([*script, *words(command, places)], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.count("\n") == 1 and done.stderr.startswith("diffusionlm: error: ")

@@ -14,7 +14,7 @@ pytestmark = pytest.mark.slow
 
 
 def diffusionlm(*args, cwd):
-    command = [sys.executable, "-c", "from diffusionlm.cli import entry_point; entry_point()", *args]
+    command = [sys.executable, "-m", "diffusionlm", *args]
     environment = {name: value for name, value in os.environ.items() if name not in ("XLA_FLAGS", "FORCE_COLOR")}
     return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=900)
 

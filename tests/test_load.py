@@ -164,9 +164,9 @@ def test_json_has_the_documented_keys(save):
     "settings, words",
     [
         (dict(temprature=1.0), ["temprature", "did you mean 'temperature'"]),
-        (dict(length=64), ["prompt 0 has 2 tokens", "sampling.length=64", "context of 64"]),
+        (dict(length=64), ["prompt 0, of 2 tokens", "length=64", "context of 64", "at most 62"]),
         (dict(prompts=[]), ["no prompts"]),
-        (dict(length=0), ["sampling.length=0"]),
+        (dict(length=0), ["length=0"]),
     ],
 )
 def test_mistakes_are_told_in_one_line(save, settings, words):

@@ -1,6 +1,7 @@
 """Names to builders: suggestions, duplicates, and packages that are imported at the first look-up only."""
 
 import sys
+from dataclasses import dataclass
 
 import pytest
 
@@ -70,3 +71,28 @@ def test_a_package_is_imported_at_the_first_look_up(tmp_path, monkeypatch):
     finally:
         for module in [name for name in sys.modules if name.split(".")[0] == "orchard"]:
             del sys.modules[module]
+
+
+def test_a_file_of_the_users_registers_what_is_asked_for(fruit, tmp_path, monkeypatch):
+    file = tmp_path / "garden.py"
+    file.write_text("import test_registry\n\n@test_registry.SHARED.register('plum')\ndef plum():\n    return 'blue'\n")
+    monkeypatch.setitem(sys.modules, "test_registry", sys.modules[__name__])
+    assert SHARED.get(f"{file}:plum") == "blue"
+    assert SHARED.get(f"{file}:plum") == "blue"  # not run again, which would register twice
+    with pytest.raises(UserError, match="unknown fruit 'plun'; did you mean 'plum'"):
+        SHARED.get(f"{file}:plun")
+    with pytest.raises(UserError, match="no file 'nowhere.py'; give FILE.py:NAME"):
+        SHARED.get("nowhere.py:plum")
+
+
+SHARED = Registry("fruit")
+
+
+def test_what_is_built_can_carry_the_name_it_was_registered_under():
+    @dataclass(frozen=True)
+    class Pie:
+        name: str = "unnamed"
+
+    pies = Registry("pie", named=True)
+    pies.register("apple")(Pie)
+    assert pies.get("apple") == Pie("apple")

@@ -358,14 +358,14 @@ def test_defaults_are_one_token_a_step_in_the_order_of_the_objective():
 @pytest.mark.parametrize(
     "settings, words",
     [
-        (dict(length=0), ["sampling.length=0", "1"]),
-        (dict(length=-3), ["sampling.length=-3"]),
-        (dict(length="8"), ["sampling.length='8'", "integer"]),
-        (dict(steps=0), ["sampling.steps=0"]),
-        (dict(seed=-1), ["sampling.seed=-1"]),
-        (dict(temperature=-0.5), ["sampling.temperature=-0.5"]),
-        (dict(temperature=float("nan")), ["sampling.temperature=nan"]),
-        (dict(temperature=1e30), ["sampling.temperature=1e+30"]),
+        (dict(length=0), ["length=0", "1"]),
+        (dict(length=-3), ["length=-3"]),
+        (dict(length="8"), ["length='8'", "integer"]),
+        (dict(steps=0), ["steps=0"]),
+        (dict(seed=-1), ["seed=-1"]),
+        (dict(temperature=-0.5), ["temperature=-0.5"]),
+        (dict(temperature=float("nan")), ["temperature=nan"]),
+        (dict(temperature=1e30), ["temperature=1e+30"]),
         (dict(strategy="low_confidance"), ["low_confidance", "did you mean 'low_confidence'"]),
     ],
 )
@@ -379,13 +379,13 @@ def test_settings_without_meaning_are_refused(settings, words):
     "spec, prompts, settings, words",
     [
         (MDM, [], {}, ["no prompts"]),
-        (MDM, [[1], [1] * 100], dict(length=40), ["prompt 1", "100", "sampling.length=40", "128"]),
+        (MDM, [[1], [1] * 100], dict(length=40), ["prompt 1", "100", "length=40", "128"]),
         (MDM, [[1, 50]], {}, ["prompt 0", "mask token (id 50)"]),
         (MDM, [[1, 51]], {}, ["prompt 0", "[0, 50)"]),
         (MDM, [[-1]], {}, ["prompt 0", "[0, 50)"]),
         (ARM, [[1], []], {}, ["prompt 1", "empty"]),
-        (ARM, [[1]], dict(strategy="ancestral"), ["sampling.strategy=ancestral", "autoregressive"]),
-        (ARM, [[1]], dict(length=8, steps=4), ["sampling.steps=4", "autoregressive"]),
+        (ARM, [[1]], dict(strategy="ancestral"), ["strategy=ancestral", "autoregressive"]),
+        (ARM, [[1]], dict(length=8, steps=4), ["steps=4", "autoregressive"]),
     ],
 )
 def test_prompts_and_settings_that_do_not_fit_the_model_are_refused(spec, prompts, settings, words):

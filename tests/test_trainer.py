@@ -102,6 +102,11 @@ def refusal(*args):
     return str(caught.value)
 
 
+def test_a_name_will_do_and_nothing_else():
+    assert "unknown experiment 'demmo'; did you mean 'demo'" in refusal("demmo")
+    assert "cfg=5 must be a Config" in refusal(5)
+
+
 # What a run leaves behind
 
 

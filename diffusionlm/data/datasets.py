@@ -31,6 +31,7 @@ def open_or_prepare(cfg: Config, workdir: epath.Path) -> Dataset:
                 sequence_length=cfg.data.sequence_length,
                 tokenizer=cfg.data.tokenizer,
                 vocab_size=cfg.model.vocab_size if cfg.data.tokenizer == "sentencepiece" else None,
+                progress=not path.exists(),  # nothing to say about one that is only looked up again
             )
         if jax.process_count() > 1:
             multihost_utils.sync_global_devices("dataset prepared")
@@ -42,15 +43,13 @@ def open_or_prepare(cfg: Config, workdir: epath.Path) -> Dataset:
 def check_fits(cfg: Config, dataset: Dataset) -> None:
     """Raises `UserError` unless the records and the vocabulary are those that the model expects."""
     there = dataset.metadata
-    if there.vocab_size != cfg.model.vocab_size:
-        raise UserError(
-            f"dataset {dataset.path} has a vocabulary of {there.vocab_size} tokens and the model one of "
-            f"{cfg.model.vocab_size}; set --model.vocab_size {there.vocab_size}, or prepare the data anew"
-        )
-    if there.sequence_length != cfg.data.sequence_length:
-        raise UserError(
-            f"dataset {dataset.path} has records of {there.sequence_length} tokens and data.sequence_length is "
-            f"{cfg.data.sequence_length}; set --data.sequence_length {there.sequence_length}, or prepare the data anew"
-        )
+    wanted = {
+        "model.vocab_size": (there.vocab_size, cfg.model.vocab_size),
+        "data.sequence_length": (there.sequence_length, cfg.data.sequence_length),
+    }
+    if differ := {name: values for name, values in wanted.items() if values[0] != values[1]}:
+        found = " and ".join(f"{name} {theirs} (the experiment: {ours})" for name, (theirs, ours) in differ.items())
+        fix = " ".join(f"--{name} {theirs}" for name, (theirs, _) in differ.items())
+        raise UserError(f"dataset {dataset.path} was prepared for {found}; set {fix}, or prepare the data anew")
     for split in ("train", "validation"):
         dataset.size(split)  # raises where there is none

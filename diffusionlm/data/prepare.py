@@ -89,7 +89,7 @@ def prepare(
     request = {
         "sources": {split: one.describe() for split, one in sources.items()},
         "held_out": held_out,
-        "tokenizer": given.sha256 if given else {"sentencepiece": vocab_size},
+        "tokenizer": {given.kind: given.sha256} if given else {"sentencepiece": vocab_size},
         "sequence_length": sequence_length,
         "text_field": text_field,
         "on_error": on_error,
@@ -254,6 +254,8 @@ def _write_records(
 def _given_tokenizer(tokenizer: str | tokenizers.Tokenizer, vocab_size: int | None) -> tokenizers.Tokenizer | None:
     """The tokenizer that was named, or None where one is to be trained."""
     if tokenizer == tokenizers.SentencePieceTokenizer.kind:
+        if vocab_size is not None and vocab_size < 1:
+            raise UserError(f"vocab_size={vocab_size} must be at least 1, and in practice a thousand or more")
         if not vocab_size:
             raise UserError("tokenizer=sentencepiece is trained on the data and needs vocab_size, such as 2048")
         return None
@@ -299,12 +301,10 @@ def _existing(output: Path, request: dict) -> Metadata | None:
         found = metadata_lib.read(epath.Path(output))
     except UserError as error:
         raise UserError(f"output {str(output)!r} exists and cannot be reused ({error}); name another output") from error
-    asked = json.loads(json.dumps(request))
-    for name in asked:
-        was = found.request.get(name)
-        if was != asked[name]:
-            difference = f"{name}={reprlib.repr(was)}, not {reprlib.repr(asked[name])}"
-            raise UserError(f"output {str(output)!r} holds another dataset ({difference}); name another, or remove it")
+    asked, was = json.loads(json.dumps(request)), found.request
+    if differ := [name for name in asked if asked[name] != was.get(name)]:
+        shown = ", ".join(f"{name}={reprlib.repr(was.get(name))}, not {reprlib.repr(asked[name])}" for name in differ)
+        raise UserError(f"output {str(output)!r} holds another dataset ({shown}); name another, or remove it")
     return found
 
 

@@ -20,7 +20,8 @@ class SamplingConfig:
 
     length: int = 64  # new tokens per prompt
     steps: int | None = None  # denoising steps, each one forward pass; None: one per new token
-    strategy: str | None = None  # what a step reveals; None: ancestral (left_to_right for autoregressive models)
+    # what a step reveals: ancestral, low_confidence, left_to_right; None: ancestral (autoregressive: left_to_right)
+    strategy: str | None = None
     temperature: float = 1.0  # of the draw of each token; 0 takes the likeliest
     seed: int = 0  # the same seed gives the same tokens, whatever else is in the batch
 
@@ -36,10 +37,10 @@ class SamplingConfig:
                 raise UserError(f"sampling.{name}={value!r} must be an integer from {lowest} to {2**31 - 1}")
         if not isinstance(self.temperature, int | float) or not 0 <= self.temperature <= 1e6:
             raise UserError(
-                f"sampling.temperature={self.temperature!r} must be a number from 0 (take the likeliest token) to 1e6"
+                f"temperature={self.temperature!r} must be a number from 0 (take the likeliest token) to 1e6"
             )
         if self.strategy is not None and self.strategy not in STRATEGIES:
-            raise UserError(f"unknown sampling.strategy {self.strategy!r}{suggest(str(self.strategy), STRATEGIES)}")
+            raise UserError(f"unknown strategy {self.strategy!r}{suggest(str(self.strategy), STRATEGIES)}")
 
     def resolve(self, *, autoregressive: bool) -> "SamplingConfig":
         """A validated copy with the defaults of `steps` and `strategy` filled in for the kind of model.
@@ -53,8 +54,8 @@ class SamplingConfig:
         steps = self.steps or self.length
         if autoregressive and (strategy, steps) != ("left_to_right", self.length):
             raise UserError(
-                f"sampling.strategy={strategy} with sampling.steps={steps} needs a masked diffusion model; this one is "
-                f"autoregressive: leave both unset, or use left_to_right with sampling.steps={self.length}"
+                f"strategy={strategy} with steps={steps} needs a masked diffusion model; this one is "
+                f"autoregressive: leave both unset, or use left_to_right with steps={self.length}"
             )
         return dataclasses.replace(self, strategy=strategy, steps=steps)
 

@@ -84,7 +84,9 @@ class LoadedModel:
             raise UserError(
                 "this checkpoint carries no tokenizer; call diffusionlm.sampling.loop.generate with token ids"
             )
-        texts = [prompts] if isinstance(prompts, str) else list(prompts)
+        texts = [prompts] if isinstance(prompts, str) else prompts
+        if not isinstance(texts, list | tuple) or not all(isinstance(text, str) for text in texts):
+            raise UserError(f"prompts={prompts!r} must be a text, or a list of texts")
         encoded = [self._encode(text) for text in texts]
         with jax.set_mesh(self.mesh) if self.mesh else contextlib.nullcontext():
             result = generate(

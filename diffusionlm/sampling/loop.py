@@ -168,8 +168,9 @@ def _canvas(cfg: ModelSpec, prompts: Sequence[Sequence[int]], length: int, row_i
             raise UserError(f"prompt {r} is empty: an autoregressive model needs a first token, such as BOS")
         if len(ids) + length > cfg.max_length:
             raise UserError(
-                f"prompt {r} has {len(ids)} tokens, and with sampling.length={length} exceeds the model's context of "
-                f"{cfg.max_length}; shorten either"
+                f"length={length} after prompt {r}, of {len(ids)} tokens with any start token, exceeds the model's "
+                f"context of {cfg.max_length}; use a length of at most {max(cfg.max_length - len(ids), 0)}, or a "
+                "shorter prompt"
             )
     B, longest = len(prompts), max(len(prompt) for prompt in prompts) + length
     T = min(-(-longest // CANVAS_MULTIPLE) * CANVAS_MULTIPLE, cfg.max_length)
