@@ -98,7 +98,7 @@ def train(cfg: ModelConfig, length: int, convention: Convention, rows: int = 1) 
 
 
 def head_chunks(rows: int, length: int, chunk: int) -> int:
-    """In how many parts a loss projects (rows, length) tokens on a device: of `chunk` tokens, or one column, at most."""
+    """In how many parts a loss projects (rows, length) tokens on a device: of `chunk` tokens, or a column, at most."""
     return -(-length // max(1, chunk // rows))
 
 
