@@ -270,6 +270,7 @@ def _rest(state: Any) -> dict[str, Any]:
 
 
 def _is_whole(directory: epath.Path) -> bool:
+    _quieten()
     parts = ("_CHECKPOINT_METADATA", "params/_METADATA", "params/manifest.ocdbt", _SIDECAR)
     return all((directory / part).exists() for part in parts) and ocp.is_orbax_checkpoint(directory)
 
@@ -368,9 +369,9 @@ def _report(unraisable: Any, report: Callable[[Any], Any]) -> None:
         report(unraisable)
 
 
-@functools.cache
 def _quieten() -> None:
-    """Sets the filters above, once, before Orbax is first called: importing this module changes nothing."""
+    """Sets the filters above, unless they are set: before Orbax is called, as importing this module changes nothing."""
     logging.getLogger("absl").addFilter(_keep_absl)
     logging.getLogger("asyncio").addFilter(_keep_asyncio)
-    sys.unraisablehook = functools.partial(_report, report=sys.unraisablehook)
+    if getattr(sys.unraisablehook, "func", None) is not _report:
+        sys.unraisablehook = functools.partial(_report, report=sys.unraisablehook)

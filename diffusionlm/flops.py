@@ -77,13 +77,14 @@ def forward(cfg: ModelConfig, length: int) -> dict[str, int]:
     return {part: cfg.n_layers * count for part, count in layer.items()} | {"head": head}
 
 
-def train(cfg: ModelConfig, length: int, convention: Convention) -> int:
+def train(cfg: ModelConfig, length: int, convention: Convention, rows: int = 1) -> int:
     """FLOPs of one training pass (forward and backward) over one sequence of `length` tokens.
 
     "6nd" is the budget of SMDM (2410.18514) and LLaDA (2502.09992): 6 per non-embedding parameter and token, with
     neither attention nor head. "model" is what MFU credits: three times `forward`, because the gradients of both
     factors of a matmul cost as much again each, and every factor of every matmul here needs its gradient (the first
-    layer's inputs for the embedding). "executed" adds what the backward pass computes a second time to save memory.
+    layer's inputs for the embedding). "executed" adds what the backward pass computes a second time to save memory,
+    where each device holds `rows` such sequences at a time.
     """
     if convention == "6nd":
         return 6 * parameters(cfg).non_embedding * length
@@ -92,11 +93,16 @@ def train(cfg: ModelConfig, length: int, convention: Convention) -> int:
     if convention == "model":
         return model
     if convention == "executed":
-        return model + _recomputed(cfg, length, parts)
+        return model + _recomputed(cfg, length, parts, rows)
     raise UserError(f"unknown FLOP convention {convention!r}; use one of {', '.join(get_args(Convention))}")
 
 
-def _recomputed(cfg: ModelConfig, length: int, parts: dict[str, int]) -> int:
+def head_chunks(rows: int, length: int, chunk: int) -> int:
+    """In how many parts a loss projects (rows, length) tokens on a device: of `chunk` tokens, or a column, at most."""
+    return -(-length // max(1, chunk // rows))
+
+
+def _recomputed(cfg: ModelConfig, length: int, parts: dict[str, int], rows: int) -> int:
     recomputed = 0
     if cfg.remat == "dots":
         # The policy keeps what matmuls with weights give; the two of attention run again.
@@ -105,7 +111,8 @@ def _recomputed(cfg: ModelConfig, length: int, parts: dict[str, int]) -> int:
         # Everything but the last matmul of a block: its result only enters a sum, so no gradient asks for it.
         down = 2 * length * cfg.d_ff * cfg.d_model * cfg.n_layers
         recomputed = sum(parts.values()) - parts["head"] - down
-    return recomputed + parts["head"]  # the loss drops the logits of each chunk and computes them again
+    # Cut into chunks, the loss drops the logits of each and computes them again.
+    return recomputed + (parts["head"] if head_chunks(rows, length, cfg.head_chunk) > 1 else 0)
 
 
 def memory(cfg: ModelConfig, shards: int = 1) -> Memory:

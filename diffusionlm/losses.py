@@ -8,6 +8,7 @@ from flax import struct
 
 from diffusionlm.config import DiffusionConfig
 from diffusionlm.corruption import Corrupted
+from diffusionlm.flops import head_chunks
 from diffusionlm.sharding import rows_per_device
 
 
@@ -58,8 +59,8 @@ def cross_entropy(
 ) -> jax.Array:
     """-log softmax(logits)[label] in float32 nats, (B, T), without suppressed ids.
 
-    The vocabulary projection runs over chunks that the backward pass recomputes, so that the logits of a batch never
-    exist. Chunks are cut along T, which no mesh axis splits.
+    Of more than `chunk` tokens the vocabulary projection runs over chunks that the backward pass recomputes, so that
+    their logits never exist together. Chunks are cut along T, which no mesh axis splits.
 
     Args:
       head: hidden states (B, t, D) to raw float32 logits (B, t, V).
@@ -75,7 +76,9 @@ def cross_entropy(
         return jax.nn.logsumexp(logits_BxCxV, axis=-1) - label_BxC
 
     B, T, D = hidden_BxTxD.shape
-    S = -(-T // max(1, chunk // rows_per_device(B)))
+    S = head_chunks(rows_per_device(B), T, chunk)
+    if S == 1:
+        return nll(hidden_BxTxD, labels_BxT)
     C = -(-T // S)
     padding = ((0, 0), (0, S * C - T))  # what it costs is cut off again below
     hidden_SxBxCxD = jnp.pad(hidden_BxTxD, (*padding, (0, 0))).reshape(B, S, C, D).swapaxes(0, 1)

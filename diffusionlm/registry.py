@@ -5,6 +5,7 @@ import difflib
 import importlib
 import importlib.util
 import pkgutil
+import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Generic, TypeVar
@@ -31,7 +32,8 @@ class Registry(Generic[T]):
 
     def __init__(self, kind: str, package: str = "", *, named: bool = False):
         self.kind, self._package, self._named = kind, package, named
-        self._builders, self._files = dict[str, Callable[[], T]](), set[Path]()
+        self._builders = dict[str, Callable[[], T]]()
+        self._files = dict[Path, set[str]]()  # files that were run, and the names that each registered
 
     def register(self, name: str) -> Callable[[Callable[[], T]], Callable[[], T]]:
         def decorate(builder: Callable[[], T]) -> Callable[[], T]:
@@ -50,8 +52,9 @@ class Registry(Generic[T]):
         self._load()
         file, colon, own = name.rpartition(":")
         if colon and file.endswith(".py"):
-            self._run(Path(file))
-            name = own
+            if own not in (found := self._run(Path(file))):
+                raise UserError(f"{file} registers no {self.kind} {own!r}{suggest(own, found)}")
+            return self._builders[own]
         if name not in self._builders:
             raise UserError(f"unknown {self.kind} {name!r}{suggest(name, self._builders)}")
         return self._builders[name]
@@ -60,15 +63,21 @@ class Registry(Generic[T]):
         built = self.builder(name)()
         return dataclasses.replace(built, name=name.rpartition(":")[2]) if self._named else built
 
-    def _run(self, file: Path) -> None:
-        """Runs a user's file, once."""
+    def _run(self, file: Path) -> set[str]:
+        """Runs a user's file, once; returns the names that it registered."""
         if not file.is_file():
             raise UserError(f"no file {str(file)!r}; give FILE.py:NAME, where FILE.py registers the {self.kind} NAME")
-        if (file := file.resolve()) in self._files:
-            return
-        self._files.add(file)
-        spec = importlib.util.spec_from_file_location(file.stem, file)
-        spec.loader.exec_module(importlib.util.module_from_spec(spec))
+        if (file := file.resolve()) not in self._files:
+            before = dict(self._builders)
+            spec = importlib.util.spec_from_file_location(f"diffusionlm_user_{file.stem}", file)
+            module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+            try:
+                spec.loader.exec_module(module)
+            except BaseException:  # once it is mended, it can be run again
+                self._builders = before
+                raise
+            self._files[file] = set(self._builders) - set(before)
+        return self._files[file]
 
     def _load(self) -> None:
         if self._package:

@@ -130,7 +130,7 @@ def eval_step(
 
     Tokens 1..T-1 of a canvas of T are scored given token 0, by both objectives, so that twins are comparable; with
     packing "segments" each document's first token is context instead. Batch k holds records k * B to k * B + B - 1, and
-    the noise of a record is fixed by (record, draw), so the result depends neither on B nor on the mesh.
+    the noise of a record is fixed by (record, draw), so B and the mesh change the result by no more than rounding.
     """
     T = cfg.data.sequence_length
     tokens_BxT, segments_BxT = batch["tokens"][:, :T], batch["segment_ids"][:, :T]

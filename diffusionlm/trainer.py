@@ -97,7 +97,7 @@ def refuse_another_run(cfg: Config, workdir: epath.Path) -> None:
     try:
         theirs = config_lib.from_json(path.read_text())
     except ValueError as e:
-        raise UserError(f"{path} is damaged ({e}); use another --workdir, or delete that file") from e
+        raise UserError(f"{path} is damaged, or of another version ({e}); use another --workdir") from e
     if config_lib.fingerprint(theirs) != config_lib.fingerprint(cfg):
         old, new = config_lib.scientific_fields(theirs), config_lib.scientific_fields(cfg)
         differ = ", ".join(f"{k} ({old[k]} there, {new[k]} here)" for k in new if old[k] != new[k])
@@ -112,11 +112,19 @@ def record_run(cfg: Config, workdir: epath.Path) -> None:
         workdir.mkdir(parents=True, exist_ok=True)
         write_atomically(workdir / "config.json", config_lib.to_json(cfg))
         path = workdir / "environment.json"
-        last = json.loads(path.read_text()) if path.exists() else {}
+        last = _last_environment(path)
         earlier = [*last.pop("earlier", []), last] if last else []
         write_atomically(path, json.dumps({**environment(), "earlier": earlier}, indent=2) + "\n")
     except OSError as e:
         raise UserError(f"cannot write to the run directory {workdir}: {e.strerror}; choose another --workdir") from e
+
+
+def _last_environment(path: epath.Path) -> dict[str, Any]:
+    """What environment.json says, or nothing: it is a record, and no reason to refuse a run."""
+    try:
+        return json.loads(path.read_text())
+    except (FileNotFoundError, ValueError):
+        return {}
 
 
 def evaluation_rows(cfg: Config, dataset: Dataset, rows: np.ndarray | None = None) -> Iterator[dict[str, np.ndarray]]:

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.extend.core import jaxprs_in_params
+from jax.sharding import NamedSharding, PartitionSpec
 
 from diffusionlm import schedules
 from diffusionlm.config import DiffusionConfig, MeshConfig
@@ -352,6 +353,26 @@ def test_cross_entropy_is_minus_log_softmax_without_the_suppressed(unchunked):
 def test_chunks_change_neither_the_loss_nor_its_gradients(chunk, unchunked):
     chunked = jax.jit(jax.value_and_grad(summed, argnums=(0, 1), has_aux=True), static_argnums=3)(*head_case(), chunk)
     chex.assert_trees_all_close(chunked, unchunked, rtol=1e-5, atol=1e-5)
+
+
+def test_chunks_on_a_mesh_change_neither_the_loss_nor_its_gradients():
+    """8 rows over 4 devices, the weights over 2; 11 positions in chunks of 3."""
+    rng = np.random.default_rng(4)
+    hidden, weight = rng.normal(size=(8, HT, HD)).astype(np.float32), np.asarray(head_case()[1])
+    labels = rng.integers(0, V, (8, HT)).astype(np.int32)
+
+    def loss(hidden, weight, labels):
+        nll = cross_entropy(lambda h: h @ weight, hidden, labels, jnp.asarray(SUPPRESSED), 6)
+        return (nll * jnp.cos(jnp.arange(8 * HT).reshape(8, HT))).sum()
+
+    alone = jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))(hidden, weight, labels)
+    mesh = make_mesh(MeshConfig(2, 2, 2))
+    rows = NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
+    columns = NamedSharding(mesh, PartitionSpec("fsdp", "tensor"))
+    with jax.set_mesh(mesh):
+        placed = jax.device_put(hidden, rows), jax.device_put(weight, columns), jax.device_put(labels, rows)
+        together = jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))(*placed)
+    chex.assert_trees_all_close(jax.device_get(together), jax.device_get(alone), rtol=1e-5, atol=1e-5)
 
 
 def test_suppressed_ids_get_no_probability_and_no_gradient(unchunked):

@@ -79,10 +79,29 @@ def test_a_file_of_the_users_registers_what_is_asked_for(fruit, tmp_path, monkey
     monkeypatch.setitem(sys.modules, "test_registry", sys.modules[__name__])
     assert SHARED.get(f"{file}:plum") == "blue"
     assert SHARED.get(f"{file}:plum") == "blue"  # not run again, which would register twice
-    with pytest.raises(UserError, match="unknown fruit 'plun'; did you mean 'plum'"):
-        SHARED.get(f"{file}:plun")
+    SHARED.register("pear")(lambda: "green")
+    for other in ("plun", "pear"):  # a typo, and one that is not of this file
+        with pytest.raises(UserError, match=f"garden.py registers no fruit '{other}'"):
+            SHARED.get(f"{file}:{other}")
     with pytest.raises(UserError, match="no file 'nowhere.py'; give FILE.py:NAME"):
         SHARED.get("nowhere.py:plum")
+
+
+def test_a_file_that_fails_can_be_mended_and_run_again(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "test_registry", sys.modules[__name__])
+    file, text = (
+        tmp_path / "orchard_of_mine.py",
+        (
+            "from __future__ import annotations\nimport dataclasses, test_registry\n\n"
+            "@dataclasses.dataclass\nclass Fig:\n    colour: str = 'purple'\n\n"
+            "@test_registry.SHARED.register('fig')\ndef fig():\n    return Fig().colour\n"
+        ),
+    )
+    file.write_text(text + "1 / 0\n")
+    with pytest.raises(ZeroDivisionError):
+        SHARED.get(f"{file}:fig")
+    file.write_text(text)
+    assert SHARED.get(f"{file}:fig") == "purple"
 
 
 SHARED = Registry("fruit")

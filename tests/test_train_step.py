@@ -24,7 +24,7 @@ B, T, V = 32, 8, 29
 MDM = Config(
     objective="mdm",
     model=ModelConfig(
-        d_model=16, n_layers=2, n_heads=2, n_kv_heads=2, head_dim=8, d_ff=32, vocab_size=V, max_length=T, head_chunk=96
+        d_model=16, n_layers=2, n_heads=2, n_kv_heads=2, head_dim=8, d_ff=32, vocab_size=V, max_length=T, head_chunk=12
     ),
     diffusion=DiffusionConfig(random_length=0.3),
     # A large eps: Adam would otherwise blow up rounding errors of gradients near 0 to the size of a step.
