@@ -1,0 +1,81 @@
+"""Drawing tokens: exact categorical draws in float32, temperature, top-k and top-p, with every setting as data."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+
+def draw(
+    keys_BxT: jax.Array, logits_BxTxV: jax.Array, temperature: jax.Array, top_k: jax.Array, top_p: jax.Array
+) -> jax.Array:
+    """One token per position from softmax(logits / temperature), cut to the top k and then to the nucleus p.
+
+    By the Gumbel-max trick, argmax(logits + temperature * noise), which needs no division, so that temperature 0 is the
+    argmax. The high-resolution noise keeps the tail: float32's usual uniforms have nothing below 1e-7, which acts like
+    a lower temperature (arXiv 2409.02908).
+
+    Args:
+      keys_BxT: of the noise.
+      logits_BxTxV: float32; -inf where a token must not be drawn.
+      temperature: float32 scalar.
+      top_k: int32 scalar; 0: all. Tokens that tie with the k-th are kept.
+      top_p: float32 scalar; 1: all. The fewest likeliest tokens with at least this much of the tempered probability,
+        and those that tie with the last of them (Holtzman et al., arXiv 1904.09751).
+
+    Returns:
+      int32 (B, T).
+    """
+    V = logits_BxTxV.shape[-1]
+
+    def noisy() -> jax.Array:
+        cuts = (top_k > 0) | (top_p < 1)
+        kept_BxTxV = jax.lax.cond(cuts, lambda: _cut(logits_BxTxV, temperature, top_k, top_p), lambda: logits_BxTxV)
+        gumbel = functools.partial(jax.random.gumbel, shape=(V,), dtype=jnp.float32, mode="high")
+        return kept_BxTxV + temperature * jax.vmap(jax.vmap(gumbel))(keys_BxT)
+
+    scores_BxTxV = jax.lax.cond(temperature > 0, noisy, lambda: logits_BxTxV)
+    return jnp.argmax(scores_BxTxV, axis=-1).astype(jnp.int32)
+
+
+def _cut(logits_BxTxV: jax.Array, temperature: jax.Array, top_k: jax.Array, top_p: jax.Array) -> jax.Array:
+    """The logits with -inf for what top-k and top-p leave out."""
+    ones_BxTxV = jnp.ones_like(logits_BxTxV)
+    V = logits_BxTxV.shape[-1]
+    k = jnp.where(top_k > 0, jnp.minimum(top_k, V), V).astype(jnp.float32)
+    least_BxT = smallest_kept(logits_BxTxV, ones_BxTxV, jnp.broadcast_to(k, logits_BxTxV.shape[:-1]))
+    logits_BxTxV = jnp.where(logits_BxTxV >= least_BxT[..., None], logits_BxTxV, -jnp.inf)
+    p_BxTxV = jax.nn.softmax(logits_BxTxV / temperature, axis=-1)
+    # A sum of all probabilities may fall short of 1 by rounding; p = 1 must keep all.
+    wanted = jnp.where(top_p < 1, top_p, 0.0)
+    least_BxT = smallest_kept(logits_BxTxV, p_BxTxV, jnp.broadcast_to(wanted, logits_BxTxV.shape[:-1]))
+    kept_BxTxV = (logits_BxTxV >= least_BxT[..., None]) | (top_p >= 1)
+    return jnp.where(kept_BxTxV, logits_BxTxV, -jnp.inf)
+
+
+def smallest_kept(x_BxTxV: jax.Array, mass_BxTxV: jax.Array, wanted_BxT: jax.Array) -> jax.Array:
+    """The largest threshold for which the elements of `x` at or above it have at least the mass that is wanted.
+
+    By bisection over the 32 bits of a float, so without a sort over the vocabulary: its cost is 32 sums, and the
+    vocabulary may be split over devices (MD4's released sampler finds its nucleus in the same way).
+
+    Returns:
+      float32 (B, T), an element of `x`.
+    """
+    order_BxTxV = _ordered(x_BxTxV)
+
+    def one_bit(i: jax.Array, threshold_BxT: jax.Array) -> jax.Array:
+        candidate_BxT = threshold_BxT | (jnp.uint32(1) << (31 - i).astype(jnp.uint32))
+        kept_BxTxV = order_BxTxV >= candidate_BxT[..., None]
+        enough_BxT = jnp.where(kept_BxTxV, mass_BxTxV, 0.0).sum(-1) >= wanted_BxT
+        return jnp.where(enough_BxT, candidate_BxT, threshold_BxT)
+
+    threshold_BxT = jax.lax.fori_loop(0, 32, one_bit, jnp.zeros(wanted_BxT.shape, jnp.uint32))
+    return jnp.where(order_BxTxV >= threshold_BxT[..., None], x_BxTxV, jnp.inf).min(-1)
+
+
+def _ordered(x: jax.Array) -> jax.Array:
+    """float32 to uint32 in the same order: the bits, with those of negative numbers flipped."""
+    bits = jax.lax.bitcast_convert_type(x, jnp.uint32)
+    sign = jnp.uint32(1 << 31)
+    return jnp.where(bits & sign != 0, ~bits, bits | sign)

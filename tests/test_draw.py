@@ -1,0 +1,118 @@
+"""Drawing tokens: the law, its tail, and what top-k and top-p keep."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import special, stats
+
+from diffusionlm.sampling.draw import draw, smallest_kept
+
+V = 50
+
+
+@pytest.fixture(autouse=True)
+def strict_dtypes():
+    with jax.numpy_dtype_promotion("strict"):
+        yield
+
+
+LOGITS = np.random.default_rng(0).normal(scale=2.0, size=V).astype(np.float32)
+
+
+def counts(logits, n=40_000, temperature=1.0, top_k=0, top_p=1.0, seed=0) -> np.ndarray:
+    keys = jax.random.split(jax.random.key(seed), (1, n))
+    rows = jnp.broadcast_to(jnp.asarray(logits), (1, n, len(logits)))
+    tokens = jax.jit(draw)(keys, rows, jnp.float32(temperature), jnp.int32(top_k), jnp.float32(top_p))
+    return np.bincount(np.asarray(tokens)[0], minlength=len(logits))
+
+
+def p_value(found: np.ndarray, law: np.ndarray) -> float:
+    assert not found[law == 0].any()
+    expected = law * found.sum()
+    rare = expected < 10
+    observed = np.append(found[~rare], found[rare].sum())
+    expected = np.append(expected[~rare], expected[rare].sum())
+    if (expected > 0).sum() == 1:
+        return 1.0
+    return stats.chisquare(observed[expected > 0], expected[expected > 0]).pvalue
+
+
+def nucleus(p: np.ndarray, top_p: float) -> np.ndarray:
+    """By sorting, as it is defined."""
+    order = np.argsort(-p)
+    kept = order[: int(np.searchsorted(np.cumsum(p[order]), top_p)) + 1]
+    return np.isin(np.arange(len(p)), kept)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.5, 1.7])
+@pytest.mark.parametrize("top_k, top_p", [(0, 1.0), (5, 1.0), (0, 0.8), (8, 0.6), (500, 0.3)])
+def test_the_law_of_the_draw(temperature, top_k, top_p):
+    logits = LOGITS.astype(np.float64)
+    if top_k and top_k < V:
+        logits = np.where(logits >= np.sort(logits)[-top_k], logits, -np.inf)
+    p = special.softmax(logits / temperature)
+    if top_p < 1:
+        p = np.where(nucleus(p, top_p), p, 0)
+        p /= p.sum()
+    assert p_value(counts(LOGITS, 40_000, temperature, top_k, top_p), p) > 1e-3
+
+
+def test_temperature_zero_is_the_argmax():
+    assert counts(LOGITS, 100, temperature=0.0, top_k=3, top_p=0.2)[np.argmax(LOGITS)] == 100
+
+
+def test_what_is_forbidden_is_never_drawn():
+    logits = LOGITS.copy()
+    logits[np.argsort(-logits)[:10]] = -np.inf
+    for settings in ({}, {"top_k": 45}, {"top_p": 0.999}):
+        assert not counts(logits, 2000, **settings)[~np.isfinite(logits)].any()
+
+
+def drawn_against_a_rare_rival(rival: float, n: int, seed: int = 0) -> int:
+    """How often a token of log-odds -rival is drawn in n draws."""
+    rows = jnp.broadcast_to(jnp.array([0.0, -rival]), (1, 1 << 16, 2))
+    settings = jnp.float32(1), jnp.int32(0), jnp.float32(1)
+
+    def some(key):
+        return draw(jax.random.split(key, (1, 1 << 16)), rows, *settings).sum(dtype=jnp.int32)
+
+    keys = jax.random.split(jax.random.key(seed), n >> 16)
+    return int(jax.jit(lambda keys: jax.lax.map(some, keys).sum(dtype=jnp.int32))(keys))
+
+
+@pytest.mark.slow
+def test_the_tail_of_the_noise_is_there():
+    """P(Gumbel > 16.6) = 6.2e-8, so 16.5 of 2**28 draws; float32's usual uniforms reach only 15.9 and give none."""
+
+    def above(key, mode):
+        return (jax.random.gumbel(key, (1 << 22,), jnp.float32, mode=mode) > 16.6).sum(dtype=jnp.int32)
+
+    keys = jax.random.split(jax.random.key(0), 64)
+    found = {
+        mode: int(jax.jit(lambda keys, mode=mode: jax.lax.map(lambda k: above(k, mode), keys).sum())(keys))
+        for mode in ("low", "high")
+    }
+    assert found["low"] == 0  # so the test can tell
+    assert stats.binomtest(found["high"], 1 << 28, -np.expm1(-np.exp(-16.6))).pvalue > 1e-3
+
+
+def test_rare_tokens_are_drawn_as_often_as_they_should_be():
+    n = 1 << 20
+    for rival in (6.0, 9.0):
+        p = 1 / (1 + np.exp(rival))
+        assert stats.binomtest(drawn_against_a_rare_rival(rival, n), n, p).pvalue > 1e-3
+
+
+@pytest.mark.parametrize("wanted", [1, 3, 50])
+def test_smallest_kept_is_the_kth_largest(wanted):
+    x = jnp.asarray(np.random.default_rng(1).normal(size=(2, 3, V)), jnp.float32)
+    found = smallest_kept(x, jnp.ones_like(x), jnp.full((2, 3), float(wanted)))
+    np.testing.assert_array_equal(found, np.sort(np.asarray(x), -1)[..., -wanted])
+
+
+def test_smallest_kept_with_infinities_and_ties():
+    x = jnp.array([[[2.0, -jnp.inf, 2.0, 0.0, -0.0, -3.0]]])
+    for wanted, expected in ((1, 2.0), (2, 2.0), (3, 0.0), (5, -3.0), (6, -jnp.inf)):
+        found = smallest_kept(x, jnp.ones_like(x), jnp.full((1, 1), float(wanted)))
+        assert float(found[0, 0]) == expected, wanted
