@@ -15,10 +15,13 @@ from scipy import special, stats
 from diffusionlm import schedules
 from diffusionlm.config import Config, DiffusionConfig, ModelConfig
 from diffusionlm.errors import UserError
-from diffusionlm.model import Transformer
+from diffusionlm.model import Transformer, suppression
+from diffusionlm.sampling import generate as generation
 from diffusionlm.sampling import loop
+from diffusionlm.sampling.canvas import Canvas, build
 from diffusionlm.sampling.config import ModelSpec, SamplingConfig
-from diffusionlm.sampling.loop import Canvas, Settings, generate
+from diffusionlm.sampling.generate import generate
+from diffusionlm.sampling.loop import Settings
 from diffusionlm.sampling.strategies import STRATEGIES
 
 TINY = ModelConfig(d_model=32, n_layers=2, n_heads=2, n_kv_heads=2, head_dim=16, d_ff=64, vocab_size=50, max_length=128)
@@ -97,7 +100,8 @@ def oracle_counts(strategy: str, steps: int, schedule="linear", temperature=1.0,
     """How often each sequence comes out of the loop."""
     shape = (10_000, L)
     rows = jnp.arange(shape[0], dtype=jnp.int32)
-    canvas = Canvas(jnp.full(shape, V, jnp.int32), jnp.ones(shape, bool), jnp.ones(shape, jnp.int32), rows)
+    ones = jnp.ones(shape, jnp.int32)
+    canvas = Canvas(V * ones, ones > 0, ones, 0 * ones, rows)
     settings = make_settings(strategy, steps, temperature)
     tokens = np.asarray(denoise_with_oracle(canvas, jax.random.key(seed), settings, schedule))
     assert tokens.max() < V
@@ -105,7 +109,8 @@ def oracle_counts(strategy: str, steps: int, schedule="linear", temperature=1.0,
 
 
 def make_settings(strategy: str, steps: int, temperature: float = 1.0) -> Settings:
-    return Settings(jnp.int32(steps), jnp.int32(list(STRATEGIES).index(strategy)), jnp.float32(temperature))
+    sampling = SamplingConfig(length=steps, steps=steps, strategy=strategy, temperature=temperature)
+    return Settings.of(sampling.resolve(autoregressive=False))
 
 
 def p_value(counts: np.ndarray, law: np.ndarray) -> float:
@@ -221,11 +226,10 @@ def test_autoregressive_models_complete_greedily_from_left_to_right():
 
 
 def run_canvas(strategy: str, params=PARAMS, spec: ModelSpec = MDM, steps: int = 4, length: int = 9, frames: int = 0):
-    canvas = loop._canvas(spec, PROMPTS, length, range(len(PROMPTS)))
-    suppressed = loop.suppression(spec.model, spec.suppressed_ids)
-    args = (params, suppressed, canvas, jax.random.key(0), make_settings(strategy, steps))
-    built = schedules.build(spec.diffusion)
-    return canvas, loop._run(*args, model_cfg=spec.model, shifted=spec.shifted, schedule=built, frames=frames)
+    canvas = build(spec, [[*prompt, *[None] * length] for prompt in PROMPTS], 0, range(len(PROMPTS)))
+    data = {"canvas": canvas, "key": jax.random.key(0), "settings": make_settings(strategy, steps)}
+    static = {"spec": spec, "schedule": schedules.build(spec.diffusion), "guided": False, "frames": frames}
+    return canvas, generation._run(params, suppression(spec.model, spec.suppressed_ids), **data, **static)
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
@@ -256,7 +260,7 @@ def test_a_drawn_token_that_equals_the_mask_id_is_not_masked():
         return jnp.broadcast_to(jnp.array([0.0, 9.0, 0.0]), (*tokens_BxT.shape, 3))
 
     ones = jnp.ones((2, 6), jnp.int32)
-    canvas = Canvas(ones, ones > 0, ones, jnp.arange(2, dtype=jnp.int32))
+    canvas = Canvas(ones, ones > 0, ones, 0 * ones, jnp.arange(2, dtype=jnp.int32))
     settings = make_settings("low_confidence", 8, 0.0)
     result = loop.denoise(always_one, schedules.Linear(), jnp.zeros(3, bool), canvas, jax.random.key(0), settings)
     assert (np.asarray(result.tokens_BxT) == 1).all() and result.nfe_B.tolist() == [6, 6]
@@ -264,11 +268,12 @@ def test_a_drawn_token_that_equals_the_mask_id_is_not_masked():
 
 def test_trace_records_every_state():
     canvas, result = run_canvas("low_confidence", length=10, steps=4, frames=16)
-    tokens, masked = (np.asarray(states)[: int(result.index) + 1] for states in result.trace)
+    tokens, masked, confidence = (np.asarray(states)[: int(result.index) + 1] for states in result.trace)
     assert len(tokens) == 5
     assert masked.sum(-1)[:, 0].tolist() == [10, 7, 4, 2, 0]
     assert (tokens[0] == canvas.tokens_BxT).all() and (tokens[-1] == np.asarray(result.tokens_BxT)).all()
     assert (tokens[masked] == MDM.mask_id).all() and not (tokens[~masked] == MDM.mask_id).any()
+    assert ((confidence > 0) == (canvas.masked_BxT[None] & ~masked)).all() and confidence.max() <= 1
     for before, after in itertools.pairwise(range(5)):
         assert not (masked[after] & ~masked[before]).any()
         assert (tokens[after] == tokens[before])[~masked[before]].all()

@@ -10,19 +10,27 @@ from diffusionlm.sampling import strategies
 from diffusionlm.sampling.strategies import STRATEGIES, Step
 
 
-def make_step(index=0, steps=1, *, logits, proposal=None, masked=None, initial=None, probability=0.5, uniform=None):
+def make_step(
+    index=0, steps=1, *, logits, proposal=None, masked=None, initial=None, t=1.0, s=0.5, uniform=None, **rules
+):
     logits = jnp.asarray(logits, jnp.float32)
     B, T = logits.shape[:2]
     masked = jnp.ones((B, T), bool) if masked is None else jnp.asarray(masked)
+    defaults = dict(threshold=0.9, factor=1.0, entropy_bound=0.1, remask=0.0, position_temperature=0.0)
     return Step(
-        index=jnp.int32(index),
-        steps=jnp.int32(steps),
-        reveal_probability=jnp.float32(probability),
+        index_B=jnp.full(B, index, jnp.int32),
+        steps_B=jnp.full(B, steps, jnp.int32),
+        mask_probability_t_B=jnp.full(B, t, jnp.float32),
+        mask_probability_s_B=jnp.full(B, s, jnp.float32),
         logits_BxTxV=logits,
         proposal_BxT=jnp.argmax(logits, -1).astype(jnp.int32) if proposal is None else jnp.asarray(proposal, jnp.int32),
         masked_BxT=masked,
+        revealed_BxT=~masked,
         initial_B=masked.sum(-1, dtype=jnp.int32) if initial is None else jnp.asarray(initial, jnp.int32),
+        demoted_BxT=jnp.zeros((B, T), bool),
         uniform_BxT=jnp.zeros((B, T)) if uniform is None else jnp.asarray(uniform, jnp.float32),
+        gumbel_BxT=jnp.zeros((B, T)),
+        rules=strategies.Rules(**{k: jnp.float32(v) for k, v in (defaults | rules).items()}),
     )
 
 
@@ -80,24 +88,24 @@ def test_log_odds_are_of_the_proposal_with_suppressed_ids_out_of_the_softmax():
 def test_low_confidence_reveals_the_most_probable_proposals():
     logits = np.zeros((1, 4, 3))
     logits[0, :, 0] = [1.0, 4.0, 2.0, 3.0]
-    revealed = STRATEGIES["low_confidence"](make_step(0, 2, logits=logits))
+    revealed = STRATEGIES["low_confidence"](make_step(0, 2, logits=logits)).reveal_BxT
     assert revealed.tolist() == [[False, True, False, True]]
 
 
 def test_low_confidence_judges_the_drawn_token_and_not_the_likeliest():
     logits = np.log(np.array([[[0.9, 0.1], [0.4, 0.6]]]))
-    revealed = STRATEGIES["low_confidence"](make_step(0, 2, logits=logits, proposal=[[1, 1]]))
+    revealed = STRATEGIES["low_confidence"](make_step(0, 2, logits=logits, proposal=[[1, 1]])).reveal_BxT
     assert revealed.tolist() == [[False, True]]
 
 
 def test_left_to_right_takes_the_first_masked_positions():
     masked = [[False, True, False, True, True]]
-    revealed = STRATEGIES["left_to_right"](make_step(0, 2, logits=np.zeros((1, 5, 2)), masked=masked))
+    revealed = STRATEGIES["left_to_right"](make_step(0, 2, logits=np.zeros((1, 5, 2)), masked=masked)).reveal_BxT
     assert revealed.tolist() == [[False, True, False, True, False]]
 
 
 def test_ancestral_reveals_with_the_given_probability():
     uniform = np.asarray(jax.random.uniform(jax.random.key(0), (1, 100_000)))
-    step = make_step(logits=np.zeros((1, 100_000, 1)), probability=0.3, uniform=uniform)
-    rate = float(STRATEGIES["ancestral"](step).mean())
+    step = make_step(logits=np.zeros((1, 100_000, 1)), t=1.0, s=0.7, uniform=uniform)
+    rate = float(STRATEGIES["ancestral"](step).reveal_BxT.mean())
     assert abs(rate - 0.3) < 4 * np.sqrt(0.3 * 0.7 / 100_000)

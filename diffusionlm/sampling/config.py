@@ -13,32 +13,62 @@ from diffusionlm.registry import suggest
 
 @dataclass(frozen=True)
 class SamplingConfig:
-    """How new tokens are generated after a prompt.
+    """How new tokens are generated after a prompt, or in the gaps of a text.
 
-    `length` shapes the canvas; everything else is data to the compiled loop, so changing it does not recompile.
+    `length` shapes the canvas, and guidance doubles the batch; everything else is data to the compiled loop, so
+    changing it does not recompile.
     """
 
     length: int = 64  # new tokens per prompt
-    steps: int | None = None  # denoising steps, each one forward pass; None: one per new token
-    # what a step reveals: ancestral, low_confidence, left_to_right; None: ancestral (autoregressive: left_to_right)
+    steps: int | None = None  # denoising steps over all blocks, each one forward pass; None: one per new token
+    # what a step reveals: ancestral, remdm, fixed_count, random, low_confidence, entropy, margin, left_to_right,
+    # smdm_greedy, confidence_threshold, confidence_factor, entropy_bound; None: ancestral (autoregressive:
+    # left_to_right)
     strategy: str | None = None
     temperature: float = 1.0  # of the draw of each token; 0 takes the likeliest
+    top_k: int = 0  # draw from the k likeliest tokens only; 0: from all
+    top_p: float = 1.0  # draw from the likeliest tokens that make up this much probability only; 1: from all
+    # new tokens per block; blocks are generated from left to right, the last may be shorter; 0: one block
+    block_length: int = 0
+    growing: bool = False  # a block does not see the blocks after it, not even as masks
+    threshold: float = 0.9  # confidence_threshold: the least probability
+    factor: float = 1.0  # confidence_factor: more reveals more
+    entropy_bound: float = 0.1  # entropy_bound: nats that a step may give away
+    remask: float = 0.04  # remdm: the most that revealed tokens may be taken back with, as a probability per step
+    # randomness of the choice among positions in low_confidence, entropy and margin; 0: the best first
+    position_temperature: float = 0.0
+    guidance: float = 0.0  # scale of unsupervised classifier-free guidance, the prompt masked; 0: none
+    eos_penalty: float = 0.0  # nats taken off the logit of the end of text
+    eos_last: bool = False  # the end of text has no confidence, so that it is revealed last
+    stop_at_eos: bool = True  # a row is done once all before its first end of text is there
     seed: int = 0  # the same seed gives the same tokens, whatever else is in the batch
 
     def validate(self) -> None:
         """Raises `UserError` for a value that has no meaning."""
         from diffusionlm.sampling.strategies import STRATEGIES  # here, because it imports JAX
 
-        for name, lowest in (("length", 1), ("steps", 1), ("seed", 0)):
+        least = {"length": 1, "steps": 1, "top_k": 0, "block_length": 0, "seed": 0}
+        for name, lowest in least.items():
             value = getattr(self, name)
             if name == "steps" and value is None:
                 continue
             if not isinstance(value, int) or not lowest <= value < 2**31:
-                raise UserError(f"sampling.{name}={value!r} must be an integer from {lowest} to {2**31 - 1}")
-        if not isinstance(self.temperature, int | float) or not 0 <= self.temperature <= 1e6:
-            raise UserError(
-                f"temperature={self.temperature!r} must be a number from 0 (take the likeliest token) to 1e6"
-            )
+                raise UserError(f"{name}={value!r} must be an integer from {lowest} to {2**31 - 1}")
+        for name, lowest, highest, meaning in (
+            ("temperature", 0, 1e6, "0 takes the likeliest token"),
+            ("position_temperature", 0, 1e6, "0 takes the best position"),
+            ("threshold", 0, 1, "a probability"),
+            ("remask", 0, 1, "a probability"),
+            ("factor", 0, 1e6, "more reveals more"),
+            ("entropy_bound", 0, 1e6, "in nats"),
+            ("guidance", 0, 1e6, "0 is none"),
+            ("eos_penalty", 0, float("inf"), "in nats; inf forbids it"),
+        ):
+            value = getattr(self, name)
+            if not isinstance(value, int | float) or not lowest <= value <= highest:
+                raise UserError(f"{name}={value!r} must be a number from {lowest} to {highest} ({meaning})")
+        if not isinstance(self.top_p, int | float) or not 0 < self.top_p <= 1:
+            raise UserError(f"top_p={self.top_p!r} must be a probability above 0, at most 1 (all tokens)")
         if self.strategy is not None and self.strategy not in STRATEGIES:
             raise UserError(f"unknown strategy {self.strategy!r}{suggest(str(self.strategy), STRATEGIES)}")
 
@@ -54,8 +84,16 @@ class SamplingConfig:
         steps = self.steps or self.length
         if autoregressive and (strategy, steps) != ("left_to_right", self.length):
             raise UserError(
-                f"strategy={strategy} with steps={steps} needs a masked diffusion model; this one is "
-                f"autoregressive: leave both unset, or use left_to_right with steps={self.length}"
+                f"strategy={strategy} with steps={steps} needs a masked diffusion model; this one is autoregressive: "
+                f"leave both unset, or use left_to_right with steps={self.length}"
+            )
+        if autoregressive and self.guidance:
+            raise UserError(f"guidance={self.guidance} needs a masked diffusion model, which can mask its prompt")
+        blocks = -(-self.length // self.block_length) if self.block_length else 1
+        if steps < blocks:
+            raise UserError(
+                f"steps={steps} are fewer than the {blocks} blocks of block_length={self.block_length} in "
+                f"length={self.length}; use at least one step a block"
             )
         return dataclasses.replace(self, strategy=strategy, steps=steps)
 
@@ -70,6 +108,7 @@ class ModelSpec:
     suppressed_ids: tuple[int, ...]  # in-vocabulary ids that are never drawn
     shifted: bool  # the hidden state at position i predicts token i + 1, not token i
     max_length: int  # longest prompt and completion together
+    eos_ids: tuple[int, ...] = ()  # ids that end a text
 
     @classmethod
     def of(cls, cfg: Config) -> "ModelSpec":

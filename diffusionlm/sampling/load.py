@@ -17,7 +17,8 @@ from diffusionlm.errors import UserError
 from diffusionlm.model import Transformer
 from diffusionlm.registry import suggest
 from diffusionlm.sampling.config import ModelSpec, SamplingConfig
-from diffusionlm.sampling.loop import Trace, generate
+from diffusionlm.sampling.generate import generate
+from diffusionlm.sampling.loop import Trace
 from diffusionlm.sharding import tree_shardings
 
 DTYPES = ("float32", "bfloat16")
@@ -78,11 +79,11 @@ class LoadedModel:
           One completion per prompt, in order.
 
         Raises:
-          UserError: as `diffusionlm.sampling.loop.generate`, an unknown setting, or a checkpoint without a tokenizer.
+          UserError: as of `diffusionlm.sampling.generate`, an unknown setting, or a checkpoint without a tokenizer.
         """
         if self.tokenizer is None:
             raise UserError(
-                "this checkpoint carries no tokenizer; call diffusionlm.sampling.loop.generate with token ids"
+                "this checkpoint carries no tokenizer; call diffusionlm.sampling.generate.generate with token ids"
             )
         texts = [prompts] if isinstance(prompts, str) else prompts
         if not isinstance(texts, list | tuple) or not all(isinstance(text, str) for text in texts):
@@ -143,6 +144,7 @@ def load(path: epath.PathLike, dtype: str | None = None, mesh: jax.sharding.Mesh
         suppressed_ids=tuple(sidecar.suppressed_ids),
         shifted=sidecar.alignment == "shifted" or sidecar.objective == "arm",
         max_length=sidecar.canvas.get("max_length", model_cfg.max_length),
+        eos_ids=() if sidecar.eos_id is None else (sidecar.eos_id,),
     )
     tokens_1x1 = jax.ShapeDtypeStruct((1, 1), jnp.int32)
     boxed = jax.eval_shape(Transformer(model_cfg).init, jax.random.key(0), tokens_1x1)["params"]

@@ -1,8 +1,10 @@
-"""Which masked positions a denoising step reveals.
+"""Which masked positions a denoising step reveals, and which tokens it takes back.
 
-A strategy is a pure function of one `Step` that returns the positions whose proposed tokens are kept. The loop compiles
-all of them into one switch, so choosing another does not recompile. A new strategy is one new function and one entry in
-`STRATEGIES`. The loop reveals masked positions only, and all that are left at the last step, whatever a strategy says.
+A strategy is a pure function of one `Step` that returns a `Decision`. The loop compiles all of them into one switch, so
+choosing another does not recompile. A new strategy is one new function and one entry in `STRATEGIES`. The loop keeps to
+the active block of each row, and reveals all that is left of it at its last step, whatever a strategy says.
+
+Ties are broken from the left: of equal scores the leftmost position comes first.
 """
 
 from collections.abc import Callable
@@ -12,51 +14,182 @@ import jax
 import jax.numpy as jnp
 
 
-class Step(NamedTuple):
-    """What a strategy may look at: the state before the reveal, and the proposed tokens."""
+class Rules(NamedTuple):
+    """The parameters of the strategies, as data."""
 
-    index: jax.Array  # int32 scalar: this step, counted from 0
-    steps: jax.Array  # int32 scalar: how many steps there are
-    reveal_probability: jax.Array  # float32 scalar: (alpha(s) - alpha(t)) / (1 - alpha(t)) for this step from t to s
+    threshold: jax.Array  # float32: of `confidence_threshold`
+    factor: jax.Array  # float32: of `confidence_factor`
+    entropy_bound: jax.Array  # float32, nats: of `entropy_bound`
+    remask: jax.Array  # float32: the cap of `remdm`
+    position_temperature: jax.Array  # float32: of the order in which positions are chosen; 0: the best first
+
+
+class Step(NamedTuple):
+    """What a strategy may look at: the state before the reveal, and the proposed tokens. S: steps of the block."""
+
+    index_B: jax.Array  # int32: this step of the active block, counted from 0
+    steps_B: jax.Array  # int32: S
+    mask_probability_t_B: jax.Array  # float32: 1 - alpha(t) before this step, t = 1 - index / S
+    mask_probability_s_B: jax.Array  # float32: 1 - alpha(s) after it, s = t - 1 / S; 0 at the last step
     logits_BxTxV: jax.Array  # float32, un-tempered; suppressed ids are -inf
     proposal_BxT: jax.Array  # int32: the token drawn at every position
-    masked_BxT: jax.Array  # bool: still to be revealed
-    initial_B: jax.Array  # int32: how many positions were masked before step 0
+    masked_BxT: jax.Array  # bool: still to be revealed, in the active block
+    revealed_BxT: jax.Array  # bool: generated already, in the active block
+    initial_B: jax.Array  # int32: how many positions of the block were masked before its first step
+    demoted_BxT: jax.Array  # bool: proposals that have no confidence (end of text, where the settings say so)
     uniform_BxT: jax.Array  # float32 in [0, 1): fresh noise
+    gumbel_BxT: jax.Array  # float32: fresh noise
+    rules: Rules
 
 
-def ancestral(step: Step) -> jax.Array:
+class Decision(NamedTuple):
+    """What becomes of the active block."""
+
+    reveal_BxT: jax.Array  # bool: masked positions that keep their proposals
+    remask_BxT: jax.Array  # bool: revealed positions that become masks again
+
+
+# --- each position on its own
+
+
+def ancestral(step: Step) -> Decision:
     """Each masked position on its own, with the reverse process's probability (MDLM, arXiv 2406.07524).
 
     Approaches the model's own distribution as steps grow, so it suits models of any quality. Drawing the reveal and the
-    token apart is the same law as one categorical over the vocabulary and the mask, without the float32 tail that such
-    a categorical loses when the reveal probability is small.
+    token apart is the same law as one categorical over the vocabulary and the mask (MD4's "ancestral"; with `top_p` its
+    "topp"), without the float32 tail that such a categorical loses when the reveal probability is small. MD4's "mean",
+    Dream's "origin" and DiffuLLaMA's sampler are this one.
     """
-    return step.uniform_BxT < step.reveal_probability
+    reveal_B = 1 - step.mask_probability_s_B / step.mask_probability_t_B
+    return _reveal(step.uniform_BxT < reveal_B[:, None])
 
 
-def low_confidence(step: Step) -> jax.Array:
+def remdm(step: Step) -> Decision:
+    """`ancestral`, but revealed tokens become masks again with probability sigma (ReMDM-cap, arXiv 2503.00307, Eq. 6).
+
+    sigma is the cap `remask`, at most (1 - alpha(s)) / alpha(t), and masks are revealed with probability
+    (alpha(s) - (1 - sigma) alpha(t)) / (1 - alpha(t)), which keeps the share of masks on schedule.
+    """
+    alpha_t_B, alpha_s_B = 1 - step.mask_probability_t_B, 1 - step.mask_probability_s_B
+    most_B = step.mask_probability_s_B / jnp.maximum(alpha_t_B, 1e-12)
+    sigma_B = jnp.minimum(step.rules.remask, jnp.minimum(most_B, 1.0))
+    reveal_B = (alpha_s_B - (1 - sigma_B) * alpha_t_B) / step.mask_probability_t_B
+    return Decision(step.uniform_BxT < reveal_B[:, None], step.uniform_BxT < sigma_B[:, None])
+
+
+# --- a number of positions, the best first
+
+
+def fixed_count(step: Step) -> Decision:
+    """Random positions, leaving round((1 - alpha(s)) N) of the N masks: `ancestral` with its counts fixed."""
+    left_B = jnp.round(step.initial_B.astype(jnp.float32) * step.mask_probability_s_B).astype(jnp.int32)
+    count_B = jnp.maximum(step.masked_BxT.sum(-1, dtype=jnp.int32) - left_B, 0)
+    return _reveal(highest(step.uniform_BxT, step.masked_BxT, count_B))
+
+
+def random(step: Step) -> Decision:
+    """Random positions, an even share a step (LLaDA's "random remasking", arXiv 2502.09992)."""
+    return _reveal(highest(step.uniform_BxT, step.masked_BxT, transfer_count(step)))
+
+
+def low_confidence(step: Step) -> Decision:
     """The most confident proposals, an even share a step (LLaDA's "low-confidence remasking", arXiv 2502.09992).
 
     Confidence is the un-tempered probability of the proposed token, whatever the temperature it was drawn at. Suits
     strong models: weak ones are surest of line breaks and commas, and repeat them. On a canvas of nothing but masks a
     model with rotary positions sees all positions alike, and rounding decides.
     """
-    return highest(log_odds(step), step.masked_BxT, transfer_count(step))
+    return _best(step, log_odds(step), confidence(step))
 
 
-def left_to_right(step: Step) -> jax.Array:
-    """The leftmost masked positions, on the same schedule as `low_confidence`."""
+def entropy(step: Step) -> Decision:
+    """The positions whose distribution has the lowest entropy, an even share a step (Dream's "entropy")."""
+    score_BxT = -entropies(step)
+    return _best(step, score_BxT, score_BxT)
+
+
+def margin(step: Step) -> Decision:
+    """The positions where the likeliest token leads by most, an even share a step (Dream's "topk_margin")."""
+    two_BxTx2 = jax.lax.top_k(jax.nn.softmax(step.logits_BxTxV, axis=-1), 2)[0]
+    score_BxT = two_BxTx2[..., 0] - two_BxTx2[..., 1]
+    return _best(step, score_BxT, score_BxT)
+
+
+def left_to_right(step: Step) -> Decision:
+    """The leftmost masked positions, an even share a step."""
     T = step.masked_BxT.shape[1]
     score_BxT = jnp.broadcast_to(-jnp.arange(T, dtype=jnp.float32), step.masked_BxT.shape)
-    return highest(score_BxT, step.masked_BxT, transfer_count(step))
+    return _reveal(highest(score_BxT, step.masked_BxT, transfer_count(step)))
 
 
-STRATEGIES: dict[str, Callable[[Step], jax.Array]] = {
+def smdm_greedy(step: Step) -> Decision:
+    """`low_confidence` on the schedule of SMDM's "greddy": int(M (1 - s/t)) of the M masks, on times from 1 to 1e-5.
+
+    Rounding down, it may reveal nothing in its first steps. M is the row's own, where the reference counts the masks of
+    the whole batch.
+    """
+    S = step.steps_B.astype(jnp.float32)
+    t_B, s_B = (1 - (step.index_B + i).astype(jnp.float32) / S * (1 - 1e-5) for i in (0, 1))
+    masks_B = step.masked_BxT.sum(-1, dtype=jnp.int32)
+    count_B = jnp.floor(masks_B.astype(jnp.float32) * (1 - s_B / t_B)).astype(jnp.int32)
+    return _reveal(highest(_demoted_last(step, log_odds(step)), step.masked_BxT, count_B))
+
+
+# --- all positions that are sure enough
+
+
+def confidence_threshold(step: Step) -> Decision:
+    """All proposals of at least probability `threshold`, and always the best one (Fast-dLLM, arXiv 2505.22618)."""
+    sure_BxT = (confidence(step) >= step.rules.threshold) & ~step.demoted_BxT
+    return _reveal(sure_BxT | _first(step, _demoted_last(step, log_odds(step))))
+
+
+def confidence_factor(step: Step) -> Decision:
+    """The n most confident, for the largest n with (n + 1)(1 - n-th confidence) < `factor`, at least 1 (Fast-dLLM)."""
+    score_BxT = _demoted_last(step, log_odds(step))
+    order_BxT, rank_BxT = _ranks(score_BxT, step.masked_BxT)
+    doubt_BxT = jnp.where(step.masked_BxT & ~step.demoted_BxT, 1 - confidence(step), 1.0)
+    n_T = jnp.arange(1, doubt_BxT.shape[1] + 1, dtype=jnp.float32)
+    fits_BxT = (n_T[None] + 1) * jnp.take_along_axis(doubt_BxT, order_BxT, axis=-1) < step.rules.factor
+    count_B = jnp.maximum(jnp.where(fits_BxT, jnp.arange(1, n_T.size + 1)[None], 0).max(-1), 1)
+    return _reveal(step.masked_BxT & (rank_BxT < count_B[:, None]))
+
+
+def entropy_bound(step: Step) -> Decision:
+    """Positions of low entropy, as many as keep sum(H) - max(H) at most `entropy_bound`; at least one (2505.24857).
+
+    The sum without its largest member bounds what drawing the tokens independently of each other can cost, in nats.
+    """
+    H_BxT = entropies(step)
+    order_BxT, rank_BxT = _ranks(-H_BxT, step.masked_BxT)
+    sorted_BxT = jnp.take_along_axis(jnp.where(step.masked_BxT, H_BxT, jnp.inf), order_BxT, axis=-1)
+    before_BxT = jnp.cumsum(jnp.where(jnp.isfinite(sorted_BxT), sorted_BxT, 0.0), axis=-1) - jnp.where(
+        jnp.isfinite(sorted_BxT), sorted_BxT, 0.0
+    )
+    fits_BxT = jnp.isfinite(sorted_BxT) & (before_BxT <= step.rules.entropy_bound)  # sorted: the n-th is the maximum
+    count_B = jnp.maximum(fits_BxT.sum(-1), 1)
+    return _reveal(step.masked_BxT & (rank_BxT < count_B[:, None]))
+
+
+STRATEGIES: dict[str, Callable[[Step], Decision]] = {
     "ancestral": ancestral,
+    "remdm": remdm,
+    "fixed_count": fixed_count,
+    "random": random,
     "low_confidence": low_confidence,
+    "entropy": entropy,
+    "margin": margin,
     "left_to_right": left_to_right,
+    "smdm_greedy": smdm_greedy,
+    "confidence_threshold": confidence_threshold,
+    "confidence_factor": confidence_factor,
+    "entropy_bound": entropy_bound,
 }
+
+REMASKING = ("remdm",)  # these use every step of a block: what is all revealed may be taken back
+
+
+# --- what they share
 
 
 def transfer_count(step: Step) -> jax.Array:
@@ -67,8 +200,8 @@ def transfer_count(step: Step) -> jax.Array:
     Returns:
       int32 (B,).
     """
-    remainder_B = step.initial_B % step.steps
-    return step.initial_B // step.steps + (step.index < remainder_B).astype(jnp.int32)
+    remainder_B = step.initial_B % step.steps_B
+    return step.initial_B // step.steps_B + (step.index_B < remainder_B).astype(jnp.int32)
 
 
 def log_odds(step: Step) -> jax.Array:
@@ -84,14 +217,53 @@ def log_odds(step: Step) -> jax.Array:
     return jnp.take_along_axis(step.logits_BxTxV, chosen_BxTx1, axis=-1)[..., 0] - others_BxT
 
 
+def confidence(step: Step) -> jax.Array:
+    """The un-tempered probability of each proposed token, float32 (B, T)."""
+    return jax.nn.sigmoid(log_odds(step))
+
+
+def entropies(step: Step) -> jax.Array:
+    """The entropy of every position's un-tempered distribution in nats, float32 (B, T)."""
+    log_p_BxTxV = jax.nn.log_softmax(step.logits_BxTxV, axis=-1)
+    return -jnp.where(jnp.isfinite(log_p_BxTxV), jnp.exp(log_p_BxTxV) * log_p_BxTxV, 0.0).sum(-1)
+
+
 def highest(score_BxT: jax.Array, masked_BxT: jax.Array, count_B: jax.Array) -> jax.Array:
-    """The `count_B` masked positions of each row with the highest scores; of equal scores the leftmost comes first.
+    """The `count_B` masked positions of each row with the highest scores.
 
     Returns:
       bool (B, T).
     """
+    _, rank_BxT = _ranks(score_BxT, masked_BxT)
+    return masked_BxT & (rank_BxT < count_B[:, None])
+
+
+def _ranks(score_BxT: jax.Array, masked_BxT: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The positions of each row in falling order of score, those that are not masked last; and each one's place."""
     lowest = jnp.finfo(jnp.float32).min
     score_BxT = jnp.where(masked_BxT, jnp.maximum(score_BxT, lowest), -jnp.inf)
     order_BxT = jnp.argsort(-score_BxT, axis=-1, stable=True)
-    rank_BxT = jnp.argsort(order_BxT, axis=-1)
-    return masked_BxT & (rank_BxT < count_B[:, None])
+    return order_BxT, jnp.argsort(order_BxT, axis=-1)
+
+
+def _best(step: Step, score_BxT: jax.Array, tempered_BxT: jax.Array) -> Decision:
+    """An even share of the masks by score; with a position temperature, drawn without replacement.
+
+    The draw is from softmax(tempered / position_temperature) over positions, as Dream's `alg_temp`, by Gumbel top-k.
+    """
+    temperature = step.rules.position_temperature
+    drawn_BxT = tempered_BxT / jnp.where(temperature > 0, temperature, 1.0) + step.gumbel_BxT
+    score_BxT = _demoted_last(step, jnp.where(temperature > 0, drawn_BxT, score_BxT))
+    return _reveal(highest(score_BxT, step.masked_BxT, transfer_count(step)))
+
+
+def _demoted_last(step: Step, score_BxT: jax.Array) -> jax.Array:
+    return jnp.where(step.demoted_BxT, -jnp.inf, score_BxT)
+
+
+def _first(step: Step, score_BxT: jax.Array) -> jax.Array:
+    return highest(score_BxT, step.masked_BxT, jnp.ones_like(step.initial_B))
+
+
+def _reveal(reveal_BxT: jax.Array) -> Decision:
+    return Decision(reveal_BxT, jnp.zeros_like(reveal_BxT))
