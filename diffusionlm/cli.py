@@ -185,6 +185,7 @@ def _sample(
     /,
     prompt: str = "",
     prompt_file: str | None = None,
+    infill: str | None = None,
     count: int = 1,
     sampling: Annotated[SamplingConfig, *SETTINGS] = SamplingConfig(),  # noqa: B008
     json: bool = False,
@@ -195,12 +196,15 @@ def _sample(
       checkpoint: a run directory (its latest step), a step directory, or a params-only model.
       prompt: the text to go on from; empty: from nothing.
       prompt_file: a file whose text is the prompt, but for a line break at its end.
+      infill: instead of a prompt, a text with gaps to fill, "a {mask:8} b" for 8 tokens between a and b.
       count: how many completions.
       sampling: the settings.
       json: print {"completions": [{"prompt", "text", "tokens", "nfe", "seconds"}], "config"}; nfe: forward passes.
     """
     if prompt and prompt_file is not None:
         raise UserError(f"prompt={prompt!r} and prompt_file={prompt_file!r} exclude each other; drop one")
+    if infill is not None and (prompt or prompt_file is not None or json):
+        raise UserError(f"infill={infill!r} goes without prompt, prompt_file and json; drop the others")
     if count < 1:
         raise UserError(f"count={count} must be at least 1")
     sampling.validate()
@@ -209,6 +213,10 @@ def _sample(
     from diffusionlm.sampling.load import completions_json, load
 
     model = load(checkpoint)
+    if infill is not None:
+        for text in model.infill([infill] * count, sampling):
+            print(text)
+        return 0
     completions = model.generate([prompt] * count, sampling)
     if json:
         print(json_lib.dumps(completions_json(completions, model.sampling_config(sampling))))

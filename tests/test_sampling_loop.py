@@ -96,20 +96,20 @@ def denoise_with_oracle(canvas, key, settings, schedule):
     return loop.denoise(oracle, built, jnp.zeros(V, bool), canvas, key, settings).tokens_BxT
 
 
-def oracle_counts(strategy: str, steps: int, schedule="linear", temperature=1.0, seed=0) -> np.ndarray:
+def oracle_counts(strategy: str, steps: int, schedule="linear", temperature=1.0, seed=0, **rules) -> np.ndarray:
     """How often each sequence comes out of the loop."""
     shape = (10_000, L)
     rows = jnp.arange(shape[0], dtype=jnp.int32)
     ones = jnp.ones(shape, jnp.int32)
     canvas = Canvas(V * ones, ones > 0, ones, 0 * ones, rows)
-    settings = make_settings(strategy, steps, temperature)
+    settings = make_settings(strategy, steps, temperature, **rules)
     tokens = np.asarray(denoise_with_oracle(canvas, jax.random.key(seed), settings, schedule))
     assert tokens.max() < V
     return np.bincount(tokens @ (V ** np.arange(L)[::-1]), minlength=V**L)
 
 
-def make_settings(strategy: str, steps: int, temperature: float = 1.0) -> Settings:
-    sampling = SamplingConfig(length=steps, steps=steps, strategy=strategy, temperature=temperature)
+def make_settings(strategy: str, steps: int, temperature: float = 1.0, **rules) -> Settings:
+    sampling = SamplingConfig(length=steps, steps=steps, strategy=strategy, temperature=temperature, **rules)
     return Settings.of(sampling.resolve(autoregressive=False))
 
 
@@ -151,6 +151,51 @@ def test_the_last_step_reveals_what_a_schedule_never_would():
 
 def test_one_token_a_step_from_left_to_right_keeps_the_joint():
     assert p_value(oracle_counts("left_to_right", L, seed=1), JOINT) > 1e-3
+
+
+@pytest.mark.parametrize("strategy", ["random", "fixed_count", "entropy", "margin"])
+def test_orders_that_do_not_look_at_the_draw_keep_the_joint(strategy):
+    """One token a step; which position comes next is independent of the token that it then gets."""
+    assert p_value(oracle_counts(strategy, L, seed=2), JOINT) > 1e-3
+
+
+@pytest.mark.parametrize("strategy", ["low_confidence", "confidence_threshold"])
+def test_confidence_in_the_drawn_token_bends_the_joint(strategy):
+    """A position is kept where a likely token was drawn and drawn anew where not: likely tokens win."""
+    counts = oracle_counts(strategy, L, seed=2)
+    assert p_value(counts, JOINT) < 1e-9
+    assert counts[np.argmax(JOINT)] / counts.sum() > JOINT.max() * 1.1
+
+
+def remdm_law(steps: int, cap: float) -> np.ndarray:
+    """ReMDM-cap on the linear schedule, by enumerating every path."""
+    law = {(V,) * L: 1.0}
+    for i in range(steps):
+        alpha_t, alpha_s = i / steps, (i + 1) / steps
+        sigma = min(cap, (1 - alpha_s) / alpha_t) if alpha_t else 0.0
+        reveal = (alpha_s - (1 - sigma) * alpha_t) / (1 - alpha_t)
+        after: dict[tuple[int, ...], float] = {}
+        for state, mass in law.items():
+            p = conditional(state)
+            options = [
+                [(V, 1 - reveal)] + [(v, reveal * p[j, v]) for v in range(V)]
+                if token == V
+                else [(token, 1 - sigma), (V, sigma)]
+                for j, token in enumerate(state)
+            ]
+            for choice in itertools.product(*options):
+                new = tuple(v for v, _ in choice)
+                after[new] = after.get(new, 0.0) + mass * np.prod([q for _, q in choice])
+        law = after
+    return np.array([law.get(tuple(sequence), 0.0) for sequence in SEQUENCES.tolist()])
+
+
+@pytest.mark.parametrize("steps, cap", [(3, 0.3), (6, 0.5), (4, 0.0)])
+def test_remdm_follows_its_enumerated_law(steps, cap):
+    counts = oracle_counts("remdm", steps, seed=3, remask=cap)
+    assert p_value(counts, remdm_law(steps, cap)) > 1e-3
+    if cap == 0:
+        np.testing.assert_allclose(remdm_law(steps, cap), ancestral_law(grid("linear", steps)), atol=1e-12)
 
 
 def test_temperature_divides_the_logits():

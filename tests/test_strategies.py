@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from scipy import special
+from scipy import special, stats
 
 from diffusionlm.sampling import strategies
 from diffusionlm.sampling.strategies import STRATEGIES, Step
@@ -109,3 +109,116 @@ def test_ancestral_reveals_with_the_given_probability():
     step = make_step(logits=np.zeros((1, 100_000, 1)), t=1.0, s=0.7, uniform=uniform)
     rate = float(STRATEGIES["ancestral"](step).reveal_BxT.mean())
     assert abs(rate - 0.3) < 4 * np.sqrt(0.3 * 0.7 / 100_000)
+
+
+# --- against slow references on random logits
+
+
+RNG = np.random.default_rng(5)
+LOGITS = RNG.normal(scale=2.0, size=(3, 9, 6))
+MASKED = np.array([[True] * 9, [False, True] * 4 + [True], [True] * 3 + [False] * 6])
+P = special.softmax(LOGITS, -1)
+
+
+def revealed(name, **kwargs) -> list[set[int]]:
+    kwargs = {"logits": LOGITS, "masked": MASKED, **kwargs}
+    found = np.asarray(STRATEGIES[name](make_step(**kwargs)).reveal_BxT) & MASKED
+    return [set(np.flatnonzero(row).tolist()) for row in found]
+
+
+def best(row: int, score: np.ndarray, count: int) -> set[int]:
+    masked = np.flatnonzero(MASKED[row]).tolist()
+    return set(sorted(masked, key=lambda j: (-score[j], j))[:count])
+
+
+COUNTS = [3, 2, 1]  # of 9, 5 and 3 masks in 4 steps, in the first of them
+
+
+def test_entropy_and_margin_take_the_surest_positions():
+    H = -(P * np.log(P)).sum(-1)
+    top = np.sort(P, -1)
+    lead = top[..., -1] - top[..., -2]
+    assert revealed("entropy", steps=4) == [best(r, -H[r], n) for r, n in enumerate(COUNTS)]
+    assert revealed("margin", steps=4) == [best(r, lead[r], n) for r, n in enumerate(COUNTS)]
+
+
+def test_random_takes_as_many_by_noise_alone():
+    noise = RNG.random((3, 9))
+    assert revealed("random", steps=4, uniform=noise) == [best(r, noise[r], n) for r, n in enumerate(COUNTS)]
+    # The schedule wants half of the masks gone, and the same of those that were there at first.
+    found = revealed("fixed_count", s=0.5, uniform=noise, initial=[9, 8, 3])
+    assert [len(row) for row in found] == [9 - 4, 5 - 4, 3 - 2]  # round half to even: 4.5, 4, 1.5
+
+
+@pytest.mark.parametrize("threshold", [0.3, 0.6, 0.99])
+def test_threshold_takes_all_that_is_sure_and_at_least_one(threshold):
+    p = P.max(-1)
+    expected = [{j for j in range(9) if MASKED[r, j] and p[r, j] >= threshold} or best(r, p[r], 1) for r in range(3)]
+    assert revealed("confidence_threshold", threshold=threshold) == expected
+
+
+@pytest.mark.parametrize("factor", [0.1, 1.0, 3.0])
+def test_factor_is_its_definition(factor):
+    expected = []
+    for r in range(3):
+        p = np.sort(P[r].max(-1)[MASKED[r]])[::-1]
+        n = max([k for k in range(1, len(p) + 1) if (k + 1) * (1 - p[k - 1]) < factor], default=1)
+        expected.append(best(r, P[r].max(-1), n))
+    assert revealed("confidence_factor", factor=factor) == expected
+
+
+@pytest.mark.parametrize("bound", [0.0, 0.4, 2.0, 100.0])
+def test_entropy_bound_is_its_definition(bound):
+    H = -(P * np.log(P)).sum(-1)
+    expected = []
+    for r in range(3):
+        h = np.sort(H[r][MASKED[r]])
+        n = max(k for k in range(1, len(h) + 1) if h[:k].sum() - h[:k].max() <= bound)
+        expected.append(best(r, -H[r], n))
+    assert revealed("entropy_bound", entropy_bound=bound) == expected
+
+
+@pytest.mark.parametrize(
+    "masks, steps, expected",
+    [
+        (200, 256, [0] * 57 + [1] * 198 + [2]),
+        (256, 128, [1] + [2] * 126 + [3]),
+        (40, 32, None),
+    ],
+)
+def test_smdms_schedule_is_golden(masks, steps, expected):
+    """Its rounding down leaves a rest to the last step."""
+    left, counts = masks, []
+    for i in range(steps - 1):
+        masked = (np.arange(masks) < left)[None]
+        step = make_step(i, steps, logits=np.zeros((1, masks, 2)), masked=masked)
+        counts.append(int((STRATEGIES["smdm_greedy"](step).reveal_BxT & masked).sum()))
+        left -= counts[-1]
+    counts.append(left)
+    if expected:
+        assert counts == expected
+    else:
+        assert counts[0] == 1 and counts[-1] == 3 and sum(counts) == masks
+
+
+def test_demoted_proposals_come_last():
+    step = make_step(0, 2, logits=LOGITS[:1], masked=MASKED[:1])
+    demoted = np.zeros((1, 9), bool)
+    demoted[0, np.argsort(-P[0].max(-1))[:3]] = True  # the surest three
+    taken = np.asarray(STRATEGIES["low_confidence"](step._replace(demoted_BxT=jnp.asarray(demoted))).reveal_BxT)
+    assert taken.sum() == 5 and not (taken & demoted).any()
+    last = step._replace(steps_B=jnp.ones(1, jnp.int32), demoted_BxT=jnp.asarray(demoted))
+    assert np.asarray(STRATEGIES["low_confidence"](last).reveal_BxT).all()
+
+
+def test_position_temperature_draws_without_replacement():
+    """Two of three positions: the law of Dream's alg_temp, softmax(confidence / temperature) without replacement."""
+    n, temperature = 20_000, 0.5
+    p = np.array([0.8, 0.5, 0.4])
+    logits = np.broadcast_to(np.log(np.stack([p, (1 - p) / 2, (1 - p) / 2], -1)), (n, 3, 3))
+    gumbel = jax.random.gumbel(jax.random.key(0), (n, 3))
+    step = make_step(0, 1, logits=logits, initial=[2] * n, position_temperature=temperature)._replace(gumbel_BxT=gumbel)
+    left_out = np.asarray(~STRATEGIES["low_confidence"](step).reveal_BxT).argmax(1)
+    w = special.softmax(p / temperature)
+    law = [sum(w[i] * w[j] / (1 - w[i]) for i, j in ((a, b), (b, a))) for a, b in ((1, 2), (0, 2), (0, 1))]
+    assert stats.chisquare(np.bincount(left_out, minlength=3), np.array(law) * n).pvalue > 1e-3

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,14 +15,16 @@ from flax import linen as nn
 from diffusionlm import checkpoint, config
 from diffusionlm.data import tokenizers
 from diffusionlm.errors import UserError
+from diffusionlm.likelihood import Estimate, LikelihoodConfig, estimate
 from diffusionlm.model import Transformer
 from diffusionlm.registry import suggest
 from diffusionlm.sampling.config import ModelSpec, SamplingConfig
-from diffusionlm.sampling.generate import generate
+from diffusionlm.sampling.generate import generate, infill
 from diffusionlm.sampling.loop import Trace
 from diffusionlm.sharding import tree_shardings
 
 DTYPES = ("float32", "bfloat16")
+_GAP = re.compile(r"\{mask:(\d+)\}")
 
 
 @dataclass(frozen=True)
@@ -81,13 +84,7 @@ class LoadedModel:
         Raises:
           UserError: as of `diffusionlm.sampling.generate`, an unknown setting, or a checkpoint without a tokenizer.
         """
-        if self.tokenizer is None:
-            raise UserError(
-                "this checkpoint carries no tokenizer; call diffusionlm.sampling.generate.generate with token ids"
-            )
-        texts = [prompts] if isinstance(prompts, str) else prompts
-        if not isinstance(texts, list | tuple) or not all(isinstance(text, str) for text in texts):
-            raise UserError(f"prompts={prompts!r} must be a text, or a list of texts")
+        texts = self._texts(prompts)
         encoded = [self._encode(text) for text in texts]
         with jax.set_mesh(self.mesh) if self.mesh else contextlib.nullcontext():
             result = generate(
@@ -100,6 +97,52 @@ class LoadedModel:
             completions.append(Completion(text, new_text, tokens, int(result.nfe[r]), result.seconds, own))
         return completions
 
+    def infill(self, texts: str | Sequence[str], sampling: SamplingConfig | None = None, **settings: Any) -> list[str]:
+        """Fills the gaps of texts: `{mask:8}` stands for 8 tokens, between any text on both sides.
+
+        Args:
+          texts: a text, or several.
+          sampling: the settings; None: the defaults. Their `length` counts for nothing.
+          **settings: fields of `SamplingConfig` that replace those of `sampling`.
+
+        Returns:
+          The texts with their gaps filled, in order.
+
+        Raises:
+          UserError: as of `diffusionlm.sampling.generate.infill`, an unknown setting, or a text without a gap.
+        """
+        texts = self._texts(texts)
+        templates = [self._template(text) for text in texts]
+        gaps = max(sum(token is None for token in template) for template in templates)
+        sampling = self.sampling_config(sampling, **{**settings, "length": gaps})
+        with jax.set_mesh(self.mesh) if self.mesh else contextlib.nullcontext():
+            rows = infill(self.params, self.config, templates, sampling)
+        start = len(self._encode(""))
+        return [self.tokenizer.decode(row[start:]) for row in rows]
+
+    def log_likelihood(
+        self,
+        pairs: Sequence[tuple[str, str]],
+        settings: LikelihoodConfig = LikelihoodConfig(),
+    ) -> list[Estimate]:
+        """log p(continuation | context) of pairs of texts, in nats, with standard errors.
+
+        The continuation's tokens are those by which the encoding of both together is longer than the context's; spaces
+        at the end of a context count as the start of its continuation, as in the field's evaluation harness.
+
+        Raises:
+          UserError: as of `diffusionlm.likelihood.estimate`, or a checkpoint without a tokenizer.
+        """
+        self._texts([text for pair in pairs for text in pair])
+        encoded = []
+        for context, continuation in pairs:
+            bare = context.rstrip(" ")
+            continuation = context[len(bare) :] + continuation
+            prefix, whole = self._encode(bare), self._encode(bare + continuation)
+            encoded.append((whole[: len(prefix)], whole[len(prefix) :]))
+        with jax.set_mesh(self.mesh) if self.mesh else contextlib.nullcontext():
+            return estimate(self.params, self.config, encoded, settings)
+
     def sampling_config(self, sampling: SamplingConfig | None = None, **settings: Any) -> SamplingConfig:
         """The settings as `generate` uses them: with `settings` replaced, checked, and every default filled in."""
         known = [field.name for field in dataclasses.fields(SamplingConfig)]
@@ -107,6 +150,24 @@ class LoadedModel:
             raise UserError(f"unknown sampling setting {unknown[0]!r}{suggest(unknown[0], known)}")
         sampling = dataclasses.replace(sampling or SamplingConfig(), **settings)
         return sampling.resolve(autoregressive=self.config.autoregressive)
+
+    def _texts(self, texts: Any) -> list[str]:
+        if self.tokenizer is None:
+            raise UserError("this checkpoint carries no tokenizer; call diffusionlm.sampling.generate with token ids")
+        texts = [texts] if isinstance(texts, str) else texts
+        if not isinstance(texts, list | tuple) or not texts or not all(isinstance(text, str) for text in texts):
+            raise UserError(f"{texts!r} must be a text, or a list of texts")
+        return list(texts)
+
+    def _template(self, text: str) -> list[int | None]:
+        """The tokens of a text, and None for those of its gaps."""
+        given = _GAP.split(text)  # text, length, text, length, ..., text
+        if len(given) == 1:
+            raise UserError(f"{text!r} has no gap; write {{mask:8}} where 8 tokens are wanted")
+        template: list[int | None] = [*self._encode(given[0])]
+        for length, after in zip(given[1::2], given[2::2], strict=True):
+            template += [None] * int(length) + self.tokenizer.encode(after)
+        return template
 
     def _encode(self, text: str) -> list[int]:
         start_id = self.sidecar.canvas.get("start_id", self.sidecar.eos_id)
