@@ -123,7 +123,7 @@ class LoadedModel:
     def log_likelihood(
         self,
         pairs: Sequence[tuple[str, str]],
-        settings: LikelihoodConfig = LikelihoodConfig(),
+        settings: LikelihoodConfig | None = None,
     ) -> list[Estimate]:
         """log p(continuation | context) of pairs of texts, in nats, with standard errors.
 
@@ -141,7 +141,7 @@ class LoadedModel:
             prefix, whole = self._encode(bare), self._encode(bare + continuation)
             encoded.append((whole[: len(prefix)], whole[len(prefix) :]))
         with jax.set_mesh(self.mesh) if self.mesh else contextlib.nullcontext():
-            return estimate(self.params, self.config, encoded, settings)
+            return estimate(self.params, self.config, encoded, settings or LikelihoodConfig())
 
     def sampling_config(self, sampling: SamplingConfig | None = None, **settings: Any) -> SamplingConfig:
         """The settings as `generate` uses them: with `settings` replaced, checked, and every default filled in."""
