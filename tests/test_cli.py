@@ -300,6 +300,16 @@ def test_train_goes_on_with_a_run_that_was_stopped(run, dataset, tmp_path, capsy
     assert before == after
 
 
+def test_sample_fills_gaps(run, capsys):
+    capsys.readouterr()
+    args = ["sample", str(run), "--infill", "once{mask:3}time", "--count", "2", "--temperature", "0.3"]
+    assert cli.main(args) == 0
+    out = capsys.readouterr().out
+    assert out.count("once") == out.count("time") == 2
+    assert cli.main([*args, "--prompt", "x"]) == 2
+    assert_one_line(capsys.readouterr(), ["infill", "prompt"])
+
+
 def test_sample_json_has_the_agreed_keys(run, tmp_path, capsys):
     (tmp_path / "prompt").write_text("line 1\n")
     capsys.readouterr()

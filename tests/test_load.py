@@ -15,6 +15,7 @@ from diffusionlm import checkpoint, config
 from diffusionlm.config import Config, MeshConfig, ModelConfig
 from diffusionlm.data.tokenizers import ByteTokenizer
 from diffusionlm.errors import UserError
+from diffusionlm.likelihood import LikelihoodConfig, estimate
 from diffusionlm.model import Transformer
 from diffusionlm.sampling.config import ModelSpec, SamplingConfig
 from diffusionlm.sampling.generate import generate
@@ -195,3 +196,24 @@ def test_needs_nothing_of_training():
 def test_settings_import_no_jax():
     code = "import sys, diffusionlm.sampling.config; print('jax' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
+
+
+def test_infilling_keeps_the_text_around_the_gaps(save):
+    model = load(save())
+    found = model.infill(["a {mask:3} b{mask:2}", "{mask:1} end"], temperature=0.5, top_k=100, stop_at_eos=False)
+    assert len(found) == 2 and found[0].startswith("a ") and " b" in found[0] and found[1].endswith(" end")
+    with pytest.raises(UserError, match="'no gap' has no gap; write {mask:8}"):
+        model.infill("no gap")
+    with pytest.raises(UserError, match="row 0 has nothing to generate"):
+        model.infill("a{mask:0}b")
+
+
+def test_likelihoods_of_texts_are_those_of_their_tokens(save, params):
+    model = load(save())
+    exact = LikelihoodConfig(estimator="chain_rule")
+    pairs = [([EOS, *b"ab"], [*b" cd"]), ([EOS], [*b"xyz"])]
+    expected = estimate(params, SPEC, pairs, exact)
+    assert model.log_likelihood([("ab", " cd"), ("", "xyz")], exact) == expected
+    assert model.log_likelihood([("ab ", "cd")], exact)[0].log_likelihood == pytest.approx(
+        expected[0].log_likelihood, rel=1e-5
+    )

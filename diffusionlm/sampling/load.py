@@ -113,8 +113,8 @@ class LoadedModel:
         """
         texts = self._texts(texts)
         templates = [self._template(text) for text in texts]
-        gaps = max(sum(token is None for token in template) for template in templates)
-        sampling = self.sampling_config(sampling, **{**settings, "length": gaps})
+        gaps = max((sum(token is None for token in template) for template in templates), default=1)
+        sampling = self.sampling_config(sampling, **{**settings, "length": max(gaps, 1)})
         with jax.set_mesh(self.mesh) if self.mesh else contextlib.nullcontext():
             rows = infill(self.params, self.config, templates, sampling)
         start = len(self._encode(""))
@@ -155,7 +155,7 @@ class LoadedModel:
         if self.tokenizer is None:
             raise UserError("this checkpoint carries no tokenizer; call diffusionlm.sampling.generate with token ids")
         texts = [texts] if isinstance(texts, str) else texts
-        if not isinstance(texts, list | tuple) or not texts or not all(isinstance(text, str) for text in texts):
+        if not isinstance(texts, list | tuple) or not all(isinstance(text, str) for text in texts):
             raise UserError(f"{texts!r} must be a text, or a list of texts")
         return list(texts)
 
