@@ -16,9 +16,9 @@ import numpy as np
 from scipy import stats
 
 from diffusionlm.config import ModelConfig
+from diffusionlm.cross_entropy import cross_entropy
 from diffusionlm.errors import UserError
 from diffusionlm.estimators import ESTIMATORS, Request
-from diffusionlm.losses import cross_entropy
 from diffusionlm.model import Transformer, suppression
 from diffusionlm.registry import suggest
 from diffusionlm.sampling.config import ModelSpec

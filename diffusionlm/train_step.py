@@ -11,7 +11,8 @@ from jax.sharding import Mesh
 from diffusionlm import optim
 from diffusionlm.config import Config, DiffusionConfig
 from diffusionlm.corruption import corrupt, corrupt_held_out, noise_key
-from diffusionlm.losses import Targets, arm_targets, cross_entropy, mdm_targets
+from diffusionlm.cross_entropy import cross_entropy
+from diffusionlm.losses import Targets, arm_targets, mdm_targets
 from diffusionlm.model import Transformer, suppression
 from diffusionlm.sharding import constrain
 from diffusionlm.train_state import TrainState, abstract_state

@@ -12,8 +12,8 @@ from jax.extend import core as jex
 
 from diffusionlm import flops, optim, presets, sharding
 from diffusionlm.config import MeshConfig, ModelConfig, OptimConfig
+from diffusionlm.cross_entropy import cross_entropy
 from diffusionlm.errors import UserError
-from diffusionlm.losses import cross_entropy
 from diffusionlm.model import Transformer, suppression
 
 TINY = ModelConfig(

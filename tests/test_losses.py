@@ -19,7 +19,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 from diffusionlm import schedules
 from diffusionlm.config import DiffusionConfig, MeshConfig
 from diffusionlm.corruption import Corrupted, corrupt, mask_probability_and_weight, noise_key
-from diffusionlm.losses import arm_targets, cross_entropy, mdm_targets
+from diffusionlm.cross_entropy import cross_entropy
+from diffusionlm.losses import arm_targets, mdm_targets
 from diffusionlm.sharding import make_mesh
 
 V, L = 5, 4
