@@ -13,7 +13,8 @@ from jax.extend.core import jaxprs_in_params
 
 from diffusionlm.config import DiffusionConfig, MeshConfig, ModelConfig
 from diffusionlm.corruption import corrupt, noise_key
-from diffusionlm.losses import cross_entropy, mdm_targets
+from diffusionlm.cross_entropy import cross_entropy
+from diffusionlm.losses import mdm_targets
 from diffusionlm.model import Transformer, suppression
 from diffusionlm.sharding import make_mesh
 
