@@ -103,12 +103,12 @@ def test_chain_rule_masks_everything_to_the_right(guidance):
 
 @pytest.mark.parametrize("estimator", ["exact_count", "iid"])
 def test_estimates_lie_around_the_bound(estimator):
-    """Forty estimates of one pair; their mean, and how many of their intervals cover."""
-    found = run([(PREFIX, TARGET)] * 40, estimator=estimator, draws=4, rows=160)
+    """Sixteen estimates of one pair; their mean, and how many of their intervals cover."""
+    found = run([(PREFIX, TARGET)] * 16, estimator=estimator, draws=4, rows=64)
     values = np.array([one.log_likelihood for one in found])
-    assert abs(values.mean() + bound()) < 3.5 * values.std() / math.sqrt(40)
+    assert abs(values.mean() + bound()) < 3.5 * values.std() / math.sqrt(16)
     covered = [low <= -bound() <= high for low, high in (one.interval() for one in found)]
-    assert np.mean(covered) > 0.85
+    assert np.mean(covered) > 0.7
     assert {(one.passes, one.nfe) for one in found} == {(8, 32)} and min(one.stderr for one in found) > 0
 
 

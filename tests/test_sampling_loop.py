@@ -45,6 +45,9 @@ def make_params(cfg: ModelConfig):
 
 
 PARAMS = make_params(TINY)
+# One of each kind by default: by coins, with remasking, by number, by sureness, from the left.
+QUICK = ("ancestral", "remdm", "low_confidence", "entropy_bound", "left_to_right")
+EVERY = [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in STRATEGIES]
 
 
 # ---- an enumerable language, whose exact conditionals are the denoiser -----------------------------------------------
@@ -277,7 +280,7 @@ def run_canvas(strategy: str, params=PARAMS, spec: ModelSpec = MDM, steps: int =
     return canvas, generation._run(params, suppression(spec.model, spec.suppressed_ids), **data, **static)
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("strategy", EVERY)
 def test_prompt_and_padding_stay_and_no_mask_is_left(strategy):
     canvas, result = run_canvas(strategy)
     tokens = np.asarray(result.tokens_BxT)
@@ -287,7 +290,7 @@ def test_prompt_and_padding_stay_and_no_mask_is_left(strategy):
     assert canvas.segment_ids_BxT.sum(-1).tolist() == [len(prompt) + 9 for prompt in PROMPTS]
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("strategy", EVERY)
 def test_suppressed_ids_and_padding_rows_never_appear(strategy):
     spec = dataclasses.replace(MDM, suppressed_ids=(7, 11))
     loud = jnp.zeros(TINY.padded_vocab_size).at[jnp.array([7, 11, 51, 127])].set(1.0)
@@ -335,7 +338,7 @@ def test_trace_changes_nothing_and_covers_the_new_tokens():
 # ---- invariance ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("strategy", EVERY)
 def test_batch_mates_do_not_change_a_row(strategy):
     sampling = SamplingConfig(16, 12, strategy)
     mates = generate(PARAMS, MDM, PROMPTS, sampling, trace=True)
@@ -345,7 +348,7 @@ def test_batch_mates_do_not_change_a_row(strategy):
     assert (mates.tokens[0] == others.tokens[0]).all() and mates.nfe[0] == others.nfe[0]
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("strategy", EVERY)
 def test_rows_follow_their_ids_permuted_or_on_another_canvas(strategy):
     sampling = SamplingConfig(12, 6, strategy)
     together = generate(PARAMS, MDM, PROMPTS, sampling)
