@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from scipy import stats
+from scipy import special  # JAX has it loaded; scipy.stats would slow down every start
 
 from diffusionlm.config import ModelConfig
 from diffusionlm.cross_entropy import cross_entropy
@@ -149,7 +149,7 @@ class Estimate:
 
     def interval(self, level: float = 0.95) -> tuple[float, float]:
         """The two-sided confidence interval of Student's t."""
-        reach = stats.t.ppf((1 + level) / 2, self.passes - 1) * self.stderr if self.stderr else 0.0
+        reach = special.stdtrit(self.passes - 1, (1 + level) / 2) * self.stderr if self.stderr else 0.0
         return self.log_likelihood - reach, self.log_likelihood + reach
 
 
@@ -377,7 +377,7 @@ def _is_below(low: Estimate, high: Estimate, level: float) -> bool:
         return low.log_likelihood < high.log_likelihood
     freedom = variances.sum() ** 2 / (variances**2 / (np.array([low.passes, high.passes]) - 1)).sum()
     t = (high.log_likelihood - low.log_likelihood) / math.sqrt(variances.sum())
-    return bool(stats.t.sf(t, freedom) < level)
+    return bool(special.stdtr(freedom, -t) < level)
 
 
 # --- documents longer than the context

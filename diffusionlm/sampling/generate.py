@@ -75,16 +75,13 @@ def generate(
       UserError: no prompts, a prompt that is too long or holds the mask token or an unknown id, settings that the model
         does not support, or NaN logits.
     """
-    sampling.validate()
-    templates = [[*prompt, *[None] * sampling.length] for prompt in prompts]
+    templates, new = _completions(prompts, sampling)
     sampling, canvas, settings, static, key = _prepare(cfg, templates, sampling, key, row_ids)
     result, seconds = _timed(params, cfg, sampling, canvas, settings, static, key, trace)
-    new_BxN = np.array([len(prompt) for prompt in prompts])[:, None] + np.arange(sampling.length)
-    rows_Bx1 = np.arange(len(prompts))[:, None]
     recorded = None
     if trace:
-        recorded = Trace(*(states[: result.index + 1, rows_Bx1, new_BxN] for states in result.trace))
-    return GenerationResult(result.tokens_BxT[rows_Bx1, new_BxN], result.nfe_B, seconds, recorded)
+        recorded = Trace(*(states[: result.index + 1, *new] for states in result.trace))
+    return GenerationResult(result.tokens_BxT[new], result.nfe_B, seconds, recorded)
 
 
 def infill(
@@ -128,11 +125,8 @@ def stream(
     Every step is a call to the device of its own, so this is for watching, not for speed. Arguments and errors are
     those of `generate`.
     """
-    sampling.validate()
-    templates = [[*prompt, *[None] * sampling.length] for prompt in prompts]
+    templates, new = _completions(prompts, sampling)
     sampling, canvas, settings, static, key = _prepare(cfg, templates, sampling, key, row_ids)
-    new_BxN = np.array([len(prompt) for prompt in prompts])[:, None] + np.arange(sampling.length)
-    rows_Bx1 = np.arange(len(prompts))[:, None]
     suppressed_V = suppression(cfg.model, cfg.suppressed_ids)
     state = jax.tree.map(jnp.asarray, loop.start(Canvas(*map(jnp.asarray, canvas)), 1))
     while True:
@@ -140,13 +134,23 @@ def stream(
         _check_finite(shown)
         yield Frame(
             int(shown.index),
-            shown.tokens_BxT[rows_Bx1, new_BxN],
-            shown.masked_BxT[rows_Bx1, new_BxN],
-            shown.confidence_BxT[rows_Bx1, new_BxN],
+            shown.tokens_BxT[new],
+            shown.masked_BxT[new],
+            shown.confidence_BxT[new],
         )
         if not jax.device_get(loop.working(canvas, state)).any():
             return
         state = _step(params, suppressed_V, canvas, key, settings, state, **static)
+
+
+def _completions(
+    prompts: Sequence[Sequence[int]], sampling: SamplingConfig
+) -> tuple[list[Template], tuple[np.ndarray, np.ndarray]]:
+    """The templates of prompts with `length` places behind them, and the index of these places in (B, T) arrays."""
+    sampling.validate()
+    templates = [[*prompt, *[None] * sampling.length] for prompt in prompts]
+    first_Bx1 = np.array([len(prompt) for prompt in prompts], np.int64)[:, None]
+    return templates, (np.arange(len(prompts))[:, None], first_Bx1 + np.arange(sampling.length))
 
 
 def _prepare(

@@ -113,8 +113,7 @@ class LoadedModel:
         """
         texts = self._texts(texts)
         templates = [self._template(text) for text in texts]
-        gaps = max((sum(token is None for token in template) for template in templates), default=1)
-        sampling = self.sampling_config(sampling, **{**settings, "length": max(gaps, 1)})
+        sampling = self._replaced(sampling, settings)
         with jax.set_mesh(self.mesh) if self.mesh else contextlib.nullcontext():
             rows = infill(self.params, self.config, templates, sampling)
         start = len(self._encode(""))
@@ -145,11 +144,13 @@ class LoadedModel:
 
     def sampling_config(self, sampling: SamplingConfig | None = None, **settings: Any) -> SamplingConfig:
         """The settings as `generate` uses them: with `settings` replaced, checked, and every default filled in."""
+        return self._replaced(sampling, settings).resolve(autoregressive=self.config.autoregressive)
+
+    def _replaced(self, sampling: SamplingConfig | None, settings: dict[str, Any]) -> SamplingConfig:
         known = [field.name for field in dataclasses.fields(SamplingConfig)]
         if unknown := sorted(set(settings) - set(known)):
             raise UserError(f"unknown sampling setting {unknown[0]!r}{suggest(unknown[0], known)}")
-        sampling = dataclasses.replace(sampling or SamplingConfig(), **settings)
-        return sampling.resolve(autoregressive=self.config.autoregressive)
+        return dataclasses.replace(sampling or SamplingConfig(), **settings)
 
     def _texts(self, texts: Any) -> list[str]:
         if self.tokenizer is None:

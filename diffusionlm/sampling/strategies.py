@@ -65,7 +65,7 @@ def ancestral(step: Step) -> Decision:
 
 
 def remdm(step: Step) -> Decision:
-    """`ancestral`, but revealed tokens become masks again with probability sigma (ReMDM-cap, arXiv 2503.00307, Eq. 6).
+    """`ancestral`, but revealed tokens become masks again with probability sigma (ReMDM-cap, arXiv 2503.00307).
 
     sigma is the cap `remask`, at most (1 - alpha(s)) / alpha(t), and masks are revealed with probability
     (alpha(s) - (1 - sigma) alpha(t)) / (1 - alpha(t)), which keeps the share of masks on schedule.
