@@ -9,13 +9,14 @@ Linear layers run on two-dimensional activations [batch*length, width]: the same
 
 import functools
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from diffusionlm.attention import attention
+from diffusionlm.attention import Keys, attention
 from diffusionlm.config import ModelConfig
 from diffusionlm.sharding import constrain
 
@@ -23,6 +24,20 @@ REMAT_POLICIES = {
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
     "full": jax.checkpoint_policies.nothing_saveable,
 }
+
+
+class Cache(NamedTuple):
+    """The keys and values of every position of a canvas, in every layer; N layers."""
+
+    k_NxBxSxGxK: jax.Array
+    v_NxBxSxGxK: jax.Array
+
+
+class Window(NamedTuple):
+    """Which positions of a canvas a forward pass computes, while those of all others are cached."""
+
+    places_BxW: jax.Array  # int32, rising; S or more: nowhere
+    segment_ids_BxS: jax.Array  # int32: of the whole canvas
 
 
 class Norm(nn.Module):
@@ -52,19 +67,33 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x_BxTxD: jax.Array, rope_BxTx2xJ: jax.Array | None, segment_ids_BxT: jax.Array | None
-    ) -> tuple[jax.Array, None]:
+        self,
+        x_BxTxD: jax.Array,
+        rope_BxTx2xJ: jax.Array | None,
+        segment_ids_BxT: jax.Array | None,
+        window: Window | None,
+        cache_BxSxGxK: tuple[jax.Array, jax.Array] | None,  # keys, values
+    ) -> tuple[jax.Array, tuple[jax.Array, jax.Array] | None]:
         cfg = self.cfg
         with jax.named_scope("attention"):
-            x_BxTxD += self._attention(Norm(cfg, name="attention_norm")(x_BxTxD), rope_BxTx2xJ, segment_ids_BxT)
+            normed_BxTxD = Norm(cfg, name="attention_norm")(x_BxTxD)
+            out_BxTxD, cache_BxSxGxK = self._attention(
+                normed_BxTxD, rope_BxTx2xJ, segment_ids_BxT, window, cache_BxSxGxK
+            )
+            x_BxTxD += out_BxTxD
         x_BxTxD = constrain(x_BxTxD, "batch", None, None)
         with jax.named_scope("mlp"):
             x_BxTxD += self._mlp(Norm(cfg, name="mlp_norm")(x_BxTxD))
-        return constrain(x_BxTxD, "batch", None, None), None
+        return constrain(x_BxTxD, "batch", None, None), cache_BxSxGxK
 
     def _attention(
-        self, x_BxTxD: jax.Array, rope_BxTx2xJ: jax.Array | None, segment_ids_BxT: jax.Array | None
-    ) -> jax.Array:
+        self,
+        x_BxTxD: jax.Array,
+        rope_BxTx2xJ: jax.Array | None,
+        segment_ids_BxT: jax.Array | None,
+        window: Window | None,
+        cache_BxSxGxK: tuple[jax.Array, jax.Array] | None,
+    ) -> tuple[jax.Array, tuple[jax.Array, jax.Array] | None]:
         cfg = self.cfg
         D, H, G, K = cfg.d_model, cfg.n_heads, cfg.n_kv_heads, cfg.head_dim
         bias = cfg.linear_bias or cfg.qkv_bias
@@ -77,8 +106,20 @@ class Block(nn.Module):
         q_BxTxHxK = constrain(q_BxTxHxK, "batch", None, "heads", None)
         k_BxTxGxK = constrain(k_BxTxGxK, "batch", None, "kv_heads", None)
         v_BxTxGxK = constrain(v_BxTxGxK, "batch", None, "kv_heads", None)
-        out_BxTxHxK = attention(q_BxTxHxK, k_BxTxGxK, v_BxTxGxK, causal=cfg.causal, segment_ids_BxT=segment_ids_BxT)
-        return self._linear("o", out_BxTxHxK, (H, K), (D,), ("heads", None, "embed"), residual=True)
+        keys = None
+        if window is not None:
+            row_Bx1 = jnp.arange(x_BxTxD.shape[0], dtype=jnp.int32)[:, None]
+            k_BxTxGxK, v_BxTxGxK = cache_BxSxGxK = tuple(
+                constrain(cached.at[row_Bx1, window.places_BxW].set(new, mode="drop"), "batch", None, "kv_heads", None)
+                for cached, new in zip(cache_BxSxGxK, (k_BxTxGxK, v_BxTxGxK), strict=True)
+            )
+            keys = Keys(window.places_BxW, window.segment_ids_BxS)
+        elif cache_BxSxGxK is not None:
+            cache_BxSxGxK = (k_BxTxGxK, v_BxTxGxK)
+        out_BxTxHxK = attention(
+            q_BxTxHxK, k_BxTxGxK, v_BxTxGxK, causal=cfg.causal, segment_ids_BxT=segment_ids_BxT, keys=keys
+        )
+        return self._linear("o", out_BxTxHxK, (H, K), (D,), ("heads", None, "embed"), residual=True), cache_BxSxGxK
 
     def _mlp(self, x_BxTxD: jax.Array) -> jax.Array:
         D, F = self.cfg.d_model, self.cfg.d_ff
@@ -141,7 +182,7 @@ class Transformer(nn.Module):
             variable_axes={"params": 0},
             split_rngs={"params": True},
             length=cfg.n_layers,
-            in_axes=(nn.broadcast, nn.broadcast),
+            in_axes=(nn.broadcast, nn.broadcast, nn.broadcast, 0),
             metadata_params={nn.PARTITION_NAME: "layers"},
         )(cfg)
         self.final_norm = Norm(cfg)
@@ -164,9 +205,44 @@ class Transformer(nn.Module):
         Returns:
           (B, T, d_model) in `cfg.dtype`.
         """
-        cfg = self.cfg
         if positions_BxT is None:
             positions_BxT = jnp.arange(tokens_BxT.shape[1], dtype=jnp.int32)[None]
+        return self._hidden(tokens_BxT, segment_ids_BxT, positions_BxT, None, None)[0]
+
+    def refresh(
+        self, tokens_BxS: jax.Array, segment_ids_BxS: jax.Array, positions_BxS: jax.Array
+    ) -> tuple[jax.Array, Cache]:
+        """As `__call__`, and the keys and values of every position."""
+        cfg = self.cfg
+        shape = (cfg.n_layers, *tokens_BxS.shape, cfg.n_kv_heads, cfg.head_dim)
+        nothing = Cache(jnp.zeros(shape, cfg.dtype), jnp.zeros(shape, cfg.dtype))
+        return self._hidden(tokens_BxS, segment_ids_BxS, positions_BxS, None, nothing)
+
+    def extend(
+        self, tokens_BxS: jax.Array, positions_BxS: jax.Array, window: Window, cache: Cache
+    ) -> tuple[jax.Array, Cache]:
+        """Final hidden states of the window's positions, (B, W, d_model), which see the cached ones of all others.
+
+        Returns:
+          The states, and the cache with the window's own keys and values.
+        """
+        last = tokens_BxS.shape[1] - 1
+
+        def seen(x_BxS: jax.Array) -> jax.Array:
+            return jnp.take_along_axis(x_BxS, jnp.minimum(window.places_BxW, last), axis=1)
+
+        segment_ids_BxW = jnp.where(window.places_BxW > last, 0, seen(window.segment_ids_BxS))
+        return self._hidden(seen(tokens_BxS), segment_ids_BxW, seen(positions_BxS), window, cache)
+
+    def _hidden(
+        self,
+        tokens_BxT: jax.Array,
+        segment_ids_BxT: jax.Array | None,
+        positions_BxT: jax.Array,
+        window: Window | None,
+        cache: Cache | None,
+    ) -> tuple[jax.Array, Cache | None]:
+        cfg = self.cfg
         x_BxTxD = _rows(self.embed, tokens_BxT, cfg.dtype)
         rope_BxTx2xJ = None
         if cfg.positions == "learned":
@@ -174,8 +250,9 @@ class Transformer(nn.Module):
         else:
             rope_BxTx2xJ = _rope_tables(cfg, positions_BxT)
         x_BxTxD = constrain(x_BxTxD, "batch", None, None)
-        x_BxTxD, _ = self.blocks(x_BxTxD, rope_BxTx2xJ, segment_ids_BxT)
-        return self.final_norm(x_BxTxD)
+        layers = None if cache is None else tuple(cache)
+        x_BxTxD, layers = self.blocks(x_BxTxD, rope_BxTx2xJ, segment_ids_BxT, window, layers)
+        return self.final_norm(x_BxTxD), None if cache is None else Cache(*layers)
 
     def head(self, hidden_BxTxD: jax.Array) -> jax.Array:
         """Raw float32 logits (B, T, padded_vocab_size) of final hidden states; `suppression` says which to ignore."""

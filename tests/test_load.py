@@ -143,7 +143,7 @@ def test_a_mesh_loads_shards_and_gives_the_same_tokens(save, params):
 def test_traces_belong_to_their_rows(save):
     completions = load(save()).generate(["a", "b"], length=6, steps=8, strategy="ancestral", trace=True)
     for completion in completions:
-        assert completion.trace.tokens.shape == completion.trace.masked.shape == (completion.nfe + 1, 6)
+        assert completion.trace.tokens.shape == completion.trace.masked.shape == (6, 6)
         assert completion.trace.masked[0].all() and not completion.trace.masked[-1].any()
         assert completion.trace.tokens[-1].tolist() == completion.tokens
 

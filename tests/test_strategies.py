@@ -7,6 +7,7 @@ import pytest
 from scipy import special, stats
 
 from diffusionlm.sampling import strategies
+from diffusionlm.sampling.propose import scores
 from diffusionlm.sampling.strategies import STRATEGIES, Step
 
 
@@ -14,6 +15,7 @@ def make_step(
     index=0, steps=1, *, logits, proposal=None, masked=None, initial=None, t=1.0, s=0.5, uniform=None, **rules
 ):
     logits = jnp.asarray(logits, jnp.float32)
+    proposal = jnp.argmax(logits, -1) if proposal is None else jnp.asarray(proposal)
     B, T = logits.shape[:2]
     masked = jnp.ones((B, T), bool) if masked is None else jnp.asarray(masked)
     defaults = dict(threshold=0.9, factor=1.0, entropy_bound=0.1, remask=0.0, position_temperature=0.0)
@@ -22,8 +24,7 @@ def make_step(
         steps_B=jnp.full(B, steps, jnp.int32),
         mask_probability_t_B=jnp.full(B, t, jnp.float32),
         mask_probability_s_B=jnp.full(B, s, jnp.float32),
-        logits_BxTxV=logits,
-        proposal_BxT=jnp.argmax(logits, -1).astype(jnp.int32) if proposal is None else jnp.asarray(proposal, jnp.int32),
+        proposal=scores(logits, proposal.astype(jnp.int32)),
         masked_BxT=masked,
         revealed_BxT=~masked,
         initial_B=masked.sum(-1, dtype=jnp.int32) if initial is None else jnp.asarray(initial, jnp.int32),
@@ -32,6 +33,10 @@ def make_step(
         gumbel_BxT=jnp.zeros((B, T)),
         rules=strategies.Rules(**{k: jnp.float32(v) for k, v in (defaults | rules).items()}),
     )
+
+
+def log_odds(step):
+    return step.proposal.log_odds_BxT
 
 
 @pytest.mark.parametrize(
@@ -70,7 +75,7 @@ def test_highest_breaks_ties_from_the_left_and_survives_infinite_scores():
 def test_log_odds_order_as_float64_probabilities_where_float32_ones_saturate():
     gaps = np.array([18.0, 22.0, 20.0, 19.0])  # 1 - p of about exp(-gap): all are exactly 1 in float32
     logits = np.stack([gaps, np.zeros(4), np.full(4, -1.0)], -1)[None]
-    odds = np.asarray(strategies.log_odds(make_step(logits=logits)))
+    odds = np.asarray(log_odds(make_step(logits=logits)))
     p = special.softmax(logits.astype(np.float64), -1)[..., 0]
     assert (special.softmax(logits.astype(np.float32), -1)[..., 0] == 1).all()
     np.testing.assert_allclose(odds, np.log(p) - np.log1p(-p), rtol=1e-5)
@@ -79,7 +84,7 @@ def test_log_odds_order_as_float64_probabilities_where_float32_ones_saturate():
 
 def test_log_odds_are_of_the_proposal_with_suppressed_ids_out_of_the_softmax():
     logits = np.array([[[1.0, 2.0, -np.inf, 0.5], [0.0, -np.inf, -np.inf, -np.inf]]])
-    odds = np.asarray(strategies.log_odds(make_step(logits=logits, proposal=[[3, 0]])))
+    odds = np.asarray(log_odds(make_step(logits=logits, proposal=[[3, 0]])))
     p = np.exp(0.5) / (np.exp(1) + np.exp(2) + np.exp(0.5))
     np.testing.assert_allclose(odds[0, 0], np.log(p / (1 - p)), rtol=1e-6)
     assert odds[0, 1] == np.inf

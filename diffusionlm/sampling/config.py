@@ -10,20 +10,23 @@ from diffusionlm.config import Config, DiffusionConfig, ModelConfig
 from diffusionlm.errors import UserError
 from diffusionlm.registry import suggest
 
+CACHES = ("none", "prefix", "dual", "causal")
+GUIDANCE_KINDS = ("unsupervised", "standard")
+
 
 @dataclass(frozen=True)
 class SamplingConfig:
     """How new tokens are generated after a prompt, or in the gaps of a text.
 
-    `length` shapes the canvas, and guidance doubles the batch; everything else is data to the compiled loop, so
-    changing it does not recompile.
+    `length` shapes the canvas, guidance doubles the batch, and a cache is compiled for the width of its blocks;
+    everything else is data to the compiled loop, so changing it does not recompile.
     """
 
     length: int = 64  # new tokens per prompt
     steps: int | None = None  # denoising steps over all blocks, each one forward pass; None: one per new token
     # what a step reveals: ancestral, remdm, fixed_count, random, low_confidence, entropy, margin, left_to_right,
-    # smdm_greedy, confidence_threshold, confidence_factor, entropy_bound; None: ancestral (autoregressive:
-    # left_to_right)
+    # smdm_greedy, smdm_greedy_batch, confidence_threshold, confidence_factor, entropy_bound; None: ancestral
+    # (autoregressive: left_to_right)
     strategy: str | None = None
     temperature: float = 1.0  # of the draw of each token; 0 takes the likeliest
     top_k: int = 0  # draw from the k likeliest tokens only; 0: from all
@@ -37,7 +40,17 @@ class SamplingConfig:
     remask: float = 0.04  # remdm: the most that revealed tokens may be taken back with, as a probability per step
     # randomness of the choice among positions in low_confidence, entropy and margin; 0: the best first
     position_temperature: float = 0.0
-    guidance: float = 0.0  # scale of unsupervised classifier-free guidance, the prompt masked; 0: none
+    guidance: float = 0.0  # scale of classifier-free guidance; 0: none
+    # what guidance leads away from: "unsupervised", the prompt masked, or "standard", no prompt, for models that were
+    # trained with prompts left out
+    guidance_kind: str = "unsupervised"
+    # keys and values that steps do not compute anew: "none", "prefix" (of what comes before the block) or "dual" (of
+    # all but the block); both approximate, see `refresh`. None: none (autoregressive: "causal", which is exact)
+    cache: str | None = None
+    refresh: int = 0  # steps after which a cache is computed anew within a block; 0: only at its start; 1: exact
+    # let rows that still have work go on in a smaller batch, which compiles once for each power of two; a row's tokens
+    # may then differ with its batch mates where two tokens or positions are as good as equal
+    compact: bool = False
     eos_penalty: float = 0.0  # nats taken off the logit of the end of text
     eos_last: bool = False  # the end of text has no confidence, so that it is revealed last
     stop_at_eos: bool = True  # a row is done once all before its first end of text is there
@@ -47,7 +60,7 @@ class SamplingConfig:
         """Raises `UserError` for a value that has no meaning."""
         from diffusionlm.sampling.strategies import STRATEGIES  # here, because it imports JAX
 
-        least = {"length": 1, "steps": 1, "top_k": 0, "block_length": 0, "seed": 0}
+        least = {"length": 1, "steps": 1, "top_k": 0, "block_length": 0, "refresh": 0, "seed": 0}
         for name, lowest in least.items():
             value = getattr(self, name)
             if name == "steps" and value is None:
@@ -69,11 +82,13 @@ class SamplingConfig:
                 raise UserError(f"{name}={value!r} must be a number from {lowest} to {highest} ({meaning})")
         if not isinstance(self.top_p, int | float) or not 0 < self.top_p <= 1:
             raise UserError(f"top_p={self.top_p!r} must be a probability above 0, at most 1 (all tokens)")
-        if self.strategy is not None and self.strategy not in STRATEGIES:
-            raise UserError(f"unknown strategy {self.strategy!r}{suggest(str(self.strategy), STRATEGIES)}")
+        for name, allowed in (("strategy", STRATEGIES), ("cache", CACHES), ("guidance_kind", GUIDANCE_KINDS)):
+            value = getattr(self, name)
+            if value not in allowed and not (value is None and name != "guidance_kind"):
+                raise UserError(f"unknown {name} {value!r}{suggest(str(value), allowed)}")
 
     def resolve(self, *, autoregressive: bool) -> "SamplingConfig":
-        """A validated copy with the defaults of `steps` and `strategy` filled in for the kind of model.
+        """A validated copy with the defaults of `steps`, `strategy` and `cache` filled in for the kind of model.
 
         Raises:
           UserError: a value has no meaning, or asks an autoregressive model for another order than left to right, one
@@ -89,13 +104,20 @@ class SamplingConfig:
             )
         if autoregressive and self.guidance:
             raise UserError(f"guidance={self.guidance} needs a masked diffusion model, which can mask its prompt")
+        cache = self.cache or ("causal" if autoregressive else "none")
+        if cache != "none" and autoregressive != (cache == "causal"):
+            allowed = ("causal", "none") if autoregressive else ("none", "prefix", "dual")
+            kind = "an autoregressive" if autoregressive else "a masked diffusion"
+            raise UserError(f"cache={cache} does not suit {kind} model; use {' or '.join(allowed)}")
+        if self.refresh and cache not in ("prefix", "dual"):
+            raise UserError(f"refresh={self.refresh} needs cache=prefix or cache=dual, and cache is {cache}")
         blocks = -(-self.length // self.block_length) if self.block_length else 1
         if steps < blocks:
             raise UserError(
                 f"steps={steps} are fewer than the {blocks} blocks of block_length={self.block_length} in "
                 f"length={self.length}; use at least one step a block"
             )
-        return dataclasses.replace(self, strategy=strategy, steps=steps)
+        return dataclasses.replace(self, strategy=strategy, steps=steps, cache=cache)
 
 
 @dataclass(frozen=True)

@@ -7,16 +7,19 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from diffusionlm import schedules
 from diffusionlm.errors import UserError
 from diffusionlm.model import suppression
 from diffusionlm.sampling import loop
+from diffusionlm.sampling import windows as caches
 from diffusionlm.sampling.canvas import Canvas, Template, build
 from diffusionlm.sampling.config import ModelSpec, SamplingConfig
-from diffusionlm.sampling.loop import Settings, State, Trace
+from diffusionlm.sampling.denoiser import Denoiser, Guided, Memory, ModelDenoiser
+from diffusionlm.sampling.loop import Job, State, Trace
+from diffusionlm.sampling.settings import Settings
+from diffusionlm.sampling.windows import Windows
 
 
 class Frame(NamedTuple):
@@ -58,9 +61,8 @@ def generate(
     """Generates `sampling.length` new tokens after each prompt.
 
     Runs wherever `params` live; for a mesh, call it under `jax.set_mesh`. An autoregressive model takes the same road:
-    one token a step from left to right, each a full forward pass over the canvas (there is no key/value cache yet).
-    More steps than new tokens is allowed: "ancestral" uses them all unless it is done before, the others stop after
-    `length` forward passes.
+    one token a step from left to right, with a key/value cache. More steps than new tokens is allowed, and a step that
+    follows one in which nothing was revealed needs no forward pass.
 
     Args:
       params: the parameters of `Transformer(cfg.model)`.
@@ -76,8 +78,8 @@ def generate(
         does not support, or NaN logits.
     """
     templates, new = _completions(prompts, sampling)
-    sampling, canvas, settings, static, key = _prepare(cfg, templates, sampling, key, row_ids)
-    result, seconds = _timed(params, cfg, sampling, canvas, settings, static, key, trace)
+    request = _prepare(cfg, templates, sampling, key, row_ids)
+    result, seconds = _timed(params, request, frames=_frames(request) if trace else 0)
     recorded = None
     if trace:
         recorded = Trace(*(states[: result.index + 1, *new] for states in result.trace))
@@ -106,8 +108,7 @@ def infill(
     """
     gaps = max((sum(token is None for token in template) for template in templates), default=1)
     sampling = replace(sampling, length=max(gaps, 1))
-    sampling, canvas, settings, static, key = _prepare(cfg, templates, sampling, key, row_ids)
-    result, _ = _timed(params, cfg, sampling, canvas, settings, static, key, trace=False)
+    result, _ = _timed(params, _prepare(cfg, templates, sampling, key, row_ids))
     return [result.tokens_BxT[r, : len(template)].tolist() for r, template in enumerate(templates)]
 
 
@@ -126,9 +127,8 @@ def stream(
     those of `generate`.
     """
     templates, new = _completions(prompts, sampling)
-    sampling, canvas, settings, static, key = _prepare(cfg, templates, sampling, key, row_ids)
-    suppressed_V = suppression(cfg.model, cfg.suppressed_ids)
-    state = jax.tree.map(jnp.asarray, loop.start(Canvas(*map(jnp.asarray, canvas)), 1))
+    request = _prepare(cfg, templates, sampling, key, row_ids)
+    state, memory = loop.start(request.data.canvas, 1), None
     while True:
         shown = jax.device_get(state)
         _check_finite(shown)
@@ -138,9 +138,9 @@ def stream(
             shown.masked_BxT[new],
             shown.confidence_BxT[new],
         )
-        if not jax.device_get(loop.working(canvas, state)).any():
+        if not jax.device_get(loop.working(request.data.canvas, state)).any():
             return
-        state = _step(params, suppressed_V, canvas, key, settings, state, **static)
+        state, memory = _step(params, request.data, state, memory, static=request.static)
 
 
 def _completions(
@@ -153,47 +153,111 @@ def _completions(
     return templates, (np.arange(len(prompts))[:, None], first_Bx1 + np.arange(sampling.length))
 
 
+class _Data(NamedTuple):
+    """What a generation gives to the device besides the parameters."""
+
+    suppressed_V: Any
+    canvas: Canvas
+    key: jax.Array
+    settings: Settings
+
+
+class _Static(NamedTuple):
+    """What a generation is compiled for."""
+
+    spec: ModelSpec
+    schedule: schedules.Schedule
+    guided: bool
+    windows: Windows
+
+
+class _Request(NamedTuple):
+    data: _Data
+    static: _Static
+    compact: bool
+
+
 def _prepare(
     cfg: ModelSpec,
     templates: Sequence[Template],
     sampling: SamplingConfig,
     key: jax.Array | None,
     row_ids: Sequence[int] | None,
-) -> tuple[SamplingConfig, Canvas, Settings, dict[str, Any], jax.Array]:
+) -> _Request:
     sampling = sampling.resolve(autoregressive=cfg.autoregressive)
-    canvas = build(cfg, templates, sampling.block_length, range(len(templates)) if row_ids is None else row_ids)
-    static = {
-        "spec": cfg,
-        "schedule": schedules.build(cfg.diffusion),
-        "guided": sampling.guidance > 0,
-    }
-    key = jax.random.key(sampling.seed) if key is None else key
-    return sampling, canvas, Settings.of(sampling), static, key
+    # An autoregressive row goes on by one position at a time, which is all that a step with a cache computes.
+    block_length = 1 if cfg.autoregressive else sampling.block_length
+    canvas = build(cfg, templates, block_length, range(len(templates)) if row_ids is None else row_ids)
+    static = _Static(
+        spec=cfg,
+        schedule=schedules.build(cfg.diffusion),
+        guided=sampling.guidance > 0,
+        windows=caches.plan(sampling.cache, cfg.shifted, canvas),
+    )
+    data = _Data(
+        suppressed_V=suppression(cfg.model, cfg.suppressed_ids),
+        canvas=canvas,
+        key=jax.random.key(sampling.seed) if key is None else key,
+        settings=Settings.of(sampling),
+    )
+    return _Request(data, static, sampling.compact)
 
 
-def _timed(
-    params: Any,
-    cfg: ModelSpec,
-    sampling: SamplingConfig,
-    canvas: Canvas,
-    settings: Settings,
-    static: dict[str, Any],
-    key: jax.Array,
-    trace: bool,
-) -> tuple[State, float]:
-    # A power of two, so that a trace of other steps rarely compiles anew. A row with more blocks than steps takes one
-    # step a block.
-    most = max(sampling.steps, int(canvas.block_BxT.max()) + 1)
-    frames = 1 << most.bit_length() if trace else 0
-    suppressed_V = suppression(cfg.model, cfg.suppressed_ids)
-    run = functools.partial(_run, params, suppressed_V, key=key, settings=settings, frames=frames, **static)
-    nothing = canvas._replace(block_BxT=np.full_like(canvas.block_BxT, -1))
-    jax.block_until_ready(run(canvas=nothing))  # compiles, and runs nothing
+def _frames(request: _Request) -> int:
+    """Frames enough for every step: a power of two, so that a trace of other steps rarely compiles anew."""
+    canvas, steps = request.data.canvas, int(request.data.settings.steps)
+    blocks = range(int(canvas.block_BxT.max()) + 1)
+    most = max(steps, len(blocks))  # a row with more blocks than steps takes one step a block
+    if request.static.windows.lockstep:  # the slowest row of each block counts
+        B = len(canvas.row_ids_B)
+        most = sum(int(loop.block_steps(canvas, steps, np.full(B, b, np.int32)).max()) for b in blocks)
+    return 1 << most.bit_length()
+
+
+def _timed(params: Any, request: _Request, frames: int = 0) -> tuple[State, float]:
+    """The final state, and the seconds without compilation."""
+    state, seconds = _run_timed(params, request, loop.start(request.data.canvas, frames), frames == 0)
+    while request.compact and frames == 0 and (working_B := _working(request, state)).any():
+        rows = _bucket_of(working_B)
+        part = request._replace(data=request.data._replace(canvas=_rows(request.data.canvas, rows)))
+        done, more = _run_timed(params, part, _rows(state, rows), True)
+        seconds += more
+        state = jax.tree.map(lambda whole, some, rows=rows: _with_rows(whole, some, rows), state, done)
+    _check_finite(state)
+    return state, seconds
+
+
+def _run_timed(params: Any, request: _Request, state: State, may_leave: bool) -> tuple[State, float]:
+    B = len(request.data.canvas.row_ids_B)
+    leave = np.int32((1 << (B - 1).bit_length()) // 2 if request.compact and may_leave and B > 1 else 0)
+    run = functools.partial(_run, params, static=request.static, leave=leave)
+    nothing = request.data.canvas._replace(block_BxT=np.full_like(request.data.canvas.block_BxT, -1))
+    jax.block_until_ready(run(request.data._replace(canvas=nothing), state))  # compiles, and runs nothing
     began = time.perf_counter()
-    result = jax.device_get(run(canvas=canvas))
-    seconds = time.perf_counter() - began
-    _check_finite(result)
-    return result, seconds
+    result = jax.device_get(run(request.data, state))
+    return result, time.perf_counter() - began
+
+
+def _working(request: _Request, state: State) -> np.ndarray:
+    return np.asarray(loop.working(request.data.canvas, state))
+
+
+def _bucket_of(working_B: np.ndarray) -> np.ndarray:
+    """The rows that have work left, filled up to a power of two with rows that have none."""
+    first_B = np.argsort(~working_B, kind="stable")
+    return first_B[: 1 << (int(working_B.sum()) - 1).bit_length()]
+
+
+def _rows(tree: Any, rows: np.ndarray) -> Any:
+    return jax.tree.map(lambda x: x[rows] if np.ndim(x) else x, tree)
+
+
+def _with_rows(whole: Any, some: Any, rows: np.ndarray) -> Any:
+    if not np.ndim(whole):
+        return some
+    whole = np.array(whole)
+    whole[rows] = some
+    return whole
 
 
 def _check_finite(state: State) -> None:
@@ -203,45 +267,29 @@ def _check_finite(state: State) -> None:
         )
 
 
-_STATIC = ("spec", "schedule", "guided")
+@functools.partial(jax.jit, static_argnames="static")
+def _run(params: Any, data: _Data, state: State, leave: jax.Array, *, static: _Static) -> State:
+    return loop.denoise(_job(params, data, static), state, leave)
 
 
-@functools.partial(jax.jit, static_argnames=(*_STATIC, "frames"))
-def _run(
-    params: Any,
-    suppressed_V: jax.Array,
-    *,
-    canvas: Canvas,
-    key: jax.Array,
-    settings: Settings,
-    spec: ModelSpec,
-    schedule: schedules.Schedule,
-    guided: bool,
-    frames: int,
-) -> State:
-    denoiser = _denoiser(params, canvas, settings, spec, guided)
-    return loop.denoise(denoiser, schedule, suppressed_V, canvas, key, settings, frames, spec.eos_ids)
+@functools.partial(jax.jit, static_argnames="static")
+def _step(params: Any, data: _Data, state: State, memory: Memory | None, *, static: _Static) -> tuple[State, Memory]:
+    job = _job(params, data, static)
+    return loop.advance(job, state, job.denoiser.forget(*state.tokens_BxT.shape) if memory is None else memory)
 
 
-@functools.partial(jax.jit, static_argnames=_STATIC)
-def _step(
-    params: Any,
-    suppressed_V: jax.Array,
-    canvas: Canvas,
-    key: jax.Array,
-    settings: Settings,
-    state: State,
-    *,
-    spec: ModelSpec,
-    schedule: schedules.Schedule,
-    guided: bool,
-) -> State:
-    denoiser = _denoiser(params, canvas, settings, spec, guided)
-    return loop.advance(denoiser, schedule, suppressed_V, canvas, key, settings, state, spec.eos_ids)
-
-
-def _denoiser(params: Any, canvas: Canvas, settings: Settings, spec: ModelSpec, guided: bool) -> loop.Denoiser:
-    denoiser = loop.model_denoiser(params, spec.model, shifted=spec.shifted)
-    if not guided:
-        return denoiser
-    return loop.guided_denoiser(denoiser, ~canvas.masked_BxT, spec.mask_id, settings.guidance)
+def _job(params: Any, data: _Data, static: _Static) -> Job:
+    spec, canvas = static.spec, data.canvas
+    denoiser: Denoiser = ModelDenoiser(params, spec.model, spec.shifted, cached=static.windows.cache != "none")
+    if static.guided:
+        given_BxT = ~canvas.masked_BxT & (canvas.segment_ids_BxT != 0)
+        denoiser = Guided(
+            denoiser,
+            given_BxT,
+            canvas.segment_ids_BxT,
+            spec.mask_id,
+            data.settings.guidance,
+            data.settings.standard_guidance,
+        )
+    schedule, windows = static.schedule, static.windows
+    return Job(denoiser, schedule, data.suppressed_V, canvas, data.key, data.settings, spec.eos_ids, windows)

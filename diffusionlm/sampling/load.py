@@ -92,7 +92,7 @@ class LoadedModel:
             )
         completions = []
         for r, (text, prompt, tokens) in enumerate(zip(texts, encoded, result.tokens.tolist(), strict=True)):
-            own = Trace(*(states[: result.nfe[r] + 1, r] for states in result.trace)) if trace else None
+            own = Trace(*(states[:, r] for states in result.trace)) if trace else None
             new_text = self._decode_after(prompt, tokens)
             completions.append(Completion(text, new_text, tokens, int(result.nfe[r]), result.seconds, own))
         return completions

@@ -24,6 +24,15 @@ class Rules(NamedTuple):
     position_temperature: jax.Array  # float32: of the order in which positions are chosen; 0: the best first
 
 
+class Proposal(NamedTuple):
+    """The token drawn at every masked position of the active block, and how sure of it the model is."""
+
+    token_BxT: jax.Array  # int32
+    log_odds_BxT: jax.Array  # float32: log(p / (1 - p)) of the un-tempered probability p of the token
+    entropy_BxT: jax.Array  # float32, nats: of the un-tempered distribution
+    margin_BxT: jax.Array  # float32: how much more probable the likeliest token is than the second
+
+
 class Step(NamedTuple):
     """What a strategy may look at: the state before the reveal, and the proposed tokens. S: steps of the block."""
 
@@ -31,8 +40,7 @@ class Step(NamedTuple):
     steps_B: jax.Array  # int32: S
     mask_probability_t_B: jax.Array  # float32: 1 - alpha(t) before this step, t = 1 - index / S
     mask_probability_s_B: jax.Array  # float32: 1 - alpha(s) after it, s = t - 1 / S; 0 at the last step
-    logits_BxTxV: jax.Array  # float32, un-tempered; suppressed ids are -inf
-    proposal_BxT: jax.Array  # int32: the token drawn at every position
+    proposal: Proposal  # its three scores are 0 for a strategy of `BLIND`
     masked_BxT: jax.Array  # bool: still to be revealed, in the active block
     revealed_BxT: jax.Array  # bool: generated already, in the active block
     initial_B: jax.Array  # int32: how many positions of the block were masked before its first step
@@ -99,20 +107,18 @@ def low_confidence(step: Step) -> Decision:
     strong models: weak ones are surest of line breaks and commas, and repeat them. On a canvas of nothing but masks a
     model with rotary positions sees all positions alike, and rounding decides.
     """
-    return _best(step, log_odds(step), confidence(step))
+    return _best(step, step.proposal.log_odds_BxT, confidence(step))
 
 
 def entropy(step: Step) -> Decision:
     """The positions whose distribution has the lowest entropy, an even share a step (Dream's "entropy")."""
-    score_BxT = -entropies(step)
+    score_BxT = -step.proposal.entropy_BxT
     return _best(step, score_BxT, score_BxT)
 
 
 def margin(step: Step) -> Decision:
     """The positions where the likeliest token leads by most, an even share a step (Dream's "topk_margin")."""
-    two_BxTx2 = jax.lax.top_k(jax.nn.softmax(step.logits_BxTxV, axis=-1), 2)[0]
-    score_BxT = two_BxTx2[..., 0] - two_BxTx2[..., 1]
-    return _best(step, score_BxT, score_BxT)
+    return _best(step, step.proposal.margin_BxT, step.proposal.margin_BxT)
 
 
 def left_to_right(step: Step) -> Decision:
@@ -125,14 +131,30 @@ def left_to_right(step: Step) -> Decision:
 def smdm_greedy(step: Step) -> Decision:
     """`low_confidence` on the schedule of SMDM's "greddy": int(M (1 - s/t)) of the M masks, on times from 1 to 1e-5.
 
-    Rounding down, it may reveal nothing in its first steps. M is the row's own, where the reference counts the masks of
-    the whole batch.
+    Rounding down, it may reveal nothing in its first steps. M is the row's own.
     """
+    count_B = _smdm_count(step, step.masked_BxT.sum(-1, dtype=jnp.int32))
+    return _reveal(highest(_demoted_last(step, step.proposal.log_odds_BxT), step.masked_BxT, count_B))
+
+
+def smdm_greedy_batch(step: Step) -> Decision:
+    """SMDM's "greddy" as it was released: M counts the masks of the whole batch, which all rows compete for.
+
+    For parity: a row then depends on its batch mates. Meant for one block, and rows that start with equal steps.
+    """
+    B, T = step.masked_BxT.shape
+    masked_1xN = step.masked_BxT.reshape(1, B * T)
+    count_B = _smdm_count(step, jnp.broadcast_to(masked_1xN.sum(dtype=jnp.int32), B))
+    count_B = jnp.where(step.masked_BxT.any(-1), count_B, 0)  # rows that are done do not keep time
+    score_1xN = _demoted_last(step, step.proposal.log_odds_BxT).reshape(1, B * T)
+    return _reveal(highest(score_1xN, masked_1xN, count_B.max(keepdims=True)).reshape(B, T))
+
+
+def _smdm_count(step: Step, masks_B: jax.Array) -> jax.Array:
+    """int(M (1 - s/t)) on SMDM's times, which go from 1 to 1e-5. int32 (B,)."""
     S = step.steps_B.astype(jnp.float32)
     t_B, s_B = (1 - (step.index_B + i).astype(jnp.float32) / S * (1 - 1e-5) for i in (0, 1))
-    masks_B = step.masked_BxT.sum(-1, dtype=jnp.int32)
-    count_B = jnp.floor(masks_B.astype(jnp.float32) * (1 - s_B / t_B)).astype(jnp.int32)
-    return _reveal(highest(_demoted_last(step, log_odds(step)), step.masked_BxT, count_B))
+    return jnp.floor(masks_B.astype(jnp.float32) * (1 - s_B / t_B)).astype(jnp.int32)
 
 
 # --- all positions that are sure enough
@@ -141,12 +163,12 @@ def smdm_greedy(step: Step) -> Decision:
 def confidence_threshold(step: Step) -> Decision:
     """All proposals of at least probability `threshold`, and always the best one (Fast-dLLM, arXiv 2505.22618)."""
     sure_BxT = (confidence(step) >= step.rules.threshold) & ~step.demoted_BxT
-    return _reveal(sure_BxT | _first(step, _demoted_last(step, log_odds(step))))
+    return _reveal(sure_BxT | _first(step, _demoted_last(step, step.proposal.log_odds_BxT)))
 
 
 def confidence_factor(step: Step) -> Decision:
     """The n most confident, for the largest n with (n + 1)(1 - n-th confidence) < `factor`, at least 1 (Fast-dLLM)."""
-    score_BxT = _demoted_last(step, log_odds(step))
+    score_BxT = _demoted_last(step, step.proposal.log_odds_BxT)
     order_BxT, rank_BxT = _ranks(score_BxT, step.masked_BxT)
     doubt_BxT = jnp.where(step.masked_BxT & ~step.demoted_BxT, 1 - confidence(step), 1.0)
     n_T = jnp.arange(1, doubt_BxT.shape[1] + 1, dtype=jnp.float32)
@@ -160,7 +182,7 @@ def entropy_bound(step: Step) -> Decision:
 
     The sum without its largest member bounds what drawing the tokens independently of each other can cost, in nats.
     """
-    H_BxT = entropies(step)
+    H_BxT = step.proposal.entropy_BxT
     order_BxT, rank_BxT = _ranks(-H_BxT, step.masked_BxT)
     sorted_BxT = jnp.take_along_axis(jnp.where(step.masked_BxT, H_BxT, jnp.inf), order_BxT, axis=-1)
     before_BxT = jnp.cumsum(jnp.where(jnp.isfinite(sorted_BxT), sorted_BxT, 0.0), axis=-1) - jnp.where(
@@ -181,11 +203,13 @@ STRATEGIES: dict[str, Callable[[Step], Decision]] = {
     "margin": margin,
     "left_to_right": left_to_right,
     "smdm_greedy": smdm_greedy,
+    "smdm_greedy_batch": smdm_greedy_batch,
     "confidence_threshold": confidence_threshold,
     "confidence_factor": confidence_factor,
     "entropy_bound": entropy_bound,
 }
 
+BLIND = ("ancestral", "remdm", "fixed_count", "random", "left_to_right")  # these do not look at scores
 REMASKING = ("remdm",)  # these use every step of a block: what is all revealed may be taken back
 
 
@@ -204,28 +228,9 @@ def transfer_count(step: Step) -> jax.Array:
     return step.initial_B // step.steps_B + (step.index_B < remainder_B).astype(jnp.int32)
 
 
-def log_odds(step: Step) -> jax.Array:
-    """log(p / (1 - p)) for the un-tempered probability p of each proposed token, float32 (B, T).
-
-    The same order as p, but it does not saturate: in float32 all p above 1 - 6e-8 are equal, and ties would then reveal
-    confident positions from left to right.
-    """
-    V = step.logits_BxTxV.shape[-1]
-    chosen_BxTx1 = step.proposal_BxT[..., None]
-    is_chosen_BxTxV = jnp.arange(V, dtype=jnp.int32)[None, None] == chosen_BxTx1
-    others_BxT = jax.nn.logsumexp(jnp.where(is_chosen_BxTxV, -jnp.inf, step.logits_BxTxV), axis=-1)
-    return jnp.take_along_axis(step.logits_BxTxV, chosen_BxTx1, axis=-1)[..., 0] - others_BxT
-
-
 def confidence(step: Step) -> jax.Array:
     """The un-tempered probability of each proposed token, float32 (B, T)."""
-    return jax.nn.sigmoid(log_odds(step))
-
-
-def entropies(step: Step) -> jax.Array:
-    """The entropy of every position's un-tempered distribution in nats, float32 (B, T)."""
-    log_p_BxTxV = jax.nn.log_softmax(step.logits_BxTxV, axis=-1)
-    return -jnp.where(jnp.isfinite(log_p_BxTxV), jnp.exp(log_p_BxTxV) * log_p_BxTxV, 0.0).sum(-1)
+    return jax.nn.sigmoid(step.proposal.log_odds_BxT)
 
 
 def highest(score_BxT: jax.Array, masked_BxT: jax.Array, count_B: jax.Array) -> jax.Array:
