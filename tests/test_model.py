@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 from jax.extend.core import jaxprs_in_params
+from numpy_model import numpy_forward
 
 from diffusionlm.config import DiffusionConfig, MeshConfig, ModelConfig
 from diffusionlm.corruption import corrupt, noise_key
@@ -66,65 +67,6 @@ def forward(cfg: ModelConfig):
     return jax.jit(run)
 
 
-# --- an independent forward pass, one sequence at a time, from the formulas of the papers
-
-
-def numpy_norm(cfg, x, p):
-    if cfg.norm == "rmsnorm":
-        return p["scale"] * x / np.sqrt((x**2).mean(-1, keepdims=True) + cfg.norm_eps)
-    x = x - x.mean(-1, keepdims=True)
-    return p["scale"] * x / np.sqrt((x**2).mean(-1, keepdims=True) + cfg.norm_eps) + p["bias"]
-
-
-def numpy_rope(cfg, x, positions):
-    """NeoX layout on (T, heads, K): channel j turns with channel j + K/2 by position * theta^(-2j/K)."""
-    half = cfg.head_dim // 2
-    out = np.zeros_like(x)
-    for t, position in enumerate(positions):
-        for j in range(half):
-            angle = position * cfg.rope_theta ** (-2 * j / cfg.head_dim)
-            cos, sin = np.cos(angle), np.sin(angle)
-            if cfg.rope_bf16_tables:
-                cos, sin = float(jnp.bfloat16(cos)), float(jnp.bfloat16(sin))
-            out[t, :, j] = x[t, :, j] * cos - x[t, :, j + half] * sin
-            out[t, :, j + half] = x[t, :, j + half] * cos + x[t, :, j] * sin
-    return out
-
-
-def numpy_forward(cfg, params, tokens, segments, positions):
-    p = jax.tree.map(lambda a: np.asarray(a, np.float64), params)
-    length = len(tokens)
-    visible = segments[:, None] == segments[None, :]
-    if cfg.causal:
-        visible = visible & (np.arange(length)[None, :] <= np.arange(length)[:, None])
-    x = p["embed"][tokens]
-    if cfg.positions == "learned":
-        x = x + p["positions"][positions]
-    for layer in range(cfg.n_layers):
-        block = jax.tree.map(lambda a, i=layer: a[i], p["blocks"])
-        bias = lambda name, b=block: b.get(f"{name}_bias", 0.0)  # noqa: E731
-        h = numpy_norm(cfg, x, block["attention_norm"])
-        q, k, v = (np.einsum("td,dhk->thk", h, block[name]) + bias(name) for name in "qkv")
-        if cfg.positions == "rope":
-            q, k = numpy_rope(cfg, q, positions), numpy_rope(cfg, k, positions)
-        k, v = (np.repeat(a, cfg.n_heads // cfg.n_kv_heads, axis=1) for a in (k, v))
-        scores = np.einsum("thk,shk->hts", q, k) / np.sqrt(cfg.head_dim)
-        scores = np.where(visible, scores, -np.inf)
-        weights = np.exp(scores - scores.max(-1, keepdims=True))
-        weights /= weights.sum(-1, keepdims=True)
-        x = x + np.einsum("hts,shk,hkd->td", weights, v, block["o"]) + bias("o")
-        h = numpy_norm(cfg, x, block["mlp_norm"])
-        up = h @ block["up"] + bias("up")
-        if cfg.mlp == "swiglu":
-            gate = h @ block["gate"] + bias("gate")
-            inner = gate / (1 + np.exp(-gate)) * up
-        else:
-            inner = 0.5 * up * (1 + np.tanh(np.sqrt(2 / np.pi) * (up + 0.044715 * up**3)))
-        x = x + inner @ block["down"] + bias("down")
-    hidden = numpy_norm(cfg, x, p["final_norm"])
-    return hidden, hidden @ (p["embed"].T if cfg.tied_head else p["head"])
-
-
 @pytest.mark.parametrize("name", VARIANTS)
 def test_the_forward_pass_is_the_papers(name):
     cfg = VARIANTS[name]
@@ -134,9 +76,9 @@ def test_the_forward_pass_is_the_papers(name):
         hidden, logits = forward(cfg)(params, ids, segments, places)
         assert hidden.shape == (B, T, cfg.d_model) and logits.shape == (B, T, cfg.padded_vocab_size)
         for row in range(B):
-            expected_hidden, expected_logits = numpy_forward(cfg, params, ids[row], segments[row], places[row])
-            np.testing.assert_allclose(hidden[row], expected_hidden, rtol=1e-5, atol=1e-5)
-            np.testing.assert_allclose(logits[row], expected_logits, rtol=1e-5, atol=1e-5)
+            expected = numpy_forward(cfg, params, ids[row], segments[row], places[row])
+            np.testing.assert_allclose(hidden[row], expected.hidden, rtol=1e-5, atol=1e-5)
+            np.testing.assert_allclose(logits[row], expected.logits, rtol=1e-5, atol=1e-5)
 
 
 def test_rounded_tables_are_an_option_that_does_something():
