@@ -150,7 +150,7 @@ def _page(completions: Sequence[Completion], tokenizer: Tokenizer) -> str:
 # letters are white or black by it, so that the scale reads the same on a light and on a dark page. A mask is the text
 # to come with transparent letters: exactly as wide in any font, so that no line moves when it is revealed.
 _STYLE = """
-:root { color-scheme: light dark; --veil: color-mix(in oklab, CanvasText 28%, Canvas); }
+:root { color-scheme: light dark; --veil: color-mix(in oklab, CanvasText 24%, Canvas); }
 body { font: 1rem/1.5 system-ui, sans-serif; max-width: 60rem; margin: 1rem auto; padding: 0 1rem;
   background: Canvas; color: CanvasText; }
 h1 { font-size: 1.3rem; } h2 { font-size: 1rem; margin: 1.5rem 0 .3rem; } small { font-weight: normal; }
@@ -164,8 +164,9 @@ h1 { font-size: 1.3rem; } h2 { font-size: 1rem; margin: 1.5rem 0 .3rem; } small 
 .text { margin: 0; white-space: pre-wrap; overflow-wrap: anywhere; line-height: 1.8;
   font-family: ui-monospace, monospace; }
 .prompt { font-weight: bold; }
-.on { --l: calc(.4 + .52 * var(--c)); color: oklch(clamp(0, (.6 - var(--l)) * 1000, 1) 0 0);
+.on { --l: calc(.4 + .52 * var(--c)); color: oklch(clamp(0, (.565 - var(--l)) * 1e6, 1) 0 0);
   background: oklch(var(--l) .11 calc(300 - 195 * var(--c))); }
+.on, .mask { box-shadow: inset 1px 0 Canvas; }
 .unknown { border-bottom: 2px solid var(--veil); }
 .mask { color: transparent; background: var(--veil); forced-color-adjust: none; user-select: none; }
 .fresh { outline: 2px solid CanvasText; } .back { outline: 2px dashed CanvasText; }
@@ -225,12 +226,12 @@ function view(section, element) {
   }
 
   return (step) => {
-    step = Math.min(step, section.steps.length);
     spans.forEach((_, position) => draw(position, step));
     const left = spans.filter((span) => span.classList.contains("mask")).length;
+    const own = section.steps.length;  // other texts may take longer
     status.textContent =
-      `step ${step} of ${section.steps.length}, ${left} masked; ` +
-      `${section.nfe} forward passes, ${section.seconds} s for all texts`;
+      `step ${Math.min(step, own)} of ${own}, ${left} masked; ` +
+      `${section.nfe} forward passes, its batch took ${section.seconds} s`;
   };
 }
 
