@@ -198,6 +198,17 @@ def test_a_page_replaces_the_one_before(tmp_path):
     assert page.data["sections"][0]["prompt"] == "second" and os.listdir(tmp_path) == ["page.html"]
 
 
+def test_a_link_stays_and_its_file_becomes_the_page(tmp_path):
+    for directory in ("here", "there"):
+        (tmp_path / directory).mkdir()
+    (tmp_path / "there" / "page.html").write_text("the old page")
+    link = tmp_path / "here" / "link.html"
+    link.symlink_to(tmp_path / "there" / "page.html")
+    saved(link, [completion([0], [{0}, set()])], Words())
+    assert link.is_symlink() and (tmp_path / "there" / "page.html").read_text().startswith("<!DOCTYPE html>")
+    assert os.listdir(tmp_path / "there") == ["page.html"]
+
+
 @pytest.mark.parametrize(
     "name, parts",
     [

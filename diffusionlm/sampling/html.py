@@ -33,12 +33,11 @@ def save_html(completions: Sequence[Completion], tokenizer: Tokenizer, path: str
         raise UserError("a completion has no trace to show; generate with trace=True")
     check_path(path)
     content = _page(completions, tokenizer).encode("ascii", "xmlcharrefreplace")
-    temporary = Path(path).with_name(
-        f".{os.path.basename(path)}.{os.getpid()}.tmp"
-    )  # beside it, because a move between disks is a copy
+    target = Path(os.path.realpath(path))  # a link stays a link
+    temporary = target.with_name(f".diffusionlm-{os.getpid()}.tmp")  # beside it: a move between disks is a copy
     try:
         temporary.write_bytes(content)
-        os.replace(temporary, path)
+        os.replace(temporary, target)
     except OSError as error:
         raise UserError(f"cannot write html={str(path)!r}: {error.strerror}") from error
     finally:
@@ -47,7 +46,7 @@ def save_html(completions: Sequence[Completion], tokenizer: Tokenizer, path: str
 
 def check_path(path: str | os.PathLike) -> None:
     """Raises `UserError` where `save_html` could not write, to be asked before the work of generating."""
-    directory = os.path.dirname(os.path.abspath(path))
+    directory = os.path.dirname(os.path.realpath(path))
     if not os.path.basename(path) or (os.path.exists(path) and not os.path.isfile(path)):
         raise UserError(f"html={str(path)!r} is not a file; name one, such as trace.html")
     if not os.path.isdir(directory):
@@ -164,7 +163,7 @@ h1 { font-size: 1.3rem; } h2 { font-size: 1rem; margin: 1.5rem 0 .3rem; } small 
 .text { margin: 0; white-space: pre-wrap; overflow-wrap: anywhere; line-height: 1.8;
   font-family: ui-monospace, monospace; }
 .prompt { font-weight: bold; }
-.on { --l: calc(.4 + .52 * var(--c)); color: oklch(clamp(0, (.565 - var(--l)) * 1e6, 1) 0 0);
+.on { --l: calc(.4 + .52 * var(--c)); color: oklch(clamp(0, (.56 - var(--l)) * 1e6, 1) 0 0);
   background: oklch(var(--l) .11 calc(300 - 195 * var(--c))); }
 .on, .mask { box-shadow: inset 1px 0 Canvas; }
 .unknown { border-bottom: 2px solid var(--veil); }
