@@ -176,7 +176,7 @@ def _result_text(result: dict[str, Any], before: bool, workdir: Any, cfg: Config
 
 
 def sample(args: list[str], prog: str) -> int:
-    """Generate text with a trained model: sample CHECKPOINT [--prompt TEXT] [--length N] [--json]."""
+    """Generate text with a trained model: sample CHECKPOINT [--prompt TEXT] [--length N] [--json] [--html PAGE]."""
     return parse(_sample, args, prog)()
 
 
@@ -189,6 +189,8 @@ def _sample(
     count: int = 1,
     sampling: Annotated[SamplingConfig, *SETTINGS] = SamplingConfig(),  # noqa: B008
     json: bool = False,
+    trace: bool = False,
+    html: str | None = None,
 ) -> int:
     """Generate text with a trained model.
 
@@ -199,32 +201,47 @@ def _sample(
       infill: instead of a prompt, a text with gaps to fill, "a {mask:8} b" for 8 tokens between a and b.
       count: how many completions.
       sampling: the settings.
-      json: print {"completions": [{"prompt", "text", "tokens", "nfe", "seconds"}], "config"}; nfe: forward passes.
+      json: print {"completions": [{"prompt", "text", "tokens", "nfe", "seconds"}], "config"}; nfe: forward passes;
+        with infill, the prompt is the text with gaps, and text and tokens are the whole.
+      trace: show the denoising in the terminal.
+      html: also write the denoising to this file, as an animated web page.
     """
     if prompt and prompt_file is not None:
         raise UserError(f"prompt={prompt!r} and prompt_file={prompt_file!r} exclude each other; drop one")
-    if infill is not None and (prompt or prompt_file is not None or json):
-        raise UserError(f"infill={infill!r} goes without prompt, prompt_file and json; drop the others")
+    if infill is not None and (prompt or prompt_file is not None):
+        raise UserError(f"infill={infill!r} goes without prompt and prompt_file; drop the others")
+    if json and trace:
+        raise UserError("json and trace both print; drop one (html goes with json)")
     if count < 1:
         raise UserError(f"count={count} must be at least 1")
     sampling.validate()
     if prompt_file is not None:
         prompt = _read_text(prompt_file).removesuffix("\n")
+    from diffusionlm.sampling import display
+    from diffusionlm.sampling.html import check_path, save_html
     from diffusionlm.sampling.load import completions_json, load
 
+    if html is not None:
+        check_path(html)
     model = load(checkpoint)
-    if infill is not None:
-        for text in model.infill([infill] * count, sampling):
-            print(text)
-        return 0
-    completions = model.generate([prompt] * count, sampling)
+    traced = trace or html is not None
+    if infill is None:
+        completions = model.generate([prompt] * count, sampling, trace=traced)
+    else:
+        completions = model.infill([infill] * count, sampling, trace=traced)
+    if html is not None:
+        save_html(completions, model.tokenizer, html)
     if json:
-        print(json_lib.dumps(completions_json(completions, model.sampling_config(sampling))))
+        used = model.sampling_config(sampling) if infill is None else model.infill_config(infill, sampling)
+        print(json_lib.dumps(completions_json(completions, used)))
         return 0
     for i, completion in enumerate(completions, start=1):
         if count > 1:
-            print(f"--- {i} of {count}")
-        print(completion.prompt + completion.text)
+            print(f"--- {i} of {count}", flush=True)
+        if trace:
+            display.show(completion.trace, model.tokenizer, prompt="" if infill is not None else prompt)
+        else:
+            print(completion.full_text)
     return 0
 
 

@@ -178,7 +178,7 @@ def test_stream_goes_through_the_states_of_generate():
 
 def test_infilling_keeps_what_was_given_and_fills_the_rest():
     templates = [[3, None, None, 4, None, 5], [None, 9, 2, None], [6, 6, None]]
-    found = infill(params(), SPEC, templates, SamplingConfig(temperature=0.0, strategy="low_confidence"))
+    found = infill(params(), SPEC, templates, SamplingConfig(temperature=0.0, strategy="low_confidence")).rows
     for template, row in zip(templates, found, strict=True):
         assert len(row) == len(template) and max(row) < TINY.vocab_size
         assert all(given in (None, token) for given, token in zip(template, row, strict=True))
@@ -186,7 +186,7 @@ def test_infilling_keeps_what_was_given_and_fills_the_rest():
 
 def test_a_prompt_is_a_template_with_its_gap_at_the_end():
     sampling = SamplingConfig(8, 5, seed=4, stop_at_eos=False)
-    rows = infill(params(), SPEC, [[*p, *[None] * 8] for p in PROMPTS], dataclasses.replace(sampling, steps=5))
+    rows = infill(params(), SPEC, [[*p, *[None] * 8] for p in PROMPTS], sampling).rows
     expected = generate(params(), SPEC, PROMPTS, sampling).tokens.tolist()
     assert [row[len(p) :] for p, row in zip(PROMPTS, rows, strict=True)] == expected
 
@@ -194,7 +194,8 @@ def test_a_prompt_is_a_template_with_its_gap_at_the_end():
 def test_a_gap_sees_both_sides():
     one, other = ([3, None, 4, right] for right in (8, 30))
     sampling = SamplingConfig(temperature=0.0)
-    assert infill(params(), SPEC, [one], sampling)[0][1] != infill(params(), SPEC, [other], sampling)[0][1]
+    found = [infill(params(), SPEC, [template], sampling).rows[0][1] for template in (one, other)]
+    assert found[0] != found[1]
 
 
 def test_blocks_run_through_all_gaps():
@@ -207,7 +208,7 @@ def test_blocks_run_through_all_gaps():
 
 def test_an_end_of_text_inside_a_gap_does_not_end_the_row():
     weights = params(3.0)
-    found = infill(weights, SPEC, [[3, None, None, None, 4, None, 5]], SamplingConfig(temperature=0.0))[0]
+    found = infill(weights, SPEC, [[3, None, None, None, 4, None, 5]], SamplingConfig(temperature=0.0)).rows[0]
     assert EOS in found and found[4] == 4 and MASK not in found
 
 

@@ -61,7 +61,7 @@ def run(dataset, tmp_path_factory):
 
 
 @pytest.fixture
-def places(tmp_path, dataset):
+def places(tmp_path, dataset, run):
     """Paths for the table of wrong inputs, by the name that stands for them there."""
     (tmp_path / "file").write_text("a file, not a directory")
     (tmp_path / "broken.jsonl").write_text('{"text": "good"}\n{"text": "cut off\n')
@@ -70,7 +70,7 @@ def places(tmp_path, dataset):
     shutil.copytree(dataset, tmp_path / "changed")
     meta = json.loads((dataset / "meta.json").read_text())
     (tmp_path / "changed" / "meta.json").write_text(json.dumps(meta | {"vocab_size": 300}))
-    return {"dataset": dataset, "tmp": tmp_path}
+    return {"dataset": dataset, "tmp": tmp_path, "run": run}
 
 
 def words(command, places):
@@ -138,6 +138,14 @@ WRONG = [
     ("sample x --prompt a --prompt_file b", ["'a'", "'b'", "exclude"]),
     ("sample x --prompt_file {tmp}/none", ["{tmp}/none"]),
     ("sample x --prompt_file {tmp}/binary.txt", ["{tmp}/binary.txt", "utf-8"]),
+    ("sample x --infill a --prompt b", ["infill='a'", "without prompt", "drop"]),
+    ("sample x --infill a --prompt_file b", ["infill='a'", "prompt_file", "drop"]),
+    ("sample x --json --trace", ["json", "trace", "drop one"]),
+    ("sample x --html {tmp}/none/trace.html", ["{tmp}/none/trace.html", "does not exist"]),
+    ("sample x --html {tmp}", ["{tmp}", "not a file"]),
+    ("sample {run} --infill none", ["'none' has no gap", "{{mask:8}}"]),
+    ("sample {run} --infill a{{mask:0}}b", ["'{{mask:0}}' is not a gap", "{{mask:N}}", "from 1 to"]),
+    ("sample {run} --infill a{{mask:abc}}b", ["'{{mask:abc}}' is not a gap", "{{mask:N}}", "from 1 to"]),
     ("data prepare --output {tmp}/o --sequence_length 8", ["SOURCE"]),
     ("data prepare {tmp}/file", ["--output"]),
     (
@@ -305,9 +313,50 @@ def test_sample_fills_gaps(run, capsys):
     args = ["sample", str(run), "--infill", "once{mask:3}time", "--count", "2", "--temperature", "0.3"]
     assert cli.main(args) == 0
     out = capsys.readouterr().out
-    assert out.count("once") == out.count("time") == 2
-    assert cli.main([*args, "--prompt", "x"]) == 2
-    assert_one_line(capsys.readouterr(), ["infill", "prompt"])
+    assert cli.main([*args, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [set(one) for one in found["completions"]] == [{"prompt", "text", "tokens", "nfe", "seconds"}] * 2
+    for one in found["completions"]:
+        assert one["prompt"] == "once{mask:3}time" and len(one["tokens"]) == 1 + 4 + 3 + 4
+        assert one["text"].startswith("once") and one["text"].endswith("time")
+    assert (found["config"]["length"], found["config"]["steps"], found["config"]["temperature"]) == (3, 3, 0.3)
+    assert out == "".join(f"--- {i} of 2\n{one['text']}\n" for i, one in enumerate(found["completions"], start=1))
+
+
+def test_a_space_in_a_gap_is_one_line_and_exit_code_2(run, capsys):
+    capsys.readouterr()
+    assert cli.main(["sample", str(run), "--infill", "a {mask: 8} b"]) == 2
+    assert_one_line(capsys.readouterr(), ["'{mask: 8}' is not a gap", "write {mask:N} without spaces"])
+
+
+@pytest.mark.parametrize("what", [["--prompt", "line", "--length", "4"], ["--infill", "line{mask:4} of"]])
+def test_sample_writes_a_page_and_prints_the_same(run, what, tmp_path, capsys):
+    args = ["sample", str(run), *what, "--count", "2", "--json"]
+    capsys.readouterr()
+    found = []
+    for more in ([], ["--html", str(tmp_path / "trace.html")]):
+        assert cli.main([*args, *more]) == 0
+        found.append([one["text"] for one in json.loads(capsys.readouterr().out)["completions"]])
+    assert found[0] == found[1]
+    page = (tmp_path / "trace.html").read_text()
+    assert page.count("<section") == 2 and page.endswith("</html>\n")
+
+
+def test_sample_shows_the_trace(run, capsys):
+    for what in (["--prompt", "line", "--length", "4"], ["--infill", "line{mask:4} of"]):
+        capsys.readouterr()
+        assert cli.main(["sample", str(run), *what, "--trace"]) == 0
+        out = capsys.readouterr().out
+        assert out.startswith("step 0/4\nline" + "░" * 4) and "step 4/4\nline" in out
+        assert "{mask" not in out
+
+
+def test_a_page_that_cannot_be_written_is_told_before_any_work(monkeypatch, tmp_path, capsys):
+    from diffusionlm.sampling import load
+
+    monkeypatch.setattr(load, "load", lambda path: pytest.fail("loaded"))
+    assert cli.main(["sample", "x", "--html", str(tmp_path / "none" / "trace.html")]) == 2
+    assert_one_line(capsys.readouterr(), ["does not exist"])
 
 
 def test_sample_json_has_the_agreed_keys(run, tmp_path, capsys):

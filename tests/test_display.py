@@ -77,3 +77,22 @@ def test_pieces_keep_their_leading_space():
             return "".join(self.words[i] for i in ids).removeprefix(" ")
 
     assert display.token_texts(np.array([1, 2, 1]), Words()) == [" b", " c", " b"]
+
+
+def test_a_token_that_will_be_taken_back_is_shown_while_it_is_there():
+    """The first position gets x, loses it, and gets a."""
+    trace = Trace(
+        np.array([[MASK_ID, MASK_ID], [ord("x"), MASK_ID], [MASK_ID, ord("b")], [ord("a"), ord("b")]]),
+        np.array([[True, True], [False, True], [True, False], [False, False]]),
+    )
+    console = Console(file=io.StringIO(), width=60)
+    display.show(trace, ByteTokenizer(), console=console)
+    assert [line for line in shown(console).splitlines() if "step" not in line] == ["░░", "x░", "░b", "ab"]
+
+
+def test_a_character_of_several_tokens_is_shown_whole():
+    broken = [0xE2, 0x82]  # the euro without its last byte
+    tokens = np.array([*"é€".encode(), *broken, ord("a"), *"😀".encode()])
+    pieces = display.token_texts(tokens, ByteTokenizer())
+    assert pieces == ["é", "", "€", "", "", "\ufffd", "\ufffd", "a", "😀", "", "", ""]
+    assert "".join(pieces) == "é€\ufffd\ufffda😀"

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import subprocess
 import sys
+import time
 
 import jax
 import jax.numpy as jnp
@@ -143,7 +144,8 @@ def test_a_mesh_loads_shards_and_gives_the_same_tokens(save, params):
 def test_traces_belong_to_their_rows(save):
     completions = load(save()).generate(["a", "b"], length=6, steps=8, strategy="ancestral", trace=True)
     for completion in completions:
-        assert completion.trace.tokens.shape == completion.trace.masked.shape == (6, 6)
+        assert completion.trace.tokens.shape == completion.trace.masked.shape == completion.trace.confidence.shape
+        assert completion.trace.masked[-2].any() and not completion.trace.masked[-1].any()  # not those of its mates
         assert completion.trace.masked[0].all() and not completion.trace.masked[-1].any()
         assert completion.trace.tokens[-1].tolist() == completion.tokens
 
@@ -200,12 +202,67 @@ def test_settings_import_no_jax():
 
 def test_infilling_keeps_the_text_around_the_gaps(save):
     model = load(save())
-    found = model.infill(["a {mask:3} b{mask:2}", "{mask:1} end"], temperature=0.5, top_k=100, stop_at_eos=False)
-    assert len(found) == 2 and found[0].startswith("a ") and " b" in found[0] and found[1].endswith(" end")
+    texts = ["a {mask:3} b{mask:2}", "{mask:1} end"]
+    sampling = SamplingConfig(temperature=0.5, top_k=100, stop_at_eos=False, strategy="low_confidence")
+    long, short = model.infill(texts, sampling)
+    assert [long.prompt, short.prompt] == texts
+    assert long.text.startswith("a ") and " b" in long.text and short.text.endswith(" end")
+    for completion, tokens, gaps in ((long, 1 + 2 + 3 + 2 + 2, 5), (short, 1 + 1 + 4, 1)):
+        assert len(completion.tokens) == tokens and completion.tokens[0] == EOS
+        assert completion.text == completion.full_text == ByteTokenizer().decode(completion.tokens)
+        assert completion.nfe == gaps and completion.seconds > 0
+    assert model.infill_config(texts, sampling) == model.sampling_config(sampling, length=5)
+
+
+def test_the_trace_of_infilling_is_of_the_row(save):
+    texts, settings = ["a {mask:3} b", "long text {mask:2}"], dict(strategy="random", stop_at_eos=False)
+    for completion in load(save()).infill(texts, trace=True, **settings):
+        trace, tokens = completion.trace, np.array(completion.tokens)
+        assert trace.tokens.shape == trace.masked.shape == (completion.nfe + 1, len(tokens))
+        gap = trace.masked[0]
+        assert gap.sum() == completion.nfe and not trace.masked[-1].any()
+        assert (trace.tokens[:, ~gap] == tokens[~gap]).all() and (trace.tokens[-1] == tokens).all()
+        assert not trace.masked[:, ~gap].any()
+
+
+@pytest.mark.parametrize(
+    "gap",
+    ["{mask:0}", "{mask:abc}", "{mask: 8}", "{mask:8 }", "{ mask:8}", "{mask}", "{mask:}", "{mask:-1}", "{mask:1.5}",
+     "{Mask:8}", "{mask 8}", "{mask:8", "{mask:65}", "{mask:99999999999}"],
+)  # fmt: skip
+def test_a_malformed_gap_is_refused_and_not_taken_for_text(save, gap):
+    model = load(save())
+    for text in (f"a{gap}", f"a{{mask:2}} {gap}"):
+        with pytest.raises(UserError) as caught:
+            model.infill(text)
+        message = str(caught.value)
+        assert f"{gap!r} is not a gap; write {{mask:N}} without spaces" in message and "from 1 to 64" in message
+        assert "\n" not in message
+
+
+def test_a_text_without_a_gap_is_refused_and_other_braces_are_text(save):
+    model = load(save())
     with pytest.raises(UserError, match="'no gap' has no gap; write {mask:8}"):
         model.infill("no gap")
-    with pytest.raises(UserError, match="row 0 has nothing to generate"):
-        model.infill("a{mask:0}b")
+    text = model.infill("{masked} {x: 1} {}{mask:1}")[0].text
+    assert text.startswith("{masked} {x: 1} {}")
+
+
+def test_seconds_are_without_compilation(save, monkeypatch):
+    """A clock that jumps by a day at each compilation: no day may be in what was measured."""
+    compiled = []
+
+    def listen(event: str, duration: float, **_) -> None:
+        if "backend_compile" in event:
+            compiled.append(event)
+
+    clock = time.perf_counter
+    monkeypatch.setattr(time, "perf_counter", lambda: clock() + 86400 * len(compiled))
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        assert load(save()).generate(["a"] * 3, length=5)[0].seconds < 86400 and compiled
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
 
 
 def test_likelihoods_of_texts_are_those_of_their_tokens(save, params):

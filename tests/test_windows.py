@@ -193,10 +193,10 @@ def test_batch_mates_do_not_change_a_row_with_a_cache(cache):
     """Also mates of other lengths, whose windows are wider and whose blocks end at other steps."""
     sampling = SamplingConfig(strategy="confidence_threshold", threshold=0.3, cache=cache, block_length=5, steps=14)
     templates = [[*p, *[None] * 14] for p in PROMPTS]
-    together = infill(PARAMS, MDM, templates, sampling)
+    together = infill(PARAMS, MDM, templates, sampling).rows
     for r, template in enumerate(templates):
         mates = [[3] * 20 + [None] * 14, template, [4, None, None, 5, None], [None] * 14]
-        assert infill(PARAMS, MDM, mates, sampling, row_ids=[50, r, 51, 52])[1] == together[r]
+        assert infill(PARAMS, MDM, mates, sampling, row_ids=[50, r, 51, 52]).rows[1] == together[r]
 
 
 def test_streaming_goes_through_the_same_states_with_a_cache():

@@ -48,6 +48,23 @@ class GenerationResult:
     trace: Trace | None
 
 
+@dataclass(frozen=True)
+class Infilling:
+    """Rows whose gaps are filled, one a template.
+
+    Attributes:
+      rows: all ids of each row, given and new.
+      nfe: int32 (B,), forward passes that each row needed.
+      seconds: wall time of the whole batch, without compilation.
+      trace: every state of the denoising, as arrays (frames, B, T) of whole rows padded on the right, if asked for.
+    """
+
+    rows: list[list[int]]
+    nfe: np.ndarray
+    seconds: float
+    trace: Trace | None
+
+
 def generate(
     params: Any,
     cfg: ModelSpec,
@@ -94,22 +111,23 @@ def infill(
     key: jax.Array | None = None,
     *,
     row_ids: Sequence[int] | None = None,
-) -> list[list[int]]:
+    trace: bool = False,
+) -> Infilling:
     """Fills the gaps (None) of each template, given all of its tokens; the lengths of the gaps are the templates'.
 
     Tokens may be pinned anywhere, so this also generates under constraints. `sampling.length` counts for nothing, but
     that `sampling.steps`, where it is None, is the number of gap positions of the longest.
-
-    Returns:
-      The templates, with every None replaced.
 
     Raises:
       UserError: as `generate`, or tokens after a gap for an autoregressive model.
     """
     gaps = max((sum(token is None for token in template) for template in templates), default=1)
     sampling = replace(sampling, length=max(gaps, 1))
-    result, _ = _timed(params, _prepare(cfg, templates, sampling, key, row_ids))
-    return [result.tokens_BxT[r, : len(template)].tolist() for r, template in enumerate(templates)]
+    request = _prepare(cfg, templates, sampling, key, row_ids)
+    result, seconds = _timed(params, request, frames=_frames(request) if trace else 0)
+    rows = [result.tokens_BxT[r, : len(template)].tolist() for r, template in enumerate(templates)]
+    recorded = Trace(*(states[: result.index + 1] for states in result.trace)) if trace else None
+    return Infilling(rows, result.nfe_B, seconds, recorded)
 
 
 def stream(

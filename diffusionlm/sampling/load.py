@@ -24,20 +24,23 @@ from diffusionlm.sampling.loop import Trace
 from diffusionlm.sharding import tree_shardings
 
 DTYPES = ("float32", "bfloat16")
-_GAP = re.compile(r"\{mask:(\d+)\}")
+_GAP = re.compile(r"\{mask:([0-9]{1,9})\}")
+# What somebody who writes it means as a gap, so that a slip of the pen is not taken for text.
+_LIKE_A_GAP = re.compile(r"\{\s*mask\b[^{}]{0,20}\}?", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
 class Completion:
-    """One prompt's result.
+    """One prompt's result, or that of one text with gaps.
 
     Attributes:
       prompt: as given.
-      text: the new text, up to the end-of-text token if there is one.
-      tokens: all new ids, also those after the end of the text.
+      text: the new text, up to the end-of-text token if there is one; of a text with gaps, all of it, gaps filled.
+      tokens: all new ids, also those after the end of the text; of a text with gaps, all ids of its row.
       nfe: forward passes that this row needed.
       seconds: wall time of the batch it was generated in, without compilation.
-      trace: its states as arrays (frames, length), if asked for.
+      trace: the states of `tokens` as arrays (frames, length), if asked for.
+      infilled: whether the prompt is a text with gaps.
     """
 
     prompt: str
@@ -46,6 +49,12 @@ class Completion:
     nfe: int
     seconds: float
     trace: Trace | None = None
+    infilled: bool = False
+
+    @property
+    def full_text(self) -> str:
+        """The prompt with what was generated after it or in its gaps."""
+        return self.text if self.infilled else self.prompt + self.text
 
 
 @dataclass(frozen=True)
@@ -92,32 +101,46 @@ class LoadedModel:
             )
         completions = []
         for r, (text, prompt, tokens) in enumerate(zip(texts, encoded, result.tokens.tolist(), strict=True)):
-            own = Trace(*(states[:, r] for states in result.trace)) if trace else None
+            own = _row_of(result.trace, r, len(tokens)) if trace else None
             new_text = self._decode_after(prompt, tokens)
             completions.append(Completion(text, new_text, tokens, int(result.nfe[r]), result.seconds, own))
         return completions
 
-    def infill(self, texts: str | Sequence[str], sampling: SamplingConfig | None = None, **settings: Any) -> list[str]:
-        """Fills the gaps of texts: `{mask:8}` stands for 8 tokens, between any text on both sides.
+    def infill(
+        self,
+        texts: str | Sequence[str],
+        sampling: SamplingConfig | None = None,
+        *,
+        trace: bool = False,
+        **settings: Any,
+    ) -> list[Completion]:
+        """Fills the gaps of texts as one batch: `{mask:8}` stands for 8 tokens, between any text on both sides.
 
         Args:
           texts: a text, or several.
           sampling: the settings; None: the defaults. Their `length` counts for nothing.
+          trace: also record every state of the denoising.
           **settings: fields of `SamplingConfig` that replace those of `sampling`.
 
         Returns:
-          The texts with their gaps filled, in order.
+          One completion per text, in order: its prompt is the text with gaps, its text and tokens are the whole row.
 
         Raises:
-          UserError: as of `diffusionlm.sampling.generate.infill`, an unknown setting, or a text without a gap.
+          UserError: as of `diffusionlm.sampling.generate.infill`, an unknown setting, or a text without a gap or with
+            a malformed one.
         """
         texts = self._texts(texts)
         templates = [self._template(text) for text in texts]
         sampling = self._replaced(sampling, settings)
         with jax.set_mesh(self.mesh) if self.mesh else contextlib.nullcontext():
-            rows = infill(self.params, self.config, templates, sampling)
-        start = len(self._encode(""))
-        return [self.tokenizer.decode(row[start:]) for row in rows]
+            result = infill(self.params, self.config, templates, sampling, trace=trace)
+        first = len(self._encode(""))
+        completions = []
+        for r, (text, row) in enumerate(zip(texts, result.rows, strict=True)):
+            own = _row_of(result.trace, r, len(row)) if trace else None
+            filled, nfe = self.tokenizer.decode(row[first:]), int(result.nfe[r])
+            completions.append(Completion(text, filled, row, nfe, result.seconds, own, infilled=True))
+        return completions
 
     def log_likelihood(
         self,
@@ -146,6 +169,13 @@ class LoadedModel:
         """The settings as `generate` uses them: with `settings` replaced, checked, and every default filled in."""
         return self._replaced(sampling, settings).resolve(autoregressive=self.config.autoregressive)
 
+    def infill_config(
+        self, texts: str | Sequence[str], sampling: SamplingConfig | None = None, **settings: Any
+    ) -> SamplingConfig:
+        """The settings as `infill` uses them: `length` is the number of gap tokens of the text with the most."""
+        gaps = [self._template(text).count(None) for text in self._texts(texts)]
+        return self.sampling_config(sampling, **{**settings, "length": max(gaps, default=1)})
+
     def _replaced(self, sampling: SamplingConfig | None, settings: dict[str, Any]) -> SamplingConfig:
         known = [field.name for field in dataclasses.fields(SamplingConfig)]
         if unknown := sorted(set(settings) - set(known)):
@@ -162,6 +192,13 @@ class LoadedModel:
 
     def _template(self, text: str) -> list[int | None]:
         """The tokens of a text, and None for those of its gaps."""
+        most = self.config.max_length
+        for found in _LIKE_A_GAP.finditer(text):
+            gap = _GAP.match(text, found.start())
+            if not gap or not 1 <= int(gap[1]) <= most:
+                raise UserError(
+                    f"{found[0]!r} is not a gap; write {{mask:N}} without spaces, for N tokens, N from 1 to {most}"
+                )
         given = _GAP.split(text)  # text, length, text, length, ..., text
         if len(given) == 1:
             raise UserError(f"{text!r} has no gap; write {{mask:8}} where 8 tokens are wanted")
@@ -218,6 +255,13 @@ def load(path: epath.PathLike, dtype: str | None = None, mesh: jax.sharding.Mesh
     )
     tokenizer = tokenizers.from_dict(sidecar.tokenizer) if sidecar.tokenizer else None
     return LoadedModel(params, spec, sidecar, tokenizer, mesh)
+
+
+def _row_of(trace: Trace, r: int, length: int) -> Trace:
+    """The states of one row, up to the last that differs from the one before."""
+    own = Trace(*(states[:, r, :length] for states in trace))
+    changed = (own.tokens[1:] != own.tokens[:-1]).any(-1) | (own.masked[1:] != own.masked[:-1]).any(-1)
+    return Trace(*(states[: int(changed.nonzero()[0].max(initial=-1)) + 2] for states in own))
 
 
 def completions_json(completions: Sequence[Completion], sampling: SamplingConfig) -> dict:
