@@ -13,7 +13,7 @@ from scipy import special
 from diffusionlm.config import Config, ModelConfig
 from diffusionlm.errors import UserError
 from diffusionlm.model import Transformer
-from diffusionlm.sampling.canvas import build
+from diffusionlm.sampling.canvas import Span, build
 from diffusionlm.sampling.config import ModelSpec, SamplingConfig
 from diffusionlm.sampling.generate import generate, infill, stream
 
@@ -121,6 +121,21 @@ def test_blocks_are_filled_from_left_to_right():
     assert not masked[-1].any()
 
 
+def test_standard_guidance_leads_away_from_the_text_without_its_prompt():
+    """One step at temperature 0: raw logits l_u + (1 + w)(l_c - l_u), u the gap alone."""
+    w = 1.5
+    found = generate(
+        params(), SPEC, PROMPTS, SamplingConfig(7, 1, temperature=0.0, guidance=w, guidance_kind="standard")
+    ).tokens
+    alone = np.asarray(batch_logits(params(), jnp.full((1, 7), MASK, jnp.int32)), np.float64)[0]
+    for prompt, row in zip(PROMPTS, found, strict=True):
+        given = np.asarray(batch_logits(params(), jnp.array([[*prompt, *[MASK] * 7]], jnp.int32)), np.float64)
+        mixed = (alone + (1 + w) * (given[0, len(prompt) :] - alone))[:, : TINY.vocab_size]
+        top = np.sort(mixed, -1)
+        assert (top[:, -1] - top[:, -2]).min() > 1e-3
+        assert row.tolist() == mixed.argmax(-1).tolist()
+
+
 def test_a_growing_context_sees_nothing_of_later_blocks():
     """The first block comes out as if it were the whole length."""
     settings = {"strategy": "low_confidence", "temperature": 0.0, "stop_at_eos": False}
@@ -206,6 +221,24 @@ def test_blocks_run_through_all_gaps():
     assert (canvas.block_BxT[0, 8:] == -1).all()
 
 
+def test_a_span_takes_the_length_that_the_model_is_surest_of():
+    """By the mean log-probability of each token when it was revealed; compared with every length by itself."""
+    sampling = SamplingConfig(temperature=0.0, strategy="low_confidence")
+    templates = [[3, 1, Span(1, 3), 4, None, Span(2, 3), 5], [9, Span(2, 4)], [7, None]]
+    found = infill(params(), SPEC, templates, sampling, trace=True)
+    for r, lengths in enumerate(([(a, b) for a in (1, 2, 3) for b in (2, 3)], [(2,), (3,), (4,)], [()])):
+        best, passes = (-np.inf, None), 0
+        for chosen in lengths:
+            left = iter(chosen)
+            row = [x for token in templates[r] for x in ([None] * next(left) if isinstance(token, Span) else [token])]
+            alone = infill(params(), SPEC, [row], dataclasses.replace(sampling, steps=8), trace=True)
+            gap = alone.trace.masked[0, 0]
+            best = max(best, (np.log(alone.trace.confidence[-1, 0][gap]).mean(), alone.rows[0]))
+            passes += alone.nfe[0]
+        assert found.rows[r] == best[1] and found.nfe[r] == passes
+        assert found.trace.tokens[-1, r, : len(best[1])].tolist() == best[1]
+
+
 def test_an_end_of_text_inside_a_gap_does_not_end_the_row():
     weights = params(3.0)
     found = infill(weights, SPEC, [[3, None, None, None, 4, None, 5]], SamplingConfig(temperature=0.0)).rows[0]
@@ -220,6 +253,8 @@ def test_an_end_of_text_inside_a_gap_does_not_end_the_row():
         ([[1, None, 2]], "arm", ["row 0", "after a gap"]),
         ([[MASK, None]], SPEC, ["mask token"]),
         ([[None] * 129], SPEC, ["context of 128"]),
+        ([[1] + [None] * 127 + [1]], SPEC, ["row 0", "129 tokens with its gaps", "context of 128"]),
+        ([[2, Span(1, 9), 3, Span(1, 8)]], SPEC, ["row 0", "72 combinations", "64", "narrow"]),
     ],
 )
 def test_templates_that_cannot_be_filled_are_refused(templates, cfg, parts):

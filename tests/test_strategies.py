@@ -1,5 +1,7 @@
 """Strategies: transfer counts, ranking, confidence, and the reveal law."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,7 +20,9 @@ def make_step(
     proposal = jnp.argmax(logits, -1) if proposal is None else jnp.asarray(proposal)
     B, T = logits.shape[:2]
     masked = jnp.ones((B, T), bool) if masked is None else jnp.asarray(masked)
-    defaults = dict(threshold=0.9, factor=1.0, entropy_bound=0.1, remask=0.0, position_temperature=0.0)
+    defaults = dict(
+        threshold=0.9, factor=1.0, entropy_bound=0.1, remask=0.0, position_temperature=0.0, transfer_until=0.0
+    )
     return Step(
         index_B=jnp.full(B, index, jnp.int32),
         steps_B=jnp.full(B, steps, jnp.int32),
@@ -183,27 +187,52 @@ def test_entropy_bound_is_its_definition(bound):
     assert revealed("entropy_bound", entropy_bound=bound) == expected
 
 
-@pytest.mark.parametrize(
-    "masks, steps, expected",
-    [
-        (200, 256, [0] * 57 + [1] * 198 + [2]),
-        (256, 128, [1] + [2] * 126 + [3]),
-        (40, 32, None),
-    ],
-)
-def test_smdms_schedule_is_golden(masks, steps, expected):
-    """Its rounding down leaves a rest to the last step."""
+def counts_on_time(name: str, masks: int, steps: int, **rules) -> list[int]:
+    """How many of a row's masks each step reveals; the last reveals what is left."""
     left, counts = masks, []
     for i in range(steps - 1):
         masked = (np.arange(masks) < left)[None]
-        step = make_step(i, steps, logits=np.zeros((1, masks, 2)), masked=masked)
-        counts.append(int((STRATEGIES["smdm_greedy"](step).reveal_BxT & masked).sum()))
+        step = make_step(i, steps, logits=np.zeros((1, masks, 2)), masked=masked, initial=[masks], **rules)
+        counts.append(int((STRATEGIES[name](step).reveal_BxT & masked).sum()))
         left -= counts[-1]
-    counts.append(left)
-    if expected:
-        assert counts == expected
-    else:
-        assert counts[0] == 1 and counts[-1] == 3 and sum(counts) == masks
+    return [*counts, left]
+
+
+@pytest.mark.parametrize(
+    "masks, steps, expected", [(200, 256, [0] * 57 + [1] * 198 + [2]), (256, 128, [1] + [2] * 126 + [3])]
+)
+def test_smdms_schedule_is_golden(masks, steps, expected):
+    assert counts_on_time("smdm_greedy", masks, steps) == expected
+    assert counts_on_time("smdm_greedy", 40, 32)[0] == 1 and counts_on_time("smdm_greedy", 40, 32)[-1] == 3
+
+
+@pytest.mark.parametrize("name", ["entropy", "low_confidence", "margin", "random", "left_to_right"])
+def test_dreams_schedule_is_golden(name):
+    """Of as many tokens as steps none at first and two at last; 257 of 512 steps of 256 tokens are empty."""
+    counts = functools.partial(counts_on_time, name, transfer_until=1e-3)
+    assert counts(256, 256) == [0] + [1] * 254 + [2]
+    assert counts(128, 64) == [1] + [2] * 62 + [3]
+    if name == "entropy":
+        assert counts(256, 512).count(0) == 257
+
+
+def test_smdms_batch_form_lets_rows_compete():
+    """Of the masks of the whole batch, int(M (1 - s/t)) of the surest go, wherever they are."""
+    steps, M = 4, int(MASKED.sum())
+    for index in (0, 2):
+        t, s = (1 - (index + i) / steps * (1 - 1e-5) for i in (0, 1))
+        count = int(M * (1 - s / t))
+        p = np.where(MASKED, P.max(-1), -1)
+        taken = np.argsort(-p.ravel())[:count]
+        expected = [{int(j % 9) for j in taken if j // 9 == r} for r in range(3)]
+        assert revealed("smdm_greedy_batch", index=index, steps=steps) == expected
+    # A row that is done does not keep time: its step counter stands still, or has run ahead.
+    masked = MASKED.copy()
+    masked[1] = False
+    step = make_step(logits=LOGITS, masked=masked, steps=steps)
+    step = step._replace(index_B=jnp.array([0, 4, 0], jnp.int32))
+    count = int(masked.sum() * 0.25)
+    assert int((STRATEGIES["smdm_greedy_batch"](step).reveal_BxT & masked).sum()) == count
 
 
 def test_demoted_proposals_come_last():

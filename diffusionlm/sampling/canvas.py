@@ -1,5 +1,7 @@
 """The rows that are denoised: given tokens, gaps to fill, and which block each gap position belongs to."""
 
+import itertools
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -10,7 +12,17 @@ from diffusionlm.sampling.config import ModelSpec
 
 CANVAS_MULTIPLE = 64  # canvases are padded to a multiple of this, so that rows of similar lengths share a program
 
-Template = Sequence[int | None]  # a row: token ids, and None where one is to be generated
+MOST_CANDIDATES = 64  # lengths that are tried for the spans of one row
+
+
+class Span(NamedTuple):
+    """A gap of `least` to `most` tokens."""
+
+    least: int
+    most: int
+
+
+Template = Sequence[int | None | Span]  # a row: token ids, None where one is to be generated, gaps of several lengths
 
 
 class Canvas(NamedTuple):
@@ -23,12 +35,27 @@ class Canvas(NamedTuple):
     row_ids_B: Any  # int32: what the noise of a row is keyed by
 
 
+def candidates(r: int, template: Template) -> list[list[int | None]]:
+    """Row r with every choice of lengths for its spans, short ones first."""
+    lengths = [range(span.least, span.most + 1) for span in template if isinstance(span, Span)]
+    if (count := math.prod(map(len, lengths))) > MOST_CANDIDATES:
+        raise UserError(
+            f"row {r} has gaps of {count} combinations of lengths, more than {MOST_CANDIDATES}; narrow their bounds"
+        )
+    rows = []
+    for chosen in itertools.product(*lengths):
+        left = iter(chosen)
+        parts = ([None] * next(left) if isinstance(token, Span) else [token] for token in template)
+        rows.append([*itertools.chain.from_iterable(parts)])
+    return rows
+
+
 def build(cfg: ModelSpec, templates: Sequence[Template], block_length: int, row_ids: Sequence[int]) -> Canvas:
     """The padded canvas of a batch of templates, checked.
 
     Args:
       cfg: the model.
-      templates: the rows.
+      templates: the rows, without spans.
       block_length: gap positions per block, counted through all gaps of a row; 0: one block.
       row_ids: one a row.
     """
@@ -72,6 +99,11 @@ def _check(cfg: ModelSpec, r: int, template: Template) -> None:
         raise UserError(f"prompt {r} is empty: an autoregressive model needs a first token, such as BOS")
     if cfg.autoregressive and list(template[: len(given)]) != given.tolist():
         raise UserError(f"row {r} has given tokens after a gap; only masked diffusion models can fill in between")
+    if len(template) > cfg.max_length and list(template[: len(given)]) != given.tolist():
+        raise UserError(
+            f"row {r} has {len(template)} tokens with its gaps and any start token, more than the model's context of "
+            f"{cfg.max_length}; shorten it"
+        )
     if len(template) > cfg.max_length:
         N, new = len(given), len(template) - len(given)
         raise UserError(

@@ -40,6 +40,9 @@ class SamplingConfig:
     remask: float = 0.04  # remdm: the most that revealed tokens may be taken back with, as a probability per step
     # randomness of the choice among positions in low_confidence, entropy and margin; 0: the best first
     position_temperature: float = 0.0
+    # in random, low_confidence, entropy, margin and left_to_right: 0 reveals an even share a step; else the last time of
+    # the schedule int(masks (1 - s/t)), which is 0.001 in Dream
+    transfer_until: float = 0.0
     guidance: float = 0.0  # scale of classifier-free guidance; 0: none
     # what guidance leads away from: "unsupervised", the prompt masked, or "standard", no prompt, for models that were
     # trained with prompts left out
@@ -72,6 +75,7 @@ class SamplingConfig:
             ("position_temperature", 0, 1e6, "0 takes the best position"),
             ("threshold", 0, 1, "a probability"),
             ("remask", 0, 1, "a probability"),
+            ("transfer_until", 0, 1, "0 reveals an even share a step"),
             ("factor", 0, 1e6, "more reveals more"),
             ("entropy_bound", 0, 1e6, "in nats"),
             ("guidance", 0, 1e6, "0 is none"),

@@ -14,7 +14,7 @@ from diffusionlm.errors import UserError
 from diffusionlm.model import suppression
 from diffusionlm.sampling import loop
 from diffusionlm.sampling import windows as caches
-from diffusionlm.sampling.canvas import Canvas, Template, build
+from diffusionlm.sampling.canvas import Canvas, Template, build, candidates
 from diffusionlm.sampling.config import ModelSpec, SamplingConfig
 from diffusionlm.sampling.denoiser import Denoiser, Guided, Memory, ModelDenoiser
 from diffusionlm.sampling.loop import Job, State, Trace
@@ -113,21 +113,34 @@ def infill(
     row_ids: Sequence[int] | None = None,
     trace: bool = False,
 ) -> Infilling:
-    """Fills the gaps (None) of each template, given all of its tokens; the lengths of the gaps are the templates'.
+    """Fills the gaps of each template, given all of its tokens: None is one token, a `Span` some.
 
-    Tokens may be pinned anywhere, so this also generates under constraints. `sampling.length` counts for nothing, but
+    Tokens may be pinned anywhere, so this also generates under constraints. A model says nothing of lengths, so a row
+    with spans is filled in every length, all as rows of one batch, and the filling that the model was surest of is
+    kept: by the mean over generated tokens of log p when each was revealed. `sampling.length` counts for nothing, but
     that `sampling.steps`, where it is None, is the number of gap positions of the longest.
 
     Raises:
-      UserError: as `generate`, or tokens after a gap for an autoregressive model.
+      UserError: as `generate`, tokens after a gap for an autoregressive model, or spans of too many lengths.
     """
-    gaps = max((sum(token is None for token in template) for template in templates), default=1)
+    rows = [candidates(r, template) for r, template in enumerate(templates)]
+    whose = [r for r, several in enumerate(rows) for _ in several]
+    flat = [row for several in rows for row in several]
+    gaps = max((row.count(None) for row in flat), default=1)
     sampling = replace(sampling, length=max(gaps, 1))
-    request = _prepare(cfg, templates, sampling, key, row_ids)
-    result, seconds = _timed(params, request, frames=_frames(request) if trace else 0)
-    rows = [result.tokens_BxT[r, : len(template)].tolist() for r, template in enumerate(templates)]
-    recorded = Trace(*(states[: result.index + 1] for states in result.trace)) if trace else None
-    return Infilling(rows, result.nfe_B, seconds, recorded)
+    ids = range(len(templates)) if row_ids is None else row_ids
+    request = _prepare(cfg, flat, sampling, key, [ids[r] for r in whose])
+    chosen = len(flat) > len(templates)
+    result, seconds = _timed(params, request, frames=_frames(request) if trace else int(chosen))
+    best = list(range(len(flat)))
+    if chosen:
+        gap_BxT = request.data.canvas.masked_BxT
+        log_p_BxT = np.log(np.where(gap_BxT, np.maximum(result.confidence_BxT, np.finfo(np.float32).tiny), 1.0))
+        sureness_B = log_p_BxT.sum(-1) / gap_BxT.sum(-1)
+        best = [max((b for b in best if whose[b] == r), key=lambda b: sureness_B[b]) for r in range(len(templates))]
+    nfe = np.bincount(whose, weights=result.nfe_B).astype(np.int32)
+    recorded = Trace(*(states[: result.index + 1, best] for states in result.trace)) if trace else None
+    return Infilling([result.tokens_BxT[b, : len(flat[b])].tolist() for b in best], nfe, seconds, recorded)
 
 
 def stream(

@@ -18,13 +18,14 @@ from diffusionlm.errors import UserError
 from diffusionlm.likelihood import Estimate, LikelihoodConfig, estimate
 from diffusionlm.model import Transformer
 from diffusionlm.registry import suggest
+from diffusionlm.sampling.canvas import Span, candidates
 from diffusionlm.sampling.config import ModelSpec, SamplingConfig
 from diffusionlm.sampling.generate import generate, infill
 from diffusionlm.sampling.loop import Trace
 from diffusionlm.sharding import tree_shardings
 
 DTYPES = ("float32", "bfloat16")
-_GAP = re.compile(r"\{mask:([0-9]{1,9})\}")
+_GAP = re.compile(r"\{mask:([0-9]{1,9})(?:-([0-9]{1,9}))?\}")
 # What somebody who writes it means as a gap, so that a slip of the pen is not taken for text.
 _LIKE_A_GAP = re.compile(r"\{\s*mask\b[^{}]{0,20}\}?", re.IGNORECASE)
 
@@ -114,7 +115,7 @@ class LoadedModel:
         trace: bool = False,
         **settings: Any,
     ) -> list[Completion]:
-        """Fills the gaps of texts as one batch: `{mask:8}` stands for 8 tokens, between any text on both sides.
+        """Fills the gaps of texts as one batch: `{mask:8}` stands for 8 tokens, `{mask:3-8}` for 3 to 8 of them.
 
         Args:
           texts: a text, or several.
@@ -173,7 +174,8 @@ class LoadedModel:
         self, texts: str | Sequence[str], sampling: SamplingConfig | None = None, **settings: Any
     ) -> SamplingConfig:
         """The settings as `infill` uses them: `length` is the number of gap tokens of the text with the most."""
-        gaps = [self._template(text).count(None) for text in self._texts(texts)]
+        longest = [candidates(r, self._template(text))[-1] for r, text in enumerate(self._texts(texts))]
+        gaps = [template.count(None) for template in longest]
         return self.sampling_config(sampling, **{**settings, "length": max(gaps, default=1)})
 
     def _replaced(self, sampling: SamplingConfig | None, settings: dict[str, Any]) -> SamplingConfig:
@@ -190,22 +192,26 @@ class LoadedModel:
             raise UserError(f"{texts!r} must be a text, or a list of texts")
         return list(texts)
 
-    def _template(self, text: str) -> list[int | None]:
+    def _template(self, text: str) -> list[int | None | Span]:
         """The tokens of a text, and None for those of its gaps."""
         most = self.config.max_length
+        template: list[int | None | Span] = []
+        done = 0
         for found in _LIKE_A_GAP.finditer(text):
             gap = _GAP.match(text, found.start())
-            if not gap or not 1 <= int(gap[1]) <= most:
+            least, longest = (int(gap[1]), int(gap[2] or gap[1])) if gap else (0, 0)
+            if not 1 <= least <= longest <= most:
                 raise UserError(
-                    f"{found[0]!r} is not a gap; write {{mask:N}} without spaces, for N tokens, N from 1 to {most}"
+                    f"{found[0]!r} is not a gap; write {{mask:N}} without spaces, for N tokens, or {{mask:N-M}} for N "
+                    f"to M, from 1 to {most}"
                 )
-        given = _GAP.split(text)  # text, length, text, length, ..., text
-        if len(given) == 1:
+            before = text[done : found.start()]
+            template += self.tokenizer.encode(before) if done else self._encode(before)
+            template += [None] * least if least == longest else [Span(least, longest)]
+            done = gap.end()
+        if not done:
             raise UserError(f"{text!r} has no gap; write {{mask:8}} where 8 tokens are wanted")
-        template: list[int | None] = [*self._encode(given[0])]
-        for length, after in zip(given[1::2], given[2::2], strict=True):
-            template += [None] * int(length) + self.tokenizer.encode(after)
-        return template
+        return template + self.tokenizer.encode(text[done:])
 
     def _encode(self, text: str) -> list[int]:
         start_id = self.sidecar.canvas.get("start_id", self.sidecar.eos_id)

@@ -22,6 +22,7 @@ class Rules(NamedTuple):
     entropy_bound: jax.Array  # float32, nats: of `entropy_bound`
     remask: jax.Array  # float32: the cap of `remdm`
     position_temperature: jax.Array  # float32: of the order in which positions are chosen; 0: the best first
+    transfer_until: jax.Array  # float32: of `transfer_count`
 
 
 class Proposal(NamedTuple):
@@ -133,7 +134,7 @@ def smdm_greedy(step: Step) -> Decision:
 
     Rounding down, it may reveal nothing in its first steps. M is the row's own.
     """
-    count_B = _smdm_count(step, step.masked_BxT.sum(-1, dtype=jnp.int32))
+    count_B = _on_time(step, step.masked_BxT.sum(-1, dtype=jnp.int32), SMDM_UNTIL)
     return _reveal(highest(_demoted_last(step, step.proposal.log_odds_BxT), step.masked_BxT, count_B))
 
 
@@ -144,17 +145,10 @@ def smdm_greedy_batch(step: Step) -> Decision:
     """
     B, T = step.masked_BxT.shape
     masked_1xN = step.masked_BxT.reshape(1, B * T)
-    count_B = _smdm_count(step, jnp.broadcast_to(masked_1xN.sum(dtype=jnp.int32), B))
+    count_B = _on_time(step, jnp.broadcast_to(masked_1xN.sum(dtype=jnp.int32), B), SMDM_UNTIL)
     count_B = jnp.where(step.masked_BxT.any(-1), count_B, 0)  # rows that are done do not keep time
     score_1xN = _demoted_last(step, step.proposal.log_odds_BxT).reshape(1, B * T)
     return _reveal(highest(score_1xN, masked_1xN, count_B.max(keepdims=True)).reshape(B, T))
-
-
-def _smdm_count(step: Step, masks_B: jax.Array) -> jax.Array:
-    """int(M (1 - s/t)) on SMDM's times, which go from 1 to 1e-5. int32 (B,)."""
-    S = step.steps_B.astype(jnp.float32)
-    t_B, s_B = (1 - (step.index_B + i).astype(jnp.float32) / S * (1 - 1e-5) for i in (0, 1))
-    return jnp.floor(masks_B.astype(jnp.float32) * (1 - s_B / t_B)).astype(jnp.int32)
 
 
 # --- all positions that are sure enough
@@ -210,6 +204,7 @@ STRATEGIES: dict[str, Callable[[Step], Decision]] = {
 }
 
 BLIND = ("ancestral", "remdm", "fixed_count", "random", "left_to_right")  # these do not look at scores
+SMDM_UNTIL = 1e-5  # the last time of its schedule
 REMASKING = ("remdm",)  # these use every step of a block: what is all revealed may be taken back
 
 
@@ -219,13 +214,24 @@ REMASKING = ("remdm",)  # these use every step of a block: what is all revealed 
 def transfer_count(step: Step) -> jax.Array:
     """How many positions of each row this step reveals: an even split of the initial masks, the remainder going first.
 
-    LLaDA's rule: 10 masks in 4 steps give 3, 3, 2, 2. With more steps than masks the last steps give 0.
+    LLaDA's rule: 10 masks in 4 steps give 3, 3, 2, 2. With more steps than masks the last steps give 0. Where
+    `transfer_until` is not 0 it is Dream's rule, int(M (1 - s/t)) of the M masks that are left, on times from 1 to
+    `transfer_until`, which rounds down and leaves a rest to the last step.
 
     Returns:
       int32 (B,).
     """
     remainder_B = step.initial_B % step.steps_B
-    return step.initial_B // step.steps_B + (step.index_B < remainder_B).astype(jnp.int32)
+    even_B = step.initial_B // step.steps_B + (step.index_B < remainder_B).astype(jnp.int32)
+    until = step.rules.transfer_until
+    return jnp.where(until > 0, _on_time(step, step.masked_BxT.sum(-1, dtype=jnp.int32), until), even_B)
+
+
+def _on_time(step: Step, masks_B: jax.Array, until: jax.Array | float) -> jax.Array:
+    """int(M (1 - s/t)) on times from 1 to `until`. int32 (B,)."""
+    S = step.steps_B.astype(jnp.float32)
+    t_B, s_B = (1 - (step.index_B + i).astype(jnp.float32) / S * (1 - until) for i in (0, 1))
+    return jnp.floor(masks_B.astype(jnp.float32) * (1 - s_B / t_B)).astype(jnp.int32)
 
 
 def confidence(step: Step) -> jax.Array:
