@@ -113,9 +113,9 @@ def port(
                 found = _port_cell(cell, params, ModelSpec.of(Config(model=cfg)), prompts, sampling, repetitions)
                 report["cells"].append(found)
                 console.print(_port_table(cell, found, rows * length))
-    if output:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        output.write_text(json.dumps(report, indent=1) + "\n")
+                if output:  # after each cell, so that an interrupted run leaves something
+                    output.parent.mkdir(parents=True, exist_ok=True)
+                    output.write_text(json.dumps(report, indent=1) + "\n")
     return 0
 
 
