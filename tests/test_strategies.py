@@ -231,8 +231,8 @@ def test_smdms_batch_form_lets_rows_compete():
     masked[1] = False
     step = make_step(logits=LOGITS, masked=masked, steps=steps)
     step = step._replace(index_B=jnp.array([0, 4, 0], jnp.int32))
-    count = int(masked.sum() * 0.25)
-    assert int((STRATEGIES["smdm_greedy_batch"](step).reveal_BxT & masked).sum()) == count
+    taken = int((STRATEGIES["smdm_greedy_batch"](step).reveal_BxT & masked).sum())
+    assert taken == int(masked.sum() * 0.25 * (1 - 1e-5))
 
 
 def test_demoted_proposals_come_last():

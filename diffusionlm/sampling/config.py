@@ -40,8 +40,8 @@ class SamplingConfig:
     remask: float = 0.04  # remdm: the most that revealed tokens may be taken back with, as a probability per step
     # randomness of the choice among positions in low_confidence, entropy and margin; 0: the best first
     position_temperature: float = 0.0
-    # in random, low_confidence, entropy, margin and left_to_right: 0 reveals an even share a step; else the last time of
-    # the schedule int(masks (1 - s/t)), which is 0.001 in Dream
+    # in random, low_confidence, entropy, margin and left_to_right: 0 reveals an even share a step; else the last time
+    # of the schedule int(masks (1 - s/t)), which is 0.001 in Dream
     transfer_until: float = 0.0
     guidance: float = 0.0  # scale of classifier-free guidance; 0: none
     # what guidance leads away from: "unsupervised", the prompt masked, or "standard", no prompt, for models that were
