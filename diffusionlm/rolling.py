@@ -38,8 +38,11 @@ class Perplexity:
         estimates is part of it.
         """
         D = len(self.documents)
-        residuals = [-one.log_likelihood - self.nats_per_token * n for one, n in zip(*self._both, strict=True)]
-        return math.sqrt(D / (D - 1) * math.fsum(x * x for x in residuals)) if D > 1 else math.nan
+        if D < 2:
+            return math.nan
+        pairs = zip(self.documents, self.tokens, strict=True)
+        residuals = [-one.log_likelihood - self.nats_per_token * n for one, n in pairs]
+        return math.sqrt(D / (D - 1) * math.fsum(x * x for x in residuals))
 
     @property
     def estimate_stderr(self) -> float:
@@ -60,10 +63,6 @@ class Perplexity:
     def bits_per_byte(self) -> float | None:
         """Comparable between tokenizers; None without bytes."""
         return None if self.n_bytes is None else self.nats / math.log(2) / sum(self.n_bytes)
-
-    @property
-    def _both(self) -> tuple[list[Estimate], list[int]]:
-        return self.documents, self.tokens
 
 
 def perplexity(

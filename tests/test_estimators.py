@@ -141,7 +141,7 @@ def test_dream_leaves_out_what_lies_below_its_least_time():
 
 @pytest.mark.parametrize("name, least", [("iid", 0.0), ("dream", 1e-3)])
 def test_times_are_a_lattice_with_one_offset(name, least):
-    """t = (u + r/b) mod 1, mask probability p = least + (1 - least) t, weight 1/p; of Dream least is 0.001, of SMDM 0."""
+    """t = (u + r/b) mod 1, mask probability p = least + (1 - least) t, weight 1/p; least is Dream's, and 0 SMDM's."""
     draws, n = 8, 64
     plan = planner(name, draws, n, n)(jax.random.split(jax.random.key(2), 2000), jnp.int32(0))
     masked, weight = np.asarray(plan.masked_DxK), np.asarray(plan.weight_DxK, np.float64)
