@@ -356,7 +356,9 @@ def choose(
 
     A group-sequential test: after `settings.passes` passes, and after every doubling of them up to
     `settings.max_passes`, an answer is dropped where Welch's t puts it below the leader at level error_rate / (looks x
-    rivals), by Bonferroni, so that the probability of dropping the likeliest answer is at most `error_rate`.
+    rivals), by Bonferroni, so that the probability of dropping the likeliest answer is at most `error_rate`. A clear
+    case ends after the first passes, so it costs least with few draws in each: 8 are a good start
+    (`experiments/benchmarks/likelihood.py`).
     """
     if len(answers) < 2:
         raise UserError(f"{len(answers)} answer(s) to choose from; give at least 2")

@@ -50,7 +50,7 @@ def questions(model: LoadedModel, texts: Sequence[str], count: int, rng: np.rand
     found = []
     for i in range(len(begun)):
         if len(found) == count:
-            return found
+            break
         others = [begun[(i + 1 + j) % len(begun)][1] for j in range(1 + len(found) % 3)]
         true = int(rng.integers(len(others) + 1))
         answers = [*others[:true], begun[i][1], *others[true:]]
@@ -59,6 +59,8 @@ def questions(model: LoadedModel, texts: Sequence[str], count: int, rng: np.rand
         fits = all(ids[: len(prefix)] == prefix and 4 <= len(ids) - len(prefix) <= 32 for ids in whole)
         if fits and max(map(len, whole)) <= model.config.max_length:
             found.append(Question(prefix, [ids[len(prefix) :] for ids in whole], true))
+    if len(found) == count:
+        return found
     raise SystemExit(f"the texts give only {len(found)} questions; ask for fewer with --questions")
 
 
@@ -205,7 +207,7 @@ def main() -> None:
     args = parser.parse_args()
     console = Console()
     model = load(args.model)
-    texts = [json.loads(line)["text"] for line in args.texts.open() if line.strip()]
+    texts = [json.loads(line)["text"] for line in args.texts.read_text().splitlines() if line.strip()]
     asked = questions(model, texts, args.questions, np.random.default_rng(args.seed))
     result: dict[str, Any] = {key: str(x) if isinstance(x, Path) else x for key, x in vars(args).items()}
     result["target tokens"] = float(np.mean([len(question.answers[question.true]) for question in asked]))
