@@ -69,8 +69,8 @@ def exact_count(request: Request) -> Plan:
 def iid(request: Request) -> Plan:
     """Masks each token with probability t, at weight 1/t, t stratified by one shared offset (MDLM, SMDM, MD4).
 
-    Of a few tokens most draws mask all or none, and intervals from a handful of passes are then somewhat too narrow;
-    `exact_count` has no such weakness, and the smaller variance.
+    The variance is infinite, if barely (the integral of 1/t over (0, 1)): rarely, a token is masked at a time close to
+    0. So on targets of a few tokens intervals are somewhat too narrow; `exact_count` has no weight above n.
     """
     return _iid(request, t_min=0.0)
 
