@@ -36,6 +36,18 @@ class Scored(NamedTuple):
     start_E: Any  # int32: length of the prefix
     n_E: Any  # int32: tokens of the target
 
+    @classmethod
+    def of(cls, pairs: Sequence[tuple[list[int], list[int]]], T: int, E: int) -> "Scored":
+        """Pairs padded to T tokens; the batch is filled up to E rows with the last of them."""
+        pairs = [*pairs, *[pairs[-1]] * (E - len(pairs))]
+        tokens_ExT, segment_ids_ExT = np.zeros((E, T), np.int32), np.zeros((E, T), np.int32)
+        for e, (prefix, target) in enumerate(pairs):
+            ids = prefix + target
+            tokens_ExT[e, : len(ids)], segment_ids_ExT[e, : len(ids)] = ids, 1
+        start_E = np.array([len(prefix) for prefix, _ in pairs], np.int32)
+        n_E = np.array([len(target) for _, target in pairs], np.int32)
+        return cls(tokens_ExT, segment_ids_ExT, start_E, n_E)
+
 
 @functools.partial(jax.jit, static_argnames=("model_cfg", "shifted", "estimator", "draws", "K", "guided"))
 def _nll_of_pass(
@@ -105,9 +117,10 @@ def _nll_of_pass(
 class LikelihoodConfig:
     """How log-likelihoods are estimated."""
 
-    # exact_count, iid, dream (random); chain_rule, any_order (exact); None: exact_count (autoregressive: exact)
+    # exact_count, iid, dream, diffullama (random); chain_rule, any_order (exact); None: exact_count (autoregressive:
+    # exact)
     estimator: str | None = None
-    draws: int = 16  # forward passes of one pass, spread evenly over the numbers of masks
+    draws: int = 16  # forward passes of one pass, spread evenly over the numbers of masks; of diffullama always 32
     passes: int = 8  # independent passes, from which the standard error comes
     stop_at_stderr: float = 0.0  # go on, up to max_passes, until standard errors are at most this, in nats; 0: do not
     max_passes: int = 128  # of `stop_at_stderr`
@@ -179,42 +192,26 @@ def estimate(
     if scorer.exact:
         return scorer.exact_estimates()
     every = list(range(len(pairs)))
-    for p in range(settings.passes):
-        scorer.run_pass(every, p)
+    scorer.run_passes(every, range(settings.passes))
     p = settings.passes
     while settings.stop_at_stderr and p < settings.max_passes:
         wanting = [r for r in every if scorer.estimate(r).stderr > settings.stop_at_stderr]
         if not wanting:
             break
-        scorer.run_pass(wanting, p)
+        scorer.run_passes(wanting, range(p, p + 1))
         p += 1
     return [scorer.estimate(r) for r in every]
 
 
-class _Scorer:
-    """The pairs of one call, and the passes that each has had so far."""
-
-    def __init__(self, params: Any, cfg: ModelSpec, pairs: Any, settings: LikelihoodConfig, request_ids: Any):
-        settings.validate()
-        name = settings.estimator or ("autoregressive" if cfg.autoregressive else "exact_count")
-        if cfg.autoregressive != (name == "autoregressive"):
-            kind = "an autoregressive" if cfg.autoregressive else "a masked diffusion"
-            raise UserError(f"estimator={name} does not suit {kind} model; leave it unset")
-        if cfg.autoregressive and settings.guidance:
-            raise UserError(f"guidance={settings.guidance} needs a masked diffusion model, which can mask its prompt")
-        self._params, self._cfg, self._settings, self._name = params, cfg, settings, name
-        self._pairs = [(list(prefix), list(target)) for prefix, target in pairs]
-        for r, pair in enumerate(self._pairs):
-            self._check(r, *pair)
-        ids = range(len(self._pairs)) if request_ids is None else request_ids
-        root = jax.random.key(settings.seed)
-        self._keys = [jax.random.fold_in(root, int(i)) for i in ids]
-        self._nats: list[list[float]] = [[] for _ in self._pairs]
-        self._suppressed_V = jnp.asarray(suppression(cfg.model, cfg.suppressed_ids))
-        self.exact = ESTIMATORS[name].rows is not None
-
-    def _check(self, r: int, prefix: list[int], target: list[int]) -> None:
-        cfg = self._cfg
+def checked(
+    cfg: ModelSpec, pairs: Sequence[tuple[Sequence[int], Sequence[int]]], settings: LikelihoodConfig
+) -> list[tuple[list[int], list[int]]]:
+    """The (prefix, target) pairs as lists; raises `UserError` where the model cannot score one, or not in this way."""
+    settings.validate()
+    if cfg.autoregressive and settings.guidance:
+        raise UserError(f"guidance={settings.guidance} needs a masked diffusion model, which can mask its prompt")
+    pairs = [(list(prefix), list(target)) for prefix, target in pairs]
+    for r, (prefix, target) in enumerate(pairs):
         length = len(prefix) + len(target)
         if not target:
             raise UserError(f"target {r} is empty; there is nothing to score")
@@ -224,35 +221,68 @@ class _Scorer:
             raise UserError(
                 f"pair {r} has {length} tokens, more than the model's context of {cfg.max_length}; shorten it"
             )
-        if self._name == "any_order" and len(target) > ANY_ORDER_LIMIT:
-            raise UserError(
-                f"estimator=any_order takes 2**n forward passes, so targets of at most {ANY_ORDER_LIMIT} tokens, and "
-                f"target {r} has {len(target)}; use exact_count"
-            )
-        allowed = cfg.model.vocab_size
         for token in (*prefix, *target):
-            if not 0 <= token < allowed:
-                raise UserError(f"pair {r} has token {token}; ids lie in [0, {allowed})")
+            if not 0 <= token < cfg.model.vocab_size:
+                raise UserError(f"pair {r} has token {token}; ids lie in [0, {cfg.model.vocab_size})")
         if never := set(target) & set(cfg.suppressed_ids):
             raise UserError(f"target {r} has token {never.pop()}, which this model never predicts")
+    return pairs
 
-    def run_pass(self, requests: Sequence[int], p: int) -> None:
-        """One more pass of some of the pairs."""
-        draws = self._settings.draws
-        for bucket, members in self._buckets(requests).items():
-            size = max(1, self._settings.rows // draws)
-            for i in range(0, len(members), size):
-                some = members[i : i + size]
-                keys = [jax.random.fold_in(self._keys[r], p) for r in some]
-                for r, nats in zip(some, self._run(some, keys, bucket, size, draws, 0), strict=True):
+
+def buckets(
+    cfg: ModelSpec, pairs: Sequence[tuple[list[int], list[int]]], requests: Sequence[int]
+) -> dict[tuple[int, int], list[int]]:
+    """Some of the pairs, by index, under the (T, K) that they are padded to: each is a program of its own."""
+    found: dict[tuple[int, int], list[int]] = {}
+    for r in requests:
+        prefix, target = pairs[r]
+        padded = -(-(len(prefix) + len(target)) // LENGTH_MULTIPLE) * LENGTH_MULTIPLE
+        T, K = min(padded, cfg.max_length), 1 << (len(target) - 1).bit_length()
+        found.setdefault((T, K), []).append(r)
+    return found
+
+
+class _Scorer:
+    """The pairs of one call, and the passes that each has had so far."""
+
+    def __init__(self, params: Any, cfg: ModelSpec, pairs: Any, settings: LikelihoodConfig, request_ids: Any):
+        self._pairs = checked(cfg, pairs, settings)
+        name = settings.estimator or ("autoregressive" if cfg.autoregressive else "exact_count")
+        if cfg.autoregressive != (name == "autoregressive"):
+            kind = "an autoregressive" if cfg.autoregressive else "a masked diffusion"
+            raise UserError(f"estimator={name} does not suit {kind} model; leave it unset")
+        self._params, self._cfg, self._settings, self._name = params, cfg, settings, name
+        self._draws = ESTIMATORS[name].draws or settings.draws
+        for r, (_, target) in enumerate(self._pairs):
+            if name == "any_order" and len(target) > ANY_ORDER_LIMIT:
+                raise UserError(
+                    f"estimator=any_order takes 2**n forward passes, so targets of at most {ANY_ORDER_LIMIT} tokens, "
+                    f"and target {r} has {len(target)}; use exact_count"
+                )
+        ids = range(len(self._pairs)) if request_ids is None else request_ids
+        root = jax.random.key(settings.seed)
+        self._keys = [jax.random.fold_in(root, int(i)) for i in ids]
+        self._nats: list[list[float]] = [[] for _ in self._pairs]
+        self._suppressed_V = jnp.asarray(suppression(cfg.model, cfg.suppressed_ids))
+        self.exact = ESTIMATORS[name].rows is not None
+
+    def run_passes(self, requests: Sequence[int], passes: range) -> None:
+        """The next passes of some of the pairs; as many of both as fit run together."""
+        size = max(1, self._settings.rows // self._draws)
+        for bucket, members in buckets(self._cfg, self._pairs, requests).items():
+            jobs = [(r, p) for p in passes for r in members]
+            for i in range(0, len(jobs), size):
+                some = [r for r, _ in jobs[i : i + size]]
+                keys = [jax.random.fold_in(self._keys[r], p) for r, p in jobs[i : i + size]]
+                for r, nats in zip(some, self._run(some, keys, bucket, size, self._draws, 0), strict=True):
                     self._nats[r].append(nats)
 
     def exact_estimates(self) -> list[Estimate]:
         found: dict[int, Estimate] = {}
         rows = ESTIMATORS[self._name].rows
-        for bucket, members in self._buckets(range(len(self._pairs))).items():
+        for bucket, members in buckets(self._cfg, self._pairs, range(len(self._pairs))).items():
             most = max(rows(len(self._pairs[r][1])) for r in members)
-            draws = min(self._settings.rows, 1 << (most - 1).bit_length())
+            draws = min(self._settings.rows, 1 << (rows(bucket[1]) - 1).bit_length())  # of the bucket: one program
             size = self._settings.rows // draws
             for i in range(0, len(members), size):
                 some = members[i : i + size]
@@ -267,36 +297,19 @@ class _Scorer:
         """Of a pair that has had passes."""
         nats = np.array(self._nats[r], np.float64)
         stderr = nats.std(ddof=1) / math.sqrt(len(nats))
-        nfe = len(nats) * self._settings.draws * (2 if self._settings.guidance else 1)
+        nfe = len(nats) * self._draws * (2 if self._settings.guidance else 1)
         return Estimate(-float(nats.mean()), float(stderr), len(nats), nfe)
-
-    def _buckets(self, requests: Sequence[int]) -> dict[tuple[int, int], list[int]]:
-        """The requests by the (T, K) that they are padded to."""
-        found: dict[tuple[int, int], list[int]] = {}
-        for r in requests:
-            prefix, target = self._pairs[r]
-            padded = -(-(len(prefix) + len(target)) // LENGTH_MULTIPLE) * LENGTH_MULTIPLE
-            T, K = min(padded, self._cfg.max_length), 1 << (len(target) - 1).bit_length()
-            found.setdefault((T, K), []).append(r)
-        return found
 
     def _run(
         self, requests: list[int], keys: list[jax.Array], bucket: tuple[int, int], size: int, draws: int, first: int
     ) -> list[float]:
-        """Nats of one pass of up to `size` requests; the batch is filled up with the last of them."""
+        """Nats of one pass of up to `size` requests."""
         T, K = bucket
-        filled = requests + requests[-1:] * (size - len(requests))
         keys = keys + keys[-1:] * (size - len(keys))
-        tokens_ExT, segments_ExT = np.zeros((size, T), np.int32), np.zeros((size, T), np.int32)
-        for e, r in enumerate(filled):
-            ids = self._pairs[r][0] + self._pairs[r][1]
-            tokens_ExT[e, : len(ids)], segments_ExT[e, : len(ids)] = ids, 1
-        start_E = np.array([len(self._pairs[r][0]) for r in filled], np.int32)
-        n_E = np.array([len(self._pairs[r][1]) for r in filled], np.int32)
         nats_E = _nll_of_pass(
             self._params,
             self._suppressed_V,
-            Scored(tokens_ExT, segments_ExT, start_E, n_E),
+            Scored.of([self._pairs[r] for r in requests], T, size),
             jnp.stack(keys),
             np.int32(first),
             np.int32(self._cfg.mask_id or 0),
@@ -343,7 +356,9 @@ def choose(
 
     A group-sequential test: after `settings.passes` passes, and after every doubling of them up to
     `settings.max_passes`, an answer is dropped where Welch's t puts it below the leader at level error_rate / (looks x
-    rivals), by Bonferroni, so that the probability of dropping the likeliest answer is at most `error_rate`.
+    rivals), by Bonferroni, so that the probability of dropping the likeliest answer is at most `error_rate`. A clear
+    case ends after the first passes, so it costs least with few draws in each: 8 are a good start
+    (`experiments/benchmarks/likelihood.py`).
     """
     if len(answers) < 2:
         raise UserError(f"{len(answers)} answer(s) to choose from; give at least 2")
@@ -360,8 +375,7 @@ def choose(
     level = error_rate / (len(looks) * (len(answers) - 1))
     left, done = every, 0
     for look in looks:
-        for p in range(done, look):
-            scorer.run_pass(left, p)
+        scorer.run_passes(left, range(done, look))
         done = look
         best = max(left, key=lambda r: scorer.estimate(r).log_likelihood)
         left = [r for r in left if r == best or not _is_below(scorer.estimate(r), scorer.estimate(best), level)]
@@ -378,26 +392,3 @@ def _is_below(low: Estimate, high: Estimate, level: float) -> bool:
     freedom = variances.sum() ** 2 / (variances**2 / (np.array([low.passes, high.passes]) - 1)).sum()
     t = (high.log_likelihood - low.log_likelihood) / math.sqrt(variances.sum())
     return bool(special.stdtr(freedom, -t) < level)
-
-
-# --- documents longer than the context
-
-
-def rolling_windows(tokens: Sequence[int], context: int, stride: int) -> list[tuple[list[int], list[int]]]:
-    """A document as (prefix, target) pairs in which every token but the first is scored once.
-
-    Each window scores up to `stride` tokens given up to context - stride tokens before them.
-
-    Args:
-      tokens: the document, from its start token on, which is given.
-      context: most tokens of prefix and target together.
-      stride: most tokens scored at a time, at most context - 1.
-    """
-    if not 1 <= stride < context:
-        raise UserError(f"stride={stride} must lie in [1, {context - 1}], below the model's context of {context}")
-    tokens = list(tokens)
-    pairs = []
-    for start in range(1, len(tokens), stride):
-        target = tokens[start : start + stride]
-        pairs.append((tokens[max(0, start + len(target) - context) : start], target))
-    return pairs
