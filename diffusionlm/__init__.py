@@ -17,6 +17,7 @@ _NAMES = {  # public name -> the module that has it
     "register": "arguments",
     "load": "sampling.load",
     "SamplingConfig": "sampling.config",
+    "LikelihoodConfig": "likelihood",
     "prepare": "data.prepare",
     "inspect": "data.inspect",
     "open_dataset": "data.pipeline",

@@ -9,8 +9,14 @@ import pytest
 from scipy import special, stats
 
 from diffusionlm.sampling import strategies
-from diffusionlm.sampling.propose import scores
-from diffusionlm.sampling.strategies import STRATEGIES, Step
+from diffusionlm.sampling.propose import judge
+from diffusionlm.sampling.strategies import SCORES, STRATEGIES, Scores, Step
+
+
+@jax.jit
+def all_scores(logits, token):
+    by_entropy, by_margin = (judge(logits, token, jnp.int32(kind)) for kind in (Scores.ENTROPY, Scores.MARGIN))
+    return by_entropy._replace(margin_BxT=by_margin.margin_BxT)
 
 
 def make_step(
@@ -28,7 +34,7 @@ def make_step(
         steps_B=jnp.full(B, steps, jnp.int32),
         mask_probability_t_B=jnp.full(B, t, jnp.float32),
         mask_probability_s_B=jnp.full(B, s, jnp.float32),
-        proposal=scores(logits, proposal.astype(jnp.int32)),
+        proposal=all_scores(logits, proposal.astype(jnp.int32)),
         masked_BxT=masked,
         revealed_BxT=~masked,
         initial_B=masked.sum(-1, dtype=jnp.int32) if initial is None else jnp.asarray(initial, jnp.int32),
@@ -92,6 +98,24 @@ def test_log_odds_are_of_the_proposal_with_suppressed_ids_out_of_the_softmax():
     p = np.exp(0.5) / (np.exp(1) + np.exp(2) + np.exp(0.5))
     np.testing.assert_allclose(odds[0, 0], np.log(p / (1 - p)), rtol=1e-6)
     assert odds[0, 1] == np.inf
+
+
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_strategies_look_at_no_more_than_they_say(name):
+    """With the scores that `SCORES` names, and garbage for the others."""
+    step = make_step(1, 4, logits=LOGITS, masked=MASKED, uniform=RNG.random((3, 9)))
+    kept = {"token_BxT"} | {
+        Scores.NONE: set(),
+        Scores.LOG_ODDS: {"log_odds_BxT"},
+        Scores.ENTROPY: {"log_odds_BxT", "entropy_BxT"},
+        Scores.MARGIN: {"log_odds_BxT", "margin_BxT"},
+    }[SCORES[name]]
+    other = {
+        field: jnp.asarray(RNG.normal(size=(3, 9)), jnp.float32) for field in step.proposal._fields if field not in kept
+    }
+    blinded = step._replace(proposal=step.proposal._replace(**other))
+    for a, b in zip(STRATEGIES[name](step), STRATEGIES[name](blinded), strict=True):
+        np.testing.assert_array_equal(a, b)
 
 
 def test_low_confidence_reveals_the_most_probable_proposals():

@@ -1,9 +1,16 @@
-"""Drawing tokens: exact categorical draws in float32, temperature, top-k and top-p, with every setting as data."""
+"""Drawing tokens: exact categorical draws in float32, temperature, top-k and top-p, with every setting as data.
+
+A vocabulary is looked at in parts of 128 ids: first one part is chosen, then one id in it. That is the same law, and
+takes noise for V/128 + 128 numbers instead of V, which would cost more than the network.
+"""
 
 import functools
 
 import jax
 import jax.numpy as jnp
+
+PART = 128  # ids; vocabularies are padded to a multiple of this
+COLDEST = 1e-6  # temperatures below are 0
 
 
 def draw(
@@ -11,14 +18,13 @@ def draw(
 ) -> jax.Array:
     """One token per position from softmax(logits / temperature), cut to the top k and then to the nucleus p.
 
-    By the Gumbel-max trick, argmax(logits + temperature * noise), which needs no division, so that temperature 0 is the
-    argmax. The high-resolution noise keeps the tail: float32's usual uniforms have nothing below 1e-7, which acts like
-    a lower temperature (arXiv 2409.02908).
+    By the Gumbel-max trick on the parts' total probabilities and then within a part. The high-resolution noise keeps
+    the tail: float32's usual uniforms have nothing below 1e-7, which acts like a lower temperature (arXiv 2409.02908).
 
     Args:
       keys_BxT: of the noise.
       logits_BxTxV: float32; -inf where a token must not be drawn.
-      temperature: float32 scalar.
+      temperature: float32 scalar; 0 takes the likeliest token, of equal ones the first.
       top_k: int32 scalar; 0: all. Tokens that tie with the k-th are kept.
       top_p: float32 scalar; 1: all. The fewest likeliest tokens with at least this much of the tempered probability,
         and those that tie with the last of them (Holtzman et al., arXiv 1904.09751).
@@ -26,16 +32,49 @@ def draw(
     Returns:
       int32 (B, T).
     """
-    V = logits_BxTxV.shape[-1]
 
     def noisy() -> jax.Array:
         cuts = (top_k > 0) | (top_p < 1)
         kept_BxTxV = jax.lax.cond(cuts, lambda: _cut(logits_BxTxV, temperature, top_k, top_p), lambda: logits_BxTxV)
-        gumbel = functools.partial(jax.random.gumbel, shape=(V,), dtype=jnp.float32, mode="high")
-        return kept_BxTxV + temperature * jax.vmap(jax.vmap(gumbel))(keys_BxT)
+        parts_BxTxPxI = _in_parts(kept_BxTxV / temperature)
+        keys_BxTx2 = jax.vmap(jax.vmap(jax.random.split))(keys_BxT)
+        total_BxTxP = jax.nn.logsumexp(parts_BxTxPxI, axis=-1)
+        part_BxT = jnp.argmax(total_BxTxP + _gumbel(keys_BxTx2[..., 0], total_BxTxP.shape[-1]), axis=-1)
+        inside_BxTxI = _part(parts_BxTxPxI, part_BxT)
+        size = inside_BxTxI.shape[-1]
+        return part_BxT * size + jnp.argmax(inside_BxTxI + _gumbel(keys_BxTx2[..., 1], size), axis=-1)
 
-    scores_BxTxV = jax.lax.cond(temperature > 0, noisy, lambda: logits_BxTxV)
-    return jnp.argmax(scores_BxTxV, axis=-1).astype(jnp.int32)
+    return jax.lax.cond(temperature > COLDEST, noisy, lambda: argmax(logits_BxTxV)).astype(jnp.int32)
+
+
+def argmax(x_BxTxV: jax.Array) -> jax.Array:
+    """The index of the largest element, the first of equal ones; several times as fast on CPUs as `jnp.argmax`.
+
+    Returns:
+      int32 (B, T).
+    """
+    parts_BxTxPxI = _in_parts(x_BxTxV)
+    part_BxT = jnp.argmax(parts_BxTxPxI.max(-1), axis=-1)
+    inside_BxT = jnp.argmax(_part(parts_BxTxPxI, part_BxT), axis=-1)
+    return (part_BxT * parts_BxTxPxI.shape[-1] + inside_BxT).astype(jnp.int32)
+
+
+def _in_parts(x_BxTxV: jax.Array) -> jax.Array:
+    B, T, V = x_BxTxV.shape
+    size = min(V, PART)
+    padding = -V % size
+    if padding:
+        x_BxTxV = jnp.pad(x_BxTxV, ((0, 0), (0, 0), (0, padding)), constant_values=-jnp.inf)
+    return x_BxTxV.reshape(B, T, -1, size)
+
+
+def _part(parts_BxTxPxI: jax.Array, part_BxT: jax.Array) -> jax.Array:
+    return jnp.take_along_axis(parts_BxTxPxI, part_BxT[..., None, None], axis=2)[:, :, 0]
+
+
+def _gumbel(keys_BxT: jax.Array, size: int) -> jax.Array:
+    noise = functools.partial(jax.random.gumbel, shape=(size,), dtype=jnp.float32, mode="high")
+    return jax.vmap(jax.vmap(noise))(keys_BxT)
 
 
 def _cut(logits_BxTxV: jax.Array, temperature: jax.Array, top_k: jax.Array, top_p: jax.Array) -> jax.Array:

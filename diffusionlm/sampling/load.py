@@ -15,9 +15,11 @@ from flax import linen as nn
 from diffusionlm import checkpoint, config
 from diffusionlm.data import tokenizers
 from diffusionlm.errors import UserError
-from diffusionlm.likelihood import Estimate, LikelihoodConfig, estimate
+from diffusionlm.greedy import is_greedy
+from diffusionlm.likelihood import Choice, Estimate, LikelihoodConfig, choose, estimate
 from diffusionlm.model import Transformer
 from diffusionlm.registry import suggest
+from diffusionlm.rolling import Perplexity, perplexity
 from diffusionlm.sampling.canvas import Span, candidates
 from diffusionlm.sampling.config import ModelSpec, SamplingConfig
 from diffusionlm.sampling.generate import generate, infill
@@ -95,8 +97,8 @@ class LoadedModel:
           UserError: as of `diffusionlm.sampling.generate`, an unknown setting, or a checkpoint without a tokenizer.
         """
         texts = self._texts(prompts)
-        encoded = [self._encode(text) for text in texts]
-        with jax.set_mesh(self.mesh) if self.mesh else contextlib.nullcontext():
+        encoded = [self.encode(text) for text in texts]
+        with self._on_mesh():
             result = generate(
                 self.params, self.config, encoded, self.sampling_config(sampling, **settings), trace=trace
             )
@@ -133,9 +135,9 @@ class LoadedModel:
         texts = self._texts(texts)
         templates = [self._template(text) for text in texts]
         sampling = self._replaced(sampling, settings)
-        with jax.set_mesh(self.mesh) if self.mesh else contextlib.nullcontext():
+        with self._on_mesh():
             result = infill(self.params, self.config, templates, sampling, trace=trace)
-        first = len(self._encode(""))
+        first = len(self.encode(""))
         completions = []
         for r, (text, row) in enumerate(zip(texts, result.rows, strict=True)):
             own = _row_of(result.trace, r, len(row)) if trace else None
@@ -156,15 +158,59 @@ class LoadedModel:
         Raises:
           UserError: as of `diffusionlm.likelihood.estimate`, or a checkpoint without a tokenizer.
         """
-        self._texts([text for pair in pairs for text in pair])
-        encoded = []
-        for context, continuation in pairs:
-            bare = context.rstrip(" ")
-            continuation = context[len(bare) :] + continuation
-            prefix, whole = self._encode(bare), self._encode(bare + continuation)
-            encoded.append((whole[: len(prefix)], whole[len(prefix) :]))
-        with jax.set_mesh(self.mesh) if self.mesh else contextlib.nullcontext():
-            return estimate(self.params, self.config, encoded, settings or LikelihoodConfig())
+        with self._on_mesh():
+            return estimate(self.params, self.config, self._pairs(pairs), settings or LikelihoodConfig())
+
+    def is_greedy(self, pairs: Sequence[tuple[str, str]], settings: LikelihoodConfig | None = None) -> list[bool]:
+        """Whether greedy decoding of each context gives its continuation; pairs and errors as of `log_likelihood`."""
+        with self._on_mesh():
+            return is_greedy(self.params, self.config, self._pairs(pairs), settings)
+
+    def choose(
+        self,
+        context: str,
+        answers: Sequence[str],
+        settings: LikelihoodConfig | None = None,
+        *,
+        error_rate: float = 0.05,
+    ) -> Choice:
+        """The likeliest of several continuations of a context, by `diffusionlm.likelihood.choose`.
+
+        Raises:
+          UserError: as of `log_likelihood`; answers whose encodings leave different contexts; fewer than two answers.
+        """
+        pairs = self._pairs([(context, answer) for answer in answers])
+        prefixes = {tuple(prefix) for prefix, _ in pairs}
+        if len(prefixes) > 1:
+            raise UserError(f"the answers change how {context!r} is encoded; move its last word into the answers")
+        prefix = list(prefixes.pop()) if prefixes else []
+        with self._on_mesh():
+            return choose(
+                self.params,
+                self.config,
+                prefix,
+                [answer for _, answer in pairs],
+                settings or LikelihoodConfig(),
+                error_rate=error_rate,
+            )
+
+    def perplexity(
+        self, texts: str | Sequence[str], settings: LikelihoodConfig | None = None, *, stride: int | None = None
+    ) -> Perplexity:
+        """What documents cost, of any length; bits per byte are of their UTF-8 text.
+
+        Args:
+          texts: a document, or several.
+          settings: of the likelihoods of a masked diffusion model.
+          stride: tokens that a window scores at a time in documents longer than the context; None: half the context.
+
+        Raises:
+          UserError: as of `diffusionlm.rolling.perplexity`, or a checkpoint without a tokenizer.
+        """
+        texts = self._texts(texts)
+        documents, n_bytes = [self.encode(text) for text in texts], [len(text.encode()) for text in texts]
+        with self._on_mesh():
+            return perplexity(self.params, self.config, documents, settings, stride=stride, n_bytes=n_bytes)
 
     def sampling_config(self, sampling: SamplingConfig | None = None, **settings: Any) -> SamplingConfig:
         """The settings as `generate` uses them: with `settings` replaced, checked, and every default filled in."""
@@ -183,6 +229,20 @@ class LoadedModel:
         if unknown := sorted(set(settings) - set(known)):
             raise UserError(f"unknown sampling setting {unknown[0]!r}{suggest(unknown[0], known)}")
         return dataclasses.replace(sampling or SamplingConfig(), **settings)
+
+    def _on_mesh(self) -> contextlib.AbstractContextManager:
+        return jax.set_mesh(self.mesh) if self.mesh else contextlib.nullcontext()
+
+    def _pairs(self, pairs: Sequence[tuple[str, str]]) -> list[tuple[list[int], list[int]]]:
+        """Pairs of ids of contexts and continuations."""
+        self._texts([text for pair in pairs for text in pair])
+        encoded = []
+        for context, continuation in pairs:
+            bare = context.rstrip(" ")
+            continuation = context[len(bare) :] + continuation
+            prefix, whole = self.encode(bare), self.encode(bare + continuation)
+            encoded.append((whole[: len(prefix)], whole[len(prefix) :]))
+        return encoded
 
     def _texts(self, texts: Any) -> list[str]:
         if self.tokenizer is None:
@@ -206,14 +266,15 @@ class LoadedModel:
                     f"to M, from 1 to {most}"
                 )
             before = text[done : found.start()]
-            template += self.tokenizer.encode(before) if done else self._encode(before)
+            template += self.tokenizer.encode(before) if done else self.encode(before)
             template += [None] * least if least == longest else [Span(least, longest)]
             done = gap.end()
         if not done:
             raise UserError(f"{text!r} has no gap; write {{mask:8}} where 8 tokens are wanted")
         return template + self.tokenizer.encode(text[done:])
 
-    def _encode(self, text: str) -> list[int]:
+    def encode(self, text: str) -> list[int]:
+        """The ids of a prompt, with what documents began with in training."""
         start_id = self.sidecar.canvas.get("start_id", self.sidecar.eos_id)
         return ([] if start_id is None else [start_id]) + self.tokenizer.encode(text)
 

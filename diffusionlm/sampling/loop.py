@@ -22,7 +22,7 @@ from diffusionlm.sampling.canvas import Canvas
 from diffusionlm.sampling.denoiser import Denoiser, Memory, View, real_positions
 from diffusionlm.sampling.propose import propose
 from diffusionlm.sampling.settings import Settings
-from diffusionlm.sampling.strategies import BLIND, REMASKING, STRATEGIES, Decision, Proposal, Rules, Step
+from diffusionlm.sampling.strategies import REMASKING, SCORES, STRATEGIES, Decision, Proposal, Rules, Scores, Step
 from diffusionlm.sampling.windows import Windows, members, places
 
 
@@ -138,13 +138,13 @@ def advance(job: Job, state: State, memory: Memory) -> tuple[State, Memory]:
 
     memory, needed_B = _look(job, state, memory, stepping_B)
     keys_BxTx3 = _noise_keys(job.key, canvas, state)
-    eos_penalty_V = jnp.zeros(job.suppressed_V.shape, jnp.float32)
+    bias_V = jnp.where(job.suppressed_V, -jnp.inf, 0.0)
     if job.eos_ids:
-        eos_penalty_V = eos_penalty_V.at[jnp.asarray(job.eos_ids)].set(settings.eos_penalty)
-    scored = _is_none_of(settings.strategy, BLIND) | (state.confidence_BxT is not None)
-    proposal, nan_B = propose(
-        job.denoiser, memory, active_BxT, job.suppressed_V, eos_penalty_V, keys_BxTx3[..., 0], settings, scored
-    )
+        bias_V = bias_V.at[jnp.asarray(job.eos_ids)].add(-settings.eos_penalty)
+    scores = jnp.array([SCORES[name] for name in STRATEGIES], jnp.int32)[settings.strategy]
+    if state.confidence_BxT is not None:
+        scores = jnp.maximum(scores, Scores.LOG_ODDS)
+    proposal, nan_B = propose(job.denoiser, memory, active_BxT, bias_V, keys_BxTx3[..., 0], settings, scores)
     state = state._replace(
         warm=jnp.bool_(True),
         changed_B=state.changed_B & ~stepping_B,
@@ -257,7 +257,8 @@ def _commit(
 
     # A block may be all revealed before its last step; its row goes on to the next one, if the strategy lets it.
     done_B = ~(masked_BxT & (canvas.block_BxT == state.block_B[:, None])).any(-1)
-    ended_B = stepping_B & done_B & (last_B | _is_none_of(settings.strategy, REMASKING))
+    remasking = jnp.isin(settings.strategy, jnp.array([list(STRATEGIES).index(name) for name in REMASKING], jnp.int32))
+    ended_B = stepping_B & done_B & (last_B | ~remasking)
     block_B = state.block_B + ended_B.astype(jnp.int32)
     masks_B = (masked_BxT & (canvas.block_BxT == block_B[:, None])).sum(-1, dtype=jnp.int32)
     changed_B = ended_B | (tokens_BxT != state.tokens_BxT).any(-1) | (masked_BxT != state.masked_BxT).any(-1)
@@ -281,10 +282,6 @@ def _commit(
         confidence_BxT=confidence_BxT,
         trace=_record(state.trace, state.index + 1, tokens_BxT, masked_BxT, confidence_BxT),
     )
-
-
-def _is_none_of(strategy: jax.Array, names: tuple[str, ...]) -> jax.Array:
-    return ~jnp.isin(strategy, jnp.array([list(STRATEGIES).index(name) for name in names], jnp.int32))
 
 
 def _is_eos(tokens_BxT: jax.Array, eos_ids: tuple[int, ...]) -> jax.Array:

@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 
 from diffusionlm.sampling.denoiser import Denoiser, Memory
-from diffusionlm.sampling.draw import draw
+from diffusionlm.sampling.draw import argmax, draw
 from diffusionlm.sampling.settings import Settings
-from diffusionlm.sampling.strategies import Proposal
+from diffusionlm.sampling.strategies import Proposal, Scores
 
 # Logits are made for about this many positions of the batch at a time, and for 8 to 32 of each row.
 HEAD_POSITIONS = 256
@@ -21,11 +21,10 @@ def propose(
     denoiser: Denoiser,
     memory: Memory,
     wanted_BxT: jax.Array,
-    suppressed_V: jax.Array,
-    eos_penalty_V: jax.Array,
+    bias_V: jax.Array,
     keys_BxT: jax.Array,
     settings: Settings,
-    scored: jax.Array,
+    scores: jax.Array,
 ) -> tuple[Proposal, jax.Array]:
     """Draws a token for every wanted position.
 
@@ -33,11 +32,10 @@ def propose(
       denoiser: gives the logits.
       memory: of the canvas as it is.
       wanted_BxT: bool.
-      suppressed_V: bool, ids that are never drawn.
-      eos_penalty_V: float32, nats to be taken off each logit.
+      bias_V: float32, added to the logits; -inf: never drawn.
       keys_BxT: noise.
       settings: temperature, top-k, top-p.
-      scored: bool scalar, whether anyone looks at the scores.
+      scores: int32 scalar, which of `Scores` are looked at; the others are 0.
 
     Returns:
       The proposal, 0 where nothing is wanted; and which rows had NaN among their logits, bool (B,).
@@ -52,15 +50,10 @@ def propose(
         places_BxC = jax.lax.dynamic_slice_in_dim(places_BxN, j * C, C, axis=1)
         at_BxC = jnp.minimum(places_BxC, T - 1)
         logits_BxCxV = denoiser.logits(memory, at_BxC)
-        nan_B |= (jnp.isnan(logits_BxCxV).any(axis=-1) & (places_BxC < T)).any(axis=-1)
-        logits_BxCxV = jnp.where(suppressed_V[None, None], -jnp.inf, logits_BxCxV - eos_penalty_V[None, None])
+        nan_B |= (jnp.isnan(logits_BxCxV.max(-1)) & (places_BxC < T)).any(axis=-1)
+        logits_BxCxV += bias_V[None, None]
         token_BxC = draw(keys_BxT[row_Bx1, at_BxC], logits_BxCxV, settings.temperature, settings.top_k, settings.top_p)
-        nothing_BxC = jnp.zeros(token_BxC.shape, jnp.float32)
-        new = jax.lax.cond(
-            scored,
-            lambda: scores(logits_BxCxV, token_BxC),
-            lambda: Proposal(token_BxC, nothing_BxC, nothing_BxC, nothing_BxC),
-        )
+        new = judge(logits_BxCxV, token_BxC, scores)
         pairs = zip(found, new, strict=True)
         return Proposal(*(x.at[row_Bx1, places_BxC].set(y, mode="drop") for x, y in pairs)), nan_B
 
@@ -70,7 +63,7 @@ def propose(
     return jax.lax.fori_loop(0, turns, turn, (nothing, jnp.zeros(B, bool)))
 
 
-def scores(logits_BxCxV: jax.Array, token_BxC: jax.Array) -> Proposal:
+def judge(logits_BxCxV: jax.Array, token_BxC: jax.Array, scores: jax.Array) -> Proposal:
     """How sure the un-tempered distributions are of some tokens, and in themselves.
 
     Log-odds have the same order as probabilities but do not saturate: in float32 all probabilities above 1 - 6e-8 are
@@ -79,18 +72,34 @@ def scores(logits_BxCxV: jax.Array, token_BxC: jax.Array) -> Proposal:
     Args:
       logits_BxCxV: float32; -inf where a token cannot be.
       token_BxC: int32.
+      scores: int32 scalar, of `Scores`.
     """
-    V = logits_BxCxV.shape[-1]
-    v_1x1xV = jnp.arange(V, dtype=jnp.int32)[None, None]
-    chosen_BxC = jnp.take_along_axis(logits_BxCxV, token_BxC[..., None], axis=-1)[..., 0]
-    is_chosen_BxCxV = v_1x1xV == token_BxC[..., None]
-    others_BxC = jax.nn.logsumexp(jnp.where(is_chosen_BxCxV, -jnp.inf, logits_BxCxV), axis=-1)
-    log_p_BxCxV = jax.nn.log_softmax(logits_BxCxV, axis=-1)
-    p_BxCxV = jnp.exp(log_p_BxCxV)
-    entropy_BxC = -jnp.where(jnp.isfinite(log_p_BxCxV), p_BxCxV * log_p_BxCxV, 0.0).sum(-1)
-    is_best_BxCxV = v_1x1xV == jnp.argmax(logits_BxCxV, axis=-1)[..., None]
-    margin_BxC = p_BxCxV.max(-1) - jnp.where(is_best_BxCxV, 0.0, p_BxCxV).max(-1)
-    return Proposal(token_BxC, chosen_BxC - others_BxC, entropy_BxC, margin_BxC)
+    nothing_BxC = jnp.zeros(token_BxC.shape, jnp.float32)
+    v_1x1xV = jnp.arange(logits_BxCxV.shape[-1], dtype=jnp.int32)[None, None]
+
+    def log_odds() -> jax.Array:
+        chosen_BxC = jnp.take_along_axis(logits_BxCxV, token_BxC[..., None], axis=-1)[..., 0]
+        others_BxCxV = jnp.where(v_1x1xV == token_BxC[..., None], -jnp.inf, logits_BxCxV)
+        return chosen_BxC - jax.nn.logsumexp(others_BxCxV, axis=-1)
+
+    def entropy() -> jax.Array:
+        log_p_BxCxV = jax.nn.log_softmax(logits_BxCxV, axis=-1)
+        return -jnp.where(jnp.isfinite(log_p_BxCxV), jnp.exp(log_p_BxCxV) * log_p_BxCxV, 0.0).sum(-1)
+
+    def margin() -> jax.Array:
+        best_BxC = argmax(logits_BxCxV)
+        first_BxC = jnp.take_along_axis(logits_BxCxV, best_BxC[..., None], axis=-1)[..., 0]
+        second_BxC = jnp.where(v_1x1xV == best_BxC[..., None], -jnp.inf, logits_BxCxV).max(-1)
+        total_BxC = jax.nn.logsumexp(logits_BxCxV, axis=-1)
+        return jnp.exp(first_BxC - total_BxC) - jnp.exp(second_BxC - total_BxC)
+
+    some = {
+        Scores.NONE: lambda: Proposal(token_BxC, nothing_BxC, nothing_BxC, nothing_BxC),
+        Scores.LOG_ODDS: lambda: Proposal(token_BxC, log_odds(), nothing_BxC, nothing_BxC),
+        Scores.ENTROPY: lambda: Proposal(token_BxC, log_odds(), entropy(), nothing_BxC),
+        Scores.MARGIN: lambda: Proposal(token_BxC, log_odds(), nothing_BxC, margin()),
+    }
+    return jax.lax.switch(scores, [some[kind] for kind in Scores])
 
 
 def _wanted_first(wanted_BxT: jax.Array, multiple: int) -> tuple[jax.Array, jax.Array]:

@@ -8,6 +8,7 @@ Ties are broken from the left: of equal scores the leftmost position comes first
 """
 
 from collections.abc import Callable
+from enum import IntEnum
 from typing import NamedTuple
 
 import jax
@@ -23,6 +24,15 @@ class Rules(NamedTuple):
     remask: jax.Array  # float32: the cap of `remdm`
     position_temperature: jax.Array  # float32: of the order in which positions are chosen; 0: the best first
     transfer_until: jax.Array  # float32: of `transfer_count`
+
+
+class Scores(IntEnum):
+    """What a strategy looks at; entropy and margin come with the log-odds."""
+
+    NONE = 0
+    LOG_ODDS = 1
+    ENTROPY = 2
+    MARGIN = 3
 
 
 class Proposal(NamedTuple):
@@ -41,7 +51,7 @@ class Step(NamedTuple):
     steps_B: jax.Array  # int32: S
     mask_probability_t_B: jax.Array  # float32: 1 - alpha(t) before this step, t = 1 - index / S
     mask_probability_s_B: jax.Array  # float32: 1 - alpha(s) after it, s = t - 1 / S; 0 at the last step
-    proposal: Proposal  # its three scores are 0 for a strategy of `BLIND`
+    proposal: Proposal  # with the scores that `SCORES` says
     masked_BxT: jax.Array  # bool: still to be revealed, in the active block
     revealed_BxT: jax.Array  # bool: generated already, in the active block
     initial_B: jax.Array  # int32: how many positions of the block were masked before its first step
@@ -203,7 +213,11 @@ STRATEGIES: dict[str, Callable[[Step], Decision]] = {
     "entropy_bound": entropy_bound,
 }
 
-BLIND = ("ancestral", "remdm", "fixed_count", "random", "left_to_right")  # these do not look at scores
+SCORES = dict.fromkeys(STRATEGIES, Scores.LOG_ODDS) | {  # what each looks at
+    **dict.fromkeys(("ancestral", "remdm", "fixed_count", "random", "left_to_right"), Scores.NONE),
+    **dict.fromkeys(("entropy", "entropy_bound"), Scores.ENTROPY),
+    "margin": Scores.MARGIN,
+}
 SMDM_UNTIL = 1e-5  # the last time of its schedule
 REMASKING = ("remdm",)  # these use every step of a block: what is all revealed may be taken back
 

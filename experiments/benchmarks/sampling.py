@@ -4,11 +4,9 @@ Contenders are measured in turns within one process, so that a change of the mac
 ratios are taken turn by turn. A new command is one function and one entry in `COMMANDS`.
 """
 
-import contextlib
 import functools
 import json
 import os
-import platform
 import statistics
 import sys
 import time
@@ -20,8 +18,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from decoding import frontier, twins
 from flax import linen as nn
-from rich.console import Console
+from measure import console, environment, in_turns, spread
 from rich.table import Table
 
 from diffusionlm import presets
@@ -94,8 +93,8 @@ def port(
         import torch
     except ImportError:
         raise UserError('this needs PyTorch: pip install -e ".[parity]"') from None
-    console = _console()
-    report = {"command": sys.argv, "environment": {**_environment(), "torch": torch.__version__}, "cells": []}
+    terminal = console()
+    report = {"command": sys.argv, "environment": {**environment(), "torch": torch.__version__}, "cells": []}
     report["environment"]["torch_threads"] = torch.get_num_threads()
     for size in vocab:
         cfg = replace(
@@ -112,7 +111,7 @@ def port(
                 )  # fmt: skip
                 found = _port_cell(cell, params, ModelSpec.of(Config(model=cfg)), prompts, sampling, repetitions)
                 report["cells"].append(found)
-                console.print(_port_table(cell, found, rows * length))
+                terminal.print(_port_table(cell, found, rows * length))
                 if output:  # after each cell, so that an interrupted run leaves something
                     output.parent.mkdir(parents=True, exist_ok=True)
                     output.write_text(json.dumps(report, indent=1) + "\n")
@@ -259,59 +258,13 @@ def _port_table(cell: Cell, found: Mapping[str, Any], new_tokens: int) -> Table:
     return table
 
 
-# --- what all commands share
-
-
-def in_turns(contenders: Mapping[Any, Callable[[], float]], repetitions: int) -> dict[Any, list[float]]:
-    """Seconds of each contender in each turn; they go round, each turn beginning with another one.
-
-    Args:
-      contenders: each runs once and returns its seconds; what it returns at first, with compilation, is dropped.
-      repetitions: turns.
-    """
-    for run in contenders.values():
-        run()
-    names = list(contenders)
-    measured = {name: [0.0] * repetitions for name in names}
-    for turn in range(repetitions):
-        first = turn % len(names)
-        for name in names[first:] + names[:first]:
-            measured[name][turn] = contenders[name]()
-    return measured
-
-
-def spread(values: Sequence[float], form: str) -> str:
-    """The median, and the least and the most in parentheses."""
-    middle, least, most = map(form.format, (statistics.median(values), min(values), max(values)))
-    return f"{middle} ({least} to {most})"
-
-
 def _random_params(cfg: Any, seed: int) -> Any:
     tokens_1x1 = jnp.zeros((1, 1), jnp.int32)
     params = nn.unbox(jax.jit(Transformer(cfg).init)(jax.random.key(seed), tokens_1x1)["params"])
     return {**params, "head": params["head"] * HEAD_SCALE}
 
 
-def _environment() -> dict[str, Any]:
-    """What a number depends on besides the code."""
-    processor = platform.processor()
-    with contextlib.suppress(OSError):
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        processor = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), processor)
-    return {
-        "python": platform.python_version(),
-        "jax": jax.__version__,
-        "devices": [device.device_kind for device in jax.devices()],
-        "processor": processor,
-        "cores": os.cpu_count(),
-    }
-
-
-def _console() -> Console:
-    return Console() if sys.stdout.isatty() else Console(width=160)
-
-
-COMMANDS = {"port": port}
+COMMANDS = {"port": port, "frontier": frontier, "twins": twins}
 
 
 def main(argv: Sequence[str]) -> int:

@@ -1,0 +1,57 @@
+"""What the measurements share: turns, spreads, and what a number depends on besides the code."""
+
+import contextlib
+import os
+import platform
+import statistics
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+from rich.console import Console
+
+
+def in_turns(contenders: Mapping[Any, Callable[[], float]], repetitions: int) -> dict[Any, list[float]]:
+    """Seconds of each contender in each turn; they go round, each turn beginning with another one.
+
+    Args:
+      contenders: each runs once and returns its seconds; what it returns at first, with compilation, is dropped.
+      repetitions: turns.
+    """
+    for run in contenders.values():
+        run()
+    names = list(contenders)
+    measured = {name: [0.0] * repetitions for name in names}
+    for turn in range(repetitions):
+        first = turn % len(names)
+        for name in names[first:] + names[:first]:
+            measured[name][turn] = contenders[name]()
+    return measured
+
+
+def spread(values: Sequence[float], form: str) -> str:
+    """The median, and the least and the most in parentheses."""
+    middle, least, most = map(form.format, (statistics.median(values), min(values), max(values)))
+    return f"{middle} ({least} to {most})"
+
+
+def environment() -> dict[str, Any]:
+    """What a number depends on besides the code."""
+    processor = platform.processor()
+    with contextlib.suppress(OSError):
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        processor = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), processor)
+    return {
+        "python": platform.python_version(),
+        "jax": jax.__version__,
+        "devices": [device.device_kind for device in jax.devices()],
+        "processor": processor,
+        "cores": os.cpu_count(),
+    }
+
+
+def console() -> Console:
+    """The terminal; wide enough for the tables where there is none."""
+    return Console() if sys.stdout.isatty() else Console(width=160)
