@@ -50,7 +50,7 @@ def propose(
         places_BxC = jax.lax.dynamic_slice_in_dim(places_BxN, j * C, C, axis=1)
         at_BxC = jnp.minimum(places_BxC, T - 1)
         logits_BxCxV = denoiser.logits(memory, at_BxC)
-        nan_B |= (jnp.isnan(logits_BxCxV.max(-1)) & (places_BxC < T)).any(axis=-1)
+        nan_B |= (jnp.isnan(logits_BxCxV).any(axis=-1) & (places_BxC < T)).any(axis=-1)
         logits_BxCxV += bias_V[None, None]
         token_BxC = draw(keys_BxT[row_Bx1, at_BxC], logits_BxCxV, settings.temperature, settings.top_k, settings.top_p)
         new = judge(logits_BxCxV, token_BxC, scores)
