@@ -36,18 +36,22 @@ def attention(
       (B, T, H, K) in the dtype of the queries.
     """
     B, T, H, K = q_BxTxHxK.shape
-    G = k_BxSxGxK.shape[2]
-    q_BxTxGxRxK = q_BxTxHxK.reshape(B, T, G, H // G, K)
-    scores_BxGxRxTxS = jnp.einsum("btgrk,bsgk->bgrts", q_BxTxGxRxK, k_BxSxGxK, preferred_element_type=jnp.float32)
-    scores_BxGxRxTxS *= K**-0.5
+    S, G = k_BxSxGxK.shape[1:3]
+    R = H // G
+    # Heads before positions, so that both products are plain batched matmuls: much faster on CPUs.
+    q_BxGxRTxK = q_BxTxHxK.reshape(B, T, G, R, K).transpose(0, 2, 3, 1, 4).reshape(B, G, R * T, K)
+    k_BxGxSxK, v_BxGxSxK = k_BxSxGxK.transpose(0, 2, 1, 3), v_BxSxGxK.transpose(0, 2, 1, 3)
+    scores_BxGxRTxS = jnp.einsum("bgqk,bgsk->bgqs", q_BxGxRTxK, k_BxGxSxK, preferred_element_type=jnp.float32)
+    scores_BxGxRxTxS = scores_BxGxRTxS.reshape(B, G, R, T, S) * K**-0.5
     mask_BxTxS = _mask(T, causal, segment_ids_BxT, keys)
     if mask_BxTxS is not None:
         # Finite, so that a row with nothing to attend to gives numbers and not NaN.
         floor = jnp.finfo(jnp.float32).min
         scores_BxGxRxTxS = jnp.where(mask_BxTxS[:, None, None], scores_BxGxRxTxS, floor)
     weights_BxGxRxTxS = jax.nn.softmax(scores_BxGxRxTxS, axis=-1).astype(v_BxSxGxK.dtype)
-    out_BxTxGxRxK = jnp.einsum("bgrts,bsgk->btgrk", weights_BxGxRxTxS, v_BxSxGxK)
-    return out_BxTxGxRxK.reshape(B, T, H, K)
+    weights_BxGxRTxS = weights_BxGxRxTxS.reshape(B, G, R * T, S)
+    out_BxGxRTxK = jnp.einsum("bgqs,bgsk->bgqk", weights_BxGxRTxS, v_BxGxSxK)
+    return out_BxGxRTxK.reshape(B, G, R, T, K).transpose(0, 3, 1, 2, 4).reshape(B, T, H, K)
 
 
 def _mask(T: int, causal: bool, segment_ids_BxT: jax.Array | None, keys: Keys | None) -> jax.Array | None:
