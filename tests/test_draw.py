@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import special, stats
 
-from diffusionlm.sampling.draw import draw, smallest_kept
+from diffusionlm.sampling.draw import argmax, draw, smallest_kept
 
 V = 50
 
@@ -95,6 +95,47 @@ def test_the_tail_of_the_noise_is_there():
     }
     assert found["low"] == 0  # so the test can tell
     assert stats.binomtest(found["high"], 1 << 28, -np.expm1(-np.exp(-16.6))).pvalue > 1e-3
+
+
+ZIPF = 1 / np.arange(1.0, 4097)
+ZIPF /= ZIPF.sum()
+RARE = 1000  # ranks beyond hold 16% of it
+
+
+@pytest.mark.slow
+def test_the_tail_of_a_zipf_law_survives_a_small_reveal_rate():
+    """4,096 tokens, and a step that reveals one position in 1,024: each of the rare tokens has 1e-7 or so.
+
+    One categorical over tokens and the mask, with float32's usual noise, hardly ever reveals a rare token. Two stages
+    must pass where it fails.
+    """
+    reveal, n, chunk = 1 / 1024, 1 << 18, 1 << 10
+    naive = jnp.log(jnp.asarray(np.append(reveal * ZIPF, 1 - reveal), jnp.float32))
+
+    def in_one(key):
+        return jnp.argmax(naive[None] + jax.random.gumbel(key, (chunk, 4097), mode="low"), axis=-1)
+
+    keys = jax.random.split(jax.random.key(0), n // chunk)
+    tokens = np.asarray(jax.jit(lambda keys: jax.lax.map(in_one, keys))(keys)).ravel()
+    shown = tokens[tokens < 4096]
+    rare = float(ZIPF[RARE:].sum())
+    assert stats.binomtest(int((shown >= RARE).sum()), n, reveal * rare).pvalue < 1e-3  # so the test can tell
+
+    uniform = jax.random.uniform(jax.random.key(1), (1 << 24,))
+    assert stats.binomtest(int((uniform < reveal).sum()), 1 << 24, reveal).pvalue > 1e-3
+    drawn = counts(np.log(ZIPF), 1 << 16)
+    assert stats.binomtest(int(drawn[RARE:].sum()), 1 << 16, rare).pvalue > 1e-3
+    assert p_value(drawn, ZIPF) > 1e-3
+
+
+@pytest.mark.parametrize("size", [3, 128, 129, 300])
+def test_two_levels_are_one_draw(size):
+    """Also where the vocabulary is no multiple of a part, and where whole parts are forbidden."""
+    logits = np.random.default_rng(size).normal(scale=2.0, size=size).astype(np.float32)
+    logits[size // 3 : size // 3 + 140] = -np.inf if size > 200 else logits[size // 3 : size // 3 + 140]
+    assert p_value(counts(logits, 20_000), special.softmax(logits.astype(np.float64))) > 1e-3
+    rows = np.random.default_rng(1).integers(0, 4, (2, 50, size)).astype(np.float32)  # many ties: the first counts
+    np.testing.assert_array_equal(argmax(jnp.asarray(rows)), rows.argmax(-1))
 
 
 def test_rare_tokens_are_drawn_as_often_as_they_should_be():

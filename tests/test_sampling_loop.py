@@ -237,6 +237,27 @@ def test_only_shapes_compile():
         for strategy in STRATEGIES:
             generate(PARAMS, MDM, UNTIED, SamplingConfig(12, 7, strategy, 0.3, seed=5))
         generate(PARAMS, MDM, PROMPTS, SamplingConfig(10, 9, "low_confidence", 0.0))
+        for block_length in (3, 8):
+            generate(PARAMS, MDM, PROMPTS, SamplingConfig(10, 6, block_length=block_length, growing=True))
+        every = dict(top_k=5, top_p=0.9, threshold=0.5, factor=2.0, entropy_bound=0.3, remask=0.2, transfer_until=1e-3)
+        for changed in every.items():
+            generate(PARAMS, MDM, PROMPTS, SamplingConfig(10, 4, "margin", **dict([changed]), position_temperature=0.1))
+        generate(PARAMS, MDM, PROMPTS, SamplingConfig(10, 4, eos_penalty=2.0, eos_last=True, stop_at_eos=False))
+    assert not compiled
+
+
+def test_structure_compiles_once():
+    """Guidance, and a cache of one block width; the numbers that go with them are data."""
+    first = SamplingConfig(10, 4, "entropy", block_length=4, guidance=0.3, cache="dual")
+    generate(PARAMS, MDM, PROMPTS, first)
+    with count_compilations() as compiled:
+        for changed in (
+            {"guidance": 1.0, "guidance_kind": "standard"},
+            {"refresh": 2},
+            {"block_length": 3, "steps": 9},  # of the same bucket of widths
+            {"strategy": "confidence_threshold", "threshold": 0.2},
+        ):
+            generate(PARAMS, MDM, PROMPTS, dataclasses.replace(first, **changed))
     assert not compiled
 
 

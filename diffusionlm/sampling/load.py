@@ -98,7 +98,7 @@ class LoadedModel:
         """
         texts = self._texts(prompts)
         encoded = [self.encode(text) for text in texts]
-        with self._on_mesh():
+        with self.on_mesh():
             result = generate(
                 self.params, self.config, encoded, self.sampling_config(sampling, **settings), trace=trace
             )
@@ -135,7 +135,7 @@ class LoadedModel:
         texts = self._texts(texts)
         templates = [self._template(text) for text in texts]
         sampling = self._replaced(sampling, settings)
-        with self._on_mesh():
+        with self.on_mesh():
             result = infill(self.params, self.config, templates, sampling, trace=trace)
         first = len(self.encode(""))
         completions = []
@@ -158,12 +158,12 @@ class LoadedModel:
         Raises:
           UserError: as of `diffusionlm.likelihood.estimate`, or a checkpoint without a tokenizer.
         """
-        with self._on_mesh():
+        with self.on_mesh():
             return estimate(self.params, self.config, self._pairs(pairs), settings or LikelihoodConfig())
 
     def is_greedy(self, pairs: Sequence[tuple[str, str]], settings: LikelihoodConfig | None = None) -> list[bool]:
         """Whether greedy decoding of each context gives its continuation; pairs and errors as of `log_likelihood`."""
-        with self._on_mesh():
+        with self.on_mesh():
             return is_greedy(self.params, self.config, self._pairs(pairs), settings)
 
     def choose(
@@ -184,7 +184,7 @@ class LoadedModel:
         if len(prefixes) > 1:
             raise UserError(f"the answers change how {context!r} is encoded; move its last word into the answers")
         prefix = list(prefixes.pop()) if prefixes else []
-        with self._on_mesh():
+        with self.on_mesh():
             return choose(
                 self.params,
                 self.config,
@@ -209,7 +209,7 @@ class LoadedModel:
         """
         texts = self._texts(texts)
         documents, n_bytes = [self.encode(text) for text in texts], [len(text.encode()) for text in texts]
-        with self._on_mesh():
+        with self.on_mesh():
             return perplexity(self.params, self.config, documents, settings, stride=stride, n_bytes=n_bytes)
 
     def sampling_config(self, sampling: SamplingConfig | None = None, **settings: Any) -> SamplingConfig:
@@ -230,7 +230,8 @@ class LoadedModel:
             raise UserError(f"unknown sampling setting {unknown[0]!r}{suggest(unknown[0], known)}")
         return dataclasses.replace(sampling or SamplingConfig(), **settings)
 
-    def _on_mesh(self) -> contextlib.AbstractContextManager:
+    def on_mesh(self) -> contextlib.AbstractContextManager:
+        """The context in which the functions of `diffusionlm` find the mesh of the parameters."""
         return jax.set_mesh(self.mesh) if self.mesh else contextlib.nullcontext()
 
     def _pairs(self, pairs: Sequence[tuple[str, str]]) -> list[tuple[list[int], list[int]]]:

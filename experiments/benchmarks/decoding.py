@@ -71,7 +71,7 @@ def frontier(
     rules: list[tuple[str, dict[str, Any]]] = [
         (f"{length // k} steps", {"strategy": "low_confidence", "steps": length // k}) for k in (1, 2, 4)
     ]
-    rules += [(f"threshold {t}", {"strategy": "confidence_threshold", "threshold": t}) for t in (0.9, 0.7, 0.5)]
+    rules += [(f"threshold {t}", {"strategy": "confidence_threshold", "threshold": t}) for t in (0.5, 0.3, 0.15)]
     for name, rule in rules:
         plain = replace(base, **rule)
         runs.append(Run(f"{name}, no cache", plain))

@@ -1,0 +1,106 @@
+"""How many tokens change with the canvas, the batch and the mesh: python experiments/benchmarks/invariance.py [--help].
+
+The same prompts with the same seeds on eight CPU devices, in float32 and in bfloat16. Inside one compiled program a row
+gives the same bits whatever its mates; in other programs sums are rounded differently, which changes a token where two
+choices are as good as equal, and then what follows from it.
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from measure import console
+from rich.table import Table
+
+from diffusionlm.arguments import parse
+from diffusionlm.config import MeshConfig
+from diffusionlm.errors import UserError
+from diffusionlm.sampling.config import SamplingConfig
+from diffusionlm.sampling.generate import generate
+from diffusionlm.sampling.load import LoadedModel, load
+from diffusionlm.sharding import make_mesh
+
+MESHES = {
+    "8 devices, data": MeshConfig(data=8, fsdp=1),
+    "8 devices, fsdp": MeshConfig(fsdp=8),
+    "8 devices, data 2 fsdp 2 tensor 2": MeshConfig(data=2, fsdp=2, tensor=2),
+}
+
+
+def mismatches(
+    model: str = "docs/results/models/tinystories",
+    texts: str = "",
+    prompts: int = 32,
+    prompt_length: int = 32,
+    length: int = 96,
+    output: Path | None = None,
+) -> int:
+    """Print the share of tokens that differ from those on one device in a batch of all prompts.
+
+    Args:
+      model: a checkpoint.
+      texts: a .jsonl file of texts, the beginnings of which are the prompts.
+      prompts: how many, a multiple of 8.
+      prompt_length: tokens of each.
+      length: new tokens of each.
+      output: a JSON file for the numbers.
+    """
+    jax.config.update("jax_platforms", "cpu")
+    jax.config.update("jax_num_cpu_devices", 8)
+    if not Path(texts).is_file():
+        raise UserError(f"texts={texts!r} is no file; name a .jsonl file with one {{'text': ...}} a line")
+    settings = {
+        "low confidence, greedy": SamplingConfig(length, strategy="low_confidence", temperature=0.0),
+        "low confidence": SamplingConfig(length, strategy="low_confidence", block_length=32),
+        "ancestral": SamplingConfig(length, strategy="ancestral"),
+    }
+    found: list[dict[str, Any]] = []
+    for dtype in ("float32", "bfloat16"):
+        alone = load(model, dtype=dtype)
+        lines = Path(texts).read_text().splitlines()[: 8 * prompts]
+        given = [ids[:prompt_length] for ids in map(alone.encode, (json.loads(line)["text"] for line in lines))]
+        given = [ids for ids in given if len(ids) == prompt_length][:prompts]
+        meshes = {name: load(model, dtype=dtype, mesh=make_mesh(cfg)) for name, cfg in MESHES.items()}
+        for name, sampling in settings.items():
+            expected = _tokens(alone, given, sampling)
+            row = {"dtype": dtype, "settings": name}
+            row["mates"] = _share(
+                _tokens(alone, given[:1] + [[i] * 9 for i in range(1, prompts)], sampling), expected, 1
+            )
+            longer = [*given, [1] * (alone.config.max_length - length)]
+            row["longer canvas"] = _share(_tokens(alone, longer, sampling), expected, prompts)
+            parts = [_tokens(alone, given[i : i + 4], sampling, i) for i in range(0, prompts, 4)]
+            row["batches of 4"] = _share(np.concatenate(parts), expected, prompts)
+            for where, loaded in meshes.items():
+                row[where] = _share(_tokens(loaded, given, sampling), expected, prompts)
+            found.append(row)
+    table = Table(title=f"share of tokens that differ, {prompts} prompts of {length} new tokens")
+    for column in found[0]:
+        table.add_column(column)
+    for row in found:
+        table.add_row(*(value if isinstance(value, str) else f"{value:.4f}" for value in row.values()))
+    console().print(table)
+    if output:
+        output.write_text(json.dumps(found, indent=1) + "\n")
+    return 0
+
+
+def _tokens(model: LoadedModel, given: list[list[int]], sampling: SamplingConfig, first: int = 0) -> np.ndarray:
+    with model.on_mesh():
+        ids = range(first, first + len(given))
+        return generate(model.params, model.config, given, sampling, row_ids=ids).tokens
+
+
+def _share(tokens: np.ndarray, expected: np.ndarray, rows: int) -> float:
+    return float((tokens[:rows] != expected[:rows]).mean())
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(parse(mismatches, sys.argv[1:], "invariance.py")())
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
