@@ -12,6 +12,7 @@ from diffusionlm.config import ModelConfig
 from diffusionlm.likelihood import LikelihoodConfig, Scored, buckets, checked
 from diffusionlm.model import Transformer, suppression
 from diffusionlm.sampling.config import ModelSpec
+from diffusionlm.sampling.denoiser import guide
 from diffusionlm.sharding import rows_per_device
 
 
@@ -94,7 +95,7 @@ def _is_greedy(
         logits_ExCxV = model.apply({"params": params}, hidden_ExCxD[..., :D], method=Transformer.head)
         if guided:  # SMDM, Eq. 7
             without_ExCxV = model.apply({"params": params}, hidden_ExCxD[..., D:], method=Transformer.head)
-            logits_ExCxV = without_ExCxV + (1 + guidance) * (logits_ExCxV - without_ExCxV)
+            logits_ExCxV = guide(logits_ExCxV, without_ExCxV, guidance)
         logits_ExCxV = jnp.where(suppressed_V[None, None], -jnp.inf, logits_ExCxV)
         token_ExC = jnp.argmax(logits_ExCxV, axis=-1)
         is_token_ExCxV = jnp.arange(logits_ExCxV.shape[-1])[None, None] == token_ExC[..., None]

@@ -22,6 +22,7 @@ from diffusionlm.estimators import ESTIMATORS, Request
 from diffusionlm.model import Transformer, suppression
 from diffusionlm.registry import suggest
 from diffusionlm.sampling.config import ModelSpec
+from diffusionlm.sampling.denoiser import guide
 
 LENGTH_MULTIPLE = 64  # sequences are padded to a multiple of this, so that similar lengths share a program
 ANY_ORDER_LIMIT = 12  # target tokens: 4,095 forward passes
@@ -98,7 +99,7 @@ def _nll_of_pass(
         if not guided:
             return logits_RxCxV
         without_RxCxV = model.apply({"params": params}, hidden_RxCxD[..., D:], method=Transformer.head)
-        return without_RxCxV + (1 + guidance) * (logits_RxCxV - without_RxCxV)
+        return guide(logits_RxCxV, without_RxCxV, guidance)
 
     hidden_RxKxD = hidden_at_places(tokens_RxT)
     if guided:  # beside it, the states without the prompt: unsupervised guidance (SMDM, Eq. 7)

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
-from oracle import make_params
+from helpers import make_params
 
 from diffusionlm.config import Config, MeshConfig, ModelConfig
 from diffusionlm.model import Transformer, suppression

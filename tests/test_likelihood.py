@@ -1,6 +1,5 @@
 """Log-likelihoods of a small random network, against its logits taken apart by hand."""
 
-import contextlib
 import dataclasses
 import functools
 import itertools
@@ -10,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import linen as nn
+from helpers import count_compilations, make_params
 from scipy import special
 
 from diffusionlm import likelihood
@@ -37,13 +36,7 @@ def strict_dtypes():
         yield
 
 
-def make_params(cfg: ModelConfig):
-    """Random parameters with a head that makes some tokens much likelier than others."""
-    params = nn.unbox(jax.jit(Transformer(cfg).init)(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"])
-    return {**params, "head": params["head"] * 4}
-
-
-PARAMS = {MDM: make_params(TINY), ARM: make_params(ARM.model)}
+PARAMS = {MDM: make_params(TINY, 4), ARM: make_params(ARM.model, 4)}
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -355,21 +348,6 @@ def test_the_standard_error_over_documents_is_that_of_the_ratio():
 
 
 # --- programs and mistakes
-
-
-@contextlib.contextmanager
-def count_compilations():
-    events = []
-
-    def listen(event: str, duration: float, **kwargs) -> None:
-        if event == "/jax/core/compile/backend_compile_duration":
-            events.append(event)
-
-    jax.monitoring.register_event_duration_secs_listener(listen)
-    try:
-        yield events
-    finally:
-        jax.monitoring.unregister_event_duration_listener(listen)
 
 
 @pytest.mark.parametrize("estimator", ["exact_count", "chain_rule", "any_order", None])

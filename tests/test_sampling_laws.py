@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from oracle import Oracle
+from helpers import Oracle
 from scipy import stats
 
 from diffusionlm import schedules

@@ -1,6 +1,5 @@
 """The denoising loop, against enumerated laws, slow numpy references, and its own invariances."""
 
-import contextlib
 import dataclasses
 import functools
 import itertools
@@ -9,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from oracle import Oracle, make_params
+from helpers import Oracle, count_compilations, make_params
 from scipy import special
 
 from diffusionlm import schedules
@@ -211,21 +210,6 @@ def test_seeds_keys_and_rows_differ():
     assert (result.tokens[0] != result.tokens[1]).any()
     assert (generate(PARAMS, MDM, [[3]] * 4, sampling, jax.random.key(1)).tokens == result.tokens).all()
     assert (generate(PARAMS, MDM, [[3]] * 4, sampling, jax.random.key(2)).tokens != result.tokens).any()
-
-
-@contextlib.contextmanager
-def count_compilations():
-    events = []
-
-    def listen(event: str, duration: float, **kwargs) -> None:
-        if event == "/jax/core/compile/backend_compile_duration":
-            events.append(event)
-
-    jax.monitoring.register_event_duration_secs_listener(listen)
-    try:
-        yield events
-    finally:
-        jax.monitoring.unregister_event_duration_listener(listen)
 
 
 def test_only_shapes_compile():

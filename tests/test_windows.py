@@ -6,8 +6,8 @@ import re
 import jax
 import numpy as np
 import pytest
+from helpers import make_params
 from numpy_model import numpy_forward
-from oracle import make_params
 from scipy import special
 
 from diffusionlm.config import Config, ModelConfig

@@ -108,8 +108,7 @@ class Guided(NamedTuple):
     def logits(self, memory: Memory, places_BxC: jax.Array) -> jax.Array:
         B, C = places_BxC.shape
         logits_Bx2xCxV = self.denoiser.logits(memory, jnp.repeat(places_BxC, 2, axis=0)).reshape(B, 2, C, -1)
-        with_BxCxV, without_BxCxV = logits_Bx2xCxV[:, 0], logits_Bx2xCxV[:, 1]
-        return without_BxCxV + (1 + self.guidance) * (with_BxCxV - without_BxCxV)
+        return guide(logits_Bx2xCxV[:, 0], logits_Bx2xCxV[:, 1], self.guidance)
 
     def _both(self, view: View) -> View:
         dropped_BxT = self.given_BxT & self.standard
@@ -125,6 +124,11 @@ class Guided(NamedTuple):
         B, T = view.tokens_BxT.shape
         # Interleaved, so that on a mesh every row stays with its twin.
         return View(*(jnp.stack(pair, axis=1).reshape(2 * B, T) for pair in zip(view, without, strict=True)))
+
+
+def guide(with_BxCxV: jax.Array, without_BxCxV: jax.Array, guidance: jax.Array) -> jax.Array:
+    """Logits led away from those without what was given: l_u + (1 + w)(l_c - l_u). float32 (B, C, V)."""
+    return without_BxCxV + (1 + guidance) * (with_BxCxV - without_BxCxV)
 
 
 def real_positions(segment_ids_BxT: jax.Array) -> jax.Array:

@@ -9,13 +9,14 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import numpy as np
 from measure import console, environment, in_turns, spread
 from rich.table import Table
 
+from diffusionlm.arguments import SETTINGS
 from diffusionlm.errors import UserError
 from diffusionlm.evaluation.baselines import fit_ngram, ngram_nats
 from diffusionlm.likelihood import estimate
@@ -23,6 +24,7 @@ from diffusionlm.sampling.config import SamplingConfig
 from diffusionlm.sampling.generate import generate
 from diffusionlm.sampling.load import LoadedModel, load
 
+JUDGES = {"twin_bits_per_byte": "the autoregressive twin", "ngram_bits_per_byte": "a 5-gram model"}
 Judge = Callable[[Sequence[Sequence[int]]], dict[str, float]]
 
 
@@ -36,37 +38,32 @@ class Run:
     model: str = "mdm"
 
 
-def frontier(
-    model: str = "docs/results/models/tinystories",
-    twin: str = "docs/results/models/tinystories_arm",
-    texts: str = "",
-    judge_texts: str = "",
-    batch: int = 8,
-    prompts: int = 32,
-    prompt_length: int = 32,
-    length: int = 128,
-    block_length: int = 32,
-    temperature: float = 0.0,
-    repetitions: int = 3,
-    output: Path | None = None,
-) -> int:
+@dataclass(frozen=True)
+class Setup:
+    """What is compared on what."""
+
+    model: str = "docs/results/models/tinystories"  # the masked diffusion model
+    twin: str = "docs/results/models/tinystories_arm"  # the autoregressive model, which judges
+    texts: str = ""  # a .jsonl file of held-out texts
+    judge_texts: str = ""  # a .jsonl file of training texts, for the 5-gram model
+    batch: int = 8  # prompts at a time
+    prompts: int = 32  # how many prompts
+    prompt_length: int = 32  # tokens of each
+    length: int = 128  # new tokens of each
+    block_length: int = 32  # new tokens of each block
+    repetitions: int = 3  # measurements of each contender
+    output: Path | None = None  # a JSON file for all numbers; the picture goes beside it
+
+
+def frontier(setup: Annotated[Setup, *SETTINGS] = Setup(), temperature: float = 0.0) -> int:
     """Measure caches and parallel decoding against the uncached loop: agreement, quality, passes and tokens/s.
 
     Args:
-      model: the masked diffusion model.
-      twin: the autoregressive model that judges.
-      texts: a .jsonl file of held-out texts.
-      judge_texts: a .jsonl file of training texts, for the 5-gram model.
-      batch: prompts at a time.
-      prompts: how many prompts.
-      prompt_length: tokens of each.
-      length: new tokens of each.
-      block_length: new tokens of each block.
+      setup: what is compared on what.
       temperature: of the draws; 0 is greedy.
-      repetitions: measurements of each contender.
-      output: a JSON file for all numbers; the picture goes beside it.
     """
-    base = SamplingConfig(length=length, block_length=block_length, temperature=temperature, stop_at_eos=False)
+    length = setup.length
+    base = SamplingConfig(length, block_length=setup.block_length, temperature=temperature, stop_at_eos=False)
     runs = []
     rules: list[tuple[str, dict[str, Any]]] = [
         (f"{length // k} steps", {"strategy": "low_confidence", "steps": length // k}) for k in (1, 2, 4)
@@ -78,36 +75,17 @@ def frontier(
         for cache, refresh in (("prefix", 0), ("dual", 0), ("dual", 4)):
             label = f"{name}, {cache}" + (f", refresh {refresh}" if refresh else "")
             runs.append(Run(label, replace(plain, cache=cache, refresh=refresh), like=f"{name}, no cache"))
-    return _compare(runs, model, twin, texts, judge_texts, batch, prompts, prompt_length, length, repetitions, output)
+    return _compare(runs, setup, "twin_bits_per_byte")
 
 
-def twins(
-    model: str = "docs/results/models/tinystories",
-    twin: str = "docs/results/models/tinystories_arm",
-    texts: str = "",
-    judge_texts: str = "",
-    batch: int = 8,
-    prompts: int = 32,
-    prompt_length: int = 32,
-    length: int = 128,
-    repetitions: int = 3,
-    output: Path | None = None,
-) -> int:
+def twins(setup: Annotated[Setup, *SETTINGS] = Setup()) -> int:
     """Measure a masked diffusion model against its autoregressive twin with a key/value cache: quality and time.
 
     Args:
-      model: the masked diffusion model.
-      twin: the autoregressive model, which also judges.
-      texts: a .jsonl file of held-out texts.
-      judge_texts: a .jsonl file of training texts, for the 5-gram model.
-      batch: prompts at a time.
-      prompts: how many prompts.
-      prompt_length: tokens of each.
-      length: new tokens of each.
-      repetitions: measurements of each contender.
-      output: a JSON file for all numbers; the picture goes beside it.
+      setup: what is compared on what.
     """
-    base = SamplingConfig(length=length, stop_at_eos=False)
+    length = setup.length
+    base = SamplingConfig(length, stop_at_eos=False)
     runs = [
         Run("ARM", base, model="arm"),
         Run("ARM, no cache", replace(base, cache="none"), like="ARM", model="arm"),
@@ -115,35 +93,25 @@ def twins(
     ]
     for steps in (length, length // 4, length // 16):
         runs.append(Run(f"ancestral, {steps} steps", replace(base, steps=steps)))
-        blocks = replace(base, steps=steps, strategy="low_confidence", block_length=length // 4)
+        blocks = replace(base, steps=steps, strategy="low_confidence", block_length=setup.block_length)
         runs.append(Run(f"low confidence, {steps} steps", blocks))
         runs.append(Run(f"low confidence, {steps} steps, dual", replace(blocks, cache="dual")))
-    sharper = replace(base, steps=length, temperature=0.7, strategy="low_confidence", block_length=length // 4)
-    runs.append(Run(f"low confidence, temperature 0.7, {length} steps, dual", replace(sharper, cache="dual")))
+    sharper = replace(base, temperature=0.7, strategy="low_confidence", block_length=setup.block_length, cache="dual")
+    runs.append(Run(f"low confidence, temperature 0.7, {length} steps, dual", sharper))
     guided = replace(base, steps=length // 4, guidance=0.5)
     runs.append(Run(f"ancestral, {length // 4} steps, guidance 0.5", guided))
-    return _compare(runs, model, twin, texts, judge_texts, batch, prompts, prompt_length, length, repetitions, output)
+    return _compare(runs, setup, "ngram_bits_per_byte")  # its own twin would favour the autoregressive model
 
 
-def _compare(
-    runs: Sequence[Run],
-    model: str,
-    twin: str,
-    texts: str,
-    judge_texts: str,
-    batch: int,
-    prompts: int,
-    prompt_length: int,
-    length: int,
-    repetitions: int,
-    output: Path | None,
-) -> int:
-    models = {"mdm": load(model, dtype="float32"), "arm": load(twin, dtype="float32")}
-    if output and not output.parent.is_dir():
-        raise UserError(f"output={str(output)!r}: there is no directory {str(output.parent)!r}; make it first")
-    given, written = _prompts(models["arm"], texts, prompts, prompt_length, length)
-    judge = _judge(models["arm"], given, judge_texts)
-    batches = [given[i : i + batch] for i in range(0, len(given), batch)]
+def _compare(runs: Sequence[Run], setup: Setup, judge_of_picture: str) -> int:
+    models = {"mdm": load(setup.model, dtype="float32"), "arm": load(setup.twin, dtype="float32")}
+    if setup.output and not setup.output.parent.is_dir():
+        raise UserError(
+            f"output={str(setup.output)!r}: there is no directory {str(setup.output.parent)!r}; make it first"
+        )
+    given, written = _prompts(models["arm"], setup)
+    judge = _judge(models["arm"], given, setup.judge_texts)
+    batches = [given[i : i + setup.batch] for i in range(0, len(given), setup.batch)]
     tokens: dict[str, np.ndarray] = {}
     passes: dict[str, float] = {}
 
@@ -152,7 +120,7 @@ def _compare(
             loaded = models[run.model]
             parts = []
             for i, some in enumerate(batches):
-                ids = range(i * batch, i * batch + len(some))
+                ids = range(i * setup.batch, i * setup.batch + len(some))
                 parts.append(generate(loaded.params, loaded.config, some, run.sampling, row_ids=ids))
             tokens[run.name] = np.concatenate([part.tokens for part in parts])
             passes[run.name] = float(np.concatenate([part.nfe for part in parts]).mean())
@@ -160,7 +128,7 @@ def _compare(
 
         return once
 
-    seconds = in_turns({run.name: contender(run) for run in runs}, repetitions)
+    seconds = in_turns({run.name: contender(run) for run in runs}, setup.repetitions)
     rows = [{"name": "what people wrote", **judge(written)}]
     for run in runs:
         row = {
@@ -176,25 +144,21 @@ def _compare(
             row["times"] = [a / b for a, b in zip(seconds[run.like], seconds[run.name], strict=True)]
             row["like"] = run.like
         rows.append(row)
-    console().print(_table(rows, batch))
-    if output:
-        found = {"environment": environment(), "model": model, "twin": twin, "batch": batch, "prompts": prompts}
-        found |= {"prompt_length": prompt_length, "length": length, "rows": rows}
-        output.write_text(json.dumps(found, indent=1) + "\n")
-        _plot(rows, output.with_suffix(".png"))
+    console().print(_table(rows, setup.batch))
+    if setup.output:
+        found = {"environment": environment(), "setup": asdict(setup) | {"output": None}, "rows": rows}
+        setup.output.write_text(json.dumps(found, indent=1) + "\n")
+        _plot(rows, judge_of_picture, setup.output.with_suffix(".png"))
     return 0
 
 
-def _prompts(
-    model: LoadedModel, texts: str, count: int, prompt_length: int, length: int
-) -> tuple[list[list[int]], list[list[int]]]:
+def _prompts(model: LoadedModel, setup: Setup) -> tuple[list[list[int]], list[list[int]]]:
     """The beginnings of the first texts that are long enough, and what follows them."""
-    found = [ids for ids in map(model.encode, _read(texts, "texts")) if len(ids) >= prompt_length + length][:count]
-    if len(found) < count:
-        raise UserError(
-            f"texts={texts!r} has only {len(found)} texts of {prompt_length + length} tokens; ask for fewer"
-        )
-    return [ids[:prompt_length] for ids in found], [ids[prompt_length : prompt_length + length] for ids in found]
+    first, least = setup.prompt_length, setup.prompt_length + setup.length
+    found = [ids for ids in map(model.encode, _read(setup.texts, "texts")) if len(ids) >= least][: setup.prompts]
+    if len(found) < setup.prompts:
+        raise UserError(f"texts={setup.texts!r} has only {len(found)} texts of {least} tokens; ask for fewer prompts")
+    return [ids[:first] for ids in found], [ids[first:least] for ids in found]
 
 
 def _judge(model: LoadedModel, given: Sequence[Sequence[int]], judge_texts: str) -> Judge:
@@ -247,30 +211,35 @@ def _table(rows: Sequence[dict[str, Any]], batch: int) -> Table:
     return table
 
 
-def _plot(rows: Sequence[dict[str, Any]], path: Path) -> None:
-    """Quality against passes and against tokens/s, a colour for each cache."""
+def _plot(rows: Sequence[dict[str, Any]], judge: str, path: Path) -> None:
+    """Quality against passes and against tokens/s, a line for each cache."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(1, 2, figsize=(11, 4.5), layout="constrained", sharey=True)
-    measured = [row for row in rows if "seconds" in row]
+    figure, axes = plt.subplots(1, 2, figsize=(12, 5), layout="constrained", sharey=True)
     groups: dict[str, list[dict[str, Any]]] = {}
-    for row in measured:
-        refresh = f", refresh {row['settings']['refresh']}" if row["settings"]["refresh"] else ""
-        kind = "autoregressive" if row["name"].startswith("ARM") else "masked diffusion"
-        groups.setdefault(f"{kind}, cache {row['settings']['cache'] or 'by default'}{refresh}", []).append(row)
-    for panel, (key, label) in zip(axes, (("passes", "forward passes"), ("speed", "tokens/s")), strict=True):
-        for group, members in groups.items():
-            x = [row["passes"] if key == "passes" else float(np.median(row["tokens_per_second"])) for row in members]
-            panel.scatter(x, [row["ngram_bits_per_byte"] for row in members], label=group)
-            if key == "speed":
-                for at, row in zip(x, members, strict=True):
-                    panel.annotate(row["name"].split(", cache")[0], (at, row["ngram_bits_per_byte"]), fontsize=5)
-        panel.axhline(rows[0]["ngram_bits_per_byte"], color="grey", linestyle=":", label="what people wrote")
+    for row in rows[1:]:
+        settings = row["settings"]
+        kind = "autoregressive, " if row["name"].startswith("ARM") else ""
+        cache = settings["cache"] or ("causal" if kind else "none")
+        refresh = f", refresh {settings['refresh']}" if settings["refresh"] else ""
+        groups.setdefault(f"{kind}{'no cache' if cache == 'none' else f'{cache} cache'}{refresh}", []).append(row)
+    for panel, label in zip(axes, ("forward passes", "tokens/s"), strict=True):
+        for g, (group, members) in enumerate(groups.items()):
+            x = [row["passes"] if panel is axes[0] else float(np.median(row["tokens_per_second"])) for row in members]
+            y = [row[judge] for row in members]
+            panel.scatter(x, y, label=group, color=f"C{g}")
+            if panel is axes[0] and g:
+                continue  # the same rules at nearly the same places
+            for point in zip(x, y, members, strict=True):
+                panel.annotate(point[2]["name"].split(", ")[0], point[:2], (4, 3), textcoords="offset points", size=6)
+        panel.axhline(rows[0][judge], color="grey", linestyle=":", label="what people wrote")
         panel.set(xscale="log", xlabel=label)
-        panel.grid(alpha=0.3)
-    axes[0].set_ylabel("bits per byte of the text, 5-gram model")
-    axes[0].legend(fontsize=7)
-    figure.savefig(path, dpi=130)
+        panel.xaxis.set_major_formatter(matplotlib.ticker.ScalarFormatter())
+        panel.xaxis.set_minor_formatter(matplotlib.ticker.ScalarFormatter())
+        panel.grid(alpha=0.3, which="both")
+    axes[0].set_ylabel("bits per byte of the text under " + JUDGES[judge])
+    axes[1].legend(fontsize=7)
+    figure.savefig(path, dpi=120)

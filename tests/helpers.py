@@ -1,6 +1,7 @@
-"""A function as a denoiser of the sampling loop, and random parameters with clear preferences."""
+"""What tests of sampling and likelihood share: oracles, random parameters, a count of compilations."""
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import jax
@@ -28,7 +29,23 @@ class Oracle(NamedTuple):
         return jnp.take_along_axis(memory.hidden_BxTxE, places_BxC[..., None], axis=1)
 
 
-def make_params(cfg: ModelConfig):
+def make_params(cfg: ModelConfig, sharpness: float = 8):
     """Random parameters, sharpened so that the likeliest tokens and positions are clearly apart."""
     params = nn.unbox(jax.jit(Transformer(cfg).init)(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"])
-    return {**params, "head": params["head"] * 8}
+    return {**params, "head": params["head"] * sharpness}
+
+
+@contextlib.contextmanager
+def count_compilations() -> Iterator[list[str]]:
+    """A list that gets an entry for every compilation inside the block."""
+    events = []
+
+    def listen(event: str, duration: float, **kwargs) -> None:
+        if event == "/jax/core/compile/backend_compile_duration":
+            events.append(event)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        yield events
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
