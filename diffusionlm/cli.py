@@ -191,6 +191,7 @@ def _sample(
     json: bool = False,
     trace: bool = False,
     html: str | None = None,
+    agreement: bool = False,
 ) -> int:
     """Generate text with a trained model.
 
@@ -206,6 +207,8 @@ def _sample(
         with infill, the prompt is the text with gaps, and text and tokens are the whole.
       trace: show the denoising in the terminal.
       html: also write the denoising to this file, as an animated web page.
+      agreement: also generate without the cache, and report the share of new tokens that are the same, and how many
+        times as fast the cache was.
     """
     if prompt and prompt_file is not None:
         raise UserError(f"prompt={prompt!r} and prompt_file={prompt_file!r} exclude each other; drop one")
@@ -213,6 +216,8 @@ def _sample(
         raise UserError(f"infill={infill!r} goes without prompt and prompt_file; drop the others")
     if json and trace:
         raise UserError("json and trace both print; drop one (html goes with json)")
+    if agreement and infill is not None:
+        raise UserError("agreement compares what follows a prompt; drop it, or infill")
     if count < 1:
         raise UserError(f"count={count} must be at least 1")
     sampling.validate()
@@ -220,21 +225,24 @@ def _sample(
         prompt = _read_text(prompt_file).removesuffix("\n")
     from diffusionlm.sampling import display
     from diffusionlm.sampling.html import check_path, save_html
-    from diffusionlm.sampling.load import completions_json, load
+    from diffusionlm.sampling.load import completions_json, load, same_tokens
 
     if html is not None:
         check_path(html)
     model = load(checkpoint)
     traced = trace or html is not None
-    if infill is None:
-        completions = model.generate([prompt] * count, sampling, trace=traced)
-    else:
-        completions = model.infill([infill] * count, sampling, trace=traced)
+    texts = [prompt if infill is None else infill] * count
+    run = model.generate if infill is None else model.infill
+    completions = run(texts, sampling, trace=traced)
+    report = {}
+    if agreement:
+        exact = run(texts, dataclasses.replace(sampling, cache="none", refresh=0))
+        report = {"agreement": same_tokens(completions, exact), "times": exact[0].seconds / completions[0].seconds}
     if html is not None:
         save_html(completions, model.tokenizer, html)
     if json:
         used = model.sampling_config(sampling) if infill is None else model.infill_config(infill, sampling)
-        print(json_lib.dumps(completions_json(completions, used)))
+        print(json_lib.dumps(completions_json(completions, used) | report))
         return 0
     for i, completion in enumerate(completions, start=1):
         if count > 1:
@@ -243,6 +251,9 @@ def _sample(
             display.show(completion.trace, model.tokenizer, prompt="" if infill is not None else prompt)
         else:
             print(completion.full_text)
+    if agreement:
+        share, times = report["agreement"], report["times"]
+        print(f"as the uncached loop: {share:.1%} of the tokens; {times:.2f} times as fast", file=sys.stderr)
     return 0
 
 

@@ -12,7 +12,7 @@ from diffusionlm.config import ModelConfig
 from diffusionlm.likelihood import LikelihoodConfig, Scored, buckets, checked
 from diffusionlm.model import Transformer, suppression
 from diffusionlm.sampling.config import ModelSpec
-from diffusionlm.sampling.denoiser import guide
+from diffusionlm.sampling.denoiser import guide, predictors
 from diffusionlm.sharding import rows_per_device
 
 
@@ -81,8 +81,7 @@ def _is_greedy(
     # Places beyond a target may lie beyond the sequence: they are clipped to its end, and never looked at.
     place_ExK = jnp.minimum(batch.start_E[:, None] + k_K[None], T - 1)
     label_ExK = jnp.take_along_axis(batch.tokens_ExT, place_ExK, axis=1)
-    # Nothing predicts position 0 of a shifted model, so it keeps its own state (Dream's convention).
-    at_ExK = jnp.maximum(place_ExK - 1, 0) if shifted else place_ExK
+    at_ExK = predictors(place_ExK, shifted)
     position_ExT = jnp.arange(T)[None] - batch.start_E[:, None]
     model, D = Transformer(model_cfg), model_cfg.d_model
 

@@ -22,7 +22,7 @@ from diffusionlm.estimators import ESTIMATORS, Request
 from diffusionlm.model import Transformer, suppression
 from diffusionlm.registry import suggest
 from diffusionlm.sampling.config import ModelSpec
-from diffusionlm.sampling.denoiser import guide
+from diffusionlm.sampling.denoiser import guide, predictors
 
 LENGTH_MULTIPLE = 64  # sequences are padded to a multiple of this, so that similar lengths share a program
 ANY_ORDER_LIMIT = 12  # target tokens: 4,095 forward passes
@@ -90,9 +90,7 @@ def _nll_of_pass(
 
     def hidden_at_places(tokens_RxT: jax.Array) -> jax.Array:
         hidden_RxTxD = model.apply({"params": params}, tokens_RxT, segments_RxT)
-        # Nothing predicts position 0 of a shifted model, so it keeps its own state (Dream's convention).
-        at_RxK = jnp.maximum(place_RxK - 1, 0) if shifted else place_RxK
-        return jnp.take_along_axis(hidden_RxTxD, at_RxK[..., None], axis=1)
+        return jnp.take_along_axis(hidden_RxTxD, predictors(place_RxK, shifted)[..., None], axis=1)
 
     def head(hidden_RxCxD: jax.Array) -> jax.Array:
         logits_RxCxV = model.apply({"params": params}, hidden_RxCxD[..., :D], method=Transformer.head)
@@ -322,7 +320,11 @@ class _Scorer:
             K=K,
             guided=self._settings.guidance > 0,
         )
-        return np.asarray(nats_E)[: len(requests)].tolist()
+        nats = np.asarray(nats_E)[: len(requests)].tolist()
+        for r, value in zip(requests, nats, strict=True):
+            if math.isnan(value):
+                raise UserError(f"the model gives NaN logits for target {r}: its parameters are damaged")
+        return nats
 
 
 # --- decisions

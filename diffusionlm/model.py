@@ -108,9 +108,8 @@ class Block(nn.Module):
         v_BxTxGxK = constrain(v_BxTxGxK, "batch", None, "kv_heads", None)
         keys = None
         if window is not None:
-            row_Bx1 = jnp.arange(x_BxTxD.shape[0], dtype=jnp.int32)[:, None]
             k_BxTxGxK, v_BxTxGxK = cache_BxSxGxK = tuple(
-                constrain(cached.at[row_Bx1, window.places_BxW].set(new, mode="drop"), "batch", None, "kv_heads", None)
+                constrain(put(cached, window.places_BxW, new), "batch", None, "kv_heads", None)
                 for cached, new in zip(cache_BxSxGxK, (k_BxTxGxK, v_BxTxGxK), strict=True)
             )
             keys = Keys(window.places_BxW, window.segment_ids_BxS)
@@ -262,6 +261,14 @@ class Transformer(nn.Module):
             hidden_BxTxD.reshape(B * T, D), weight_DxV.astype(self.cfg.dtype), preferred_element_type=jnp.float32
         )
         return constrain(logits_NxV.reshape(B, T, -1), "batch", None, "vocab")
+
+
+def put(x_BxS: jax.Array, places_BxW: jax.Array, new_BxW: jax.Array) -> jax.Array:
+    """`x` with each row's `new` elements at its places, those of S or more left out; any further axes.
+
+    Row by row, so that on a mesh every device sees that its rows are its own.
+    """
+    return jax.vmap(lambda x_S, places_W, new_W: x_S.at[places_W].set(new_W, mode="drop"))(x_BxS, places_BxW, new_BxW)
 
 
 def suppression(cfg: ModelConfig, suppressed_ids: Sequence[int]) -> np.ndarray:

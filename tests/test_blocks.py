@@ -239,6 +239,20 @@ def test_a_span_takes_the_length_that_the_model_is_surest_of():
         assert found.trace.tokens[-1, r, : len(best[1])].tolist() == best[1]
 
 
+def test_a_span_that_ended_early_is_judged_by_what_was_revealed():
+    """With an end of text as good as sure, the long filling is the better one, by its one revealed token."""
+    weights = params(3.0)
+    found = infill(weights, SPEC, [[9, Span(1, 4)]], SamplingConfig(temperature=0.0, block_length=1), trace=True)
+    trials = [infill(weights, SPEC, [[9, *[None] * n]], SamplingConfig(temperature=0.0, block_length=1), trace=True)
+              for n in (1, 2, 3, 4)]  # fmt: skip
+    means = []
+    for trial in trials:
+        confidence = trial.trace.confidence[-1, 0]
+        means.append(np.log(confidence[confidence > 0]).mean())
+    assert any(trial.rows[0][1] == EOS and trial.nfe[0] < len(trial.rows[0]) - 1 for trial in trials)
+    assert found.rows[0] == trials[int(np.argmax(means))].rows[0]
+
+
 def test_an_end_of_text_inside_a_gap_does_not_end_the_row():
     weights = params(3.0)
     found = infill(weights, SPEC, [[3, None, None, None, 4, None, 5]], SamplingConfig(temperature=0.0)).rows[0]
@@ -255,6 +269,7 @@ def test_an_end_of_text_inside_a_gap_does_not_end_the_row():
         ([[None] * 129], SPEC, ["context of 128"]),
         ([[1] + [None] * 127 + [1]], SPEC, ["row 0", "129 tokens with its gaps", "context of 128"]),
         ([[2, Span(1, 9), 3, Span(1, 8)]], SPEC, ["row 0", "72 combinations", "64", "narrow"]),
+        ([[2, Span(1, 9)], [1, 2]], SPEC, ["row 1", "nothing to generate"]),
     ],
 )
 def test_templates_that_cannot_be_filled_are_refused(templates, cfg, parts):
@@ -263,6 +278,13 @@ def test_templates_that_cannot_be_filled_are_refused(templates, cfg, parts):
     with pytest.raises(UserError) as caught:
         infill(params(), cfg, templates, SamplingConfig())
     assert all(part in str(caught.value) for part in parts) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("row_ids", [[0, 1], [0, 1, 2, 3, 4], [0, 1, 2, 2**31]])
+def test_row_ids_that_do_not_fit_are_refused(row_ids):
+    for call, rows in ((generate, PROMPTS), (infill, [[*p, None] for p in PROMPTS])):
+        with pytest.raises(UserError, match="row_ids"):
+            call(params(), SPEC, rows, SamplingConfig(4), row_ids=row_ids)
 
 
 @pytest.mark.parametrize(

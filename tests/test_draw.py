@@ -62,6 +62,10 @@ def test_temperature_zero_is_the_argmax():
     assert counts(LOGITS, 100, temperature=0.0, top_k=3, top_p=0.2)[np.argmax(LOGITS)] == 100
 
 
+def test_a_nucleus_of_nothing_is_the_likeliest():
+    assert counts(LOGITS, 100, top_p=1e-50)[np.argmax(LOGITS)] == 100
+
+
 def test_what_is_forbidden_is_never_drawn():
     logits = LOGITS.copy()
     logits[np.argsort(-logits)[:10]] = -np.inf

@@ -1,11 +1,13 @@
 """The same tokens on other canvases, with padding on the other side, and on other meshes, at the highest precision.
 
-Bits may differ there, so the tests assert that logits agree to 1e-4, that no choice along the way was closer than 1e-3,
-and that then every token is the same.
+Bits may differ there, so the tests assert that logits agree to 1e-4 and that every token is the same; where the path of
+a plain decoding can be replayed, also that no choice along it was closer than 1e-3.
 """
 
 import dataclasses
 import functools
+import math
+import re
 
 import jax
 import jax.numpy as jnp
@@ -136,6 +138,32 @@ def test_tokens_do_not_depend_on_the_mesh(name, layout):
     with jax.set_mesh(mesh):
         found = generate(sharded, spec, PROMPTS, sampling)
     np.testing.assert_array_equal(found.tokens, expected(name))
+
+
+@pytest.mark.parametrize("settings", [{}, {"cache": "dual", "block_length": 6}])
+def test_neither_logits_nor_keys_are_gathered(settings):
+    """Over rows with a data axis, over the vocabulary with a tensor axis that does not divide its 128-id parts."""
+    cfg = dataclasses.replace(TINY, vocab_size=640)  # 768 rows: 6 parts of 128
+    spec = ModelSpec.of(Config(model=cfg))
+    boxed = jax.eval_shape(Transformer(cfg).init, jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
+    for layout in (MeshConfig(data=8, fsdp=1), MeshConfig(fsdp=2, tensor=4)):
+        mesh = make_mesh(layout)
+        with jax.set_mesh(mesh):
+            shardings = tree_shardings(boxed, mesh)
+            params = jax.tree.map(
+                lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), nn.unbox(boxed), shardings
+            )
+            sampling = SamplingConfig(12, **settings)
+            request = generation._prepare(spec, [[p, *[None] * 60] for p in range(8)], sampling, None, None)
+            state = loop.start(request.data.canvas)
+            run = generation._run.lower(params, request.data, state, np.int32(0), static=request.static)
+            gathered = re.findall(r"= (\w+\[[\d,]*\]).* all-gather\(", run.compile().as_text())
+        sizes = [math.prod(map(int, re.findall(r"\d+", shape.split("[")[1]))) for shape in gathered]
+        weights = max(math.prod(leaf.shape) for leaf in jax.tree.leaves(params["blocks"]))
+        activations = 8 * 64 * cfg.d_model  # the keys of one layer are half of this
+        large = [shape for shape, size in zip(gathered, sizes, strict=True) if size >= activations // 2]
+        allowed = [shape for shape in large if f",{cfg.d_model}" in shape or f"[{cfg.d_model}," in shape]
+        assert weights and len(large) == len(allowed) if layout.fsdp == 2 else not large, large
 
 
 def test_logits_do_not_depend_on_the_mesh():

@@ -410,3 +410,9 @@ def test_a_mistake_is_one_line(pairs, cfg, settings, parts):
 def test_a_mistake_in_what_is_built_on_it_is_one_line(call, message):
     with pytest.raises(UserError, match=message):
         call()
+
+
+def test_nan_logits_are_an_error_and_name_the_target():
+    damaged = {**PARAMS[MDM], "embed": PARAMS[MDM]["embed"].at[9].set(jnp.nan)}
+    with pytest.raises(UserError, match="NaN logits for target 1"):
+        estimate(damaged, MDM, [([3], [4, 5]), ([9], [4, 5])])

@@ -114,14 +114,17 @@ EXACT = {
     "threshold": {"strategy": "confidence_threshold", "threshold": 0.3},
     "guided": {"strategy": "entropy", "guidance": 0.7},
     "growing": {"strategy": "low_confidence", "temperature": 0.0, "growing": True},
+    "standard guidance": {"strategy": "entropy", "guidance": 0.7, "guidance_kind": "standard"},
+    "shifted": {"strategy": "low_confidence", "temperature": 0.0},
 }
 
 
 @pytest.mark.parametrize("cache, name", [("dual", name) for name in EXACT] + [("prefix", "threshold")])
 def test_a_cache_that_is_always_refreshed_is_exact(cache, name):
+    spec = dataclasses.replace(MDM, shifted=name == "shifted")
     sampling = SamplingConfig(15, 12, block_length=6, **EXACT[name])
-    plain = generate(PARAMS, MDM, PROMPTS, sampling)
-    exact = generate(PARAMS, MDM, PROMPTS, dataclasses.replace(sampling, cache=cache, refresh=1))
+    plain = generate(PARAMS, spec, PROMPTS, sampling)
+    exact = generate(PARAMS, spec, PROMPTS, dataclasses.replace(sampling, cache=cache, refresh=1))
     np.testing.assert_array_equal(exact.tokens, plain.tokens)
 
 
@@ -211,11 +214,22 @@ def test_streaming_goes_through_the_same_states_with_a_cache():
 # --- rows that are done
 
 
-@pytest.mark.parametrize("cache", ["none", "dual", "causal"])
-def test_rows_that_go_on_in_a_smaller_batch_end_the_same(cache):
+@pytest.mark.parametrize(
+    "cache, strategy",
+    [
+        ("none", "low_confidence"),
+        ("dual", "low_confidence"),
+        ("causal", None),
+        ("none", "ancestral"),
+        ("dual", "remdm"),
+    ],
+)
+def test_rows_that_go_on_in_a_smaller_batch_end_the_same(cache, strategy):
+    """Also where a step may reveal nothing, so that the row needs no pass."""
     spec = ARM if cache == "causal" else MDM
-    strategy = None if cache == "causal" else "low_confidence"
-    sampling = SamplingConfig(24, None, strategy, 0.0, block_length=0 if cache == "causal" else 4, cache=cache)
+    block_length = 0 if cache == "causal" else 4
+    steps = None if strategy in (None, "low_confidence") else 36
+    sampling = SamplingConfig(24, steps, strategy, 0.0, block_length=block_length, cache=cache)
     prompts = [[3, k, 4 * k + 1] for k in range(7)]
     tokens = generate(PARAMS, spec, prompts, sampling).tokens
     # As an end of text, the token that comes up in the most different blocks first.
@@ -239,6 +253,7 @@ def test_rows_that_go_on_in_a_smaller_batch_end_the_same(cache):
         (MDM, {"cache": "duel"}, ["'duel'", "'dual'"]),
         (MDM, {"refresh": 3}, ["refresh=3", "needs cache"]),
         (MDM, {"guidance_kind": "standart"}, ["'standart'", "'standard'"]),
+        (dataclasses.replace(MDM, shifted=True), {"guidance_kind": "standard", "guidance": 1.0}, ["unsupervised"]),
     ],
 )
 def test_caches_that_do_not_suit_are_refused(spec, settings, parts):
@@ -259,3 +274,10 @@ def test_logits_are_made_for_few_positions_at_a_time():
         text = generation._run.lower(params, request.data, state, np.int32(0), static=request.static).as_text()
         rows_and_positions = {tuple(map(int, found)) for found in re.findall(rf"<(\d+)x(\d+)x{V}xf32>", text)}
         assert (4, 32) in rows_and_positions and max(positions for _, positions in rows_and_positions) == 32
+    arm = dataclasses.replace(ARM, model=dataclasses.replace(ARM.model, vocab_size=640))
+    request = generation._prepare(arm, [[3, *[None] * 100]] * 4, SamplingConfig(), None, None)
+    state = loop.start(request.data.canvas)
+    params = jax.eval_shape(lambda: make_params(arm.model))
+    V = arm.model.padded_vocab_size
+    text = generation._run.lower(params, request.data, state, np.int32(0), static=request.static).as_text()
+    assert {tuple(map(int, found)) for found in re.findall(rf"<(\d+)x(\d+)x{V}xf32>", text)} == {(4, 1)}

@@ -50,7 +50,13 @@ def candidates(r: int, template: Template) -> list[list[int | None]]:
     return rows
 
 
-def build(cfg: ModelSpec, templates: Sequence[Template], block_length: int, row_ids: Sequence[int]) -> Canvas:
+def build(
+    cfg: ModelSpec,
+    templates: Sequence[Template],
+    block_length: int,
+    row_ids: Sequence[int],
+    names: Sequence[int] | None = None,
+) -> Canvas:
     """The padded canvas of a batch of templates, checked.
 
     Args:
@@ -58,11 +64,15 @@ def build(cfg: ModelSpec, templates: Sequence[Template], block_length: int, row_
       templates: the rows, without spans.
       block_length: gap positions per block, counted through all gaps of a row; 0: one block.
       row_ids: one a row.
+      names: what messages call each row; None: its index.
     """
     if not templates:
         raise UserError("no prompts to complete; give at least one (an empty prompt samples unconditionally)")
-    for r, template in enumerate(templates):
+    names = range(len(templates)) if names is None else names
+    for r, template in zip(names, templates, strict=True):
         _check(cfg, r, template)
+    if len(row_ids) != len(templates) or not all(0 <= i < 2**31 for i in row_ids):
+        raise UserError(f"row_ids={list(row_ids)!r} must be {len(templates)} numbers from 0 to {2**31 - 1}, one a row")
     B, longest = len(templates), max(map(len, templates))
     T = min(-(-longest // CANVAS_MULTIPLE) * CANVAS_MULTIPLE, cfg.max_length)
     canvas = Canvas(

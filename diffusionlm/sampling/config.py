@@ -18,12 +18,13 @@ GUIDANCE_KINDS = ("unsupervised", "standard")
 class SamplingConfig:
     """How new tokens are generated after a prompt, or in the gaps of a text.
 
-    `length` shapes the canvas, guidance doubles the batch, and a cache is compiled for the width of its blocks;
-    everything else is data to the compiled loop, so changing it does not recompile.
+    `length` shapes the canvas, guidance doubles the batch, a cache is compiled for the width of its blocks, and
+    `compact` for smaller batches; everything else is data to the compiled loop, so changing it does not recompile.
     """
 
     length: int = 64  # new tokens per prompt
-    steps: int | None = None  # denoising steps over all blocks, each one forward pass; None: one per new token
+    # denoising steps over all blocks; those that follow a change take a forward pass. None: one per new token
+    steps: int | None = None
     # what a step reveals: ancestral, remdm, fixed_count, random, low_confidence, entropy, margin, left_to_right,
     # smdm_greedy, smdm_greedy_batch, confidence_threshold, confidence_factor, entropy_bound; None: ancestral
     # (autoregressive: left_to_right)
@@ -51,8 +52,8 @@ class SamplingConfig:
     # all but the block); both approximate, see `refresh`. None: none (autoregressive: "causal", which is exact)
     cache: str | None = None
     refresh: int = 0  # steps after which a cache is computed anew within a block; 0: only at its start; 1: exact
-    # let rows that still have work go on in a smaller batch, which compiles once for each power of two; a row's tokens
-    # may then differ with its batch mates where two tokens or positions are as good as equal
+    # let rows that still have work go on in a smaller batch (not while a trace is recorded), which compiles once for
+    # each power of two; a row's tokens may then differ with its batch mates where two choices are as good as equal
     compact: bool = False
     eos_penalty: float = 0.0  # nats taken off the logit of the end of text
     eos_last: bool = False  # the end of text has no confidence, so that it is revealed last

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from diffusionlm.config import ModelConfig
-from diffusionlm.model import Transformer, Window
+from diffusionlm.model import Transformer, Window, put
 
 
 class View(NamedTuple):
@@ -68,12 +68,10 @@ class ModelDenoiser(NamedTuple):
         hidden_BxWxD, cache = self._apply(
             view.tokens_BxT, view.positions_BxT, window, memory.cache, method=Transformer.extend
         )
-        row_Bx1 = jnp.arange(places_BxW.shape[0], dtype=jnp.int32)[:, None]
-        return Memory(memory.hidden_BxTxE.at[row_Bx1, places_BxW].set(hidden_BxWxD, mode="drop"), cache)
+        return Memory(put(memory.hidden_BxTxE, places_BxW, hidden_BxWxD), cache)
 
     def logits(self, memory: Memory, places_BxC: jax.Array) -> jax.Array:
-        # Nothing predicts position 0 of a shifted model, so it keeps its own state (Dream's convention).
-        at_BxC = jnp.maximum(places_BxC - 1, 0) if self.shifted else places_BxC
+        at_BxC = predictors(places_BxC, self.shifted)
         hidden_BxCxD = jnp.take_along_axis(memory.hidden_BxTxE, at_BxC[..., None], axis=1)
         return self._apply(hidden_BxCxD, method=Transformer.head)
 
@@ -124,6 +122,12 @@ class Guided(NamedTuple):
         B, T = view.tokens_BxT.shape
         # Interleaved, so that on a mesh every row stays with its twin.
         return View(*(jnp.stack(pair, axis=1).reshape(2 * B, T) for pair in zip(view, without, strict=True)))
+
+
+def predictors(places_BxC: jax.Array, shifted: bool) -> jax.Array:
+    """The positions whose hidden states predict the tokens at some places. int32 (B, C)."""
+    # Nothing predicts position 0 of a shifted model, so it keeps its own state (Dream's convention).
+    return jnp.maximum(places_BxC - 1, 0) if shifted else places_BxC
 
 
 def guide(with_BxCxV: jax.Array, without_BxCxV: jax.Array, guidance: jax.Array) -> jax.Array:

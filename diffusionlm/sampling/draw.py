@@ -1,7 +1,8 @@
 """Drawing tokens: exact categorical draws in float32, temperature, top-k and top-p, with every setting as data.
 
-A vocabulary is looked at in parts of 128 ids: first one part is chosen, then one id in it. That is the same law, and
-takes noise for V/128 + 128 numbers instead of V, which would cost more than the network.
+A vocabulary is looked at in 128 parts: first one part is chosen, then one id in it. That is the same law, and takes
+noise for 128 + V/128 numbers instead of V, which would cost more than the network. Parts are cut so that a vocabulary
+that is split over devices stays split.
 """
 
 import functools
@@ -9,7 +10,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
-PART = 128  # ids; vocabularies are padded to a multiple of this
+PARTS = 128  # vocabularies are padded to a multiple of this
 COLDEST = 1e-6  # temperatures below are 0
 
 
@@ -61,11 +62,11 @@ def argmax(x_BxTxV: jax.Array) -> jax.Array:
 
 def _in_parts(x_BxTxV: jax.Array) -> jax.Array:
     B, T, V = x_BxTxV.shape
-    size = min(V, PART)
-    padding = -V % size
+    parts = min(V, PARTS)
+    padding = -V % parts
     if padding:
         x_BxTxV = jnp.pad(x_BxTxV, ((0, 0), (0, 0), (0, padding)), constant_values=-jnp.inf)
-    return x_BxTxV.reshape(B, T, -1, size)
+    return x_BxTxV.reshape(B, T, parts, -1)
 
 
 def _part(parts_BxTxPxI: jax.Array, part_BxT: jax.Array) -> jax.Array:
@@ -85,8 +86,8 @@ def _cut(logits_BxTxV: jax.Array, temperature: jax.Array, top_k: jax.Array, top_
     least_BxT = smallest_kept(logits_BxTxV, ones_BxTxV, jnp.broadcast_to(k, logits_BxTxV.shape[:-1]))
     logits_BxTxV = jnp.where(logits_BxTxV >= least_BxT[..., None], logits_BxTxV, -jnp.inf)
     p_BxTxV = jax.nn.softmax(logits_BxTxV / temperature, axis=-1)
-    # A sum of all probabilities may fall short of 1 by rounding; p = 1 must keep all.
-    wanted = jnp.where(top_p < 1, top_p, 0.0)
+    # A sum of all probabilities may fall short of 1 by rounding, so p = 1 keeps all; p that rounds to 0 keeps the best.
+    wanted = jnp.where(top_p < 1, jnp.maximum(top_p, jnp.finfo(jnp.float32).tiny), 0.0)
     least_BxT = smallest_kept(logits_BxTxV, p_BxTxV, jnp.broadcast_to(wanted, logits_BxTxV.shape[:-1]))
     kept_BxTxV = (logits_BxTxV >= least_BxT[..., None]) | (top_p >= 1)
     return jnp.where(kept_BxTxV, logits_BxTxV, -jnp.inf)

@@ -37,7 +37,7 @@ class GenerationResult:
 
     Attributes:
       tokens: int32 (B, length), nothing cut at the end of text.
-      nfe: int32 (B,), forward passes that each row needed.
+      nfe: int32 (B,), forward passes that each row needed; with guidance each counts twice.
       seconds: wall time of the whole batch, without compilation.
       trace: every state of the denoising, as arrays (frames, B, length), if it was asked for.
     """
@@ -54,7 +54,7 @@ class Infilling:
 
     Attributes:
       rows: all ids of each row, given and new.
-      nfe: int32 (B,), forward passes that each row needed.
+      nfe: int32 (B,), forward passes that each row needed; with guidance each counts twice.
       seconds: wall time of the whole batch, without compilation.
       trace: every state of the denoising, as arrays (frames, B, T) of whole rows padded on the right, if asked for.
     """
@@ -100,7 +100,7 @@ def generate(
     recorded = None
     if trace:
         recorded = Trace(*(states[: result.index + 1, *new] for states in result.trace))
-    return GenerationResult(result.tokens_BxT[new], result.nfe_B, seconds, recorded)
+    return GenerationResult(result.tokens_BxT[new], _nfe(request, result), seconds, recorded)
 
 
 def infill(
@@ -117,7 +117,7 @@ def infill(
 
     Tokens may be pinned anywhere, so this also generates under constraints. A model says nothing of lengths, so a row
     with spans is filled in every length, all as rows of one batch, and the filling that the model was surest of is
-    kept: by the mean over generated tokens of log p when each was revealed. `sampling.length` counts for nothing, but
+    kept: by the mean over the tokens that it revealed of log p at that time. `sampling.length` counts for nothing, but
     that `sampling.steps`, where it is None, is the number of gap positions of the longest.
 
     Raises:
@@ -129,16 +129,18 @@ def infill(
     gaps = max((row.count(None) for row in flat), default=1)
     sampling = replace(sampling, length=max(gaps, 1))
     ids = range(len(templates)) if row_ids is None else row_ids
-    request = _prepare(cfg, flat, sampling, key, [ids[r] for r in whose])
+    if len(ids) != len(templates):
+        raise UserError(f"{len(ids)} row_ids for {len(templates)} rows; give one for each")
+    request = _prepare(cfg, flat, sampling, key, [ids[r] for r in whose], whose)
     chosen = len(flat) > len(templates)
     result, seconds = _timed(params, request, frames=_frames(request) if trace else int(chosen))
     best = list(range(len(flat)))
     if chosen:
-        gap_BxT = request.data.canvas.masked_BxT
-        log_p_BxT = np.log(np.where(gap_BxT, np.maximum(result.confidence_BxT, np.finfo(np.float32).tiny), 1.0))
-        sureness_B = log_p_BxT.sum(-1) / gap_BxT.sum(-1)
+        revealed_BxT = result.confidence_BxT > 0  # not the places behind an end of text
+        log_p_BxT = np.log(np.where(revealed_BxT, result.confidence_BxT, 1.0))
+        sureness_B = log_p_BxT.sum(-1) / np.maximum(revealed_BxT.sum(-1), 1)
         best = [max((b for b in best if whose[b] == r), key=lambda b: sureness_B[b]) for r in range(len(templates))]
-    nfe = np.bincount(whose, weights=result.nfe_B).astype(np.int32)
+    nfe = np.bincount(whose, weights=_nfe(request, result)).astype(np.int32)
     recorded = Trace(*(states[: result.index + 1, best] for states in result.trace)) if trace else None
     return Infilling([result.tokens_BxT[b, : len(flat[b])].tolist() for b in best], nfe, seconds, recorded)
 
@@ -162,7 +164,7 @@ def stream(
     state, memory = loop.start(request.data.canvas, 1), None
     while True:
         shown = jax.device_get(state)
-        _check_finite(shown)
+        _check_finite(shown, request.whose)
         yield Frame(
             int(shown.index),
             shown.tokens_BxT[new],
@@ -206,6 +208,7 @@ class _Request(NamedTuple):
     data: _Data
     static: _Static
     compact: bool
+    whose: Sequence[int]
 
 
 def _prepare(
@@ -214,11 +217,18 @@ def _prepare(
     sampling: SamplingConfig,
     key: jax.Array | None,
     row_ids: Sequence[int] | None,
+    whose: Sequence[int] | None = None,
 ) -> _Request:
     sampling = sampling.resolve(autoregressive=cfg.autoregressive)
+    if sampling.guidance and sampling.guidance_kind == "standard" and cfg.shifted:
+        raise UserError(
+            "guidance_kind=standard leaves the prompt out, but this model predicts each token from the position before "
+            "it; use guidance_kind=unsupervised"
+        )
     # An autoregressive row goes on by one position at a time, which is all that a step with a cache computes.
     block_length = 1 if cfg.autoregressive else sampling.block_length
-    canvas = build(cfg, templates, block_length, range(len(templates)) if row_ids is None else row_ids)
+    whose = range(len(templates)) if whose is None else whose  # what the user calls each row
+    canvas = build(cfg, templates, block_length, range(len(templates)) if row_ids is None else row_ids, whose)
     static = _Static(
         spec=cfg,
         schedule=schedules.build(cfg.diffusion),
@@ -231,7 +241,7 @@ def _prepare(
         key=jax.random.key(sampling.seed) if key is None else key,
         settings=Settings.of(sampling),
     )
-    return _Request(data, static, sampling.compact)
+    return _Request(data, static, sampling.compact, whose)
 
 
 def _frames(request: _Request) -> int:
@@ -247,14 +257,14 @@ def _frames(request: _Request) -> int:
 
 def _timed(params: Any, request: _Request, frames: int = 0) -> tuple[State, float]:
     """The final state, and the seconds without compilation."""
-    state, seconds = _run_timed(params, request, loop.start(request.data.canvas, frames), frames == 0)
-    while request.compact and frames == 0 and (working_B := _working(request, state)).any():
+    state, seconds = _run_timed(params, request, loop.start(request.data.canvas, frames), frames <= 1)
+    while request.compact and frames <= 1 and (working_B := _working(request, state)).any():
         rows = _bucket_of(working_B)
         part = request._replace(data=request.data._replace(canvas=_rows(request.data.canvas, rows)))
         done, more = _run_timed(params, part, _rows(state, rows), True)
         seconds += more
         state = jax.tree.map(lambda whole, some, rows=rows: _with_rows(whole, some, rows), state, done)
-    _check_finite(state)
+    _check_finite(state, request.whose)
     return state, seconds
 
 
@@ -267,6 +277,11 @@ def _run_timed(params: Any, request: _Request, state: State, may_leave: bool) ->
     began = time.perf_counter()
     result = jax.device_get(run(request.data, state))
     return result, time.perf_counter() - began
+
+
+def _nfe(request: _Request, state: State) -> np.ndarray:
+    """Forward passes of each row; a guided one counts twice."""
+    return state.nfe_B * (2 if request.static.guided else 1)
 
 
 def _working(request: _Request, state: State) -> np.ndarray:
@@ -291,11 +306,10 @@ def _with_rows(whole: Any, some: Any, rows: np.ndarray) -> Any:
     return whole
 
 
-def _check_finite(state: State) -> None:
+def _check_finite(state: State, whose: Sequence[int]) -> None:
     if not state.finite_B.all():
-        raise UserError(
-            f"the model gives NaN logits for prompt {int(np.argmin(state.finite_B))}: its parameters are damaged"
-        )
+        damaged = whose[int(np.argmin(state.finite_B))]
+        raise UserError(f"the model gives NaN logits for prompt {damaged}: its parameters are damaged")
 
 
 @functools.partial(jax.jit, static_argnames="static")

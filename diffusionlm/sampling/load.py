@@ -209,6 +209,9 @@ class LoadedModel:
         """
         texts = self._texts(texts)
         documents, n_bytes = [self.encode(text) for text in texts], [len(text.encode()) for text in texts]
+        if not self.encode(""):  # without a start token the first one is given, and its bytes are not scored
+            given = [len(self.tokenizer.decode(ids[:1]).encode()) for ids in documents]
+            n_bytes = [n - first for n, first in zip(n_bytes, given, strict=True)]
         with self.on_mesh():
             return perplexity(self.params, self.config, documents, settings, stride=stride, n_bytes=n_bytes)
 
@@ -330,6 +333,12 @@ def _row_of(trace: Trace, r: int, length: int) -> Trace:
     own = Trace(*(states[:, r, :length] for states in trace))
     changed = (own.tokens[1:] != own.tokens[:-1]).any(-1) | (own.masked[1:] != own.masked[:-1]).any(-1)
     return Trace(*(states[: int(changed.nonzero()[0].max(initial=-1)) + 2] for states in own))
+
+
+def same_tokens(some: Sequence[Completion], others: Sequence[Completion]) -> float:
+    """The share of tokens that two lists of completions of the same texts have in common, place by place."""
+    pairs = [pair for a, b in zip(some, others, strict=True) for pair in zip(a.tokens, b.tokens, strict=True)]
+    return sum(a == b for a, b in pairs) / len(pairs)
 
 
 def completions_json(completions: Sequence[Completion], sampling: SamplingConfig) -> dict:

@@ -122,8 +122,7 @@ def denoise(job: Job, state: State, leave: jax.Array | int = 0) -> State:
         return (working_B.sum() > leave) | (working_B.any() & inside_a_block)
 
     B, T = state.tokens_BxT.shape
-    cold = state._replace(warm=jnp.bool_(False), changed_B=jnp.ones(B, bool))
-    carry = (cold, job.denoiser.forget(B, T))
+    carry = (state._replace(warm=jnp.bool_(False)), job.denoiser.forget(B, T))
     return jax.lax.while_loop(unfinished, lambda carry: advance(job, *carry), carry)[0]
 
 
@@ -136,7 +135,7 @@ def advance(job: Job, state: State, memory: Memory) -> tuple[State, Memory]:
     in_block_BxT = canvas.block_BxT == state.block_B[:, None]
     active_BxT = state.masked_BxT & in_block_BxT & stepping_B[:, None]
 
-    memory, needed_B = _look(job, state, memory, stepping_B)
+    memory, counted_B = _look(job, state, memory, stepping_B)
     keys_BxTx3 = _noise_keys(job.key, canvas, state)
     bias_V = jnp.where(job.suppressed_V, -jnp.inf, 0.0)
     if job.eos_ids:
@@ -144,11 +143,12 @@ def advance(job: Job, state: State, memory: Memory) -> tuple[State, Memory]:
     scores = jnp.array([SCORES[name] for name in STRATEGIES], jnp.int32)[settings.strategy]
     if state.confidence_BxT is not None:
         scores = jnp.maximum(scores, Scores.LOG_ODDS)
-    proposal, nan_B = propose(job.denoiser, memory, active_BxT, bias_V, keys_BxTx3[..., 0], settings, scores)
+    most = 1 if job.windows.cache == "causal" else None
+    proposal, nan_B = propose(job.denoiser, memory, active_BxT, bias_V, keys_BxTx3[..., 0], settings, scores, most)
     state = state._replace(
         warm=jnp.bool_(True),
         changed_B=state.changed_B & ~stepping_B,
-        nfe_B=state.nfe_B + needed_B.astype(jnp.int32),
+        nfe_B=state.nfe_B + counted_B.astype(jnp.int32),
         finite_B=state.finite_B & ~nan_B,
     )
     decision, last_B = _decide(job, state, active_BxT, in_block_BxT & stepping_B[:, None], proposal, keys_BxTx3)
@@ -180,7 +180,8 @@ def _look(job: Job, state: State, memory: Memory, stepping_B: jax.Array) -> tupl
     hidden_BxT = settings.growing & (canvas.block_BxT > state.block_B[:, None])
     segment_ids_BxT = jnp.where(hidden_BxT, 0, canvas.segment_ids_BxT)
     view = View(state.tokens_BxT, segment_ids_BxT, real_positions(canvas.segment_ids_BxT), state.masked_BxT)
-    needed_B = stepping_B & state.changed_B
+    counted_B = stepping_B & state.changed_B  # what a row needs for itself
+    cold_B = stepping_B & ~state.warm
 
     def keep() -> Memory:
         return memory
@@ -189,13 +190,14 @@ def _look(job: Job, state: State, memory: Memory, stepping_B: jax.Array) -> tupl
         return job.denoiser.read(view)
 
     if windows.cache == "none":
-        return jax.lax.cond(needed_B.any(), read, keep), needed_B
+        return jax.lax.cond((counted_B | cold_B).any(), read, keep), counted_B
 
-    refreshed_B = stepping_B & ~state.warm
+    refreshed_B = cold_B
     if windows.lockstep:
         due_B = (settings.refresh > 0) & (state.step_B % jnp.maximum(settings.refresh, 1) == 0)
-        refreshed_B |= stepping_B & (due_B | (state.step_B == 0))
-    needed_B |= refreshed_B
+        due_B = stepping_B & (due_B | (state.step_B == 0))
+        counted_B, refreshed_B = counted_B | due_B, refreshed_B | due_B
+    needed_B = counted_B | refreshed_B
     # A row that needs nothing must not be touched because of its mates.
     members_BxT = members(windows, canvas, state.block_B) & needed_B[:, None]
 
@@ -205,7 +207,7 @@ def _look(job: Job, state: State, memory: Memory, stepping_B: jax.Array) -> tupl
     widths = jnp.array(windows.widths, jnp.int32)
     window = (widths < members_BxT.sum(-1, dtype=jnp.int32).max()[None]).sum(dtype=jnp.int32)
     choice = jnp.where(refreshed_B.any(), 1, jnp.where(needed_B.any(), 2 + window, 0))
-    return jax.lax.switch(choice, [keep, read, *map(reread, windows.widths)]), needed_B
+    return jax.lax.switch(choice, [keep, read, *map(reread, windows.widths)]), counted_B
 
 
 def _decide(

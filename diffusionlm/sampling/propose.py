@@ -4,15 +4,20 @@ The vocabulary is the largest axis there is, so logits are made for a few positi
 where the active block has masks: how many turns that takes is data, so it costs no compilation.
 """
 
+import operator
+
 import jax
 import jax.numpy as jnp
 
+from diffusionlm.model import put
 from diffusionlm.sampling.denoiser import Denoiser, Memory
 from diffusionlm.sampling.draw import argmax, draw
 from diffusionlm.sampling.settings import Settings
 from diffusionlm.sampling.strategies import Proposal, Scores
+from diffusionlm.sharding import rows_per_device
 
-# Logits are made for about this many positions of the batch at a time, and for 8 to 32 of each row.
+# Logits are made for about this many positions on a device at a time, and for 8 to 32 of each row. The number does not
+# depend on how many are wanted, so that the bits of a row do not depend on its mates.
 HEAD_POSITIONS = 256
 LEAST, MOST = 8, 32
 
@@ -25,6 +30,7 @@ def propose(
     keys_BxT: jax.Array,
     settings: Settings,
     scores: jax.Array,
+    most: int | None = None,
 ) -> tuple[Proposal, jax.Array]:
     """Draws a token for every wanted position.
 
@@ -36,14 +42,14 @@ def propose(
       keys_BxT: noise.
       settings: temperature, top-k, top-p.
       scores: int32 scalar, which of `Scores` are looked at; the others are 0.
+      most: of any row, where that is known.
 
     Returns:
       The proposal, 0 where nothing is wanted; and which rows had NaN among their logits, bool (B,).
     """
     B, T = wanted_BxT.shape
-    C = min(T, MOST, max(LEAST, HEAD_POSITIONS // B))
+    C = min(T if most is None else most, MOST, max(LEAST, HEAD_POSITIONS // rows_per_device(B)))
     places_BxN, count_B = _wanted_first(wanted_BxT, C)
-    row_Bx1 = jnp.arange(B, dtype=jnp.int32)[:, None]
 
     def turn(j: jax.Array, so_far: tuple[Proposal, jax.Array]) -> tuple[Proposal, jax.Array]:
         found, nan_B = so_far
@@ -52,10 +58,11 @@ def propose(
         logits_BxCxV = denoiser.logits(memory, at_BxC)
         nan_B |= (jnp.isnan(logits_BxCxV).any(axis=-1) & (places_BxC < T)).any(axis=-1)
         logits_BxCxV += bias_V[None, None]
-        token_BxC = draw(keys_BxT[row_Bx1, at_BxC], logits_BxCxV, settings.temperature, settings.top_k, settings.top_p)
+        keys_BxC = jax.vmap(operator.getitem)(keys_BxT, at_BxC)
+        token_BxC = draw(keys_BxC, logits_BxCxV, settings.temperature, settings.top_k, settings.top_p)
         new = judge(logits_BxCxV, token_BxC, scores)
         pairs = zip(found, new, strict=True)
-        return Proposal(*(x.at[row_Bx1, places_BxC].set(y, mode="drop") for x, y in pairs)), nan_B
+        return Proposal(*(put(x, places_BxC, y) for x, y in pairs)), nan_B
 
     nothing_BxT = jnp.zeros((B, T), jnp.float32)
     nothing = Proposal(jnp.zeros((B, T), jnp.int32), nothing_BxT, nothing_BxT, nothing_BxT)
