@@ -372,6 +372,23 @@ def test_sample_json_has_the_agreed_keys(run, tmp_path, capsys):
     assert found["config"]["seed"] == 3
 
 
+def test_sample_says_how_far_a_cache_is_off(run, capsys):
+    """A cache that is always refreshed is not; one that never is gives the share of equal tokens."""
+    plain = ["--prompt", "line 1", "--length", "8", "--block_length", "8", "--count", "2", "--json"]
+    args = [*plain, "--cache", "dual", "--agreement"]
+    capsys.readouterr()
+    assert cli.main(["sample", str(run), *args, "--refresh", "1"]) == 0
+    assert json.loads(capsys.readouterr().out)["agreement"] == 1.0
+    assert cli.main(["sample", str(run), *args]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert cli.main(["sample", str(run), *plain]) == 0
+    exact = json.loads(capsys.readouterr().out)
+    some, others = ([t for one in answer["completions"] for t in one["tokens"]] for answer in (found, exact))
+    assert found["agreement"] == sum(a == b for a, b in zip(some, others, strict=True)) / 16 and found["times"] > 0
+    assert cli.main(["sample", str(run), "--infill", "a {mask:2}", "--agreement"]) == 2
+    assert "agreement" in capsys.readouterr().err
+
+
 def test_sample_prints_the_prompt_and_its_completion(run, capsys):
     args = ["--prompt", "line 1", "--length", "4", "--count", "2"]
     capsys.readouterr()

@@ -225,6 +225,26 @@ def test_the_trace_of_infilling_is_of_the_row(save):
         assert not trace.masked[:, ~gap].any()
 
 
+def test_likelihoods_of_text_are_those_of_its_ids(tmp_path, params):
+    """Bytes are tokens here: bits per byte are over the scored ones, with a start token or without."""
+    texts, settings = ["abc", "hello"], LikelihoodConfig(draws=4)
+    for name, changes, scored in (("without", {"eos_id": None}, [2, 4]), ("with", {}, [3, 5])):
+        checkpoint.save_params(tmp_path / name, params, sidecar(**changes))
+        model = load(tmp_path / name)
+        found = model.perplexity(texts, settings)
+        assert found.tokens == found.n_bytes == scored
+        assert found.bits_per_byte == pytest.approx(found.nats / sum(scored) / np.log(2))
+    answers = ["a", "b", "zz"]
+    pairs = [("x", answer) for answer in answers]
+    choice = model.choose("x", answers, LikelihoodConfig(max_passes=64))
+    exact = [one.log_likelihood for one in model.log_likelihood(pairs, LikelihoodConfig("any_order"))]
+    assert choice.best == int(np.argmax(exact))
+    greedy = model.generate("x", length=2, steps=2, strategy="low_confidence", temperature=0.0, stop_at_eos=False)[0]
+    text = ByteTokenizer().decode(greedy.tokens)
+    assert ByteTokenizer().encode(text) == greedy.tokens
+    assert model.is_greedy([("x", text), ("x", text[::-1] if text[0] != text[1] else "qz")]) == [True, False]
+
+
 def test_a_gap_may_have_bounds(save):
     """In bytes, so that the length of the text tells what was filled in."""
     model = load(save())

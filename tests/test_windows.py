@@ -280,4 +280,4 @@ def test_logits_are_made_for_few_positions_at_a_time():
     params = jax.eval_shape(lambda: make_params(arm.model))
     V = arm.model.padded_vocab_size
     text = generation._run.lower(params, request.data, state, np.int32(0), static=request.static).as_text()
-    assert {tuple(map(int, found)) for found in re.findall(rf"<(\d+)x(\d+)x{V}xf32>", text)} == {(4, 1)}
+    assert {int(positions) for _, positions in re.findall(rf"<(\d+)x(\d+)x{V}xf32>", text)} == {1}
