@@ -3,6 +3,8 @@
 import os
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Threads of XLA's pool: with only as many as there are devices, two collectives of one program can wait for each other.
+os.environ.setdefault("NPROC", "32")
 # Most of the time of these tests goes into compiling programs that run once.
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 
@@ -11,6 +13,13 @@ import pytest
 
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def forget_programs():
+    """Frees what a module compiled: the memory maps of all of them together exceed what Linux allows a process."""
+    yield
+    jax.clear_caches()
 
 
 @pytest.fixture
