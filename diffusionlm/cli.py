@@ -199,11 +199,12 @@ def _sample(
       checkpoint: a run directory (its latest step), a step directory, or a params-only model.
       prompt: the text to go on from; empty: from nothing.
       prompt_file: a file whose text is the prompt, but for a line break at its end.
-      infill: instead of a prompt, a text with gaps to fill, "a {mask:8} b" for 8 tokens between a and b, or
-        "a {mask:3-8} b" for 3 to 8.
+      infill: instead of a prompt, a text with gaps to fill, "a{mask:8} b" for 8 tokens between a and b, or
+        "a{mask:3-8} b" for 3 to 8; most tokenizers want no space before a gap.
       count: how many completions.
       sampling: the settings.
-      json: print {"completions": [{"prompt", "text", "tokens", "nfe", "seconds"}], "config"}; nfe: forward passes;
+      json: print {"completions": [{"prompt", "text", "tokens", "nfe", "seconds"}], "config"}, and with agreement
+        {"agreement", "times"}; nfe: forward passes;
         with infill, the prompt is the text with gaps, and text and tokens are the whole.
       trace: show the denoising in the terminal.
       html: also write the denoising to this file, as an animated web page.

@@ -161,7 +161,7 @@ class Estimate:
 
     def interval(self, level: float = 0.95) -> tuple[float, float]:
         """The two-sided confidence interval of Student's t."""
-        reach = special.stdtrit(self.passes - 1, (1 + level) / 2) * self.stderr if self.stderr else 0.0
+        reach = float(special.stdtrit(self.passes - 1, (1 + level) / 2)) * self.stderr if self.stderr else 0.0
         return self.log_likelihood - reach, self.log_likelihood + reach
 
 
@@ -365,6 +365,8 @@ def choose(
     """
     if len(answers) < 2:
         raise UserError(f"{len(answers)} answer(s) to choose from; give at least 2")
+    if settings.estimator in ESTIMATORS and not ESTIMATORS[settings.estimator].summed:
+        raise UserError(f"estimator={settings.estimator} is a score per token, not a likelihood; leave it unset")
     if not 0 < error_rate < 1:
         raise UserError(f"error_rate={error_rate} must lie in (0, 1)")
     scorer = _Scorer(params, cfg, [(prefix, answer) for answer in answers], settings, request_ids)

@@ -304,3 +304,14 @@ def test_likelihoods_of_texts_are_those_of_their_tokens(save, params):
     assert model.log_likelihood([("ab ", "cd")], exact)[0].log_likelihood == pytest.approx(
         expected[0].log_likelihood, rel=1e-5
     )
+
+
+def test_pairs_and_answers_of_another_shape_are_refused(save):
+    model = load(save())
+    for pairs in (("a", "b"), ["ab"], [("a", "b", "c")], "ab"):
+        with pytest.raises(UserError, match="must be a list of pairs"):
+            model.log_likelihood(pairs)
+    with pytest.raises(UserError, match="must be a list of texts"):
+        model.choose("a", "bc")
+    with pytest.raises(UserError, match="score per token"):
+        model.choose("a", ["b", "c"], LikelihoodConfig("diffullama"))

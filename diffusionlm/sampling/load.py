@@ -179,6 +179,8 @@ class LoadedModel:
         Raises:
           UserError: as of `log_likelihood`; answers whose encodings leave different contexts; fewer than two answers.
         """
+        if isinstance(answers, str):
+            raise UserError(f"answers={answers!r} must be a list of texts")
         pairs = self._pairs([(context, answer) for answer in answers])
         prefixes = {tuple(prefix) for prefix, _ in pairs}
         if len(prefixes) > 1:
@@ -239,6 +241,10 @@ class LoadedModel:
 
     def _pairs(self, pairs: Sequence[tuple[str, str]]) -> list[tuple[list[int], list[int]]]:
         """Pairs of ids of contexts and continuations."""
+        if isinstance(pairs, str | tuple) or not all(
+            isinstance(pair, list | tuple) and len(pair) == 2 for pair in pairs
+        ):
+            raise UserError(f"{pairs!r} must be a list of pairs, (context, continuation)")
         self._texts([text for pair in pairs for text in pair])
         encoded = []
         for context, continuation in pairs:

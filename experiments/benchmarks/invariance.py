@@ -6,6 +6,7 @@ choices are as good as equal, and then what follows from it.
 """
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,7 @@ def mismatches(
       length: new tokens of each.
       output: a JSON file for the numbers.
     """
+    os.environ.setdefault("NPROC", "32")  # threads of XLA's pool; as many as devices can deadlock in collectives
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", 8)
     if not Path(texts).is_file():
