@@ -146,7 +146,8 @@ def _compare(runs: Sequence[Run], setup: Setup, judge_of_picture: str) -> int:
         rows.append(row)
     console().print(_table(rows, setup.batch))
     if setup.output:
-        found = {"environment": environment(), "setup": asdict(setup) | {"output": None}, "rows": rows}
+        names = {"output": None, "texts": Path(setup.texts).name, "judge_texts": Path(setup.judge_texts).name}
+        found = {"environment": environment(), "setup": asdict(setup) | names, "rows": rows}
         setup.output.write_text(json.dumps(found, indent=1) + "\n")
         _plot(rows, judge_of_picture, setup.output.with_suffix(".png"))
     return 0
