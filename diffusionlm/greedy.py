@@ -13,6 +13,8 @@ from diffusionlm.likelihood import LikelihoodConfig, Scored, buckets, checked
 from diffusionlm.model import Transformer, suppression
 from diffusionlm.sampling.config import ModelSpec
 from diffusionlm.sampling.denoiser import guide, predictors
+from diffusionlm.sampling.draw import argmax
+from diffusionlm.sampling.propose import log_odds
 from diffusionlm.sharding import rows_per_device
 
 
@@ -90,16 +92,14 @@ def _is_greedy(
         return jnp.take_along_axis(hidden_ExTxD, at_ExK[..., None], axis=1)
 
     def likeliest(hidden_ExCxD: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """The likeliest tokens and their log-odds: the order of their probabilities, without ties close to 1."""
+        """The likeliest tokens and their log-odds."""
         logits_ExCxV = model.apply({"params": params}, hidden_ExCxD[..., :D], method=Transformer.head)
         if guided:  # SMDM, Eq. 7
             without_ExCxV = model.apply({"params": params}, hidden_ExCxD[..., D:], method=Transformer.head)
             logits_ExCxV = guide(logits_ExCxV, without_ExCxV, guidance)
         logits_ExCxV = jnp.where(suppressed_V[None, None], -jnp.inf, logits_ExCxV)
-        token_ExC = jnp.argmax(logits_ExCxV, axis=-1)
-        is_token_ExCxV = jnp.arange(logits_ExCxV.shape[-1])[None, None] == token_ExC[..., None]
-        others_ExC = jax.nn.logsumexp(jnp.where(is_token_ExCxV, -jnp.inf, logits_ExCxV), axis=-1)
-        return token_ExC, logits_ExCxV.max(axis=-1) - others_ExC
+        token_ExC = argmax(logits_ExCxV)
+        return token_ExC, log_odds(logits_ExCxV, token_ExC)
 
     def predict(masked_ExK: jax.Array) -> tuple[jax.Array, jax.Array]:
         masked_ExT = jnp.take_along_axis(masked_ExK, jnp.clip(position_ExT, 0, K - 1), axis=1)

@@ -22,7 +22,7 @@ from diffusionlm.sampling.canvas import Canvas
 from diffusionlm.sampling.denoiser import Denoiser, Memory, View, real_positions
 from diffusionlm.sampling.propose import propose
 from diffusionlm.sampling.settings import Settings
-from diffusionlm.sampling.strategies import REMASKING, SCORES, STRATEGIES, Decision, Proposal, Rules, Scores, Step
+from diffusionlm.sampling.strategies import REMASKING, SCORES, STRATEGIES, Decision, Proposal, Scores, Step
 from diffusionlm.sampling.windows import Windows, members, places
 
 
@@ -236,7 +236,7 @@ def _decide(
         demoted_BxT=_is_eos(proposal.token_BxT, job.eos_ids) & settings.eos_last,
         uniform_BxT=jax.vmap(jax.vmap(jax.random.uniform))(keys_BxTx3[..., 1]),
         gumbel_BxT=jax.vmap(jax.vmap(functools.partial(jax.random.gumbel, mode="high")))(keys_BxTx3[..., 2]),
-        rules=Rules(*settings.rules),
+        rules=settings.rules,
     )
     decision: Decision = jax.lax.switch(settings.strategy, list(STRATEGIES.values()), step)
     return (

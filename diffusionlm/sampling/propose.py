@@ -73,9 +73,6 @@ def propose(
 def judge(logits_BxCxV: jax.Array, token_BxC: jax.Array, scores: jax.Array) -> Proposal:
     """How sure the un-tempered distributions are of some tokens, and in themselves.
 
-    Log-odds have the same order as probabilities but do not saturate: in float32 all probabilities above 1 - 6e-8 are
-    equal, and ties would then reveal confident positions from left to right.
-
     Args:
       logits_BxCxV: float32; -inf where a token cannot be.
       token_BxC: int32.
@@ -83,11 +80,6 @@ def judge(logits_BxCxV: jax.Array, token_BxC: jax.Array, scores: jax.Array) -> P
     """
     nothing_BxC = jnp.zeros(token_BxC.shape, jnp.float32)
     v_1x1xV = jnp.arange(logits_BxCxV.shape[-1], dtype=jnp.int32)[None, None]
-
-    def log_odds() -> jax.Array:
-        chosen_BxC = jnp.take_along_axis(logits_BxCxV, token_BxC[..., None], axis=-1)[..., 0]
-        others_BxCxV = jnp.where(v_1x1xV == token_BxC[..., None], -jnp.inf, logits_BxCxV)
-        return chosen_BxC - jax.nn.logsumexp(others_BxCxV, axis=-1)
 
     def entropy() -> jax.Array:
         log_p_BxCxV = jax.nn.log_softmax(logits_BxCxV, axis=-1)
@@ -102,11 +94,23 @@ def judge(logits_BxCxV: jax.Array, token_BxC: jax.Array, scores: jax.Array) -> P
 
     some = {
         Scores.NONE: lambda: Proposal(token_BxC, nothing_BxC, nothing_BxC, nothing_BxC),
-        Scores.LOG_ODDS: lambda: Proposal(token_BxC, log_odds(), nothing_BxC, nothing_BxC),
-        Scores.ENTROPY: lambda: Proposal(token_BxC, log_odds(), entropy(), nothing_BxC),
-        Scores.MARGIN: lambda: Proposal(token_BxC, log_odds(), nothing_BxC, margin()),
+        Scores.LOG_ODDS: lambda: Proposal(token_BxC, log_odds(logits_BxCxV, token_BxC), nothing_BxC, nothing_BxC),
+        Scores.ENTROPY: lambda: Proposal(token_BxC, log_odds(logits_BxCxV, token_BxC), entropy(), nothing_BxC),
+        Scores.MARGIN: lambda: Proposal(token_BxC, log_odds(logits_BxCxV, token_BxC), nothing_BxC, margin()),
     }
     return jax.lax.switch(scores, [some[kind] for kind in Scores])
+
+
+def log_odds(logits_BxCxV: jax.Array, token_BxC: jax.Array) -> jax.Array:
+    """log(p / (1 - p)) of the probability p of some tokens, float32 (B, C).
+
+    The same order as probabilities, but without saturation: in float32 all probabilities above 1 - 6e-8 are equal, and
+    ties would then reveal confident positions from left to right.
+    """
+    v_1x1xV = jnp.arange(logits_BxCxV.shape[-1], dtype=jnp.int32)[None, None]
+    chosen_BxC = jnp.take_along_axis(logits_BxCxV, token_BxC[..., None], axis=-1)[..., 0]
+    others_BxCxV = jnp.where(v_1x1xV == token_BxC[..., None], -jnp.inf, logits_BxCxV)
+    return chosen_BxC - jax.nn.logsumexp(others_BxCxV, axis=-1)
 
 
 def _wanted_first(wanted_BxT: jax.Array, multiple: int) -> tuple[jax.Array, jax.Array]:
