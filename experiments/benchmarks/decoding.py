@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 import jax
 import numpy as np
-from measure import console, environment, in_turns, spread
+from measure import console, environment, in_turns, read_texts, spread
 from rich.table import Table
 
 from diffusionlm.arguments import SETTINGS
@@ -156,7 +156,7 @@ def _compare(runs: Sequence[Run], setup: Setup, judge_of_picture: str) -> int:
 def _prompts(model: LoadedModel, setup: Setup) -> tuple[list[list[int]], list[list[int]]]:
     """The beginnings of the first texts that are long enough, and what follows them."""
     first, least = setup.prompt_length, setup.prompt_length + setup.length
-    found = [ids for ids in map(model.encode, _read(setup.texts, "texts")) if len(ids) >= least][: setup.prompts]
+    found = [ids for ids in map(model.encode, read_texts(setup.texts, "texts")) if len(ids) >= least][: setup.prompts]
     if len(found) < setup.prompts:
         raise UserError(f"texts={setup.texts!r} has only {len(found)} texts of {least} tokens; ask for fewer prompts")
     return [ids[:first] for ids in found], [ids[first:least] for ids in found]
@@ -164,7 +164,7 @@ def _prompts(model: LoadedModel, setup: Setup) -> tuple[list[list[int]], list[li
 
 def _judge(model: LoadedModel, given: Sequence[Sequence[int]], judge_texts: str) -> Judge:
     """Bits per byte under the twin and under a 5-gram model, and the share of distinct 4-grams of each text."""
-    train = [model.encode(text) for text in _read(judge_texts, "judge_texts")]
+    train = [model.encode(text) for text in read_texts(judge_texts, "judge_texts")]
     width = model.config.max_length
     ids = np.concatenate([np.asarray(one, np.int64) for one in train])
     ngrams = fit_ngram(ids[: len(ids) // width * width].reshape(-1, width), model.config.model.vocab_size, 5)
@@ -184,13 +184,6 @@ def _judge(model: LoadedModel, given: Sequence[Sequence[int]], judge_texts: str)
         }
 
     return judge
-
-
-def _read(path: str, option: str) -> list[str]:
-    if not path or not Path(path).is_file():
-        raise UserError(f"{option}={path!r} is no file; name a .jsonl file with one {{'text': ...}} a line")
-    with open(path) as lines:
-        return [json.loads(line)["text"] for line in lines]
 
 
 def _table(rows: Sequence[dict[str, Any]], batch: int) -> Table:

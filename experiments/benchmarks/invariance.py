@@ -13,7 +13,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from measure import console
+from measure import console, read_texts
 from rich.table import Table
 
 from diffusionlm.arguments import parse
@@ -52,8 +52,7 @@ def mismatches(
     os.environ.setdefault("NPROC", "32")  # threads of XLA's pool; as many as devices can deadlock in collectives
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", 8)
-    if not Path(texts).is_file():
-        raise UserError(f"texts={texts!r} is no file; name a .jsonl file with one {{'text': ...}} a line")
+    lines = read_texts(texts, "texts")[: 8 * prompts]
     settings = {
         "low confidence, greedy": SamplingConfig(length, strategy="low_confidence", temperature=0.0),
         "low confidence": SamplingConfig(length, strategy="low_confidence", block_length=32),
@@ -62,8 +61,7 @@ def mismatches(
     found: list[dict[str, Any]] = []
     for dtype in ("float32", "bfloat16"):
         alone = load(model, dtype=dtype)
-        lines = Path(texts).read_text().splitlines()[: 8 * prompts]
-        given = [ids[:prompt_length] for ids in map(alone.encode, (json.loads(line)["text"] for line in lines))]
+        given = [ids[:prompt_length] for ids in map(alone.encode, lines)]
         given = [ids for ids in given if len(ids) == prompt_length][:prompts]
         meshes = {name: load(model, dtype=dtype, mesh=make_mesh(cfg)) for name, cfg in MESHES.items()}
         for name, sampling in settings.items():

@@ -18,13 +18,16 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from measure import console, read_texts
 from rich.console import Console
 from rich.table import Table
 from scipy import stats
 
+from diffusionlm.errors import UserError
 from diffusionlm.estimators import ESTIMATORS, Request
 from diffusionlm.likelihood import LENGTH_MULTIPLE, LikelihoodConfig, choose, estimate
 from diffusionlm.model import Transformer, suppression
+from diffusionlm.sampling.denoiser import predictors
 from diffusionlm.sampling.load import LoadedModel, load
 
 PASSES, DRAWS = 8, 16  # 128 forward passes, as LLaDA's evaluation takes for each answer
@@ -40,8 +43,6 @@ class Question:
 
 def questions(model: LoadedModel, texts: Sequence[str], count: int, rng: np.random.Generator) -> list[Question]:
     """With 2, 3 or 4 answers of 4 to 32 tokens, each after the first three sentences of a text."""
-    start_id = model.sidecar.canvas.get("start_id", model.sidecar.eos_id)
-    start = [] if start_id is None else [start_id]
     begun = []
     for text in texts:
         sentences = re.split(r"(?<=[.!?])\s+", text)
@@ -54,8 +55,8 @@ def questions(model: LoadedModel, texts: Sequence[str], count: int, rng: np.rand
         others = [begun[(i + 1 + j) % len(begun)][1] for j in range(1 + len(found) % 3)]
         true = int(rng.integers(len(others) + 1))
         answers = [*others[:true], begun[i][1], *others[true:]]
-        prefix = start + model.tokenizer.encode(begun[i][0])
-        whole = [start + model.tokenizer.encode(f"{begun[i][0]} {answer}") for answer in answers]
+        prefix = model.encode(begun[i][0])
+        whole = [model.encode(f"{begun[i][0]} {answer}") for answer in answers]
         fits = all(ids[: len(prefix)] == prefix and 4 <= len(ids) - len(prefix) <= 32 for ids in whole)
         if fits and max(map(len, whole)) <= model.config.max_length:
             found.append(Question(prefix, [ids[len(prefix) :] for ids in whole], true))
@@ -131,7 +132,7 @@ def cost_table(model: LoadedModel, prefix: list[int], target: list[int]) -> np.n
     row_T[: len(prefix) + n] = prefix + target
     segment_ids_T = (np.arange(T) < len(prefix) + n).astype(np.int32)
     place_n = len(prefix) + np.arange(n)
-    at_n = np.maximum(place_n - 1, 0) if cfg.shifted else place_n
+    at_n = np.asarray(predictors(place_n, cfg.shifted))
     suppressed_V = jnp.asarray(suppression(cfg.model, cfg.suppressed_ids))
 
     @jax.jit
@@ -184,7 +185,7 @@ def coverage(model: LoadedModel, asked: Sequence[Question], lengths: Sequence[in
     return rows
 
 
-def show(console: Console, title: str, rows: Sequence[dict[str, Any]]) -> None:
+def show(terminal: Console, title: str, rows: Sequence[dict[str, Any]]) -> None:
     table = Table(title=title, title_justify="left", box=None, pad_edge=False)
     names = list(dict.fromkeys(name for row in rows for name in row))
     for name in names:
@@ -192,7 +193,7 @@ def show(console: Console, title: str, rows: Sequence[dict[str, Any]]) -> None:
     for row in rows:
         cells = (row.get(name, "") for name in names)
         table.add_row(*(f"{cell:.3f}" if isinstance(cell, float) else str(cell) for cell in cells))
-    console.print(table, "")
+    terminal.print(table, "")
 
 
 def main() -> None:
@@ -205,9 +206,9 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the order of the answers")
     parser.add_argument("--output", type=Path, help="the numbers as JSON")
     args = parser.parse_args()
-    console = Console()
+    terminal = console()
     model = load(args.model)
-    texts = [json.loads(line)["text"] for line in args.texts.read_text().splitlines() if line.strip()]
+    texts = read_texts(args.texts, "texts")
     asked = questions(model, texts, args.questions, np.random.default_rng(args.seed))
     result: dict[str, Any] = {key: str(x) if isinstance(x, Path) else x for key, x in vars(args).items()}
     result["target tokens"] = float(np.mean([len(question.answers[question.true]) for question in asked]))
@@ -218,10 +219,13 @@ def main() -> None:
     )
     for key, title, measure in sections:
         result[key] = measure()
-        show(console, title, result[key])
+        show(terminal, title, result[key])
         if args.output:
             args.output.write_text(json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except UserError as error:
+        raise SystemExit(f"error: {error}") from None

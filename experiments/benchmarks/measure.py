@@ -1,6 +1,7 @@
 """What the measurements share: turns, spreads, and what a number depends on besides the code."""
 
 import contextlib
+import json
 import os
 import platform
 import statistics
@@ -11,6 +12,8 @@ from typing import Any
 
 import jax
 from rich.console import Console
+
+from diffusionlm.errors import UserError
 
 
 def in_turns(contenders: Mapping[Any, Callable[[], float]], repetitions: int) -> dict[Any, list[float]]:
@@ -35,6 +38,13 @@ def spread(values: Sequence[float], form: str) -> str:
     """The median, and the least and the most in parentheses."""
     middle, least, most = map(form.format, (statistics.median(values), min(values), max(values)))
     return f"{middle} ({least} to {most})"
+
+
+def read_texts(path: str | Path, option: str) -> list[str]:
+    """The texts of a .jsonl file; `option` is how the command line calls it."""
+    if not Path(path).is_file():
+        raise UserError(f"{option}={str(path)!r} is no file; name a .jsonl file with one {{'text': ...}} a line")
+    return [json.loads(line)["text"] for line in Path(path).read_text().splitlines() if line.strip()]
 
 
 def environment() -> dict[str, Any]:

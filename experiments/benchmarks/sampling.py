@@ -106,9 +106,8 @@ def port(
             for one in steps:
                 cell = Cell(size, rows, one)
                 sampling = SamplingConfig(
-                    length=length, steps=one, strategy="low_confidence", temperature=0.0, block_length=block_length,
-                    stop_at_eos=False,
-                )  # fmt: skip
+                    length, one, "low_confidence", 0.0, block_length=block_length, stop_at_eos=False
+                )
                 found = _port_cell(cell, params, ModelSpec.of(Config(model=cfg)), prompts, sampling, repetitions)
                 report["cells"].append(found)
                 terminal.print(_port_table(cell, found, rows * length))
