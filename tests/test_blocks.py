@@ -242,9 +242,9 @@ def test_a_span_takes_the_length_that_the_model_is_surest_of():
 def test_a_span_that_ended_early_is_judged_by_what_was_revealed():
     """With an end of text as good as sure, the long filling is the better one, by its one revealed token."""
     weights = params(3.0)
-    found = infill(weights, SPEC, [[9, Span(1, 4)]], SamplingConfig(temperature=0.0, block_length=1), trace=True)
-    trials = [infill(weights, SPEC, [[9, *[None] * n]], SamplingConfig(temperature=0.0, block_length=1), trace=True)
-              for n in (1, 2, 3, 4)]  # fmt: skip
+    found = infill(weights, SPEC, [[9, Span(1, 4)]], SamplingConfig(temperature=0.0, block_length=1))
+    sampling = SamplingConfig(temperature=0.0, block_length=1)
+    trials = [infill(weights, SPEC, [[9, *[None] * n]], sampling, trace=True) for n in (1, 2, 3, 4)]
     means = []
     for trial in trials:
         confidence = trial.trace.confidence[-1, 0]
