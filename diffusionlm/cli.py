@@ -204,8 +204,8 @@ def _sample(
       count: how many completions.
       sampling: the settings.
       json: print {"completions": [{"prompt", "text", "tokens", "nfe", "seconds"}], "config"}, and with agreement
-        {"agreement", "times"}; nfe: forward passes;
-        with infill, the prompt is the text with gaps, and text and tokens are the whole.
+        {"agreement", "times"}; nfe: forward passes; with infill, the prompt is the text with gaps, and text and tokens
+        are the whole.
       trace: show the denoising in the terminal.
       html: also write the denoising to this file, as an animated web page.
       agreement: also generate without the cache, and report the share of new tokens that are the same, and how many
