@@ -49,7 +49,7 @@ class ModelConfig:
     dtype: Literal["bfloat16", "float32"] = "float32"  # activations and matmuls; parameters are float32
     # what the backward pass recomputes: nothing, all but matmuls, everything
     remat: Literal["none", "dots", "full"] = op("none")
-    head_chunk: int = op(8192)  # most tokens on each device that the loss projects to the vocabulary at a time
+    head_chunk: int = op(2048)  # most tokens on each device that are projected to the vocabulary at a time
 
     @property
     def embedding_rows(self) -> int:

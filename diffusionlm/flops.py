@@ -5,6 +5,7 @@ budgets and MFU come from here. The tests hold these formulas to the matmuls of 
 imports no JAX.
 """
 
+import math
 import re
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -77,42 +78,55 @@ def forward(cfg: ModelConfig, length: int) -> dict[str, int]:
     return {part: cfg.n_layers * count for part, count in layer.items()} | {"head": head}
 
 
-def train(cfg: ModelConfig, length: int, convention: Convention, rows: int = 1) -> int:
+def train(cfg: ModelConfig, length: int, convention: Convention, rows: int = 1, predicted: float = 1.0) -> int:
     """FLOPs of one training pass (forward and backward) over one sequence of `length` tokens.
 
     "6nd" is the budget of SMDM (2410.18514) and LLaDA (2502.09992): 6 per non-embedding parameter and token, with
-    neither attention nor head. "model" is what MFU credits: three times `forward`, because the gradients of both
-    factors of a matmul cost as much again each, and every factor of every matmul here needs its gradient (the first
-    layer's inputs for the embedding). "executed" adds what the backward pass computes a second time to save memory,
-    where each device holds `rows` such sequences at a time.
+    neither attention nor head. "model" is three times `forward`, because the gradients of both factors of a matmul cost
+    as much again each, and every factor of every matmul here needs its gradient (the first layer's inputs for the
+    embedding). "executed" is what runs: with what the backward pass computes a second time to save memory, and the head
+    in whole chunks, where each device holds `rows` such sequences at a time.
+
+    Args:
+      cfg: the network.
+      length: tokens of the sequence.
+      convention: of the three.
+      rows: sequences on each device; only "executed" looks at it.
+      predicted: the share of tokens whose labels are predicted; the head need not look at the others. 1 gives "model"
+        as papers count it, the objective's own share what MFU credits.
     """
     if convention == "6nd":
         return 6 * parameters(cfg).non_embedding * length
     parts = forward(cfg, length)
-    model = 3 * sum(parts.values())
+    trunk = 3 * (sum(parts.values()) - parts["head"])
     if convention == "model":
-        return model
+        return trunk + round(3 * predicted * parts["head"])
     if convention == "executed":
-        return model + _recomputed(cfg, length, parts, rows)
+        chunk = head_chunk(rows * length, cfg.head_chunk, predicted)
+        projected = math.ceil(rows * length * predicted / chunk) * chunk
+        head = 3 * 2 * cfg.d_model * cfg.padded_vocab_size * projected // rows
+        return trunk + _recomputed(cfg, length, parts) + head
     raise UserError(f"unknown FLOP convention {convention!r}; use one of {', '.join(get_args(Convention))}")
 
 
-def head_chunks(rows: int, length: int, chunk: int) -> int:
-    """In how many parts a loss projects (rows, length) tokens on a device: of `chunk` tokens, or a column, at most."""
-    return -(-length // max(1, chunk // rows))
+def head_chunk(tokens: int, most: int, share: float) -> int:
+    """How many of its `tokens` a device takes through the vocabulary at a time; `share` of them are usually predicted.
+
+    The usual number plus an eighth goes into as few equal chunks of at most `most` tokens as it can.
+    """
+    usual = min(tokens, math.ceil(tokens * share * 9 / 8))
+    return -(-usual // -(-usual // most))
 
 
-def _recomputed(cfg: ModelConfig, length: int, parts: dict[str, int], rows: int) -> int:
-    recomputed = 0
+def _recomputed(cfg: ModelConfig, length: int, parts: dict[str, int]) -> int:
     if cfg.remat == "dots":
         # The policy keeps what matmuls with weights give; the two of attention run again.
-        recomputed = parts["attention_scores"] + parts["attention_values"]
+        return parts["attention_scores"] + parts["attention_values"]
     if cfg.remat == "full":
         # Everything but the last matmul of a block: its result only enters a sum, so no gradient asks for it.
         down = 2 * length * cfg.d_ff * cfg.d_model * cfg.n_layers
-        recomputed = sum(parts.values()) - parts["head"] - down
-    # Cut into chunks, the loss drops the logits of each and computes them again.
-    return recomputed + (parts["head"] if head_chunks(rows, length, cfg.head_chunk) > 1 else 0)
+        return sum(parts.values()) - parts["head"] - down
+    return 0
 
 
 def memory(cfg: ModelConfig, shards: int = 1) -> Memory:

@@ -4,8 +4,14 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from diffusionlm.config import DiffusionConfig
+from diffusionlm import schedules
+from diffusionlm.config import Config, DiffusionConfig
 from diffusionlm.corruption import Corrupted
+
+
+def predicted_share(cfg: Config) -> float:
+    """The share of positions whose labels the objective predicts, on average."""
+    return 1.0 if cfg.objective == "arm" else schedules.build(cfg.diffusion).mean_mask_probability()
 
 
 @struct.dataclass

@@ -255,12 +255,14 @@ class Transformer(nn.Module):
 
     def head(self, hidden_BxTxD: jax.Array) -> jax.Array:
         """Raw float32 logits (B, T, padded_vocab_size) of final hidden states; `suppression` says which to ignore."""
-        weight_DxV = self.embed.T if self.cfg.tied_head else self.head_weight
         B, T, D = hidden_BxTxD.shape
-        logits_NxV = jnp.dot(
-            hidden_BxTxD.reshape(B * T, D), weight_DxV.astype(self.cfg.dtype), preferred_element_type=jnp.float32
-        )
+        weight_DxV = self.head_matrix().astype(self.cfg.dtype)
+        logits_NxV = jnp.dot(hidden_BxTxD.reshape(B * T, D), weight_DxV, preferred_element_type=jnp.float32)
         return constrain(logits_NxV.reshape(B, T, -1), "batch", None, "vocab")
+
+    def head_matrix(self) -> jax.Array:
+        """What final hidden states are multiplied with, (d_model, padded_vocab_size), as it is stored."""
+        return self.embed.T if self.cfg.tied_head else self.head_weight
 
 
 def put(x_BxS: jax.Array, places_BxW: jax.Array, new_BxW: jax.Array) -> jax.Array:

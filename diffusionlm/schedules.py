@@ -2,7 +2,7 @@
 
 alpha falls from about 1 at t=0 to about 0 at t=1. Schedules differ in where they spend time, not in the
 continuous-time bound that they define (MDLM, arXiv 2406.07524, Section 3.5; MD4, arXiv 2406.04329, Section 3). A new
-schedule is one new class with the four methods and one entry in `SCHEDULES`.
+schedule is one new class with the five methods and one entry in `SCHEDULES`.
 """
 
 import math
@@ -11,6 +11,7 @@ from typing import Protocol
 
 import jax
 import jax.numpy as jnp
+from scipy import special
 
 from diffusionlm.config import DiffusionConfig
 from diffusionlm.errors import UserError
@@ -32,6 +33,9 @@ class Schedule(Protocol):
     def inverse(self, alpha: jax.Array) -> jax.Array:
         """The time t at which a token is clean with probability `alpha`."""
 
+    def mean_mask_probability(self) -> float:
+        """The mean of `mask_probability` over uniform t: the share of all tokens that training masks."""
+
 
 @dataclass(frozen=True)
 class Linear:
@@ -49,6 +53,9 @@ class Linear:
     def inverse(self, alpha: jax.Array) -> jax.Array:
         return 1.0 - alpha
 
+    def mean_mask_probability(self) -> float:
+        return 0.5
+
 
 @dataclass(frozen=True)
 class Cosine:
@@ -65,6 +72,9 @@ class Cosine:
 
     def inverse(self, alpha: jax.Array) -> jax.Array:
         return 2 / math.pi * jnp.arcsin(1.0 - alpha)
+
+    def mean_mask_probability(self) -> float:
+        return 2 / math.pi
 
 
 @dataclass(frozen=True)
@@ -84,6 +94,9 @@ class Polynomial:
 
     def inverse(self, alpha: jax.Array) -> jax.Array:
         return (1.0 - alpha) ** (1.0 / self.power)
+
+    def mean_mask_probability(self) -> float:
+        return 1 / (self.power + 1)
 
 
 @dataclass(frozen=True)
@@ -108,6 +121,10 @@ class Geometric:
 
     def inverse(self, alpha: jax.Array) -> jax.Array:
         return jnp.log(-jnp.log(alpha) / self.sigma_min) / math.log(self.sigma_max / self.sigma_min)
+
+    def mean_mask_probability(self) -> float:
+        clean = special.exp1(self.sigma_min) - special.exp1(self.sigma_max)
+        return 1 - float(clean) / math.log(self.sigma_max / self.sigma_min)
 
 
 SCHEDULES = {

@@ -11,8 +11,8 @@ from jax.sharding import Mesh
 from diffusionlm import optim
 from diffusionlm.config import Config, DiffusionConfig
 from diffusionlm.corruption import corrupt, corrupt_held_out, noise_key
-from diffusionlm.cross_entropy import cross_entropy
-from diffusionlm.losses import Targets, arm_targets, mdm_targets
+from diffusionlm.cross_entropy import weighted_cross_entropy
+from diffusionlm.losses import Targets, arm_targets, mdm_targets, predicted_share
 from diffusionlm.model import Transformer, suppression
 from diffusionlm.sharding import constrain
 from diffusionlm.train_state import TrainState, abstract_state
@@ -45,16 +45,16 @@ def weighted_loss(cfg: Config, params: Any, part: Targets, *, segmented: bool) -
     """Sum of weight * cross-entropy over (part of) a batch, and the unweighted sum over predicted labels."""
     model = Transformer(cfg.model)
     hidden_BxTxD = model.apply({"params": params}, part.inputs_BxT, part.segment_ids_BxT if segmented else None)
-    nll_BxT = cross_entropy(
-        lambda h: model.apply({"params": params}, h, method=Transformer.head),
+    return weighted_cross_entropy(
         hidden_BxTxD,
+        model.apply({"params": params}, method=Transformer.head_matrix),
         part.labels_BxT,
+        part.weight_BxT,
+        part.counted_BxT > 0,
         jnp.asarray(suppression(cfg.model, cfg.suppressed_ids)),
         cfg.model.head_chunk,
+        predicted_share(cfg),
     )
-    # A label that is never predicted costs infinity, also where nothing is scored.
-    nll_BxT = jnp.where(part.counted_BxT > 0, nll_BxT, 0.0)
-    return (nll_BxT * part.weight_BxT).sum(), (nll_BxT * part.counted_BxT).sum()
 
 
 def loss(cfg: Config, params: Any, full: Targets, *, segmented: bool) -> jax.Array:

@@ -12,7 +12,7 @@ MASK_ID = 126336  # <|mdm_mask|>, an id of the vocabulary
 def _base(name: str, model: ModelConfig, optim: OptimConfig, steps: int) -> Config:
     return Config(
         name=name,
-        model=replace(model, dtype="bfloat16", remat="full", head_chunk=2048),
+        model=replace(model, dtype="bfloat16", remat="full"),
         diffusion=DiffusionConfig(random_length=0.01, mask_id=MASK_ID),
         optim=optim,
         data=DataConfig(sequence_length=4096, batch_size=1280),

@@ -1,4 +1,4 @@
-"""Losses: on a language small enough to enumerate, the bound is the likelihood; normalisations; the chunked head.
+"""Losses: on a language small enough to enumerate, the bound is the likelihood; normalisations.
 
 The toy language has V = 5 tokens, L = 4 positions and a random joint law q. Its exact conditionals are the denoiser,
 all 5^4 sequences and 2^4 masks are enumerated, and t is integrated by Gauss-Legendre quadrature: nothing is sampled.
@@ -8,20 +8,16 @@ import functools
 import itertools
 import math
 
-import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.extend.core import jaxprs_in_params
-from jax.sharding import NamedSharding, PartitionSpec
 
 from diffusionlm import schedules
-from diffusionlm.config import DiffusionConfig, MeshConfig
+from diffusionlm.config import DiffusionConfig
 from diffusionlm.corruption import Corrupted, corrupt, mask_probability_and_weight, noise_key
 from diffusionlm.cross_entropy import cross_entropy
 from diffusionlm.losses import arm_targets, mdm_targets
-from diffusionlm.sharding import make_mesh
 
 V, L = 5, 4
 PADDED = 8  # columns of the head: V tokens, a mask id and two rows of padding
@@ -315,114 +311,3 @@ def test_arm_targets_by_hand():
     np.testing.assert_allclose(parted.weight_BxT, np.array([[1, 0, 1, 1], [1, 1, 0, 0]]) / 5, rtol=1e-6)
     np.testing.assert_array_equal(parted.segment_ids_BxT, segments[:, :-1])
     np.testing.assert_array_equal(arm_targets(tokens, segments * 0, segmented=True).weight_BxT, 0.0)
-
-
-# --- cross-entropy
-
-HB, HT, HD = 3, 11, 6  # a prime length, so that no chunk divides it
-
-
-@functools.cache
-def head_case():
-    rng = np.random.default_rng(3)
-    hidden = jnp.asarray(rng.normal(size=(HB, HT, HD)), jnp.float32)
-    weight = jnp.asarray(rng.normal(size=(HD, PADDED)), jnp.float32)
-    labels = jnp.asarray(rng.integers(0, V, (HB, HT)), jnp.int32)
-    return hidden, weight, labels
-
-
-def summed(hidden, weight, labels, chunk):
-    nll = cross_entropy(lambda h: h @ weight, hidden, labels, jnp.asarray(SUPPRESSED), chunk)
-    return (nll * jnp.cos(jnp.arange(HB * HT).reshape(HB, HT))).sum(), nll
-
-
-@pytest.fixture(scope="module")
-def unchunked():
-    return jax.jit(jax.value_and_grad(summed, argnums=(0, 1), has_aux=True), static_argnums=3)(*head_case(), HB * HT)
-
-
-def test_cross_entropy_is_minus_log_softmax_without_the_suppressed(unchunked):
-    (_, nll), _ = unchunked
-    hidden, weight, labels = map(np.asarray, head_case())
-    logits = (hidden.astype(np.float64) @ weight)[..., :V]
-    expected = np.log(np.exp(logits).sum(-1)) - np.take_along_axis(logits, labels[..., None], -1)[..., 0]
-    np.testing.assert_allclose(nll, expected, rtol=1e-5, atol=1e-6)
-    assert nll.dtype == jnp.float32
-
-
-@pytest.mark.parametrize("chunk", [1, 3, 13, 15])
-def test_chunks_change_neither_the_loss_nor_its_gradients(chunk, unchunked):
-    chunked = jax.jit(jax.value_and_grad(summed, argnums=(0, 1), has_aux=True), static_argnums=3)(*head_case(), chunk)
-    chex.assert_trees_all_close(chunked, unchunked, rtol=1e-5, atol=1e-5)
-
-
-def test_chunks_on_a_mesh_change_neither_the_loss_nor_its_gradients():
-    """8 rows over 4 devices, the weights over 2; 11 positions in chunks of 3."""
-    rng = np.random.default_rng(4)
-    hidden, weight = rng.normal(size=(8, HT, HD)).astype(np.float32), np.asarray(head_case()[1])
-    labels = rng.integers(0, V, (8, HT)).astype(np.int32)
-
-    def loss(hidden, weight, labels):
-        nll = cross_entropy(lambda h: h @ weight, hidden, labels, jnp.asarray(SUPPRESSED), 6)
-        return (nll * jnp.cos(jnp.arange(8 * HT).reshape(8, HT))).sum()
-
-    alone = jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))(hidden, weight, labels)
-    mesh = make_mesh(MeshConfig(2, 2, 2))
-    rows = NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
-    columns = NamedSharding(mesh, PartitionSpec("fsdp", "tensor"))
-    with jax.set_mesh(mesh):
-        placed = jax.device_put(hidden, rows), jax.device_put(weight, columns), jax.device_put(labels, rows)
-        together = jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))(*placed)
-    chex.assert_trees_all_close(jax.device_get(together), jax.device_get(alone), rtol=1e-5, atol=1e-5)
-
-
-def test_suppressed_ids_get_no_probability_and_no_gradient(unchunked):
-    hidden, weight, labels = head_case()
-    (_, nll), (_, grad_weight) = unchunked
-    np.testing.assert_array_equal(np.asarray(grad_weight)[:, SUPPRESSED], 0.0)
-    assert np.isfinite(grad_weight).all() and (np.asarray(grad_weight)[:, ~SUPPRESSED] != 0).all()
-    louder = weight.at[:, V:].add(100.0)
-    np.testing.assert_array_equal(jax.jit(summed, static_argnums=3)(hidden, louder, labels, HB * HT)[1], nll)
-    # The probabilities of what may be predicted add up to 1.
-    every = [
-        np.exp(-np.asarray(jax.jit(summed, static_argnums=3)(hidden, weight, jnp.full_like(labels, v), HB * HT)[1]))
-        for v in range(V)
-    ]
-    np.testing.assert_allclose(sum(every), 1.0, rtol=1e-5)
-
-
-def shapes_in(jaxpr) -> set[tuple[int, ...]]:
-    """Shapes of everything that a jaxpr computes, its inner jaxprs included."""
-    found = set()
-    for equation in jaxpr.eqns:
-        found |= {tuple(v.aval.shape) for v in equation.outvars if hasattr(v.aval, "shape")}
-        for inner in jaxprs_in_params(equation.params):
-            found |= shapes_in(inner)
-    return found
-
-
-def test_the_logits_of_the_whole_batch_never_exist():
-    hidden, weight, labels = head_case()
-    grad = jax.grad(lambda h, w, chunk: summed(h, w, labels, chunk)[0], argnums=(0, 1))
-
-    def numbers(chunk):
-        jaxpr = jax.make_jaxpr(grad, static_argnums=2)(hidden, weight, chunk).jaxpr
-        return [math.prod(s) for s in shapes_in(jaxpr) if s and s[-1] == PADDED]
-
-    assert HB * HT * PADDED in numbers(HB * HT)  # the test can see them where they do exist
-    for chunk in (9, 13, 18):
-        assert max(numbers(chunk)) <= chunk * PADDED
-
-
-def test_chunks_are_of_tokens_on_each_device():
-    """8 rows over 4 devices and 6 tokens at a time: 3 positions of the 2 rows of each."""
-    weight, hidden, labels = head_case()[1], jnp.zeros((8, 12, HD)), jnp.zeros((8, 12), jnp.int32)
-    seen = []
-
-    def head(h):
-        seen.append(h.shape)
-        return h @ weight
-
-    with jax.set_mesh(make_mesh(MeshConfig(2, 2, 2))):
-        jax.eval_shape(lambda: cross_entropy(head, hidden, labels, jnp.asarray(SUPPRESSED), 6))
-    assert set(seen) == {(8, 3, HD)}
