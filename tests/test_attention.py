@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from jax.extend.core import jaxprs_in_params
 
-from diffusionlm.attention import attention
+from diffusionlm.attention import annealed, attention
 
 B, T, K = 2, 7, 6
 SEGMENTS = {
@@ -15,7 +15,7 @@ SEGMENTS = {
     "padding": np.array([[1, 1, 1, 1, 2, 0, 0], [0, 0, 1, 1, 1, 1, 0]], np.int32),
 }
 
-run = jax.jit(attention, static_argnames="causal")
+run = jax.jit(attention, static_argnames=("causal", "block"))
 
 
 def inputs(H: int, G: int, seed: int = 0) -> list[np.ndarray]:
@@ -23,18 +23,19 @@ def inputs(H: int, G: int, seed: int = 0) -> list[np.ndarray]:
     return [rng.normal(size=(B, T, heads, K)).astype(np.float32) for heads in (H, G, G)]
 
 
-def allowed(b: int, i: int, j: int, causal: bool, segments: np.ndarray | None) -> bool:
-    return (not causal or j <= i) and (segments is None or segments[b, i] == segments[b, j])
+def allowed(b: int, i: int, j: int, causal: bool, segments: np.ndarray | None, block: int = 1) -> bool:
+    last = i - i % block + block - 1  # of the block that i lies in
+    return (not causal or j <= last) and (segments is None or segments[b, i] == segments[b, j])
 
 
-def by_loops(q, k, v, causal, segments):
+def by_loops(q, k, v, causal, segments, block=1):
     H, G = q.shape[2], k.shape[2]
     out = np.zeros(q.shape)
     for b in range(B):
         for h in range(H):
             g = h // (H // G)
             for i in range(T):
-                keys = [j for j in range(T) if allowed(b, i, j, causal, segments)]
+                keys = [j for j in range(T) if allowed(b, i, j, causal, segments, block)]
                 scores = np.array([q[b, i, h].astype(np.float64) @ k[b, j, g] / np.sqrt(K) for j in keys])
                 weights = np.exp(scores - scores.max())
                 out[b, i, h] = (weights / weights.sum()) @ v[b, keys, g]
@@ -50,6 +51,37 @@ def test_attention_is_what_the_loops_say(causal, segments, H, G):
     out = run(q, k, v, causal=causal, segment_ids_BxT=ids)
     assert out.shape == (B, T, H, K) and out.dtype == jnp.float32
     np.testing.assert_allclose(out, by_loops(q, k, v, causal, ids), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("segments", SEGMENTS)
+def test_block_causal_attention_is_what_the_loops_say(segments):
+    """Blocks of 3, the last of which is shorter."""
+    q, k, v = inputs(4, 2)
+    ids = SEGMENTS[segments]
+    out = run(q, k, v, causal=True, block=3, segment_ids_BxT=ids)
+    np.testing.assert_allclose(out, by_loops(q, k, v, True, ids, block=3), rtol=1e-5, atol=1e-5)
+
+
+def test_a_mask_that_is_data_comes_on_top_of_the_others():
+    q, k, v = inputs(4, 2)
+    ids = SEGMENTS["documents"]
+    tri = np.tri(T, dtype=bool)
+    out = run(q, k, v, causal=False, segment_ids_BxT=ids, allowed_TxS=tri)
+    np.testing.assert_allclose(out, by_loops(q, k, v, True, ids), rtol=1e-5, atol=1e-5)
+
+
+def test_annealing_opens_a_share_of_the_later_positions():
+    """Each independently; nothing that was open closes, and at 1 all are open (DiffuLLaMA's rule)."""
+    n, fraction = 400, 0.3
+    found = np.asarray(jax.jit(annealed, static_argnums=1)(jax.random.key(0), n, fraction))
+    assert found[np.tri(n, dtype=bool)].all()
+    later = found[~np.tri(n, dtype=bool)]
+    sigma = np.sqrt(fraction * (1 - fraction) / later.size)
+    assert abs(later.mean() - fraction) < 4 * sigma
+    rows = np.array([found[i, i + 1 :].mean() for i in range(n - 100)])  # no row is open or closed as a whole
+    assert rows.std() < 0.1
+    np.testing.assert_array_equal(annealed(jax.random.key(0), 50, 0.0), np.tri(50, dtype=bool))
+    assert annealed(jax.random.key(0), 50, 1.0).all()
 
 
 @pytest.mark.parametrize("causal", [False, True])

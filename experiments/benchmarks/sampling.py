@@ -122,9 +122,10 @@ def _port_cell(
 ) -> dict[str, Any]:
     """Everything measured of one cell, ready for JSON."""
     import torch
+    import torch_network
     import torch_sampler
 
-    model = torch_sampler.from_params(params, spec.model)
+    model = torch_network.from_params(params, spec.model)
     ours_network, ours_logits = _our_network(params, spec, prompts, sampling)
     canvas_BxT = torch.from_numpy(np.pad(prompts, ((0, 0), (0, sampling.length)), constant_values=spec.mask_id))
     with torch.inference_mode():
