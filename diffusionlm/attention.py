@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from diffusionlm import flash
 
@@ -78,7 +79,7 @@ def reference(
         scores_BxGxRxTxS = jnp.where(mask_BxTxS[:, None, None], scores_BxGxRxTxS, floor)
     weights_BxGxRxTxS = jax.nn.softmax(scores_BxGxRxTxS, axis=-1).astype(v_BxSxGxK.dtype)
     weights_BxGxRTxS = weights_BxGxRxTxS.reshape(B, G, R * T, S)
-    out_BxGxRTxK = jnp.einsum("bgqs,bgsk->bgqk", weights_BxGxRTxS, v_BxGxSxK)
+    out_BxGxRTxK = checkpoint_name(jnp.einsum("bgqs,bgsk->bgqk", weights_BxGxRTxS, v_BxGxSxK), flash.CHECKPOINT)
     return out_BxGxRTxK.reshape(B, G, R, T, K).transpose(0, 3, 1, 2, 4).reshape(B, T, H, K)
 
 

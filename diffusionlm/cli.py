@@ -333,7 +333,7 @@ def _described(name: str) -> dict[str, Any]:
         "parameters": dataclasses.asdict(flops.parameters(cfg.model)),
         "tokens": tokens,
         "flops": {c: sequences * flops.train(cfg.model, cfg.data.sequence_length, c) for c in conventions},
-        "memory_bytes": dataclasses.asdict(flops.memory(cfg.model)),
+        "memory_bytes": dataclasses.asdict(flops.memory(cfg.model, cfg.optim)),
     }
 
 

@@ -47,8 +47,8 @@ class ModelConfig:
     qkv_bias: bool = False  # biases on q, k and v only (Qwen2, Dream)
     tied_head: bool = False  # the head is the transposed embedding
     dtype: Literal["bfloat16", "float32"] = "float32"  # activations and matmuls; parameters are float32
-    # what the backward pass recomputes: nothing, all but matmuls, everything
-    remat: Literal["none", "dots", "full"] = op("none")
+    # what the backward pass recomputes: nothing, all but matmuls with weights, all but attention's result, everything
+    remat: Literal["none", "dots", "attention", "full"] = op("none")
     head_chunk: int = op(2048)  # most tokens on each device that are projected to the vocabulary at a time
 
     @property
@@ -151,6 +151,7 @@ class OptimConfig:
     weight_decay: float = 0.1  # decoupled
     decay_mask: Literal["matrices", "all"] = "matrices"  # decay matrices and embeddings only, or every parameter (SMDM)
     clip_norm: float = 1.0  # global gradient norm; 0 turns clipping off
+    first_moment_dtype: Literal["float32", "bfloat16"] = "float32"  # bfloat16 saves 2 bytes a parameter
 
     def validate(self, steps: int) -> None:
         for name in (

@@ -18,6 +18,7 @@ from diffusionlm.sharding import partition_spec
 
 LANES = 128  # a TPU's vector registers: splash works on multiples of it
 LARGEST_TILE = 512  # of queries and of keys
+CHECKPOINT = "attention"  # what the backward pass needs of attention is saved under this name, if a policy wants it
 # NVIDIA's cards before Ampere (compute capability 8.0), for which cuDNN has no flash attention.
 BEFORE_AMPERE = re.compile(r"Tesla|Quadro|TITAN|GTX|RTX 20|[KMPV]100\b|\bT4\b")
 
@@ -48,10 +49,8 @@ def splash(
 ) -> jax.Array:
     """Splash attention; arguments and result are those of `attention`, and T is a multiple of 128.
 
-    The kernel knows nothing of meshes, so each device runs it on its own rows and heads.
-
-    Args:
-      interpret: runs the kernel's Python on any platform, for tests.
+    The kernel knows nothing of meshes, so each device runs it on its own rows and heads. `interpret` runs the kernel's
+    Python on any platform, for tests.
     """
     H, G = q_BxTxHxK.shape[2], k_BxTxGxK.shape[2]
     mesh = dict(jax.sharding.get_abstract_mesh().shape)
@@ -82,6 +81,7 @@ def _splash_one_device(
         block_sizes=_tiles(T),
         head_shards=1,
         q_seq_shards=1,
+        residual_checkpoint_name=CHECKPOINT,
         interpret=interpret,
     )
     q_BxTxHxK = (q_BxTxHxK.astype(jnp.float32) * K**-0.5).astype(q_BxTxHxK.dtype)  # splash does not scale

@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from diffusionlm.config import ModelConfig
+from diffusionlm.config import ModelConfig, OptimConfig
 from diffusionlm.errors import UserError
 
 Convention = Literal["6nd", "model", "executed"]
@@ -78,7 +78,14 @@ def forward(cfg: ModelConfig, length: int) -> dict[str, int]:
     return {part: cfg.n_layers * count for part, count in layer.items()} | {"head": head}
 
 
-def train(cfg: ModelConfig, length: int, convention: Convention, rows: int = 1, predicted: float = 1.0) -> int:
+def train(
+    cfg: ModelConfig,
+    length: int,
+    convention: Convention,
+    rows: int = 1,
+    predicted: float = 1.0,
+    splash: bool = False,
+) -> int:
     """FLOPs of one training pass (forward and backward) over one sequence of `length` tokens.
 
     "6nd" is the budget of SMDM (2410.18514) and LLaDA (2502.09992): 6 per non-embedding parameter and token, with
@@ -94,6 +101,7 @@ def train(cfg: ModelConfig, length: int, convention: Convention, rows: int = 1, 
       rows: sequences on each device; only "executed" looks at it.
       predicted: the share of tokens whose labels are predicted; the head need not look at the others. 1 gives "model"
         as papers count it, the objective's own share what MFU credits.
+      splash: whether attention is the TPU kernel, which keeps no scores; only "executed" looks at it.
     """
     if convention == "6nd":
         return 6 * parameters(cfg).non_embedding * length
@@ -105,7 +113,7 @@ def train(cfg: ModelConfig, length: int, convention: Convention, rows: int = 1, 
         chunk = head_chunk(rows * length, cfg.head_chunk, predicted)
         projected = math.ceil(rows * length * predicted / chunk) * chunk
         head = 3 * 2 * cfg.d_model * cfg.padded_vocab_size * projected // rows
-        return trunk + _recomputed(cfg, length, parts) + head
+        return trunk + _recomputed(cfg, length, parts, splash) + head
     raise UserError(f"unknown FLOP convention {convention!r}; use one of {', '.join(get_args(Convention))}")
 
 
@@ -118,25 +126,32 @@ def head_chunk(tokens: int, most: int, share: float) -> int:
     return -(-usual // -(-usual // most))
 
 
-def _recomputed(cfg: ModelConfig, length: int, parts: dict[str, int]) -> int:
+def _recomputed(cfg: ModelConfig, length: int, parts: dict[str, int], splash: bool) -> int:
+    scores, values = parts["attention_scores"], parts["attention_values"]
+    # Of splash's two backward kernels both make the scores again, and one the gradient of the weights for itself.
+    recomputed = 2 * scores + values if splash else 0
     if cfg.remat == "dots":
         # The policy keeps what matmuls with weights give; the two of attention run again.
-        return parts["attention_scores"] + parts["attention_values"]
-    if cfg.remat == "full":
+        recomputed += scores + values
+    if cfg.remat in ("attention", "full"):
         # Everything but the last matmul of a block: its result only enters a sum, so no gradient asks for it.
         down = 2 * length * cfg.d_ff * cfg.d_model * cfg.n_layers
-        return sum(parts.values()) - parts["head"] - down
-    return 0
+        recomputed += sum(parts.values()) - parts["head"] - down
+    if cfg.remat == "attention":  # its result is kept; without the kernel, the scores are made again nevertheless
+        recomputed -= scores + values if splash else values
+    return recomputed
 
 
-def memory(cfg: ModelConfig, shards: int = 1) -> Memory:
+def memory(cfg: ModelConfig, optim: OptimConfig, shards: int = 1) -> Memory:
     """Bytes of the training state on each device, with every tensor split evenly over `shards` devices.
 
-    All of it is float32: the parameters, Adam's two moments, and one set of gradients (accumulation holds a second one
-    for a while). Norm gains and what a mesh axis does not divide are not split over it, and cost more than said here.
+    It is float32, the first of Adam's two moments if so configured: the parameters, the moments, and one set of
+    gradients (accumulation holds a second one for a while). Norm gains and what a mesh axis does not divide are not
+    split over it, and cost more than said here.
     """
-    params = 4 * -(-parameters(cfg).stored // shards)
-    return Memory(params=params, optimizer=2 * params, gradients=params)
+    stored = -(-parameters(cfg).stored // shards)
+    first = 2 if optim.first_moment_dtype == "bfloat16" else 4
+    return Memory(params=4 * stored, optimizer=(first + 4) * stored, gradients=4 * stored)
 
 
 # Dense bfloat16 peaks in FLOP/s, per JAX device; patterns match the whole of `jax.Device.device_kind`.

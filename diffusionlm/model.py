@@ -16,12 +16,14 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
+from diffusionlm import flash
 from diffusionlm.attention import Keys, attention
 from diffusionlm.config import ModelConfig
 from diffusionlm.sharding import constrain
 
 REMAT_POLICIES = {
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "attention": jax.checkpoint_policies.save_only_these_names(flash.CHECKPOINT),
     "full": jax.checkpoint_policies.nothing_saveable,
 }
 

@@ -50,6 +50,7 @@ def build(cfg: OptimConfig, steps: int) -> optax.GradientTransformation:
         b1=cfg.beta1,
         b2=cfg.beta2,
         eps=cfg.eps,
+        mu_dtype=cfg.first_moment_dtype,
         weight_decay=cfg.weight_decay,
         mask=decays if cfg.decay_mask == "matrices" else None,
     )

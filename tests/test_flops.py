@@ -29,6 +29,7 @@ VARIANTS = {
     "gpt2": {**GPT2_LIKE, "causal": True, "mask_row": False},
     "untied gpt2": {**GPT2_LIKE, "tied_head": False},
     "remat dots": {"remat": "dots"},
+    "remat attention": {"remat": "attention"},
     "remat full": {"remat": "full"},
     "remat full gpt2": {**GPT2_LIKE, "remat": "full"},
     "chunked head": {"head_chunk": 5},
@@ -151,7 +152,9 @@ def test_unknown_convention_is_a_user_error():
         flops.train(TINY, 12, "6ND")
 
 
-def test_memory_is_that_of_the_sharded_training_state():
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_memory_is_that_of_the_sharded_training_state(dtype):
+    settings = OptimConfig(first_moment_dtype=dtype)
     mesh = sharding.make_mesh(MeshConfig(fsdp=8))
     boxed = jax.eval_shape(lambda: Transformer(TINY).init(jax.random.key(0), jnp.zeros((1, 8), jnp.int32)))["params"]
     per_device = jax.tree.map(
@@ -161,13 +164,13 @@ def test_memory_is_that_of_the_sharded_training_state():
     )
 
     def nbytes(tree):
-        return sum(p.size * p.dtype.itemsize for p in jax.tree.leaves(tree) if np.issubdtype(p.dtype, np.floating))
+        return sum(p.size * p.dtype.itemsize for p in jax.tree.leaves(tree) if jnp.issubdtype(p.dtype, jnp.floating))
 
-    got = flops.memory(TINY, shards=8)
+    got = flops.memory(TINY, settings, shards=8)
     gains = 4 * (2 * TINY.n_layers + 1) * TINY.d_model  # are not split, which the ledger leaves out
     assert got.params == got.gradients == nbytes(per_device) - gains * 7 // 8
-    moments = nbytes(jax.eval_shape(optim.build(OptimConfig(), 1000).init, per_device))
-    assert got.optimizer == moments - 2 * gains * 7 // 8
+    moments = nbytes(jax.eval_shape(optim.build(settings, 1000).init, per_device))
+    assert got.optimizer == moments - (2 if dtype == "float32" else 1.5) * gains * 7 // 8
     assert got.total == got.params + got.optimizer + got.gradients
 
 
@@ -193,3 +196,15 @@ def test_memory_is_that_of_the_sharded_training_state():
 )
 def test_peak_flops_of_devices(device_kind, peak):
     assert flops.peak_flops(device_kind) == peak
+
+
+def test_what_the_tpu_kernel_makes_again():
+    """Forward: scores and values. Backward: 4 products of one kernel and 3 of the other, where the plain one has 4."""
+    for remat, again in (("none", 0), ("attention", 0), ("dots", 2), ("full", 2)):
+        cfg = dataclasses.replace(TINY, remat=remat)
+        plain, kernel = (flops.train(cfg, 32, "executed", splash=splash) for splash in (False, True))
+        parts = flops.forward(cfg, 32)
+        product = parts["attention_scores"]
+        of_weights = parts["qkv"] + parts["out"] + parts["mlp"] * 2 // 3 if remat in ("attention", "full") else 0
+        assert kernel == flops.train(cfg, 32, "model") + (3 + again) * product + of_weights
+        assert kernel - plain == (2 if remat == "attention" else 3) * product

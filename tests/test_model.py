@@ -250,7 +250,7 @@ def recomputes(cfg: ModelConfig) -> bool:
     return any("remat" in name or "checkpoint" in name for name in found)
 
 
-@pytest.mark.parametrize("remat", ["dots", "full"])
+@pytest.mark.parametrize("remat", ["dots", "attention", "full"])
 def test_remat_changes_memory_and_nothing_else(remat, without_remat):
     cfg = dataclasses.replace(BASE, remat=remat)
     chex.assert_trees_all_equal_shapes(parameters(cfg), parameters(BASE))

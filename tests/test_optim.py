@@ -135,10 +135,20 @@ def adamw_by_hand(cfg: OptimConfig, lr, param: np.ndarray, grads: list[np.ndarra
     return param
 
 
-@pytest.mark.parametrize("clip_norm", [0.0, 0.5, 100.0])
-def test_four_steps_are_adamws(clip_norm):
+@pytest.mark.parametrize(
+    ("clip_norm", "dtype", "tolerance"),
+    [(0.0, "float32", 1e-5), (0.5, "float32", 1e-5), (100.0, "float32", 1e-5), (0.5, "bfloat16", 2e-2)],
+)
+def test_four_steps_are_adamws(clip_norm, dtype, tolerance):
     cfg = OptimConfig(
-        schedule="cosine", peak_lr=0.1, final_lr=0.01, warmup_steps=2, weight_decay=0.3, eps=1e-3, clip_norm=clip_norm
+        schedule="cosine",
+        peak_lr=0.1,
+        final_lr=0.01,
+        warmup_steps=2,
+        weight_decay=0.3,
+        eps=1e-3,
+        clip_norm=clip_norm,
+        first_moment_dtype=dtype,
     )
     rng = np.random.default_rng(0)
     param, grads = rng.normal(size=(3, 4)), [rng.normal(size=(3, 4)) for _ in range(4)]
@@ -149,7 +159,11 @@ def test_four_steps_are_adamws(clip_norm):
         updates, state = chain.update({"kernel": jnp.asarray(g, jnp.float32)}, state, params)
         params = optax.apply_updates(params, updates)
     lr = lambda s: 0.1 * s / 2 if s < 2 else 0.01 + (1 + math.cos(math.pi * (s - 2) / 2)) / 2 * 0.09  # noqa: E731
-    np.testing.assert_allclose(params["kernel"], adamw_by_hand(cfg, lr, param, grads), rtol=1e-5)
+    np.testing.assert_allclose(params["kernel"], adamw_by_hand(cfg, lr, param, grads), rtol=tolerance)
+    assert (
+        optax.tree.get(state, "mu")["kernel"].dtype == dtype
+        and optax.tree.get(state, "nu")["kernel"].dtype == "float32"
+    )
 
 
 def test_the_norm_that_is_clipped_is_that_of_all_parameters_together():
