@@ -41,8 +41,13 @@ def predictable(cfg: Config, tokens_BxT: jax.Array) -> jax.Array:
     return ~jnp.isin(tokens_BxT, suppressed)
 
 
-def weighted_loss(cfg: Config, params: Any, part: Targets, *, segmented: bool) -> tuple[jax.Array, jax.Array]:
-    """Sum of weight * cross-entropy over (part of) a batch, and the unweighted sum over predicted labels."""
+def weighted_loss(
+    cfg: Config, params: Any, part: Targets, *, segmented: bool, share: float
+) -> tuple[jax.Array, jax.Array]:
+    """Sum of weight * cross-entropy over (part of) a batch, and the unweighted sum over predicted labels.
+
+    `share`: of all positions that is usually predicted.
+    """
     model = Transformer(cfg.model)
     hidden_BxTxD = model.apply({"params": params}, part.inputs_BxT, part.segment_ids_BxT if segmented else None)
     return weighted_cross_entropy(
@@ -53,14 +58,15 @@ def weighted_loss(cfg: Config, params: Any, part: Targets, *, segmented: bool) -
         part.counted_BxT > 0,
         jnp.asarray(suppression(cfg.model, cfg.suppressed_ids)),
         cfg.model.head_chunk,
-        predicted_share(cfg),
+        share,
     )
 
 
-def loss(cfg: Config, params: Any, full: Targets, *, segmented: bool) -> jax.Array:
-    """The loss of a global batch, in `cfg.run.microbatches` parts."""
+def held_out_loss(cfg: Config, params: Any, full: Targets, *, segmented: bool) -> jax.Array:
+    """The loss of a global batch with exact-count masks, in `cfg.run.microbatches` parts."""
+    share = 1.0 if cfg.objective == "arm" else 0.5
     parts = _split(cfg, full)
-    return jax.lax.map(lambda part: weighted_loss(cfg, params, part, segmented=segmented)[0], parts).sum()
+    return jax.lax.map(lambda part: weighted_loss(cfg, params, part, segmented=segmented, share=share)[0], parts).sum()
 
 
 def loss_and_grads(cfg: Config, params: Any, full: Targets) -> tuple[tuple[jax.Array, jax.Array], Any]:
@@ -69,8 +75,8 @@ def loss_and_grads(cfg: Config, params: Any, full: Targets) -> tuple[tuple[jax.A
     Weights are normalised over the whole batch beforehand, so the sum over parts does not depend on their number.
     """
     cuts = cfg.objective == "mdm" and cfg.diffusion.random_length > 0
-    segmented = cfg.data.packing == "segments" or cuts
-    grad = jax.value_and_grad(lambda p, part: weighted_loss(cfg, p, part, segmented=segmented), has_aux=True)
+    settings = {"segmented": cfg.data.packing == "segments" or cuts, "share": predicted_share(cfg)}
+    grad = jax.value_and_grad(lambda p, part: weighted_loss(cfg, p, part, **settings), has_aux=True)
     if cfg.run.microbatches == 1:
         return grad(params, full)
 
@@ -149,7 +155,7 @@ def eval_step(
         full = mdm_targets(DiffusionConfig(normalization="tokens"), tokens_BxT, corrupted)
         scored_BxT, labels_BxT = corrupted.scored_BxT.astype(jnp.float32), tokens_BxT
     tokens = scored_BxT.sum()
-    mean = loss(cfg, params, full, segmented=True)
+    mean = held_out_loss(cfg, params, full, segmented=True)
     scored_bytes = jnp.where(scored_BxT > 0, token_bytes_V[labels_BxT], 0).sum()
     return {"nats": mean * tokens, "tokens": tokens, "bytes": scored_bytes}
 

@@ -155,9 +155,14 @@ def _our_parts(cfg: Config, mesh: Any, start: TrainState, targets: Any) -> Mappi
 
     def head(hidden: jax.Array, matrix: jax.Array) -> jax.Array:
         weights = targets.labels_BxT, targets.weight_BxT, targets.counted_BxT > 0
-        return weighted_cross_entropy(hidden, matrix, *weights, suppressed, cfg.model.head_chunk, predicted_share(cfg))[
-            0
-        ]
+        share = predicted_share(cfg)
+        return weighted_cross_entropy(hidden, matrix, *weights, suppressed, cfg.model.head_chunk, share)[0]
+
+    def plain_head(hidden: jax.Array, matrix: jax.Array) -> jax.Array:
+        logits_NxV = jnp.where(suppressed[None], -jnp.inf, hidden.reshape(-1, hidden.shape[-1]) @ matrix)
+        label_N = jnp.take_along_axis(logits_NxV, targets.labels_BxT.reshape(-1, 1), axis=-1)[:, 0]
+        nll_N = jax.nn.logsumexp(logits_NxV, axis=-1) - label_N
+        return (nll_N * targets.weight_BxT.reshape(-1)).sum()
 
     def update(params: Any, opt_state: Any) -> Any:
         return optim.build(cfg.optim, cfg.run.steps).update(params, opt_state, params)
@@ -167,6 +172,10 @@ def _our_parts(cfg: Config, mesh: Any, start: TrainState, targets: Any) -> Mappi
         "trunk, forward": (jax.jit(trunk), (params,)),
         "trunk, forward and backward": (jax.jit(jax.grad(lambda p: (trunk(p) * hidden).sum())), (params,)),
         "head and loss, with gradients": (jax.jit(jax.grad(head, argnums=(0, 1))), (hidden, params["head"])),
+        "head and loss over all positions, all logits at once": (
+            jax.jit(jax.grad(plain_head, argnums=(0, 1))),
+            (hidden, params["head"]),
+        ),
         "clipping and AdamW": (jax.jit(update), (params, jax.device_put(start.opt_state))),
     }
 
