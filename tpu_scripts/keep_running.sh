@@ -151,7 +151,7 @@ look_at_hosts() {
   elif ((running)) && ((++mixed < MIXED_LOOKS)); then
     say "$running of $all hosts run; waiting for the others to notice"
   else
-    if ((running)); then "$HERE/stop.sh" "${where[@]}" --timeout 60 --kill >/dev/null || true; fi
+    if ((running)); then on_hosts all bash "$WORKER" stop --timeout 60 --kill --again >/dev/null || true; fi
     mixed=0
     start_again "$(grep -v ' running ' <<<"$states" | head -n 1)"
   fi
@@ -161,6 +161,10 @@ while :; do
   state=$(queue_state '') || state=UNKNOWN
   case $state in
     ABSENT)
+      if [[ ${COMMAND[0]} == train ]] && gcloud storage ls "$workdir/DONE.json" >/dev/null 2>&1; then
+        say "done: $workdir/DONE.json is there (preempted $preemptions times)"
+        exit 0
+      fi
       say "asking for $type in $zone"
       launched=0
       create || failed "could not create $NAME"

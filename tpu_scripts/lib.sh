@@ -33,7 +33,7 @@ usage() {
 # parse "VALUE OPTIONS" "SWITCHES" "$@": sets the variable of each option (--valid-until-duration: valid_until_duration),
 # NAME from the first plain word, ENVIRONMENT and FLAG_SETS from --env and --flags, COMMAND from what follows --.
 parse() {
-  local values=" $1 " switches=" $2 dry-run " word option value
+  local values=" ${1//$'\n'/ } " switches=" $2 dry-run " word option value
   shift 2
   while (($#)); do
     word=$1 && shift
@@ -76,11 +76,11 @@ parse() {
 
 # pass_on "OPTIONS": sets WORDS to those of the given options.
 pass_on() {
-  local word name
+  local word name options=" ${1//$'\n'/ } "
   WORDS=()
   for word in ${GIVEN[@]+"${GIVEN[@]}"}; do
     name=${word#--} && name=${name%%=*}
-    if [[ " $1 " == *" $name "* ]]; then WORDS+=("$word"); fi
+    if [[ $options == *" $name "* ]]; then WORDS+=("$word"); fi
   done
 }
 
@@ -154,8 +154,8 @@ resolve_type() {
   local size=${1##*-} sizes="1 4 8 16 32 64 128 256" largest=8192
   generation=${1%-*} accelerator=$1
   [[ $1 =~ ^[a-z0-9]+-[1-9][0-9]{0,4}$ ]] || generation=unknown
+  # shellcheck disable=SC2034 # `accelerator` is read by the scripts
   case $generation in
-    # shellcheck disable=SC2034  # the scripts read it
     v5e | v5litepod) generation=v5e accelerator=v5litepod-$size ;;
     v6e) ;;
     v4 | v5p)
@@ -303,7 +303,9 @@ queue_state() {
 
 # worker_states: one line a host, "HOST STATE CODE" (see worker.sh); fails unless every host answered.
 worker_states() {
-  on_hosts all bash "$WORKER" state
+  local answers
+  answers=$(on_hosts all bash "$WORKER" state) || return 1
+  if [[ -z $dry_run ]]; then grep -E '^[^ ]+ (idle|running|finished|stopped|failed) [^ ]+$' <<<"$answers"; fi
 }
 
 # delete_queue: the queued resource and its TPU VMs.

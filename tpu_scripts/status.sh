@@ -16,7 +16,7 @@ check_slices
 if [[ -n $workdir ]]; then check_workdir; fi
 
 state=$(queue_state ACTIVE) || fail "cannot read the state of $NAME" 1
-echo "queued resource $NAME: $state"
+if [[ -z $dry_run ]]; then echo "queued resource $NAME: $state"; fi
 case $state in
   ACTIVE)
     for node in $(nodes); do

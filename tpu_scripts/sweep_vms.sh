@@ -28,7 +28,7 @@ check_workdir
 check_environment
 check_command
 [[ ${COMMAND[0]} == sweep ]] || fail "the command must be sweep run SWEEP; one run is the business of keep_running.sh"
-pass_on "$(tr -d '\n' <<<"$handed_on") spot reserved internal-ips dry-run"
+pass_on "$handed_on spot reserved internal-ips dry-run"
 
 if [[ -n $dry_run ]]; then
   for ((i = 0; i < workers; i++)); do

@@ -6,7 +6,8 @@
 #   chips            waits for the hosts of all slices, and prints how many chips they have together
 #   start [--env NAME=VALUE]... [--done FILE] -- ARGUMENTS...     `run` in the background, past the end of the session
 #   run   [--env NAME=VALUE]... [--done FILE] -- ARGUMENTS...     diffusionlm ARGUMENTS...
-#   stop [--timeout SECONDS] [--kill]     SIGTERM, so that it saves; wait; with --kill, SIGKILL after the timeout
+#   stop [--timeout SECONDS] [--kill] [--again]     SIGTERM, so that it saves, and wait; with --kill, SIGKILL after the
+#                    timeout; with --again, it is not called stopped, because it is to be started anew
 #   state            prints "HOST STATE CODE", STATE one of idle, running, finished, stopped, failed
 #   log [--lines N] [--follow]            the end of its output
 #
@@ -149,16 +150,17 @@ PYTHON
 }
 
 stop() {
-  local timeout=600 kill='' i shell child
+  local timeout=600 kill='' again='' i shell child
   while (($#)); do
     case $1 in
       --timeout) timeout=$2 && shift 2 ;;
       --kill) kill=1 && shift ;;
+      --again) again=1 && shift ;;
       *) fail "unknown option $1" ;;
     esac
   done
   if is_running; then
-    touch "$STATE_DIR/stopped"
+    [[ -n $again ]] || touch "$STATE_DIR/stopped"
     read -r shell child <"$STATE_DIR/pids"
     kill -TERM "$shell" 2>/dev/null || kill -TERM "$child" 2>/dev/null
     for ((i = 0; i < timeout * 2; i++)); do
