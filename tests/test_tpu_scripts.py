@@ -1,6 +1,7 @@
-"""The scripts for TPU pods: their commands against the documentation of gcloud and XPK, and what they do in a fake cloud.
+"""The scripts for TPU pods: their commands against the documentation of gcloud and XPK, and their work in a fake cloud.
 
-The stand-ins of gcloud, xpk, uv and diffusionlm are in tests/data/tpu; worker.sh, which runs on the hosts, is the real one.
+The stand-ins of gcloud, xpk, uv and diffusionlm are in tests/data/tpu; worker.sh, which runs on the hosts, is the real
+one.
 """
 
 import json
@@ -10,6 +11,7 @@ import shlex
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -84,7 +86,7 @@ class Cloud:
         for name in ("calls", "runs", "workloads"):
             (path / name).touch()
         self.set(states=["ABSENT"], behaviour=["train"])
-        kept = {k: v for k, v in os.environ.items() if not k.startswith(("CLOUDSDK", "DIFFUSIONLM"))}
+        kept = {k: v for k, v in os.environ.items() if not k.startswith(("CLOUDSDK", "DIFFUSIONLM", "JAX"))}
         self.environment = kept | {
             "PATH": f"{PROGRAMS}:{os.environ['PATH']}",
             "FAKE": str(path),
@@ -189,7 +191,10 @@ def test_help_and_dry_run(cloud, name):
         (["create.sh", "pod", "--type=v5e-8"], "--zone"),
         (["create.sh", "pod", "--type=v5e-8", "--zone=west"], "'west' is not of the form us-west4-a"),
         (["create.sh", "pod", ZONE, "--type=v5e-10"], "sizes of v5e are 1 4 8 16 32 64 128 256"),
-        (["create.sh", "pod", ZONE, "--type=v5p-12"], "sizes of v5p are 8, 16, 32, 64 or a multiple of 128 up to 12288"),
+        (
+            ["create.sh", "pod", ZONE, "--type=v5p-12"],
+            "sizes of v5p are 8, 16, 32, 64 or a multiple of 128 up to 12288",
+        ),
         (["create.sh", "pod", ZONE, "--type=v5p-16384"], "up to 12288"),
         (["create.sh", "pod", ZONE, "--type=h100-8"], "'h100-8' must be v5e-N or v6e-N"),
         (["create.sh", "pod", ZONE, "--type=v5e"], "'v5e' must be"),
@@ -209,9 +214,15 @@ def test_help_and_dry_run(cloud, name):
         (["launch.sh", "pod", ZONE, f"--workdir={RUN}", "--", "train"], "must be one of: train EXPERIMENT"),
         (["launch.sh", "pod", ZONE, f"--workdir={RUN}", *TRAIN, "--workdir", "x"], "--workdir before the --"),
         (["launch.sh", "pod", ZONE, f"--workdir={RUN}", "--env=1A=b", *TRAIN], "'1A=b' is not of the form NAME=VALUE"),
-        (["launch.sh", "pod", ZONE, f"--workdir={RUN}", "--flags=fast", *TRAIN], "'fast' is not in xla_flags.conf; sets:"),
+        (
+            ["launch.sh", "pod", ZONE, f"--workdir={RUN}", "--flags=fast", *TRAIN],
+            "'fast' is not in xla_flags.conf; sets:",
+        ),
         (["logs.sh", "pod", ZONE, "--worker=first"], "'first' must be a number, or all"),
-        (with_options("xpk_run.sh", "--priority=urgent"), "'urgent' must be one of: very-low low medium high very-high"),
+        (
+            with_options("xpk_run.sh", "--priority=urgent"),
+            "'urgent' must be one of: very-low low medium high very-high",
+        ),
         (with_options("xpk_run.sh", "--image=untagged"), "'untagged' must be a name with a tag"),
         (with_options("xpk_run.sh", "--type=v5e-4"), "XPK starts at v5e-8"),
         (with_options("xpk_run.sh", "--flags=large_vmem"), "--flags 'large_vmem' is for v6e, not for v5e"),
@@ -388,16 +399,24 @@ def test_the_worker_passes_exit_codes_on(cloud, worker, code, state):
 
 def test_an_end_without_the_final_file_is_no_end(cloud, worker):
     """diffusionlm exits with 0 when SIGTERM made it stop early; Kubernetes would take that for success."""
+    programs = cloud.path / "diffusionlm_run" / "bin"
+    programs.mkdir(parents=True)
+    shutil.copy(PROGRAMS / "python", programs)
+    run = ["run", "--done", f"{RUN}/DONE.json", "--", "train", "a", "--workdir", RUN]
     cloud.set(behaviour=["0", "finish"])
-    worker("run", "--done", f"{RUN}/DONE.json", "--", "train", "a", "--workdir", RUN, code=42)
-    # The next command would start at the newest checkpoint, and end with the file.
-    environment = cloud.environment | {"HOME": str(cloud.path)}
-    cloud.set(behaviour=["finish"])
-    command = ["bash", SCRIPTS / "worker.sh", "run", "--done", f"{RUN}/DONE.json", "--", "train", "--workdir", RUN]
-    python = cloud.path / "diffusionlm_run" / "bin"
-    python.mkdir(exist_ok=True)
-    shutil.copy(PROGRAMS / "python", python)
-    subprocess.run(command, env=environment, cwd=cloud.path, check=True, capture_output=True)
+    worker(*run, code=42)
+    worker(*run, code=0)
+
+
+def test_the_final_file_is_looked_for_with_etils(tmp_path):
+    """With the python that diffusionlm is installed in, which reads buckets by the same library."""
+    script = re.search(
+        r"<<'PYTHON'\nimport sys\n(.*?)^PYTHON$", (SCRIPTS / "worker.sh").read_text(), re.DOTALL | re.MULTILINE
+    )
+    code = "import sys\n" + script[1]
+    (tmp_path / "DONE.json").touch()
+    for name, expected in (("DONE.json", 0), ("other", 1)):
+        assert subprocess.run([sys.executable, "-c", code, str(tmp_path / name), "0"]).returncode == expected
 
 
 def test_sigterm_reaches_diffusionlm_through_the_shell_of_xpk(cloud):
@@ -417,7 +436,9 @@ def test_sigterm_reaches_diffusionlm_through_the_shell_of_xpk(cloud):
         "HOME": str(cloud.path),
         "PATH": f"{programs}:{cloud.environment['PATH']}",
     }
-    process = subprocess.Popen(["bash", "-c", script], env=environment, cwd=cloud.path, stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        ["bash", "-c", script], env=environment, cwd=cloud.path, stdout=subprocess.PIPE, text=True
+    )
     wait_for(lambda: cloud.runs())
     process.send_signal(signal.SIGTERM)
     output, _ = process.communicate(timeout=20)
@@ -446,10 +467,10 @@ def test_create_leaves_alone_what_is_there(cloud):
 
 def test_create_waits(cloud):
     cloud.set(states=["ABSENT", "WAITING_FOR_RESOURCES", "PROVISIONING", "ACTIVE"])
-    cloud.run("create.sh", *CALLS["create.sh"], "--wait", "--poll=1")
+    cloud.run("create.sh", *CALLS["create.sh"], "--wait", "--poll=0")
     assert len(cloud.calls("resources describe")) == 4
     cloud.set(states=["ABSENT", "FAILED"])
-    assert "pod is FAILED" in cloud.run("create.sh", *CALLS["create.sh"], "--wait", "--poll=1", code=1).stderr
+    assert "pod is FAILED" in cloud.run("create.sh", *CALLS["create.sh"], "--wait", "--poll=0", code=1).stderr
 
 
 def test_setup_installs_once(cloud):
@@ -606,7 +627,9 @@ def test_xpk_workloads_are_created_once(cloud):
 
 
 def test_an_xpk_sweep_has_a_workload_for_each_pending_cell(cloud):
-    (cloud.path / "sweep.json").write_text(json.dumps({"done": 1, "running": 0, "failed": 0, "pending": 3, "cells": []}))
+    (cloud.path / "sweep.json").write_text(
+        json.dumps({"done": 1, "running": 0, "failed": 0, "pending": 3, "cells": []})
+    )
     call = [word.replace("--workers=2", "--workers=pending") for word in CALLS["xpk_sweep.sh"]]
     cloud.run("xpk_sweep.sh", *call)
     created = cloud.calls("workload create")

@@ -28,7 +28,7 @@ resolve_type "$type"
 [[ $generation != tpu7x ]] || fail "--type '$type' is rented through GKE only; use xpk_run.sh"
 check_location
 check_slices
-check_count poll "$poll" 1
+check_count poll "$poll" 0
 [[ -z $spot || -z $reserved ]] || fail "--spot and --reserved exclude each other; drop one"
 [[ ${#COMMAND[@]} -eq 0 ]] || fail "takes no command; drop what follows --"
 [[ $valid_until_duration =~ ^([0-9]+[smhd])*$ ]] || fail "--valid-until-duration '$valid_until_duration' must be like 90m or 6h"

@@ -27,8 +27,9 @@ fail() {
   exit "${2:-2}"
 }
 
+# A shared lock, and `run` waits a little for its own: who only asks is in nobody's way.
 is_running() {
-  [[ -e $STATE_DIR/lock ]] && ! flock --nonblock "$STATE_DIR/lock" true
+  [[ -e $STATE_DIR/lock ]] && ! flock --shared --nonblock "$STATE_DIR/lock" true
 }
 
 install() {
@@ -110,7 +111,7 @@ run() {
   done
   # The lock is held by diffusionlm too: while it lives the chips are taken, whatever became of this shell.
   exec 9>"$STATE_DIR/lock"
-  flock --nonblock 9 || fail "a command is running already; stop it first" 3
+  flock --timeout 1 9 || fail "a command is running already; stop it first" 3
   rm -f "$STATE_DIR/exit_code" "$STATE_DIR/stopped"
   local told='' interrupted=1 status=0 last
   # Without TPUs it fails, rather than train on the processor for a day.
@@ -163,13 +164,16 @@ stop() {
     [[ -n $again ]] || touch "$STATE_DIR/stopped"
     read -r shell child <"$STATE_DIR/pids"
     kill -TERM "$shell" 2>/dev/null || kill -TERM "$child" 2>/dev/null
-    for ((i = 0; i < timeout * 2; i++)); do
+    for ((i = 0; i < timeout * 10; i++)); do
       is_running || break
-      sleep 0.5
+      sleep 0.1
     done
     if is_running && [[ -n $kill ]]; then
       kill -KILL "$child" 2>/dev/null
-      sleep 1
+      for ((i = 0; i < 50; i++)); do
+        is_running || break
+        sleep 0.1
+      done
     fi
     if is_running; then fail "it still runs after $timeout s; --kill ends it without saving" 1; fi
   fi
