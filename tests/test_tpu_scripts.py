@@ -594,7 +594,8 @@ def test_hosts_that_lost_a_peer_are_started_anew_together(cloud):
     watcher = subprocess.Popen(
         ["bash", SCRIPTS / KEEP[0], *KEEP[1:]], env=cloud.environment, cwd=cloud.path, stderr=subprocess.PIPE, text=True
     )
-    wait_for(lambda: len(cloud.runs()) == 2)
+    # Looks of keep_running.sh, of launch.sh, and one after the launch.
+    wait_for(lambda: len(cloud.runs()) == 2 and len(cloud.calls("worker.sh state")) >= 3)
     for pid in (cloud.path / "hosts" / "pod-1" / "diffusionlm_run" / "pids").read_text().split():
         os.kill(int(pid), signal.SIGKILL)
     _, error = watcher.communicate(timeout=30)

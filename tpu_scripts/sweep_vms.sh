@@ -40,6 +40,8 @@ fi
 log_dir=${log_dir:-$NAME-logs}
 mkdir -p "$log_dir"
 watchers=()
+# Ctrl-C does not reach what a script has put in the background.
+trap 'kill "${watchers[@]}" 2>/dev/null; say "no longer watching; the slices stay, and cost: delete.sh $NAME-0, ..."; exit 130' INT TERM
 for ((i = 0; i < workers; i++)); do
   "$HERE/keep_running.sh" "$NAME-$i" "${WORDS[@]}" --delete -- "${COMMAND[@]}" >"$log_dir/$NAME-$i.log" 2>&1 &
   watchers+=($!)
