@@ -390,6 +390,16 @@ def test_the_worker_runs_one_command_at_a_time_and_saves_when_stopped(worker):
     assert " running -" in worker("start", "--", "train", "a")
 
 
+def test_the_worker_knows_a_restart_and_a_kill_from_a_wish_to_stop(cloud, worker):
+    worker("start", "--", "train", "a")
+    assert " failed 42" in worker("stop", "--again"), "keep_running.sh starts it anew"
+    worker("start", "--", "train", "a")
+    for pid in (cloud.path / "diffusionlm_run" / "pids").read_text().split():
+        os.kill(int(pid), signal.SIGKILL)
+    wait_for(lambda: " running " not in worker("state"))
+    assert " failed 137" in worker("state")
+
+
 @pytest.mark.parametrize(("code", "state"), [("0", "finished 0"), ("1", "failed 1"), ("2", "failed 2")])
 def test_the_worker_passes_exit_codes_on(cloud, worker, code, state):
     cloud.set(behaviour=[code])
