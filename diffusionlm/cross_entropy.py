@@ -5,7 +5,6 @@ gradients are made where the logits are, so that nothing is computed twice. `cro
 """
 
 import functools
-import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -14,7 +13,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from diffusionlm.flops import head_chunk
-from diffusionlm.sharding import partition_spec, rows_per_device
+from diffusionlm.sharding import axis_names, partition_spec, rows_per_device, sum_over_rows
 
 
 def cross_entropy(
@@ -92,7 +91,7 @@ def weighted_cross_entropy(
     embed, vocab = partition_spec(head_DxV.shape, ("embed", "vocab"), shape)
     C = head_chunk(rows_per_device(B) * T, chunk, share)
     bias_V = jnp.where(suppressed_V, -jnp.inf, 0.0)
-    split = _Split(_names(rows), _names(embed), _names(vocab), not shape)
+    split = _Split(axis_names(rows), axis_names(embed), axis_names(vocab), not shape)
     inputs = (hidden_BxTxD, head_DxV, labels_BxT, weight_BxT, counted_BxT, bias_V)
     return _sums(C, split, _Inputs(*map(jnp.asarray, inputs)))
 
@@ -113,10 +112,6 @@ class _Inputs(NamedTuple):
     weight_BxT: jax.Array
     counted_BxT: jax.Array
     bias_V: jax.Array
-
-
-def _names(axes: Any) -> tuple[str, ...]:
-    return axes if isinstance(axes, tuple) else (axes,) if axes else ()
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
@@ -208,18 +203,4 @@ def _one_device(C: int, split: _Split, gradients: bool, inputs: _Inputs) -> Any:
     grad_NxD, grad_DxV = grads
     if split.vocab:
         grad_NxD = jax.lax.psum(grad_NxD, split.vocab)
-    return sums, (grad_NxD.astype(dtype).reshape(B, T, D), _reduce(grad_DxV, split))
-
-
-def _reduce(grad_DxV: jax.Array, split: _Split) -> jax.Array:
-    """The sum over the devices that hold different rows; each keeps its part of the width."""
-    shared = tuple(axis for axis in split.embed if axis in split.rows)
-    alone = tuple(axis for axis in split.rows if axis not in split.embed)
-    if alone:
-        grad_DxV = jax.lax.psum(grad_DxV, alone)
-    if shared == split.embed:
-        return jax.lax.psum_scatter(grad_DxV, shared, scatter_dimension=0, tiled=True) if shared else grad_DxV
-    # The rows are whole on every device of an axis that splits the width: all of them have the sum already.
-    width = grad_DxV.shape[0] // math.prod(jax.lax.axis_size(axis) for axis in split.embed)
-    grad_DxV = jax.lax.psum(grad_DxV, shared) if shared else grad_DxV
-    return jax.lax.dynamic_slice_in_dim(grad_DxV, jax.lax.axis_index(split.embed) * width, width)
+    return sums, (grad_NxD.astype(dtype).reshape(B, T, D), sum_over_rows(grad_DxV, split.rows, split.embed, 0))

@@ -8,6 +8,7 @@ Linear layers run on two-dimensional activations [batch*length, width]: the same
 """
 
 import functools
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -19,7 +20,7 @@ from flax import linen as nn
 from diffusionlm import flash
 from diffusionlm.attention import Keys, attention
 from diffusionlm.config import ModelConfig
-from diffusionlm.sharding import constrain
+from diffusionlm.sharding import axis_names, constrain, partition_spec, sum_over_rows
 
 REMAT_POLICIES = {
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
@@ -308,9 +309,25 @@ def _rows_forward(table_VxD: jax.Array, ids_BxT: jax.Array, dtype: str) -> tuple
 
 def _rows_backward(dtype: str, saved: tuple[jax.Array, jax.Array], grad_BxTxD: jax.Array) -> tuple[jax.Array, None]:
     table_VxD, ids_BxT = saved
-    zeros_VxD = jnp.zeros(table_VxD.shape, jnp.float32)
-    grad_VxD = zeros_VxD.at[ids_BxT].add(grad_BxTxD.astype(jnp.float32))
-    return constrain(grad_VxD, "vocab", "embed").astype(table_VxD.dtype), None
+    mesh = dict(jax.sharding.get_abstract_mesh().shape)
+    rows = partition_spec(ids_BxT.shape, ("batch", None), mesh)
+    table = partition_spec(table_VxD.shape, ("vocab", "embed"), mesh)
+
+    def one_device(ids_BxT: jax.Array, grad_BxTxD: jax.Array) -> jax.Array:
+        V, D = table_VxD.shape
+        vocab, embed = map(axis_names, table)
+        if vocab:
+            V //= math.prod(mesh[axis] for axis in vocab)
+            ids_BxT -= jax.lax.axis_index(vocab) * V
+            ids_BxT = jnp.where(ids_BxT < 0, V, ids_BxT)  # a negative index would count from the end
+        grad_VxD = jnp.zeros((V, D), jnp.float32).at[ids_BxT].add(grad_BxTxD.astype(jnp.float32), mode="drop")
+        return sum_over_rows(grad_VxD, axis_names(rows[0]), embed, 1) if mesh else grad_VxD
+
+    # Device by device: left to itself the compiler may send the gradients of all tokens to all devices, each of which
+    # then adds a sliver of every token of the batch.
+    if mesh:
+        one_device = jax.shard_map(one_device, in_specs=(rows, rows), out_specs=table, check_vma=False)
+    return one_device(ids_BxT, grad_BxTxD).astype(table_VxD.dtype), None
 
 
 _rows.defvjp(_rows_forward, _rows_backward)

@@ -114,8 +114,33 @@ def constrain(x: jax.Array, *logical: str | None) -> jax.Array:
 def rows_per_device(batch_size: int) -> int:
     """How many rows of a batch each device holds under the mesh of `jax.set_mesh`; all of them without one."""
     shape = dict(jax.sharding.get_abstract_mesh().shape)
-    axes = partition_spec((batch_size,), ("batch",), shape)[0] or ()
-    return batch_size // math.prod(shape[axis] for axis in (axes if isinstance(axes, tuple) else (axes,)))
+    axes = axis_names(partition_spec((batch_size,), ("batch",), shape)[0])
+    return batch_size // math.prod(shape[axis] for axis in axes)
+
+
+def axis_names(axes: str | tuple[str, ...] | None) -> tuple[str, ...]:
+    """The mesh axes of one dimension of a `PartitionSpec`."""
+    return axes if isinstance(axes, tuple) else (axes,) if axes else ()
+
+
+def sum_over_rows(x: jax.Array, rows: tuple[str, ...], split: tuple[str, ...], dimension: int) -> jax.Array:
+    """Under `shard_map`: the sum of gradients over devices that hold different rows, of which each keeps its part.
+
+    Args:
+      x: this device's sum, whole in `dimension`.
+      rows: mesh axes that split the rows.
+      split: mesh axes that split `dimension` of the result.
+      dimension: of `x`.
+    """
+    both = tuple(axis for axis in split if axis in rows)
+    if others := tuple(axis for axis in rows if axis not in split):
+        x = jax.lax.psum(x, others)
+    if both == split:
+        return jax.lax.psum_scatter(x, both, scatter_dimension=dimension, tiled=True) if both else x
+    # On an axis that does not split the rows all devices have the same sum.
+    width = x.shape[dimension] // math.prod(jax.lax.axis_size(axis) for axis in split)
+    x = jax.lax.psum(x, both) if both else x
+    return jax.lax.dynamic_slice_in_dim(x, jax.lax.axis_index(split) * width, width, dimension)
 
 
 def tree_shardings(boxed: Any, mesh: Mesh) -> Any:
