@@ -4,13 +4,14 @@ Pure functions of the text. What stands in the body of a loop counts as often as
 multiply; XLA's own counts see every body once. All numbers are of one device.
 """
 
-import functools
 import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
+
+from diffusionlm.hlo_text import Array, Computation, Instruction, Module, parse
 
 KINDS = (
     "all-gather",
@@ -84,110 +85,11 @@ def analyse(text: str, devices: int) -> Program:
     Raises:
       ValueError: the text has no entry computation, or groups of devices in an unknown notation.
     """
-    module = _parse(text)
+    module = parse(text)
     collectives: list[Collective] = []
     kernels: list[Kernel] = []
     endless = _walk(module, module.entry, 1, devices, collectives, kernels)
     return Program(tuple(collectives), tuple(kernels), endless)
-
-
-# --- the text as instructions
-
-
-@dataclass(frozen=True)
-class _Array:
-    bits: int
-    shape: tuple[int, ...]
-    hbm: bool  # and not in one of the small memories
-
-    @property
-    def bytes(self) -> int:
-        return -(-self.bits * math.prod(self.shape) // 8)
-
-
-@dataclass(frozen=True)
-class _Instruction:
-    name: str
-    opcode: str
-    arrays: tuple[_Array, ...]  # of the result
-    operands: tuple[str, ...]
-    arguments: str  # the text between the brackets
-    attributes: str
-    root: bool
-
-    def refers(self, attribute: str) -> str:
-        found = re.search(rf"\b{attribute}=%?([\w.\-]+)", self.attributes)
-        return found[1] if found else ""
-
-
-_Computation = dict[str, _Instruction]
-
-
-@dataclass(frozen=True)
-class _Module:
-    computations: dict[str, _Computation]
-    entry: str
-
-
-def _parse(text: str) -> _Module:
-    computations: dict[str, _Computation] = {}
-    entry, current = "", None
-    for line in text.splitlines():
-        if line.startswith(("%", "ENTRY ")) and line.endswith("{"):
-            name = re.match(r"(?:ENTRY )?%?([\w.\-]+)", line)[1]
-            current = computations.setdefault(name, {})
-            entry = name if line.startswith("ENTRY ") else entry
-        elif line.startswith("}"):
-            current = None
-        elif current is not None and " = " in line:
-            instruction = _instruction(line)
-            current[instruction.name] = instruction
-    if not entry:
-        raise ValueError("the text has no ENTRY computation: it is no HLO module")
-    return _Module(computations, entry)
-
-
-def _instruction(line: str) -> _Instruction:
-    head, _, rest = line.strip().partition(" = ")
-    end = _closing(rest, 0) + 1 if rest.startswith("(") else rest.index(" ")
-    result, rest = rest[:end], rest[end:].lstrip()
-    opening = rest.index("(")
-    closing = _closing(rest, opening)
-    arguments = rest[opening + 1 : closing]
-    return _Instruction(
-        name=head.removeprefix("ROOT ").lstrip("%"),
-        opcode=rest[:opening],
-        arrays=_arrays(result),
-        operands=tuple(re.findall(r"%([\w.\-]+)", arguments)),
-        arguments=arguments,
-        attributes=rest[closing + 1 :],
-        root=head.startswith("ROOT "),
-    )
-
-
-def _closing(text: str, opening: int) -> int:
-    """Where the bracket that opens at `opening` closes."""
-    depth = 0
-    for found in re.compile(r"[()]").finditer(text, opening):
-        depth += 1 if found[0] == "(" else -1
-        if not depth:
-            return found.start()
-    raise ValueError(f"brackets do not close in {text[:80]!r}")
-
-
-def _arrays(text: str) -> tuple[_Array, ...]:
-    found = re.findall(r"([a-z]\w*)\[([\d,<=]*)\](\{[^}]*\})?", text)
-    return tuple(
-        _Array(_bits(kind), tuple(int(size.lstrip("<=")) for size in sizes.split(",") if size), "S(" not in layout)
-        for kind, sizes, layout in found
-    )
-
-
-@functools.cache
-def _bits(kind: str) -> int:
-    """Of one element: bf16 and f8e4m3fn name theirs, pred has a byte, token nothing."""
-    found = re.match(r"[a-z]+?(\d+)", kind)
-    return int(found[1]) if found else 8 if kind == "pred" else 0
 
 
 # --- what runs, and how often
@@ -198,7 +100,7 @@ _COPIES = {"copy-start", "slice-start", "dynamic-slice-start", "dynamic-update-s
 
 
 def _walk(
-    module: _Module, name: str, runs: int, devices: int, collectives: list[Collective], kernels: list[Kernel]
+    module: Module, name: str, runs: int, devices: int, collectives: list[Collective], kernels: list[Kernel]
 ) -> int:
     """Adds what a computation does in `runs` runs; returns the number of endless loops in it."""
     computation = module.computations[name]
@@ -234,7 +136,7 @@ def _walk(
 
 
 def _dearest_branch(
-    module: _Module, one: _Instruction, runs: int, devices: int, collectives: list[Collective], kernels: list[Kernel]
+    module: Module, one: Instruction, runs: int, devices: int, collectives: list[Collective], kernels: list[Kernel]
 ) -> int:
     listed = re.search(r"branch_computations=\{([^}]*)\}", one.attributes)
     names = re.findall(r"%([\w.\-]+)", listed[1]) if listed else []
@@ -251,7 +153,7 @@ def _dearest_branch(
     return loops
 
 
-def _trips(module: _Module, computation: _Computation, loop: _Instruction) -> int | None:
+def _trips(module: Module, computation: Computation, loop: Instruction) -> int | None:
     """How often a loop runs: as XLA says, or by the limit that its condition compares a counter from 0 with."""
     if known := re.search(r'"known_trip_count":\{"n":"(\d+)"', loop.attributes):
         return int(known[1])
@@ -267,11 +169,11 @@ def _trips(module: _Module, computation: _Computation, loop: _Instruction) -> in
     return limits[0] if len(limits) == 1 else None
 
 
-def _is_count(one: _Instruction) -> bool:
+def _is_count(one: Instruction) -> bool:
     return one.arrays[0].shape == () and re.fullmatch(r"\d+", one.arguments) is not None
 
 
-def _where(one: _Instruction) -> str:
+def _where(one: Instruction) -> str:
     found = re.search(r'op_name="([^"]*)"', one.attributes)
     return found[1] if found else ""
 
@@ -279,9 +181,7 @@ def _where(one: _Instruction) -> str:
 # --- collectives
 
 
-def _collective(
-    one: _Instruction, computation: _Computation, runs: int, devices: int, asynchronous: bool
-) -> Collective:
+def _collective(one: Instruction, computation: Computation, runs: int, devices: int, asynchronous: bool) -> Collective:
     operands = [array for name in one.operands if name in computation for array in computation[name].arrays]
     kind = one.opcode.removesuffix("-start")
     size = sum(array.bytes for array in operands)
@@ -346,11 +246,11 @@ def _tuples(ids: np.ndarray) -> Groups:
 
 
 def _kernel(
-    module: _Module,
-    computation: _Computation,
-    one: _Instruction,
-    inner: _Computation,
-    inside: list[_Instruction],
+    module: Module,
+    computation: Computation,
+    one: Instruction,
+    inner: Computation,
+    inside: list[Instruction],
     runs: int,
 ) -> Kernel:
     moved = _traffic(computation, one, inner)
@@ -362,7 +262,7 @@ def _kernel(
     return Kernel(flops, traffic, runs, one.opcode in _COPIES, custom, _where(one))
 
 
-def _traffic(computation: _Computation, one: _Instruction, inner: _Computation) -> list[_Array]:
+def _traffic(computation: Computation, one: Instruction, inner: Computation) -> list[Array]:
     """What an instruction reads and writes; of a slice of a large array only the slice."""
     operands = [computation[name].arrays for name in one.operands if name in computation]
     flat = [array for arrays in operands for array in arrays]
@@ -386,9 +286,9 @@ def _traffic(computation: _Computation, one: _Instruction, inner: _Computation) 
     return [*read, *_written(inner, one.arrays)]
 
 
-def _read(inner: _Computation, parameter: _Instruction, arrays: tuple[_Array, ...]) -> list[_Array]:
+def _read(inner: Computation, parameter: Instruction, arrays: tuple[Array, ...]) -> list[Array]:
     """The parts of a fusion's operand that it looks at."""
-    parts: list[_Array] = []
+    parts: list[Array] = []
     reached = [parameter.name]
     for name in reached:
         for user in (x for x in inner.values() if name in x.operands):
@@ -401,7 +301,7 @@ def _read(inner: _Computation, parameter: _Instruction, arrays: tuple[_Array, ..
     return parts
 
 
-def _written(inner: _Computation, arrays: tuple[_Array, ...]) -> list[_Array]:
+def _written(inner: Computation, arrays: tuple[Array, ...]) -> list[Array]:
     """The parts of a fusion's results that it writes: of an array updated in place, the update."""
     root = next(x for x in inner.values() if x.root)
     results = [inner[name] for name in root.operands] if root.opcode == "tuple" else [root]
@@ -418,7 +318,7 @@ def _written(inner: _Computation, arrays: tuple[_Array, ...]) -> list[_Array]:
     return written
 
 
-def _flops(module: _Module, computation: _Computation, one: _Instruction, inner: _Computation) -> int:
+def _flops(module: Module, computation: Computation, one: Instruction, inner: Computation) -> int:
     """FLOPs of the matmuls in an instruction: 2 m k n each."""
     if one.opcode == "dot":
         contracted = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", one.attributes)[1]
@@ -433,7 +333,7 @@ def _flops(module: _Module, computation: _Computation, one: _Instruction, inner:
     )
 
 
-def _convolution_flops(computation: _Computation, one: _Instruction) -> int:
+def _convolution_flops(computation: Computation, one: Instruction) -> int:
     """The TPU backend writes matmuls as convolutions, batches as windows over dilated or padded axes."""
     left, right, result = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", one.attributes).groups()
     shapes = [computation[name].arrays[0].shape for name in one.operands]

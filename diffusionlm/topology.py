@@ -122,7 +122,7 @@ def shapes(chip: Chip) -> dict[int, tuple[int, ...]]:
     else:
         single = [(1, 1, 1)] if chip.name == "tpu7x" else []  # v4 and v5p come by hosts of four
         found = [*single, *SMALL_SHAPES, *_cubes(chip.most_chips)]
-    return {chip.cores_counted * math.prod(shape): shape for shape in sorted(found, key=_product)}
+    return {chip.cores_counted * math.prod(shape): shape for shape in sorted(found, key=math.prod)}
 
 
 def _cubes(most_chips: int) -> list[tuple[int, ...]]:

@@ -176,6 +176,18 @@ def stream(
         state, memory = _step(params, request.data, state, memory, static=request.static)
 
 
+def lower(params: Any, cfg: ModelSpec, prompts: Sequence[Sequence[int]], sampling: SamplingConfig) -> jax.stages.Lowered:
+    """The program of `generate`, lowered and not run: `params` may be abstract, for a mesh call it under `jax.set_mesh`.
+
+    Raises:
+      UserError: as of `generate`.
+    """
+    request = _prepare(cfg, _completions(prompts, sampling)[0], sampling, None, None)
+    state = jax.eval_shape(lambda: loop.start(request.data.canvas))
+    data, leave = jax.eval_shape(lambda: (request.data, np.int32(0)))
+    return _run.lower(params, data, state, leave, static=request.static)
+
+
 def _completions(
     prompts: Sequence[Sequence[int]], sampling: SamplingConfig
 ) -> tuple[list[Template], tuple[np.ndarray, np.ndarray]]:
