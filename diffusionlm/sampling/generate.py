@@ -176,8 +176,10 @@ def stream(
         state, memory = _step(params, request.data, state, memory, static=request.static)
 
 
-def lower(params: Any, cfg: ModelSpec, prompts: Sequence[Sequence[int]], sampling: SamplingConfig) -> jax.stages.Lowered:
-    """The program of `generate`, lowered and not run: `params` may be abstract, for a mesh call it under `jax.set_mesh`.
+def lower(
+    params: Any, cfg: ModelSpec, prompts: Sequence[Sequence[int]], sampling: SamplingConfig
+) -> jax.stages.Lowered:
+    """The program of `generate`, lowered and not run; `params` may be abstract.
 
     Raises:
       UserError: as of `generate`.
