@@ -255,7 +255,7 @@ def _report(
         )
         return CompileReport(**known, **nothing, fits=False, hbm_per_chip_bytes=hbm, fixes=fixes, warnings=())
 
-    found = hlo.analyse(compiled.as_text(), where.devices)
+    found = hlo.analyse(compiled.as_text())
     counted = sum(kernel.runs * kernel.flops for kernel in found.kernels) * where.devices
     kernels = any(kernel.custom for kernel in found.kernels)
     executed = max(counted, program.executed_flops or 0)

@@ -31,10 +31,11 @@ class Collective:
 
     kind: str  # of `KINDS`, as the backend chose it
     operand_bytes: int  # on each device
-    groups: Groups
+    groups: Groups  # as the program numbers its devices; between slices, of the slices
     runs: int
     asynchronous: bool  # computation may go on meanwhile
     where: str  # the JAX operation that it came from
+    between_slices: bool = False  # over the data-centre network
 
     @property
     def group_size(self) -> int:
@@ -79,8 +80,8 @@ def wire_bytes(kind: str, operand_bytes: float, n: int) -> float:
     return operand_bytes * factor.get(kind, (n - 1) / n)
 
 
-def analyse(text: str, devices: int) -> Program:
-    """The operations of an optimised HLO module (`jax.stages.Compiled.as_text()`) that `devices` devices run.
+def analyse(text: str) -> Program:
+    """The operations of an optimised HLO module (`jax.stages.Compiled.as_text()`).
 
     Raises:
       ValueError: the text has no entry computation, or groups of devices in an unknown notation.
@@ -88,6 +89,7 @@ def analyse(text: str, devices: int) -> Program:
     module = parse(text)
     collectives: list[Collective] = []
     kernels: list[Kernel] = []
+    devices = math.prod(map(int, re.findall(r"(?:replica_count|num_partitions)=(\d+)", text[: text.find("\n")])))
     endless = _walk(module, module.entry, 1, devices, collectives, kernels)
     return Program(tuple(collectives), tuple(kernels), endless)
 
@@ -96,6 +98,7 @@ def analyse(text: str, devices: int) -> Program:
 
 _FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "partition-id", "replica-id"}
 _FREE |= {"opt-barrier", "domain", "add-dependency", "copy-done", "slice-done", "async-done", "async-update"}
+_FREE |= {"send-done", "recv", "recv-done"}
 _COPIES = {"copy-start", "slice-start", "dynamic-slice-start", "dynamic-update-slice-start"}
 
 
@@ -115,6 +118,8 @@ def _walk(
             continue
         if kind in KINDS:
             collectives.append(_collective(one, computation, runs, devices, one.opcode != kind))
+        elif one.opcode == "send":
+            collectives += _between_slices(one, runs)
         elif one.opcode == "while":
             trips = _trips(module, computation, one)
             endless += (trips is None) + into(one.refers("body"), runs * (1 if trips is None else trips))
@@ -186,6 +191,17 @@ def _collective(one: Instruction, computation: Computation, runs: int, devices: 
     kind = one.opcode.removesuffix("-start")
     size = sum(array.bytes for array in operands)
     return Collective(kind, size, _groups(one.attributes, devices), runs, asynchronous, _where(one))
+
+
+def _between_slices(one: Instruction, runs: int) -> list[Collective]:
+    """What the TPU backend makes of a collective between slices: every device hands its part to the host's runtime."""
+    found = re.search(r'_xla_megascale_target="\{([\d,]+)\}.*_xla_megascale_transfer_type="(\w+)"', one.attributes)
+    if not found:
+        return []
+    kind = found[2].lower().replace("_", "-")
+    slices = tuple(map(int, found[1].split(",")))
+    known = kind if kind in KINDS else "collective-permute"  # ONE_TO_ONE
+    return [Collective(known, one.arrays[0].bytes, (slices,), runs, True, _where(one), between_slices=True)]
 
 
 def _groups(attributes: str, devices: int) -> Groups:

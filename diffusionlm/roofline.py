@@ -75,7 +75,9 @@ class Network:
         chip, kind, operand = self.topology.chip, collective.kind, collective.operand_bytes
         group = collective.groups[0] if collective.groups else ()
         n = collective.group_size
-        if kind == "collective-permute":
+        if collective.between_slices:
+            ici, dcn, slices, speed, hops = 0.0, collective.wire_bytes, n, 1.0, 0
+        elif kind == "collective-permute":
             crossing = any(self.slices[a] != self.slices[b] for a, b in collective.groups)
             ici, dcn = (0.0, float(operand)) if crossing else (float(operand), 0.0)
             speed, hops, slices = chip.link_bandwidth / chip.devices, 1, 1 + crossing

@@ -184,10 +184,10 @@ def lower(
     Raises:
       UserError: as of `generate`.
     """
-    request = _prepare(cfg, _completions(prompts, sampling)[0], sampling, None, None)
-    state = jax.eval_shape(lambda: loop.start(request.data.canvas))
-    data, leave = jax.eval_shape(lambda: (request.data, np.int32(0)))
-    return _run.lower(params, data, state, leave, static=request.static)
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    request = _prepare(cfg, _completions(prompts, sampling)[0], sampling, key, None)
+    state = jax.eval_shape(loop.start, request.data.canvas)
+    return _run.lower(params, request.data, state, jax.ShapeDtypeStruct((), np.int32), static=request.static)
 
 
 def _completions(
