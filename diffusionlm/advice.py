@@ -50,10 +50,10 @@ def ledger(cfg: Config, devices: int) -> float:
     block = (weights - V * D * (1 if model.tied_head else 2)) / model.n_layers / tensor
     kept = {"full": stream, "dots": 2 * stream + matmuls, "none": 4 * stream + 2 * matmuls + attention}[model.remat]
     # One block at work: its gathered weights and their gradients, what it recomputes and the gradients of that.
-    working = 2 * block * width + 2 * (matmuls + attention)
+    working = 2 * block * width + 2 * matmuls + attention
     projected = min(tokens, max(model.head_chunk, rows))
     vocabulary = 2 * 4 * projected * V / tensor + V * D / tensor * (4 + width)
-    return state + gradients + model.n_layers * kept + max(working, vocabulary)
+    return state + gradients + model.n_layers * kept + working + vocabulary
 
 
 def sizes(cfg: Config, devices: int) -> tuple[int, int, int]:
