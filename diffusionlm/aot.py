@@ -306,7 +306,7 @@ def _warnings(program: _Program, found: hlo.Program, counted: int, kernels: bool
         extra = counted / program.executed_flops - 1
         yield f"devices repeat each other's work: {extra:.0%} more matmul FLOPs than the model needs"
     if kernels:
-        yield "hand-written kernels hide their FLOPs from the compiled program; they are taken from the model's ledger"
+        yield "kernels in custom calls hide their FLOPs from the compiled program; the model's ledger has them"
     if found.endless:
         yield (
             f"{found.endless} loops run as long as the data say and count once here: the figures are of one denoising "

@@ -94,6 +94,9 @@ def test_pairs_of_a_permute():
 GATHER = "%g = f32[8,8]{1,0} all-gather(%p), channel_id=7, replica_groups=[4,2]<=[8], dimensions={0}"
 
 
+TOLD_3 = ', backend_config={"known_trip_count":{"n":"3"}}'
+
+
 def loop(name, body, condition, attributes=""):
     return f"%{name} = f32[4,8]{{1,0}} while(%p), condition=%{condition}, body=%{body}{attributes}"
 
@@ -104,10 +107,8 @@ def limit(name, n, root="ROOT %lt = pred[] compare(%i, %n), direction=LT"):
 
 def test_loops_multiply():
     inner = computation("inner", P0, GATHER, "ROOT %r = f32[4,8]{1,0} slice(%g), slice={[0:4], [0:8]}")
-    outer = computation(
-        "outer", P0, "ROOT " + loop("w", "inner", "c3", ', backend_config={"known_trip_count":{"n":"3"}}')
-    )
-    text = module(inner, outer, limit("c3", 3), limit("c5", 5), entry(P0, "ROOT " + loop("w", "outer", "c5")))
+    outer = computation("outer", P0, "ROOT " + loop("w", "inner", "c9", TOLD_3))
+    text = module(inner, outer, limit("c9", 9), limit("c5", 5), entry(P0, "ROOT " + loop("w", "outer", "c5")))
     (found,) = hlo.analyse(text).collectives
     assert found.runs == 15 and found.operand_bytes == 4 * 8 * 4 and found.wire_bytes == 4 * 8 * 4
 
@@ -176,6 +177,9 @@ def test_sends_to_other_slices():
 
 # --- FLOPs and traffic
 
+DILATED = "window={size=32 stride=31 lhs_dilate=32}, dim_labels=0bf_0oi->0bf"
+PADDED = "window={size=32 pad=31_31 rhs_reversal=1}, dim_labels=bf0_0oi->b0f"
+
 
 @pytest.mark.parametrize(
     "left, right, result, attributes, flops",
@@ -187,7 +191,7 @@ def test_sends_to_other_slices():
             "32,4,8",
             "32,16,8",
             "32,4,16",
-            "window={size=32 stride=31 lhs_dilate=32}, dim_labels=0bf_0oi->0bf",
+            DILATED,
             32 * 1024,
         ),
         # a weight with 32 heads, as a padded window
@@ -195,7 +199,7 @@ def test_sends_to_other_slices():
             "4,8,1",
             "32,16,8",
             "4,32,16",
-            "window={size=32 pad=31_31 rhs_reversal=1}, dim_labels=bf0_0oi->b0f",
+            PADDED,
             32 * 1024,
         ),
     ],
