@@ -98,7 +98,7 @@ def analyse(text: str) -> Program:
 
 _FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "partition-id", "replica-id"}
 _FREE |= {"opt-barrier", "domain", "add-dependency", "copy-done", "slice-done", "async-done", "async-update"}
-_FREE |= {"send-done", "recv", "recv-done"}
+_FREE |= {"send-done", "recv", "recv-done", "call-done", "call-update"}
 _COPIES = {"copy-start", "slice-start", "dynamic-slice-start", "dynamic-update-slice-start"}
 
 
@@ -125,8 +125,14 @@ def _walk(
             endless += (trips is None) + into(one.refers("body"), runs * (1 if trips is None else trips))
         elif one.opcode == "conditional":
             endless += _dearest_branch(module, one, runs, devices, collectives, kernels)
-        elif one.opcode in ("call", "async-start"):
-            endless += into(one.refers("to_apply") or one.refers("calls"))
+        elif one.opcode == "call":
+            endless += into(one.refers("to_apply"))
+        elif one.opcode in ("async-start", "call-start"):  # tpu7x gives collectives to its SparseCores like this
+            beside: tuple[list[Collective], list[Kernel]] = [], []
+            name = one.refers("to_apply") or one.refers("calls")
+            endless += _walk(module, name, runs, devices, *beside)
+            collectives += [replace(found, asynchronous=True) for found in beside[0]]
+            kernels += [replace(found, asynchronous=True) for found in beside[1]]
         else:
             inner = module.computations.get(one.refers("calls"), {}) if one.opcode == "fusion" else {}
             inside = [x for x in inner.values() if x.opcode in KINDS]

@@ -161,6 +161,23 @@ def test_a_collective_that_is_spread_over_fusions_is_one():
     assert len(found) == 2 and all(one.asynchronous for one in found)
 
 
+@pytest.mark.parametrize(
+    "start", ["call-start(%p), to_apply=%beside", 'async-start(%p), async_execution_thread="x", calls=%beside']
+)
+def test_a_computation_on_another_thread_is_asynchronous(start):
+    beside = computation("beside", P0, "ROOT " + GATHER)
+    kind = start.split("-")[0]
+    lines = [
+        P0,
+        f"%s = ((f32[4,8]{{1,0}}), f32[8,8]{{1,0}}) {start}",
+        f"%u = ((f32[4,8]{{1,0}}), f32[8,8]{{1,0}}) {kind}-update(%s)",
+        f"%d = f32[8,8]{{1,0}} {kind}-done(%u)",
+        "ROOT %x = f32[4,8]{1,0} slice(%d), slice={[0:4], [0:8]}",
+    ]
+    (found,) = hlo.analyse(module(beside, entry(*lines))).collectives
+    assert found.asynchronous and found.wire_bytes == 128
+
+
 def test_sends_to_other_slices():
     target = '_xla_megascale_target="{1,2,3}x{0:7}",_xla_megascale_transfer_type="ALL_REDUCE"'
     lines = [
