@@ -15,6 +15,7 @@ _NAMES = {  # public name -> the module that has it
     "experiment": "arguments",
     "experiment_names": "arguments",
     "register": "arguments",
+    "compile": "aot",
     "load": "sampling.load",
     "SamplingConfig": "sampling.config",
     "LikelihoodConfig": "likelihood",

@@ -114,13 +114,9 @@ class StderrHandler(logging.Handler):
 
 def train(args: list[str], prog: str) -> int:
     """Train an experiment, or go on with a run: train EXPERIMENT [--workdir DIR] [--FIELD.SUBFIELD VALUE ...]."""
-    if not args or args[0].startswith("-"):
-        text = f"{prog} EXPERIMENT [--workdir DIR] [--FIELD.SUBFIELD VALUE ...]"
-        if args and args[0] in ("-h", "--help"):
-            print(f"usage: {text}\n\n`{prog} EXPERIMENT --help` lists all fields. Experiments:\n\n{_experiment_list()}")
-            return 0
-        raise UserError(f"name the experiment first: {text}; known: {', '.join(registry.names())}")
-    cfg = registry.get(args[0])
+    cfg, rest = _experiment_first(args, prog, f"{prog} EXPERIMENT [--workdir DIR] [--FIELD.SUBFIELD VALUE ...]")
+    if cfg is None:
+        return 0
 
     def bind(config: Annotated[Config, *SETTINGS] = cfg, workdir: str | None = None) -> tuple[Config, str]:
         """Train this experiment, or go on with the run that is in the directory.
@@ -131,7 +127,7 @@ def train(args: list[str], prog: str) -> int:
         """
         return config, workdir or f"runs/{config.name}"
 
-    cfg, workdir = parse(bind, args[1:], f"{prog} {args[0]}")()
+    cfg, workdir = parse(bind, rest, f"{prog} {args[0]}")()
     return _train(cfg, workdir)
 
 
@@ -173,6 +169,61 @@ def _result_text(result: dict[str, Any], before: bool, workdir: Any, cfg: Config
         f"{held_out['nelbo_nats_per_token']:.3f}{error} nats per token\n"
         f"run directory: {workdir}; next: {PROGRAM} sample {workdir}"
     )
+
+
+def compile_check(args: list[str], prog: str) -> int:
+    """Compile a run for a TPU slice, without a TPU: compile EXPERIMENT --topology v5p-128 [--slices N] [--json]."""
+    usage = f"{prog} EXPERIMENT --topology v5p-128 [--slices N] [--sampling] [--json] [--FIELD.SUBFIELD VALUE ...]"
+    cfg, rest = _experiment_first(args, prog, usage)
+    if cfg is None:
+        return 0
+
+    def run(
+        topology: str,
+        config: Annotated[Config, *SETTINGS] = cfg,
+        slices: int = 1,
+        sampling: bool = False,
+        count: int = 8,
+        settings: Annotated[SamplingConfig, *SETTINGS] = SamplingConfig(),  # noqa: B008
+        json: bool = False,
+    ) -> int:
+        """Compile a training step of this experiment, or its sampler, for a TPU slice, on a machine without a TPU.
+
+        Args:
+          topology: a slice as Google Cloud names it: v4-N, v5p-N and tpu7x-N (N TensorCores, two a chip), v5e-N and
+            v6e-N (N chips).
+          config: the experiment.
+          slices: how many such slices; mesh.data must be a multiple.
+          sampling: the sampler instead of the training step.
+          count: with sampling, texts at a time.
+          settings: of the sampler.
+          json: print the report as JSON.
+        """
+        return _compile(config, topology, slices, settings if sampling else None, count, json)
+
+    return parse(run, rest, f"{prog} {cfg.name}")()
+
+
+def _compile(cfg: Config, topology: str, slices: int, sampling: SamplingConfig | None, count: int, json: bool) -> int:
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")  # before JAX looks for a TPU
+    from diffusionlm import aot, aot_table
+
+    report = aot.compile(cfg, topology, slices=slices, sampling=sampling, count=count)
+    if json:
+        print(json_lib.dumps(aot_table.to_json(report), indent=2))
+    else:
+        aot_table.show(report)
+    return 0 if report.fits else 1
+
+
+def _experiment_first(args: list[str], prog: str, usage: str) -> tuple[Config | None, list[str]]:
+    """The experiment that the first word names, and the other words; None after it has printed the help."""
+    if args and not args[0].startswith("-"):
+        return registry.get(args[0]), args[1:]
+    if args and args[0] in ("-h", "--help"):
+        print(f"usage: {usage}\n\n`{prog} EXPERIMENT --help` lists all fields. Experiments:\n\n{_experiment_list()}")
+        return None, []
+    raise UserError(f"name the experiment first: {usage}; known: {', '.join(registry.names())}")
 
 
 def sample(args: list[str], prog: str) -> int:
@@ -380,6 +431,7 @@ def _short(count: float) -> str:
 VERBS: dict[str, Callable[[list[str], str], int]] = {
     "train": train,
     "sample": sample,
+    "compile": compile_check,
     "data prepare": data_prepare,
     "data inspect": data_inspect,
     "experiments": list_experiments,

@@ -12,6 +12,7 @@ from typing import Literal, get_args
 
 from diffusionlm.config import ModelConfig, OptimConfig
 from diffusionlm.errors import UserError
+from diffusionlm.topology import CHIPS
 
 Convention = Literal["6nd", "model", "executed"]
 
@@ -155,13 +156,9 @@ def memory(cfg: ModelConfig, optim: OptimConfig, shards: int = 1) -> Memory:
 
 
 # Dense bfloat16 peaks in FLOP/s, per JAX device; patterns match the whole of `jax.Device.device_kind`.
-# TPUs: cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e,tpu7x}. GPUs: NVIDIA's data sheets, without sparsity.
+# GPUs: NVIDIA's data sheets, without sparsity.
 _PEAKS = (
-    (r"TPU v4", 275e12),
-    (r"TPU v5( lite|e)", 197e12),
-    (r"TPU v5p?", 459e12),
-    (r"TPU v6( lite|e)", 918e12),
-    (r"TPU7x", 2307e12 / 2),  # a chip is two devices
+    *((chip.device_kind, chip.peak_flops / chip.devices) for chip in CHIPS.values()),
     (r"NVIDIA H100 PCIe", 756e12),
     (r"NVIDIA H[12]00 NVL", 835e12),
     (r"NVIDIA H[12]00\b(?!.*MIG).*", 989e12),  # SXM; a MIG slice is only part of the chip

@@ -31,7 +31,8 @@ def targets(cfg: Config, batch: Batch, batch_index: jax.Array) -> Targets:
         return arm_targets(tokens_BxL, segments_BxL, segmented=segmented)
     tokens_BxT, segments_BxT = tokens_BxL[:, :-1], segments_BxL[:, :-1]
     key = noise_key(cfg.run.seed, batch_index)
-    corrupted = corrupt(cfg.diffusion, cfg.mask_id, tokens_BxT, segments_BxT, predictable(cfg, tokens_BxT), key)
+    with jax.named_scope("corruption"):
+        corrupted = corrupt(cfg.diffusion, cfg.mask_id, tokens_BxT, segments_BxT, predictable(cfg, tokens_BxT), key)
     return mdm_targets(cfg.diffusion, tokens_BxT, corrupted)
 
 

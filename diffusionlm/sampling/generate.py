@@ -176,6 +176,20 @@ def stream(
         state, memory = _step(params, request.data, state, memory, static=request.static)
 
 
+def lower(
+    params: Any, cfg: ModelSpec, prompts: Sequence[Sequence[int]], sampling: SamplingConfig
+) -> jax.stages.Lowered:
+    """The program of `generate`, lowered and not run; `params` may be abstract.
+
+    Raises:
+      UserError: as of `generate`.
+    """
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    request = _prepare(cfg, _completions(prompts, sampling)[0], sampling, key, None)
+    state = jax.eval_shape(loop.start, request.data.canvas)
+    return _run.lower(params, request.data, state, jax.ShapeDtypeStruct((), np.int32), static=request.static)
+
+
 def _completions(
     prompts: Sequence[Sequence[int]], sampling: SamplingConfig
 ) -> tuple[list[Template], tuple[np.ndarray, np.ndarray]]:
