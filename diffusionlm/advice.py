@@ -46,12 +46,18 @@ def ledger(cfg: Config, devices: int) -> float:
     tokens = rows * cfg.data.sequence_length
     stream = tokens * D * width
     matmuls = tokens * width * (q + 2 * kv * model.head_dim + 3 * model.d_ff) / tensor + stream
-    attention = tokens * cfg.data.sequence_length * model.n_heads / tensor * (4 + width)
+    kernel = cfg.data.sequence_length % flops.SPLASH_LENGTHS == 0  # which has no scores in memory
+    attention = 0 if kernel else tokens * cfg.data.sequence_length * model.n_heads / tensor * (4 + width)
     block = (weights - V * D * (1 if model.tied_head else 2)) / model.n_layers / tensor
-    kept = {"full": stream, "dots": 2 * stream + matmuls, "none": 4 * stream + 2 * matmuls + attention}[model.remat]
+    kept = {
+        "full": stream,
+        "attention": stream + tokens * width * q / tensor,
+        "dots": 2 * stream + matmuls,
+        "none": 4 * stream + 2 * matmuls + attention,
+    }[model.remat]
     # One block at work: its gathered weights and their gradients, what it recomputes and the gradients of that.
     working = 2 * block * width + 2 * matmuls + attention
-    projected = min(tokens, max(model.head_chunk, rows))
+    projected = flops.head_chunk(tokens, model.head_chunk, 1.0 if cfg.objective == "arm" else 0.5)
     vocabulary = 2 * 4 * projected * V / tensor + V * D / tensor * (4 + width)
     return state + gradients + model.n_layers * kept + working + vocabulary
 
@@ -77,7 +83,7 @@ def _candidates(cfg: Config, topology: Topology) -> Iterator[tuple[str, Config, 
     if data > topology.slices:
         wide = replace(cfg, mesh=replace(cfg.mesh, data=topology.slices, fsdp=-1))
         yield f"--mesh.data {topology.slices} --mesh.fsdp -1", wide, topology
-    for remat in {"none": ("dots", "full"), "dots": ("full",), "full": ()}[cfg.model.remat]:
+    for remat in {"none": ("dots", "full"), "dots": ("full",), "attention": ("full",), "full": ()}[cfg.model.remat]:
         kept = replace(cfg, model=replace(cfg.model, remat=remat))
         yield f"--model.remat {remat}", kept, topology
         for n in parts[-1:]:

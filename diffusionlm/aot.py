@@ -12,7 +12,7 @@ import os
 import re
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,9 @@ from rich.console import Console
 from diffusionlm import advice, flops, hlo, roofline
 from diffusionlm import topology as topology_lib
 from diffusionlm.config import Config
+from diffusionlm.cross_entropy import LOOP
 from diffusionlm.errors import UserError
+from diffusionlm.losses import predicted_share
 from diffusionlm.model import Transformer
 from diffusionlm.registry import experiments
 from diffusionlm.roofline import Terms, Traffic
@@ -185,6 +187,8 @@ class _Program:
     optimizer: Any  # abstract
     model_flops: int
     executed_flops: int | None  # None: not counted
+    kernel_flops: int = 0  # of these, inside of kernels
+    turns: dict[str, int] = field(default_factory=dict)  # of loops whose length the data decide, by their scope
 
 
 def _training(cfg: Config, mesh: Mesh) -> _Program:
@@ -195,13 +199,16 @@ def _training(cfg: Config, mesh: Mesh) -> _Program:
     batch = {"tokens": tokens, "segment_ids": tokens}
     index = jax.ShapeDtypeStruct((), jnp.int32)
     rows = size // (mesh.shape["data"] * mesh.shape["fsdp"] * cfg.run.microbatches)
+    share, splash = predicted_share(cfg), length % flops.SPLASH_LENGTHS == 0
     return _Program(
         kind="train",
         lower=lambda: make_train_step(cfg, mesh).lower(state, batch, index),
         params=state.params,
         optimizer=state.opt_state,
-        model_flops=size * flops.train(cfg.model, length, "model"),
-        executed_flops=size * flops.train(cfg.model, length, "executed", rows),
+        model_flops=size * flops.train(cfg.model, length, "model", predicted=share),
+        executed_flops=size * flops.train(cfg.model, length, "executed", rows, share, splash),
+        kernel_flops=size * flops.splash_kernels(cfg.model, length) if splash else 0,
+        turns={LOOP: flops.head_turns(rows * length, cfg.model.head_chunk, share)},
     )
 
 
@@ -255,10 +262,10 @@ def _report(
         )
         return CompileReport(**known, **nothing, fits=False, hbm_per_chip_bytes=hbm, fixes=fixes, warnings=())
 
-    found = hlo.analyse(compiled.as_text())
+    found = hlo.analyse(compiled.as_text(), program.turns)
     counted = sum(kernel.runs * kernel.flops for kernel in found.kernels) * where.devices
     kernels = any(kernel.custom for kernel in found.kernels)
-    executed = max(counted, program.executed_flops or 0)
+    executed = max(counted + program.kernel_flops, program.executed_flops or 0)
     collectives = roofline.traffic(found, roofline.Network(where, list(mesh.devices.flat)))
     terms = roofline.terms(found, collectives, where, executed / where.devices)
     return CompileReport(
@@ -302,8 +309,8 @@ def _exhausted(message: str) -> int:
 
 
 def _warnings(program: _Program, found: hlo.Program, counted: int, kernels: bool) -> Iterator[str]:
-    if program.executed_flops and counted > 1.02 * program.executed_flops:
-        extra = counted / program.executed_flops - 1
+    if program.executed_flops and counted + program.kernel_flops > 1.02 * program.executed_flops:
+        extra = (counted + program.kernel_flops) / program.executed_flops - 1
         yield f"devices repeat each other's work: {extra:.0%} more matmul FLOPs than the model needs"
     if kernels:
         yield "kernels in custom calls hide their FLOPs from the compiled program; the model's ledger has them"

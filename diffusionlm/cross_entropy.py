@@ -15,6 +15,8 @@ from jax.sharding import PartitionSpec
 from diffusionlm.flops import head_chunk
 from diffusionlm.sharding import axis_names, partition_spec, rows_per_device, sum_over_rows
 
+LOOP = "vocabulary"  # the scope of the loop over chunks, by which the compile check knows it
+
 
 def cross_entropy(
     head: Callable[[jax.Array], jax.Array],
@@ -195,7 +197,8 @@ def _one_device(C: int, split: _Split, gradients: bool, inputs: _Inputs) -> Any:
     # Parts of the sum over the vocabulary, which lie on several devices, are added up in float32.
     part = jnp.float32 if split.vocab else dtype
     grads = (jnp.zeros((N, D), part), jnp.zeros((D, V), jnp.float32)) if gradients else None
-    sums, grads = jax.lax.fori_loop(0, turns, turn, ((jnp.float32(0), jnp.float32(0)), grads))
+    with jax.named_scope(LOOP):
+        sums, grads = jax.lax.fori_loop(0, turns, turn, ((jnp.float32(0), jnp.float32(0)), grads))
     if split.rows:
         sums = jax.lax.psum(sums, split.rows)
     if not gradients:

@@ -14,9 +14,9 @@ import numpy as np
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash_lib
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as splash_masks
 
+from diffusionlm.flops import SPLASH_LENGTHS
 from diffusionlm.sharding import partition_spec
 
-LANES = 128  # a TPU's vector registers: splash works on multiples of it
 LARGEST_TILE = 512  # of queries and of keys
 CHECKPOINT = "attention"  # what the backward pass needs of attention is saved under this name, if a policy wants it
 # NVIDIA's cards before Ampere (compute capability 8.0), for which cuDNN has no flash attention.
@@ -30,7 +30,7 @@ def kernel(q_BxTxHxK: jax.Array) -> Literal["splash", "cudnn"] | None:
         return None
     T, K = q_BxTxHxK.shape[1], q_BxTxHxK.shape[3]
     if device.platform == "tpu":
-        return "splash" if T % LANES == 0 else None
+        return "splash" if T % SPLASH_LENGTHS == 0 else None
     nvidia = device.platform in ("gpu", "cuda") and not BEFORE_AMPERE.search(device.device_kind)
     if nvidia and q_BxTxHxK.dtype in (jnp.bfloat16, jnp.float16) and K <= 128 and K % 8 == 0:
         return "cudnn"
@@ -107,7 +107,7 @@ def _static_mask(T: int, H: int, causal: bool, block: int) -> splash_masks.Multi
 
 def _tiles(T: int) -> splash_lib.BlockSizes:
     """The largest tiles that divide the length."""
-    tile = next(n for n in range(min(T, LARGEST_TILE), 0, -LANES) if T % n == 0)
+    tile = next(n for n in range(min(T, LARGEST_TILE), 0, -SPLASH_LENGTHS) if T % n == 0)
     return splash_lib.BlockSizes(
         block_q=tile,
         block_kv=tile,

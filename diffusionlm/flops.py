@@ -15,6 +15,7 @@ from diffusionlm.errors import UserError
 from diffusionlm.topology import CHIPS
 
 Convention = Literal["6nd", "model", "executed"]
+SPLASH_LENGTHS = 128  # the TPU's attention kernel takes multiples of it
 
 
 @dataclass(frozen=True)
@@ -112,7 +113,7 @@ def train(
         return trunk + round(3 * predicted * parts["head"])
     if convention == "executed":
         chunk = head_chunk(rows * length, cfg.head_chunk, predicted)
-        projected = math.ceil(rows * length * predicted / chunk) * chunk
+        projected = head_turns(rows * length, cfg.head_chunk, predicted) * chunk
         head = 3 * 2 * cfg.d_model * cfg.padded_vocab_size * projected // rows
         return trunk + _recomputed(cfg, length, parts, splash) + head
     raise UserError(f"unknown FLOP convention {convention!r}; use one of {', '.join(get_args(Convention))}")
@@ -125,6 +126,18 @@ def head_chunk(tokens: int, most: int, share: float) -> int:
     """
     usual = min(tokens, math.ceil(tokens * share * 9 / 8))
     return -(-usual // -(-usual // most))
+
+
+def head_turns(tokens: int, most: int, share: float) -> int:
+    """How many such chunks a device has where exactly that share is predicted."""
+    return math.ceil(tokens * share / head_chunk(tokens, most, share))
+
+
+def splash_kernels(cfg: ModelConfig, length: int) -> int:
+    """The part of "executed" that is inside of the TPU's attention kernels, of one training pass over one sequence."""
+    product = forward(cfg, length)["attention_scores"]
+    # Two products forward, and again where the backward pass makes the result anew; 4 and 3 in two backward kernels.
+    return product * (2 + 7 + (2 if cfg.remat in ("dots", "full") else 0))
 
 
 def _recomputed(cfg: ModelConfig, length: int, parts: dict[str, int], splash: bool) -> int:

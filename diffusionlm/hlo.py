@@ -6,8 +6,9 @@ multiply; XLA's own counts see every body once. All numbers are of one device.
 
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 
@@ -80,8 +81,13 @@ def wire_bytes(kind: str, operand_bytes: float, n: int) -> float:
     return operand_bytes * factor.get(kind, (n - 1) / n)
 
 
-def analyse(text: str) -> Program:
+def analyse(text: str, turns: Mapping[str, int] | None = None) -> Program:
     """The operations of an optimised HLO module (`jax.stages.Compiled.as_text()`).
+
+    Args:
+      text: the module.
+      turns: how often loops run whose length the data decide, by the `jax.named_scope` that they were written in; what
+        is left out counts once.
 
     Raises:
       ValueError: the text has no entry computation, or groups of devices in an unknown notation.
@@ -90,11 +96,18 @@ def analyse(text: str) -> Program:
     collectives: list[Collective] = []
     kernels: list[Kernel] = []
     devices = math.prod(map(int, re.findall(r"(?:replica_count|num_partitions)=(\d+)", text[: text.find("\n")])))
-    endless = _walk(module, module.entry, 1, devices, collectives, kernels)
+    endless = _walk(_Context(module, devices, turns or {}), module.entry, 1, collectives, kernels)
     return Program(tuple(collectives), tuple(kernels), endless)
 
 
 # --- what runs, and how often
+
+
+class _Context(NamedTuple):
+    module: Module
+    devices: int
+    turns: Mapping[str, int]
+
 
 _FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "partition-id", "replica-id"}
 _FREE |= {"opt-barrier", "domain", "add-dependency", "copy-done", "slice-done", "async-done", "async-update"}
@@ -102,15 +115,14 @@ _FREE |= {"send-done", "recv", "recv-done", "call-done", "call-update"}
 _COPIES = {"copy-start", "slice-start", "dynamic-slice-start", "dynamic-update-slice-start"}
 
 
-def _walk(
-    module: Module, name: str, runs: int, devices: int, collectives: list[Collective], kernels: list[Kernel]
-) -> int:
+def _walk(context: _Context, name: str, runs: int, collectives: list[Collective], kernels: list[Kernel]) -> int:
     """Adds what a computation does in `runs` runs; returns the number of endless loops in it."""
+    module, devices, _ = context
     computation = module.computations[name]
     endless, channels = 0, set()
 
     def into(other: str, times: int = runs) -> int:
-        return _walk(module, other, times, devices, collectives, kernels)
+        return _walk(context, other, times, collectives, kernels)
 
     for one in computation.values():
         kind = one.opcode.removesuffix("-start")
@@ -121,16 +133,16 @@ def _walk(
         elif one.opcode == "send":
             collectives += _between_slices(one, runs)
         elif one.opcode == "while":
-            trips = _trips(module, computation, one)
+            trips = _trips(context, one)
             endless += (trips is None) + into(one.refers("body"), runs * (1 if trips is None else trips))
         elif one.opcode == "conditional":
-            endless += _dearest_branch(module, one, runs, devices, collectives, kernels)
+            endless += _dearest_branch(context, one, runs, collectives, kernels)
         elif one.opcode == "call":
             endless += into(one.refers("to_apply"))
         elif one.opcode in ("async-start", "call-start"):  # tpu7x gives collectives to its SparseCores like this
             beside: tuple[list[Collective], list[Kernel]] = [], []
             name = one.refers("to_apply") or one.refers("calls")
-            endless += _walk(module, name, runs, devices, *beside)
+            endless += _walk(context, name, runs, *beside)
             collectives += [replace(found, asynchronous=True) for found in beside[0]]
             kernels += [replace(found, asynchronous=True) for found in beside[1]]
         else:
@@ -147,7 +159,7 @@ def _walk(
 
 
 def _dearest_branch(
-    module: Module, one: Instruction, runs: int, devices: int, collectives: list[Collective], kernels: list[Kernel]
+    context: _Context, one: Instruction, runs: int, collectives: list[Collective], kernels: list[Kernel]
 ) -> int:
     listed = re.search(r"branch_computations=\{([^}]*)\}", one.attributes)
     names = re.findall(r"%([\w.\-]+)", listed[1]) if listed else []
@@ -155,7 +167,7 @@ def _dearest_branch(
     branches = []
     for name in names:
         theirs: tuple[list[Collective], list[Kernel]] = [], []
-        loops = _walk(module, name, runs, devices, *theirs)
+        loops = _walk(context, name, runs, *theirs)
         cost = sum(k.runs * (k.flops + k.hbm_bytes) for k in theirs[1]) + sum(c.runs * c.wire_bytes for c in theirs[0])
         branches.append((cost, theirs, loops))
     _, (their_collectives, their_kernels), loops = max(branches, key=lambda branch: branch[0])
@@ -164,10 +176,14 @@ def _dearest_branch(
     return loops
 
 
-def _trips(module: Module, computation: Computation, loop: Instruction) -> int | None:
-    """How often a loop runs: as XLA says, or by the limit that its condition compares a counter from 0 with."""
+def _trips(context: _Context, loop: Instruction) -> int | None:
+    """How often a loop runs: as XLA or the caller says, or by the limit of a counter from 0 in its condition."""
+    module = context.module
     if known := re.search(r'"known_trip_count":\{"n":"(\d+)"', loop.attributes):
         return int(known[1])
+    scope = re.search(r'op_name="[^"]*/([^/"]+)/while"', loop.attributes)
+    if scope and scope[1] in context.turns:
+        return context.turns[scope[1]]
     condition = module.computations[loop.refers("condition")]
     root = next(one for one in condition.values() if one.root)
     values = [condition[name] for name in root.operands]

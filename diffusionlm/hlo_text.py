@@ -3,7 +3,7 @@
 import functools
 import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
@@ -61,11 +61,14 @@ def parse(text: str) -> Module:
             name = re.match(r"(?:ENTRY )?%?([\w.\-]+)", line)[1]
             current = computations.setdefault(name, {})
             entry = name if line.startswith("ENTRY ") else entry
-        elif line.startswith("}"):
+        elif line == "}":
             current = None
-        elif current is not None and " = " in line:
+        elif current is not None and line.startswith("  ") and " = " in line:
             instruction = _instruction(line)
             current[instruction.name] = instruction
+        elif current:  # kernels carry texts of several lines in their attributes
+            last = next(reversed(current))
+            current[last] = replace(current[last], attributes=f"{current[last].attributes}\n{line}")
     if not entry:
         raise ValueError("the text has no ENTRY computation: it is no HLO module")
     return Module(computations, entry)
