@@ -7,7 +7,7 @@ from rich.console import Console
 
 from diffusionlm.data import datasets
 from diffusionlm.evaluation import baselines, report
-from diffusionlm.metrics import write_atomically
+from diffusionlm.files import write_atomically
 from diffusionlm.sampling import display
 from diffusionlm.sampling.load import load
 from diffusionlm.trainer import Run, evaluation_rows
