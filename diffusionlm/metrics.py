@@ -12,6 +12,8 @@ from diffusionlm.timeline import Timeline
 
 log = logging.getLogger(__name__)
 
+FILE = "metrics.jsonl"
+
 
 class MetricsWriter:
     """Appends one JSON object a logged step to WORKDIR/metrics.jsonl, and its numbers to WORKDIR/events.
@@ -20,12 +22,15 @@ class MetricsWriter:
     """
 
     def __init__(self, workdir: epath.Path, restored_step: int):
-        self._workdir, self._events = workdir, None
-        self.cut_back(restored_step)
+        self._workdir = workdir
+        self._open(restored_step)
 
     def cut_back(self, restored_step: int) -> None:
         """Drops the lines after `restored_step`, and goes on from there."""
         self.close()
+        self._open(restored_step)
+
+    def _open(self, restored_step: int) -> None:
         self._lines = JsonLines(self._workdir / FILE, keep=lambda line: line["step"] <= restored_step)
         self.latest = {name: value for line in self._lines.kept for name, value in line.items()}
         self._events = _event_writer(self._workdir / "events", restored_step)
@@ -41,12 +46,9 @@ class MetricsWriter:
         self._lines.flush()
 
     def close(self) -> None:
+        self._lines.flush()
         if self._events:
-            self._lines.flush()
             self._events.close()
-
-
-FILE = "metrics.jsonl"
 
 
 def _event_writer(directory: epath.Path, restored_step: int) -> SummaryWriter | None:
