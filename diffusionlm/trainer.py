@@ -239,10 +239,7 @@ class _Loop:
     def _roll_back(self, index: int, found: dict[str, Any], said: str) -> None:
         """Returns to the newest checkpoint, and goes on behind batch `index`."""
         guard = jax.device_get(self.state.guard)
-        values = {
-            "rollbacks": guard.rollbacks + 1,
-            "lr_factor": guard.lr_factor * np.float32(self.cfg.safety.rollback_lr),
-        }
+        factor = guard.lr_factor * np.float32(self.cfg.safety.rollback_lr)
         failed, self.state = self.step, None  # there is no room for two
         with self.timeline.measure("restore"):
             state = runtime.everywhere(self._initial_state)

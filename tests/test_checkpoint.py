@@ -23,6 +23,7 @@ from orbax.checkpoint import v1 as ocp
 from diffusionlm import checkpoint, config
 from diffusionlm.checkpoint import CheckpointManager, Sidecar
 from diffusionlm.errors import UserError
+from diffusionlm.safety import new_guard
 from diffusionlm.train_state import TrainState
 
 # Arrays of 1 kB or less would go into Orbax's index, and the tests that damage files could not tell the two apart.
@@ -54,7 +55,7 @@ def abstract_state(mesh):
 
     params = tree_of(lambda shape: jax.ShapeDtypeStruct(shape, jnp.float32), SHAPES)
     integer = jax.ShapeDtypeStruct((), jnp.int32)
-    state = TrainState(integer, integer, params, jax.eval_shape(OPTIMIZER.init, params))
+    state = TrainState(integer, integer, params, jax.eval_shape(OPTIMIZER.init, params), jax.eval_shape(new_guard))
     return jax.tree.map(abstract, state)
 
 

@@ -17,6 +17,7 @@ from scipy import special
 from diffusionlm import train_step
 from diffusionlm.config import Config, DataConfig, DiffusionConfig, MeshConfig, ModelConfig, OptimConfig, RunConfig
 from diffusionlm.model import Transformer
+from diffusionlm.safety import new_guard
 from diffusionlm.sharding import global_array, local_rows, make_mesh
 from diffusionlm.train_state import TrainState, abstract_state, init_state
 
@@ -73,7 +74,8 @@ def host_state(objective: str) -> TrainState:
         return (mean + 0.25 * rng.normal(size=leaf.shape)).astype(np.float32)
 
     zeros = jax.tree.map(lambda s: np.zeros(s.shape, s.dtype), shapes)
-    return zeros.replace(params=jax.tree_util.tree_map_with_path(draw, zeros.params))
+    params = jax.tree_util.tree_map_with_path(draw, zeros.params)
+    return zeros.replace(params=params, guard=jax.device_get(new_guard()))
 
 
 @functools.cache

@@ -21,7 +21,7 @@ import pytest
 import tiny_run
 from tiny_run import BATCH, LENGTH, STEPS, Recorder, tiny
 
-from diffusionlm import checkpoint, config, flops, metrics, train_step, trainer
+from diffusionlm import checkpoint, config, flops, metrics, run_directory, runtime, train_step, trainer
 from diffusionlm.data.pipeline import eval_batches, open_dataset
 from diffusionlm.errors import UserError
 from diffusionlm.presets import arm_twin
@@ -123,7 +123,7 @@ def test_config_and_environment_are_recorded(uninterrupted, dataset):
 
 def test_there_need_be_no_git(monkeypatch):
     monkeypatch.setenv("PATH", "")
-    assert trainer.environment()["git"] is None
+    assert run_directory.environment()["git"] is None
 
 
 def test_every_step_has_its_line(uninterrupted):
@@ -237,7 +237,7 @@ def test_data_that_do_not_fit_are_refused_and_the_directory_stays_free(dataset, 
     workdir = tmp_path / "run"
     message = refusal(tiny(dataset, **changes), workdir)
     assert all(words in message for words in said)
-    trainer.refuse_another_run(tiny(dataset), workdir)  # what the message asks for is not another run
+    run_directory.refuse_another_run(tiny(dataset), workdir)  # what the message asks for is not another run
 
 
 def test_killed_in_its_last_evaluation_a_run_ends_with_the_same_numbers(uninterrupted, tmp_path):
@@ -312,7 +312,7 @@ def test_a_killed_run_resumes_bit_for_bit(interrupted, uninterrupted):
 
 def test_a_second_ctrl_c_does_not_wait():
     before = [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)]
-    with pytest.raises(KeyboardInterrupt), trainer.stop_signals() as stopped:
+    with pytest.raises(KeyboardInterrupt), runtime.stop_signals() as stopped:
         os.kill(os.getpid(), signal.SIGINT)
         assert stopped.is_set()
         os.kill(os.getpid(), signal.SIGINT)
@@ -323,7 +323,7 @@ def test_in_a_thread_signals_are_left_to_the_program():
     before, seen = signal.getsignal(signal.SIGINT), []
 
     def body():
-        with trainer.stop_signals() as stopped:
+        with runtime.stop_signals() as stopped:
             seen.append((signal.getsignal(signal.SIGINT), stopped.is_set()))
 
     thread = threading.Thread(target=body)
@@ -394,7 +394,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_with_the_state_before_it(
     targets = train_step.targets
     monkeypatch.setattr(train_step, "targets", poisoned)
     for _ in range(2):  # a second call fails at the same place
-        with pytest.raises(trainer.NonFiniteError) as caught:
+        with pytest.raises(trainer.DivergenceError) as caught:
             trainer.train(tiny(dataset), tmp_path)
         message = str(caught.value)
         assert "step 8 on batch 7 gave loss nan" in message
