@@ -268,7 +268,7 @@ def refusals(dataset, compiled, tmp_path_factory):
     [
         ("missing", ["process 1 (", "of 2: dataset", "of_1/none", "does not exist"]),
         ("another", ["process 1 of 2", "dataset=", "process 0: ", "same data"]),
-        ("unprepared", ["process 0 (", "of 2: ", "bad.txt", "UTF-8"]),
+        ("unprepared", ["process 0 (", "of 2: ", "bad.txt"]),
         ("settings", ["process 1 of 2", "run.seed=8 (process 0: 7)", "same command"]),
         ("alone", ["process 1 (", "of 2: run is not the directory", "--workdir"]),
     ],

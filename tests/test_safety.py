@@ -72,9 +72,8 @@ def by_hand(dataset, indices, factors):
     """The state after steps on these batches, with these factors on the learning rate, by the plain step."""
     cfg = config(dataset)
     mesh = mesh_of(cfg.mesh)
-    batches = dict(
-        zip(range(max(indices) + 1), train_batches(open_dataset(dataset), batch_size=BATCH, seed=cfg.run.seed))
-    )
+    there = train_batches(open_dataset(dataset), batch_size=BATCH, seed=cfg.run.seed)
+    batches = dict(zip(range(max(indices) + 1), there, strict=False))  # they have no end
     with jax.set_mesh(mesh):
         state = create_state(cfg, mesh)
         step = train_step.make_train_step(cfg, mesh)

@@ -2,14 +2,12 @@
 
 import json
 import math
-import os
 import random
 import re
 import shutil
 import signal
 import subprocess
 import sys
-import threading
 import warnings
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,7 +19,7 @@ import pytest
 import tiny_run
 from tiny_run import BATCH, LENGTH, STEPS, Recorder, tiny
 
-from diffusionlm import checkpoint, config, flops, metrics, run_directory, runtime, train_step, trainer
+from diffusionlm import checkpoint, config, flops, metrics, run_directory, train_step, trainer
 from diffusionlm.data.pipeline import eval_batches, open_dataset
 from diffusionlm.errors import UserError
 from diffusionlm.presets import arm_twin
@@ -308,28 +306,6 @@ def test_a_killed_run_resumes_bit_for_bit(interrupted, uninterrupted):
     assert_bit_equal(final, saved_state(run.config, reference.workdir))
     assert timeless(run.workdir) == timeless(reference.workdir)  # every line once, with the same numbers
     assert run.result["eval"] == reference.result["eval"]
-
-
-def test_a_second_ctrl_c_does_not_wait():
-    before = [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)]
-    with pytest.raises(KeyboardInterrupt), runtime.stop_signals() as stopped:
-        os.kill(os.getpid(), signal.SIGINT)
-        assert stopped.is_set()
-        os.kill(os.getpid(), signal.SIGINT)
-    assert [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)] == before
-
-
-def test_in_a_thread_signals_are_left_to_the_program():
-    before, seen = signal.getsignal(signal.SIGINT), []
-
-    def body():
-        with runtime.stop_signals() as stopped:
-            seen.append((signal.getsignal(signal.SIGINT), stopped.is_set()))
-
-    thread = threading.Thread(target=body)
-    thread.start()
-    thread.join()
-    assert seen == [(before, False)]
 
 
 def test_from_eight_devices_to_one(uninterrupted, tmp_path):

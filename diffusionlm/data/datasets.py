@@ -33,7 +33,7 @@ def open_or_prepare(cfg: Config, workdir: epath.Path) -> Dataset:
             )
         runtime.everywhere(lambda: _prepare(cfg, path) if jax.process_index() == 0 else None)
     dataset = runtime.everywhere(lambda: _open(cfg, path))
-    runtime.require_equal({"dataset": dataset.metadata.sha256}, f"give every host the same data in {path}")
+    runtime.require_equal({"dataset": dataset.metadata.sha256}, "give every host the same data")
     return dataset
 
 
