@@ -137,12 +137,12 @@ def train(args: list[str], prog: str) -> int:
 
 def _train(cfg: Config, workdir: str) -> int:
     import jax
-    from etils import epath
 
+    from diffusionlm.files import run_path
     from diffusionlm.trainer import DivergenceError
     from diffusionlm.trainer import train as run_training
 
-    before = (epath.Path(workdir) / "DONE.json").exists()
+    before = (run_path(workdir) / "DONE.json").exists()
     try:
         run = run_training(cfg, workdir)
     except DivergenceError as error:

@@ -8,6 +8,24 @@ from typing import Any
 
 from etils import epath
 
+from diffusionlm.errors import UserError
+
+
+def run_path(path: epath.PathLike) -> epath.Path:
+    """A path on a disk or in a bucket.
+
+    Raises:
+      UserError: the client of such buckets is not installed.
+    """
+    path = epath.Path(path)
+    try:
+        path.exists()
+    except ImportError as error:
+        raise UserError(f"cannot reach {path}: {error} (with pip)") from error
+    except OSError:  # what is wrong with it will be said where it is used
+        pass
+    return path
+
 
 def in_bucket(path: epath.PathLike) -> bool:
     """True for an object store: objects appear whole, and can be neither renamed in one step nor added to."""

@@ -11,6 +11,7 @@ import jax
 from etils import epath
 
 from diffusionlm import config as config_lib
+from diffusionlm import runtime
 from diffusionlm.config import Config
 from diffusionlm.errors import UserError
 from diffusionlm.files import write_atomically
@@ -32,6 +33,24 @@ def refuse_another_run(cfg: Config, workdir: epath.Path) -> None:
         raise UserError(
             f"{workdir} holds another run: {differ}; use another --workdir to train anew, or the settings of that run"
         )
+
+
+def require_same_command(cfg: Config, workdir: epath.Path) -> None:
+    """Raises `UserError` on every process unless all were given the same settings.
+
+    A host may have its own copy of the data, and its own clock.
+    """
+    values = config_lib.flat(cfg) | {"workdir": str(workdir)}
+    for name in ("data.path", "run.checkpoint_minutes"):
+        del values[name]
+    runtime.require_equal(values, "start every process with the same command")
+
+
+def finished(workdir: epath.Path) -> dict[str, Any] | None:
+    """The content of DONE.json as process 0 sees it; None where there is none."""
+    done = workdir / "DONE.json"
+    text = runtime.gather(done.read_text() if jax.process_index() == 0 and done.exists() else "")[0]
+    return json.loads(text) if text else None
 
 
 def record_run(cfg: Config, workdir: epath.Path) -> None:

@@ -5,6 +5,7 @@ calls it before it looks at a device.
 """
 
 import json
+import logging
 import os
 import signal
 import socket
@@ -22,6 +23,8 @@ from etils import epath
 from jax.experimental import multihost_utils
 
 from diffusionlm.errors import UserError
+
+log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -219,6 +222,22 @@ def any_process(*wishes: bool) -> list[bool]:
     if jax.process_count() == 1:
         return list(wishes)
     return multihost_utils.process_allgather(np.array(wishes)).any(axis=0).tolist()
+
+
+@contextmanager
+def a_hint_at_deaths() -> Iterator[None]:
+    """Says where to look when a computation fails that several processes share."""
+    try:
+        yield
+    except jax.errors.JaxRuntimeError:
+        if jax.process_count() > 1:
+            log.error(
+                "process %d of %d cannot go on, most likely because another one died: its log says why; start all "
+                "processes again to go on from the newest checkpoint",
+                jax.process_index(),
+                jax.process_count(),
+            )
+        raise
 
 
 def _one_line(error: BaseException) -> str:

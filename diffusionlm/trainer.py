@@ -26,11 +26,11 @@ from diffusionlm.config import Config
 from diffusionlm.data import datasets
 from diffusionlm.data.pipeline import Dataset, eval_batches, train_batches
 from diffusionlm.errors import UserError
-from diffusionlm.files import write_atomically
+from diffusionlm.files import run_path, write_atomically
 from diffusionlm.metrics import MetricsWriter, StepLog
 from diffusionlm.progress import Progress
 from diffusionlm.registry import experiments
-from diffusionlm.run_directory import record_run, refuse_another_run
+from diffusionlm.run_directory import finished, record_run, refuse_another_run, require_same_command
 from diffusionlm.sharding import check_batch, global_array, local_rows, make_mesh
 from diffusionlm.timeline import Timeline
 from diffusionlm.train_state import TrainState, abstract_state, create_state
@@ -79,7 +79,7 @@ def train(cfg: Config | str, workdir: epath.PathLike | None = None) -> Run:
     schedules.build(cfg.diffusion)  # an unknown name is refused before anything is written
     runtime.initialize()
     runtime.check_joined()
-    workdir = epath.Path(workdir or f"runs/{cfg.name}")
+    workdir = run_path(workdir or f"runs/{cfg.name}")
     require_same_command(cfg, workdir)
     runtime.everywhere(lambda: refuse_another_run(cfg, workdir))
     if result := finished(workdir):
@@ -88,26 +88,8 @@ def train(cfg: Config | str, workdir: epath.PathLike | None = None) -> Run:
     check_batch(mesh, cfg.data.batch_size, cfg.run.microbatches)
     runtime.require_shared(workdir)
     dataset = datasets.open_or_prepare(cfg, workdir)
-    with jax.set_mesh(mesh), runtime.stop_signals() as stopped:
+    with jax.set_mesh(mesh), runtime.stop_signals() as stopped, runtime.a_hint_at_deaths():
         return _Loop(cfg, workdir, dataset, mesh, timeline).run(stopped)
-
-
-def require_same_command(cfg: Config, workdir: epath.Path) -> None:
-    """Raises `UserError` on every process unless all were given the same settings.
-
-    A host may have its own copy of the data, and its own clock.
-    """
-    values = config_lib.flat(cfg) | {"workdir": str(workdir)}
-    for name in ("data.path", "run.checkpoint_minutes"):
-        del values[name]
-    runtime.require_equal(values, "start every process with the same command")
-
-
-def finished(workdir: epath.Path) -> dict[str, Any] | None:
-    """The content of DONE.json as process 0 sees it; None where there is none."""
-    done = workdir / "DONE.json"
-    text = runtime.gather(done.read_text() if jax.process_index() == 0 and done.exists() else "")[0]
-    return json.loads(text) if text else None
 
 
 def evaluation_rows(cfg: Config, dataset: Dataset, rows: np.ndarray | None = None) -> Iterator[dict[str, np.ndarray]]:

@@ -1,11 +1,13 @@
 """Files of a run: seen whole or not at all, lines that survive a kill; in buckets, no renaming and no appending."""
 
 import json
+import sys
 
 import pytest
 from etils import epath
 
 from diffusionlm import files
+from diffusionlm.errors import UserError
 
 
 @pytest.fixture
@@ -34,6 +36,13 @@ def bucket(monkeypatch):
 def test_what_a_bucket_is():
     assert files.in_bucket("gs://bucket/run") and files.in_bucket(epath.Path("gs://bucket/run"))
     assert not files.in_bucket("/disk/run") and not files.in_bucket("run")
+
+
+def test_a_bucket_without_its_client_is_one_line(monkeypatch):
+    monkeypatch.setitem(sys.modules, "gcsfs", None)
+    monkeypatch.setitem(sys.modules, "tensorflow", None)
+    with pytest.raises(UserError, match="^cannot reach gs://bucket/run: .*install gcsfs"):
+        files.run_path("gs://bucket/run")
 
 
 def test_a_write_is_seen_whole_or_not_at_all(path):
