@@ -187,6 +187,17 @@ def test_nothing_to_restore(tmp_path):
         assert "no checkpoint" in refusal(manager.restore, abstract_state(make_mesh(8)))
 
 
+def test_the_train_state_of_another_version_is_refused_and_its_parameters_are_not(tmp_path):
+    state = save_run(tmp_path, 3)
+    wanted = abstract_state(make_mesh(8))
+    items = checkpoint._rest(wanted)
+    with pytest.MonkeyPatch.context() as patch, CheckpointManager(tmp_path, 10) as manager:
+        patch.setattr(checkpoint, "_rest", lambda state: items | {"momentum": items["step"]})
+        message = refusal(manager.restore, wanted)
+    assert "another version" in message and "momentum" in message and "guard" not in message
+    assert bits(checkpoint.load_params(tmp_path)) == bits(state.params)
+
+
 def test_another_model_is_refused_with_names_and_both_shapes(tmp_path):
     save_run(tmp_path, 1)
     wanted = abstract_state(make_mesh(1))

@@ -224,9 +224,7 @@ def test_killed_in_the_middle_of_a_save_one_process_goes_on(one, dataset, compil
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("before", "after", "victim"), [((4, 1), (2, 2), 3), ((4, 1), (1, 2), 0), ((1, 4), (2, 2), 0)]
-)
+@pytest.mark.parametrize(("before", "after", "victim"), [((4, 1), (2, 2), 3), ((4, 1), (1, 2), 0), ((1, 4), (2, 2), 0)])
 def test_killed_a_run_goes_on_with_another_number_of_processes(one, dataset, compiled, tmp_path, before, after, victim):
     workdir, due, killed = tmp_path / "run", random.randrange(5, 12), []
 

@@ -153,6 +153,7 @@ def test_bad_batches_are_left_out_and_nothing_else_changes(skipped, dataset):
     final = saved(run.config, run.workdir)
     assert (final[".step"], final[".next_index"], final[".guard.skips"]) == (STEPS, 19, 0)
     assert_close(final, by_hand(dataset, GOOD, [1.0] * STEPS))
+    assert sorted(path.name for path in (run.workdir / "checkpoints").iterdir()) == ["10", "14", "5"]
     assert saved(run.config, run.workdir, 5)[".next_index"] == 6  # four good ones, a bad one, and the fifth
     lines = [line for line in metrics.read(run.workdir) if "loss" in line]
     assert [(line["step"], line["skipped"]) for line in lines] == [(n + 1, k - n) for n, k in enumerate(GOOD)]

@@ -303,6 +303,18 @@ def test_a_batch_that_is_not_finite_changes_nothing_and_stops_the_steps_behind_i
     assert metrics["applied"] == 1 and (onwards.step, onwards.next_index) == (2, 3)
 
 
+def test_the_factor_of_roll_backs_scales_the_whole_step():
+    before, _ = one_step("arm")  # with moments, and a learning rate that is not 0
+    full, metrics = run_step("arm", before, random_batch(), 1)
+    guard = before.guard.replace(lr_factor=np.float32(0.25))
+    quarter, lowered = run_step("arm", before.replace(guard=guard), random_batch(), 1)
+    assert lowered["lr"] == pytest.approx(metrics["lr"] / 4) and metrics["lr"] > 0
+    moved = jax.tree.map(lambda a, b: a - b, full.params, before.params)
+    found = jax.tree.map(lambda a, b: a - b, quarter.params, before.params)
+    chex.assert_trees_all_close(found, jax.tree.map(lambda x: x / 4, moved), rtol=1e-3, atol=1e-7)
+    chex.assert_trees_all_equal(quarter.opt_state, full.opt_state)  # the moments do not know of it
+
+
 def test_a_gradient_that_is_not_finite_counts_as_bad_though_the_loss_is_fine():
     """A gain of 1e-30 before a head of 1e30: the same logits, but the gradient of the gain overflows when squared."""
     state, fine = host_state("arm"), one_step("arm")[1]
