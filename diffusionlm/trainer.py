@@ -121,7 +121,7 @@ class _Loop:
         with ExitStack() as stack:
             self.checkpoints = stack.enter_context(CheckpointManager(self.workdir, cfg.run.keep, cfg.run.keep_every))
             self.saver = _Saver(cfg, self.checkpoints, self.sidecar, self.timeline)
-            with self.timeline.measure("restore"):
+            with self.timeline.measure("start" if self.checkpoints.latest_step() is None else "restore"):
                 state = runtime.everywhere(self._initial_state)
             self._stand_at(state)
             runtime.everywhere(lambda: record_run(cfg, self.workdir) if self.first_process else None)

@@ -1,5 +1,6 @@
 """Bad batches: what is left out, what a run returns to, and that neither a resume nor the host's delay changes it."""
 
+import functools
 import json
 import math
 import os
@@ -68,18 +69,23 @@ def stop_at(index):
     return before_step
 
 
-def by_hand(dataset, indices, factors):
-    """The state after steps on these batches, with these factors on the learning rate, by the plain step."""
+@functools.cache
+def plain(dataset):
+    """The mesh, the initial state, and the step without a policy."""
     cfg = config(dataset)
     mesh = mesh_of(cfg.mesh)
-    there = train_batches(open_dataset(dataset), batch_size=BATCH, seed=cfg.run.seed)
+    return mesh, jax.device_get(create_state(cfg, mesh)), train_step.make_train_step(cfg, mesh)
+
+
+def by_hand(dataset, indices, factors):
+    """The state after steps on these batches, with these factors on the learning rate."""
+    mesh, state, step = plain(dataset)
+    there = train_batches(open_dataset(dataset), batch_size=BATCH, seed=config(dataset).run.seed)
     batches = dict(zip(range(max(indices) + 1), there, strict=False))  # they have no end
     with jax.set_mesh(mesh):
-        state = create_state(cfg, mesh)
-        step = train_step.make_train_step(cfg, mesh)
         for index, factor in zip(indices, factors, strict=True):
-            guard = state.guard.replace(lr_factor=jnp.float32(factor))
-            state, found = step(state.replace(next_index=jnp.int32(index), guard=guard), batches[index], index)
+            guard = state.guard.replace(lr_factor=np.float32(factor))
+            state, found = step(state.replace(next_index=np.int32(index), guard=guard), batches[index], index)
             assert found["applied"] == 1
     return tiny_run.leaves(jax.device_get(state))
 
@@ -222,6 +228,7 @@ def test_a_roll_back_returns_to_the_checkpoint_and_goes_on_behind_the_batch(roll
     assert run.result["seconds_by_kind"]["lost"] > 0
 
 
+@pytest.mark.slow
 def test_a_resume_after_a_roll_back_is_bit_equal(rolled_back, tmp_path):
     run, recorder = rolled_back
     stopped, _ = play(run.config, tmp_path, {8: NAN}, stop_at(11))
