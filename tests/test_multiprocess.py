@@ -16,7 +16,7 @@ import pytest
 import tiny_run
 from tiny_run import Recorder, leaves
 
-from diffusionlm import checkpoint, metrics, timeline, trainer
+from diffusionlm import checkpoint, metrics, timeline, train_step, trainer
 from diffusionlm.sharding import make_mesh
 from diffusionlm.train_state import abstract_state
 
@@ -241,6 +241,21 @@ def test_killed_a_run_goes_on_with_another_number_of_processes(one, dataset, com
     assert due - 4 <= first, due
     for inputs in go_on(dataset, workdir, compiled, *after):
         assert_continues(one, workdir, first, inputs)
+
+
+@pytest.mark.slow
+def test_two_processes_roll_back_as_one_does(dataset, compiled, tmp_path, monkeypatch):
+    monkeypatch.setattr(trainer, "make_mesh", four_devices)
+    monkeypatch.setattr(train_step, "targets", train_step.targets)  # which the scenario replaces
+    tiny_run.rolled_back(dataset, tmp_path / "one")
+    told, _ = play("rolled_back", dataset, tmp_path / "two", compiled)
+    assert all(event["rollbacks"] == 1 and event["skipped"] == 6 for (event,) in told)  # 4 to 9
+    cfg = tiny_run.short(dataset)
+    found, wanted = restored(cfg, tmp_path / "two"), restored(cfg, tmp_path / "one")
+    assert (found[".step"], found[".next_index"], found[".guard.lr_factor"]) == (STEPS, STEPS + 6, 0.5)
+    for name, value in wanted.items():
+        np.testing.assert_allclose(found[name], value, rtol=1e-3, atol=1e-5, err_msg=name)
+    np.testing.assert_allclose(losses(tmp_path / "two"), losses(tmp_path / "one"), rtol=1e-4)
 
 
 @pytest.mark.slow

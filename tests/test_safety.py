@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny_run
-from tiny_run import BATCH, Recorder, tiny
+from tiny_run import BATCH, Recorder, spoil_batches, tiny
 
 from diffusionlm import checkpoint, metrics, safety, timeline, train_step, trainer
 from diffusionlm.config import SafetyConfig
@@ -45,18 +45,11 @@ def mesh_of(cfg):
 
 def play(cfg, workdir, spoilt, before_step=lambda index: None):
     """Trains with some batches spoilt, on one device; returns the run, and what its steps were given."""
-    targets, recorder = train_step.targets, Recorder(before_step)
-
-    def spoil(cfg, batch, batch_index):
-        full, factor = targets(cfg, batch, batch_index), jnp.float32(1)
-        for index, by in spoilt.items():
-            factor = jnp.where(batch_index == index, by, factor)
-        return full.replace(weight_BxT=full.weight_BxT * factor)
-
+    recorder = Recorder(before_step)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(trainer, "make_mesh", mesh_of)
         patch.setattr(trainer, "make_train_step", recorder)
-        patch.setattr(train_step, "targets", spoil)
+        patch.setattr(train_step, "targets", spoil_batches(spoilt))
         patch.setattr(safety, "HISTORY", 5)
         return trainer.train(cfg, workdir), recorder
 

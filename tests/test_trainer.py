@@ -158,6 +158,12 @@ def test_done_has_the_final_numbers(uninterrupted):
         f"eval_{name}": value for name, value in done["eval"].items()
     }
     assert done["seconds"] >= lines[-2]["seconds"] and 0 < done["goodput"] <= 1
+    kinds = done["seconds_by_kind"]
+    assert sum(kinds.values()) == pytest.approx(done["seconds"], abs=0.1)  # nothing came between
+    assert kinds["train"] > 0 and kinds["compile"] > 0 and kinds["evaluate"] > 0 and kinds["save"] > 0
+    assert (done["skipped"], done["rollbacks"]) == (0, 0)
+    assert json.loads((run.workdir / "heartbeat").read_text())["step"] <= STEPS
+    assert timeline.read(run.workdir)[-2]["event"] == "done"
     assert done["eval"]["nelbo_nats_per_token"] < 0.8 * math.log(257)  # it learnt at least which bytes there are
 
 

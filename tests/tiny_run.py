@@ -6,7 +6,9 @@ environment says whether there are other processes.
 
 import contextlib
 import dataclasses
+import functools
 import json
+import math
 import os
 import random
 import signal
@@ -16,11 +18,12 @@ import time
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-from jax.experimental import multihost_utils
 from jax.experimental.compilation_cache import compilation_cache
+from jax.sharding import NamedSharding, PartitionSpec
 
-from diffusionlm import checkpoint, runtime, trainer
+from diffusionlm import checkpoint, runtime, train_step, trainer
 from diffusionlm.config import Config, DataConfig, DiffusionConfig, ModelConfig, OptimConfig, RunConfig
 from diffusionlm.data import datasets
 from diffusionlm.data.prepare import prepare
@@ -85,7 +88,15 @@ def with_changes(cfg, changes):
 
 def host(tree):
     """A tree of global arrays as numpy arrays, copied: the trainer donates what it is given."""
-    return jax.tree.map(np.array, multihost_utils.process_allgather(tree, tiled=True))
+    if jax.process_count() > 1:
+        tree = on_every_device(next(leaf.sharding.mesh for leaf in jax.tree.leaves(tree) if leaf.ndim))(tree)
+    return jax.tree.map(np.array, tree)
+
+
+@functools.cache
+def on_every_device(mesh):
+    """Copies a whole tree to every device: one program, where `process_allgather` compiles one a leaf."""
+    return jax.jit(lambda tree: tree, out_shardings=NamedSharding(mesh, PartitionSpec()))
 
 
 def leaves(tree):
@@ -110,7 +121,7 @@ class Recorder:
             self.states[int(index)] = leaves(host(state))
             self.inputs[int(index)] = leaves(host((batch, corrupted(batch, index))))
             state, metrics = train_step(state, batch, index)
-            self.metrics[int(index)] = host(metrics)
+            self.metrics[int(index)] = jax.tree.map(np.array, metrics)
             return state, metrics
 
         return step
@@ -181,6 +192,27 @@ def announced(dataset, workdir):
     trainer.train(short(dataset, run={"checkpoint_every": 4}), workdir)
 
 
+def spoil_batches(spoilt):
+    """A stand-in for `train_step.targets` in which the weights of some batches are multiplied by what `spoilt` says."""
+    targets = train_step.targets
+
+    def spoil(cfg, batch, batch_index):
+        full, factor = targets(cfg, batch, batch_index), jnp.float32(1)
+        for index, by in spoilt.items():
+            factor = jnp.where(batch_index == index, by, factor)
+        return full.replace(weight_BxT=full.weight_BxT * factor)
+
+    return spoil
+
+
+def rolled_back(dataset, workdir):
+    """One batch is left out; two in a row make it return to step 4, and go on behind them with half the rate."""
+    train_step.targets = spoil_batches(dict.fromkeys((5, 8, 9), math.nan))
+    cfg = short(dataset, run={"checkpoint_every": 4, "eval_every": 0})
+    policy = {"max_skips": 1, "max_rollbacks": 1, "rollback_lr": 0.5}
+    tell("returned", **trainer.train(with_changes(cfg, {"safety": policy}), workdir).result)
+
+
 def failing_alone(dataset, workdir):
     """In the middle of it one process fails, for a reason of its own."""
 
@@ -232,6 +264,7 @@ SCENARIOS = {
         stopped_together,
         recorded,
         killed_while_saving,
+        rolled_back,
         announced,
         failing_alone,
         refused,
