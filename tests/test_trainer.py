@@ -19,7 +19,7 @@ import pytest
 import tiny_run
 from tiny_run import BATCH, LENGTH, STEPS, Recorder, tiny
 
-from diffusionlm import checkpoint, config, flops, metrics, run_directory, train_step, trainer
+from diffusionlm import checkpoint, config, flops, metrics, run_directory, timeline, train_step, trainer
 from diffusionlm.data.pipeline import eval_batches, open_dataset
 from diffusionlm.errors import UserError
 from diffusionlm.presets import arm_twin
