@@ -79,7 +79,7 @@ def train(cfg: Config | str, workdir: epath.PathLike | None = None) -> Run:
     schedules.build(cfg.diffusion)  # an unknown name is refused before anything is written
     runtime.initialize()
     runtime.check_joined()
-    workdir = run_path(workdir or f"runs/{cfg.name}")
+    workdir = runtime.everywhere(lambda: run_path(workdir or f"runs/{cfg.name}"))
     require_same_command(cfg, workdir)
     runtime.everywhere(lambda: refuse_another_run(cfg, workdir))
     if result := finished(workdir):
