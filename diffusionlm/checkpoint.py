@@ -137,8 +137,14 @@ class CheckpointManager:
         if step is None:
             raise UserError(f"{self._directory} holds no checkpoint to restore")
         path, items = self._directory / str(step), {"params": abstract_state.params, "train": _rest(abstract_state)}
+        saved = {item: _saved(path, item) for item in items}
+        if differ := sorted(set(saved["train"]) ^ set(items["train"])):
+            raise UserError(
+                f"{path} holds the train state of another version, which differs in {', '.join(differ)}; train anew in "
+                "another directory, or go on with the version that wrote it (its parameters can be used as before)"
+            )
         for item, tree in items.items():
-            _require_same_shapes(path, _saved(path, item), tree)
+            _require_same_shapes(path, saved[item], tree)
         items = {item: _load(path, item, tree) for item, tree in items.items()}
         return abstract_state.replace(params=items["params"], **items["train"])
 

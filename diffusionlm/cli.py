@@ -133,15 +133,15 @@ def train(args: list[str], prog: str) -> int:
 
 def _train(cfg: Config, workdir: str) -> int:
     import jax
-    from etils import epath
 
-    from diffusionlm.trainer import NonFiniteError
+    from diffusionlm.files import run_path
+    from diffusionlm.trainer import DivergenceError
     from diffusionlm.trainer import train as run_training
 
-    before = (epath.Path(workdir) / "DONE.json").exists()
+    before = (run_path(workdir) / "DONE.json").exists()
     try:
         run = run_training(cfg, workdir)
-    except NonFiniteError as error:
+    except DivergenceError as error:
         return _fail(str(error), 1)
     except OSError as error:
         if error.errno not in FILE_ERRORS or error.filename:
@@ -152,7 +152,7 @@ def _train(cfg: Config, workdir: str) -> int:
     if not run.done:
         print(f"stopped and saved at step {run.step} of {cfg.run.steps} in {run.workdir}; the same command goes on")
         return 0
-    if cfg.run.showcase and not before:
+    if cfg.run.showcase and not before and jax.process_count() == 1:  # no other process waits for it
         from diffusionlm import showcase
 
         showcase.show(run)

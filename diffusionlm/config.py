@@ -256,6 +256,33 @@ class RunConfig:
 
 
 @dataclass(frozen=True)
+class SafetyConfig:
+    """What is done about a bad batch: one whose loss or gradient is not finite, or whose gradient norm jumps.
+
+    By default the run saves and stops. These fields are operational, so that a run that has stopped can go on under
+    another policy and stay the same run; what a policy did is on record in metrics.jsonl, timeline.jsonl and DONE.json.
+    """
+
+    # also bad: a gradient norm above this many times its running mean; 0: only what is not finite is
+    spike_factor: float = op(0.0)
+    max_skips: int = op(0)  # bad batches in a row that are left out; at the next the run rolls back, or stops
+    # times that the run returns to its newest checkpoint and goes on behind the bad batch; then it stops
+    max_rollbacks: int = op(0)
+    rollback_lr: float = op(1.0)  # factor on the learning rate, for good, at each roll-back (LLaDA 8B: 0.25)
+
+    def validate(self) -> None:
+        for name in ("max_skips", "max_rollbacks"):
+            if getattr(self, name) < 0:
+                raise UserError(f"safety.{name}={getattr(self, name)} must not be negative")
+        if self.spike_factor and not self.spike_factor > 1:
+            raise UserError(
+                f"safety.spike_factor={self.spike_factor} must be above 1, in practice 5 or more, or 0 to turn it off"
+            )
+        if not 0 < self.rollback_lr <= 1:
+            raise UserError(f"safety.rollback_lr={self.rollback_lr} must lie in (0, 1]")
+
+
+@dataclass(frozen=True)
 class Config:
     """One experiment, resolved."""
 
@@ -267,6 +294,7 @@ class Config:
     data: DataConfig = DataConfig()
     mesh: MeshConfig = MeshConfig()
     run: RunConfig = RunConfig()
+    safety: SafetyConfig = SafetyConfig()
 
     @property
     def mask_id(self) -> int | None:
@@ -290,6 +318,7 @@ class Config:
         self.optim.validate(self.run.steps)
         self.data.validate()
         self.mesh.validate()
+        self.safety.validate()
         if self.model.causal != (self.objective == "arm"):
             raise UserError(
                 f"objective={self.objective} needs model.causal={self.objective == 'arm'}, not {self.model.causal}; "
@@ -371,16 +400,21 @@ def from_json(text: str) -> Config:
     return from_dict(Config, json.loads(text))
 
 
-def scientific_fields(config: Any, prefix: str = "") -> dict[str, Any]:
-    """Dotted name -> value of every field that is part of a run's scientific identity."""
+def flat(config: Any, prefix: str = "", operational: bool = True) -> dict[str, Any]:
+    """Dotted name -> value of every field, with or without the operational ones."""
     found: dict[str, Any] = {}
     for f in dataclasses.fields(config):
         value = getattr(config, f.name)
         if dataclasses.is_dataclass(value):
-            found |= scientific_fields(value, f"{prefix}{f.name}.")
-        elif not f.metadata.get("operational"):
+            found |= flat(value, f"{prefix}{f.name}.", operational)
+        elif operational or not f.metadata.get("operational"):
             found[prefix + f.name] = value
     return found
+
+
+def scientific_fields(config: Any) -> dict[str, Any]:
+    """Dotted name -> value of every field that is part of a run's scientific identity."""
+    return flat(config, operational=False)
 
 
 def fingerprint(config: Config) -> str:

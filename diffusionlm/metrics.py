@@ -1,14 +1,18 @@
 """Metrics of a run: `metrics.jsonl` for programs, TensorBoard events for people."""
 
-import json
-import os
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+import importlib.util
+import logging
 from typing import Any
 
 from etils import epath
 from tensorboardX import SummaryWriter
+
+from diffusionlm.files import JsonLines, in_bucket, read_json_lines
+from diffusionlm.timeline import Timeline
+
+log = logging.getLogger(__name__)
+
+FILE = "metrics.jsonl"
 
 
 class MetricsWriter:
@@ -18,53 +22,67 @@ class MetricsWriter:
     """
 
     def __init__(self, workdir: epath.Path, restored_step: int):
-        self._path = workdir / "metrics.jsonl"
-        kept = [line for line in read(workdir) if line["step"] <= restored_step]
-        self.latest = {name: value for line in kept for name, value in line.items()}  # what earlier processes wrote
-        write_atomically(self._path, "".join(json.dumps(line) + "\n" for line in kept))
-        # Files are named by the second; the suffix keeps a quick resume from overwriting what it goes on from.
-        self._events = SummaryWriter(
-            str(workdir / "events"), purge_step=restored_step + 1, filename_suffix=f".{restored_step}"
-        )
+        self._workdir = workdir
+        self._open(restored_step)
+
+    def cut_back(self, restored_step: int) -> None:
+        """Drops the lines after `restored_step`, and goes on from there."""
+        self.close()
+        self._open(restored_step)
+
+    def _open(self, restored_step: int) -> None:
+        self._lines = JsonLines(self._workdir / FILE, keep=lambda line: line["step"] <= restored_step)
+        self.latest = {name: value for line in self._lines.kept for name, value in line.items()}
+        self._events = _event_writer(self._workdir / "events", restored_step)
 
     def write(self, step: int, values: dict[str, Any]) -> None:
-        with self._path.open("a") as f:
-            f.write(json.dumps({"step": step, **values}) + "\n")
-        for name, value in values.items():
-            self._events.add_scalar(name, value, step)
+        self._lines.write({"step": step, **values})
+        if self._events:
+            for name, value in values.items():
+                self._events.add_scalar(name, value, step)
+
+    def flush(self) -> None:
+        """Makes sure that what was written is there for who reads it."""
+        self._lines.flush()
 
     def close(self) -> None:
-        self._events.close()
+        self._lines.flush()
+        if self._events:
+            self._events.close()
+
+
+def _event_writer(directory: epath.Path, restored_step: int) -> SummaryWriter | None:
+    if in_bucket(directory) and not _importable("google.cloud.storage" if "gs://" in str(directory) else "boto3"):
+        log.warning("no TensorBoard events in %s: tensorboardX needs google-cloud-storage or boto3 there", directory)
+        return None
+    # Files are named by the second; the suffix keeps a quick resume from overwriting what it goes on from.
+    return SummaryWriter(str(directory), purge_step=restored_step + 1, filename_suffix=f".{restored_step}")
+
+
+def _importable(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:  # nor the package around it
+        return False
 
 
 def read(workdir: epath.PathLike) -> list[dict[str, Any]]:
     """The lines of WORKDIR/metrics.jsonl; a last line that a kill cut short is left out."""
-    path = epath.Path(workdir) / "metrics.jsonl"
-    if not path.exists():
-        return []
-    lines = path.read_text().split("\n")
-    return [json.loads(line) for line in lines[:-1]]  # what follows the last newline is empty or cut short
-
-
-def write_atomically(path: epath.Path, text: str) -> None:
-    """Writes a file that readers see whole or not at all."""
-    temporary = path.parent / f".{path.name}.{os.getpid()}.tmp"
-    temporary.write_text(text)
-    temporary.replace(path)
+    return read_json_lines(epath.Path(workdir) / FILE)
 
 
 class StepLog:
     """Turns the metrics of single steps into the lines of metrics.jsonl: one every `every` steps, and one at the last.
 
     Each line has step, tokens, loss (nats/token), cross_entropy and grad_norm (means over the steps since the line
-    before or, after it, since the resume), lr, tokens_per_second, step_seconds, mfu (where the chip's peak is known),
-    seconds (of the run, resumed parts included) and goodput (the share of them that went into training steps). Time
-    spent in `paused` is not the steps'.
+    before or, after it, since the resume), lr, skipped (batches left out so far), tokens_per_second, step_seconds, mfu
+    (where the chip's peak is known), seconds and goodput (see `timeline`).
     """
 
     def __init__(
         self,
         writer: MetricsWriter | None,
+        timeline: Timeline,
         *,
         every: int,
         last_step: int,
@@ -72,27 +90,16 @@ class StepLog:
         flops_per_step: int,
         peak_flops: float | None,
     ):
-        self._writer, self._every, self._last_step = writer, every, last_step
+        self._writer, self._timeline, self._every, self._last_step = writer, timeline, every, last_step
         self._tokens, self._flops, self._peak = tokens_per_step, flops_per_step, peak_flops
-        self._sums: dict[str, float] = {}
-        self._count = 0
-        self._started = self._clock = time.monotonic()
-        self._paused = 0.0
-        before = writer.latest if writer else {}
-        self._seconds_before = before.get("seconds", 0.0)
-        self._in_steps = self._seconds_before * before.get("goodput", 0.0)  # seconds, those before a resume included
-        self.last_loss: float | None = before.get("loss")
+        self.last_loss: float | None = writer.latest.get("loss") if writer else None
         self.note = ""
+        self._begin()
 
-    @property
-    def seconds(self) -> float:
-        """Seconds of the run so far, those before a resume included."""
-        return self._seconds_before + time.monotonic() - self._started
-
-    @property
-    def goodput(self) -> float:
-        """The share of `seconds` that went into training steps."""
-        return self._in_steps / max(self.seconds, 1e-9)
+    def _begin(self) -> None:
+        """A new line begins."""
+        self._sums: dict[str, float] = {}
+        self._count, self._began = 0, self._timeline.stepping
 
     def __enter__(self) -> "StepLog":
         return self
@@ -101,36 +108,26 @@ class StepLog:
         if self._writer:
             self._writer.close()
 
-    @contextmanager
-    def paused(self) -> Iterator[None]:
-        """Work that is not the training step's: compilation, evaluation, saving."""
-        began = time.monotonic()
-        yield
-        self._paused += time.monotonic() - began
-
-    def add(self, step: int, metrics: dict[str, Any]) -> None:
+    def add(self, step: int, metrics: dict[str, Any], skipped: int = 0) -> None:
         """Takes in one step's metrics, and writes a line where one is due."""
         for name in ("loss", "cross_entropy", "grad_norm"):
             self._sums[name] = self._sums.get(name, 0.0) + float(metrics[name])
         self._count += 1
         if step % self._every == 0 or step == self._last_step:
-            self._write(step, float(metrics["lr"]))
+            self._write(step, float(metrics["lr"]), skipped)
 
-    def _write(self, step: int, lr: float) -> None:
-        now = time.monotonic()
-        spent = max(now - self._clock - self._paused, 1e-9)
-        self._in_steps += spent
-        rate = self._count / spent
+    def _write(self, step: int, lr: float, skipped: int) -> None:
+        rate = self._count / max(self._timeline.stepping - self._began, 1e-9)
         values = {name: total / self._count for name, total in self._sums.items()}
-        values |= {"tokens": step * self._tokens, "lr": lr, "tokens_per_second": rate * self._tokens}
-        values |= {"step_seconds": 1 / rate, **self._times()}
+        values |= {"tokens": step * self._tokens, "lr": lr, "skipped": skipped}
+        values |= {"tokens_per_second": rate * self._tokens, "step_seconds": 1 / rate, **self._times()}
         if self._peak:
             values["mfu"] = rate * self._flops / self._peak
         self.last_loss = values["loss"]
         self.note = f"loss {values['loss']:.3f}  {values['tokens_per_second']:,.0f} tok/s"
         if self._writer:
             self._writer.write(step, values)
-        self._sums, self._count, self._clock, self._paused = {}, 0, now, 0.0
+        self._begin()
 
     def evaluation(self, step: int, values: dict[str, float]) -> None:
         """Writes a line with an evaluation's results under eval_*."""
@@ -138,5 +135,17 @@ class StepLog:
             line = {f"eval_{name}": value for name, value in values.items()}
             self._writer.write(step, line | {"tokens": step * self._tokens, **self._times()})
 
+    def flush(self) -> None:
+        """Makes sure that what was written is there for who reads it."""
+        if self._writer:
+            self._writer.flush()
+
+    def cut_back(self, step: int) -> None:
+        """Drops what was logged of steps after `step`."""
+        if self._writer:
+            self._writer.cut_back(step)
+            self.last_loss = self._writer.latest.get("loss")
+        self._begin()
+
     def _times(self) -> dict[str, float]:
-        return {"seconds": self.seconds, "goodput": self.goodput}
+        return {"seconds": self._timeline.held, "goodput": self._timeline.goodput}

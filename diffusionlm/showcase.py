@@ -6,8 +6,9 @@ import numpy as np
 from rich.console import Console
 
 from diffusionlm.data import datasets
+from diffusionlm.data.pipeline import open_dataset
 from diffusionlm.evaluation import baselines, report
-from diffusionlm.metrics import write_atomically
+from diffusionlm.files import write_atomically
 from diffusionlm.sampling import display
 from diffusionlm.sampling.load import load
 from diffusionlm.trainer import Run, evaluation_rows
@@ -37,7 +38,7 @@ def _baselines(run: Run, console: Console) -> dict[str, dict[str, float]]:
     path = run.workdir / "baselines.json"
     if path.exists():
         return json.loads(path.read_text())
-    dataset = datasets.open_or_prepare(run.config, run.workdir)
+    dataset = open_dataset(datasets.directory(run.config, run.workdir))
     T = run.config.data.sequence_length
     heldout = np.concatenate(
         [np.where(r["segment_ids"] > 0, r["tokens"], -1) for r in evaluation_rows(run.config, dataset)]

@@ -12,6 +12,7 @@ from diffusionlm import optim
 from diffusionlm.config import Config
 from diffusionlm.corruption import INITIALISATION, stream_key
 from diffusionlm.model import Transformer
+from diffusionlm.safety import Guard, new_guard
 from diffusionlm.sharding import tree_shardings
 
 
@@ -23,6 +24,7 @@ class TrainState:
     next_index: jax.Array  # int32 scalar, the next batch to train on; a skipped batch advances this alone
     params: Any  # float32 tree, stacked over layers
     opt_state: Any  # of optim.build
+    guard: Guard
 
 
 def abstract_state(cfg: Config, mesh: Mesh) -> TrainState:
@@ -55,7 +57,7 @@ def _boxed_state(cfg: Config, key: jax.Array) -> TrainState:
     """A fresh state whose parameters, and so whose moments, carry the names of their dimensions."""
     params = Transformer(cfg.model).init(key, jnp.zeros((1, 1), jnp.int32))["params"]
     zero = jnp.zeros((), jnp.int32)
-    return TrainState(zero, zero, params, optim.build(cfg.optim, cfg.run.steps).init(params))
+    return TrainState(zero, zero, params, optim.build(cfg.optim, cfg.run.steps).init(params), new_guard())
 
 
 def _unbox(tree: Any) -> Any:

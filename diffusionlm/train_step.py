@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from diffusionlm import optim
+from diffusionlm import optim, safety
 from diffusionlm.config import Config, DiffusionConfig
 from diffusionlm.corruption import corrupt, corrupt_held_out, noise_key
 from diffusionlm.cross_entropy import weighted_cross_entropy
@@ -109,24 +109,37 @@ def _split(cfg: Config, full: Targets) -> Targets:
 def train_step(cfg: Config, state: TrainState, batch: Batch, batch_index: jax.Array) -> tuple[TrainState, Metrics]:
     """One optimizer step on batch `batch_index`; pure, jitted by `make_train_step`.
 
-    A step whose loss or gradient is not finite changes nothing, `next_index` included; as a step also does nothing when
-    its batch is not the one that the state expects, the steps already dispatched behind it change nothing either, and
-    the state that the trainer then saves is the one before the failure.
+    A bad batch (see `SafetyConfig`) is left out: of the state, `next_index` alone advances, and the count of such
+    batches in a row. Once that count is at its limit, a bad batch changes nothing, `next_index` included. As a step
+    also does nothing when its batch is not the one that the state expects, the steps already dispatched behind it
+    change nothing either, and the state that the trainer then saves is the one before the failure.
     """
     full = targets(cfg, batch, batch_index)
     (loss, unweighted), grads = loss_and_grads(cfg, state.params, full)
     grad_norm = optax.tree.norm(grads)
     updates, opt_state = optim.build(cfg.optim, cfg.run.steps).update(grads, state.opt_state, state.params)
+    updates = jax.tree.map(lambda u: u * state.guard.lr_factor.astype(u.dtype), updates)  # linear in the learning rate
     params = optax.apply_updates(state.params, updates)
-    stepped = TrainState(state.step + 1, state.next_index + 1, params, opt_state)
-    applied = jnp.isfinite(loss) & jnp.isfinite(grad_norm) & (batch_index == state.next_index)
+    guard = safety.after_step(state.guard, grad_norm)
+    stepped = TrainState(state.step + 1, state.next_index + 1, params, opt_state, guard)
+
+    expected = batch_index == state.next_index
+    bad = safety.is_bad(cfg.safety, state.guard, state.step, loss, grad_norm)
+    applied = expected & ~bad
+    skipped = expected & bad & (state.guard.skips < cfg.safety.max_skips)
     state_out = jax.tree.map(lambda new, old: jnp.where(applied, new, old), stepped, state)
+    state_out = state_out.replace(
+        next_index=state_out.next_index + skipped.astype(jnp.int32),
+        guard=state_out.guard.replace(skips=state_out.guard.skips + skipped.astype(jnp.int32)),
+    )
+    learning_rate = jnp.float32(optim.learning_rate(cfg.optim, cfg.run.steps)(state.step))
     metrics = {
         "loss": loss,
         "cross_entropy": unweighted / jnp.maximum(full.counted_BxT.sum(), 1.0),
         "grad_norm": grad_norm,
-        "lr": jnp.float32(optim.learning_rate(cfg.optim, cfg.run.steps)(state.step)),
+        "lr": learning_rate * state.guard.lr_factor,
         "applied": applied.astype(jnp.float32),
+        "skipped": skipped.astype(jnp.float32),
     }
     return state_out, metrics
 

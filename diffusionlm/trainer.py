@@ -1,41 +1,38 @@
-"""A training run, top to bottom: prepare, restore, step, log, evaluate, save.
+"""A training run, top to bottom: join, prepare, restore, step, log, evaluate, save.
 
-Everything that a run writes lies in its run directory: config.json, environment.json, metrics.jsonl, events/,
-checkpoints/, profile/ and, when it is done, DONE.json. Calling `train` again with the same directory goes on where the
-newest checkpoint stands.
+Everything that a run writes lies in its run directory: config.json, environment.json, metrics.jsonl, timeline.jsonl,
+heartbeat, events/, checkpoints/, profile/ and, when it is done, DONE.json. Calling `train` again with the same
+directory goes on where the newest checkpoint stands.
 """
 
 import json
 import math
-import platform
-import signal
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
-from importlib import metadata
 from typing import Any
 
 import jax
 import numpy as np
 from etils import epath
-from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from diffusionlm import config as config_lib
-from diffusionlm import flops, schedules
+from diffusionlm import flops, runtime, schedules
 from diffusionlm.checkpoint import CheckpointManager, Sidecar
 from diffusionlm.config import Config
 from diffusionlm.data import datasets
 from diffusionlm.data.pipeline import Dataset, eval_batches, train_batches
 from diffusionlm.errors import UserError
-from diffusionlm.metrics import MetricsWriter, StepLog, write_atomically
+from diffusionlm.files import run_path, write_atomically
+from diffusionlm.metrics import MetricsWriter, StepLog
 from diffusionlm.progress import Progress
 from diffusionlm.registry import experiments
+from diffusionlm.run_directory import finished, record_run, refuse_another_run, require_same_command
 from diffusionlm.sharding import check_batch, global_array, local_rows, make_mesh
+from diffusionlm.timeline import Timeline
 from diffusionlm.train_state import TrainState, abstract_state, create_state
 from diffusionlm.train_step import make_eval_step, make_train_step
 from diffusionlm.version import __version__
@@ -55,76 +52,44 @@ class Run:
         return self.result is not None
 
 
-class NonFiniteError(FloatingPointError):
-    """The loss or the gradient of a step was not finite; the state before that step has been saved."""
+class DivergenceError(FloatingPointError):
+    """A batch was bad, and `SafetyConfig` allows no further way on; the state before it has been saved."""
 
 
 def train(cfg: Config | str, workdir: epath.PathLike | None = None) -> Run:
     """Trains `cfg` in `workdir` (default: runs/NAME), or goes on with the run that is there.
+
+    On several hosts, every process calls this; see `runtime.initialize` for how they find each other.
 
     Args:
       cfg: a configuration, or the name of an experiment.
       workdir: the run directory.
 
     Raises:
-      UserError: the configuration is inconsistent, the directory holds another run, or the data do not fit the model.
-      NonFiniteError: a loss or gradient was not finite.
+      UserError: the configuration is inconsistent, the directory holds another run, or the data do not fit the model;
+        of several processes, all raise it if one must.
+      DivergenceError: a batch gave a loss or gradient that cannot be used.
     """
+    timeline = Timeline()
     if isinstance(cfg, str):
         cfg = experiments.get(cfg)
     if not isinstance(cfg, Config):
         raise UserError(f"cfg={cfg!r} must be a Config, such as dlm.experiment('demo'), or the name of an experiment")
     cfg.validate()
     schedules.build(cfg.diffusion)  # an unknown name is refused before anything is written
-    workdir = epath.Path(workdir or f"runs/{cfg.name}")
-    refuse_another_run(cfg, workdir)
-    done = workdir / "DONE.json"
-    if done.exists():
-        result = json.loads(done.read_text())
+    runtime.initialize()
+    runtime.check_joined()
+    workdir = runtime.everywhere(lambda: run_path(workdir or f"runs/{cfg.name}"))
+    require_same_command(cfg, workdir)
+    runtime.everywhere(lambda: refuse_another_run(cfg, workdir))
+    if result := finished(workdir):
         return Run(workdir, cfg, result["step"], result)
     mesh = make_mesh(cfg.mesh)
     check_batch(mesh, cfg.data.batch_size, cfg.run.microbatches)
+    runtime.require_shared(workdir)
     dataset = datasets.open_or_prepare(cfg, workdir)
-    with jax.set_mesh(mesh), stop_signals() as stopped:
-        return _Loop(cfg, workdir, dataset, mesh).run(stopped)
-
-
-def refuse_another_run(cfg: Config, workdir: epath.Path) -> None:
-    """Raises `UserError` unless the directory is free, or the run in it is of the same science."""
-    path = workdir / "config.json"
-    if not path.exists():
-        return
-    try:
-        theirs = config_lib.from_json(path.read_text())
-    except ValueError as e:
-        raise UserError(f"{path} is damaged, or of another version ({e}); use another --workdir") from e
-    if config_lib.fingerprint(theirs) != config_lib.fingerprint(cfg):
-        old, new = config_lib.scientific_fields(theirs), config_lib.scientific_fields(cfg)
-        differ = ", ".join(f"{k} ({old[k]} there, {new[k]} here)" for k in new if old[k] != new[k])
-        raise UserError(
-            f"{workdir} holds another run: {differ}; use another --workdir to train anew, or the settings of that run"
-        )
-
-
-def record_run(cfg: Config, workdir: epath.Path) -> None:
-    """Writes config.json and environment.json; the environments of earlier starts go on in its "earlier"."""
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        write_atomically(workdir / "config.json", config_lib.to_json(cfg))
-        path = workdir / "environment.json"
-        last = _last_environment(path)
-        earlier = [*last.pop("earlier", []), last] if last else []
-        write_atomically(path, json.dumps({**environment(), "earlier": earlier}, indent=2) + "\n")
-    except OSError as e:
-        raise UserError(f"cannot write to the run directory {workdir}: {e.strerror}; choose another --workdir") from e
-
-
-def _last_environment(path: epath.Path) -> dict[str, Any]:
-    """What environment.json says, or nothing: it is a record, and no reason to refuse a run."""
-    try:
-        return json.loads(path.read_text())
-    except (FileNotFoundError, ValueError):
-        return {}
+    with jax.set_mesh(mesh), runtime.stop_signals() as stopped, runtime.a_hint_at_deaths():
+        return _Loop(cfg, workdir, dataset, mesh, timeline).run(stopped)
 
 
 def evaluation_rows(cfg: Config, dataset: Dataset, rows: np.ndarray | None = None) -> Iterator[dict[str, np.ndarray]]:
@@ -132,56 +97,16 @@ def evaluation_rows(cfg: Config, dataset: Dataset, rows: np.ndarray | None = Non
     return eval_batches(dataset, batch_size=cfg.data.batch_size, records=cfg.run.eval_records, rows=rows)
 
 
-def environment() -> dict[str, Any]:
-    """Versions, devices and source revision, for the record."""
-    names = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets", "numpy")
-    return {
-        "diffusionlm": __version__,
-        "git": git_revision(),
-        "python": platform.python_version(),
-        "packages": {name: metadata.version(name) for name in names},
-        "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
-        "processes": jax.process_count(),
-        "command": sys.argv,
-    }
-
-
-def git_revision() -> str | None:
-    """The commit that this package runs from; None where it is no checkout, or there is no git."""
-    command = ["git", "rev-parse", "HEAD"]
-    try:
-        git = subprocess.run(command, cwd=epath.Path(__file__).parent, capture_output=True, text=True, check=False)
-    except FileNotFoundError:
-        return None
-    return git.stdout.strip() or None
-
-
-@contextmanager
-def stop_signals() -> Iterator[threading.Event]:
-    """An event that SIGTERM or a first Ctrl-C sets, so that a run saves before it ends; a second Ctrl-C interrupts."""
-    stopped = threading.Event()
-    if threading.current_thread() is not threading.main_thread():  # only there can handlers be set
-        yield stopped
-        return
-
-    def stop(signum: int, frame: Any) -> None:
-        if stopped.is_set() and signum == signal.SIGINT:
-            raise KeyboardInterrupt
-        stopped.set()
-
-    before = {s: signal.signal(s, stop) for s in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield stopped
-    finally:
-        for s, handler in before.items():
-            signal.signal(s, handler)
-
-
 class _Loop:
-    """The loop's fixed parts; what changes is in the TrainState, and in the local variables of `run`."""
+    """A run: its fixed parts, and where it stands.
 
-    def __init__(self, cfg: Config, workdir: epath.Path, dataset: Dataset, mesh: Mesh):
-        self.cfg, self.workdir, self.dataset, self.mesh = cfg, workdir, dataset, mesh
+    The devices are one step ahead of what is known here: the metrics of a step are fetched when the next one has been
+    dispatched, so that they never wait. Until then a step is `pending`, and may turn out to have left out its batch.
+    """
+
+    def __init__(self, cfg: Config, workdir: epath.Path, dataset: Dataset, mesh: Mesh, timeline: Timeline):
+        self.cfg, self.workdir, self.dataset, self.mesh, self.timeline = cfg, workdir, dataset, mesh, timeline
+        self.first_process = jax.process_index() == 0
         self.train_step = make_train_step(cfg, mesh)
         self.eval_step = make_eval_step(cfg)
         self.rows = local_rows(mesh, cfg.data.batch_size)
@@ -194,59 +119,134 @@ class _Loop:
     def run(self, stopped: threading.Event) -> Run:
         cfg = self.cfg
         with ExitStack() as stack:
-            checkpoints = stack.enter_context(CheckpointManager(self.workdir, cfg.run.keep, cfg.run.keep_every))
-            state = self._initial_state(checkpoints)
-            step, index = int(state.step), int(state.next_index)
-            first_process = jax.process_index() == 0
-            if first_process:
-                record_run(cfg, self.workdir)
-            log = stack.enter_context(self._open_log(step))
-            progress = stack.enter_context(Progress(f"train {cfg.name}", cfg.run.steps, step, quiet=not first_process))
-            if step:
-                progress.say(f"going on from step {step} in {self.workdir}")
-            tracing = stack.enter_context(ExitStack())
-            batches = self._batches(index)
-            saver = _Saver(cfg, checkpoints, self.sidecar)
-            # Metrics are fetched one step late: by then the next step is dispatched, and the device never waits.
-            pending: tuple[int, dict[str, jax.Array]] | None = None
-
-            def settle() -> None:
-                nonlocal pending
-                if pending:
-                    settled, values = pending[0], jax.device_get(pending[1])
-                    self._raise_if_not_finite(settled, values, state, saver)
-                    log.add(settled, values)
-                    progress.update(settled, log.note)
-                pending = None
-
-            first, stop = True, False
-            while step < cfg.run.steps and not stop:
-                self._profile(step, state, tracing)
-                with log.paused() if first else nullcontext(), jax.profiler.StepTraceAnnotation("train", step_num=step):
-                    state, metrics = self.train_step(state, next(batches), np.int32(index))  # the first call compiles
-                first = False
-                step, index = step + 1, index + 1
-                settle()
-                pending = (step, metrics)
-                stop, overdue = self._any_process(step, stopped.is_set(), saver.overdue())
+            self.checkpoints = stack.enter_context(CheckpointManager(self.workdir, cfg.run.keep, cfg.run.keep_every))
+            self.saver = _Saver(cfg, self.checkpoints, self.sidecar, self.timeline)
+            with self.timeline.measure("start" if self.checkpoints.latest_step() is None else "restore"):
+                state = runtime.everywhere(self._initial_state)
+            self._stand_at(state)
+            runtime.everywhere(lambda: record_run(cfg, self.workdir) if self.first_process else None)
+            self.timeline.open(self.workdir, self.step, write=self.first_process)
+            stack.enter_context(self.timeline)
+            self.log = stack.enter_context(self._open_log())
+            title, quiet = f"train {cfg.name}", not self.first_process
+            self.progress = stack.enter_context(Progress(title, cfg.run.steps, self.step, quiet=quiet))
+            if self.step:
+                self.progress.say(f"going on from step {self.step} in {self.workdir}")
+            profiler = stack.enter_context(
+                runtime.Profiler(self.workdir / "profile", cfg.run.profile_start, cfg.run.profile_steps)
+            )
+            compiling, stop = self.timeline.measure("compile"), False
+            while not stop:
+                if self.ahead == cfg.run.steps:
+                    self._settle()  # the last one may have left out its batch
+                if self.step == cfg.run.steps:
+                    break
+                step = self.ahead
+                profiler.before(step, self.state)
+                with jax.profiler.StepTraceAnnotation("train", step_num=step):
+                    self._dispatch(compiling)
+                compiling, step = nullcontext(), self.ahead
+                stop, overdue = self._any_process(stopped.is_set(), self.saver.overdue())
                 save = overdue or step % cfg.run.checkpoint_every == 0
                 evaluate = cfg.run.eval_every and step % cfg.run.eval_every == 0 and step < cfg.run.steps
                 if evaluate or save:
-                    settle()
-                    with log.paused():
-                        if evaluate:  # before it is saved: what resumes at this step finds its lines complete
-                            log.evaluation(step, self.evaluate(state.params, progress))
-                        if save:
-                            saver.save(state)
-            settle()
-            tracing.close()
-            saver.save(state)
-            checkpoints.wait()
-            if step < cfg.run.steps:
-                return Run(self.workdir, cfg, step, None)
-            return Run(self.workdir, cfg, step, self._finish(state, log, progress))
+                    self._settle()
+                    if self.step != step:  # it was not taken; its time will come
+                        continue
+                    if evaluate:  # before it is saved: what resumes at this step finds its lines complete
+                        self.log.evaluation(step, self.evaluate(self.state.params))
+                    if save:
+                        self._save()
+            self._settle()
+            profiler.close()
+            self._save()
+            with self.timeline.measure("save"):
+                self.checkpoints.wait()
+            if self.step < cfg.run.steps:
+                self.timeline.note("stop", self.step)
+                return Run(self.workdir, cfg, self.step, None)
+            return Run(self.workdir, cfg, self.step, self._finish())
 
-    def evaluate(self, params: Any, progress: Progress | None = None) -> dict[str, float]:
+    @property
+    def ahead(self) -> int:
+        """Steps taken, if the pending one is."""
+        return self.step + (self.pending is not None)
+
+    def _stand_at(self, state: TrainState) -> None:
+        """Goes on from this state, with the batch that it expects."""
+        self.state, self.step, self.index = state, int(state.step), int(state.next_index)
+        self.pending: tuple[int, dict[str, jax.Array]] | None = None  # batch and metrics
+        self.batches = self._batches(self.index)
+
+    def _dispatch(self, compiling: Any) -> None:
+        """Starts the next step, and settles the one before."""
+        with self.timeline.waiting(busy=lambda: self.pending is not None and not self.pending[1]["loss"].is_ready()):
+            batch = next(self.batches)
+        with compiling:
+            self.state, metrics = self.train_step(self.state, batch, np.int32(self.index))
+        before, self.pending = self.pending, (self.index, metrics)
+        self.index += 1
+        if before:
+            self._take_in(*before)
+
+    def _settle(self) -> None:
+        """Waits for the pending step, and learns what it did."""
+        before, self.pending = self.pending, None
+        if before:
+            self._take_in(*before)
+
+    def _take_in(self, index: int, metrics: dict[str, jax.Array]) -> None:
+        """Learns what the step on batch `index` did: it was taken, or left the batch out, or that was one too many."""
+        values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+        if values["applied"]:
+            self.step += 1
+            self.log.add(self.step, values, skipped=index + 1 - self.step)
+            self.timeline.took(self.step)
+            self.progress.update(self.step, self.log.note)
+            return
+        found = {"batch": index, "loss": _json(values["loss"]), "grad_norm": _json(values["grad_norm"])}
+        said = f"batch {index} gave loss {values['loss']} and gradient norm {values['grad_norm']}"
+        if values["skipped"]:
+            self.timeline.note("skip", self.step, **found)
+            self.progress.say(f"{said} in step {self.step + 1}; it is left out")
+        elif int(self.state.guard.rollbacks) < self.cfg.safety.max_rollbacks:
+            self._roll_back(index, found, said)
+        else:
+            self._save()
+            raise DivergenceError(
+                f"step {self.step + 1} on {said}; the state before it is saved as step {self.step} in {self.workdir}; "
+                "to go on, see --safety.max_skips and --safety.max_rollbacks"
+            )
+
+    def _roll_back(self, index: int, found: dict[str, Any], said: str) -> None:
+        """Returns to the newest checkpoint, and goes on behind batch `index`."""
+        guard = jax.device_get(self.state.guard)
+        factor = guard.lr_factor * np.float32(self.cfg.safety.rollback_lr)
+        failed, self.state = self.step, None  # there is no room for two
+        with self.timeline.measure("restore"):
+            state = runtime.everywhere(self._initial_state)
+
+        def replaced(old: jax.Array, new: np.ndarray) -> jax.Array:
+            return jax.make_array_from_callback((), old.sharding, lambda _: new.astype(old.dtype))
+
+        kept = state.guard.replace(
+            rollbacks=replaced(state.guard.rollbacks, guard.rollbacks + 1),
+            lr_factor=replaced(state.guard.lr_factor, factor),
+        )
+        self._stand_at(state.replace(next_index=replaced(state.next_index, np.int32(index + 1)), guard=kept))
+        self.timeline.note("rollback", self.step, from_step=failed, lr_factor=float(factor), **found)
+        self.log.cut_back(self.step)
+        self.progress.say(
+            f"{said} in step {failed + 1}; going back to step {self.step}, and on with batch {index + 1} and "
+            f"{factor:g} times the learning rate"
+        )
+
+    def _save(self) -> None:
+        """Saves the state; what was logged is on disk before."""
+        self.log.flush()
+        self.saver.save(self.state)
+
+    def evaluate(self, params: Any) -> dict[str, float]:
         """The bound on held-out records (see `train_step.eval_step`), with the standard error of its noise draws.
 
         The error covers the Monte Carlo noise of the masks, not the choice of held-out documents; it is 0 for an
@@ -256,12 +256,13 @@ class _Loop:
         draws = run.eval_draws if self.cfg.objective == "mdm" else 1
         token_bytes = self.dataset.tokenizer.token_bytes()
         sums = np.zeros((draws, 3))
-        for k, rows in enumerate(evaluation_rows(self.cfg, self.dataset, self.row_numbers)):
-            batch = self._on_devices(rows)
-            if progress:
-                progress.note(f"evaluating batch {k + 1}")
-            parts = [self.eval_step(params, batch, token_bytes, np.int32(k), np.int32(d)) for d in range(draws)]
-            sums += np.array([[float(p[name]) for name in ("nats", "tokens", "bytes")] for p in parts])
+        with self.timeline.measure("evaluate"):
+            for k, rows in enumerate(evaluation_rows(self.cfg, self.dataset, self.row_numbers)):
+                batch = self._on_devices(rows)
+                self.progress.note(f"evaluating batch {k + 1}")
+                parts = [self.eval_step(params, batch, token_bytes, np.int32(k), np.int32(d)) for d in range(draws)]
+                sums += np.array([[float(p[name]) for name in ("nats", "tokens", "bytes")] for p in parts])
+                self.timeline.took(self.step)
         per_draw = sums[:, 0] / sums[:, 1]
         nelbo = per_draw.mean()
         stderr = per_draw.std(ddof=1) / math.sqrt(draws) if draws > 1 else 0.0
@@ -304,21 +305,24 @@ class _Loop:
             },
         )
 
-    def _initial_state(self, checkpoints: CheckpointManager) -> TrainState:
-        step = checkpoints.latest_step()
+    def _initial_state(self) -> TrainState:
+        """That of the newest checkpoint, or a fresh one."""
+        self.checkpoints.wait()
+        step = self.checkpoints.latest_step()
         if step is None:
             return create_state(self.cfg, self.mesh)
-        theirs = checkpoints.sidecar(step).source.get("dataset")
+        theirs = self.checkpoints.sidecar(step).source.get("dataset")
         if theirs != self.dataset.metadata.sha256:
             raise UserError(
                 f"{self.workdir} was trained on another dataset ({theirs}) than {self.dataset.path} "
                 f"({self.dataset.metadata.sha256}); use another --workdir, or that dataset"
             )
-        return checkpoints.restore(abstract_state(self.cfg, self.mesh), step)
+        return self.checkpoints.restore(abstract_state(self.cfg, self.mesh), step)
 
-    def _open_log(self, step: int) -> StepLog:
+    def _open_log(self) -> StepLog:
         return StepLog(
-            MetricsWriter(self.workdir, step) if jax.process_index() == 0 else None,
+            MetricsWriter(self.workdir, self.step) if self.first_process else None,
+            self.timeline,
             every=self.cfg.run.log_every,
             last_step=self.cfg.run.steps,
             tokens_per_step=self.tokens_per_step,
@@ -335,61 +339,48 @@ class _Loop:
         size = self.cfg.data.batch_size
         return {name: global_array(self.mesh, size, self.rows, values) for name, values in rows.items()}
 
-    def _raise_if_not_finite(
-        self, step: int, metrics: dict[str, np.ndarray], state: TrainState, saver: "_Saver"
-    ) -> None:
-        """Stops the run if `step` was not applied; `state` is then still the one before it (see `train_step`)."""
-        if float(metrics["applied"]):
-            return
-        saver.save(state)
-        raise NonFiniteError(
-            f"step {step} on batch {int(state.next_index)} gave loss {float(metrics['loss'])} and gradient norm "
-            f"{float(metrics['grad_norm'])}; the state before it is saved as step {int(state.step)} in {self.workdir}"
-        )
-
-    def _any_process(self, step: int, *wishes: bool) -> list[bool]:
+    def _any_process(self, *wishes: bool) -> list[bool]:
         """What any process wishes: unless all save and stop at the same step, they wait for each other for ever.
 
-        To ask is to wait for the device, so that several processes only ask at the steps that are logged.
+        To ask is to wait for the devices, so that several processes only ask at the steps that are logged.
         """
-        if jax.process_count() == 1:
-            return list(wishes)
-        if step % self.cfg.run.log_every:
+        if jax.process_count() > 1 and self.ahead % self.cfg.run.log_every:
             return [False] * len(wishes)
-        return multihost_utils.process_allgather(np.array(wishes)).any(axis=0).tolist()
+        return runtime.any_process(*wishes)
 
-    def _profile(self, step: int, state: TrainState, tracing: ExitStack) -> None:
-        run = self.cfg.run
-        if step in (run.profile_start, run.profile_start + run.profile_steps):
-            jax.block_until_ready(state)  # or steps dispatched before would be in the trace, and its last ones not
-        if step == run.profile_start:
-            tracing.enter_context(jax.profiler.trace(str(self.workdir / "profile")))
-        elif step == run.profile_start + run.profile_steps:
-            tracing.close()  # nothing to close in a run that resumed inside the window
-
-    def _finish(self, state: TrainState, log: StepLog, progress: Progress) -> dict[str, Any]:
-        evaluation = self.evaluate(state.params, progress)
-        step = int(state.step)
-        log.evaluation(step, evaluation)
+    def _finish(self) -> dict[str, Any]:
+        evaluation = self.evaluate(self.state.params)
+        self.log.evaluation(self.step, evaluation)
+        self.timeline.note("done", self.step)
         result = {
-            "step": step,
-            "tokens": step * self.tokens_per_step,
-            "flops": step * self.flops_per_step,
-            "train_loss": log.last_loss,
+            "step": self.step,
+            "tokens": self.step * self.tokens_per_step,
+            "flops": self.step * self.flops_per_step,
+            "train_loss": self.log.last_loss,
             "eval": evaluation,
-            "seconds": round(log.seconds, 3),
-            "goodput": round(log.goodput, 4),
+            "seconds": round(self.timeline.held, 3),
+            "goodput": round(self.timeline.goodput, 4),
+            "seconds_by_kind": {kind: round(spent, 3) for kind, spent in self.timeline.seconds.items()},
+            "skipped": self.index - self.step,
+            "rollbacks": int(self.state.guard.rollbacks),
         }
-        if jax.process_index() == 0:
+        if self.first_process:
             write_atomically(self.workdir / "DONE.json", json.dumps(result, indent=2) + "\n")
         return result
+
+
+def _json(value: float) -> float | str:
+    """JSON has no number that is not finite."""
+    return value if math.isfinite(value) else str(value)
 
 
 class _Saver:
     """Saves, and says when `checkpoint_minutes` have passed since it did."""
 
-    def __init__(self, cfg: Config, checkpoints: CheckpointManager, sidecar: Callable[[int], Sidecar]):
-        self._run, self._checkpoints, self._sidecar = cfg.run, checkpoints, sidecar
+    def __init__(
+        self, cfg: Config, checkpoints: CheckpointManager, sidecar: Callable[[int], Sidecar], timeline: Timeline
+    ):
+        self._run, self._checkpoints, self._sidecar, self._timeline = cfg.run, checkpoints, sidecar, timeline
         self._saved_at = time.monotonic()
 
     def overdue(self) -> bool:
@@ -397,5 +388,6 @@ class _Saver:
 
     def save(self, state: TrainState) -> None:
         step = int(state.step)
-        self._checkpoints.save(step, state, self._sidecar(step))
+        with self._timeline.measure("save"):
+            self._checkpoints.save(step, state, self._sidecar(step))
         self._saved_at = time.monotonic()

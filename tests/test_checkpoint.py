@@ -23,6 +23,7 @@ from orbax.checkpoint import v1 as ocp
 from diffusionlm import checkpoint, config
 from diffusionlm.checkpoint import CheckpointManager, Sidecar
 from diffusionlm.errors import UserError
+from diffusionlm.safety import new_guard
 from diffusionlm.train_state import TrainState
 
 # Arrays of 1 kB or less would go into Orbax's index, and the tests that damage files could not tell the two apart.
@@ -54,7 +55,7 @@ def abstract_state(mesh):
 
     params = tree_of(lambda shape: jax.ShapeDtypeStruct(shape, jnp.float32), SHAPES)
     integer = jax.ShapeDtypeStruct((), jnp.int32)
-    state = TrainState(integer, integer, params, jax.eval_shape(OPTIMIZER.init, params))
+    state = TrainState(integer, integer, params, jax.eval_shape(OPTIMIZER.init, params), jax.eval_shape(new_guard))
     return jax.tree.map(abstract, state)
 
 
@@ -184,6 +185,17 @@ def test_nothing_to_restore(tmp_path):
     with CheckpointManager(tmp_path, keep=1) as manager:
         assert manager.latest_step() is None
         assert "no checkpoint" in refusal(manager.restore, abstract_state(make_mesh(8)))
+
+
+def test_the_train_state_of_another_version_is_refused_and_its_parameters_are_not(tmp_path):
+    state = save_run(tmp_path, 3)
+    wanted = abstract_state(make_mesh(8))
+    items = checkpoint._rest(wanted)
+    with pytest.MonkeyPatch.context() as patch, CheckpointManager(tmp_path, 10) as manager:
+        patch.setattr(checkpoint, "_rest", lambda state: items | {"momentum": items["step"]})
+        message = refusal(manager.restore, wanted)
+    assert "another version" in message and "momentum" in message and "guard" not in message
+    assert bits(checkpoint.load_params(tmp_path)) == bits(state.params)
 
 
 def test_another_model_is_refused_with_names_and_both_shapes(tmp_path):

@@ -258,7 +258,7 @@ def test_a_bug_keeps_its_traceback(error, monkeypatch):
 
 def test_a_loss_that_is_not_finite_is_one_line_and_exit_code_1(monkeypatch, tmp_path, capsys):
     def train(cfg, workdir):
-        raise trainer.NonFiniteError("step 7 gave loss nan")
+        raise trainer.DivergenceError("step 7 gave loss nan")
 
     monkeypatch.setattr(trainer, "train", train)
     assert cli.main(["train", "demo", "--workdir", str(tmp_path)]) == 1

@@ -34,6 +34,10 @@ OPERATIONAL = {
     "run.profile_start",
     "run.profile_steps",
     "run.showcase",
+    "safety.spike_factor",
+    "safety.max_skips",
+    "safety.max_rollbacks",
+    "safety.rollback_lr",
 }
 
 # Overrides of `demo`, and what the message must name.
@@ -93,6 +97,9 @@ INVALID = [
     ({"model.norm_eps": -1e-5}, ["model.norm_eps=-1e-05"]),
     ({"model.rope_theta": 0.0}, ["model.rope_theta=0.0"]),
     ({"run.eval_every": -1}, ["run.eval_every=-1"]),
+    ({"safety.max_skips": -1}, ["safety.max_skips=-1"]),
+    ({"safety.spike_factor": 0.5}, ["safety.spike_factor=0.5", "above 1"]),
+    ({"safety.rollback_lr": 0}, ["safety.rollback_lr=0", "(0, 1]"]),
 ]
 
 

@@ -2,13 +2,13 @@
 
 import json
 import struct
-from types import SimpleNamespace
 
 import pytest
 from etils import epath
 from tensorboardX.proto.event_pb2 import Event
 
 from diffusionlm import metrics
+from diffusionlm.timeline import Timeline
 
 
 @pytest.fixture
@@ -16,12 +16,26 @@ def workdir(tmp_path):
     return epath.Path(tmp_path)
 
 
+class Clock:
+    """Stands still until it is moved."""
+
+    def __init__(self):
+        self.seconds = 100.0
+
+    def __call__(self):
+        return self.seconds
+
+
 @pytest.fixture
-def clock(monkeypatch):
-    """A clock that stands still until it is moved."""
-    now = SimpleNamespace(seconds=100.0)
-    monkeypatch.setattr(metrics, "time", SimpleNamespace(monotonic=lambda: now.seconds))
-    return now
+def clock():
+    return Clock()
+
+
+def begin(workdir, clock, step=0):
+    """A timeline of a process that goes on from `step`, and did nothing before."""
+    timeline = Timeline(clock, clock)
+    timeline.open(workdir, step, write=True)
+    return timeline
 
 
 def write_steps(workdir, restored_step, steps):
@@ -31,10 +45,9 @@ def write_steps(workdir, restored_step, steps):
     writer.close()
 
 
-def log(writer=None, *, every=3, last_step=1000, peak_flops=None):
-    return metrics.StepLog(
-        writer, every=every, last_step=last_step, tokens_per_step=64, flops_per_step=1000, peak_flops=peak_flops
-    )
+def log(timeline, writer=None, *, every=3, last_step=1000, peak_flops=None):
+    options = {"tokens_per_step": 64, "flops_per_step": 1000, "peak_flops": peak_flops}
+    return metrics.StepLog(writer, timeline, every=every, last_step=last_step, **options)
 
 
 def step_metrics(loss, lr=0.1):
@@ -96,23 +109,30 @@ def test_tensorboard_gets_the_same_numbers_and_is_told_what_a_resume_takes_back(
     assert purges[-1] == 7  # TensorBoard drops what it has from this step on
 
 
-def test_a_write_is_seen_whole_or_not_at_all(workdir):
-    path = workdir / "config.json"
-    metrics.write_atomically(path, "first")
-    with path.open() as reader:  # who reads while it is replaced goes on reading what was there
-        metrics.write_atomically(path, "second")
-        assert reader.read() == "first"
-    with pytest.raises(UnicodeEncodeError):  # fails in the middle of the write
-        metrics.write_atomically(path, "third" * 10000 + "\ud800")
-    assert path.read_text() == "second"
+def test_what_a_roll_back_takes_back_is_written_anew(workdir):
+    writer = metrics.MetricsWriter(workdir, 0)
+    for step in range(1, 6):
+        writer.write(step, {"loss": float(step)})
+    writer.cut_back(2)
+    writer.write(3, {"loss": 30.0})
+    writer.close()
+    assert [(line["step"], line["loss"]) for line in metrics.read(workdir)] == [(1, 1.0), (2, 2.0), (3, 30.0)]
+
+
+def test_a_bucket_without_its_client_gets_no_events_but_the_lines(workdir, monkeypatch, caplog):
+    monkeypatch.setattr(metrics, "in_bucket", lambda path: True)
+    monkeypatch.setattr(metrics, "_importable", lambda module: False)
+    write_steps(workdir, 0, [1, 2])
+    assert len(metrics.read(workdir)) == 2 and not (workdir / "events").exists()
+    assert "no TensorBoard events" in caplog.text and str(workdir / "events") in caplog.text
 
 
 def test_a_line_is_the_mean_over_its_steps(workdir, clock):
-    writer = metrics.MetricsWriter(workdir, 0)
-    with log(writer) as steps:
+    timeline = begin(workdir, clock)
+    with log(timeline, metrics.MetricsWriter(workdir, 0)) as steps:
         for step, loss in enumerate([1.0, 2.0, 6.0, 10.0, 20.0, 60.0], start=1):
             clock.seconds += 2
-            steps.add(step, step_metrics(loss, lr=step / 100))
+            steps.add(step, step_metrics(loss, lr=step / 100), skipped=step // 2)
     first, second = metrics.read(workdir)
     assert first == pytest.approx(
         {
@@ -122,6 +142,7 @@ def test_a_line_is_the_mean_over_its_steps(workdir, clock):
             "grad_norm": 9,
             "tokens": 3 * 64,
             "lr": 0.03,
+            "skipped": 1,
             "tokens_per_second": 32,
             "step_seconds": 2,
             "seconds": 6,
@@ -129,12 +150,13 @@ def test_a_line_is_the_mean_over_its_steps(workdir, clock):
         }
     )
     assert (second["step"], second["loss"], second["tokens"], second["seconds"]) == (6, 30, 6 * 64, 12)
+    assert second["skipped"] == 3
     assert steps.last_loss == 30
     assert steps.note == "loss 30.000  32 tok/s"
 
 
 def test_the_last_step_is_logged_whatever_the_interval(workdir, clock):
-    with log(metrics.MetricsWriter(workdir, 0), every=3, last_step=5) as steps:
+    with log(begin(workdir, clock), metrics.MetricsWriter(workdir, 0), every=3, last_step=5) as steps:
         for step in range(1, 6):
             clock.seconds += 1
             steps.add(step, step_metrics(float(step)))
@@ -142,38 +164,43 @@ def test_the_last_step_is_logged_whatever_the_interval(workdir, clock):
     assert [(line["step"], line["loss"], line["step_seconds"]) for line in lines] == [(3, 2.0, 1.0), (5, 4.5, 1.0)]
 
 
-def test_paused_time_is_not_the_steps(workdir, clock):
-    with log(metrics.MetricsWriter(workdir, 0), every=2) as steps:
-        with steps.paused():
-            clock.seconds += 50  # compilation
+def test_the_time_of_other_work_is_not_the_steps_but_that_of_waits_for_data_is(workdir, clock):
+    timeline = begin(workdir, clock)
+    with log(timeline, metrics.MetricsWriter(workdir, 0), every=2) as steps:
+        with timeline.measure("compile"):
+            clock.seconds += 50
         for step in (1, 2, 3, 4):
-            clock.seconds += 3
+            with timeline.waiting(busy=lambda: False):
+                clock.seconds += 1
+            clock.seconds += 2
             steps.add(step, step_metrics(1.0))
-            with steps.paused():
-                clock.seconds += 4  # evaluation
+            with timeline.measure("evaluate"):
+                clock.seconds += 4
     first, second = metrics.read(workdir)
     assert (first["step_seconds"], second["step_seconds"]) == (3, 3)
     assert first["seconds"] == 50 + 2 * 3 + 4
     assert second["seconds"] == 50 + 4 * 3 + 3 * 4
-    assert second["goodput"] == pytest.approx(12 / 74)
+    assert second["goodput"] == pytest.approx(4 * 2 / 74)
 
 
 def test_mfu_is_the_counted_flops_over_the_peak(workdir, clock):
-    with log(metrics.MetricsWriter(workdir, 0), every=1, peak_flops=4000.0) as steps:
+    with log(begin(workdir, clock), metrics.MetricsWriter(workdir, 0), every=1, peak_flops=4000.0) as steps:
         clock.seconds += 0.5
         steps.add(1, step_metrics(1.0))
     assert metrics.read(workdir)[0]["mfu"] == 0.5  # 1000 FLOPs in half a second, of 4000 a second
 
 
 def test_a_resume_goes_on_counting(workdir, clock):
-    with log(metrics.MetricsWriter(workdir, 0), every=1) as steps:
+    with begin(workdir, clock) as timeline, log(timeline, metrics.MetricsWriter(workdir, 0), every=1) as steps:
         clock.seconds += 10
         steps.add(1, step_metrics(5.0))
-        with steps.paused():
+        timeline.took(1)
+        with timeline.measure("save"):
             clock.seconds += 30
         steps.evaluation(1, {"bits_per_byte": 2.5})
     clock.seconds += 1000  # between two processes
-    with log(metrics.MetricsWriter(workdir, 1), every=1) as steps:
+    timeline = begin(workdir, clock, step=1)
+    with log(timeline, metrics.MetricsWriter(workdir, 1), every=1) as steps:
         assert steps.last_loss == 5
         clock.seconds += 20
         steps.add(2, step_metrics(4.0))
@@ -181,11 +208,12 @@ def test_a_resume_goes_on_counting(workdir, clock):
     assert evaluation == {"step": 1, "eval_bits_per_byte": 2.5, "tokens": 64, "seconds": 40, "goodput": 0.25}
     assert (first["seconds"], second["seconds"]) == (10, 60)
     assert second["goodput"] == pytest.approx(0.5)
-    assert steps.goodput == pytest.approx(0.5)
 
 
 def test_without_a_writer_it_still_keeps_the_note(workdir, clock):
-    with log(None, every=1) as steps:
+    timeline = Timeline(clock, clock)
+    timeline.open(workdir, 0, write=False)
+    with log(timeline, every=1) as steps:
         clock.seconds += 2
         steps.add(1, step_metrics(1.5))
         steps.evaluation(1, {"bits_per_byte": 2.5})

@@ -1,11 +1,13 @@
-"""Two processes, each with half of the devices, train as one process with all of them."""
+"""Several processes, each with a part of the devices, train as one process with all of them, and fail as one."""
 
+import contextlib
 import json
 import random
 import signal
 import socket
 import subprocess
 import sys
+import time
 from types import SimpleNamespace
 
 import jax
@@ -14,7 +16,7 @@ import pytest
 import tiny_run
 from tiny_run import Recorder, leaves
 
-from diffusionlm import checkpoint, metrics, trainer
+from diffusionlm import checkpoint, metrics, timeline, train_step, trainer
 from diffusionlm.sharding import make_mesh
 from diffusionlm.train_state import abstract_state
 
@@ -49,25 +51,34 @@ def one(dataset, tmp_path_factory):
         return trainer.train(tiny_run.short(dataset), tmp_path_factory.mktemp("one")), recorder
 
 
-def play(scenario, dataset, workdir, compiled, on_event=lambda event, process: None):
-    """Has two processes, with two devices each, play a scenario; returns what each told."""
+def play(scenario, dataset, workdir, compiled, processes=2, devices=2, codes=(0,), on_event=lambda event, all: None):
+    """Has several processes play a scenario; returns what each told, and what each printed otherwise."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         coordinator = f"127.0.0.1:{probe.getsockname()[1]}"
-    command = [sys.executable, tiny_run.__file__, str(dataset), scenario, str(workdir), coordinator]
+    command = [sys.executable, tiny_run.__file__, str(dataset), scenario, str(workdir), str(devices)]
     settings = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    settings["env"] = tiny_run.environment(compiled) | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
-    processes = [subprocess.Popen([*command, str(number)], **settings) for number in range(2)]
-    second = ""
-    with processes[0], processes[1], tiny_run.at_most(300, processes):
-        for line in processes[1].stdout:
-            second += line
+    environment = tiny_run.environment(compiled) | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+    environment |= {"JAX_COORDINATOR_ADDRESS": coordinator, "JAX_NUM_PROCESSES": str(processes)}
+    started = [
+        subprocess.Popen(command, **settings, env=environment | {"JAX_PROCESS_ID": str(number)})
+        for number in range(processes)
+    ]
+    last = ""
+    with contextlib.ExitStack() as stack:
+        for process in started:
+            stack.enter_context(process)
+        stack.enter_context(tiny_run.at_most(300, started))
+        for line in started[-1].stdout:
+            last += line
             if line.startswith("{"):
-                on_event(json.loads(line), processes[1])
-        outputs = [processes[0].stdout.read(), second]
-    codes = [process.returncode for process in processes]
-    assert codes == [0, 0], "\n".join(outputs)
-    return [[json.loads(line) for line in output.splitlines() if line.startswith("{")] for output in outputs]
+                on_event(json.loads(line), started)
+        outputs = [*(process.stdout.read() for process in started[:-1]), last]
+    found = [process.returncode for process in started]
+    assert all(code in codes for code in found), (found, "\n".join(outputs))
+    lines = [output.splitlines() for output in outputs]
+    told = [[json.loads(line) for line in output if line.startswith("{")] for output in lines]
+    return told, ["\n".join(line for line in output if not line.startswith("{")) for output in lines]
 
 
 @pytest.fixture(scope="module")
@@ -76,12 +87,12 @@ def two(dataset, compiled, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("two") / "run"
     due, sent = random.randrange(3, 8), []
 
-    def send_signal(event, process):
+    def send_signal(event, processes):
         if not sent and event.get("index", -1) >= due:
             sent.append(event)
-            process.send_signal(signal.SIGTERM)
+            processes[1].send_signal(signal.SIGTERM)
 
-    told = play("stopped_together", dataset, workdir, compiled, send_signal)
+    told, _ = play("stopped_together", dataset, workdir, compiled, on_event=send_signal)
     returned = [[event for event in events if event["event"] == "returned"] for events in told]
     assert [[event["done"] for event in events] for events in returned] == [[False, True]] * 2, due
     stopped = returned[0][0]["step"]
@@ -154,8 +165,137 @@ def test_what_two_processes_saved_one_restores(one, two):
 
 @pytest.mark.slow
 def test_two_processes_resume_bit_for_bit(one, two, dataset, compiled, tmp_path):
-    play("uninterrupted", dataset, tmp_path, compiled)
-    wanted = restored(one[0].config, tmp_path)
+    play("recorded", dataset, tmp_path / "run", compiled)
+    wanted = restored(one[0].config, tmp_path / "run")
     for name, value in restored(one[0].config, two.workdir).items():
         assert_bit_equal(value, wanted[name], name)
-    assert losses(two.workdir) == losses(tmp_path)
+    assert losses(two.workdir) == losses(tmp_path / "run")
+
+
+# Deaths
+
+
+def whole(workdir):
+    """The steps that were saved."""
+    return sorted(int(path.name) for path in (workdir / "checkpoints").iterdir() if path.name.isdigit())
+
+
+def assert_continues(one, workdir, first, inputs):
+    """What was done after the restored step `first` is what one process did, each batch once."""
+    assert sorted(inputs) == list(range(first, STEPS))
+    for k, found in inputs.items():
+        for name, value in one[1].inputs[k].items():
+            assert_bit_equal(found[name], value, f"{name} of batch {k}")
+    found, wanted = losses(workdir), losses(one[0].workdir)
+    assert [step for step, _ in found] == list(range(1, STEPS + 1))
+    np.testing.assert_allclose(found, wanted, rtol=1e-4)
+
+
+def go_on_alone(dataset, workdir):
+    """This process goes on, with all devices; returns what its steps were given."""
+    recorder = Recorder()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trainer, "make_train_step", recorder)
+        patch.setattr(trainer, "make_mesh", four_devices)
+        assert trainer.train(tiny_run.short(dataset), workdir).done
+    return recorder.inputs
+
+
+def go_on(dataset, workdir, compiled, processes, devices):
+    """So many processes go on; returns what the steps of each were given."""
+    play("recorded", dataset, workdir, compiled, processes, devices)
+    for number in range(processes):
+        inputs = {}
+        for name, value in np.load(f"{workdir}.{number}.npz").items():
+            k, _, name = name.partition(" ")
+            inputs.setdefault(int(k), {})[name] = value
+        yield inputs
+
+
+def test_killed_in_the_middle_of_a_save_one_process_goes_on(one, dataset, compiled, tmp_path):
+    workdir = tmp_path / "run"
+    play("killed_while_saving", dataset, workdir, compiled, codes=(-signal.SIGKILL, -signal.SIGABRT, 1))
+    assert whole(workdir) == [4]
+    assert any("8" in path.name for path in (workdir / "checkpoints").iterdir() if not path.name.isdigit())
+    assert_continues(one, workdir, 4, go_on_alone(dataset, workdir))
+    assert all(path.name.isdigit() for path in (workdir / "checkpoints").iterdir())  # the half of one is gone
+    spent = timeline.Total(timeline.read(workdir)).seconds
+    assert spent["between"] > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("before", "after", "victim"), [((4, 1), (2, 2), 3), ((4, 1), (1, 2), 0), ((1, 4), (2, 2), 0)])
+def test_killed_a_run_goes_on_with_another_number_of_processes(one, dataset, compiled, tmp_path, before, after, victim):
+    workdir, due, killed = tmp_path / "run", random.randrange(5, 12), []
+
+    def kill(event, processes):
+        if not killed and event.get("index", -1) >= due:
+            killed.append(time.monotonic())
+            processes[victim].kill()
+
+    codes = (-signal.SIGKILL, -signal.SIGABRT, 1)
+    _, printed = play("announced", dataset, workdir, compiled, *before, codes=codes, on_event=kill)
+    if before[0] > 1:  # the others end of their own accord
+        assert time.monotonic() - killed[0] < 60
+    first = max(whole(workdir))
+    assert due - 4 <= first, due
+    for inputs in go_on(dataset, workdir, compiled, *after):
+        assert_continues(one, workdir, first, inputs)
+
+
+@pytest.mark.slow
+def test_two_processes_roll_back_as_one_does(dataset, compiled, tmp_path, monkeypatch):
+    monkeypatch.setattr(trainer, "make_mesh", four_devices)
+    monkeypatch.setattr(train_step, "targets", train_step.targets)  # which the scenario replaces
+    tiny_run.rolled_back(dataset, tmp_path / "one")
+    told, _ = play("rolled_back", dataset, tmp_path / "two", compiled)
+    assert all(event["rollbacks"] == 1 and event["skipped"] == 6 for (event,) in told)  # 4 to 9
+    cfg = tiny_run.short(dataset)
+    found, wanted = restored(cfg, tmp_path / "two"), restored(cfg, tmp_path / "one")
+    assert (found[".step"], found[".next_index"], found[".guard.lr_factor"]) == (STEPS, STEPS + 6, 0.5)
+    for name, value in wanted.items():
+        np.testing.assert_allclose(found[name], value, rtol=1e-3, atol=1e-5, err_msg=name)
+    np.testing.assert_allclose(losses(tmp_path / "two"), losses(tmp_path / "one"), rtol=1e-4)
+
+
+@pytest.mark.slow
+def test_one_that_fails_alone_does_not_hold_up_the_others(dataset, compiled, tmp_path):
+    began = time.monotonic()
+    _, printed = play("failing_alone", dataset, tmp_path / "run", compiled, codes=(-signal.SIGABRT, 1))
+    assert "trouble of its own" in printed[1]
+    assert time.monotonic() - began < 100  # JAX's own patience is 300 seconds
+
+
+# Refusals
+
+
+@pytest.fixture(scope="module")
+def refusals(dataset, compiled, tmp_path_factory):
+    """By trial, what each process was told."""
+    told, _ = play("refused", dataset, tmp_path_factory.mktemp("refused") / "run", compiled)
+    return {event["trial"]: (event, other) for event, other in zip(*told, strict=True)}
+
+
+@pytest.mark.parametrize(
+    ("trial", "said"),
+    [
+        ("missing", ["process 1 (", "of 2: dataset", "of_1/none", "does not exist"]),
+        ("another", ["process 1 of 2", "dataset=", "process 0: ", "same data"]),
+        ("unprepared", ["process 0 (", "of 2: ", "bad.txt"]),
+        ("settings", ["process 1 of 2", "run.seed=8 (process 0: 7)", "same command"]),
+        ("alone", ["process 1 (", "of 2: run is not the directory", "--workdir"]),
+    ],
+)
+def test_what_one_cannot_do_all_refuse_with_one_line(refusals, trial, said):
+    first, second = refusals[trial]
+    assert first == second
+    assert first["kind"] == "UserError" and "\n" not in first["message"]
+    assert all(words in first["message"] for words in said), first["message"]
+
+
+def test_a_bug_on_one_keeps_its_type_there_and_ends_the_others(refusals):
+    first, second = refusals["bug"]
+    assert (
+        first["kind"] == "UserError" and "process 1 (" in first["message"] and "KeyError: 'a bug'" in first["message"]
+    )
+    assert second["kind"] == "KeyError"

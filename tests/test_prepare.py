@@ -341,6 +341,16 @@ def test_what_a_killed_job_leaves_does_not_open(jsonl, tmp_path):
     for path in (partial, tmp_path / "out"):
         with pytest.raises(UserError, match="diffusionlm data prepare"):
             open_dataset(path)
+    prepare(jsonl, tmp_path / "out")  # the next one cleans up
+    assert [p.name for p in tmp_path.iterdir() if p.is_dir()] == ["out"]
+
+
+def test_what_a_living_job_writes_is_left_alone(jsonl, tmp_path):
+    with pytest.raises(OSError, match="not empty"):  # the other one was faster
+        with prepare_lib._partial(tmp_path / "out") as living:
+            prepare(jsonl, tmp_path / "out")
+            assert living.is_dir()
+    assert [p.name for p in tmp_path.iterdir() if p.is_dir()] == ["out"]
 
 
 def test_quiet_without_a_main_module(jsonl, tmp_path):

@@ -17,6 +17,7 @@ from scipy import special
 from diffusionlm import train_step
 from diffusionlm.config import Config, DataConfig, DiffusionConfig, MeshConfig, ModelConfig, OptimConfig, RunConfig
 from diffusionlm.model import Transformer
+from diffusionlm.safety import new_guard
 from diffusionlm.sharding import global_array, local_rows, make_mesh
 from diffusionlm.train_state import TrainState, abstract_state, init_state
 
@@ -73,7 +74,8 @@ def host_state(objective: str) -> TrainState:
         return (mean + 0.25 * rng.normal(size=leaf.shape)).astype(np.float32)
 
     zeros = jax.tree.map(lambda s: np.zeros(s.shape, s.dtype), shapes)
-    return zeros.replace(params=jax.tree_util.tree_map_with_path(draw, zeros.params))
+    params = jax.tree_util.tree_map_with_path(draw, zeros.params)
+    return zeros.replace(params=params, guard=jax.device_get(new_guard()))
 
 
 @functools.cache
@@ -299,6 +301,18 @@ def test_a_batch_that_is_not_finite_changes_nothing_and_stops_the_steps_behind_i
     # The bad batch can be left out by advancing next_index alone.
     onwards, metrics = run_step(objective, behind.replace(next_index=np.int32(2)), random_batch(), 2)
     assert metrics["applied"] == 1 and (onwards.step, onwards.next_index) == (2, 3)
+
+
+def test_the_factor_of_roll_backs_scales_the_whole_step():
+    before, _ = one_step("arm")  # with moments, and a learning rate that is not 0
+    full, metrics = run_step("arm", before, random_batch(), 1)
+    guard = before.guard.replace(lr_factor=np.float32(0.25))
+    quarter, lowered = run_step("arm", before.replace(guard=guard), random_batch(), 1)
+    assert lowered["lr"] == pytest.approx(metrics["lr"] / 4) and metrics["lr"] > 0
+    moved = jax.tree.map(lambda a, b: a - b, full.params, before.params)
+    found = jax.tree.map(lambda a, b: a - b, quarter.params, before.params)
+    chex.assert_trees_all_close(found, jax.tree.map(lambda x: x / 4, moved), rtol=1e-3, atol=1e-7)
+    chex.assert_trees_all_equal(quarter.opt_state, full.opt_state)  # the moments do not know of it
 
 
 def test_a_gradient_that_is_not_finite_counts_as_bad_though_the_loss_is_fine():

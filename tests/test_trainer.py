@@ -2,14 +2,12 @@
 
 import json
 import math
-import os
 import random
 import re
 import shutil
 import signal
 import subprocess
 import sys
-import threading
 import warnings
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,7 +19,7 @@ import pytest
 import tiny_run
 from tiny_run import BATCH, LENGTH, STEPS, Recorder, tiny
 
-from diffusionlm import checkpoint, config, flops, metrics, train_step, trainer
+from diffusionlm import checkpoint, config, flops, metrics, run_directory, timeline, train_step, trainer
 from diffusionlm.data.pipeline import eval_batches, open_dataset
 from diffusionlm.errors import UserError
 from diffusionlm.presets import arm_twin
@@ -123,7 +121,7 @@ def test_config_and_environment_are_recorded(uninterrupted, dataset):
 
 def test_there_need_be_no_git(monkeypatch):
     monkeypatch.setenv("PATH", "")
-    assert trainer.environment()["git"] is None
+    assert run_directory.environment()["git"] is None
 
 
 def test_every_step_has_its_line(uninterrupted):
@@ -160,6 +158,12 @@ def test_done_has_the_final_numbers(uninterrupted):
         f"eval_{name}": value for name, value in done["eval"].items()
     }
     assert done["seconds"] >= lines[-2]["seconds"] and 0 < done["goodput"] <= 1
+    kinds = done["seconds_by_kind"]
+    assert sum(kinds.values()) == pytest.approx(done["seconds"], abs=0.1)  # nothing came between
+    assert kinds["train"] > 0 and kinds["compile"] > 0 and kinds["evaluate"] > 0 and kinds["save"] > 0
+    assert (done["skipped"], done["rollbacks"]) == (0, 0)
+    assert json.loads((run.workdir / "heartbeat").read_text())["step"] <= STEPS
+    assert timeline.read(run.workdir)[-2]["event"] == "done"
     assert done["eval"]["nelbo_nats_per_token"] < 0.8 * math.log(257)  # it learnt at least which bytes there are
 
 
@@ -237,7 +241,7 @@ def test_data_that_do_not_fit_are_refused_and_the_directory_stays_free(dataset, 
     workdir = tmp_path / "run"
     message = refusal(tiny(dataset, **changes), workdir)
     assert all(words in message for words in said)
-    trainer.refuse_another_run(tiny(dataset), workdir)  # what the message asks for is not another run
+    run_directory.refuse_another_run(tiny(dataset), workdir)  # what the message asks for is not another run
 
 
 def test_killed_in_its_last_evaluation_a_run_ends_with_the_same_numbers(uninterrupted, tmp_path):
@@ -310,28 +314,6 @@ def test_a_killed_run_resumes_bit_for_bit(interrupted, uninterrupted):
     assert run.result["eval"] == reference.result["eval"]
 
 
-def test_a_second_ctrl_c_does_not_wait():
-    before = [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)]
-    with pytest.raises(KeyboardInterrupt), trainer.stop_signals() as stopped:
-        os.kill(os.getpid(), signal.SIGINT)
-        assert stopped.is_set()
-        os.kill(os.getpid(), signal.SIGINT)
-    assert [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)] == before
-
-
-def test_in_a_thread_signals_are_left_to_the_program():
-    before, seen = signal.getsignal(signal.SIGINT), []
-
-    def body():
-        with trainer.stop_signals() as stopped:
-            seen.append((signal.getsignal(signal.SIGINT), stopped.is_set()))
-
-    thread = threading.Thread(target=body)
-    thread.start()
-    thread.join()
-    assert seen == [(before, False)]
-
-
 def test_from_eight_devices_to_one(uninterrupted, tmp_path):
     reference, steps = uninterrupted
     # The profiler's window lies across the restored step: there is nothing left to trace, and nothing to stop.
@@ -394,7 +376,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_with_the_state_before_it(
     targets = train_step.targets
     monkeypatch.setattr(train_step, "targets", poisoned)
     for _ in range(2):  # a second call fails at the same place
-        with pytest.raises(trainer.NonFiniteError) as caught:
+        with pytest.raises(trainer.DivergenceError) as caught:
             trainer.train(tiny(dataset), tmp_path)
         message = str(caught.value)
         assert "step 8 on batch 7 gave loss nan" in message

@@ -1,26 +1,31 @@
 """A run that trains in seconds, for the tests that start the trainer here or in processes of their own.
 
-As a program: `python tiny_run.py DATASET SCENARIO WORKDIR [COORDINATOR PROCESS]` plays one of `SCENARIOS`; the
-coordinator's address and a process number make it one of two processes.
+As a program: `python tiny_run.py DATASET SCENARIO WORKDIR [DEVICES]` plays one of `SCENARIOS`, on so many devices; the
+environment says whether there are other processes.
 """
 
 import contextlib
 import dataclasses
+import functools
 import json
+import math
 import os
 import random
+import signal
 import sys
 import threading
 import time
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-from jax.experimental import multihost_utils
 from jax.experimental.compilation_cache import compilation_cache
+from jax.sharding import NamedSharding, PartitionSpec
 
-from diffusionlm import trainer
+from diffusionlm import checkpoint, runtime, train_step, trainer
 from diffusionlm.config import Config, DataConfig, DiffusionConfig, ModelConfig, OptimConfig, RunConfig
+from diffusionlm.data import datasets
 from diffusionlm.data.prepare import prepare
 from diffusionlm.train_step import make_train_step, targets
 
@@ -83,7 +88,15 @@ def with_changes(cfg, changes):
 
 def host(tree):
     """A tree of global arrays as numpy arrays, copied: the trainer donates what it is given."""
-    return jax.tree.map(np.array, multihost_utils.process_allgather(tree, tiled=True))
+    if jax.process_count() > 1:
+        tree = on_every_device(next(leaf.sharding.mesh for leaf in jax.tree.leaves(tree) if leaf.ndim))(tree)
+    return jax.tree.map(np.array, tree)
+
+
+@functools.cache
+def on_every_device(mesh):
+    """Copies a whole tree to every device: one program, where `process_allgather` compiles one a leaf."""
+    return jax.jit(lambda tree: tree, out_shardings=NamedSharding(mesh, PartitionSpec()))
 
 
 def leaves(tree):
@@ -108,7 +121,7 @@ class Recorder:
             self.states[int(index)] = leaves(host(state))
             self.inputs[int(index)] = leaves(host((batch, corrupted(batch, index))))
             state, metrics = train_step(state, batch, index)
-            self.metrics[int(index)] = host(metrics)
+            self.metrics[int(index)] = jax.tree.map(np.array, metrics)
             return state, metrics
 
         return step
@@ -149,18 +162,119 @@ def stopped_together(dataset, workdir):
         )
 
 
-def uninterrupted(dataset, workdir):
-    """Trains from start to end."""
+def recorded(dataset, workdir):
+    """Trains to the end, and writes down what its steps were given."""
+    recorder = trainer.make_train_step = Recorder()
+    trainer.train(short(dataset), workdir)
+    write_inputs(recorder, f"{workdir}.{jax.process_index()}.npz")
+
+
+def write_inputs(recorder, path):
+    np.savez(path, **{f"{k} {name}": value for k, found in recorder.inputs.items() for name, value in found.items()})
+
+
+def killed_while_saving(dataset, workdir):
+    """The first process, which is to complete the checkpoint of step 8, dies as soon as it has begun."""
+    save = checkpoint.CheckpointManager.save
+
+    def save_and_die(self, step, *args):
+        save(self, step, *args)
+        if step == 8 and jax.process_index() == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    checkpoint.CheckpointManager.save = save_and_die
+    trainer.train(short(dataset, run={"checkpoint_every": 4}), workdir)
+
+
+def announced(dataset, workdir):
+    """Trains, slowly enough to be killed at the sight of a step."""
+    trainer.make_train_step = Recorder(announce_steps)
+    trainer.train(short(dataset, run={"checkpoint_every": 4}), workdir)
+
+
+def spoil_batches(spoilt):
+    """A stand-in for `train_step.targets` in which the weights of some batches are multiplied by what `spoilt` says."""
+    targets = train_step.targets
+
+    def spoil(cfg, batch, batch_index):
+        full, factor = targets(cfg, batch, batch_index), jnp.float32(1)
+        for index, by in spoilt.items():
+            factor = jnp.where(batch_index == index, by, factor)
+        return full.replace(weight_BxT=full.weight_BxT * factor)
+
+    return spoil
+
+
+def rolled_back(dataset, workdir):
+    """One batch is left out; two in a row make it return to step 4, and go on behind them with half the rate."""
+    train_step.targets = spoil_batches(dict.fromkeys((5, 8, 9), math.nan))
+    cfg = short(dataset, run={"checkpoint_every": 4, "eval_every": 0})
+    policy = {"max_skips": 1, "max_rollbacks": 1, "rollback_lr": 0.5}
+    tell("returned", **trainer.train(with_changes(cfg, {"safety": policy}), workdir).result)
+
+
+def failing_alone(dataset, workdir):
+    """In the middle of it one process fails, for a reason of its own."""
+
+    def fail(index):
+        if index == 6 and jax.process_index() == 1:
+            raise RuntimeError("trouble of its own")
+
+    trainer.make_train_step = Recorder(fail)
     trainer.train(short(dataset), workdir)
 
 
-SCENARIOS = {"interrupted": interrupted, "stopped_together": stopped_together, "uninterrupted": uninterrupted}
+def refused(dataset, workdir):
+    """What goes wrong on one process alone, or differs; each is told as it was refused."""
+    second = jax.process_index() == 1
+    here = workdir.parent / f"of_{jax.process_index()}"
+    here.mkdir()
+    os.chdir(here)
+    runtime.SEEN_SECONDS = 0.5
+    bad = workdir.parent / "bad.txt"
+    other = make_dataset(here, seed=jax.process_index())
+    cfg = short(dataset)
+
+    def broken(cfg, path):
+        return {}["a bug"] if second else opened(cfg, path)
+
+    opened = datasets._open
+    trials = {
+        "missing": (short(here / "none" if second else dataset), workdir),
+        "another": (short(other), workdir),
+        "unprepared": (with_changes(cfg, {"data": {"path": "", "source": str(bad), "tokenizer": "byte"}}), workdir),
+        "settings": (short(dataset, run={"seed": 8 if second else 7}), workdir),
+        "alone": (cfg, "run"),
+        "bug": (cfg, workdir),
+    }
+    if not second:
+        bad.write_bytes(b"\xff\xfe\xfd")
+    for name, arguments in trials.items():
+        datasets._open = broken if name == "bug" else opened
+        try:
+            trainer.train(*arguments)
+        except Exception as error:
+            tell("refused", trial=name, kind=type(error).__name__, message=str(error))
 
 
-def main(dataset, scenario, workdir, coordinator=None, process=None):
-    jax.config.update("jax_num_cpu_devices", 2 if coordinator else 8)
-    if coordinator:
-        jax.distributed.initialize(coordinator, num_processes=2, process_id=int(process))
+SCENARIOS = {
+    scenario.__name__: scenario
+    for scenario in (
+        interrupted,
+        stopped_together,
+        recorded,
+        killed_while_saving,
+        rolled_back,
+        announced,
+        failing_alone,
+        refused,
+    )
+}
+
+
+def main(dataset, scenario, workdir, devices="8"):
+    jax.config.update("jax_num_cpu_devices", int(devices))
+    runtime.initialize(patience_seconds=10)
     SCENARIOS[scenario](Path(dataset), Path(workdir))
 
 

@@ -2,39 +2,53 @@
 
 import jax
 from etils import epath
-from jax.experimental import multihost_utils
 
+from diffusionlm import runtime
 from diffusionlm.config import Config
 from diffusionlm.data.pipeline import Dataset, open_dataset
 from diffusionlm.data.prepare import prepare
 from diffusionlm.errors import UserError
 
 
+def directory(cfg: Config, workdir: epath.Path) -> epath.Path:
+    """Where the dataset that `cfg.data` names is, or will be."""
+    return epath.Path(cfg.data.path) if cfg.data.path else workdir / "data"
+
+
 def open_or_prepare(cfg: Config, workdir: epath.Path) -> Dataset:
     """The dataset that `cfg.data` names; `cfg.data.source` is prepared into WORKDIR/data unless it is there already.
 
+    Every process of a run calls this, the first one prepares, and all must find the same dataset.
+
     Raises:
-      UserError: neither a path nor a source is given, or the dataset does not fit the model.
+      UserError: neither a path nor a source is given, the dataset does not fit the model, or is another elsewhere; on
+        all processes if on one.
     """
-    path = epath.Path(cfg.data.path)
+    path = directory(cfg, workdir)
     if not cfg.data.path:
         if not cfg.data.source:
             raise UserError(
                 f"experiment {cfg.name!r} names no data: give --data.path, a directory made by "
                 "`diffusionlm data prepare`, or --data.source, a text or jsonl file"
             )
-        path = workdir / "data"
-        if jax.process_index() == 0:
-            prepare(
-                cfg.data.source,
-                path,
-                sequence_length=cfg.data.sequence_length,
-                tokenizer=cfg.data.tokenizer,
-                vocab_size=cfg.model.vocab_size if cfg.data.tokenizer == "sentencepiece" else None,
-                progress=not path.exists(),  # nothing to say about one that is only looked up again
-            )
-        if jax.process_count() > 1:
-            multihost_utils.sync_global_devices("dataset prepared")
+        runtime.everywhere(lambda: _prepare(cfg, path) if jax.process_index() == 0 else None)
+    dataset = runtime.everywhere(lambda: _open(cfg, path))
+    runtime.require_equal({"dataset": dataset.metadata.sha256}, "give every host the same data")
+    return dataset
+
+
+def _prepare(cfg: Config, path: epath.Path) -> None:
+    prepare(
+        cfg.data.source,
+        path,
+        sequence_length=cfg.data.sequence_length,
+        tokenizer=cfg.data.tokenizer,
+        vocab_size=cfg.model.vocab_size if cfg.data.tokenizer == "sentencepiece" else None,
+        progress=not path.exists(),  # nothing to say about one that is only looked up again
+    )
+
+
+def _open(cfg: Config, path: epath.Path) -> Dataset:
     dataset = open_dataset(path)
     check_fits(cfg, dataset)
     return dataset

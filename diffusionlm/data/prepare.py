@@ -7,6 +7,8 @@ record of a split is dropped. The directory appears whole, under its name, or no
 """
 
 import contextlib
+import fcntl
+import glob
 import hashlib
 import json
 import os
@@ -310,16 +312,44 @@ def _existing(output: Path, request: dict) -> Metadata | None:
 
 @contextlib.contextmanager
 def _partial(output: Path) -> Iterator[Path]:
-    """A directory beside `output` that takes its name at the end, or goes away after any failure."""
+    """A directory beside `output` that takes its name at the end, or goes away after any failure.
+
+    It is locked while this process lives, so that what a killed one left is known, and is removed here.
+    """
     output.parent.mkdir(parents=True, exist_ok=True)
-    partial = output.with_name(f".{output.name}.partial-{uuid.uuid4().hex[:8]}")
+    prefix = f".{output.name}.partial-"
+    for left in output.parent.glob(glob.escape(prefix) + "*"):
+        with _lock(left) as is_ours:
+            if is_ours:
+                shutil.rmtree(left, ignore_errors=True)
+    partial = output.with_name(prefix + uuid.uuid4().hex[:8])
     partial.mkdir()
+    with _lock(partial):
+        try:
+            yield partial
+            partial.replace(output)
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
+
+
+@contextlib.contextmanager
+def _lock(directory: Path) -> Iterator[bool]:
+    """Whether this process has the lock on `directory`; it ends with the block, or the process."""
     try:
-        yield partial
-        partial.replace(output)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
+        descriptor = os.open(directory, os.O_RDONLY)
+    except FileNotFoundError:  # it got its name, or was removed, meanwhile
+        yield False
+        return
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            locked = True
+        except OSError:  # another process has it, or the file system knows no locks
+            locked = False
+        yield locked
+    finally:
+        os.close(descriptor)
 
 
 @contextlib.contextmanager

@@ -1,0 +1,85 @@
+"""Files of a run, on a disk or in a bucket: written whole or not at all, and JSON a line that survives a kill."""
+
+import json
+import os
+import time
+from collections.abc import Callable
+from typing import Any
+
+from etils import epath
+
+from diffusionlm.errors import UserError
+
+
+def run_path(path: epath.PathLike) -> epath.Path:
+    """A path on a disk or in a bucket.
+
+    Raises:
+      UserError: the client of such buckets is not installed.
+    """
+    path = epath.Path(path)
+    try:
+        path.exists()
+    except ImportError as error:
+        raise UserError(f"cannot reach {path}: {error} (with pip)") from error
+    except OSError:  # what is wrong with it will be said where it is used
+        pass
+    return path
+
+
+def in_bucket(path: epath.PathLike) -> bool:
+    """True for an object store: objects appear whole, and can be neither renamed in one step nor added to."""
+    return "://" in str(path)
+
+
+def write_atomically(path: epath.Path, text: str) -> None:
+    """Writes a file that readers see whole or not at all."""
+    if in_bucket(path):
+        path.write_text(text)
+        return
+    temporary = path.parent / f".{path.name}.{os.getpid()}.tmp"
+    temporary.write_text(text)
+    temporary.replace(path)
+
+
+def read_json_lines(path: epath.Path) -> list[dict[str, Any]]:
+    """The objects of a file, one a line; none where there is no file, and without a last line that a kill cut short."""
+    if not path.exists():
+        return []
+    lines = path.read_text().split("\n")
+    return [json.loads(line) for line in lines[:-1]]  # what follows the last newline is empty or cut short
+
+
+class JsonLines:
+    """Appends objects to a file, one a line; each is on disk when `write` returns.
+
+    A bucket's object is rewritten instead: every `REWRITE_SECONDS` at most, and at `flush`.
+    """
+
+    REWRITE_SECONDS = 60.0
+
+    def __init__(self, path: epath.Path, keep: Callable[[dict[str, Any]], bool] = lambda line: True):
+        """Goes on with the lines that are there, those that `keep` is true for."""
+        self._path = path
+        self.kept = [line for line in read_json_lines(path) if keep(line)]
+        self._bucket = in_bucket(path)
+        texts = [json.dumps(line) + "\n" for line in self.kept]
+        write_atomically(path, "".join(texts))
+        self._texts = texts if self._bucket else []
+        self._written = time.monotonic()
+
+    def write(self, line: dict[str, Any]) -> None:
+        text = json.dumps(line) + "\n"
+        if not self._bucket:
+            with self._path.open("a") as file:
+                file.write(text)
+            return
+        self._texts.append(text)
+        if time.monotonic() - self._written > self.REWRITE_SECONDS:
+            self.flush()
+
+    def flush(self) -> None:
+        """Makes a bucket's object hold all lines."""
+        if self._bucket:
+            write_atomically(self._path, "".join(self._texts))
+            self._written = time.monotonic()

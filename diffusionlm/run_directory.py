@@ -1,0 +1,98 @@
+"""What a run directory says of its run: config.json, environment.json, and whether another may go on there."""
+
+import json
+import platform
+import subprocess
+import sys
+from importlib import metadata
+from typing import Any
+
+import jax
+from etils import epath
+
+from diffusionlm import config as config_lib
+from diffusionlm import runtime
+from diffusionlm.config import Config
+from diffusionlm.errors import UserError
+from diffusionlm.files import write_atomically
+from diffusionlm.version import __version__
+
+
+def refuse_another_run(cfg: Config, workdir: epath.Path) -> None:
+    """Raises `UserError` unless the directory is free, or the run in it is of the same science."""
+    path = workdir / "config.json"
+    if not path.exists():
+        return
+    try:
+        theirs = config_lib.from_json(path.read_text())
+    except ValueError as e:
+        raise UserError(f"{path} is damaged, or of another version ({e}); use another --workdir") from e
+    if config_lib.fingerprint(theirs) != config_lib.fingerprint(cfg):
+        old, new = config_lib.scientific_fields(theirs), config_lib.scientific_fields(cfg)
+        differ = ", ".join(f"{k} ({old[k]} there, {new[k]} here)" for k in new if old[k] != new[k])
+        raise UserError(
+            f"{workdir} holds another run: {differ}; use another --workdir to train anew, or the settings of that run"
+        )
+
+
+def require_same_command(cfg: Config, workdir: epath.Path) -> None:
+    """Raises `UserError` on every process unless all were given the same settings.
+
+    A host may have its own copy of the data, and its own clock.
+    """
+    values = config_lib.flat(cfg) | {"workdir": str(workdir)}
+    for name in ("data.path", "run.checkpoint_minutes"):
+        del values[name]
+    runtime.require_equal(values, "start every process with the same command")
+
+
+def finished(workdir: epath.Path) -> dict[str, Any] | None:
+    """The content of DONE.json as process 0 sees it; None where there is none."""
+    done = workdir / "DONE.json"
+    text = runtime.gather(done.read_text() if jax.process_index() == 0 and done.exists() else "")[0]
+    return json.loads(text) if text else None
+
+
+def record_run(cfg: Config, workdir: epath.Path) -> None:
+    """Writes config.json and environment.json; the environments of earlier starts go on in its "earlier"."""
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        write_atomically(workdir / "config.json", config_lib.to_json(cfg))
+        path = workdir / "environment.json"
+        last = _last_environment(path)
+        earlier = [*last.pop("earlier", []), last] if last else []
+        write_atomically(path, json.dumps({**environment(), "earlier": earlier}, indent=2) + "\n")
+    except OSError as e:
+        raise UserError(f"cannot write to the run directory {workdir}: {e.strerror}; choose another --workdir") from e
+
+
+def _last_environment(path: epath.Path) -> dict[str, Any]:
+    """What environment.json says, or nothing: it is a record, and no reason to refuse a run."""
+    try:
+        return json.loads(path.read_text())
+    except (FileNotFoundError, ValueError):
+        return {}
+
+
+def environment() -> dict[str, Any]:
+    """Versions, devices and source revision, for the record."""
+    names = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets", "numpy")
+    return {
+        "diffusionlm": __version__,
+        "git": git_revision(),
+        "python": platform.python_version(),
+        "packages": {name: metadata.version(name) for name in names},
+        "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+        "processes": jax.process_count(),
+        "command": sys.argv,
+    }
+
+
+def git_revision() -> str | None:
+    """The commit that this package runs from; None where it is no checkout, or there is no git."""
+    command = ["git", "rev-parse", "HEAD"]
+    try:
+        git = subprocess.run(command, cwd=epath.Path(__file__).parent, capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        return None
+    return git.stdout.strip() or None

@@ -1,0 +1,43 @@
+"""Bad batches on the device: which they are, and what a run remembers of them.
+
+The decision is part of the jitted step, so that it is the same on every host and steps can be dispatched ahead of it;
+what it depends on is part of the state, so that a resumed run decides alike.
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from diffusionlm.config import SafetyConfig
+
+DECAY = 0.99  # of the running mean of gradient norms
+HISTORY = 100  # steps before it is trusted
+
+
+@struct.dataclass
+class Guard:
+    """The part of the train state that the treatment of bad batches needs; scalars."""
+
+    skips: jax.Array  # int32, bad batches left out since the last step
+    rollbacks: jax.Array  # int32, times that the run returned to a checkpoint
+    lr_factor: jax.Array  # float32, on the schedule's learning rate
+    norm_sum: jax.Array  # float32, sum over the steps of gradient norm times DECAY^(steps since)
+
+
+def new_guard() -> Guard:
+    """That of a run that begins."""
+    return Guard(jnp.int32(0), jnp.int32(0), jnp.float32(1), jnp.float32(0))
+
+
+def is_bad(cfg: SafetyConfig, guard: Guard, step: jax.Array, loss: jax.Array, grad_norm: jax.Array) -> jax.Array:
+    """True for a batch whose step must not be taken; `step` steps were taken before it."""
+    bad = ~(jnp.isfinite(loss) & jnp.isfinite(grad_norm))
+    if cfg.spike_factor:
+        mean = guard.norm_sum * (1 - DECAY) / (1 - jnp.float32(DECAY) ** step)  # the weights of `step` norms sum to 1
+        bad |= (step >= HISTORY) & (grad_norm > cfg.spike_factor * mean)
+    return bad
+
+
+def after_step(guard: Guard, grad_norm: jax.Array) -> Guard:
+    """What is remembered once a step was taken."""
+    return guard.replace(skips=jnp.zeros_like(guard.skips), norm_sum=guard.norm_sum * DECAY + grad_norm)
