@@ -27,6 +27,7 @@ from diffusionlm.data import datasets
 from diffusionlm.data.pipeline import Dataset, eval_batches, train_batches
 from diffusionlm.errors import UserError
 from diffusionlm.files import run_path, write_atomically
+from diffusionlm.losses import predicted_share
 from diffusionlm.metrics import MetricsWriter, StepLog
 from diffusionlm.progress import Progress
 from diffusionlm.registry import experiments
@@ -112,7 +113,9 @@ class _Loop:
         self.rows = local_rows(mesh, cfg.data.batch_size)
         self.row_numbers = np.concatenate([np.arange(start, stop) for start, stop in self.rows])
         self.tokens_per_step = cfg.data.batch_size * cfg.data.sequence_length
-        self.flops_per_step = cfg.data.batch_size * flops.train(cfg.model, cfg.data.sequence_length, "model")
+        size, length = cfg.data.batch_size, cfg.data.sequence_length
+        self.flops_per_step = size * flops.train(cfg.model, length, "model")
+        self.credited_flops = size * flops.train(cfg.model, length, "model", predicted=predicted_share(cfg))
         chip = flops.peak_flops(mesh.devices.flat[0].device_kind)
         self.peak_flops = chip * mesh.size if chip else None
 
@@ -326,7 +329,7 @@ class _Loop:
             every=self.cfg.run.log_every,
             last_step=self.cfg.run.steps,
             tokens_per_step=self.tokens_per_step,
-            flops_per_step=self.flops_per_step,
+            flops_per_step=self.credited_flops,
             peak_flops=self.peak_flops,
         )
 

@@ -130,6 +130,24 @@ def test_loops_that_end_when_the_data_say_count_once():
     assert found.endless == 1 and found.collectives[0].runs == 1
 
 
+def test_the_caller_may_know_how_long_a_loop_runs():
+    body = computation("body", P0, "ROOT " + GATHER)
+    told = ', metadata={op_name="jit(step)/jvp()/vocabulary/while"}'
+    root = "ROOT %lt = pred[] compare(%i, %j), direction=LT"
+    condition = computation("c", "%i = s32[] parameter(0)", "%j = s32[] parameter(1)", root)
+    text = module(body, condition, entry(P0, "ROOT " + loop("w", "body", "c", told)))
+    found = hlo.analyse(text, {"vocabulary": 7})
+    assert found.endless == 0 and found.collectives[0].runs == 7
+    assert hlo.analyse(text, {"while": 7, "jvp()": 7}).endless == 1
+
+
+def test_attributes_of_several_lines_do_not_end_a_computation():
+    """As the TPU's attention kernels have them."""
+    kernel = '%k = f32[4,8]{1,0} custom-call(%p), frontend_attributes={kernel_metadata={\n"x":"{1}"\n}}, metadata={}'
+    text = module(entry(P0, kernel, "ROOT " + GATHER))
+    assert len(hlo.analyse(text).collectives) == 1
+
+
 def test_of_two_branches_the_dearest():
     cheap = computation("cheap", P0, "ROOT %r = f32[4,8]{1,0} copy(%p)")
     dear = computation("dear", P0, GATHER, "ROOT %r = f32[4,8]{1,0} copy(%p)")

@@ -26,8 +26,6 @@ TOPOLOGIES = ("v5e-256", "v5p-128", "v6e-256")
 CELLS = [(recipe, topology, "train") for recipe in RECIPES for topology in TOPOLOGIES]
 CELLS.append(("llada_8b", "v5e-8", "sample"))
 SAMPLING = SamplingConfig(length=1000, block_length=32)  # and 8 texts at a time
-# What is tried first where a recipe does not fit as it is shipped; for the others, what the report advises.
-SETTINGS = {"llada_8b": {"run.microbatches": 5}}
 TENSOR = {"mesh.fsdp": -1, "mesh.tensor": 2}  # for a batch that the devices do not divide
 
 ROOT = Path(__file__).parents[2]
@@ -78,8 +76,6 @@ def attempts_at(recipe: str, topology: str, program: str) -> list[dict]:
         attempts.append({"settings": settings, "report": to_json(replace(report, compile_seconds=0.0))})
         if report.fits or len(attempts) > 3:
             break
-        if not settings and recipe in SETTINGS:
-            waiting.append(SETTINGS[recipe])
         fixes = [fix for fix in report.fixes if not fix.change.startswith("--topology")]
         # A program that nearly fills the memory can take the compiler very long.
         roomy = [fix for fix in fixes if fix.bytes < report.hbm_per_chip_bytes.limit / 2]
