@@ -12,7 +12,9 @@ from diffusionlm.arguments import fields
 from diffusionlm.cli import VERBS
 
 ROOT = Path(__file__).parent.parent
-DOCUMENTS = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *ROOT.glob("docs/*.md")])
+DOCUMENTS = sorted(
+    [*(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "tpu_scripts/README.md")), *ROOT.glob("docs/*.md")]
+)
 SETTINGS = set(fields(config.Config)) | {field.name for field in dataclasses.fields(config.Config)}
 
 
@@ -40,11 +42,15 @@ def test_names_links_and_files(document):
     spans = re.findall(r"`([^`\n]+)`", text)
     dotted = {s.removeprefix("dlm.").partition("=")[0].partition("(")[0] for s in spans if re.match(r"[a-z_]+\.\w+", s)}
     dotted = {name for name in dotted if re.fullmatch(r"[a-z_]+(\.\w+)+", name)}
-    files = {name for name in dotted if name.rpartition(".")[2] in ("py", "json", "jsonl", "md", "toml", "cfg")}
+    files = {
+        name for name in dotted if name.rpartition(".")[2] in ("py", "json", "jsonl", "md", "toml", "cfg", "sh", "conf")
+    }
     for name in sorted(dotted - files):
         first = name.split(".")[0]
         if first not in ("jax", "optax", "tokenizer", "setup"):
             assert exists(name), f"{document.name} names {name}, which does not exist"
+    for name in (name for name in files if name.endswith((".sh", ".conf"))):
+        assert (ROOT / "tpu_scripts" / name).exists(), f"{document.name} names the script {name}"
     for link in re.findall(r"\]\(([^)#]+)\)", text):
         assert link.startswith("http") or (document.parent / link).exists(), f"{document.name} links to {link}"
     for file in re.findall(r"`((?:diffusionlm|experiments|tests|docs)/[\w/.]*)`", text):
