@@ -535,7 +535,10 @@ def test_status_logs_stop_and_delete(cloud):
     run = cloud.path / "bucket" / "bucket" / "run"
     run.mkdir(parents=True)
     (run / "metrics.jsonl").write_text('{"step": 10, "loss": 5.0}\n{"step": 20, "loss": 4.0}\n')
+    assert "no heartbeat" in cloud.run("status.sh", *CALLS["status.sh"]).stdout
+    (run / "heartbeat").write_text('{"step": 21}')
     status = cloud.run("status.sh", *CALLS["status.sh"]).stdout
+    assert '{"step": 21}' in status and "no heartbeat" not in status
     assert "queued resource pod: ACTIVE" in status and "hosts running: 2" in status
     assert '{"step": 20, "loss": 4.0}' in status and '"step": 10' not in status
     assert "stop.sh pod" in cloud.run("delete.sh", *CALLS["delete.sh"], code=3).stderr

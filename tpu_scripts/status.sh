@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # status.sh NAME --zone ZONE [--workdir gs://BUCKET/RUN]: the queued resource, its TPU VMs, its hosts, and the run.
 #
-#   --workdir gs://...   also the newest line of metrics.jsonl and its age, or the final numbers
+#   --workdir gs://...   also the newest line of metrics.jsonl and the heartbeat, or the final numbers
 #   --slices N --zone ZONE --project PROJECT, as for create.sh
 #   --dry-run            print the commands, run none
 
@@ -41,12 +41,12 @@ if [[ -n $workdir ]]; then
   if [[ -n $dry_run ]]; then
     run gcloud storage cat "$workdir/DONE.json"
     run gcloud storage cat --range=-65536 "$workdir/metrics.jsonl"
-    run gcloud storage ls --long "$workdir/metrics.jsonl"
+    run gcloud storage cat "$workdir/heartbeat"
   elif finished=$(gcloud storage cat "$workdir/DONE.json" 2>/dev/null); then
     echo "the run is done: $finished"
   elif metrics=$(gcloud storage cat --range=-65536 "$workdir/metrics.jsonl" 2>/dev/null); then
     tail -n 1 <<<"$metrics"
-    gcloud storage ls --long "$workdir/metrics.jsonl" | head -n 1
+    gcloud storage cat "$workdir/heartbeat" 2>/dev/null || echo "no heartbeat"
     echo "now $(date -u +%FT%TZ)"
   else
     echo "no metrics in $workdir yet"
