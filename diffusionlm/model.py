@@ -7,8 +7,6 @@ parameters are stacked along a leading "layers" axis. Parameters are float32 and
 Linear layers run on two-dimensional activations [batch*length, width]: the same numbers, and much faster on CPUs.
 """
 
-import functools
-import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -20,7 +18,8 @@ from flax import linen as nn
 from diffusionlm import flash
 from diffusionlm.attention import Keys, attention
 from diffusionlm.config import ModelConfig
-from diffusionlm.sharding import axis_names, constrain, partition_spec, sum_over_rows
+from diffusionlm.embedding import look_up
+from diffusionlm.sharding import constrain
 
 REMAT_POLICIES = {
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
@@ -245,10 +244,10 @@ class Transformer(nn.Module):
         cache: Cache | None,
     ) -> tuple[jax.Array, Cache | None]:
         cfg = self.cfg
-        x_BxTxD = _rows(self.embed, tokens_BxT, cfg.dtype)
+        x_BxTxD = look_up(self.embed, tokens_BxT, cfg.dtype)
         rope_BxTx2xJ = None
         if cfg.positions == "learned":
-            x_BxTxD += _rows(self.positions, positions_BxT, cfg.dtype)
+            x_BxTxD += look_up(self.positions, positions_BxT, cfg.dtype)
         else:
             rope_BxTx2xJ = _rope_tables(cfg, positions_BxT)
         x_BxTxD = constrain(x_BxTxD, "batch", None, None)
@@ -291,46 +290,6 @@ def _param(
     axes: tuple[str | None, ...],
 ) -> jax.Array:
     return module.param(name, nn.with_logical_partitioning(init, axes), shape, jnp.float32)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _rows(table_VxD: jax.Array, ids_BxT: jax.Array, dtype: str) -> jax.Array:
-    """Rows of a float32 table as `dtype`, with the gradient summed in float32.
-
-    Half of all positions may hold one id, the mask's: a sum of that many gradients in bfloat16 stops growing.
-    """
-    # Rows gathered from a table that is split over its width would have to be resharded; gather the width first.
-    return constrain(table_VxD.astype(dtype), "vocab", None)[ids_BxT]
-
-
-def _rows_forward(table_VxD: jax.Array, ids_BxT: jax.Array, dtype: str) -> tuple[jax.Array, tuple]:
-    return _rows(table_VxD, ids_BxT, dtype), (table_VxD, ids_BxT)
-
-
-def _rows_backward(dtype: str, saved: tuple[jax.Array, jax.Array], grad_BxTxD: jax.Array) -> tuple[jax.Array, None]:
-    table_VxD, ids_BxT = saved
-    mesh = dict(jax.sharding.get_abstract_mesh().shape)
-    rows = partition_spec(ids_BxT.shape, ("batch", None), mesh)
-    table = partition_spec(table_VxD.shape, ("vocab", "embed"), mesh)
-
-    def one_device(ids_BxT: jax.Array, grad_BxTxD: jax.Array) -> jax.Array:
-        V, D = table_VxD.shape
-        vocab, embed = map(axis_names, table)
-        if vocab:
-            V //= math.prod(mesh[axis] for axis in vocab)
-            ids_BxT -= jax.lax.axis_index(vocab) * V
-            ids_BxT = jnp.where(ids_BxT < 0, V, ids_BxT)  # a negative index would count from the end
-        grad_VxD = jnp.zeros((V, D), jnp.float32).at[ids_BxT].add(grad_BxTxD.astype(jnp.float32), mode="drop")
-        return sum_over_rows(grad_VxD, axis_names(rows[0]), embed, 1) if mesh else grad_VxD
-
-    # Device by device: left to itself the compiler may send the gradients of all tokens to all devices, each of which
-    # then adds a sliver of every token of the batch.
-    if mesh:
-        one_device = jax.shard_map(one_device, in_specs=(rows, rows), out_specs=table, check_vma=False)
-    return one_device(ids_BxT, grad_BxTxD).astype(table_VxD.dtype), None
-
-
-_rows.defvjp(_rows_forward, _rows_backward)
 
 
 def _rope_tables(cfg: ModelConfig, positions_BxT: jax.Array) -> jax.Array:

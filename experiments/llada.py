@@ -9,10 +9,10 @@ from diffusionlm.registry import experiments
 MASK_ID = 126336  # <|mdm_mask|>, an id of the vocabulary
 
 
-def _base(name: str, model: ModelConfig, optim: OptimConfig, steps: int, microbatches: int = 1) -> Config:
+def _base(name: str, model: ModelConfig, optim: OptimConfig, steps: int, remat: str, microbatches: int = 1) -> Config:
     return Config(
         name=name,
-        model=replace(model, dtype="bfloat16", remat="full"),
+        model=replace(model, dtype="bfloat16", remat=remat),
         diffusion=DiffusionConfig(random_length=0.01, mask_id=MASK_ID),
         optim=optim,
         data=DataConfig(sequence_length=4096, batch_size=1280),
@@ -35,7 +35,7 @@ def llada_8b() -> Config:
         final_lr=1e-5,
     )
     # In one part it fits none of v5e-256, v5p-128 and v6e-256.
-    return _base("llada_8b", presets.get("llada_8b"), optim, steps=438_690, microbatches=5)
+    return _base("llada_8b", presets.get("llada_8b"), optim, steps=438_690, remat="full", microbatches=5)
 
 
 @experiments.register("llada_1b")
@@ -44,4 +44,4 @@ def llada_1b() -> Config:
     optim = OptimConfig(peak_lr=4e-4, schedule="constant", warmup_steps=2000)
     model = presets.get("llada_1b")
     tokens = 1e22 / (6 * flops.parameters(model).non_embedding)
-    return _base("llada_1b", model, optim, steps=int(tokens / (1280 * 4096)))
+    return _base("llada_1b", model, optim, steps=int(tokens / (1280 * 4096)), remat="attention")
