@@ -23,14 +23,18 @@ class Fix:
 
 
 def fixes(cfg: Config, topology: Topology, needed: float) -> list[Fix]:
-    """Changes of a training run that bring `needed` bytes per chip below the limit, the cheapest in time first."""
+    """Changes of a training run that bring `needed` bytes per chip below the limit, the cheapest in time first.
+
+    Of changes of the same settings only the first that will do.
+    """
     limit, now = topology.chip.hbm_bytes, ledger(cfg, topology.devices)
-    found = []
+    found: dict[tuple[str, ...], Fix] = {}
     for change, other, where in _candidates(cfg, topology):
         predicted = int(needed * ledger(other, where.devices) / now)
         if predicted <= limit:
-            found.append(Fix(change, predicted))
-    return found[:MOST]
+            names = tuple(word for word in change.split() if word.startswith("--"))
+            found.setdefault(names, Fix(change, predicted))
+    return list(found.values())[:MOST]
 
 
 def ledger(cfg: Config, devices: int) -> float:
@@ -40,7 +44,7 @@ def ledger(cfg: Config, devices: int) -> float:
     weights = flops.parameters(model).stored
     D, V, q, kv = model.d_model, model.padded_vocab_size, model.n_heads * model.head_dim, model.n_kv_heads
     shards = fsdp * tensor
-    state = 3 * 4 * weights / shards
+    state = (4 + 4 + (2 if cfg.optim.first_moment_dtype == "bfloat16" else 4)) * weights / shards
     gradients = 4 * weights / shards * (2 if cfg.run.microbatches > 1 else 1)
     rows = max(1, cfg.data.batch_size // (data * fsdp * cfg.run.microbatches))
     tokens = rows * cfg.data.sequence_length
@@ -83,7 +87,9 @@ def _candidates(cfg: Config, topology: Topology) -> Iterator[tuple[str, Config, 
     if data > topology.slices:
         wide = replace(cfg, mesh=replace(cfg.mesh, data=topology.slices, fsdp=-1))
         yield f"--mesh.data {topology.slices} --mesh.fsdp -1", wide, topology
-    for remat in {"none": ("dots", "full"), "dots": ("full",), "attention": ("full",), "full": ()}[cfg.model.remat]:
+    for remat in {"none": ("dots", "attention", "full"), "dots": ("full",), "attention": ("full",), "full": ()}[
+        cfg.model.remat
+    ]:
         kept = replace(cfg, model=replace(cfg.model, remat=remat))
         yield f"--model.remat {remat}", kept, topology
         for n in parts[-1:]:

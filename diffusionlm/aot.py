@@ -33,6 +33,7 @@ from diffusionlm.model import Transformer
 from diffusionlm.registry import experiments
 from diffusionlm.roofline import Terms, Traffic
 from diffusionlm.sampling import generate
+from diffusionlm.sampling.canvas import CANVAS_MULTIPLE
 from diffusionlm.sampling.config import ModelSpec, SamplingConfig
 from diffusionlm.sharding import batch_sharding, check_batch, make_mesh, tree_shardings
 from diffusionlm.topology import Topology
@@ -208,7 +209,7 @@ def _training(cfg: Config, mesh: Mesh) -> _Program:
         model_flops=size * flops.train(cfg.model, length, "model", predicted=share),
         executed_flops=size * flops.train(cfg.model, length, "executed", rows, share, splash),
         kernel_flops=size * flops.splash_kernels(cfg.model, length) if splash else 0,
-        turns={LOOP: flops.head_turns(rows * length, cfg.model.head_chunk, share)},
+        turns={LOOP: flops.head_turns(rows * length, cfg.model.head_chunk, flops.slowest_share(rows, share))},
     )
 
 
@@ -223,14 +224,17 @@ def _sampler(cfg: Config, mesh: Mesh, sampling: SamplingConfig, count: int) -> _
         nn.unbox(boxed["params"]),
         tree_shardings(boxed["params"], mesh),
     )
-    forward = flops.forward(cfg.model, sampling.length + 1)
+    length = math.ceil((sampling.length + 1) / CANVAS_MULTIPLE) * CANVAS_MULTIPLE
+    forward, passes = flops.forward(cfg.model, length), count * (2 if sampling.guidance else 1)
+    attention = forward["attention_scores"] + forward["attention_values"]
     return _Program(
         kind="sample",
         lower=lambda: generate.lower(params, spec, prompts, sampling),
         params=params,
         optimizer=None,
-        model_flops=count * (sum(forward.values()) - forward["head"]) * (2 if sampling.guidance else 1),
+        model_flops=passes * (sum(forward.values()) - forward["head"]),
         executed_flops=None,
+        kernel_flops=passes * attention if length % flops.SPLASH_LENGTHS == 0 else 0,
     )
 
 

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
-from diffusionlm.flops import head_chunk
+from diffusionlm.flops import head_chunk, slowest_share
 from diffusionlm.sharding import axis_names, partition_spec, rows_per_device, sum_over_rows
 
 LOOP = "vocabulary"  # the scope of the loop over chunks, by which the compile check knows it
@@ -91,7 +91,8 @@ def weighted_cross_entropy(
     shape = dict(jax.sharding.get_abstract_mesh().shape)
     rows = partition_spec((B,), ("batch",), shape)[0]
     embed, vocab = partition_spec(head_DxV.shape, ("embed", "vocab"), shape)
-    C = head_chunk(rows_per_device(B) * T, chunk, share)
+    local = rows_per_device(B)
+    C = head_chunk(local * T, chunk, slowest_share(local, share))
     bias_V = jnp.where(suppressed_V, -jnp.inf, 0.0)
     split = _Split(axis_names(rows), axis_names(embed), axis_names(vocab), not shape)
     inputs = (hidden_BxTxD, head_DxV, labels_BxT, weight_BxT, counted_BxT, bias_V)

@@ -11,21 +11,24 @@ from diffusionlm.sharding import axis_names, constrain, partition_spec, sum_over
 SLAB = 1 << 27  # most float32 numbers of a gradient that is summed at a time on a device: 512 MiB
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def look_up(table_VxD: jax.Array, ids_BxT: jax.Array, dtype: str) -> jax.Array:
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def look_up(table_VxD: jax.Array, ids_BxT: jax.Array, dtype: str, name: str | None = "vocab") -> jax.Array:
     """Rows of a float32 table as `dtype`, (B, T, D), with the gradient summed in float32.
 
-    Half of all positions may hold one id, the mask's: a sum of that many gradients in bfloat16 stops growing.
+    Half of all positions may hold one id, the mask's: a sum of that many gradients in bfloat16 stops growing. `name` is
+    the logical dimension of the table's rows.
     """
     # Rows gathered from a table that is split over its width would have to be resharded; gather the width first.
-    return constrain(table_VxD.astype(dtype), "vocab", None)[ids_BxT]
+    return constrain(table_VxD.astype(dtype), name, None)[ids_BxT]
 
 
-def _forward(table_VxD: jax.Array, ids_BxT: jax.Array, dtype: str) -> tuple[jax.Array, tuple]:
-    return look_up(table_VxD, ids_BxT, dtype), (table_VxD, ids_BxT)
+def _forward(table_VxD: jax.Array, ids_BxT: jax.Array, dtype: str, name: str | None) -> tuple[jax.Array, tuple]:
+    return look_up(table_VxD, ids_BxT, dtype, name), (table_VxD, ids_BxT)
 
 
-def _backward(dtype: str, saved: tuple[jax.Array, jax.Array], grad_BxTxD: jax.Array) -> tuple[jax.Array, None]:
+def _backward(
+    dtype: str, name: str | None, saved: tuple[jax.Array, jax.Array], grad_BxTxD: jax.Array
+) -> tuple[jax.Array, None]:
     table_VxD, ids_BxT = saved
     mesh = dict(jax.sharding.get_abstract_mesh().shape)
     # Device by device: left to itself the compiler may send the gradients of all tokens to all devices, each of which
@@ -33,7 +36,7 @@ def _backward(dtype: str, saved: tuple[jax.Array, jax.Array], grad_BxTxD: jax.Ar
     body = functools.partial(_one_device, *table_VxD.shape, mesh)
     if mesh:
         rows = partition_spec(ids_BxT.shape, ("batch", None), mesh)
-        table = partition_spec(table_VxD.shape, ("vocab", "embed"), mesh)
+        table = partition_spec(table_VxD.shape, (name, "embed"), mesh)
         body = functools.partial(body, rows=axis_names(rows[0]), vocab=axis_names(table[0]), embed=axis_names(table[1]))
         body = jax.shard_map(body, in_specs=(rows, rows), out_specs=table, check_vma=False)
     return body(ids_BxT, grad_BxTxD).astype(table_VxD.dtype), None

@@ -14,13 +14,12 @@ import numpy as np
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash_lib
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as splash_masks
 
-from diffusionlm.flops import SPLASH_LENGTHS
+from diffusionlm.flops import SPLASH_LENGTHS, splash_tile
 from diffusionlm.sharding import partition_spec
 
-LARGEST_TILE = 512  # of queries and of keys
 CHECKPOINT = "attention"  # what the backward pass needs of attention is saved under this name, if a policy wants it
 # NVIDIA's cards before Ampere (compute capability 8.0), for which cuDNN has no flash attention.
-BEFORE_AMPERE = re.compile(r"Tesla|Quadro|TITAN|GTX|RTX 20|[KMPV]100\b|\bT4\b")
+BEFORE_AMPERE = re.compile(r"Tesla|Quadro|TITAN|GTX|GeForce MX|RTX 20\d0\b(?!.* Ada)|\b[KMPV]\d+|\bT\d+")
 
 
 def kernel(q_BxTxHxK: jax.Array) -> Literal["splash", "cudnn"] | None:
@@ -31,7 +30,8 @@ def kernel(q_BxTxHxK: jax.Array) -> Literal["splash", "cudnn"] | None:
     T, K = q_BxTxHxK.shape[1], q_BxTxHxK.shape[3]
     if device.platform == "tpu":
         return "splash" if T % SPLASH_LENGTHS == 0 else None
-    nvidia = device.platform in ("gpu", "cuda") and not BEFORE_AMPERE.search(device.device_kind)
+    nvidia = device.platform in ("gpu", "cuda") and device.device_kind.startswith("NVIDIA")
+    nvidia = nvidia and not BEFORE_AMPERE.search(device.device_kind)
     if nvidia and q_BxTxHxK.dtype in (jnp.bfloat16, jnp.float16) and K <= 128 and K % 8 == 0:
         return "cudnn"
     return None
@@ -106,8 +106,7 @@ def _static_mask(T: int, H: int, causal: bool, block: int) -> splash_masks.Multi
 
 
 def _tiles(T: int) -> splash_lib.BlockSizes:
-    """The largest tiles that divide the length."""
-    tile = next(n for n in range(min(T, LARGEST_TILE), 0, -SPLASH_LENGTHS) if T % n == 0)
+    tile = splash_tile(T)
     return splash_lib.BlockSizes(
         block_q=tile,
         block_kv=tile,

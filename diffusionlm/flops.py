@@ -112,17 +112,28 @@ def train(
     if convention == "model":
         return trunk + round(3 * predicted * parts["head"])
     if convention == "executed":
-        chunk = head_chunk(rows * length, cfg.head_chunk, predicted)
-        projected = head_turns(rows * length, cfg.head_chunk, predicted) * chunk
+        share = slowest_share(rows, predicted)
+        projected = head_turns(rows * length, cfg.head_chunk, share) * head_chunk(rows * length, cfg.head_chunk, share)
         head = 3 * 2 * cfg.d_model * cfg.padded_vocab_size * projected // rows
-        return trunk + _recomputed(cfg, length, parts, splash) + head
+        attention = parts["attention_scores"] + parts["attention_values"]
+        kernels = splash_kernels(cfg, length) - 3 * attention if splash else 0
+        return trunk + kernels + _recomputed(cfg, length, parts, splash) + head
     raise UserError(f"unknown FLOP convention {convention!r}; use one of {', '.join(get_args(Convention))}")
 
 
-def head_chunk(tokens: int, most: int, share: float) -> int:
-    """How many of its `tokens` a device takes through the vocabulary at a time; `share` of them are usually predicted.
+def slowest_share(rows: int, share: float) -> float:
+    """The share of predicted tokens on the slowest of many devices with so many rows each.
 
-    The usual number plus an eighth goes into as few equal chunks of at most `most` tokens as it can.
+    Antithetic times keep pairs of rows close to the mean; a row without its partner may be predicted whole somewhere,
+    and the others wait for that device.
+    """
+    return share if rows % 2 == 0 else min(1.0, share * (rows + 1) / rows)
+
+
+def head_chunk(tokens: int, most: int, share: float) -> int:
+    """How many of its `tokens` a device takes through the vocabulary at a time, where `share` of them are predicted.
+
+    That number and an eighth more goes into as few equal chunks of at most `most` tokens as it can.
     """
     usual = min(tokens, math.ceil(tokens * share * 9 / 8))
     return -(-usual // -(-usual // most))
@@ -133,27 +144,34 @@ def head_turns(tokens: int, most: int, share: float) -> int:
     return math.ceil(tokens * share / head_chunk(tokens, most, share))
 
 
+def splash_tile(length: int) -> int:
+    """Queries and keys that splash attention takes at a time: the most that divide the length, up to 512."""
+    return next(n for n in range(min(length, 512), 0, -SPLASH_LENGTHS) if length % n == 0)
+
+
 def splash_kernels(cfg: ModelConfig, length: int) -> int:
-    """The part of "executed" that is inside of the TPU's attention kernels, of one training pass over one sequence."""
+    """The part of "executed" that is inside of the TPU's attention kernels, of one training pass over one sequence.
+
+    Causal models skip the tiles that lie wholly behind the mask.
+    """
     product = forward(cfg, length)["attention_scores"]
     # Two products forward, and again where the backward pass makes the result anew; 4 and 3 in two backward kernels.
-    return product * (2 + 7 + (2 if cfg.remat in ("dots", "full") else 0))
+    products = 2 + 7 + (2 if cfg.remat in ("dots", "full") else 0)
+    tiles = length // splash_tile(length)
+    return products * product * (tiles + 1) // (2 * tiles) if cfg.causal else products * product
 
 
 def _recomputed(cfg: ModelConfig, length: int, parts: dict[str, int], splash: bool) -> int:
+    """What the backward pass makes a second time, without what is inside of the kernels."""
     scores, values = parts["attention_scores"], parts["attention_values"]
-    # Of splash's two backward kernels both make the scores again, and one the gradient of the weights for itself.
-    recomputed = 2 * scores + values if splash else 0
-    if cfg.remat == "dots":
-        # The policy keeps what matmuls with weights give; the two of attention run again.
-        recomputed += scores + values
+    # The policies keep what matmuls with weights give, or attention's result, for which scores are made again.
+    attention = {"none": 0, "dots": scores + values, "attention": scores, "full": scores + values}[cfg.remat]
+    weights = 0
     if cfg.remat in ("attention", "full"):
         # Everything but the last matmul of a block: its result only enters a sum, so no gradient asks for it.
         down = 2 * length * cfg.d_ff * cfg.d_model * cfg.n_layers
-        recomputed += sum(parts.values()) - parts["head"] - down
-    if cfg.remat == "attention":  # its result is kept; without the kernel, the scores are made again nevertheless
-        recomputed -= scores + values if splash else values
-    return recomputed
+        weights = sum(parts.values()) - parts["head"] - scores - values - down
+    return weights + (0 if splash else attention)
 
 
 def memory(cfg: ModelConfig, optim: OptimConfig, shards: int = 1) -> Memory:

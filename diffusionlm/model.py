@@ -247,7 +247,7 @@ class Transformer(nn.Module):
         x_BxTxD = look_up(self.embed, tokens_BxT, cfg.dtype)
         rope_BxTx2xJ = None
         if cfg.positions == "learned":
-            x_BxTxD += look_up(self.positions, positions_BxT, cfg.dtype)
+            x_BxTxD += look_up(self.positions, positions_BxT, cfg.dtype, None)
         else:
             rope_BxTx2xJ = _rope_tables(cfg, positions_BxT)
         x_BxTxD = constrain(x_BxTxD, "batch", None, None)

@@ -159,7 +159,9 @@ def eval_step(
     if not segmented:
         segments_BxT = (segments_BxT != 0).astype(jnp.int32)
     if cfg.objective == "arm":
-        full = arm_targets(tokens_BxT, segments_BxT, segmented=segmented)
+        # The network sees T positions, as in training, so that the same kernel will do; the last predicts nothing.
+        beyond_BxL = jnp.pad(segments_BxT, ((0, 0), (0, 1)))
+        full = arm_targets(batch["tokens"], beyond_BxL, segmented=segmented)
         scored_BxT, labels_BxT = full.counted_BxT, full.labels_BxT
     else:
         maskable_BxT = jnp.pad(segments_BxT[:, 1:] == segments_BxT[:, :-1], ((0, 0), (1, 0)))

@@ -14,7 +14,15 @@ def demo() -> Config:
         name="demo",
         # 1023 pieces and the mask row fill 1024 rows exactly.
         model=ModelConfig(
-            d_model=128, n_layers=4, n_heads=4, n_kv_heads=4, head_dim=32, d_ff=384, vocab_size=1023, max_length=128
+            d_model=128,
+            n_layers=4,
+            n_heads=4,
+            n_kv_heads=4,
+            head_dim=32,
+            d_ff=384,
+            vocab_size=1023,
+            max_length=128,
+            head_chunk=256,  # what a processor's caches hold
         ),
         diffusion=DiffusionConfig(),
         # Small batches: for some 600 steps, until it attends to the neighbours of a mask, it is a unigram model.

@@ -9,16 +9,14 @@ from diffusionlm.registry import experiments
 MASK_ID = 126336  # <|mdm_mask|>, an id of the vocabulary
 
 
-def _base(name: str, model: ModelConfig, optim: OptimConfig, steps: int, remat: str, microbatches: int = 1) -> Config:
+def _base(name: str, model: ModelConfig, optim: OptimConfig, steps: int, remat: str) -> Config:
     return Config(
         name=name,
         model=replace(model, dtype="bfloat16", remat=remat),
         diffusion=DiffusionConfig(random_length=0.01, mask_id=MASK_ID),
         optim=optim,
         data=DataConfig(sequence_length=4096, batch_size=1280),
-        run=RunConfig(
-            steps=steps, eval_every=10_000, checkpoint_every=5000, eval_records=10_240, microbatches=microbatches
-        ),
+        run=RunConfig(steps=steps, eval_every=10_000, checkpoint_every=5000, eval_records=10_240),
     )
 
 
@@ -34,8 +32,7 @@ def llada_8b() -> Config:
         decay_steps=57_220,
         final_lr=1e-5,
     )
-    # In one part it fits none of v5e-256, v5p-128 and v6e-256.
-    return _base("llada_8b", presets.get("llada_8b"), optim, steps=438_690, remat="full", microbatches=5)
+    return _base("llada_8b", presets.get("llada_8b"), optim, steps=438_690, remat="full")
 
 
 @experiments.register("llada_1b")

@@ -23,6 +23,7 @@ def tinystories() -> Config:
             vocab_size=2047,
             max_length=256,
             dtype="bfloat16",
+            head_chunk=256,  # what a processor's caches hold
         ),
         # Stories are shorter than the canvas, and users sample short ones.
         diffusion=DiffusionConfig(random_length=0.01),

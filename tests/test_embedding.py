@@ -53,7 +53,7 @@ def test_rows_that_no_axis_divides_are_counted_once():
     """As positions are: one row for the whole batch."""
     places = np.arange(T, dtype=np.int32)[None]
     with jax.set_mesh(make_mesh(MeshConfig(2, 2, 2))):
-        found = jax.jit(jax.grad(lambda table: (embedding.look_up(table, places, "float32") * 3).sum()))(TABLE)
+        found = jax.jit(jax.grad(lambda table: (embedding.look_up(table, places, "float32", None) * 3).sum()))(TABLE)
     np.testing.assert_array_equal(jax.device_get(found), np.where(np.arange(V)[:, None] < T, 3.0, 0.0) * np.ones(D))
 
 

@@ -7,11 +7,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 from jax.sharding import AbstractMesh, AxisType
 
 from diffusionlm import flash
 from diffusionlm.attention import attention, mask, reference
-from diffusionlm.config import MeshConfig
+from diffusionlm.config import MeshConfig, ModelConfig
+from diffusionlm.model import Transformer
 from diffusionlm.sharding import AXES, make_mesh
 
 T = 256
@@ -112,6 +114,12 @@ def mesh_of(platform: str, kind: str):
         ("gpu", "NVIDIA H200", 256, 64, jnp.float32, None),  # flash attention is for half precision
         ("gpu", "NVIDIA H200", 256, 256, jnp.bfloat16, None),  # too wide a head for its backward pass
         ("gpu", "Tesla T4", 256, 64, jnp.bfloat16, None),
+        ("gpu", "NVIDIA T1000", 256, 64, jnp.bfloat16, None),
+        ("gpu", "NVIDIA GeForce MX450", 256, 64, jnp.bfloat16, None),
+        ("gpu", "NVIDIA GeForce RTX 2080 Ti", 256, 64, jnp.bfloat16, None),
+        ("gpu", "NVIDIA RTX 2000 Ada Generation", 256, 64, jnp.bfloat16, "cudnn"),
+        ("gpu", "NVIDIA L4", 256, 64, jnp.bfloat16, "cudnn"),
+        ("gpu", "AMD Instinct MI300X", 256, 64, jnp.bfloat16, None),
         ("gpu", "Tesla V100-SXM2-16GB", 256, 64, jnp.float16, None),
         ("cpu", "cpu", 256, 64, jnp.bfloat16, None),
     ],
@@ -143,3 +151,14 @@ def test_attention_takes_the_kernel_where_it_can():
     assert calls("tpu", "TPU v5", causal=False, allowed_TxS=np.tri(T, dtype=bool)) == {"dot_general"}
     assert calls("cpu", "cpu", causal=False) == {"dot_general"}
     assert calls("gpu", "Tesla T4", causal=False) == {"dot_general"}
+
+
+@pytest.mark.parametrize(("remat", "kernels"), [("none", 3), ("attention", 3), ("dots", 4), ("full", 4)])
+def test_remat_runs_the_kernel_again_or_keeps_what_it_gave(remat, kernels):
+    """One forward and two backward kernels; one more where the backward pass makes attention's result anew."""
+    cfg = ModelConfig(d_model=64, n_layers=2, n_heads=1, n_kv_heads=1, d_ff=64, vocab_size=60, remat=remat)
+    model, tokens = Transformer(cfg), jnp.zeros((1, 128), jnp.int32)
+    params = nn.unbox(jax.eval_shape(model.init, jax.random.key(0), tokens))["params"]
+    with jax.sharding.use_abstract_mesh(mesh_of("tpu", "TPU v5")):
+        grad = jax.grad(lambda params: model.apply({"params": params}, tokens).sum())
+        assert str(jax.make_jaxpr(grad)(params)).count("pallas_call[") == kernels

@@ -201,9 +201,36 @@ def test_what_the_tpu_kernel_makes_again():
     """Forward: scores and values. Backward: 4 products of one kernel and 3 of the other, where the plain one has 4."""
     for remat, again in (("none", 0), ("attention", 0), ("dots", 2), ("full", 2)):
         cfg = dataclasses.replace(TINY, remat=remat)
-        plain, kernel = (flops.train(cfg, 32, "executed", splash=splash) for splash in (False, True))
-        parts = flops.forward(cfg, 32)
+        plain, kernel = (flops.train(cfg, 128, "executed", splash=splash) for splash in (False, True))
+        parts = flops.forward(cfg, 128)
         product = parts["attention_scores"]
         of_weights = parts["qkv"] + parts["out"] + parts["mlp"] * 2 // 3 if remat in ("attention", "full") else 0
-        assert kernel == flops.train(cfg, 32, "model") + (3 + again) * product + of_weights
+        chunks = math.ceil(128 / 24) * math.ceil(128 / math.ceil(128 / 24)) - 128  # what the last chunk has too many
+        beyond = 3 * parts["head"] * chunks // 128
+        assert kernel == flops.train(cfg, 128, "model") + (3 + again) * product + of_weights + beyond
         assert kernel - plain == (2 if remat == "attention" else 3) * product
+        assert flops.splash_kernels(cfg, 128) == (9 + again) * product
+
+
+def test_the_tpu_kernel_skips_what_is_behind_the_mask():
+    """Of 4 x 4 tiles of 512 a causal model takes 10; at 640, five tiles of 128 a side, 15 of 25."""
+    for length, part in ((2048, 10 / 16), (640, 15 / 25), (512, 1)):
+        causal = dataclasses.replace(TINY, causal=True)
+        assert flops.splash_kernels(causal, length) == pytest.approx(part * flops.splash_kernels(TINY, length))
+        saved = (1 - part) * flops.splash_kernels(TINY, length)
+        full, less = (flops.train(cfg, length, "executed", splash=True) for cfg in (TINY, causal))
+        assert full - less == pytest.approx(saved)
+
+
+@pytest.mark.parametrize(("rows", "share", "slowest"), [(1, 0.5, 1.0), (2, 0.5, 0.5), (3, 0.5, 2 / 3), (5, 1.0, 1.0)])
+def test_a_row_without_its_antithetic_partner_may_be_masked_whole(rows, share, slowest):
+    """2 of 3 rows: a pair of which half is masked, and one more."""
+    assert flops.slowest_share(rows, share) == pytest.approx(slowest)
+
+
+@pytest.mark.parametrize(("rows", "most_of_all"), [(1, 1.0), (2, 0.57), (3, 0.76), (4, 0.57), (5, 0.68)])
+def test_the_head_of_the_slowest_device_is_never_dearer_than_all_positions(rows, most_of_all):
+    length, most = 2048, 2048
+    share = flops.slowest_share(rows, 0.5)
+    chunk = flops.head_chunk(rows * length, most, share)
+    assert flops.head_turns(rows * length, most, share) * chunk <= most_of_all * rows * length

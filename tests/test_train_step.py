@@ -404,6 +404,20 @@ def test_the_arm_evaluation_is_its_definition():
     assert evaluator("arm")(batch)["nats"] == pytest.approx(nll[batch["segment_ids"][:, 1:T] != 0].sum(), rel=1e-5)
 
 
+@pytest.mark.parametrize("objective", CONFIGS)
+def test_evaluation_sees_as_many_positions_as_training(objective, monkeypatch):
+    """So that what the kernel of attention takes in one, it takes in the other."""
+    cfg, seen = CONFIGS[objective], []
+    monkeypatch.setattr(Transformer, "__call__", lambda self, tokens, *_: seen.append(tokens.shape[1]) or 1 / 0)
+    for run in (
+        lambda: train_step.train_step(cfg, host_state(objective), random_batch(), jnp.int32(0)),
+        lambda: train_step.eval_step(cfg, host_state(objective).params, random_batch(), BYTES, jnp.int32(0), 0),
+    ):
+        with pytest.raises(ZeroDivisionError):
+            jax.eval_shape(run)
+    assert set(seen) == {T}
+
+
 def test_the_mdm_evaluation_estimates_the_bound():
     """Against all masks of the T-1 tokens after the first: n uniform, each subset of n alike, weight (T-1)/n."""
     clean = four_rows()["tokens"][0]

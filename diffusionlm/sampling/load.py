@@ -24,7 +24,7 @@ from diffusionlm.sampling.canvas import Span, candidates
 from diffusionlm.sampling.config import ModelSpec, SamplingConfig
 from diffusionlm.sampling.generate import generate, infill
 from diffusionlm.sampling.loop import Trace
-from diffusionlm.sharding import tree_shardings
+from diffusionlm.sharding import make_mesh, tree_shardings
 
 DTYPES = ("float32", "bfloat16")
 _GAP = re.compile(r"\{mask:([0-9]{1,9})(?:-([0-9]{1,9}))?\}")
@@ -72,7 +72,7 @@ class LoadedModel:
     config: ModelSpec
     sidecar: checkpoint.Sidecar
     tokenizer: tokenizers.Tokenizer | None
-    mesh: jax.sharding.Mesh | None  # what the parameters lie on; None: one device
+    mesh: jax.sharding.Mesh  # what the parameters lie on
 
     def generate(
         self,
@@ -237,7 +237,7 @@ class LoadedModel:
 
     def on_mesh(self) -> contextlib.AbstractContextManager:
         """The context in which the functions of `diffusionlm` find the mesh of the parameters."""
-        return jax.set_mesh(self.mesh) if self.mesh else contextlib.nullcontext()
+        return jax.set_mesh(self.mesh)
 
     def _pairs(self, pairs: Sequence[tuple[str, str]]) -> list[tuple[list[int], list[int]]]:
         """Pairs of ids of contexts and continuations."""
@@ -324,10 +324,12 @@ def load(path: epath.PathLike, dtype: str | None = None, mesh: jax.sharding.Mesh
     )
     tokens_1x1 = jax.ShapeDtypeStruct((1, 1), jnp.int32)
     boxed = jax.eval_shape(Transformer(model_cfg).init, jax.random.key(0), tokens_1x1)["params"]
+    if mesh is None:  # attention's kernels are chosen by the devices of a mesh, so there is always one
+        mesh = make_mesh(config.MeshConfig(), jax.local_devices()[:1])
     params = checkpoint.load_params(
         path,
         dtype=jnp.dtype(model_cfg.dtype),
-        shardings=tree_shardings(boxed, mesh) if mesh else None,
+        shardings=tree_shardings(boxed, mesh),
         expected=nn.unbox(boxed),
     )
     tokenizer = tokenizers.from_dict(sidecar.tokenizer) if sidecar.tokenizer else None
