@@ -5,6 +5,7 @@ heartbeat, events/, checkpoints/, profile/ and, when it is done, DONE.json. Call
 directory goes on where the newest checkpoint stands.
 """
 
+import functools
 import json
 import math
 import threading
@@ -183,10 +184,11 @@ class _Loop:
 
     def _dispatch(self, compiling: Any) -> None:
         """Starts the next step, and settles the one before."""
-        with self.timeline.waiting(busy=lambda: self.pending is not None and not self.pending[1]["loss"].is_ready()):
+        with self.timeline.waiting():
             batch = next(self.batches)
         with compiling:
             self.state, metrics = self.train_step(self.state, batch, np.int32(self.index))
+        self.timeline.dispatched(functools.partial(jax.block_until_ready, metrics["loss"]))
         before, self.pending = self.pending, (self.index, metrics)
         self.index += 1
         if before:
