@@ -49,8 +49,15 @@ def require_same_command(cfg: Config, workdir: epath.Path) -> None:
 def finished(workdir: epath.Path) -> dict[str, Any] | None:
     """The content of DONE.json as process 0 sees it; None where there is none."""
     done = workdir / "DONE.json"
-    text = runtime.gather(done.read_text() if jax.process_index() == 0 and done.exists() else "")[0]
-    return json.loads(text) if text else None
+
+    def read() -> str:
+        return done.read_text() if jax.process_index() == 0 and done.exists() else ""
+
+    text = runtime.gather(runtime.everywhere(read))[0]
+    try:
+        return json.loads(text) if text else None
+    except ValueError as e:
+        raise UserError(f"{done} is damaged ({e}); delete it, and the same command ends the run again") from e
 
 
 def record_run(cfg: Config, workdir: epath.Path) -> None:

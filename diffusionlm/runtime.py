@@ -214,7 +214,10 @@ def require_shared(directory: epath.Path) -> None:
         everywhere(see)
     finally:
         if jax.process_index() == 0:
-            probe.unlink()
+            try:
+                probe.unlink()
+            except OSError as error:  # it is empty, and in nobody's way
+                log.warning("cannot delete %s: %s", probe, error)
 
 
 def any_process(*wishes: bool) -> list[bool]:

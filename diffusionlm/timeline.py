@@ -12,9 +12,13 @@ line is an object with "event", "time" (seconds since 1970) and "step":
 
 import json
 import logging
+import math
+import queue
+import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from concurrent.futures import Future
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from etils import epath
@@ -27,6 +31,7 @@ FILE, HEARTBEAT = "timeline.jsonl", "heartbeat"
 KINDS = ("start", "restore", "compile", "data", "train", "evaluate", "save", "lost", "between")
 SPENT_SECONDS = 60.0  # between two lines "spent": what a killed process leaves uncounted, at most
 BEAT_SECONDS = 10.0  # between two writes of the heartbeat, unless the work changes
+CLOSE_SECONDS = 5.0  # for which the end of a run waits for work that may hang
 
 
 class Total:
@@ -81,6 +86,7 @@ class Timeline:
         self._total = Total()
         self._lines: JsonLines | None = None
         self._heartbeat: Heartbeat | None = None
+        self._watch = Watch(clock)
         self._step = 0
 
     def open(self, workdir: epath.Path, step: int, *, write: bool) -> None:
@@ -108,12 +114,23 @@ class Timeline:
             self._charge()
             self._kinds.pop()
 
+    def dispatched(self, wait: Callable[[], Any]) -> None:
+        """Notes that the devices have work; `wait` returns, on another thread, when it is done."""
+        self._watch.follow(wait)
+
+    @property
+    def dry_since(self) -> float | None:
+        """The clock when the devices ran out of work; None while they have some."""
+        return self._watch.ended
+
     @contextmanager
-    def waiting(self, busy: Callable[[], bool]) -> Iterator[None]:
-        """A wait for data; it costs time, of kind "data", only if the devices are not `busy` any more when it ends."""
+    def waiting(self) -> Iterator[None]:
+        """A wait for data; the part of it for which the devices had no work is of kind "data"."""
         self._charge()
         yield
-        self._charge(None if busy() else "data")
+        if (dry := self.dry_since) is not None:
+            self._charge(until=max(dry, self._mark))
+            self._charge("data")
 
     def took(self, step: int) -> None:
         """Notes that the run stands at `step`."""
@@ -158,9 +175,9 @@ class Timeline:
         """Seconds that went into steps, waits for data and steps that were undone included."""
         return sum(self.seconds[kind] for kind in ("train", "data", "lost"))
 
-    def _charge(self, kind: str | None = None) -> None:
+    def _charge(self, kind: str | None = None, until: float | None = None) -> None:
         """Time since the last call is of `kind`, by default that of the innermost `measure`."""
-        now, kind = self._clock(), kind or self._kinds[-1]
+        now, kind = self._clock() if until is None else until, kind or self._kinds[-1]
         self._spent[kind] = self._spent.get(kind, 0.0) + now - self._mark
         self._mark = now
 
@@ -172,8 +189,52 @@ class Timeline:
     def __enter__(self) -> "Timeline":
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.flush()
+    def __exit__(self, failure: type[BaseException] | None, *_: object) -> None:
+        self._watch.close()
+        try:
+            self.flush()
+        except OSError as error:
+            if failure is None:
+                raise
+            log.warning("cannot write %s: %s", FILE, error)  # and what ended the run is what is raised
+
+
+class Watch:
+    """Notes when work ends that is done elsewhere: a thread waits for it, in which whatever it raises stays."""
+
+    def __init__(self, clock: Callable[[], float]):
+        self._clock = clock
+        self._work: queue.SimpleQueue[tuple[Callable[[], Any], Future] | None] = queue.SimpleQueue()
+        self._ended: Future | None = None  # of the newest
+        self._thread: threading.Thread | None = None
+
+    def follow(self, wait: Callable[[], Any]) -> None:
+        """From here on it is about the work that `wait` waits for."""
+        if self._thread is None:  # a daemon: work that hangs must not keep the process from its end
+            self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
+            self._thread.start()
+        self._ended = Future()
+        self._work.put((wait, self._ended))
+
+    @property
+    def ended(self) -> float | None:
+        """The clock at the end of the newest work, minus infinity if there was none; None while it goes on."""
+        if self._ended is None:
+            return -math.inf
+        return self._ended.result() if self._ended.done() else None
+
+    def close(self) -> None:
+        if self._thread is not None:
+            self._work.put(None)
+            self._thread.join(CLOSE_SECONDS)
+
+    def _run(self) -> None:
+        while work := self._work.get():
+            wait, ended = work
+            with suppress(Exception):  # the loop meets it, too
+                wait()
+            ended.set_result(self._clock())
+            del work, wait  # with the arrays that they hold
 
 
 class Heartbeat:

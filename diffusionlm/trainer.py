@@ -5,12 +5,13 @@ heartbeat, events/, checkpoints/, profile/ and, when it is done, DONE.json. Call
 directory goes on where the newest checkpoint stands.
 """
 
+import functools
 import json
 import math
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,7 +55,7 @@ class Run:
 
 
 class DivergenceError(FloatingPointError):
-    """A batch was bad, and `SafetyConfig` allows no further way on; the state before it has been saved."""
+    """A batch was bad, and `SafetyConfig` allows no further way on; it says which state has been saved."""
 
 
 def train(cfg: Config | str, workdir: epath.PathLike | None = None) -> Run:
@@ -118,19 +119,20 @@ class _Loop:
         self.credited_flops = size * flops.train(cfg.model, length, "model", predicted=predicted_share(cfg))
         chip = flops.peak_flops(mesh.devices.flat[0].device_kind)
         self.peak_flops = chip * mesh.size if chip else None
+        self.unwritten: OSError | None = None  # why a line could not be written
 
     def run(self, stopped: threading.Event) -> Run:
         cfg = self.cfg
         with ExitStack() as stack:
-            self.checkpoints = stack.enter_context(CheckpointManager(self.workdir, cfg.run.keep, cfg.run.keep_every))
+            self.checkpoints = stack.enter_context(
+                runtime.everywhere(lambda: CheckpointManager(self.workdir, cfg.run.keep, cfg.run.keep_every))
+            )
             self.saver = _Saver(cfg, self.checkpoints, self.sidecar, self.timeline)
             with self.timeline.measure("start" if self.checkpoints.latest_step() is None else "restore"):
-                state = runtime.everywhere(self._initial_state)
+                state = self._initial_state()
             self._stand_at(state)
             runtime.everywhere(lambda: record_run(cfg, self.workdir) if self.first_process else None)
-            self.timeline.open(self.workdir, self.step, write=self.first_process)
-            stack.enter_context(self.timeline)
-            self.log = stack.enter_context(self._open_log())
+            runtime.everywhere(lambda: self._open_records(stack))
             title, quiet = f"train {cfg.name}", not self.first_process
             self.progress = stack.enter_context(Progress(title, cfg.run.steps, self.step, quiet=quiet))
             if self.step:
@@ -149,7 +151,11 @@ class _Loop:
                 with jax.profiler.StepTraceAnnotation("train", step_num=step):
                     self._dispatch(compiling)
                 compiling, step = nullcontext(), self.ahead
-                stop, overdue = self._any_process(stopped.is_set(), self.saver.overdue())
+                stop, overdue, unwritten = self._any_process(
+                    stopped.is_set(), self.saver.overdue(), self.unwritten is not None
+                )
+                if unwritten:
+                    runtime.everywhere(self._require_written)
                 save = overdue or step % cfg.run.checkpoint_every == 0
                 evaluate = cfg.run.eval_every and step % cfg.run.eval_every == 0 and step < cfg.run.steps
                 if evaluate or save:
@@ -157,7 +163,9 @@ class _Loop:
                     if self.step != step:  # it was not taken; its time will come
                         continue
                     if evaluate:  # before it is saved: what resumes at this step finds its lines complete
-                        self.log.evaluation(step, self.evaluate(self.state.params))
+                        evaluation = self.evaluate(self.state.params)
+                        with self._recording():
+                            self.log.evaluation(step, evaluation)
                     if save:
                         self._save()
             self._settle()
@@ -166,7 +174,9 @@ class _Loop:
             with self.timeline.measure("save"):
                 self.checkpoints.wait()
             if self.step < cfg.run.steps:
-                self.timeline.note("stop", self.step)
+                with self._recording():
+                    self.timeline.note("stop", self.step)
+                runtime.everywhere(self._require_written)
                 return Run(self.workdir, cfg, self.step, None)
             return Run(self.workdir, cfg, self.step, self._finish())
 
@@ -183,10 +193,11 @@ class _Loop:
 
     def _dispatch(self, compiling: Any) -> None:
         """Starts the next step, and settles the one before."""
-        with self.timeline.waiting(busy=lambda: self.pending is not None and not self.pending[1]["loss"].is_ready()):
+        with self.timeline.waiting():
             batch = next(self.batches)
         with compiling:
             self.state, metrics = self.train_step(self.state, batch, np.int32(self.index))
+        self.timeline.dispatched(functools.partial(jax.block_until_ready, metrics["loss"]))
         before, self.pending = self.pending, (self.index, metrics)
         self.index += 1
         if before:
@@ -203,22 +214,29 @@ class _Loop:
         values = {name: float(value) for name, value in jax.device_get(metrics).items()}
         if values["applied"]:
             self.step += 1
-            self.log.add(self.step, values, skipped=index + 1 - self.step)
-            self.timeline.took(self.step)
+            with self._recording():
+                self.log.add(self.step, values, skipped=index + 1 - self.step)
+                self.timeline.took(self.step)
             self.progress.update(self.step, self.log.note)
             return
         found = {"batch": index, "loss": _json(values["loss"]), "grad_norm": _json(values["grad_norm"])}
         said = f"batch {index} gave loss {values['loss']} and gradient norm {values['grad_norm']}"
         if values["skipped"]:
-            self.timeline.note("skip", self.step, **found)
+            with self._recording():
+                self.timeline.note("skip", self.step, **found)
             self.progress.say(f"{said} in step {self.step + 1}; it is left out")
         elif int(self.state.guard.rollbacks) < self.cfg.safety.max_rollbacks:
             self._roll_back(index, found, said)
         else:
             self._save()
+            saved = f"the state before it is saved as step {self.step} in {self.workdir}"
+            if self.saver.next_index != int(self.state.next_index):  # a step is saved only once
+                saved = (
+                    f"step {self.step} in {self.workdir} was saved when batch {self.saver.next_index} came next; the "
+                    "same command repeats what was left out or rolled back since then"
+                )
             raise DivergenceError(
-                f"step {self.step + 1} on {said}; the state before it is saved as step {self.step} in {self.workdir}; "
-                "to go on, see --safety.max_skips and --safety.max_rollbacks"
+                f"step {self.step + 1} on {said}; {saved}; to go on, see --safety.max_skips and --safety.max_rollbacks"
             )
 
     def _roll_back(self, index: int, found: dict[str, Any], said: str) -> None:
@@ -227,7 +245,7 @@ class _Loop:
         factor = guard.lr_factor * np.float32(self.cfg.safety.rollback_lr)
         failed, self.state = self.step, None  # there is no room for two
         with self.timeline.measure("restore"):
-            state = runtime.everywhere(self._initial_state)
+            state = self._initial_state()
 
         def replaced(old: jax.Array, new: np.ndarray) -> jax.Array:
             return jax.make_array_from_callback((), old.sharding, lambda _: new.astype(old.dtype))
@@ -237,8 +255,9 @@ class _Loop:
             lr_factor=replaced(state.guard.lr_factor, factor),
         )
         self._stand_at(state.replace(next_index=replaced(state.next_index, np.int32(index + 1)), guard=kept))
-        self.timeline.note("rollback", self.step, from_step=failed, lr_factor=float(factor), **found)
-        self.log.cut_back(self.step)
+        with self._recording():
+            self.timeline.note("rollback", self.step, from_step=failed, lr_factor=float(factor), **found)
+        runtime.everywhere(lambda: self.log.cut_back(self.step))
         self.progress.say(
             f"{said} in step {failed + 1}; going back to step {self.step}, and on with batch {index + 1} and "
             f"{factor:g} times the learning rate"
@@ -246,8 +265,26 @@ class _Loop:
 
     def _save(self) -> None:
         """Saves the state; what was logged is on disk before."""
-        self.log.flush()
+        with self._recording():
+            self.log.flush()
+        runtime.everywhere(self._require_written)
         self.saver.save(self.state)
+
+    @contextmanager
+    def _recording(self) -> Iterator[None]:
+        """Inside, one process writes about the run: it must not fail alone, where the others would wait for it."""
+        try:
+            yield
+        except OSError as error:
+            self.unwritten = self.unwritten or error
+
+    def _require_written(self) -> None:
+        """Raises `UserError` if a line could not be written: no checkpoint may stand that it is missing before."""
+        if self.unwritten:
+            raise UserError(
+                f"cannot write the metrics or the timeline in {self.workdir}: {self.unwritten}; when that is mended, "
+                "the same command goes on from the newest checkpoint"
+            ) from self.unwritten
 
     def evaluate(self, params: Any) -> dict[str, float]:
         """The bound on held-out records (see `train_step.eval_step`), with the standard error of its noise draws.
@@ -265,7 +302,8 @@ class _Loop:
                 self.progress.note(f"evaluating batch {k + 1}")
                 parts = [self.eval_step(params, batch, token_bytes, np.int32(k), np.int32(d)) for d in range(draws)]
                 sums += np.array([[float(p[name]) for name in ("nats", "tokens", "bytes")] for p in parts])
-                self.timeline.took(self.step)
+                with self._recording():
+                    self.timeline.took(self.step)
         per_draw = sums[:, 0] / sums[:, 1]
         nelbo = per_draw.mean()
         stderr = per_draw.std(ddof=1) / math.sqrt(draws) if draws > 1 else 0.0
@@ -309,9 +347,20 @@ class _Loop:
         )
 
     def _initial_state(self) -> TrainState:
-        """That of the newest checkpoint, or a fresh one."""
-        self.checkpoints.wait()
-        step = self.checkpoints.latest_step()
+        """That of the newest checkpoint, or a fresh one, on every process the same."""
+
+        def newest() -> int | None:
+            self.checkpoints.wait()
+            return self.checkpoints.latest_step()
+
+        step = runtime.everywhere(newest)
+        runtime.require_equal(
+            {"newest checkpoint": step},
+            f"what it sees of {self.workdir} lags behind or is another directory; start again",
+        )
+        return runtime.everywhere(lambda: self._state_at(step))
+
+    def _state_at(self, step: int | None) -> TrainState:
         if step is None:
             return create_state(self.cfg, self.mesh)
         theirs = self.checkpoints.sidecar(step).source.get("dataset")
@@ -320,11 +369,25 @@ class _Loop:
                 f"{self.workdir} was trained on another dataset ({theirs}) than {self.dataset.path} "
                 f"({self.dataset.metadata.sha256}); use another --workdir, or that dataset"
             )
-        return self.checkpoints.restore(abstract_state(self.cfg, self.mesh), step)
+        state = self.checkpoints.restore(abstract_state(self.cfg, self.mesh), step)
+        self.saver.next_index = int(state.next_index)
+        return state
 
-    def _open_log(self) -> StepLog:
+    def _open_records(self, stack: ExitStack) -> None:
+        """Opens the timeline and the log, which one process writes."""
+        try:
+            self.timeline.open(self.workdir, self.step, write=self.first_process)
+            stack.enter_context(self.timeline)
+            writer = MetricsWriter(self.workdir, self.step) if self.first_process else None
+        except ValueError as error:
+            raise UserError(
+                f"metrics.jsonl or timeline.jsonl in {self.workdir} has a damaged line ({error}); delete that line"
+            ) from error
+        self.log = stack.enter_context(self._step_log(writer))
+
+    def _step_log(self, writer: MetricsWriter | None) -> StepLog:
         return StepLog(
-            MetricsWriter(self.workdir, self.step) if self.first_process else None,
+            writer,
             self.timeline,
             every=self.cfg.run.log_every,
             last_step=self.cfg.run.steps,
@@ -353,8 +416,9 @@ class _Loop:
 
     def _finish(self) -> dict[str, Any]:
         evaluation = self.evaluate(self.state.params)
-        self.log.evaluation(self.step, evaluation)
-        self.timeline.note("done", self.step)
+        with self._recording():
+            self.log.evaluation(self.step, evaluation)
+            self.timeline.note("done", self.step)
         result = {
             "step": self.step,
             "tokens": self.step * self.tokens_per_step,
@@ -367,8 +431,13 @@ class _Loop:
             "skipped": self.index - self.step,
             "rollbacks": int(self.state.guard.rollbacks),
         }
-        if self.first_process:
-            write_atomically(self.workdir / "DONE.json", json.dumps(result, indent=2) + "\n")
+
+        def write() -> None:
+            self._require_written()
+            if self.first_process:
+                write_atomically(self.workdir / "DONE.json", json.dumps(result, indent=2) + "\n")
+
+        runtime.everywhere(write)
         return result
 
 
@@ -385,12 +454,15 @@ class _Saver:
     ):
         self._run, self._checkpoints, self._sidecar, self._timeline = cfg.run, checkpoints, sidecar, timeline
         self._saved_at = time.monotonic()
+        self.next_index: int | None = None  # of the newest checkpoint
 
     def overdue(self) -> bool:
         return 0 < self._run.checkpoint_minutes * 60 < time.monotonic() - self._saved_at
 
     def save(self, state: TrainState) -> None:
         step = int(state.step)
+        if step != self._checkpoints.latest_step():
+            self.next_index = int(state.next_index)
         with self._timeline.measure("save"):
             self._checkpoints.save(step, state, self._sidecar(step))
         self._saved_at = time.monotonic()

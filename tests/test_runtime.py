@@ -211,6 +211,20 @@ def test_who_failed_and_why_is_one_line(said, line):
     assert runtime._failures(said) == line
 
 
+def test_a_probe_that_stays_behind_stops_nobody(tmp_path, monkeypatch, caplog):
+    """Process 0 of two, which alone deletes it; the other says what it says."""
+    directory = epath.Path(tmp_path) / "run"
+
+    def refuse(path, *args, **named):
+        raise PermissionError("may not delete")
+
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(runtime, "gather", lambda text: [text, text])
+    monkeypatch.setattr(type(directory), "unlink", refuse)
+    runtime.require_shared(directory)
+    assert "may not delete" in caplog.text and len(list(directory.iterdir())) == 1
+
+
 def test_a_second_ctrl_c_does_not_wait():
     before = [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)]
     with pytest.raises(KeyboardInterrupt), runtime.stop_signals() as stopped:

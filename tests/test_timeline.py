@@ -1,6 +1,8 @@
 """The account of time: every second is somewhere, undone work is lost, and only steps that count are productive."""
 
 import json
+import threading
+import time as real_time
 from types import SimpleNamespace
 
 import pytest
@@ -64,15 +66,95 @@ def test_a_failure_does_not_leave_its_kind_behind(workdir, time):
     assert nonzero(timeline) == {"start": 5, "restore": 2, "save": 4, "train": 1}
 
 
-@pytest.mark.parametrize(("busy", "kind"), [(True, "train"), (False, "data")])
-def test_a_wait_for_data_costs_only_what_the_devices_wait_too(workdir, time, busy, kind):
-    timeline = begin(workdir, time, 0, start=0, restore=0)
-    time.now += 1
-    with timeline.waiting(busy=lambda: busy):
-        time.now += 7
-    expected = {"train": 1.0, "data": 0.0}
-    expected[kind] += 7
-    assert {kind: timeline.seconds[kind] for kind in expected} == expected
+class Step:
+    """Work of the devices that ends when it is told to."""
+
+    def __init__(self, timeline):
+        self._timeline, self._done = timeline, threading.Event()
+        timeline.dispatched(self._wait)
+
+    def _wait(self):
+        assert self._done.wait(60)
+
+    def end(self):
+        self._done.set()
+        deadline = real_time.monotonic() + 60
+        while self._timeline.dry_since is None:
+            assert real_time.monotonic() < deadline
+            real_time.sleep(0.001)
+
+
+@pytest.mark.parametrize("ends", [-1, 0, 4, 7, None])
+def test_a_wait_for_data_costs_only_what_the_devices_wait_too(workdir, time, ends):
+    """One second of other work, then a wait of seven; the step ends so long after the wait begins, or goes on."""
+    with begin(workdir, time, 0, start=0, restore=0) as timeline:
+        step = Step(timeline)
+        if ends == -1:
+            step.end()
+        time.now += 1
+        with timeline.waiting():
+            before = 7 if ends is None else max(ends, 0)
+            time.now += before
+            if ends is not None:
+                step.end()
+            time.now += 7 - before
+        waited = 0 if ends is None else 7 - before
+        assert {kind: timeline.seconds[kind] for kind in ("train", "data")} == {"train": 8 - waited, "data": waited}
+        step.end()
+
+
+def test_data_that_are_a_little_too_slow_cost_a_little(workdir, time):
+    with begin(workdir, time, 0, start=0, restore=0) as timeline:
+        step = Step(timeline)
+        for _ in range(100):  # a step takes 1 s, and a batch 1.25 s
+            with timeline.waiting():
+                time.now += 1
+                step.end()
+                time.now += 0.25
+            step = Step(timeline)
+        step.end()
+        assert (timeline.seconds["data"], timeline.goodput) == (25, 0.8)
+
+
+def test_without_a_step_a_wait_is_for_data_alone(workdir, time):
+    with begin(workdir, time, 0, start=0, restore=0) as timeline:
+        with timeline.waiting():
+            time.now += 7
+        assert nonzero(timeline) == {"data": 7}
+
+
+def test_a_step_that_fails_has_ended_and_the_next_is_watched_as_well(workdir, time):
+    def fail():
+        raise RuntimeError("a device is gone")
+
+    with begin(workdir, time, 0, start=0, restore=0) as timeline:
+        timeline.dispatched(fail)
+        step = Step(timeline)
+        assert timeline.dry_since is None
+        step.end()
+        assert timeline.dry_since == time.now
+
+
+def test_a_step_that_hangs_does_not_hold_up_the_end(workdir, time, monkeypatch):
+    monkeypatch.setattr(timeline_lib, "CLOSE_SECONDS", 0.01)
+    with begin(workdir, time, 0) as timeline:
+        step = Step(timeline)
+        time.now += 3
+    assert timeline_lib.Total(timeline_lib.read(workdir)).seconds["train"] == 3
+    step.end()
+
+
+def test_what_ended_a_run_is_not_hidden_by_a_full_disk(workdir, time, monkeypatch, caplog):
+    def refuse(self, line):
+        raise OSError("the disk is full")
+
+    with pytest.raises(KeyError), begin(workdir, time, 0):
+        monkeypatch.setattr(timeline_lib.JsonLines, "write", refuse)
+        raise KeyError
+    assert "the disk is full" in caplog.text
+    monkeypatch.undo()
+    with pytest.raises(OSError, match="full"), begin(workdir, time, 0):
+        monkeypatch.setattr(timeline_lib.JsonLines, "write", refuse)
 
 
 def test_a_kill_loses_the_steps_after_its_checkpoint(workdir, time):

@@ -17,9 +17,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny_run
+from etils import epath
 from tiny_run import BATCH, LENGTH, STEPS, Recorder, tiny
 
-from diffusionlm import checkpoint, config, flops, metrics, run_directory, timeline, train_step, trainer
+from diffusionlm import checkpoint, config, flops, metrics, run_directory, runtime, timeline, train_step, trainer
 from diffusionlm.data.pipeline import eval_batches, open_dataset
 from diffusionlm.errors import UserError
 from diffusionlm.presets import arm_twin
@@ -385,6 +386,162 @@ def test_a_loss_that_is_not_finite_stops_the_run_with_the_state_before_it(
         assert_bit_equal(saved_state(tiny(dataset), tmp_path), steps.states[7])
         assert [line["step"] for line in metrics.read(tmp_path)] == list(range(1, 8))
     assert not (tmp_path / "DONE.json").exists()
+
+
+def test_a_divergence_right_behind_a_roll_back_says_what_the_checkpoint_lacks(dataset, tmp_path, monkeypatch):
+    cfg = tiny(dataset, safety={"max_rollbacks": 1})
+    monkeypatch.setattr(train_step, "targets", tiny_run.spoil_batches({7: math.nan, 8: math.nan}))
+    for _ in range(2):  # it returns to step 5 each time, and fails on the next batch
+        with pytest.raises(trainer.DivergenceError) as caught:
+            record(cfg, tmp_path, mesh_devices=1)
+        message = str(caught.value)
+        assert "step 6 on batch 8" in message and "step 5 in" in message and "when batch 5 came next" in message
+        assert "the state before it is saved" not in message
+        state = saved_state(cfg, tmp_path)
+        assert (state[".step"], state[".next_index"], state[".guard.rollbacks"]) == (5, 5, 0)
+
+
+# One of several hosts
+
+
+@pytest.fixture
+def attempts(monkeypatch):
+    """Whether what is called is tried everywhere, as one that fails alone leaves the others waiting."""
+    there = SimpleNamespace(tried=0)
+
+    def everywhere(attempt):
+        there.tried += 1
+        try:
+            return attempt()
+        finally:
+            there.tried -= 1
+
+    monkeypatch.setattr(runtime, "everywhere", everywhere)
+    return there
+
+
+def failing(attempts, error, when=lambda *args, **named: True):
+    """A replacement that raises; `found` then holds, for each time, whether it was tried everywhere."""
+    found = []
+
+    def fail(original):
+        def call(*args, **named):
+            if not when(*args, **named):
+                return original(*args, **named)
+            found.append(attempts.tried > 0)
+            raise error
+
+        return call
+
+    return fail, found
+
+
+@pytest.mark.parametrize(
+    ("owner", "name"),
+    [
+        (checkpoint.CheckpointManager, "__init__"),
+        (checkpoint.CheckpointManager, "wait"),
+        (checkpoint.CheckpointManager, "restore"),
+        (timeline.Timeline, "open"),
+        (metrics.MetricsWriter, "__init__"),
+    ],
+)
+def test_what_one_host_cannot_open_is_tried_everywhere(uninterrupted, tmp_path, monkeypatch, attempts, owner, name):
+    workdir = continued(uninterrupted, tmp_path, 10)
+    fail, found = failing(attempts, OSError("the mount is away"))
+    monkeypatch.setattr(owner, name, fail(getattr(owner, name)))
+    with pytest.raises(OSError, match="the mount is away"):
+        trainer.train(uninterrupted[0].config, workdir)
+    assert found[0]
+
+
+def test_the_end_of_a_run_is_read_and_written_everywhere(uninterrupted, tmp_path, monkeypatch, attempts):
+    def done(path, *rest):
+        return Path(path).name == "DONE.json"
+
+    workdir = continued(uninterrupted, tmp_path, 30)
+    fail, found = failing(attempts, OSError("the mount is away"), done)
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer, "write_atomically", fail(trainer.write_atomically))
+        with pytest.raises(OSError, match="the mount is away"):
+            trainer.train(uninterrupted[0].config, workdir)
+    (workdir / "DONE.json").write_text("{")
+    assert "DONE.json is damaged" in refusal(uninterrupted[0].config, workdir)
+    path = type(epath.Path(workdir))
+    monkeypatch.setattr(path, "read_text", fail(path.read_text))
+    with pytest.raises(OSError, match="the mount is away"):
+        trainer.train(uninterrupted[0].config, workdir)
+    assert found == [True, True]
+
+
+@pytest.mark.parametrize("file", ["metrics.jsonl", "timeline.jsonl"])
+def test_a_damaged_line_is_refused_in_one_line(uninterrupted, tmp_path, file):
+    workdir = continued(uninterrupted, tmp_path, 10)
+    (workdir / file).write_text('{"step": 1,\n' + (workdir / file).read_text())
+    assert "damaged line" in refusal(uninterrupted[0].config, workdir)
+
+
+def test_hosts_that_see_other_checkpoints_do_not_restore_them(uninterrupted, tmp_path, monkeypatch):
+    workdir = continued(uninterrupted, tmp_path, 10)
+
+    def gather(text):
+        return [text, text.replace('"newest checkpoint": 10', '"newest checkpoint": 5')]
+
+    monkeypatch.setattr(runtime, "gather", gather)
+    monkeypatch.setattr(checkpoint.CheckpointManager, "restore", None)
+    said = refusal(uninterrupted[0].config, workdir)
+    assert "process 1 of 2" in said and "newest checkpoint=5 (process 0: 10)" in said and str(workdir) in said
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "when", "newest"),
+    [
+        (metrics.MetricsWriter, "write", lambda self, step, values: step == 12, 10),
+        (metrics.MetricsWriter, "write", lambda self, step, values: "eval_tokens" in values and step == 15, 10),
+        (metrics.MetricsWriter, "flush", lambda self: True, 10),
+        (timeline.Timeline, "took", lambda self, step: step == 12, 10),
+        (timeline.Timeline, "note", lambda self, event, step: event == "done", 30),
+        (metrics.MetricsWriter, "write", lambda self, step, values: "eval_tokens" in values and step == 30, 30),
+    ],
+)
+def test_a_line_that_cannot_be_written_ends_all_hosts_before_the_next_checkpoint(
+    uninterrupted, tmp_path, monkeypatch, attempts, owner, name, when, newest
+):
+    workdir = continued(uninterrupted, tmp_path, 10)
+    fail, found = failing(attempts, OSError("the disk is full"), when)
+    refused, require = [], trainer._Loop._require_written
+
+    def require_written(self):
+        if self.unwritten:
+            refused.append(attempts.tried > 0)
+        require(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, name, fail(getattr(owner, name)))
+        patch.setattr(trainer._Loop, "_require_written", require_written)
+        said = refusal(uninterrupted[0].config, workdir)
+    assert "the disk is full" in said and "same command" in said and str(workdir) in said
+    assert found and refused == [True]
+    assert max(checkpoint_steps(workdir)) == newest and not (workdir / "DONE.json").exists()
+    if newest == 10:
+        return
+    run = trainer.train(uninterrupted[0].config, workdir)
+    assert run.result["eval"] == uninterrupted[0].result["eval"]
+
+
+def test_the_devices_are_watched_at_every_step(uninterrupted, tmp_path, monkeypatch):
+    """What a wait for data costs follows from it."""
+    workdir, steps = continued(uninterrupted, tmp_path, 25), []
+    dispatched = timeline.Timeline.dispatched
+
+    def noted(self, wait):
+        steps.append(wait())
+        dispatched(self, wait)
+
+    monkeypatch.setattr(timeline.Timeline, "dispatched", noted)
+    trainer.train(uninterrupted[0].config, workdir)
+    losses = [line["loss"] for line in metrics.read(workdir) if "loss" in line]
+    assert [float(loss) for loss in steps] == losses[25:]
 
 
 # Evaluation
