@@ -170,7 +170,7 @@ def test_the_time_of_other_work_is_not_the_steps_but_that_of_waits_for_data_is(w
         with timeline.measure("compile"):
             clock.seconds += 50
         for step in (1, 2, 3, 4):
-            with timeline.waiting(busy=lambda: False):
+            with timeline.waiting():
                 clock.seconds += 1
             clock.seconds += 2
             steps.add(step, step_metrics(1.0))
