@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -40,6 +40,7 @@ def measure(
     batch: int = 16,
     length: int = 256,
     chunk: int = 256,
+    remat: Literal["none", "dots", "attention", "full"] = "dots",
     repetitions: int = 5,
     steps: int = 3,
     seed: int = 0,
@@ -56,6 +57,7 @@ def measure(
       batch: sequences.
       length: tokens of each.
       chunk: our model.head_chunk.
+      remat: our model.remat; on processors reading activations back costs more than making them again.
       repetitions: turns.
       steps: training steps of each turn.
       seed: of the parameters, the tokens and the masks.
@@ -70,9 +72,10 @@ def measure(
         raise UserError('this needs PyTorch: pip install -e ".[parity]"') from None
     report = {"command": sys.argv, "environment": {**environment(), "torch": torch.__version__}, "cells": []}
     report["environment"]["torch_threads"] = torch.get_num_threads()
+    settings = {"max_length": length, "dtype": "float32", "head_chunk": chunk, "remat": remat}
     for size in vocab:
         cfg = Config(
-            model=replace(presets.get(preset), vocab_size=size, max_length=length, dtype="float32", head_chunk=chunk),
+            model=replace(presets.get(preset), vocab_size=size, **settings),
             optim=OptimConfig(schedule="constant", warmup_steps=0, peak_lr=1e-3, decay_mask="all"),
             data=DataConfig(sequence_length=length, batch_size=batch),
             run=RunConfig(steps=1000, seed=seed),
