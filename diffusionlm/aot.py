@@ -162,7 +162,10 @@ def tpu_devices(topology: Topology) -> list[jax.Device]:
       UserError: libtpu is missing.
     """
     if importlib.util.find_spec("libtpu") is None:
-        raise UserError('compiling for TPUs needs libtpu, which runs anywhere: pip install "diffusionlm[tpu]"')
+        raise UserError(
+            "compiling for TPUs needs libtpu, which has packages for Linux on x86 only: in a checkout of diffusionlm, "
+            "pip install -e '.[tpu]'"
+        )
     if not (Path("/dev/accel0").exists() or Path("/dev/vfio/0").exists()):
         for name, value in _OFF_TPU.items():
             os.environ.setdefault(name, value)

@@ -177,6 +177,11 @@ def compile_check(args: list[str], prog: str) -> int:
     cfg, rest = _experiment_first(args, prog, usage)
     if cfg is None:
         return 0
+    given = {word.partition("=")[0] for word in rest}
+    if "--topology" not in given and not given & {"-h", "--help"}:
+        raise UserError(
+            "--topology is missing: give a slice such as v5e-256 or v5p-128 (v4-N, v5e-N, v5p-N, v6e-N, tpu7x-N)"
+        )
 
     def run(
         topology: str,

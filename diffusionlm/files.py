@@ -21,7 +21,10 @@ def run_path(path: epath.PathLike) -> epath.Path:
     try:
         path.exists()
     except ImportError as error:
-        raise UserError(f"cannot reach {path}: {error} (with pip)") from error
+        needed = " ".join(str(error).split())
+        raise UserError(
+            f"cannot reach {path}: {needed}; in a checkout of diffusionlm, pip install -e '.[gcs]'"
+        ) from error
     except OSError:  # what is wrong with it will be said where it is used
         pass
     return path

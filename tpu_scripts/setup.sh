@@ -2,7 +2,8 @@
 # setup.sh NAME --zone ZONE [options]: installs Python, diffusionlm[tpu] and gcsfs on every host of NAME.
 #
 #   (default)          the commit that is checked out where this script lies; uncommitted changes are refused
-#   --package SPEC     instead, what pip calls it: "diffusionlm[tpu]==0.1", "diffusionlm[tpu] @ git+https://...@COMMIT"
+#   --package SPEC     instead, what pip calls it: "diffusionlm[tpu] @ git+https://...@COMMIT" (on PyPI the
+#                      name belongs to another project)
 #   --wheel FILE       instead, a wheel of yours
 #   --python VERSION   (3.12); --uv VERSION, of the installer (0.13.5)
 #   --check            then let all hosts count their chips together

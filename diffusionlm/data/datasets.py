@@ -8,6 +8,7 @@ from diffusionlm.config import Config
 from diffusionlm.data.pipeline import Dataset, open_dataset
 from diffusionlm.data.prepare import prepare
 from diffusionlm.errors import UserError
+from diffusionlm.files import run_path
 
 
 def directory(cfg: Config, workdir: epath.Path) -> epath.Path:
@@ -24,7 +25,7 @@ def open_or_prepare(cfg: Config, workdir: epath.Path) -> Dataset:
       UserError: neither a path nor a source is given, the dataset does not fit the model, or is another elsewhere; on
         all processes if on one.
     """
-    path = directory(cfg, workdir)
+    path = runtime.everywhere(lambda: run_path(directory(cfg, workdir)))
     if not cfg.data.path:
         if not cfg.data.source:
             raise UserError(
