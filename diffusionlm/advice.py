@@ -1,7 +1,7 @@
 """What would make a run fit that does not: settings whose memory, by a ledger, is below the limit.
 
 The ledger knows the tensors that are large on every backend and nothing of what a compiler keeps besides, so it is only
-used for ratios: what the compiler says of the run at hand, times the ledger's ratio. Imports no JAX.
+used for ratios: what the compiler says of the run at hand, times the ledger's ratio.
 """
 
 from collections.abc import Iterator
@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 
 from diffusionlm import flops
 from diffusionlm.config import Config
+from diffusionlm.losses import predicted_share
 from diffusionlm.topology import Topology, larger
 
 MOST = 4  # pieces of advice
@@ -39,7 +40,7 @@ def fixes(cfg: Config, topology: Topology, needed: float) -> list[Fix]:
 
 def ledger(cfg: Config, devices: int) -> float:
     """Bytes on each device at the worst moment of a training step: the state, gradients and activations."""
-    model, (data, fsdp, tensor) = cfg.model, sizes(cfg, devices)
+    model, (data, fsdp, tensor) = cfg.model, cfg.mesh.sizes(devices)
     width = 2 if model.dtype == "bfloat16" else 4
     weights = flops.parameters(model).stored
     D, V, q, kv = model.d_model, model.padded_vocab_size, model.n_heads * model.head_dim, model.n_kv_heads
@@ -61,21 +62,14 @@ def ledger(cfg: Config, devices: int) -> float:
     }[model.remat]
     # One block at work: its gathered weights and their gradients, what it recomputes and the gradients of that.
     working = 2 * block * width + 2 * matmuls + attention
-    projected = flops.head_chunk(tokens, model.head_chunk, 1.0 if cfg.objective == "arm" else 0.5)
+    projected = flops.head_chunk(rows, cfg.data.sequence_length, model.head_chunk, predicted_share(cfg))
     vocabulary = 2 * 4 * projected * V / tensor + V * D / tensor * (4 + width)
     return state + gradients + model.n_layers * kept + working + vocabulary
 
 
-def sizes(cfg: Config, devices: int) -> tuple[int, int, int]:
-    """The mesh (data, fsdp, tensor) with -1 filled in."""
-    data, fsdp, tensor = cfg.mesh.data, cfg.mesh.fsdp, cfg.mesh.tensor
-    known = max(1, abs(data * fsdp * tensor))
-    return tuple(devices // known if size == -1 else size for size in (data, fsdp, tensor))
-
-
 def _candidates(cfg: Config, topology: Topology) -> Iterator[tuple[str, Config, Topology]]:
     """Changes with the run and the topology that they make; those that cost time and not chips come first."""
-    data, fsdp, tensor = sizes(cfg, topology.devices)
+    data, fsdp, tensor = cfg.mesh.sizes(topology.devices)
     rows = cfg.data.batch_size // (data * fsdp)
 
     def split(parts: int) -> Config:

@@ -212,7 +212,7 @@ def _training(cfg: Config, mesh: Mesh) -> _Program:
         model_flops=size * flops.train(cfg.model, length, "model", predicted=share),
         executed_flops=size * flops.train(cfg.model, length, "executed", rows, share, splash),
         kernel_flops=size * flops.splash_kernels(cfg.model, length) if splash else 0,
-        turns={LOOP: flops.head_turns(rows * length, cfg.model.head_chunk, flops.slowest_share(rows, share))},
+        turns={LOOP: flops.head_turns(rows, length, cfg.model.head_chunk, share)},
     )
 
 

@@ -7,6 +7,7 @@ science, so it stays out of `fingerprint`. Everything else is scientific. This m
 import dataclasses
 import hashlib
 import json
+import math
 import typing
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -215,6 +216,12 @@ class MeshConfig:
     data: int = op(1)  # replicas (may span slices)
     fsdp: int = op(-1)  # parameters and optimizer state are split over this axis, and so is the batch
     tensor: int = op(1)  # heads, MLP width and vocabulary are split over this axis
+
+    def sizes(self, devices: int) -> tuple[int, int, int]:
+        """(data, fsdp, tensor) with -1 filled in, as far as that many devices allow."""
+        given = (self.data, self.fsdp, self.tensor)
+        known = math.prod(size for size in given if size != -1)
+        return tuple(devices // known if size == -1 else size for size in given)
 
     def validate(self) -> None:
         sizes = (self.data, self.fsdp, self.tensor)

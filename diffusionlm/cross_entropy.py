@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
-from diffusionlm.flops import head_chunk, slowest_share
+from diffusionlm.flops import head_chunk
 from diffusionlm.sharding import axis_names, partition_spec, rows_per_device, sum_over_rows
 
 LOOP = "vocabulary"  # the scope of the loop over chunks, by which the compile check knows it
@@ -91,10 +91,9 @@ def weighted_cross_entropy(
     shape = dict(jax.sharding.get_abstract_mesh().shape)
     rows = partition_spec((B,), ("batch",), shape)[0]
     embed, vocab = partition_spec(head_DxV.shape, ("embed", "vocab"), shape)
-    local = rows_per_device(B)
-    C = head_chunk(local * T, chunk, slowest_share(local, share))
+    C = head_chunk(rows_per_device(B), T, chunk, share)
     bias_V = jnp.where(suppressed_V, -jnp.inf, 0.0)
-    split = _Split(axis_names(rows), axis_names(embed), axis_names(vocab), not shape)
+    split = _Split(axis_names(rows), axis_names(embed), axis_names(vocab))
     inputs = (hidden_BxTxD, head_DxV, labels_BxT, weight_BxT, counted_BxT, bias_V)
     return _sums(C, split, _Inputs(*map(jnp.asarray, inputs)))
 
@@ -105,7 +104,6 @@ class _Split(NamedTuple):
     rows: tuple[str, ...]
     embed: tuple[str, ...]
     vocab: tuple[str, ...]
-    alone: bool  # there is no mesh
 
 
 class _Inputs(NamedTuple):
@@ -138,9 +136,9 @@ _sums.defvjp(_sums_forward, _sums_backward)
 
 def _on_each_device(C: int, split: _Split, inputs: _Inputs, *, gradients: bool) -> Any:
     body = functools.partial(_one_device, C, split, gradients)
-    if split.alone:
+    if jax.sharding.get_abstract_mesh().empty:
         return body(inputs)
-    rows, embed, vocab = (axes or None for axes in split[:3])
+    rows, embed, vocab = (axes or None for axes in split)
     by_row = PartitionSpec(rows)
     specs = _Inputs(by_row, PartitionSpec(embed, vocab), by_row, by_row, by_row, PartitionSpec(vocab))
     scalar = PartitionSpec()

@@ -112,8 +112,8 @@ def train(
     if convention == "model":
         return trunk + round(3 * predicted * parts["head"])
     if convention == "executed":
-        share = slowest_share(rows, predicted)
-        projected = head_turns(rows * length, cfg.head_chunk, share) * head_chunk(rows * length, cfg.head_chunk, share)
+        local = (rows, length, cfg.head_chunk, predicted)
+        projected = head_turns(*local) * head_chunk(*local)
         head = 3 * 2 * cfg.d_model * cfg.padded_vocab_size * projected // rows
         attention = parts["attention_scores"] + parts["attention_values"]
         kernels = splash_kernels(cfg, length) - 3 * attention if splash else 0
@@ -130,18 +130,20 @@ def slowest_share(rows: int, share: float) -> float:
     return share if rows % 2 == 0 else min(1.0, share * (rows + 1) / rows)
 
 
-def head_chunk(tokens: int, most: int, share: float) -> int:
-    """How many of its `tokens` a device takes through the vocabulary at a time, where `share` of them are predicted.
+def head_chunk(rows: int, length: int, most: int, share: float) -> int:
+    """How many of its tokens a device with so many rows takes through the vocabulary at a time.
 
-    That number and an eighth more goes into as few equal chunks of at most `most` tokens as it can.
+    What the slowest device has to predict where `share` is the mean, and an eighth more, goes into as few equal chunks
+    of at most `most` tokens as it can.
     """
-    usual = min(tokens, math.ceil(tokens * share * 9 / 8))
+    tokens = rows * length
+    usual = min(tokens, math.ceil(tokens * slowest_share(rows, share) * 9 / 8))
     return -(-usual // -(-usual // most))
 
 
-def head_turns(tokens: int, most: int, share: float) -> int:
-    """How many such chunks a device has where exactly that share is predicted."""
-    return math.ceil(tokens * share / head_chunk(tokens, most, share))
+def head_turns(rows: int, length: int, most: int, share: float) -> int:
+    """How many such chunks the slowest device has."""
+    return math.ceil(rows * length * slowest_share(rows, share) / head_chunk(rows, length, most, share))
 
 
 def splash_tile(length: int) -> int:

@@ -231,6 +231,5 @@ def test_a_row_without_its_antithetic_partner_may_be_masked_whole(rows, share, s
 @pytest.mark.parametrize(("rows", "most_of_all"), [(1, 1.0), (2, 0.57), (3, 0.76), (4, 0.57), (5, 0.68)])
 def test_the_head_of_the_slowest_device_is_never_dearer_than_all_positions(rows, most_of_all):
     length, most = 2048, 2048
-    share = flops.slowest_share(rows, 0.5)
-    chunk = flops.head_chunk(rows * length, most, share)
-    assert flops.head_turns(rows * length, most, share) * chunk <= most_of_all * rows * length
+    chunk, turns = flops.head_chunk(rows, length, most, 0.5), flops.head_turns(rows, length, most, 0.5)
+    assert turns * chunk <= most_of_all * rows * length
