@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, is_dataclass
 from typing import Annotated, Any, Literal
 
+import docstring_parser
 import tyro
 
 from diffusionlm import registry
@@ -190,7 +191,9 @@ def _mistake(function: Callable, args: Sequence[str], prog: str) -> str:
         return f"{missing[0].upper()} is missing; see `{prog} --help`"
     given = {name for name, _ in groups}
     if missing := [name for name, option in named.items() if option.required and name not in given]:
-        return f"--{missing[0]} is missing; see `{prog} --help`"
+        texts = {one.arg_name: one.description for one in docstring_parser.parse(inspect.getdoc(function) or "").params}
+        about = " ".join((texts.get(missing[0]) or "").rstrip(".").split())
+        return f"--{missing[0]} is missing{': ' * bool(about)}{about}; see `{prog} --help`"
     left_over = free[len(positional) :] or free
     takes = " ".join([*map(str.upper, positional), "[--OPTION VALUE ...]"])
     return f"cannot make sense of {left_over[0]!r}: usage is {prog} {takes}; see `{prog} --help`"

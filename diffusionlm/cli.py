@@ -177,11 +177,6 @@ def compile_check(args: list[str], prog: str) -> int:
     cfg, rest = _experiment_first(args, prog, usage)
     if cfg is None:
         return 0
-    given = {word.partition("=")[0] for word in rest}
-    if "--topology" not in given and not given & {"-h", "--help"}:
-        raise UserError(
-            "--topology is missing: give a slice such as v5e-256 or v5p-128 (v4-N, v5e-N, v5p-N, v6e-N, tpu7x-N)"
-        )
 
     def run(
         topology: str,
@@ -195,8 +190,8 @@ def compile_check(args: list[str], prog: str) -> int:
         """Compile a training step of this experiment, or its sampler, for a TPU slice, on a machine without a TPU.
 
         Args:
-          topology: a slice as Google Cloud names it: v4-N, v5p-N and tpu7x-N (N TensorCores, two a chip), v5e-N and
-            v6e-N (N chips).
+          topology: a slice as Google Cloud names it: v4-N, v5p-N or tpu7x-N (N TensorCores, two a chip), v5e-N or v6e-N
+            (N chips).
           config: the experiment.
           slices: how many such slices; mesh.data must be a multiple.
           sampling: the sampler instead of the training step.
