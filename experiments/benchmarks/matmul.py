@@ -7,17 +7,15 @@ of its maker may be far ahead.
 import functools
 import sys
 import time
-from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from measure import console, environment, in_turns, spread
+from measure import console, environment, in_turns, run, spread
 from rich.table import Table
 
 from diffusionlm import presets
-from diffusionlm.arguments import parse
 from diffusionlm.errors import UserError
 
 CALLS = 8  # of each measurement
@@ -79,14 +77,5 @@ def _contenders(torch: Any, M: int, K: int, N: int) -> dict[str, Any]:
     }
 
 
-def main(argv: Sequence[str]) -> int:
-    """Runs the measurement; returns its exit code, 2 for a user's mistake."""
-    try:
-        return parse(measure, argv, "matmul.py")()
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-
-
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(run(measure, sys.argv[1:], "matmul.py"))

@@ -13,6 +13,7 @@ from typing import Any
 import jax
 from rich.console import Console
 
+from diffusionlm.arguments import parse
 from diffusionlm.errors import UserError
 
 
@@ -60,6 +61,15 @@ def environment() -> dict[str, Any]:
         "processor": processor,
         "cores": os.cpu_count(),
     }
+
+
+def run(function: Callable[..., int], argv: Sequence[str], name: str) -> int:
+    """Runs a measurement with the words of a command line; returns its exit code, 2 for a user's mistake."""
+    try:
+        return parse(function, argv, name)()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
 
 
 def console() -> Console:

@@ -11,7 +11,7 @@ import os
 import statistics
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -19,11 +19,10 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-from measure import console, environment, in_turns, spread
+from measure import console, environment, in_turns, run, spread
 from rich.table import Table
 
 from diffusionlm import optim, presets, train_step
-from diffusionlm.arguments import parse
 from diffusionlm.config import Config, DataConfig, OptimConfig, RunConfig
 from diffusionlm.errors import UserError
 from diffusionlm.sharding import make_mesh
@@ -261,14 +260,5 @@ def _table(found: Mapping[str, Any]) -> Table:
     return table
 
 
-def main(argv: Sequence[str]) -> int:
-    """Runs the measurement; returns its exit code, 2 for a user's mistake."""
-    try:
-        return parse(measure, argv, "train_step.py")()
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-
-
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(run(measure, sys.argv[1:], "train_step.py"))
