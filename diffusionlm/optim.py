@@ -3,6 +3,7 @@
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from diffusionlm.config import OptimConfig
@@ -13,24 +14,26 @@ def learning_rate(cfg: OptimConfig, steps: int) -> optax.Schedule:
 
     WSD (warm-up, stable, decay) with `drop_step` is LLaDA's (arXiv 2502.09992, Section 2.2): hold the peak, drop once
     to `drop_lr`, and decay linearly to `final_lr` over the last `decay_steps`.
+
+    `steps` and the numbers of `cfg` may be arrays that are known only when the program runs, for which optax's
+    schedules are not made: they compare them in Python.
     """
-    warmup = optax.linear_schedule(0.0, cfg.peak_lr, max(cfg.warmup_steps, 1))
-    pieces, ends = [warmup] if cfg.warmup_steps else [], [cfg.warmup_steps] if cfg.warmup_steps else []
-    if cfg.schedule == "cosine":
-        rest = max(steps - cfg.warmup_steps, 1)
-        pieces.append(optax.cosine_decay_schedule(cfg.peak_lr, rest, cfg.final_lr / max(cfg.peak_lr, 1e-30)))
-    else:
-        pieces.append(optax.constant_schedule(cfg.peak_lr))
-    if cfg.schedule == "wsd":
-        held = cfg.peak_lr
-        if cfg.drop_step:
-            held = cfg.drop_lr
-            pieces.append(optax.constant_schedule(held))
-            ends.append(cfg.drop_step)
-        if cfg.decay_steps:
-            pieces.append(optax.linear_schedule(held, cfg.final_lr, cfg.decay_steps))
-            ends.append(steps - cfg.decay_steps)
-    return optax.join_schedules(pieces, ends)
+
+    def rate(step: jax.Array) -> jax.Array:
+        step = jnp.asarray(step, jnp.float32)  # exact up to 2**24 steps
+        after = jnp.float32(cfg.peak_lr)
+        if cfg.schedule == "cosine":
+            done = jnp.clip((step - cfg.warmup_steps) / jnp.maximum(steps - cfg.warmup_steps, 1), 0, 1)
+            after = cfg.final_lr + (cfg.peak_lr - cfg.final_lr) * (1 + jnp.cos(jnp.pi * done)) / 2
+        if cfg.schedule == "wsd":
+            dropped = (jnp.asarray(cfg.drop_step) > 0) & (step >= cfg.drop_step)
+            held = jnp.where(dropped, cfg.drop_lr, cfg.peak_lr)
+            done = jnp.clip((step - (steps - cfg.decay_steps)) / jnp.maximum(cfg.decay_steps, 1), 0, 1)
+            after = held + (cfg.final_lr - held) * done * (jnp.asarray(cfg.decay_steps) > 0)
+        warming = cfg.peak_lr * step / jnp.maximum(cfg.warmup_steps, 1)
+        return jnp.where(step < cfg.warmup_steps, warming, after).astype(jnp.float32)
+
+    return rate
 
 
 def decays(params: Any) -> Any:

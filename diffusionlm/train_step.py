@@ -1,10 +1,12 @@
 """The jitted training and evaluation steps."""
 
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import Mesh
 
@@ -176,14 +178,54 @@ def eval_step(
     return {"nats": mean * tokens, "tokens": tokens, "bytes": scored_bytes}
 
 
-def make_train_step(cfg: Config, mesh: Mesh) -> Callable[[TrainState, Batch, jax.Array], tuple[TrainState, Metrics]]:
-    """The compiled-on-first-use training step on `mesh`; it consumes (donates) the state it is given."""
+# What the compiled steps take as data: runs that differ in nothing else share one compilation, such as cells of a sweep.
+_NUMBERS = {
+    "run": ("seed", "steps"),
+    "optim": ("peak_lr", "warmup_steps", "final_lr", "drop_step", "drop_lr", "decay_steps", "weight_decay"),
+}
+Numbers = dict[str, dict[str, np.ndarray]]
+
+
+def _numbers(cfg: Config) -> Numbers:
+    """The values of the fields in `_NUMBERS`, as scalars."""
+
+    def scalar(value: float) -> np.ndarray:
+        return np.asarray(value, np.float32 if isinstance(value, float) else np.uint32 if value >= 1 << 31 else np.int32)
+
+    return {
+        section: {name: scalar(getattr(getattr(cfg, section), name)) for name in names}
+        for section, names in _NUMBERS.items()
+    }
+
+
+def _with_numbers(cfg: Config, numbers: Numbers) -> Config:
+    sections = {section: replace(getattr(cfg, section), **values) for section, values in numbers.items()}
+    return replace(cfg, **sections)
+
+
+@dataclass(frozen=True)
+class TrainStep:
+    """The compiled-on-first-use training step of one run; it consumes (donates) the state it is given."""
+
+    program: Any  # jitted
+    numbers: Numbers
+
+    def __call__(self, state: TrainState, batch: Batch, batch_index: jax.Array) -> tuple[TrainState, Metrics]:
+        return self.program(self.numbers, state, batch, batch_index)
+
+    def lower(self, state: Any, batch: Any, batch_index: Any) -> jax.stages.Lowered:
+        """As `jax.jit`'s: the program for such arguments, which may be abstract."""
+        return self.program.lower(self.numbers, state, batch, batch_index)
+
+
+def make_train_step(cfg: Config, mesh: Mesh) -> TrainStep:
+    """The training step of `cfg` on `mesh`."""
     shardings = jax.tree.map(lambda a: a.sharding, abstract_state(cfg, mesh))
 
-    def step(state: TrainState, batch: Batch, batch_index: jax.Array) -> tuple[TrainState, Metrics]:
-        return train_step(cfg, state, batch, batch_index)
+    def step(numbers: Numbers, state: TrainState, batch: Batch, batch_index: jax.Array) -> tuple[TrainState, Metrics]:
+        return train_step(_with_numbers(cfg, numbers), state, batch, batch_index)
 
-    return jax.jit(step, donate_argnums=0, out_shardings=(shardings, None))
+    return TrainStep(jax.jit(step, donate_argnums=1, out_shardings=(shardings, None)), _numbers(cfg))
 
 
 def make_eval_step(cfg: Config) -> Callable[..., Metrics]:
