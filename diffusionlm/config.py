@@ -241,7 +241,7 @@ class RunConfig:
     microbatches: int = op(1)  # gradient accumulation: the batch is processed in this many parts
     log_every: int = op(10)  # steps between lines of metrics.jsonl
     eval_every: int = op(0)  # steps between evaluations; 0: only at the end
-    eval_records: int = 512  # held-out sequences per evaluation (fewer if the split is smaller)
+    eval_records: int = 512  # held-out sequences per evaluation, spread over the split (all of a smaller one)
     eval_draws: int = 8  # independent noise draws per held-out sequence; the standard error comes from them
     checkpoint_every: int = op(1000)  # steps between checkpoints; the last step is always saved
     checkpoint_minutes: float = op(10.0)  # also save when this much time has passed since the last save; 0: never

@@ -141,6 +141,22 @@ def test_evaluation_limits_and_slices(dataset):
         np.testing.assert_array_equal(batch["tokens"], np.concatenate([half[k]["tokens"] for half in halves]))
 
 
+def test_evaluation_takes_its_rows_from_the_whole_split(dataset, monkeypatch):
+    """Whatever the order of the sources in it, each has its share."""
+    size, count = dataset.size("validation"), BATCH + 3
+    asked, read = {}, dataset.rows
+
+    def rows(split, indices):
+        asked[int(indices[0])] = indices
+        return read(split, indices)
+
+    monkeypatch.setattr(dataset, "rows", rows)
+    list(pipeline.eval_batches(dataset, batch_size=BATCH, records=count))
+    taken = np.concatenate([asked[first] for first in sorted(asked)])[:count]
+    assert taken[0] == 0 and set(np.diff(taken)) <= {size // count, size // count + 1}
+    assert size // count <= size - taken[-1] <= size // count + 1
+
+
 def test_refuses_splits_and_seeds(dataset):
     with pytest.raises(UserError, match="no split 'test', only train, validation"):
         pipeline.eval_batches(dataset, batch_size=2, split="test")

@@ -98,22 +98,23 @@ def eval_batches(
 ) -> Iterator[Batch]:
     """The rows of a split in order, once; the last batch is filled up with rows of token 0 in segment 0, the padding.
 
-    Row r is in batch r // batch_size.
+    Of `records` rows, the r-th is in batch r // batch_size.
 
     Args:
       dataset: what `open_dataset` gave.
       batch_size: rows of the global batch.
-      records: only so many rows, the first ones; None: all.
+      records: only so many rows, evenly spread over the split, whose sources often follow one another; None: all.
       split: whose rows.
       rows: as in `train_batches`.
     """
-    size = dataset.size(split)
-    size = size if records is None else min(size, records)
+    there = dataset.size(split)
+    size = there if records is None else min(there, records)
+    spread = np.arange(size) * there // size
     rows = np.arange(batch_size) if rows is None else np.asarray(rows)
 
     def batch(k: int) -> Batch:
         wanted = k * batch_size + rows
-        found = dataset.rows(split, np.minimum(wanted, size - 1))
+        found = dataset.rows(split, spread[np.minimum(wanted, size - 1)])
         return {name: np.where(wanted[:, None] < size, values, 0) for name, values in found.items()}
 
     return _read_ahead(batch, 0, -(-size // batch_size))
