@@ -31,7 +31,7 @@ _NAMES = {  # public name -> the module that has it
     "RunConfig": "config",
     "UserError": "errors",
 }
-_MODULES = ("flops", "presets", "runtime")  # public as modules
+_MODULES = ("flops", "presets", "runtime", "sweep")  # public as modules
 
 __all__ = ["__version__", *_NAMES, *_MODULES]
 

@@ -54,7 +54,7 @@ def isoflop_cpu_tuning() -> Sweep:
     """Learning rates and batch sizes for `isoflop_cpu`, at one budget and two sizes."""
     sizes = {name: CPU_LADDER[name] for name in ("cpu_123k", "cpu_389k")}
     cells = []
-    for batch_size, rates in ((16, (1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2)), (8, (2e-3, 4e-3)), (32, (4e-3, 8e-3))):
+    for batch_size, rates in ((16, (2e-3, 4e-3, 8e-3, 1.6e-2)), (8, (4e-3, 8e-3))):
         for rate in rates:
             recipe = replace(CPU_RECIPE, name=f"lr {rate:g}, batch {batch_size}", batch_size=batch_size, peak_lr=rate)
             cells += grid(recipe, objectives=BOTH, sizes=sizes, budgets=(3e12,))

@@ -107,7 +107,12 @@ class Cell:
 
 
 def solve(
-    recipe: ScalingRecipe, objective: Literal["mdm", "arm"], preset: str, model: ModelConfig, budget: float, seed: int = 0
+    recipe: ScalingRecipe,
+    objective: Literal["mdm", "arm"],
+    preset: str,
+    model: ModelConfig,
+    budget: float,
+    seed: int = 0,
 ) -> Cell:
     """The cell that spends `budget` FLOPs on a size: as many whole steps as the budget pays for.
 
