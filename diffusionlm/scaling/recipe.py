@@ -31,8 +31,9 @@ class ScalingRecipe:
     lr_exponent: float = 0.0  # the peak is peak_lr * (d_model / lr_width) ** lr_exponent
     final_lr_ratio: float = 0.1  # of the peak, reached at the last step (cosine)
     schedule: Literal["cosine", "constant"] = "cosine"
-    warmup_steps: int = 100  # at least, and
-    warmup_fraction: float = 0.01  # of the steps
+    # linear, for so many steps or, if that is more, for so large a part of all; but never for more than a quarter
+    warmup_steps: int = 100
+    warmup_fraction: float = 0.01
     weight_decay: float = 0.1
     decay_mask: Literal["matrices", "all"] = "matrices"
     random_length: float = 0.0  # fraction of an MDM's examples cut to a uniform random length
@@ -145,7 +146,7 @@ def solve(
             peak_lr=peak,
             final_lr=peak * recipe.final_lr_ratio,
             schedule=recipe.schedule,
-            warmup_steps=min(max(recipe.warmup_steps, int(recipe.warmup_fraction * steps)), steps),
+            warmup_steps=min(max(recipe.warmup_steps, int(recipe.warmup_fraction * steps)), steps // 4),
             weight_decay=recipe.weight_decay,
             decay_mask=recipe.decay_mask,
         ),
