@@ -1,5 +1,6 @@
 """IsoFLOP sweeps from plan to law, as the command line has them: `dlm.sweep.plan`, `run`, `status`, `report`."""
 
+from collections.abc import Callable
 from typing import Any
 
 from etils import epath
@@ -14,6 +15,11 @@ from diffusionlm.scaling.recipe import Sweep
 def names() -> list[str]:
     """The registered sweeps, sorted."""
     return sweeps.names()
+
+
+def register_sweep(name: str) -> Callable[[Callable[[], Sweep]], Callable[[], Sweep]]:
+    """A decorator that makes a function without arguments, which returns a `Sweep`, a sweep of that name."""
+    return sweeps.register(name)
 
 
 def get(sweep: str | Sweep) -> Sweep:

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from typing import Literal
 
 from diffusionlm import flops, presets
 from diffusionlm.config import ModelConfig

@@ -41,9 +41,7 @@ class Analysis:
     warnings: tuple[str, ...]
 
 
-def analyse(
-    results: Sequence[CellResult], *, draws: int = 10_000, seed: int = 0, crosschecks: bool = True
-) -> Analysis:
+def analyse(results: Sequence[CellResult], *, draws: int = 10_000, seed: int = 0, crosschecks: bool = True) -> Analysis:
     """Fits everything that the finished cells allow; what they do not allow is missing, with a warning for each.
 
     Args:
@@ -112,9 +110,7 @@ def _objective(
     )
 
 
-def _with_shifts(
-    rows: Sequence[BudgetFit], noise: Noise | None
-) -> tuple[list[BudgetFit], misfit.Asymmetry | None]:
+def _with_shifts(rows: Sequence[BudgetFit], noise: Noise | None) -> tuple[list[BudgetFit], misfit.Asymmetry | None]:
     """The rows with the bias of each that a common cubic term would mean, and that term."""
     convex = [row for row in rows if row.params]
     found = misfit.asymmetry([r.parabola for r in convex], [r.log_n for r in convex], [r.losses for r in convex], noise)

@@ -103,5 +103,7 @@ def _shift(coefficients: Sequence[float], cubic: float, loss: float) -> tuple[fl
     discriminant = c**2 - 3 * b * cubic
     if c <= 0 or discriminant <= 0:
         return float("nan"), float("nan")
-    z = -b / (c + np.sqrt(discriminant))  # the root that stays finite as d goes to zero, where the second derivative > 0
+    z = -b / (
+        c + np.sqrt(discriminant)
+    )  # the root that stays finite as d goes to zero, where the second derivative > 0
     return float(z), float(a + b * z + c * z**2 + cubic * z**3 - loss)

@@ -57,7 +57,8 @@ class ScalingRecipe:
     def flops_per_step(self, model: ModelConfig, objective: str) -> float:
         """FLOPs of one optimizer step, as this recipe counts them; of twins alike."""
         share = self.tokens_per_sequence(objective) / self.sequence_length
-        return self.batch_size * share * flops.train(model, self.sequence_length, self.convention)
+        twin = arm_twin(model)  # the row of [MASK] could fill up another 128 rows of the head
+        return self.batch_size * share * flops.train(twin, self.sequence_length, self.convention)
 
     def lr(self, model: ModelConfig) -> float:
         """The peak learning rate of that size."""
