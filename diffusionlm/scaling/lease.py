@@ -56,7 +56,8 @@ class Board:
 
     def records(self) -> dict[str, Record]:
         """Every lease there is, by cell."""
-        found = {key.decode(): self._read(key.decode())[0] for key in self._kv.list().result()}
+        reads = {key.decode(): self._kv.read(key) for key in self._kv.list().result()}
+        found = {cell: _record(cell, read.result()) for cell, read in reads.items()}
         return {cell: record for cell, record in found.items() if record}
 
     def claim(self, cell: str, seconds: float = SECONDS, *, failed: bool = False) -> "Lease | None":
@@ -90,12 +91,7 @@ class Board:
 
     def _read(self, cell: str) -> tuple[Record | None, bytes]:
         found = self._kv.read(cell).result()
-        if found.state == "missing":
-            return None, found.stamp.generation
-        try:
-            return Record(**json.loads(found.value)), found.stamp.generation
-        except (ValueError, TypeError) as error:
-            raise UserError(f"the lease of cell {cell} is damaged ({error}); delete it, and start again") from error
+        return _record(cell, found), found.stamp.generation
 
     def _write(self, cell: str, record: Record | None, generation: bytes) -> bytes | None:
         """Replaces (None: deletes) a lease that is still of that generation; its new one, or None if it is not."""
@@ -171,6 +167,15 @@ class Lease:
     def __exit__(self, *_: object) -> None:
         self._over.set()
         self._thread.join()
+
+
+def _record(cell: str, found: ts.KvStore.ReadResult) -> Record | None:
+    if found.state == "missing":
+        return None
+    try:
+        return Record(**json.loads(found.value))
+    except (ValueError, TypeError) as error:
+        raise UserError(f"the lease of cell {cell} is damaged ({error}); delete it, and start again") from error
 
 
 def open_store(directory: epath.Path) -> ts.KvStore:

@@ -15,6 +15,7 @@ from diffusionlm import timeline
 from diffusionlm.files import read_json_lines, run_path
 from diffusionlm.scaling.lease import Board, Record
 from diffusionlm.scaling.recipe import Cell, Sweep
+from diffusionlm.scaling.results import at_once
 
 # A lease that its holder, by its own clock, has not renewed for so much longer than it lasts is that of a dead worker;
 # clocks of hosts may differ by seconds. This is for people only: who takes a cell over goes by what it has seen itself.
@@ -75,8 +76,8 @@ def status(sweep: Sweep, workdir: epath.PathLike, *, everything: bool = False) -
     """
     workdir, cells = run_path(workdir), sweep.select(everything)
     records = Board(workdir / "leases").records()
-    found = tuple(_cell_status(cell, workdir / "cells" / cell.id, records.get(cell.id)) for cell in cells)
-    return SweepStatus(sweep.name, found, sum(cell.flops for cell in cells))
+    found = at_once(lambda cell: _cell_status(cell, workdir / "cells" / cell.id, records.get(cell.id)), cells)
+    return SweepStatus(sweep.name, tuple(found), sum(cell.flops for cell in cells))
 
 
 def _cell_status(cell: Cell, directory: epath.Path, record: Record | None) -> CellStatus:

@@ -33,7 +33,7 @@ from diffusionlm.errors import UserError
 from diffusionlm.files import run_path, write_atomically
 from diffusionlm.scaling.lease import SECONDS, Board, Lease, LeaseLost
 from diffusionlm.scaling.recipe import Cell, Sweep
-from diffusionlm.scaling.results import read_identity
+from diffusionlm.scaling.results import at_once, read_identity
 
 log = logging.getLogger(__name__)
 
@@ -101,6 +101,7 @@ class _Worker:
         self._retry = set(self._failed()) if retry_failed and self._first else set()
         self._console = Console(stderr=True, soft_wrap=True, highlight=False, markup=False, quiet=not self._first)
         self._ran: list[str] = []
+        self._known_done: set[str] = set()
         self._last: Cell | None = None
         self._began = time.monotonic()
 
@@ -199,7 +200,10 @@ class _Worker:
         return self._workdir / "cells" / cell
 
     def _done(self) -> list[str]:
-        return done_cells(self._workdir, self._cells)
+        left = [name for name in self._cells if name not in self._known_done]
+        there = at_once(lambda name: (self._directory(name) / "DONE.json").exists(), left)
+        self._known_done.update(name for name, done in zip(left, there, strict=True) if done)
+        return [name for name in self._cells if name in self._known_done]
 
     def _failed(self) -> list[str]:
         records = self._board.records()
@@ -215,11 +219,6 @@ class _Worker:
 
     def _say(self, line: str) -> None:
         self._console.print(line)
-
-
-def done_cells(workdir: epath.Path, cells: dict[str, Cell]) -> list[str]:
-    """The ids of those cells that are finished."""
-    return [name for name in cells if (workdir / "cells" / name / "DONE.json").exists()]
 
 
 def operational(settings: Config) -> dict[str, Any]:
