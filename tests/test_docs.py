@@ -59,5 +59,5 @@ def test_names_links_and_files(document):
 
 def test_the_commands_of_the_readme_are_verbs():
     lines = (ROOT / "README.md").read_text().splitlines()
-    commands = [c for line in lines for c in re.findall(r"^    (?:.*&& )?diffusionlm ((?:data )?[a-z]+)", line)]
+    commands = [c for line in lines for c in re.findall(r"^    (?:.*&& )?diffusionlm ((?:(?:data|sweep) )?[a-z]+)", line)]
     assert len(commands) > 5 and set(commands) <= set(VERBS)

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -58,11 +59,11 @@ def alone(dataset, tmp_path_factory):
 class Worker:
     """A worker process."""
 
-    def __init__(self, dataset, workdir, compiled, lease_seconds=60.0, seconds_a_step=0.01):
+    def __init__(self, dataset, workdir, compiled, lease_seconds=60.0, seconds_a_step=0.01, environment=None):
         command = [sys.executable, tiny_sweep.__file__, dataset, workdir, lease_seconds, seconds_a_step]
         self.process = subprocess.Popen(
             list(map(str, command)),
-            env=tiny_run.environment(compiled),
+            env=tiny_run.environment(compiled) | (environment or {}),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -188,6 +189,21 @@ def test_a_signal_stops_between_steps_and_the_next_worker_goes_on(alone, sweep, 
     assert findings(workdir, sweep) == findings(alone[0], sweep)
 
 
+def test_a_slice_of_two_hosts_is_one_worker(alone, sweep, start, tmp_path):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{probe.getsockname()[1]}"
+    shared = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": "2"}
+    hosts = [start(tmp_path, environment=shared | {"JAX_PROCESS_ID": str(i)}) for i in range(2)]
+    ended = [host.until(event="finished") for host in hosts]
+    cells = [cell.id for cell in sweep.select()]
+    assert ended[0] == ended[1] and ended[0]["ran"] == cells
+    assert [starts(tmp_path, cell) for cell in cells] == [1, 1, 1]
+    found, expected = findings(tmp_path, sweep)[0], findings(alone[0], sweep)[0]
+    # Two devices: equal but for rounding, which a hundred steps of training blow up.
+    assert [one.loss for one in found] == pytest.approx([one.loss for one in expected], rel=1e-3)
+
+
 def test_a_failed_cell_is_recorded_and_the_others_go_on(dataset, sweep, tmp_path, monkeypatch):
     train, told = trainer.train, []
 
@@ -276,7 +292,7 @@ def test_directories_and_data_are_not_mixed_up(alone, dataset, sweep, tmp_path):
 
 def test_a_sweep_prepares_its_own_source(tmp_path):
     text = tmp_path / "text.txt"
-    text.write_text(" ".join(f"word{i} and {i * 7919 % 1000}" for i in range(5_000)))
+    text.write_text("\n".join(f"word{i} and {i * 7919 % 1000}" for i in range(5_000)))
     model = replace(tiny_sweep.MODEL, vocab_size=300)
     budget = 100.5 * tiny_sweep.RECIPE.flops_per_step(model, "mdm")
     cells = grid(tiny_sweep.RECIPE, objectives=("mdm",), sizes={"one": model}, budgets=(budget,))

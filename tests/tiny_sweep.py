@@ -9,7 +9,7 @@ import time
 import jax
 from tiny_run import BATCH, LENGTH, tell
 
-from diffusionlm import trainer
+from diffusionlm import runtime, trainer
 from diffusionlm.config import Config, DataConfig, ModelConfig
 from diffusionlm.scaling import worker
 from diffusionlm.scaling.recipe import ScalingRecipe, Sweep, grid
@@ -61,6 +61,7 @@ def announced(seconds):
 
 def main(dataset, workdir, lease_seconds, seconds_a_step):
     jax.config.update("jax_num_cpu_devices", 1)
+    runtime.initialize(patience_seconds=10)
     worker.POLL_SECONDS = 0.1
     trainer.make_train_step = announced(float(seconds_a_step))
     found = worker.run(tiny_sweep(), workdir, settings(dataset), lease_seconds=float(lease_seconds))
