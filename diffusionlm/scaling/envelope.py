@@ -28,7 +28,9 @@ class Envelope:
     curves: tuple[tuple[float, np.ndarray, np.ndarray], ...]  # (N, C, smoothed loss) of each run
 
 
-def envelope(curves: Sequence[tuple[float, Sequence[tuple[float, float]]]], first: float, last: float) -> Envelope | None:
+def envelope(
+    curves: Sequence[tuple[float, Sequence[tuple[float, float]]]], first: float, last: float
+) -> Envelope | None:
     """Takes the envelope over a range of C; None where fewer than three sizes have a curve there.
 
     Args:

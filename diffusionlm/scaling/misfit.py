@@ -1,7 +1,7 @@
 """How far a parabola is from the loss that it stands for: a test against the noise, and the bias that it causes.
 
-Loss over log N is steeper on one side than on the other, so a parabola misplaces the minimum by an amount that no number
-of seeds removes. It is reported beside the interval, never inside it.
+Loss over log N is steeper on one side than on the other, so a parabola misplaces the minimum by an amount that no
+number of seeds removes. It is reported beside the interval, never inside it.
 """
 
 from collections.abc import Sequence
@@ -103,5 +103,7 @@ def _shift(coefficients: Sequence[float], cubic: float, loss: float) -> tuple[fl
     discriminant = c**2 - 3 * b * cubic
     if c <= 0 or discriminant <= 0:
         return float("nan"), float("nan")
-    z = -b / (c + np.sqrt(discriminant))  # the root that stays finite as d goes to zero, where the second derivative > 0
+    z = -b / (
+        c + np.sqrt(discriminant)
+    )  # the root that stays finite as d goes to zero, where the second derivative > 0
     return float(z), float(a + b * z + c * z**2 + cubic * z**3 - loss)

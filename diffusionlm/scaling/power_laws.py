@@ -1,7 +1,7 @@
 """Power laws of the compute through the optima, and what follows from them: the gap between objectives, a prediction.
 
-The loss follows a pure power law, as in SMDM (2410.18514, section 3). An irreducible term would have to be told from the
-curvature that it causes in log L over log C, which a range of thirty times in C does not do.
+The loss follows a pure power law, as in SMDM (2410.18514, section 3). An irreducible term would have to be told from
+the curvature that it causes in log L over log C, which a range of thirty times in C does not do.
 """
 
 from collections.abc import Mapping, Sequence
@@ -52,12 +52,12 @@ class Prediction:
 
 @dataclass(frozen=True)
 class Gap:
-    """How many times the compute of the reference an objective needs for the same loss, along its own compute."""
+    """How many times the compute C of the reference an objective needs to reach the same loss."""
 
     objective: str
     reference: str
     laws: tuple[Law, Law] = field(repr=False)  # of the loss: of the objective and of the reference
-    at_budgets: tuple[tuple[float, Estimate, bool], ...]  # (C, gap, whether both laws are within their budgets there)
+    at_budgets: tuple[tuple[float, Estimate, bool], ...]  # (C, gap, whether C times the gap is a measured budget too)
     common: Estimate  # one number for all C, from laws with one exponent
     common_exponent: Estimate
     equal_p: float | None  # two-sided, of equal exponents
@@ -65,17 +65,17 @@ class Gap:
     size_ratio_law: Estimate  # of the laws, in the middle of the budgets
 
     def at(self, c: float) -> Estimate:
-        """The horizontal distance of the two loss laws where the objective has spent C, as a factor."""
+        """The horizontal distance of the two loss laws where the reference has spent C, as a factor."""
         other, reference = self.laws
-        value, drawn = other.log_at(c)
+        value, drawn = reference.log_at(c)
 
         def log_gap(log_loss, level, exponent):
-            return np.log(c) - reference.fit.centre - (log_loss - level) / exponent
+            return other.fit.centre + (log_loss - level) / exponent - np.log(c)
 
-        best = log_gap(value, reference.fit.level, reference.fit.exponent)
-        if drawn is None or reference.draws is None:
+        best = log_gap(value, other.fit.level, other.fit.exponent)
+        if drawn is None or other.draws is None:
             return estimate(best, None, np.exp)
-        level, exponent = reference.draws.T
+        level, exponent = other.draws.T
         return estimate(best, log_gap(drawn, level, np.where(exponent < 0, exponent, np.nan)), np.exp)
 
 
@@ -163,9 +163,9 @@ def gap(
     drawn = None if both[0].draws is None or both[1].draws is None else both[0].draws[:, 1] - both[1].draws[:, 1]
     made = Gap(objective, reference, both, (), common, exponent, _two_sided(drawn), (), estimate(0.0))
     at_budgets = []
-    for c in both[0].budgets:
+    for c in both[1].budgets:
         factor = made.at(c)
-        inside = both[1].budgets[0] <= c / factor.value <= both[1].budgets[-1]
+        inside = both[0].budgets[0] <= c * factor.value <= both[0].budgets[-1]
         at_budgets.append((c, factor, bool(inside)))
     matched = {row.budget: row for row in rows[1]}
     ratios = tuple(
@@ -174,7 +174,7 @@ def gap(
         if (other := matched.get(row.budget))
     )
     middle = float(np.exp(np.mean(np.log([*both[0].budgets, *both[1].budgets]))))
-    (value, drawn), (other_value, other_drawn) = (laws["params"].log_at(middle) for laws in of)
+    (value, drawn), (other_value, other_drawn) = (of_one["params"].log_at(middle) for of_one in of)
     known = drawn is not None and other_drawn is not None
     of_laws = estimate(value - other_value, drawn - other_drawn if known else None, np.exp)
     return Gap(objective, reference, both, tuple(at_budgets), common, exponent, made.equal_p, ratios, of_laws)

@@ -1,9 +1,9 @@
 """How noisy the cells of a sweep are, and what that does to everything that is computed from them.
 
-The noise of a run is measured where a cell was repeated with other seeds, and nowhere else: residuals of a parabola also
-hold its misfit, and with five points they have two degrees of freedom. The parametric bootstrap here draws the noise
-variance as well as the fits, so that few repeats make wide intervals, as Student's t does; for log N* its quantiles are
-Fieller's exact limits.
+The noise of a run is measured where a cell was repeated with other seeds, and nowhere else: residuals of a parabola
+also hold its misfit, and with five points they have two degrees of freedom. The parametric bootstrap here draws the
+noise variance as well as the fits, so that few repeats make wide intervals, as Student's t does; for log N* its
+quantiles are Fieller's exact limits.
 """
 
 from collections import defaultdict
@@ -105,8 +105,8 @@ def variance_ratio(results: Sequence[CellResult]) -> tuple[float, float] | None:
 def common_error(results: Sequence[CellResult]) -> tuple[float, int]:
     """What the noise of the masks adds to all cells of one objective alike: its standard error (nats), and dof.
 
-    Cells are evaluated with the same masks, so that much of that noise is a common shift: it is in no difference between
-    cells, seeds included, and yet in every loss. (0, 0) where nothing is random, as for an ARM.
+    Cells are evaluated with the same masks, so that much of that noise is a common shift: it is in no difference
+    between cells, seeds included, and yet in every loss. (0, 0) where nothing is random, as for an ARM.
     """
     draws = [result.loss_per_draw for result in results]
     if not draws or len({len(of_cell) for of_cell in draws}) != 1 or len(draws[0]) < 2:
@@ -187,8 +187,8 @@ class Bootstrap:
 def estimate(value: float, draws: np.ndarray | None = None, transform=lambda x: x) -> Estimate:
     """A number with the central interval of its draws.
 
-    A draw that is NaN (a parabola without a minimum) could lie anywhere, so it counts as lying beyond both ends: that is
-    how Fieller's interval becomes unbounded when the curvature is not significant.
+    A draw that is NaN (a parabola without a minimum) could lie anywhere, so it counts as lying beyond both ends: that
+    is how Fieller's interval becomes unbounded when the curvature is not significant.
 
     Args:
       value: the estimate.
