@@ -15,7 +15,7 @@ CAPTIONS = {
     "isoflop.png": "Held-out loss over model size, one parabola for each budget. Stars are optima with 95% intervals; "
     "bars on points are the standard deviation between seeds.",
     "laws.png": "Optimal size, tokens and loss over compute, with 95% bands of the power laws; the dotted line is the "
-    "next budget. Grey: published laws of other text, tokenizers and counts of N. A published law of the loss is drawn only "
+    "next budget. Grey: published laws of other text, tokenizers and counts of N. One of the loss is drawn only "
     "within its own range.",
     "gap.png": "Left: how many times the compute is needed for the same loss. Solid where both laws are within their "
     "budgets. Right: ratio of optimal sizes at the same budget.",
