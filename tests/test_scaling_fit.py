@@ -196,6 +196,19 @@ def test_the_error_of_paired_differences():
     assert uncertainty.paired_error([replace(r, loss_per_draw=r.loss_per_draw[:1]) for r in runs]) is None
 
 
+def test_lack_of_fit_is_the_classic_f_test():
+    runs = [r for r in sweep() if r.objective == "mdm" and r.budget == 5e12]
+    x, y = np.log([r.params for r in runs]), np.array([r.loss for r in runs])
+    noise = uncertainty.Noise(0.004, dof=4, cells=2, pooled=False)
+    found = misfit.parabola_lack_of_fit(fit.parabola(x, y), x, noise)
+    residual = np.sum((y - np.polyval(np.polyfit(x - x.mean(), y, 2), x - x.mean())) ** 2)
+    pure = sum(np.sum((y[x == size] - y[x == size].mean()) ** 2) for size in np.unique(x))
+    ratio = (residual - pure) / (5 - 3) / 0.004**2
+    assert found.p == pytest.approx(stats.f.sf(ratio, 2, 4))
+    assert found.sd == pytest.approx(0.004 * np.sqrt(max(ratio - 1, 0)))
+    assert misfit.parabola_lack_of_fit(fit.parabola(x[:3], y[:3]), x[:3], noise) is None
+
+
 def test_lack_of_fit_keeps_its_level_and_sees_a_wrong_curve():
     p_values = []
     for seed in range(150):

@@ -35,7 +35,7 @@ class ObjectiveFit:
 class Analysis:
     """What `analyse` returns."""
 
-    objectives: dict[str, ObjectiveFit]
+    objectives: dict[str, ObjectiveFit]  # the reference last
     gaps: tuple[power_laws.Gap, ...]
     next_budget: float | None  # FLOPs; None with a single budget
     warnings: tuple[str, ...]
@@ -63,7 +63,7 @@ def analyse(results: Sequence[CellResult], *, draws: int = 10_000, seed: int = 0
     if len(budgets) > 1:
         next_budget = budgets[-1] * (budgets[-1] / budgets[0]) ** (1 / (len(budgets) - 1))
     objectives = {}
-    for name, noise in noises.items():
+    for name, noise in sorted(noises.items(), key=lambda item: (item[0] == REFERENCE, item[0])):
         own = [result for result in finite if result.objective == name]
         objectives[name] = _objective(name, own, noise, bootstrap, next_budget, full)
     gaps = _gaps(objectives)

@@ -93,6 +93,12 @@ def _summary(analysis: Analysis) -> str:
                 f"With {ahead.budget:.3g} FLOPs, {name} should reach {_number(ahead.loss)} nats per token with about "
                 f"{_number(ahead.params)} parameters."
             )
+        if fit.candidates:
+            best = fit.candidates[0]
+            said.append(
+                f"The run that would most reduce the uncertainty of that loss has {_plain(best.params, 3)} parameters "
+                f"and {best.budget:.3g} FLOPs: it takes {100 * best.loss_reduction:.0f}% off the variance."
+            )
     for gap in analysis.gaps:
         said.append(
             f"{gap.objective.upper()} needs {_number(gap.common)} times the compute of {gap.reference.upper()} for the "
@@ -161,7 +167,7 @@ def _laws(fits: Sequence[ObjectiveFit]) -> str:
                     names[key],
                     _number(law.exponent, 4),
                     f"{law.fit.log_prefactor:.4g}",
-                    "" if law.shift_exponent is None else f"{law.shift_exponent:+.4f}",
+                    "" if law.shift_exponent is None else f"{law.shift_exponent:+.1g}",
                     misfit,
                     str(len(law.budgets)),
                 ]
@@ -215,9 +221,8 @@ def _predictions(fits: Sequence[ObjectiveFit]) -> str:
 
 _NEXT_NOTE = (
     "What one more run would take off the variance of the predicted log L* and log N*, by the linearised fits: a run "
-    "at a budget that is there adds to its parabola, a run at the next one measures the prediction. The first two "
-    "lines of an objective are best for L*, then come those that are best for their cost and for N*. Costs are in "
-    "units of the next budget. A size is to be rounded to one that exists."
+    "at a budget that is there adds to its parabola, a run at the next one measures the prediction. Cost is in units "
+    "of the next budget; the ranking for the cost divides by it. Size: the nearest one of the sweep."
 )
 
 
@@ -225,17 +230,18 @@ def _next_cells(content: Mapping[str, Any]) -> str:
     rows = [
         [
             cell["objective"].upper(),
+            ", ".join(cell["best_for"]),
             f"{cell['budget']:.3g}",
-            f"{cell['params']:.3g}",
+            _plain(cell["params"], 3),
+            cell["nearest_preset"],
             cell["kind"],
             f"{100 * cell['loss_reduction']:.0f}%",
             f"{100 * cell['params_reduction']:.0f}%",
-            f"{cell['relative_cost']:.3g}",
-            f"{100 * cell['loss_reduction_per_cost']:.0f}%",
+            f"{cell['relative_cost']:.2g}",
         ]
         for cell in content["next_cells"]
     ]
-    header = ["", "C (FLOPs)", "N", "kind", "off Var log L*", "off Var log N*", "cost", "off Var log L* per cost"]
+    header = ["", "best for", "C (FLOPs)", "N", "size", "kind", "off Var log L*", "off Var log N*", "cost"]
     return _table(header, rows)
 
 
@@ -326,14 +332,12 @@ def _range(estimate: Estimate, digits: int = 4) -> str:
     if estimate.low is None:
         return ""
     ends = [_plain(end, digits) if np.isfinite(end) else "unbounded" for end in (estimate.low, estimate.high)]
-    return f"[{ends[0]}, {ends[1]}]"
+    return f"[{ends[0]},\N{NO-BREAK SPACE}{ends[1]}]"
 
 
 def _plain(value: float, digits: int) -> str:
-    for power, letter in ((12, "T"), (9, "G"), (6, "M"), (3, "k")):
-        if abs(value) >= 10**power:
-            return f"{value / 10**power:.{digits}g}{letter}"
-    return f"{value:.{digits}g}"
+    scale, letter = next(((p, x) for p, x in ((12, "T"), (9, "G"), (6, "M"), (3, "k")) if abs(value) >= 10**p), (0, ""))
+    return f"{value / 10**scale:#.{digits}g}".rstrip(".") + letter  # with the zeros that say how exact it is
 
 
 def _text(value: Any) -> str:

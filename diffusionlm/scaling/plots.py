@@ -54,7 +54,7 @@ def render(analysis: Analysis, overlays: Sequence[PublishedLaw] = ()) -> dict[st
 
 def _isoflop(figure, analysis: Analysis, overlays) -> bool:
     """Loss over N, a parabola and an optimum for each budget; a panel for each objective."""
-    fits = _ordered(analysis)
+    fits = list(analysis.objectives.values())
     figure.set_size_inches(5.6 * len(fits), 4.8)
     budgets = sorted({row.budget for fit in fits for row in fit.budgets})
     for axes, fit in zip(figure.subplots(1, len(fits), squeeze=False)[0], fits, strict=True):
@@ -100,7 +100,7 @@ def _optimum(axes, row: BudgetFit) -> None:
 
 def _laws(figure, analysis: Analysis, overlays: Sequence[PublishedLaw]) -> bool:
     """N*, D* and L* over C, with bands, and published laws."""
-    fits = [fit for fit in _ordered(analysis) if any(row.params for row in fit.budgets)]
+    fits = [fit for fit in analysis.objectives.values() if any(row.params for row in fit.budgets)]
     if not fits:
         return False
     figure.set_size_inches(13.5, 4.8)
@@ -174,7 +174,7 @@ def _gap(figure, analysis: Analysis, overlays) -> bool:
 
 def _residuals(figure, analysis: Analysis, overlays) -> bool:
     """Measured minus fitted over N / N*: a pattern is misfit, scatter is noise."""
-    fits = [fit for fit in _ordered(analysis) if any(row.params for row in fit.budgets)]
+    fits = [fit for fit in analysis.objectives.values() if any(row.params for row in fit.budgets)]
     if not fits:
         return False
     figure.set_size_inches(5.6 * len(fits), 3.8)
@@ -198,8 +198,8 @@ def _residuals(figure, analysis: Analysis, overlays) -> bool:
 
 
 def _envelope(figure, analysis: Analysis, overlays) -> bool:
-    """Training curves, light to dark by size, and their envelope."""
-    fits = [fit for fit in _ordered(analysis) if fit.envelope]
+    """Training curves, green to violet by size, and their envelope."""
+    fits = [fit for fit in analysis.objectives.values() if fit.envelope]
     if not fits:
         return False
     from matplotlib import colormaps
@@ -208,12 +208,12 @@ def _envelope(figure, analysis: Analysis, overlays) -> bool:
     for axes, fit in zip(figure.subplots(1, len(fits), squeeze=False)[0], fits, strict=True):
         sizes = sorted({n for n, *_ in fit.envelope.curves})
         for n, c, loss in fit.envelope.curves:
-            shade = 0.9 * (1 - sizes.index(n) / max(len(sizes) - 1, 1))
+            shade = 0.72 * (1 - sizes.index(n) / max(len(sizes) - 1, 1))
             axes.plot(c, loss, color=colormaps["viridis"](shade), linewidth=0.8, alpha=0.8)
         used = fit.envelope.used
         axes.plot(fit.envelope.c, fit.envelope.loss, color="black", linewidth=1, label="envelope")
         axes.plot(fit.envelope.c[used], fit.envelope.loss[used], "k.", markersize=6, label="points of the laws")
-        title = f"{fit.objective.upper()}: N from {_short(sizes[0])} (light) to {_short(sizes[-1])} (dark)"
+        title = f"{fit.objective.upper()}: N from {_short(sizes[0])} (green) to {_short(sizes[-1])} (violet)"
         axes.set(title=title, xscale="log", yscale="log", xlabel="compute C (FLOPs)")
         axes.title.set_fontsize(11)
         _budget_ticks(axes.xaxis, [row.budget for row in fit.budgets])
@@ -240,21 +240,17 @@ def _points(axes, c: Sequence[float], estimates: Sequence[Estimate], style: Mapp
     )
 
 
-def _ordered(analysis: Analysis) -> list[ObjectiveFit]:
-    """MDM first, then ARM, so that an objective looks the same in every report."""
-    names = sorted(analysis.objectives, key=lambda name: (name != "mdm", name != "arm", name))
-    return [analysis.objectives[name] for name in names]
-
-
 def _style(analysis: Analysis, fit: ObjectiveFit) -> Mapping:
-    return STYLES[[one.objective for one in _ordered(analysis)].index(fit.objective) % len(STYLES)]
+    """MDM and ARM look the same in every report."""
+    others = [name for name in analysis.objectives if name not in ("mdm", "arm")]
+    return STYLES[("mdm", "arm", *others).index(fit.objective) % len(STYLES)]
 
 
 def _budget_style(budgets: Sequence[float], budget: float) -> tuple:
     from matplotlib import colormaps
 
     i = list(budgets).index(budget)
-    shade = 0.05 + 0.8 * i / max(len(budgets) - 1, 1)  # viridis without its yellow end: even in lightness
+    shade = 0.05 + 0.67 * i / max(len(budgets) - 1, 1)  # even in lightness, and visible on white and on black
     return colormaps["viridis"](shade), MARKERS[i % len(MARKERS)]
 
 

@@ -24,7 +24,6 @@ from diffusionlm.scaling.uncertainty import Estimate
 __all__ = ["analyse", "as_json", "write"]
 
 PICTURES = ("isoflop.png", "laws.png", "gap.png", "residuals.png", "envelope.png")
-SHOWN_CANDIDATES = 6
 
 
 def write(
@@ -111,7 +110,7 @@ def as_json(analysis: Analysis) -> dict[str, Any]:
         "gaps": [_gap(gap) for gap in analysis.gaps],
         "next_budget": analysis.next_budget,
         "predictions": {name: _plain(fit.prediction) for name, fit in objectives.items()},
-        "next_cells": [_candidate(c) for fit in objectives.values() for c in best_candidates(fit)],
+        "next_cells": [cell for fit in objectives.values() for cell in best_candidates(fit)],
         "paired_errors": [
             {"objective": row.objective, "budget": row.budget, **_plain(row.paired), "small": row.paired.small}
             for fit in objectives.values()
@@ -122,16 +121,27 @@ def as_json(analysis: Analysis) -> dict[str, Any]:
     }
 
 
-def best_candidates(fit: ObjectiveFit) -> tuple[Candidate, ...]:
-    """The most informative cells of an objective: for L* and for N*, absolutely and for their cost; no cell twice."""
-    keys = (
-        lambda c: c.loss_reduction,
-        lambda c: c.per_cost,
-        lambda c: c.params_reduction,
-        lambda c: c.params_reduction / c.relative_cost,
-    )
-    ordered = [candidate for key in keys for candidate in sorted(fit.candidates, key=key, reverse=True)[:2]]
-    return tuple(dict.fromkeys(ordered))[:SHOWN_CANDIDATES]
+def best_candidates(fit: ObjectiveFit) -> list[dict[str, Any]]:
+    """The next cells that are best at something: for L* and for N*, in all and for their cost.
+
+    Each says what it is `best_for`, and which size of the sweep is nearest to it.
+    """
+    purposes = {
+        "L*": lambda c: c.loss_reduction,
+        "L* for its cost": lambda c: c.loss_reduction / c.relative_cost,
+        "N*": lambda c: c.params_reduction,
+        "N* for its cost": lambda c: c.params_reduction / c.relative_cost,
+    }
+    presets = {run.params: run.preset for row in fit.budgets for run in row.runs}
+    best: dict[Candidate, list[str]] = {}
+    for purpose, key in purposes.items():
+        if fit.candidates:
+            best.setdefault(max(fit.candidates, key=key), []).append(purpose)
+    found = []
+    for candidate, purpose in best.items():
+        nearest = min(presets, key=lambda params: abs(math.log(params / candidate.params)))
+        found.append(dataclasses.asdict(candidate) | {"best_for": purpose, "nearest_preset": presets[nearest]})
+    return found
 
 
 def _optimum(row: BudgetFit) -> dict[str, Any]:
@@ -172,10 +182,6 @@ def _gap(gap) -> dict[str, Any]:
         "size_ratio": [{"budget": c, "ratio": _plain(e)} for c, e in gap.size_ratio],
         "size_ratio_of_laws": _plain(gap.size_ratio_law),
     }
-
-
-def _candidate(candidate: Candidate) -> dict[str, Any]:
-    return dataclasses.asdict(candidate) | {"loss_reduction_per_cost": candidate.per_cost}
 
 
 def _cross_checks(fit: ObjectiveFit, next_budget: float | None) -> dict[str, Any]:
