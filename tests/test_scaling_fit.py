@@ -92,6 +92,16 @@ def test_an_insignificant_curvature_leaves_the_optimum_open(points):
     assert not found.bounded
 
 
+def test_draws_without_a_minimum_lie_beyond_both_ends_unless_there_is_one():
+    draws = np.concatenate([np.linspace(0, 1, 961), np.full(40, np.nan)])
+    found = uncertainty.estimate(0.5, draws)
+    assert (found.low, found.high) == (-np.inf, np.inf)  # 4% on either side
+    found = uncertainty.estimate(0.5, draws, has_minimum=True)
+    assert (found.low, found.high) == pytest.approx((0.025, 0.975), abs=0.002)
+    few = uncertainty.estimate(0.5, draws[:981])
+    assert few.bounded and few.low < 0.01 and few.high > 0.99  # 2% of NaN take the place of as many draws
+
+
 def test_a_power_law_agrees_with_scipy():
     log_c = np.log([1.6e12, 5e12, 1.6e13, 5e13])
     log_y = 0.6 * log_c - 5 + np.array([0.02, -0.01, 0.03, -0.02])

@@ -24,7 +24,7 @@ def warnings(results: Sequence[CellResult], objectives: Mapping, gaps: Sequence)
     """
     lost = [result.id for result in results if not (np.isfinite(result.loss) and result.loss > 0)]
     if lost:
-        yield f"{len(lost)} cells have no finite loss and are left out: {', '.join(lost)}"
+        yield f"left out for want of a finite loss: {', '.join(lost)}"
     for fit in objectives.values():
         yield from _missing(fit)
     if len(objectives) < 2:

@@ -265,13 +265,13 @@ def _cross_checks(fits: Sequence[ObjectiveFit]) -> str:
             n, loss = fit.envelope.params_law.exponent, fit.envelope.loss_law.exponent
             rows.append([name, "Approach 1 (envelope)", f"{n:.4f}", f"{loss:.4f} (training loss)", ""])
         if surface := fit.parametric:
-            error = f" &plusmn; {surface.stderr[0]:.2g} (standard error)" if surface.stderr else ""
+            error = f" \N{PLUS-MINUS SIGN} {surface.stderr[0]:.2g} (standard error)" if surface.stderr else ""
             first = fit.budgets[0].budget
             change = np.log(surface.optimum(last)[2] / surface.optimum(first)[2])
             at = f"{surface.optimum(ahead.budget)[2]:.4g}" if ahead else ""
             exponent = f"{change / np.log(last / first):.4f} (average)" if last > first else ""
             rows.append([name, "Approach 3 (parametric)", f"{surface.params_exponent:.4f}{error}", exponent, at])
-    return _table(["", "", "exponent of N*", "exponent of L*", "L* at the next budget"], rows, raw=True)
+    return _table(["", "", "exponent of N*", "exponent of L*", "L* at the next budget"], rows)
 
 
 _PAIRED_NOTE = (
@@ -310,12 +310,11 @@ def _section(title: str, table: str, note: str) -> str:
     return f'<section><h2>{_text(title)}</h2>{table}<p class="note">{_text(note)}</p></section>' if table else ""
 
 
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]], raw: bool = False) -> str:
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     if not rows:
         return ""
-    text = (lambda value: value) if raw else _text
     head = "".join(f'<th scope="col">{_text(cell)}</th>' for cell in header)
-    body = "".join("<tr>" + "".join(f"<td>{text(cell)}</td>" for cell in row) + "</tr>" for row in rows)
+    body = "".join("<tr>" + "".join(f"<td>{_text(cell)}</td>" for cell in row) + "</tr>" for row in rows)
     return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
 

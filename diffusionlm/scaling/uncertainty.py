@@ -7,7 +7,7 @@ quantiles are Fieller's exact limits.
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
@@ -184,7 +184,13 @@ class Bootstrap:
         return self._sds[objective] * self._rng.standard_normal(self.size)
 
 
-def estimate(value: float, draws: np.ndarray | None = None, transform=lambda x: x) -> Estimate:
+def estimate(
+    value: float,
+    draws: np.ndarray | None = None,
+    transform: Callable[[float], float] = float,
+    *,
+    has_minimum: bool = False,
+) -> Estimate:
     """A number with the central interval of its draws.
 
     A draw that is NaN (a parabola without a minimum) could lie anywhere, so it counts as lying beyond both ends: that
@@ -194,12 +200,16 @@ def estimate(value: float, draws: np.ndarray | None = None, transform=lambda x: 
       value: the estimate.
       draws: of the same; without them there is no interval.
       transform: increasing; applied to all numbers, as `np.exp` to logarithms.
+      has_minimum: it is known that there is one, because it goes into a law, so that NaN is left out.
     """
     if draws is None:
         return Estimate(float(transform(value)))
+    missing = np.isnan(draws)
+    if has_minimum and not missing.all():
+        draws, missing = draws[~missing], missing[~missing]
     tail = (1 - CONFIDENCE) / 2
-    low = np.quantile(np.where(np.isnan(draws), -np.inf, draws), tail, method="lower")
-    high = np.quantile(np.where(np.isnan(draws), np.inf, draws), 1 - tail, method="higher")
+    low = np.quantile(np.where(missing, -np.inf, draws), tail, method="lower")
+    high = np.quantile(np.where(missing, np.inf, draws), 1 - tail, method="higher")
     with np.errstate(over="ignore"):  # a size of exp(1000) is as good as unbounded
         low, high = (float(transform(end)) if np.isfinite(end) else float(end) for end in (low, high))
     return Estimate(float(transform(value)), low, high)
