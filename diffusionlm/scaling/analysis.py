@@ -35,20 +35,20 @@ class ObjectiveFit:
 class Analysis:
     """What `analyse` returns."""
 
-    objectives: dict[str, ObjectiveFit]
+    objectives: dict[str, ObjectiveFit]  # the reference last
     gaps: tuple[power_laws.Gap, ...]
     next_budget: float | None  # FLOPs; None with a single budget
     warnings: tuple[str, ...]
 
 
-def analyse(results: Sequence[CellResult], *, draws: int = 10_000, seed: int = 0, crosschecks: bool = True) -> Analysis:
+def analyse(results: Sequence[CellResult], *, draws: int = 10_000, seed: int = 0, full: bool = True) -> Analysis:
     """Fits everything that the finished cells allow; what they do not allow is missing, with a warning for each.
 
     Args:
       results: of one sweep; cells whose loss is not finite are left out, with a warning.
       draws: of the parametric bootstrap.
       seed: of its random numbers, so that the same results give the same report.
-      crosschecks: also fit Approaches 1 and 3 of Hoffmann et al. (2203.15556).
+      full: also fit Approaches 1 and 3 of Hoffmann et al. (2203.15556) and rank candidates for the next cell.
 
     Raises:
       UserError: there is no finished cell with a finite loss.
@@ -63,9 +63,9 @@ def analyse(results: Sequence[CellResult], *, draws: int = 10_000, seed: int = 0
     if len(budgets) > 1:
         next_budget = budgets[-1] * (budgets[-1] / budgets[0]) ** (1 / (len(budgets) - 1))
     objectives = {}
-    for name, noise in noises.items():
+    for name, noise in sorted(noises.items(), key=lambda item: (item[0] == REFERENCE, item[0])):
         own = [result for result in finite if result.objective == name]
-        objectives[name] = _objective(name, own, noise, bootstrap, next_budget, crosschecks)
+        objectives[name] = _objective(name, own, noise, bootstrap, next_budget, full)
     gaps = _gaps(objectives)
     return Analysis(objectives, gaps, next_budget, tuple(checks.warnings(results, objectives, gaps)))
 
@@ -76,7 +76,7 @@ def _objective(
     noise: Noise | None,
     bootstrap: Bootstrap,
     next_budget: float | None,
-    crosschecks: bool,
+    full: bool,
 ) -> ObjectiveFit:
     budgets = sorted({result.budget for result in results})
     groups = {b: sorted((r for r in results if r.budget == b), key=lambda r: (r.params, r.seed)) for b in budgets}
@@ -104,9 +104,9 @@ def _objective(
         asymmetry,
         laws,
         power_laws.predict(used, laws, bootstrap, next_budget, noise) if predicted else None,
-        design.candidates(used, laws, next_budget) if predicted else (),
-        envelope.envelope(curves, budgets[0], budgets[-1]) if crosschecks else None,
-        parametric.fit(results, noise.sd if noise else None) if crosschecks else None,
+        design.candidates(used, laws, next_budget) if predicted and full else (),
+        envelope.envelope(curves, budgets[0], budgets[-1]) if full else None,
+        parametric.fit(results, noise.sd if noise else None) if full else None,
     )
 
 

@@ -1,4 +1,4 @@
-"""What a reader of a report must know before its numbers: one line for each thing that is missing or to be distrusted."""
+"""What a reader must know before the numbers of a report: a line for each thing that is missing or to be distrusted."""
 
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -24,7 +24,7 @@ def warnings(results: Sequence[CellResult], objectives: Mapping, gaps: Sequence)
     """
     lost = [result.id for result in results if not (np.isfinite(result.loss) and result.loss > 0)]
     if lost:
-        yield f"{len(lost)} cells have no finite loss and are left out: {', '.join(lost)}"
+        yield f"left out for want of a finite loss: {', '.join(lost)}"
     for fit in objectives.values():
         yield from _missing(fit)
     if len(objectives) < 2:
@@ -87,7 +87,7 @@ def _optima(fit) -> Iterator[str]:
         elif row.params.low is not None and not row.params.bounded:
             yield f"{where}: the curvature is not significant, so N* is not determined; it is in no law"
         elif row.at_edge:
-            yield f"{where}: N* = {row.params.value:.3g} lies in the last interval of the grid; sizes beyond it are missing"
+            yield f"{where}: N* = {row.params.value:.3g} is in the last interval of the grid; add sizes beyond"
         elif row.params.low is not None and not sizes[0] <= row.params.low <= row.params.high <= sizes[1]:
             yield f"{where}: the interval of N* reaches beyond the grid"
 
@@ -96,15 +96,15 @@ def _misfits(fit) -> Iterator[str]:
     for row in fit.budgets:
         if row.lack_of_fit and row.lack_of_fit.p is not None and row.lack_of_fit.p < SUSPICIOUS:
             yield (
-                f"{fit.objective} at {row.budget:.3g} FLOPs: losses leave the parabola by {row.lack_of_fit.sd:.3g} nats "
-                f"beyond the noise (p = {row.lack_of_fit.p:.2g}); intervals do not contain this"
+                f"{fit.objective} at {row.budget:.3g} FLOPs: losses leave the parabola by {row.lack_of_fit.sd:.3g} "
+                f"nats beyond the noise (p = {row.lack_of_fit.p:.2g}), which no interval contains"
             )
     if fit.asymmetry and fit.asymmetry.p is not None and fit.asymmetry.p < SUSPICIOUS:
         factors = np.exp(np.abs([s for s in fit.asymmetry.shift_log_n if np.isfinite(s)]))
         moved = f"moves N* by up to a factor of {factors.max():.2f}" if len(factors) else "leaves no optimum"
         yield (
-            f"{fit.objective}: the curves are not symmetric in log N (p = {fit.asymmetry.p:.2g}); a cubic term {moved}: "
-            "see the bias columns"
+            f"{fit.objective}: the curves are not symmetric in log N (p = {fit.asymmetry.p:.2g}); a cubic term "
+            f"{moved}: see the bias columns"
         )
     for key, law in fit.laws.items():
         if law.lack_of_fit and law.lack_of_fit.p is not None and law.lack_of_fit.p < SUSPICIOUS:
@@ -127,14 +127,14 @@ def _seeds(fit) -> Iterator[str]:
         variance = sum(((other - other.mean()) ** 2).sum() for other in others) / dof if dof else 0.0
         if variance > 0 and stats.f.sf(losses.var(ddof=1) / variance, len(losses) - 1, dof) < DISAGREE:
             yield (
-                f"{fit.objective} at {budget:.3g} FLOPs, N = {params:.3g}: its seeds disagree (sd {losses.std(ddof=1):.3g} "
-                f"nats, {np.sqrt(variance):.3g} in the other repeated cells)"
+                f"{fit.objective} at {budget:.3g} FLOPs, N = {params:.3g}: its seeds disagree (sd "
+                f"{losses.std(ddof=1):.3g} nats, {np.sqrt(variance):.3g} in the other repeated cells)"
             )
     effects = [row.paired.effect for row in fit.budgets if row.paired]
     if fit.noise and effects and fit.noise.sd > LOUD * np.median(effects):
         yield (
-            f"{fit.objective}: seeds scatter by {fit.noise.sd:.3g} nats, which is more than a quarter of what the sizes of "
-            f"a budget differ by ({np.median(effects):.3g})"
+            f"{fit.objective}: seeds scatter by {fit.noise.sd:.3g} nats, which is more than a quarter of what the "
+            f"sizes of a budget differ by ({np.median(effects):.3g})"
         )
 
 
@@ -145,8 +145,8 @@ def _evaluation(fit) -> Iterator[str]:
             yield f"{where}: cells lack common noise draws, so the evaluation error of their differences is unknown"
         elif row.paired and not row.paired.small:
             yield (
-                f"{where}: the evaluation error of differences between sizes ({row.paired.stderr:.3g} nats) is not below "
-                f"a tenth of what they differ by ({row.paired.effect:.3g}); evaluate with more draws"
+                f"{where}: the evaluation error of differences between sizes ({row.paired.stderr:.3g} nats) is not "
+                f"below a tenth of what they differ by ({row.paired.effect:.3g}); evaluate with more draws"
             )
 
 

@@ -28,11 +28,6 @@ class Candidate:
     params_reduction: float  # of log N*
     relative_cost: float  # its FLOPs over the next budget's
 
-    @property
-    def per_cost(self) -> float:
-        """Reduction of the variance of log L* for each next budget's worth of FLOPs."""
-        return self.loss_reduction / self.relative_cost
-
 
 def candidates(rows: Sequence[BudgetFit], laws: Mapping[str, Law], next_budget: float) -> tuple[Candidate, ...]:
     """All candidates of one objective, those first that reduce the variance of the predicted L* most.
@@ -61,7 +56,9 @@ def candidates(rows: Sequence[BudgetFit], laws: Mapping[str, Law], next_budget: 
         gain = prior @ observed / (observed @ prior @ observed + 1)
         reductions = gain * observed
         found.append(
-            _candidate(rows[0].objective, next_budget, log_n_star + offset, "next budget", reductions, next_budget)
+            _candidate(
+                rows[0].objective, next_budget, log_n_star + offset, "next budget", reductions + 0.0, next_budget
+            )
         )
     return tuple(sorted(found, key=lambda candidate: -candidate.loss_reduction))
 

@@ -1,7 +1,7 @@
 """How far a parabola is from the loss that it stands for: a test against the noise, and the bias that it causes.
 
-Loss over log N is steeper on one side than on the other, so a parabola misplaces the minimum by an amount that no number
-of seeds removes. It is reported beside the interval, never inside it.
+Loss over log N is steeper on one side than on the other, so a parabola misplaces the minimum by an amount that no
+number of seeds removes. It is reported beside the interval, never inside it.
 """
 
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""Approach 3 of Hoffmann et al. (2203.15556, section 3.3): L(N, D) = E + A / N^alpha + B / D^beta for all cells at once.
+"""Approach 3 of Hoffmann et al. (2203.15556, section 3.3): L(N, D) = E + A / N^alpha + B / D^beta through all cells.
 
 A, B and E trade off against each other and against the exponents over any range that a sweep can afford, so they are
 fitted and shown, and nothing is built on them. What the fit does determine is the exponents of N*(C) and D*(C), and L*.
@@ -14,7 +14,6 @@ from scipy import optimize, special
 from diffusionlm.scaling.results import CellResult
 
 DELTA = 1e-3  # of the Huber loss on residuals of log L, as published
-BOUNDS = [(None, None)] * 3 + [(1e-3, 3.0)] * 2
 
 
 @dataclass(frozen=True)
@@ -53,7 +52,7 @@ class Parametric:
         return self.e + np.exp(self.log_a - self.alpha * np.log(n)) + np.exp(self.log_b - self.beta * np.log(d))
 
 
-def fit(results: Sequence[CellResult], noise_sd: float | None = None, refits: int = 60) -> Parametric | None:
+def fit(results: Sequence[CellResult], noise_sd: float | None = None, refits: int = 40) -> Parametric | None:
     """Fits the surface to all runs of one objective; None with fewer than six different cells (it has five numbers).
 
     Args:
@@ -67,18 +66,20 @@ def fit(results: Sequence[CellResult], noise_sd: float | None = None, refits: in
     loss = np.array([r.loss for r in results])
     centre = log_n.mean(), log_d.mean()  # of both, or the level of a term and its exponent are nearly one number
     x, y = log_n - centre[0], log_d - centre[1]
-    best = min((_minimise(start, x, y, np.log(loss)) for start in _starts(loss)), key=lambda found: found.fun)
-    a, b, e, alpha, beta = best.x
+    rough = min((_minimise(start, x, y, np.log(loss), 2) for start in _starts(loss)), key=lambda found: found.fun)
+    best = _minimise(rough.x, x, y, np.log(loss), 10)
+    a, b, e = best.x[:3]
+    alpha, beta = np.exp(best.x[3:])
     predicted = np.exp(_log_loss(best.x, x, y)[0])
     stderr = None
     if noise_sd:
         rng = np.random.default_rng(0)
         again = [
-            _minimise(best.x, x, y, np.log(predicted + noise_sd * rng.standard_normal(len(loss)))).x
+            _minimise(best.x, x, y, np.log(predicted + noise_sd * rng.standard_normal(len(loss))), 2).x
             for _ in range(refits)
         ]
-        exponents = np.array([(q[4] / (q[3] + q[4]), q[3] / (q[3] + q[4])) for q in again])
-        stderr = tuple(exponents.std(0, ddof=1).tolist())
+        exponents = [(special.expit(q[4] - q[3]), special.expit(q[3] - q[4])) for q in again]
+        stderr = tuple(np.std(exponents, axis=0, ddof=1).tolist())
     return Parametric(
         float(np.exp(e)),
         float(a + alpha * centre[0]),
@@ -95,38 +96,47 @@ def fit(results: Sequence[CellResult], noise_sd: float | None = None, refits: in
 def _starts(loss: np.ndarray) -> list[np.ndarray]:
     """A grid over both exponents, the irreducible share of the least loss, and how the rest divides into two terms."""
     starts = []
-    for alpha, beta, share, part in product((0.2, 0.4, 0.8), (0.2, 0.4, 0.8), (0.2, 0.5, 0.8), (0.3, 0.7)):
+    for alpha, beta, share, part in product((0.2, 0.6), (0.2, 0.6), (0.2, 0.7), (0.3, 0.7)):
         e = share * loss.min()
         rest = loss.mean() - e
-        starts.append(np.array([np.log(part * rest), np.log((1 - part) * rest), np.log(e), alpha, beta]))
+        starts.append(np.log([part * rest, (1 - part) * rest, e, alpha, beta]))
     return starts
 
 
 def _log_loss(q: np.ndarray, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """log L of the runs, and the (3, runs) shares of the three terms in it."""
-    a, b, e, alpha, beta = q
-    terms = np.stack([a - alpha * x, b - beta * y, np.full_like(x, e)])
-    total = special.logsumexp(terms, axis=0)
-    return total, np.exp(terms - total)
+    """log L of the runs, and its (runs, 5) derivatives by q = log of (A, B, E, alpha, beta), A and B at x = y = 0."""
+    a, b, e = q[:3]
+    alpha, beta = np.exp(q[3:])
+    terms = np.stack([a - alpha * x, b - beta * y, np.full_like(x, e)], 1)
+    total = np.logaddexp.reduce(terms, axis=1)
+    shares = np.exp(terms - total[:, None])
+    return total, np.column_stack([shares, -alpha * x * shares[:, 0], -beta * y * shares[:, 1]])
 
 
-def _objective(q: np.ndarray, x: np.ndarray, y: np.ndarray, log_loss: np.ndarray) -> tuple[float, np.ndarray]:
+def _huber(q: np.ndarray, x: np.ndarray, y: np.ndarray, log_loss: np.ndarray) -> tuple[float, np.ndarray]:
     """Sum (a mean is so small that the optimiser stops early, 2404.10102) of Huber losses over delta^2; gradient."""
-    predicted, shares = _log_loss(q, x, y)
+    predicted, derivatives = _log_loss(q, x, y)
     residuals = (predicted - log_loss) / DELTA
-    slope = np.clip(residuals, -1, 1) / DELTA
-    by_term = shares * slope
-    gradient = np.array([*by_term.sum(1), -(by_term[0] @ x), -(by_term[1] @ y)])
+    gradient = (np.clip(residuals, -1, 1) / DELTA) @ derivatives
     return float(special.huber(1.0, residuals).sum()), gradient
 
 
-def _minimise(start: np.ndarray, x: np.ndarray, y: np.ndarray, log_loss: np.ndarray) -> optimize.OptimizeResult:
-    return optimize.minimize(
-        _objective,
-        start,
-        (x, y, log_loss),
-        method="L-BFGS-B",
-        jac=True,
-        bounds=BOUNDS,
-        options={"maxiter": 3000, "maxfun": 10_000, "ftol": 1e-13, "gtol": 1e-7},
-    )
+def _minimise(
+    start: np.ndarray, x: np.ndarray, y: np.ndarray, log_loss: np.ndarray, rounds: int
+) -> optimize.OptimizeResult:
+    """L-BFGS in coordinates where the Gauss-Newton matrix is the identity, for E and exponents are nearly collinear."""
+    best, value = start, np.inf
+    for _ in range(rounds):  # the coordinates are those of its start, so it starts again where it ended
+        values, vectors = np.linalg.eigh((matrix := _log_loss(best, x, y)[1]).T @ matrix)
+        root = vectors / np.sqrt(np.maximum(values, 1e-9 * values.max()))
+
+        def objective(p, origin=best, root=root):
+            value, gradient = _huber(origin + root @ p, x, y, log_loss)
+            return value, root.T @ gradient
+
+        found = optimize.minimize(objective, np.zeros(5), method="L-BFGS-B", jac=True, options={"ftol": 1e-12})
+        best = best + root @ found.x
+        if not found.fun < value * (1 - 1e-9) - 1e-9:
+            break
+        value = found.fun
+    return optimize.OptimizeResult(x=best, fun=min(value, float(found.fun)))

@@ -1,10 +1,10 @@
 """Power laws of the compute through the optima, and what follows from them: the gap between objectives, a prediction.
 
-The loss follows a pure power law, as in SMDM (2410.18514, section 3). An irreducible term would have to be told from the
-curvature that it causes in log L over log C, which a range of thirty times in C does not do.
+The loss follows a pure power law, as in SMDM (2410.18514, section 3). An irreducible term would have to be told from
+the curvature that it causes in log L over log C, which a range of thirty times in C does not do.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -34,7 +34,7 @@ class Law:
 
     def at(self, c: float) -> Estimate:
         """The law at C."""
-        return estimate(*self.log_at(c), np.exp)
+        return _estimate(*self.log_at(c), np.exp)
 
 
 @dataclass(frozen=True)
@@ -52,12 +52,12 @@ class Prediction:
 
 @dataclass(frozen=True)
 class Gap:
-    """How many times the compute of the reference an objective needs for the same loss, along its own compute."""
+    """How many times the compute C of the reference an objective needs to reach the same loss."""
 
     objective: str
     reference: str
     laws: tuple[Law, Law] = field(repr=False)  # of the loss: of the objective and of the reference
-    at_budgets: tuple[tuple[float, Estimate, bool], ...]  # (C, gap, whether both laws are within their budgets there)
+    at_budgets: tuple[tuple[float, Estimate, bool], ...]  # (C, gap, whether C times the gap is a measured budget too)
     common: Estimate  # one number for all C, from laws with one exponent
     common_exponent: Estimate
     equal_p: float | None  # two-sided, of equal exponents
@@ -65,18 +65,24 @@ class Gap:
     size_ratio_law: Estimate  # of the laws, in the middle of the budgets
 
     def at(self, c: float) -> Estimate:
-        """The horizontal distance of the two loss laws where the objective has spent C, as a factor."""
+        """The horizontal distance of the two loss laws where the reference has spent C, as a factor."""
         other, reference = self.laws
-        value, drawn = other.log_at(c)
+        value, drawn = reference.log_at(c)
 
         def log_gap(log_loss, level, exponent):
-            return np.log(c) - reference.fit.centre - (log_loss - level) / exponent
+            gap = other.fit.centre + (log_loss - level) / np.where(exponent == 0, 1, exponent) - np.log(c)
+            return np.where(exponent >= 0, np.inf, gap)  # a loss that does not fall never gets there
 
-        best = log_gap(value, reference.fit.level, reference.fit.exponent)
-        if drawn is None or reference.draws is None:
-            return estimate(best, None, np.exp)
-        level, exponent = reference.draws.T
-        return estimate(best, log_gap(drawn, level, np.where(exponent < 0, exponent, np.nan)), np.exp)
+        best = float(log_gap(value, other.fit.level, other.fit.exponent))
+        if drawn is None or other.draws is None:
+            return _estimate(best, None, np.exp)
+        level, exponent = other.draws.T
+        return _estimate(best, log_gap(drawn, level, exponent), np.exp)
+
+
+def _estimate(value: float, draws: np.ndarray | None = None, transform: Callable[[float], float] = float) -> Estimate:
+    """Of something that follows from laws: they only go through optima whose curvature is significant."""
+    return estimate(value, draws, transform, has_minimum=True)
 
 
 def laws(rows: Sequence[BudgetFit], noise: Noise | None) -> dict[str, Law]:
@@ -93,7 +99,7 @@ def laws(rows: Sequence[BudgetFit], noise: Noise | None) -> dict[str, Law]:
             draws = np.stack([row.draws[key] for row in rows], 1) @ fitted.weights.T
         found[key] = Law(
             fitted,
-            estimate(fitted.exponent, None if draws is None else draws[:, 1]),
+            _estimate(fitted.exponent, None if draws is None else draws[:, 1]),
             misfit.law_lack_of_fit(fitted, variances, noise),
             _shift(rows, key, fitted),
             tuple(row.budget for row in rows),
@@ -124,7 +130,7 @@ def predict(
         of["params"].at(budget),
         of["tokens"].at(budget),
         of["loss"].at(budget),
-        estimate(float(np.exp(value)), run),
+        _estimate(float(np.exp(value)), run),
         _bent(rows, budget) if len(rows) >= 4 else None,
         _hindcast(rows, noise) if len(rows) >= 3 else None,
     )
@@ -137,14 +143,14 @@ def _bent(rows: Sequence[BudgetFit], budget: float) -> Estimate:
     weights = gls_weights(design, np.diag([row.variances()["loss"] for row in rows]))
     weights = (np.log(budget) - log_c.mean()) ** np.arange(3) @ weights
     drawn = np.stack([row.draws["loss"] for row in rows], 1) @ weights if all(row.draws for row in rows) else None
-    return estimate(float(weights @ [row.logs["loss"] for row in rows]), drawn, np.exp)
+    return _estimate(float(weights @ [row.logs["loss"] for row in rows]), drawn, np.exp)
 
 
 def _hindcast(rows: Sequence[BudgetFit], noise: Noise | None) -> Estimate:
     """What the laws of all budgets but the last say of the last one's L*, minus the measured one (nats)."""
     *earlier, last = rows
     value, drawn = laws(earlier, noise)["loss"].log_at(last.budget)
-    return estimate(
+    return _estimate(
         float(np.exp(value) - np.exp(last.logs["loss"])),
         None if drawn is None else np.exp(drawn) - np.exp(last.draws["loss"]),
     )
@@ -161,11 +167,11 @@ def gap(
     both = of[0]["loss"], of[1]["loss"]
     common, exponent = _common_exponent(rows, noises)
     drawn = None if both[0].draws is None or both[1].draws is None else both[0].draws[:, 1] - both[1].draws[:, 1]
-    made = Gap(objective, reference, both, (), common, exponent, _two_sided(drawn), (), estimate(0.0))
+    made = Gap(objective, reference, both, (), common, exponent, _two_sided(drawn), (), _estimate(0.0))
     at_budgets = []
-    for c in both[0].budgets:
+    for c in both[1].budgets:
         factor = made.at(c)
-        inside = both[1].budgets[0] <= c / factor.value <= both[1].budgets[-1]
+        inside = both[0].budgets[0] <= c * factor.value <= both[0].budgets[-1]
         at_budgets.append((c, factor, bool(inside)))
     matched = {row.budget: row for row in rows[1]}
     ratios = tuple(
@@ -174,21 +180,22 @@ def gap(
         if (other := matched.get(row.budget))
     )
     middle = float(np.exp(np.mean(np.log([*both[0].budgets, *both[1].budgets]))))
-    (value, drawn), (other_value, other_drawn) = (laws["params"].log_at(middle) for laws in of)
+    (value, drawn), (other_value, other_drawn) = (of_one["params"].log_at(middle) for of_one in of)
     known = drawn is not None and other_drawn is not None
-    of_laws = estimate(value - other_value, drawn - other_drawn if known else None, np.exp)
+    of_laws = _estimate(value - other_value, drawn - other_drawn if known else None, np.exp)
     return Gap(objective, reference, both, tuple(at_budgets), common, exponent, made.equal_p, ratios, of_laws)
 
 
 def _ratio(value: float, draws: Mapping, other: float, other_draws: Mapping) -> Estimate:
     drawn = draws["params"] - other_draws["params"] if draws and other_draws else None
-    return estimate(value - other, drawn, np.exp)
+    return _estimate(value - other, drawn, np.exp)
 
 
 def _two_sided(drawn: np.ndarray | None) -> float | None:
     """The two-sided p value of zero: how often draws lie on its other side."""
-    if drawn is None or np.isnan(drawn).any():
+    if drawn is None:
         return None
+    drawn = drawn[~np.isnan(drawn)]
     return float(min(1.0, 2 * min(np.mean(drawn <= 0), np.mean(drawn >= 0)) + 1 / len(drawn)))
 
 
@@ -207,10 +214,10 @@ def _common_exponent(
     weights = gls_weights(design, np.diag(variances))
 
     def log_gap(level, reference, exponent):
-        return (level - reference) / -np.where(exponent < 0, exponent, np.nan)
+        return np.where(exponent >= 0, np.inf, (level - reference) / -np.where(exponent == 0, 1, exponent))
 
     best = weights @ [row.logs["loss"] for row in everything]
     if not all(row.draws for row in everything):
-        return estimate(float(log_gap(*best)), None, np.exp), estimate(float(best[2]))
+        return _estimate(float(log_gap(*best)), None, np.exp), _estimate(float(best[2]))
     drawn = weights @ np.stack([row.draws["loss"] for row in everything])
-    return estimate(float(log_gap(*best)), log_gap(*drawn), np.exp), estimate(float(best[2]), drawn[2])
+    return _estimate(float(log_gap(*best)), log_gap(*drawn), np.exp), _estimate(float(best[2]), drawn[2])

@@ -123,7 +123,7 @@ def coverage(
     rng = np.random.default_rng(seed)
     hits = defaultdict(list)
     for replicate in range(replicates):
-        analysis = analyse(simulate(grid, truths, rng), draws=draws, seed=replicate, crosschecks=False)
+        analysis = analyse(simulate(grid, truths, rng), draws=draws, seed=replicate, full=False)
         for quantity, estimate, truth in _pairs(analysis, truths):
             hits[quantity].append(estimate.low is not None and estimate.low <= truth <= estimate.high)
     return {quantity: (float(np.mean(found)), len(found)) for quantity, found in hits.items()}
@@ -147,11 +147,11 @@ def _pairs(analysis: Analysis, truths: Mapping[str, Truth]) -> list[tuple[str, E
     for gap in analysis.gaps:
         of, reference = truths[gap.objective], truths[gap.reference]
         for c, estimate, _ in gap.at_budgets:
-            value, exponent = reference.loss
-            needed = 1e13 * np.exp((of.log_at("loss", c) - np.log(value)) / exponent)
-            pairs.append(("gap", estimate, c / needed))
+            value, exponent = of.loss
+            factor = 1e13 * np.exp((reference.log_at("loss", c) - np.log(value)) / exponent) / c
+            pairs.append(("gap", estimate, factor))
         if of.loss[1] == reference.loss[1]:
-            pairs.append(("common gap", gap.common, c / needed))
+            pairs.append(("common gap", gap.common, factor))
         for c, estimate in gap.size_ratio:
             pairs.append(("size ratio", estimate, np.exp(of.log_at("params", c) - reference.log_at("params", c))))
     return pairs

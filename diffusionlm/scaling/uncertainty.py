@@ -1,13 +1,13 @@
 """How noisy the cells of a sweep are, and what that does to everything that is computed from them.
 
-The noise of a run is measured where a cell was repeated with other seeds, and nowhere else: residuals of a parabola also
-hold its misfit, and with five points they have two degrees of freedom. The parametric bootstrap here draws the noise
-variance as well as the fits, so that few repeats make wide intervals, as Student's t does; for log N* its quantiles are
-Fieller's exact limits.
+The noise of a run is measured where a cell was repeated with other seeds, and nowhere else: residuals of a parabola
+also hold its misfit, and with five points they have two degrees of freedom. The parametric bootstrap here draws the
+noise variance as well as the fits, so that few repeats make wide intervals, as Student's t does; for log N* its
+quantiles are Fieller's exact limits.
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
@@ -105,8 +105,8 @@ def variance_ratio(results: Sequence[CellResult]) -> tuple[float, float] | None:
 def common_error(results: Sequence[CellResult]) -> tuple[float, int]:
     """What the noise of the masks adds to all cells of one objective alike: its standard error (nats), and dof.
 
-    Cells are evaluated with the same masks, so that much of that noise is a common shift: it is in no difference between
-    cells, seeds included, and yet in every loss. (0, 0) where nothing is random, as for an ARM.
+    Cells are evaluated with the same masks, so that much of that noise is a common shift: it is in no difference
+    between cells, seeds included, and yet in every loss. (0, 0) where nothing is random, as for an ARM.
     """
     draws = [result.loss_per_draw for result in results]
     if not draws or len({len(of_cell) for of_cell in draws}) != 1 or len(draws[0]) < 2:
@@ -184,22 +184,32 @@ class Bootstrap:
         return self._sds[objective] * self._rng.standard_normal(self.size)
 
 
-def estimate(value: float, draws: np.ndarray | None = None, transform=lambda x: x) -> Estimate:
+def estimate(
+    value: float,
+    draws: np.ndarray | None = None,
+    transform: Callable[[float], float] = float,
+    *,
+    has_minimum: bool = False,
+) -> Estimate:
     """A number with the central interval of its draws.
 
-    A draw that is NaN (a parabola without a minimum) could lie anywhere, so it counts as lying beyond both ends: that is
-    how Fieller's interval becomes unbounded when the curvature is not significant.
+    A draw that is NaN (a parabola without a minimum) could lie anywhere, so it counts as lying beyond both ends: that
+    is how Fieller's interval becomes unbounded when the curvature is not significant.
 
     Args:
       value: the estimate.
       draws: of the same; without them there is no interval.
       transform: increasing; applied to all numbers, as `np.exp` to logarithms.
+      has_minimum: it is known that there is one, because it goes into a law, so that NaN is left out.
     """
     if draws is None:
         return Estimate(float(transform(value)))
+    missing = np.isnan(draws)
+    if has_minimum and not missing.all():
+        draws, missing = draws[~missing], missing[~missing]
     tail = (1 - CONFIDENCE) / 2
-    low = np.quantile(np.where(np.isnan(draws), -np.inf, draws), tail, method="lower")
-    high = np.quantile(np.where(np.isnan(draws), np.inf, draws), 1 - tail, method="higher")
+    low = np.quantile(np.where(missing, -np.inf, draws), tail, method="lower")
+    high = np.quantile(np.where(missing, np.inf, draws), 1 - tail, method="higher")
     with np.errstate(over="ignore"):  # a size of exp(1000) is as good as unbounded
         low, high = (float(transform(end)) if np.isfinite(end) else float(end) for end in (low, high))
     return Estimate(float(transform(value)), low, high)
