@@ -56,7 +56,7 @@ CPU_SIZES = {
     1.6e13: ("cpu_65k", "cpu_123k", "cpu_197k", "cpu_389k", "cpu_688k", "cpu_1180k"),
     5e13: ("cpu_197k", "cpu_389k", "cpu_688k", "cpu_1180k", "cpu_2212k"),
 }
-CPU_REPEATED = {1.6e12: ("cpu_65k", "cpu_197k"), 5e12: ("cpu_123k",)}  # with three seeds
+CPU_REPEATED = {1.6e12: ("cpu_65k", "cpu_197k"), 5e12: ("cpu_123k", "cpu_389k")}  # with three seeds
 
 
 @sweeps.register("isoflop_cpu")

@@ -93,7 +93,8 @@ def test_report_writes_a_page_and_says_what_is_missing(finished, capsys, tmp_pat
     assert main(["sweep", "report", name, "--workdir", str(workdir), "--output", str(tmp_path / "report")]) == 0
     said = capsys.readouterr()
     assert f"{tmp_path}/report/report.html" in said.out and "warning:" in said.err
-    assert {"report.html", "report.json", "results.json", "cells.csv"} <= {p.name for p in (tmp_path / "report").iterdir()}
+    written = {path.name for path in (tmp_path / "report").iterdir()}
+    assert {"report.html", "report.json", "results.json", "cells.csv"} <= written
     assert len(json.loads((tmp_path / "report" / "results.json").read_text())) == 3
 
 
