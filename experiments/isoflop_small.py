@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Literal
 
 from diffusionlm.config import ModelConfig
 from diffusionlm.registry import sweeps
@@ -30,13 +31,14 @@ CPU_LADDER = {
     "cpu_65k": _size(32, 2, 16),
     "cpu_123k": _size(48, 2, 16),
     "cpu_197k": _size(64, 2, 16),
+    "cpu_262k": _size(64, 3, 16),
     "cpu_389k": _size(80, 3, 16),
     "cpu_688k": _size(96, 4, 32),
     "cpu_1180k": _size(128, 4, 32),
     "cpu_2212k": _size(160, 5, 32),
 }
 CPU = ScalingRecipe(
-    name="cpu",
+    name="cpu_arm",
     sequence_length=128,
     batch_size=8,
     peak_lr=8e-3,
@@ -49,22 +51,36 @@ CPU = ScalingRecipe(
     eval_records=2048,
     eval_draws=4,
 )
-# Six sizes around the optimum; none of them sees the 40 million tokens of books, textbooks and stories twice.
+CPU_RECIPES = {"arm": CPU, "mdm": replace(CPU, name="cpu_mdm", batch_size=16, peak_lr=3.2e-3)}
+# Sizes around the optimum; none of them sees the 40 million tokens of books, textbooks and stories twice.
 CPU_SIZES = {
-    1.6e12: ("cpu_25k", "cpu_43k", "cpu_65k", "cpu_123k", "cpu_197k", "cpu_389k"),
-    5e12: ("cpu_43k", "cpu_65k", "cpu_123k", "cpu_197k", "cpu_389k", "cpu_688k"),
-    1.6e13: ("cpu_65k", "cpu_123k", "cpu_197k", "cpu_389k", "cpu_688k", "cpu_1180k"),
-    5e13: ("cpu_197k", "cpu_389k", "cpu_688k", "cpu_1180k", "cpu_2212k"),
+    "arm": {
+        1.6e12: ("cpu_25k", "cpu_43k", "cpu_65k", "cpu_123k", "cpu_197k", "cpu_389k"),
+        5e12: ("cpu_43k", "cpu_65k", "cpu_123k", "cpu_197k", "cpu_389k", "cpu_688k"),
+        1.6e13: ("cpu_65k", "cpu_123k", "cpu_197k", "cpu_389k", "cpu_688k", "cpu_1180k"),
+        5e13: ("cpu_197k", "cpu_389k", "cpu_688k", "cpu_1180k", "cpu_2212k"),
+    },
+    "mdm": {
+        1.6e12: ("cpu_25k", "cpu_43k", "cpu_65k", "cpu_123k", "cpu_197k"),
+        5e12: ("cpu_43k", "cpu_65k", "cpu_123k", "cpu_197k", "cpu_389k"),
+        1.6e13: ("cpu_65k", "cpu_123k", "cpu_197k", "cpu_389k", "cpu_688k"),
+        5e13: ("cpu_197k", "cpu_262k", "cpu_389k", "cpu_688k", "cpu_1180k"),
+    },
 }
-CPU_REPEATED = {1.6e12: ("cpu_65k", "cpu_197k"), 5e12: ("cpu_123k", "cpu_389k")}  # with three seeds
+CPU_REPEATED = {  # with three seeds
+    "arm": {1.6e12: ("cpu_65k", "cpu_197k"), 5e12: ("cpu_123k", "cpu_389k")},
+    "mdm": {1.6e12: ("cpu_43k", "cpu_123k"), 5e12: ("cpu_65k", "cpu_197k")},
+}
 
 
 @sweeps.register("isoflop_cpu")
 def isoflop_cpu() -> Sweep:
     """Both objectives at 1.6e12 to 5e13 FLOPs, on two processor cores; give the prepared text with --data.path."""
-    cells = [cell for budget, names in CPU_SIZES.items() for cell in _at(CPU, CPU_LADDER, budget, names)]
-    for budget, names in CPU_REPEATED.items():
-        cells += _at(CPU, CPU_LADDER, budget, names, seeds=(1, 2))
+    cells = []
+    for objective, recipe in CPU_RECIPES.items():
+        for chosen, seeds in ((CPU_SIZES, (0,)), (CPU_REPEATED, (1, 2))):
+            for budget, names in chosen[objective].items():
+                cells += _at(recipe, CPU_LADDER, budget, names, (objective,), seeds)
     return Sweep(tuple(cells), overlay=("smdm_mdm", "smdm_arm"))
 
 
@@ -117,8 +133,9 @@ def _at(
     ladder: Mapping[str, ModelConfig],
     budget: float,
     names: Sequence[str],
+    objectives: Sequence[Literal["mdm", "arm"]] = ("mdm", "arm"),
     seeds: Sequence[int] = (0,),
 ) -> list[Cell]:
-    """The cells of some sizes at one budget, of both objectives."""
+    """The cells of some sizes at one budget."""
     sizes = {name: ladder[name] for name in names}
-    return grid(recipe, objectives=("mdm", "arm"), sizes=sizes, budgets=(budget,), seeds=seeds)
+    return grid(recipe, objectives=objectives, sizes=sizes, budgets=(budget,), seeds=seeds)
