@@ -9,6 +9,7 @@ import hashlib
 import json
 import math
 import typing
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -258,6 +259,8 @@ class RunConfig:
         for name in ("seed", "eval_every", "keep_every", "checkpoint_minutes"):
             if not getattr(self, name) >= 0:  # nor NaN
                 raise UserError(f"run.{name}={getattr(self, name)} must not be negative")
+        if self.seed >= 1 << 32:
+            raise UserError(f"run.seed={self.seed} must be below 2**32")
         if self.eval_draws < 2:
             raise UserError(f"run.eval_draws={self.eval_draws} must be at least 2, or there is no standard error")
 
@@ -424,7 +427,7 @@ def scientific_fields(config: Any) -> dict[str, Any]:
     return flat(config, operational=False)
 
 
-def with_fields(config: Config, changes: dict[str, Any]) -> Config:
+def with_fields(config: Config, changes: Mapping[str, Any]) -> Config:
     """`config` with other values for some dotted fields, validated."""
     for name, value in changes.items():
         section, _, field_name = name.rpartition(".")

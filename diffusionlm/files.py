@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import time
 from collections.abc import Callable
 from typing import Any
@@ -35,14 +36,19 @@ def in_bucket(path: epath.PathLike) -> bool:
     return "://" in str(path)
 
 
-def write_atomically(path: epath.Path, text: str) -> None:
+def write_atomically(path: epath.Path, content: str | bytes) -> None:
     """Writes a file that readers see whole or not at all."""
+    data = content.encode() if isinstance(content, str) else content
     if in_bucket(path):
-        path.write_text(text)
+        path.write_bytes(data)
         return
-    temporary = path.parent / f".{path.name}.{os.getpid()}.tmp"
-    temporary.write_text(text)
-    temporary.replace(path)
+    # On a shared disk, processes of two machines may have the same number.
+    temporary = path.parent / f".{path.name}.{socket.gethostname()}.{os.getpid()}.tmp"
+    try:
+        temporary.write_bytes(data)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def read_json_lines(path: epath.Path) -> list[dict[str, Any]]:

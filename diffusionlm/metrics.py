@@ -48,9 +48,11 @@ class MetricsWriter:
         self._lines.flush()
 
     def close(self) -> None:
-        self._lines.flush()
-        if self._events:
-            self._events.close()
+        try:
+            self._lines.flush()
+        finally:
+            if self._events:
+                self._events.close()
 
 
 def _event_writer(directory: epath.Path, restored_step: int) -> SummaryWriter | None:
@@ -106,9 +108,14 @@ class StepLog:
     def __enter__(self) -> "StepLog":
         return self
 
-    def __exit__(self, *_: Any) -> None:
-        if self._writer:
-            self._writer.close()
+    def __exit__(self, failure: type[BaseException] | None, *_: object) -> None:
+        try:
+            if self._writer:
+                self._writer.close()
+        except OSError as error:
+            if failure is None:
+                raise
+            log.warning("cannot write %s: %s", FILE, error)  # and what ended the run is what is raised
 
     def add(self, step: int, metrics: dict[str, Any], skipped: int = 0) -> None:
         """Takes in one step's metrics, and writes a line where one is due."""

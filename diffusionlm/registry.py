@@ -8,7 +8,7 @@ import pkgutil
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import ClassVar, Generic, TypeVar
 
 from diffusionlm.errors import UserError
 
@@ -30,10 +30,13 @@ class Registry(Generic[T]):
     built is a dataclass whose `name` becomes the one it was registered under.
     """
 
+    _all: ClassVar[list["Registry"]] = []
+
     def __init__(self, kind: str, package: str = "", *, named: bool = False):
         self.kind, self._package, self._named = kind, package, named
         self._builders = dict[str, Callable[[], T]]()
-        self._files = dict[Path, set[str]]()  # files that were run, and the names that each registered
+        self._files = dict[Path, set[str]]()  # files that were run, and the names that each registered here
+        Registry._all.append(self)
 
     def register(self, name: str) -> Callable[[Callable[[], T]], Callable[[], T]]:
         def decorate(builder: Callable[[], T]) -> Callable[[], T]:
@@ -64,19 +67,21 @@ class Registry(Generic[T]):
         return dataclasses.replace(built, name=name.rpartition(":")[2]) if self._named else built
 
     def _run(self, file: Path) -> set[str]:
-        """Runs a user's file, once; returns the names that it registered."""
+        """Runs a user's file, once for all registries; returns the names that it registered here."""
         if not file.is_file():
             raise UserError(f"no file {str(file)!r}; give FILE.py:NAME, where FILE.py registers the {self.kind} NAME")
         if (file := file.resolve()) not in self._files:
-            before = dict(self._builders)
+            before = [dict(registry._builders) for registry in Registry._all]
             spec = importlib.util.spec_from_file_location(f"diffusionlm_user_{file.stem}", file)
             module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
             try:
                 spec.loader.exec_module(module)
             except BaseException:  # once it is mended, it can be run again
-                self._builders = before
+                for registry, builders in zip(Registry._all, before, strict=True):
+                    registry._builders = builders
                 raise
-            self._files[file] = set(self._builders) - set(before)
+            for registry, builders in zip(Registry._all, before, strict=True):
+                registry._files[file] = set(registry._builders) - set(builders)
         return self._files[file]
 
     def _load(self) -> None:

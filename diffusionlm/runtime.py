@@ -252,7 +252,7 @@ def _one_line(error: BaseException) -> str:
 def stop_signals() -> Iterator[threading.Event]:
     """An event that SIGTERM or a first Ctrl-C sets, so that a run saves before it ends; a second Ctrl-C interrupts.
 
-    One inside of another sets both: a sweep stops together with the run that it is at.
+    One inside of another sets both, and begins as the other stands: a sweep stops together with the run that it is at.
     """
     stopped = threading.Event()
     if threading.current_thread() is not threading.main_thread():  # only there can handlers be set
@@ -263,11 +263,13 @@ def stop_signals() -> Iterator[threading.Event]:
         if stopped.is_set() and signum == signal.SIGINT:
             raise KeyboardInterrupt
         stopped.set()
-        if getattr(before[signum], "sets_an_event", False):
+        if hasattr(before[signum], "event"):
             before[signum](signum, frame)
 
-    stop.sets_an_event = True
+    stop.event = stopped
     before = {s: signal.signal(s, stop) for s in (signal.SIGTERM, signal.SIGINT)}
+    if any(handler.event.is_set() for handler in before.values() if hasattr(handler, "event")):
+        stopped.set()
     try:
         yield stopped
     finally:

@@ -1,15 +1,20 @@
 """IsoFLOP sweeps from plan to law, as the command line has them: `dlm.sweep.plan`, `run`, `status`, `report`."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from etils import epath
 
-from diffusionlm.config import Config
 from diffusionlm.files import run_path
 from diffusionlm.registry import sweeps
 from diffusionlm.scaling import plan as planning
 from diffusionlm.scaling.recipe import Sweep
+
+CONVENTIONS = {
+    "6nd": "C = 6 N D with N non-embedding parameters; neither attention nor the head is counted.",
+    "model": "C is three times the matmuls of a forward pass, attention and head included; N are the parameters that "
+    "are multiplied, the head's too. Both objectives are charged alike.",
+}
 
 
 def names() -> list[str]:
@@ -36,7 +41,12 @@ def plan(sweep: str | Sweep, **options: Any) -> planning.Plan:
     return planning.plan(get(sweep), **options)
 
 
-def run(sweep: str | Sweep, workdir: epath.PathLike | None = None, settings: Config | None = None, **options: Any):
+def run(
+    sweep: str | Sweep,
+    workdir: epath.PathLike | None = None,
+    settings: Mapping[str, Any] | None = None,
+    **options: Any,
+):
     """Works on the sweep until it is done, beside any number of other workers; see `scaling.worker.run`."""
     from diffusionlm.scaling import worker
 
@@ -83,7 +93,7 @@ def report(
         found,
         output,
         title=sweep.name,
-        convention=sweep.cells[0].recipe.convention,
+        convention=CONVENTIONS[sweep.convention],
         overlay=sweep.overlay,
         incomplete=missing,
     )

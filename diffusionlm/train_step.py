@@ -1,17 +1,18 @@
 """The jitted training and evaluation steps."""
 
+import functools
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from diffusionlm import optim, safety
-from diffusionlm.config import Config, DiffusionConfig
+from diffusionlm.config import Config, DiffusionConfig, OptimConfig, RunConfig
 from diffusionlm.corruption import corrupt, corrupt_held_out, noise_key
 from diffusionlm.cross_entropy import weighted_cross_entropy
 from diffusionlm.losses import Targets, arm_targets, mdm_targets, predicted_share
@@ -178,16 +179,30 @@ def eval_step(
     return {"nats": mean * tokens, "tokens": tokens, "bytes": scored_bytes}
 
 
-# What the compiled step takes as data: runs that differ in nothing else, such as cells of a sweep, share a compilation.
+# What the compiled step takes as data: runs that differ in nothing else, such as cells of a sweep, share a program.
 _NUMBERS = {
     "run": ("seed", "steps"),
     "optim": ("peak_lr", "warmup_steps", "final_lr", "drop_step", "drop_lr", "decay_steps", "weight_decay"),
 }
-Numbers = dict[str, dict[str, np.ndarray]]
+Numbers = dict[str, dict[str, Any]]  # section -> field -> scalar
+
+
+def structure(cfg: Config) -> Config:
+    """`cfg` with all at its default that a compiled step takes as data, or does not look at: one for each program."""
+    numbers = {name: getattr(OptimConfig(), name) for name in _NUMBERS["optim"]}
+    return Config(
+        objective=cfg.objective,
+        model=cfg.model,
+        diffusion=cfg.diffusion,
+        optim=replace(cfg.optim, **numbers),
+        data=replace(cfg.data, path="", source="", tokenizer=""),
+        run=RunConfig(microbatches=cfg.run.microbatches),
+        safety=cfg.safety,
+    )
 
 
 def _numbers(cfg: Config) -> Numbers:
-    """The values of the fields in `_NUMBERS`, as scalars."""
+    """The values of the fields in `_NUMBERS`, as scalars of numpy."""
 
     def scalar(value: float) -> np.ndarray:
         whole = np.uint32 if value >= 1 << 31 else np.int32  # a seed has 32 bits
@@ -204,35 +219,48 @@ def _with_numbers(cfg: Config, numbers: Numbers) -> Config:
     return replace(cfg, **sections)
 
 
-@dataclass(frozen=True)
-class TrainStep:
-    """The compiled-on-first-use training step of one run; it consumes (donates) the state it is given."""
-
-    program: Any  # jitted
-    numbers: Numbers
-
-    def __call__(self, state: TrainState, batch: Batch, batch_index: jax.Array) -> tuple[TrainState, Metrics]:
-        return self.program(self.numbers, state, batch, batch_index)
-
-    def lower(self, state: Any, batch: Any, batch_index: Any) -> jax.stages.Lowered:
-        """As `jax.jit`'s: the program for such arguments, which may be abstract."""
-        return self.program.lower(self.numbers, state, batch, batch_index)
-
-
-def make_train_step(cfg: Config, mesh: Mesh) -> TrainStep:
-    """The training step of `cfg` on `mesh`."""
+@functools.lru_cache(maxsize=2)  # a sweep takes cells of one shape one after another
+def _train_program(cfg: Config, mesh: Mesh) -> Any:
+    """The jitted step of all runs with this `structure`."""
     shardings = jax.tree.map(lambda a: a.sharding, abstract_state(cfg, mesh))
 
     def step(numbers: Numbers, state: TrainState, batch: Batch, batch_index: jax.Array) -> tuple[TrainState, Metrics]:
         return train_step(_with_numbers(cfg, numbers), state, batch, batch_index)
 
-    return TrainStep(jax.jit(step, donate_argnums=1, out_shardings=(shardings, None)), _numbers(cfg))
+    return jax.jit(step, donate_argnums=1, out_shardings=(shardings, None))
 
 
-def make_eval_step(cfg: Config) -> Callable[..., Metrics]:
-    """The compiled-on-first-use evaluation step, with the arguments of `eval_step` after the first."""
-
+@functools.lru_cache(maxsize=2)
+def _eval_program(cfg: Config) -> Any:
     def step(params: Any, batch: Batch, token_bytes_V: jax.Array, batch_index: jax.Array, draw: jax.Array) -> Metrics:
         return eval_step(cfg, params, batch, token_bytes_V, batch_index, draw)
 
     return jax.jit(step)
+
+
+class TrainStep:
+    """The compiled-on-first-use training step of one run; it consumes (donates) the state it is given."""
+
+    def __init__(self, cfg: Config, mesh: Mesh):
+        self._program = _train_program(structure(cfg), mesh)
+        self._numbers, self._replicated = _numbers(cfg), NamedSharding(mesh, PartitionSpec())
+        self._on_devices: Numbers | None = None
+
+    def __call__(self, state: TrainState, batch: Batch, batch_index: jax.Array) -> tuple[TrainState, Metrics]:
+        if self._on_devices is None:  # once, not with every step
+            self._on_devices = jax.device_put(self._numbers, self._replicated)
+        return self._program(self._on_devices, state, batch, batch_index)
+
+    def lower(self, state: Any, batch: Any, batch_index: Any) -> jax.stages.Lowered:
+        """As `jax.jit`'s: the program for such arguments, which may be abstract."""
+        return self._program.lower(self._numbers, state, batch, batch_index)
+
+
+def make_train_step(cfg: Config, mesh: Mesh) -> TrainStep:
+    """The training step of `cfg` on `mesh`."""
+    return TrainStep(cfg, mesh)
+
+
+def make_eval_step(cfg: Config) -> Callable[..., Metrics]:
+    """The compiled-on-first-use evaluation step, with the arguments of `eval_step` after the first."""
+    return _eval_program(structure(cfg))

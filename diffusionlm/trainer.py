@@ -111,7 +111,11 @@ def train(cfg: Config | str, workdir: epath.PathLike | None = None, *, fence: Fe
     runtime.require_shared(workdir)
     dataset = datasets.open_or_prepare(cfg, workdir)
     with jax.set_mesh(mesh), runtime.stop_signals() as stopped, runtime.a_hint_at_deaths():
-        return _Loop(cfg, workdir, dataset, mesh, timeline, fence or _Alone()).run(stopped)
+        loop = _Loop(cfg, workdir, dataset, mesh, timeline, fence or _Alone())
+        try:
+            return loop.run(stopped)
+        finally:
+            loop.let_go()
 
 
 def evaluation_rows(cfg: Config, dataset: Dataset, rows: np.ndarray | None = None) -> Iterator[dict[str, np.ndarray]]:
@@ -208,6 +212,10 @@ class _Loop:
                 runtime.everywhere(self._require_written)
                 return Run(self.workdir, cfg, self.step, None)
             return Run(self.workdir, cfg, self.step, self._finish())
+
+    def let_go(self) -> None:
+        """Frees the devices, whoever still holds on to this: the next run may need all of their memory."""
+        self.state = self.pending = self.batches = None
 
     @property
     def ahead(self) -> int:

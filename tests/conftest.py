@@ -11,6 +11,8 @@ os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 import jax
 import pytest
 
+from diffusionlm import train_step
+
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
@@ -20,6 +22,8 @@ def forget_programs():
     """Frees what a module compiled: the memory maps of all of them together exceed what Linux allows a process."""
     yield
     jax.clear_caches()
+    for program in (train_step._train_program, train_step._eval_program):
+        program.cache_clear()
 
 
 @pytest.fixture

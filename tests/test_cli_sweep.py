@@ -105,7 +105,7 @@ def test_report_writes_a_page_and_says_what_is_missing(finished, capsys, tmp_pat
         (["run", "isoflop_cpuu"], "unknown sweep 'isoflop_cpuu'; did you mean 'isoflop_cpu'"),
         (["run", "isoflop_cpu", "--workdir", "W"], "sweep 'isoflop_cpu' names no data: give --data.path"),
         (["run", "isoflop_cpu", "--workdir", "W", "--run.seed", "3"], "run.seed=3 is part of what a cell measures"),
-        (["run", "isoflop_cpu", "--workdir", "W", "--data.path", "nowhere"], "nowhere"),
+        (["run", "isoflop_cpu", "--workdir", "W", "--data.path", "nowhere"], "dataset 'nowhere' does not exist"),
         (["run", "isoflop_cpu", "--workers", "2"], "unknown option 'workers'"),
         (["status", "isoflop_cpu", "--json", "--watch"], "json and watch exclude each other"),
         (["report", "isoflop_cpu", "--workdir", "W"], "has no sweep.json, so no worker has begun there"),

@@ -42,6 +42,7 @@ OPERATIONAL = {
 
 # Overrides of `demo`, and what the message must name.
 INVALID = [
+    ({"run.seed": 2**32}, ["run.seed=4294967296", "below 2**32"]),
     ({"model.d_model": 0}, ["model.d_model=0", "at least 1"]),
     ({"model.head_chunk": -1}, ["model.head_chunk=-1", "at least 1"]),
     ({"model.n_heads": 4, "model.n_kv_heads": 3}, ["model.n_kv_heads=3", "model.n_heads=4"]),

@@ -25,9 +25,13 @@ def test_a_cell_takes_what_arithmetic_says():
     by_hand = cell.tokens * (6 * (N - norms + head) + 12 * layers * 2048 * d)
     assert cell.flops_model == pytest.approx(by_hand, rel=1e-12)
     assert cell.flops_credited == pytest.approx(by_hand - cell.tokens * 3 * head, rel=1e-12)  # half of the head
-    assert cell.chip_hours["v5p"] == pytest.approx(cell.flops_credited / (0.5 * 459e12) / 3600)
+    # A third of what training costs, for each of 12,800 records in 8 draws.
+    assert cell.flops_evaluation == pytest.approx(cell.flops_credited / sequences / 3 * 12_800 * 8)
+    spent = cell.flops_credited + cell.flops_evaluation
+    assert cell.chip_hours["v5p"] == pytest.approx(spent / (0.5 * 459e12) / 3600)
     twin = found["arm", "smdm_170m", 1e19]
     by_hand = cell.tokens * (6 * (N - norms + 32000 * 768) + 12 * layers * 2048 * d)  # it needs no row for the mask
+    assert twin.flops_evaluation == pytest.approx(twin.flops_model / sequences / 3 * 12_800), "nothing is drawn"
     assert twin.flops_credited == twin.flops_model == pytest.approx(by_hand, rel=1e-12)
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -13,15 +14,13 @@ import jax
 import pytest
 import tiny_run
 import tiny_sweep
-from helpers import count_compilations
 from tiny_sweep import settings
 
-from diffusionlm import metrics, timeline, trainer
-from diffusionlm.config import Config, MeshConfig, OptimConfig
+from diffusionlm import metrics, timeline, train_step, trainer
 from diffusionlm.errors import UserError
 from diffusionlm.scaling import results, status, worker
 from diffusionlm.scaling.lease import Board
-from diffusionlm.scaling.recipe import grid
+from diffusionlm.scaling.recipe import Sweep, grid
 from diffusionlm.sharding import make_mesh
 
 
@@ -120,7 +119,8 @@ def test_one_worker_runs_every_cell_once_cheap_ones_first(alone, sweep):
     cells = [cell.id for cell in sweep.select()]
     assert finished.ran == finished.done == tuple(cells) and not finished.failed and not finished.stopped
     assert [starts(workdir, cell) for cell in cells] == [1, 1, 1]
-    assert not Board(workdir / "leases").records(), "all were given back"
+    records = Board(workdir / "leases").records(cells)
+    assert {record.state for record in records.values()} == {"done"} and len(records) == 3
     found, missing = results.read(sweep, workdir)
     assert not missing and [(one.seed, one.steps) for one in found] == [(0, 100), (1, 100), (0, 120)]
     assert len({one.loss for one in found}) == 3
@@ -140,7 +140,6 @@ def test_two_workers_never_run_a_cell_twice_and_find_the_same(alone, sweep, star
     ran = [cell for end in ended for cell in end["ran"]]
     cells = [cell.id for cell in sweep.select()]
     assert sorted(ran) == sorted(cells) and all(end["done"] == cells for end in ended)
-    assert all(end["ran"] for end in ended), "both had a part in it"
     assert [starts(tmp_path / "sweep", cell) for cell in cells] == [1, 1, 1]
     assert findings(tmp_path / "sweep", sweep) == findings(alone[0], sweep)
 
@@ -227,6 +226,65 @@ def test_a_failed_cell_is_recorded_and_the_others_go_on(dataset, sweep, tmp_path
     assert again.ran == (bad,) and len(again.done) == 3 and not again.failed
 
 
+def test_a_worker_whose_cells_all_fail_stops(dataset, tmp_path, monkeypatch):
+    def trouble(cfg, workdir, **options):
+        raise RuntimeError("the chip has gone")
+
+    monkeypatch.setattr(trainer, "train", trouble)
+    budget = 100.5 * tiny_sweep.PER_STEP
+    cells = grid(
+        tiny_sweep.RECIPE, objectives=("mdm",), sizes={"a": tiny_sweep.MODEL}, budgets=(budget,), seeds=range(5)
+    )
+    sweep = tiny_sweep.tiny_sweep(cells=tuple(cells))
+    with pytest.raises(UserError, match="3 cells in a row have failed, the last with RuntimeError: the chip has gone"):
+        worker.run(sweep, tmp_path, settings(dataset))
+    found = status.status(sweep, tmp_path)
+    assert [found.count(state) for state in ("failed", "pending")] == [3, 2]
+
+
+@pytest.mark.parametrize("as_user_error", [False, True])
+def test_trouble_with_files_is_not_the_cells_failure(dataset, sweep, tmp_path, monkeypatch, as_user_error):
+    def trouble(cfg, workdir, **options):
+        error = OSError(28, "No space left on device")
+        if as_user_error:
+            raise UserError("cannot write the metrics") from error
+        raise error
+
+    monkeypatch.setattr(trainer, "train", trouble)
+    with pytest.raises(UserError, match="No space left on device|cannot write the metrics"):
+        worker.run(sweep, tmp_path, settings(dataset))
+    assert status.status(sweep, tmp_path).count("pending") == 3
+
+
+def test_a_signal_between_two_cells_is_not_lost(dataset, sweep, tmp_path, monkeypatch):
+    claim, ids = Board.claim, [cell.id for cell in sweep.select()]
+
+    def claim_and_signal(self, cell, *args, **options):
+        lease = claim(self, cell, *args, **options)
+        if cell == ids[1]:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return lease
+
+    monkeypatch.setattr(Board, "claim", claim_and_signal)
+    found = worker.run(sweep, tmp_path, settings(dataset))
+    assert found.stopped and found.ran == found.done == (ids[0],)
+    assert status.status(sweep, tmp_path).count("pending") == 2, "it was given back"
+
+
+def test_the_devices_are_free_for_the_next_cell(dataset, sweep, tmp_path, monkeypatch):
+    """What the last one held is gone, whatever Python's garbage collector was up to."""
+    train, held = trainer.train, []
+    kept = len(jax.live_arrays())
+
+    def look(cfg, workdir, **options):
+        held.append(len(jax.live_arrays()) - kept)
+        return train(cfg, workdir, **options)
+
+    monkeypatch.setattr(trainer, "train", look)
+    worker.run(sweep, tmp_path, settings(dataset))
+    assert len(held) == 3 and max(held) <= 20, "scalars of the one compiled step at most, never a state"
+
+
 def test_a_worker_that_need_not_wait_leaves_others_cells_to_them(dataset, sweep, tmp_path):
     other = Board(tmp_path / "leases").claim(sweep.select()[0].id)
     found = worker.run(sweep, tmp_path, settings(dataset), wait=False)
@@ -236,42 +294,68 @@ def test_a_worker_that_need_not_wait_leaves_others_cells_to_them(dataset, sweep,
     other.release()
 
 
-def test_cells_of_the_same_shape_share_a_compilation(dataset, tmp_path):
-    """Seed, length and learning rate are data of the compiled step."""
-    cells = grid(
-        replace(tiny_sweep.RECIPE, peak_lr=3e-3),
-        objectives=("mdm",),
-        sizes={"one": tiny_sweep.MODEL},
-        budgets=(110.5 * tiny_sweep.PER_STEP,),
-        seeds=(5,),
-    )
-    worker.run(replace(tiny_sweep.tiny_sweep(), name="before"), tmp_path / "before", settings(dataset))
-    hits = []
-    jax.monitoring.register_event_listener(
-        lambda event, **_: hits.append(event) if event == "/jax/compilation_cache/cache_misses" else None
-    )
-    with count_compilations():
-        worker.run(replace(tiny_sweep.tiny_sweep(), cells=tuple(cells)), tmp_path / "other", settings(dataset))
-    assert not hits
+def test_cells_of_the_same_shape_share_a_program(dataset, sweep, tmp_path):
+    """Seed, steps and learning rate are data of the compiled step, and it is compiled once."""
+    recipe = replace(tiny_sweep.RECIPE, peak_lr=3e-3, weight_decay=0.0, warmup_steps=3)
+    budgets = (130.5 * tiny_sweep.PER_STEP,)
+    others = grid(recipe, objectives=("mdm",), sizes={"one": tiny_sweep.MODEL}, budgets=budgets, seeds=(2**31 + 1,))
+    train_step._train_program.cache_clear()
+    worker.run(replace(sweep, cells=sweep.cells + tuple(others)), tmp_path, settings(dataset))
+    assert train_step._train_program.cache_info().misses == 1
+    mesh = trainer.make_mesh(others[0].config.mesh)
+    program = train_step.make_train_step(others[0].config, mesh)._program
+    assert train_step._train_program.cache_info().misses == 1 and program._cache_size() <= 2
 
 
 def test_what_is_science_cannot_be_set_for_a_worker(dataset, sweep, tmp_path):
-    wrong = replace(settings(dataset), optim=OptimConfig(peak_lr=1.0))
-    with pytest.raises(UserError, match="optim.peak_lr=1.0 is part of what a cell measures"):
-        worker.run(sweep, tmp_path, wrong)
+    for name, value in {"optim.peak_lr": 1.0, "run.seed": 0}.items():  # not at its default either
+        with pytest.raises(UserError, match=f"{name}={value} is part of what a cell measures"):
+            worker.run(sweep, tmp_path, settings(dataset) | {name: value})
+    with pytest.raises(UserError, match="unknown field 'mesh.fsd'; did you mean 'mesh.fsdp'"):
+        worker.run(sweep, tmp_path, {"mesh.fsd": 2})
 
 
 def test_a_cell_is_the_same_on_another_mesh(alone, dataset, sweep, tmp_path, monkeypatch):
     """Neither its identity nor, but for rounding, its result depends on the mesh and on micro-batches."""
     monkeypatch.setattr(trainer, "make_mesh", make_mesh)
-    other = replace(settings(dataset), mesh=MeshConfig(fsdp=2, tensor=2, data=2))
-    other = replace(other, run=replace(Config().run, microbatches=2))
+    mesh = {"mesh.data": 2, "mesh.fsdp": 2, "mesh.tensor": 2}
+    other = settings(dataset) | mesh | {"run.microbatches": 2, "run.keep": 2}
     one_cell = replace(sweep, cells=sweep.cells[:1])
     worker.run(one_cell, tmp_path, other)
     (found,), missing = results.read(one_cell, tmp_path)
     (expected, *_), _ = results.read(sweep, alone[0])
     assert not missing and found.id == expected.id
     assert found.loss == pytest.approx(expected.loss, rel=1e-4)
+
+
+def test_what_was_planned_before_is_not_forgotten(alone, sweep):
+    """A recipe that was changed has other cells, and the finished ones are told."""
+    changed = replace(sweep, cells=sweep.cells[:2])
+    assert status.status(changed, alone[0]).unplanned == (sweep.cells[2].id,)
+    with pytest.raises(UserError, match="is of sweep 'tiny', not 'other'"):
+        status.status(replace(sweep, name="other"), alone[0])
+
+
+def test_a_finished_cell_whose_lease_was_not_noted_is_not_run_again(alone, dataset, sweep, tmp_path):
+    """Its worker died between DONE.json and the lease."""
+    workdir = tmp_path / "copy"
+    shutil.copytree(alone[0], workdir)
+    (workdir / "leases" / sweep.cells[0].id).unlink()
+    found = worker.run(sweep, workdir, settings(dataset))
+    assert not found.ran and len(found.done) == 3
+    assert starts(workdir, sweep.cells[0].id) == 1
+
+
+def test_a_sweep_without_cells_or_with_cells_that_do_not_go_together_is_refused(sweep, dataset, tmp_path):
+    with pytest.raises(UserError, match="sweep 'none' has no cells"):
+        Sweep((), name="none")
+    longer = replace(tiny_sweep.RECIPE, sequence_length=32)
+    model = replace(tiny_sweep.MODEL, max_length=32)
+    other = grid(longer, objectives=("mdm",), sizes={"one": model}, budgets=(1e10,))
+    with pytest.raises(UserError, match="cells of data.sequence_length 16 and 32, which are not comparable"):
+        Sweep(sweep.cells + tuple(other), name="mixed")
+    with pytest.raises(UserError, match="the sweep has no name"):
+        worker.run(replace(sweep, name=""), tmp_path, settings(dataset))
 
 
 def test_directories_and_data_are_not_mixed_up(alone, dataset, sweep, tmp_path):

@@ -649,6 +649,9 @@ def test_an_xpk_sweep_has_a_workload_for_each_pending_cell(cloud):
     created = cloud.calls("workload create")
     assert [line.split()[2] for line in created] == [f"--workload=w-{i}" for i in range(3)]
     assert all(line.endswith(f"exec diffusionlm_worker run -- sweep run isoflop --workdir {RUN}") for line in created)
+    assert "--all" not in cloud.run("xpk_sweep.sh", *call[:-4], "--dry-run", *call[-4:]).stdout.splitlines()[0]
+    everything = cloud.run("xpk_sweep.sh", *call[:-4], "--dry-run", *call[-4:], "--all")
+    assert everything.stdout.splitlines()[0].endswith("--json --all")
     (cloud.path / "sweep.json").write_text(json.dumps({"pending": 0}))
     assert "no cell of isoflop is pending" in cloud.run("xpk_sweep.sh", *call).stderr
     assert len(cloud.calls("workload create")) == 3

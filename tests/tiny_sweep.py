@@ -10,7 +10,7 @@ import jax
 from tiny_run import BATCH, LENGTH, tell
 
 from diffusionlm import runtime, trainer
-from diffusionlm.config import Config, DataConfig, ModelConfig
+from diffusionlm.config import ModelConfig
 from diffusionlm.scaling import worker
 from diffusionlm.scaling.recipe import ScalingRecipe, Sweep, grid
 from diffusionlm.train_step import make_train_step
@@ -40,7 +40,7 @@ def tiny_sweep(**changes):
 
 
 def settings(dataset):
-    return Config(data=DataConfig(path=str(dataset)))
+    return {"data.path": str(dataset)}
 
 
 def announced(seconds):

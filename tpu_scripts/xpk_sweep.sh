@@ -24,6 +24,7 @@ check_command
 [[ ${COMMAND[0]} == sweep ]] || fail "the command must be sweep run SWEEP; one run is the business of xpk_run.sh"
 if [[ $workers == pending ]]; then
   status=(diffusionlm sweep status "${COMMAND[2]}" --workdir "$workdir" --json)
+  if [[ " ${COMMAND[*]} " == *" --all "* ]]; then status+=(--all); fi
   if [[ -n $dry_run ]]; then
     run "${status[@]}"
     workers=1

@@ -13,7 +13,8 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from typing import Literal
 
@@ -27,6 +28,14 @@ log = logging.getLogger(__name__)
 
 SECONDS = 120.0  # that a lease lasts without being renewed
 RENEWALS = 4  # in that time
+MOST_DEATHS = 4  # of workers at the same step of a cell, one after another, before it counts as failed
+# It also goes on while the machine sleeps, where there is such a clock.
+_CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
+
+
+def clock() -> float:
+    """Seconds, by which this machine judges leases."""
+    return time.clock_gettime(_CLOCK)
 
 
 class LeaseLost(OSError):
@@ -37,48 +46,65 @@ class LeaseLost(OSError):
 class Record:
     """What a lease says."""
 
-    state: Literal["running", "failed"]
+    state: Literal["running", "failed", "done"]
     holder: str  # host and process, for people
     token: str  # of the claim
     seconds: float  # that it lasts without being renewed
     time: float  # of the holder's clock when it was written, for people
     starts: int = 1  # claims of this cell so far
+    step: int = 0  # where the cell stood when it was claimed
+    deaths: int = 0  # of the workers right before, that got no further than this step
     reason: str = ""  # why it failed
 
 
 class Board:
     """The leases of a sweep, as one worker sees them."""
 
-    def __init__(self, directory: epath.PathLike, clock: Callable[[], float] = time.monotonic):
+    def __init__(self, directory: epath.PathLike, clock: Callable[[], float] = clock):
         self._kv = open_store(epath.Path(directory))
         self._clock = clock
         self._seen: dict[str, tuple[bytes, float]] = {}  # cell -> the lease as it was last seen, and since when
 
-    def records(self) -> dict[str, Record]:
-        """Every lease there is, by cell."""
-        reads = {key.decode(): self._kv.read(key) for key in self._kv.list().result()}
-        found = {cell: _record(cell, read.result()) for cell, read in reads.items()}
-        return {cell: record for cell, record in found.items() if record}
+    def records(self, cells: Collection[str]) -> dict[str, Record]:
+        """What the leases of these cells say; those that have none are not in it."""
+        with _store_errors():
+            there = {key.decode(errors="replace") for key in self._kv.list().result()}
+            reads = {cell: self._kv.read(cell) for cell in cells if cell in there}
+            found = {cell: read.result() for cell, read in reads.items()}
+        return {cell: record for cell, read in found.items() if (record := _record(cell, read))}
 
-    def claim(self, cell: str, seconds: float = SECONDS, *, failed: bool = False) -> "Lease | None":
+    def claim(self, cell: str, seconds: float = SECONDS, *, step: int = 0, failed: bool = False) -> "Lease | None":
         """The lease of a cell that is free, or whose holder has not been heard of for as long as its lease lasts.
+
+        A cell whose workers died several times without getting it any further is not free, but has failed.
 
         Args:
           cell: its id.
           seconds: how long the lease lasts without being renewed.
+          step: where the cell stands.
           failed: whether one that has failed is free.
 
         Returns:
           None where another worker has it, or was faster.
         """
         record, generation = self._read(cell)
-        if record and not (failed if record.state == "failed" else self._overdue(cell, record, generation)):
+        starts = deaths = 0
+        if record:
+            if record.state == "done" or (record.state == "failed" and not failed):
+                return None
+            if record.state == "running" and not self._overdue(cell, record, generation):
+                return None
+            starts = record.starts
+            deaths = record.deaths + 1 if record.state == "running" and record.step == step else 0
+        holder = f"{socket.gethostname()}:{os.getpid()}"
+        mine = Record("running", holder, uuid.uuid4().hex, seconds, time.time(), starts + 1, step, deaths)
+        if deaths >= MOST_DEATHS:
+            reason = f"its workers died {deaths} times in a row at step {step}, and could not say why"
+            self._write(cell, replace(mine, state="failed", reason=reason), generation)
             return None
-        mine = Record(
-            "running", _holder(), uuid.uuid4().hex, seconds, time.time(), 1 + (record.starts if record else 0)
-        )
+        began = self._clock()
         written = self._write(cell, mine, generation)
-        return Lease(self, cell, mine, written) if written else None
+        return Lease(self, cell, mine, written, began) if written else None
 
     def _overdue(self, cell: str, record: Record, generation: bytes) -> bool:
         """Whether this lease has been seen here, unchanged, for as long as it lasts."""
@@ -90,23 +116,25 @@ class Board:
         return now - since > record.seconds
 
     def _read(self, cell: str) -> tuple[Record | None, bytes]:
-        found = self._kv.read(cell).result()
+        with _store_errors():
+            found = self._kv.read(cell).result()
         return _record(cell, found), found.stamp.generation
 
     def _write(self, cell: str, record: Record | None, generation: bytes) -> bytes | None:
         """Replaces (None: deletes) a lease that is still of that generation; its new one, or None if it is not."""
         text = None if record is None else json.dumps(asdict(record)).encode()
-        return self._kv.write(cell, text, if_equal=generation).result().generation or None
+        with _store_errors():
+            return self._kv.write(cell, text, if_equal=generation).result().generation or None
 
 
 class Lease:
     """A cell that is this worker's, renewed in the background for as long as the `with` block lasts."""
 
-    def __init__(self, board: Board, cell: str, record: Record, generation: bytes):
+    def __init__(self, board: Board, cell: str, record: Record, generation: bytes, began: float):
         self._board, self.cell, self._record, self._generation = board, cell, record, generation
         self._lock = threading.Lock()
         self._over = threading.Event()
-        self._renewed = time.monotonic()
+        self._renewed = began  # before the write: its answer may have taken long
         self.lost = False  # or given back
         self._thread = threading.Thread(target=self._keep, name=f"lease of {cell}", daemon=True)
 
@@ -118,9 +146,9 @@ class Lease:
     def check(self) -> None:
         """Raises `LeaseLost` if another worker may have the cell by now; asks only when renewals are overdue.
 
-        So it is after this process has been stopped for a while and goes on.
+        So it is after this process, or its machine, was asleep for a while.
         """
-        if self.lost or time.monotonic() - self._renewed > self._record.seconds / 2:
+        if self.lost or self._board._clock() - self._renewed > self._record.seconds / 2:
             self.confirm()
 
     def confirm(self) -> None:
@@ -128,8 +156,12 @@ class Lease:
         self._replace(replace(self._record, time=time.time()))
 
     def release(self) -> None:
-        """Gives the cell back."""
+        """Gives the cell back, for another worker to go on with."""
         self._replace(None, last=True)
+
+    def done(self) -> None:
+        """Notes that the cell is finished."""
+        self._replace(replace(self._record, state="done", time=time.time()), last=True)
 
     def fail(self, reason: str) -> None:
         """Notes that the cell cannot be run, and why."""
@@ -140,7 +172,7 @@ class Lease:
             if self.lost:
                 raise LeaseLost(f"cell {self.cell} was taken over by another worker")
             self.lost = last  # a renewal in the background that comes after it must not bring it back
-            began = time.monotonic()
+            began = self._board._clock()
             written = self._board._write(self.cell, record, self._generation)
             if written is None:  # it is another's, or an answer to a write of ours was lost on its way
                 there, generation = self._board._read(self.cell)
@@ -157,7 +189,7 @@ class Lease:
                 self.confirm()
             except LeaseLost:
                 return
-            except Exception as error:  # of a network, for a moment; who writes asks again
+            except OSError as error:  # of a network, for a moment; who writes asks again
                 log.warning("cannot renew the lease of %s: %s", self.cell, error)
 
     def __enter__(self) -> "Lease":
@@ -169,6 +201,31 @@ class Lease:
         self._thread.join()
 
 
+def open_store(directory: epath.Path) -> ts.KvStore:
+    """The directory as a key-value store with conditional writes.
+
+    Raises:
+      OSError: it cannot be opened.
+    """
+    if in_bucket(directory):
+        spec: object = f"{str(directory).rstrip('/')}/"
+    else:
+        spec = {"driver": "file", "path": f"{os.path.abspath(directory)}/"}
+    with _store_errors():
+        return ts.KvStore.open(spec).result()
+
+
+def write_once(directory: epath.Path, name: str, text: str) -> str:
+    """Writes a file unless there is one; returns what it holds then, whoever was first."""
+    store = open_store(directory)
+    with _store_errors():
+        found = store.read(name).result()
+        if found.state == "missing":
+            store.write(name, text.encode(), if_equal=found.stamp.generation).result()
+            found = store.read(name).result()
+        return found.value.decode()
+
+
 def _record(cell: str, found: ts.KvStore.ReadResult) -> Record | None:
     if found.state == "missing":
         return None
@@ -178,21 +235,10 @@ def _record(cell: str, found: ts.KvStore.ReadResult) -> Record | None:
         raise UserError(f"the lease of cell {cell} is damaged ({error}); delete it, and start again") from error
 
 
-def open_store(directory: epath.Path) -> ts.KvStore:
-    """The directory as a key-value store with conditional writes.
-
-    Raises:
-      UserError: it cannot be opened.
-    """
-    if in_bucket(directory):
-        spec: object = f"{str(directory).rstrip('/')}/"
-    else:
-        spec = {"driver": "file", "path": f"{os.path.abspath(directory)}/"}
+@contextmanager
+def _store_errors() -> Iterator[None]:
+    """What TensorStore says of a disk or network that fails is an OSError here, as it is elsewhere."""
     try:
-        return ts.KvStore.open(spec).result()
+        yield
     except ValueError as error:
-        raise UserError(f"cannot keep leases in {directory}: {' '.join(str(error).split())}") from error
-
-
-def _holder() -> str:
-    return f"{socket.gethostname()}:{os.getpid()}"
+        raise OSError(f"cannot reach the leases: {' '.join(str(error).split())}") from error

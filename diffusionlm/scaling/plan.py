@@ -1,6 +1,6 @@
 """What a sweep will cost before anything is rented: cells, FLOPs under each convention, chip-hours, money, fit."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -12,7 +12,7 @@ from diffusionlm.config import with_fields
 from diffusionlm.errors import UserError
 from diffusionlm.losses import predicted_share
 from diffusionlm.registry import suggest
-from diffusionlm.scaling.recipe import Cell, Sweep
+from diffusionlm.scaling.recipe import Cell, Sweep, check_operational
 from diffusionlm.topology import CHIPS
 
 MFU = 0.4  # what MaxText's public runs on v5p and v6e have is 0.45 to 0.65; small models have less
@@ -36,6 +36,7 @@ class PlannedCell:
     flops_6nd: float  # 6 N D with N non-embedding
     flops_model: float  # matmuls of all positions, attention and head included
     flops_credited: float  # the same without the part of the head that the objective need not run
+    flops_evaluation: float  # of the held-out evaluation at the end, credited alike
     batch_size: int
     sequence_length: int
     tokens: int
@@ -77,7 +78,7 @@ def plan(
     everything: bool = False,
     mfu: float = MFU,
     topology: str = "",
-    settings: dict[str, Any] | None = None,
+    settings: Mapping[str, Any] | None = None,
 ) -> Plan:
     """What the sweep will take, by arithmetic on its configs; nothing is traced unless a topology is given.
 
@@ -94,6 +95,7 @@ def plan(
     """
     if not 0 < mfu <= 1:
         raise UserError(f"mfu={mfu} must lie in (0, 1]; {MFU} is the default")
+    check_operational(settings or {})
     cells = sweep.select(everything)
     fits = _compile(cells, topology, settings or {}) if topology else {}
     return Plan(sweep.name, tuple(_planned(cell, mfu, *fits.get(cell.id, (None, ""))) for cell in cells), mfu, topology)
@@ -103,6 +105,9 @@ def _planned(cell: Cell, mfu: float, fits: bool | None, note: str) -> PlannedCel
     model, length, share = cell.config.model, cell.recipe.sequence_length, predicted_share(cell.config)
     sequences = cell.steps * cell.recipe.batch_size
     credited = sequences * flops.train(model, length, "model", predicted=share)
+    draws = cell.recipe.eval_draws if cell.objective == "mdm" else 1
+    forward = flops.train(model, length, "model", predicted=share) / 3  # a backward pass takes twice as much
+    evaluation = cell.recipe.eval_records * draws * forward
     return PlannedCell(
         id=cell.id,
         objective=cell.objective,
@@ -121,7 +126,8 @@ def _planned(cell: Cell, mfu: float, fits: bool | None, note: str) -> PlannedCel
         tokens=cell.tokens,
         steps=cell.steps,
         peak_lr=cell.config.optim.peak_lr,
-        chip_hours={chip: credited / (mfu * peak_flops(chip)) / 3600 for chip in CHIP_NAMES},
+        flops_evaluation=float(evaluation),
+        chip_hours={chip: (credited + evaluation) / (mfu * peak_flops(chip)) / 3600 for chip in CHIP_NAMES},
         fits=fits,
         fit_note=note,
     )
@@ -140,15 +146,16 @@ def peak_flops(chip: str) -> float:
     raise UserError(f"unknown chip {chip!r}{suggest(chip, CHIP_NAMES)}")
 
 
-def _compile(cells: Sequence[Cell], topology: str, settings: dict[str, Any]) -> dict[str, tuple[bool, str]]:
+def _compile(cells: Sequence[Cell], topology: str, settings: Mapping[str, Any]) -> dict[str, tuple[bool, str]]:
     """Whether each cell fits, and a line about it; cells of the same program are compiled once."""
     from diffusionlm import aot
     from diffusionlm.aot_table import verdict
     from diffusionlm.progress import Progress
+    from diffusionlm.train_step import structure
 
     same: dict[Any, list[Cell]] = {}
     for cell in cells:
-        same.setdefault((cell.objective, cell.config.model, cell.config.data), []).append(cell)
+        same.setdefault(structure(cell.config), []).append(cell)
     found: dict[str, tuple[bool, str]] = {}
     with Progress(f"compile for {topology}", len(same)) as progress:
         for k, alike in enumerate(same.values()):

@@ -3,22 +3,37 @@
 Solving a cell is arithmetic on its config (no tracing), so that a thousand take a moment. This module imports no JAX.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Literal
+from typing import Any, Literal
 
 from diffusionlm import flops
-from diffusionlm.config import Config, DataConfig, DiffusionConfig, ModelConfig, OptimConfig, RunConfig, fingerprint
+from diffusionlm.config import (
+    Config,
+    DataConfig,
+    DiffusionConfig,
+    ModelConfig,
+    OptimConfig,
+    RunConfig,
+    fingerprint,
+    flat,
+    scientific_fields,
+)
 from diffusionlm.errors import UserError
 from diffusionlm.presets import arm_twin
+from diffusionlm.registry import suggest
 
 LEAST_STEPS = 100  # whole steps then meet the budget to within 1%
 
 
 @dataclass(frozen=True)
 class ScalingRecipe:
-    """Every choice that turns a size and a budget into a run: the hidden part of a scaling law."""
+    """What turns a size and a budget into a run: the hidden part of a scaling law.
+
+    All else (Adam's constants, clipping, packing, time sampling, the loss's normalisation) is as `Config` has it by
+    default, and is written out in the config.json of every cell.
+    """
 
     name: str
     sequence_length: int
@@ -175,10 +190,42 @@ class Sweep:
     overlay: tuple[str, ...] = ()  # published laws that its report shows beside its own
     source: str = ""  # text that is prepared where no dataset is given
 
+    def __post_init__(self) -> None:
+        if not self.cells:
+            raise UserError(f"sweep {self.name!r} has no cells")
+        for what, values in {
+            "data.sequence_length": {cell.config.data.sequence_length for cell in self.cells},
+            "model.vocab_size": {cell.config.model.vocab_size for cell in self.cells},
+            "convention": {cell.recipe.convention for cell in self.cells},
+        }.items():
+            if len(values) > 1:
+                raise UserError(
+                    f"sweep {self.name!r} has cells of {what} {' and '.join(map(str, sorted(values)))}, which are not "
+                    "comparable; make two sweeps of it"
+                )
+
+    @property
+    def convention(self) -> str:
+        """Of FLOPs and N, in all its cells."""
+        return self.cells[0].recipe.convention
+
     def select(self, everything: bool = False) -> tuple[Cell, ...]:
         """The cells, each once, cheap ones first: laws can be looked at before the dear ones are done."""
         chosen = {cell.id: cell for cell in (*self.cells, *(self.others if everything else ()))}
         return tuple(sorted(chosen.values(), key=lambda cell: (cell.budget, cell.seed, cell.objective, cell.params)))
+
+
+def check_operational(settings: Mapping[str, Any]) -> None:
+    """Raises `UserError` for a dotted field that is unknown, or part of what a cell measures."""
+    known, science = flat(Config()), scientific_fields(Config())
+    for name, value in settings.items():
+        if name not in known:
+            raise UserError(f"unknown field {name!r}{suggest(name, known)}")
+        if name in science:
+            raise UserError(
+                f"{name}={value} is part of what a cell measures, so it cannot be set here; register a sweep of your "
+                "own with another recipe"
+            )
 
 
 def grid(

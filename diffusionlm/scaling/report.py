@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from diffusionlm.errors import UserError
-from diffusionlm.files import in_bucket, run_path
+from diffusionlm.files import run_path, write_atomically
 from diffusionlm.scaling import laws, page, plots
 from diffusionlm.scaling.analysis import Analysis, ObjectiveFit, analyse
 from diffusionlm.scaling.design import Candidate
@@ -76,22 +76,10 @@ def write(
         for name in set(PICTURES) - set(pictures):  # of an earlier report that had more to show
             (target / name).unlink(missing_ok=True)
         for name, data in files.items():  # the page last: who sees it sees files that belong to it
-            _write(target / name, data)
+            write_atomically(target / name, data)
     except OSError as error:
         raise UserError(f"cannot write the report to {str(directory)!r}: {error.strerror or error}") from error
     return content
-
-
-def _write(path, data: bytes) -> None:
-    if in_bucket(path):  # objects appear whole
-        path.write_bytes(data)
-        return
-    temporary = path.parent / f".{path.name}.{os.getpid()}.tmp"
-    try:
-        temporary.write_bytes(data)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def as_json(analysis: Analysis) -> dict[str, Any]:

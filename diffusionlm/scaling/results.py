@@ -65,7 +65,9 @@ def _result(cell: Cell, directory: epath.Path, unique_tokens: int) -> CellResult
         held_out = json.loads(path.read_text())["eval"]
         lines = read_json_lines(directory / "metrics.jsonl")
     except (ValueError, KeyError) as error:
-        raise UserError(f"{path}, or metrics.jsonl beside it, is damaged ({error}); delete {directory}") from error
+        raise UserError(
+            f"{path}, or metrics.jsonl beside it, is damaged ({error}); delete {directory} and the cell's lease"
+        ) from error
     return CellResult(
         id=cell.id,
         objective=cell.objective,

@@ -2,9 +2,9 @@
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from etils import epath
 from rich.console import Console
@@ -12,10 +12,13 @@ from rich.live import Live
 from rich.table import Table
 
 from diffusionlm import timeline
+from diffusionlm.errors import UserError
 from diffusionlm.files import read_json_lines, run_path
 from diffusionlm.scaling.lease import Board, Record
 from diffusionlm.scaling.recipe import Cell, Sweep
-from diffusionlm.scaling.results import at_once
+from diffusionlm.scaling.results import at_once, read_identity
+
+T = TypeVar("T")
 
 # A lease that its holder, by its own clock, has not renewed for so much longer than it lasts is that of a dead worker;
 # clocks of hosts may differ by seconds. This is for people only: who takes a cell over goes by what it has seen itself.
@@ -45,6 +48,7 @@ class SweepStatus:
     sweep: str
     cells: tuple[CellStatus, ...]
     flops: float  # of all cells when they are done
+    unplanned: tuple[str, ...] = ()  # cells in the directory that the sweep has no longer, as its recipe has changed
 
     def count(self, state: str) -> int:
         return sum(cell.state == state for cell in self.cells)
@@ -62,6 +66,7 @@ class SweepStatus:
             **counts,
             "flops_spent": self.spent,
             "flops": self.flops,
+            "unplanned": list(self.unplanned),
             "cells": [asdict(cell) for cell in self.cells],
         }
 
@@ -73,18 +78,29 @@ def status(sweep: Sweep, workdir: epath.PathLike, *, everything: bool = False) -
       sweep: what is run there.
       workdir: its directory, which need not exist yet.
       everything: also the cells of less use.
+
+    Raises:
+      UserError: it is of another sweep, or a file in it is damaged.
     """
     workdir, cells = run_path(workdir), sweep.select(everything)
-    records = Board(workdir / "leases").records()
-    found = at_once(lambda cell: _cell_status(cell, workdir / "cells" / cell.id, records.get(cell.id)), cells)
-    return SweepStatus(sweep.name, tuple(found), sum(cell.flops for cell in cells))
+    if (identity := read_identity(workdir)) and identity["sweep"] != sweep.name:
+        raise UserError(f"{workdir} is of sweep {identity['sweep']!r}, not {sweep.name!r}; give its own --workdir")
+    try:
+        records = Board(workdir / "leases").records([cell.id for cell in cells])
+        found = at_once(lambda cell: _cell_status(cell, workdir / "cells" / cell.id, records.get(cell.id)), cells)
+        planned = {cell.id for cell in sweep.select(everything=True)}
+        there = (path.name for path in (workdir / "cells").iterdir()) if (workdir / "cells").exists() else ()
+        others = sorted(name for name in there if name not in planned)
+    except OSError as error:
+        raise UserError(f"cannot read the sweep in {workdir}: {error}") from error
+    return SweepStatus(sweep.name, tuple(found), sum(cell.flops for cell in cells), tuple(others))
 
 
 def _cell_status(cell: Cell, directory: epath.Path, record: Record | None) -> CellStatus:
     done = directory / "DONE.json"
     starts = record.starts if record else 0
     if done.exists():
-        loss = json.loads(done.read_text())["eval"]["nelbo_nats_per_token"]
+        loss = _read(done, lambda: json.loads(done.read_text())["eval"]["nelbo_nats_per_token"])
         return CellStatus(cell.id, "done", cell.steps, cell.steps, cell.flops, starts=starts, loss=loss)
     step, eta = _progress(cell, directory)
     known = {"step": step, "steps": cell.steps, "flops": cell.flops * step / cell.steps, "starts": starts}
@@ -99,11 +115,26 @@ def _cell_status(cell: Cell, directory: epath.Path, record: Record | None) -> Ce
 
 def _progress(cell: Cell, directory: epath.Path) -> tuple[int, float | None]:
     """Steps taken, and seconds that the others will take."""
-    lines = [line for line in read_json_lines(directory / "metrics.jsonl") if "step_seconds" in line]
-    beat = directory / timeline.HEARTBEAT
-    step = max(lines[-1]["step"] if lines else 0, json.loads(beat.read_text())["step"] if beat.exists() else 0)
+    metrics = directory / "metrics.jsonl"
+    lines = [line for line in _read(metrics, lambda: read_json_lines(metrics)) if "step_seconds" in line]
+    step = max(lines[-1]["step"] if lines else 0, heartbeat_step(directory))
     recent = [line["step_seconds"] for line in lines[-10:]]
     return step, (cell.steps - step) * sum(recent) / len(recent) if recent else None
+
+
+def heartbeat_step(directory: epath.Path) -> int:
+    """The step at which the run in this directory last gave a sign of life; 0 where there is none."""
+    beat = directory / timeline.HEARTBEAT
+    return _read(beat, lambda: json.loads(beat.read_text())["step"]) if beat.exists() else 0
+
+
+def _read(path: epath.Path, how: Callable[[], T]) -> T:
+    try:
+        return how()
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{path} is damaged ({error}); delete {path.parent} and the cell's lease to repeat it"
+        ) from error
 
 
 def show(found: SweepStatus, console: Console | None = None) -> None:
@@ -134,6 +165,9 @@ def _table(found: SweepStatus, most: int | None = None) -> Table:
         order = ("running", "failed", "pending", "done")
         rows = sorted(rows, key=lambda cell: order.index(cell.state))[:most]
         table.caption = f"{len(found.cells) - most} more"
+    if found.unplanned:
+        more = f"; {table.caption}" if table.caption else ""
+        table.caption = f"{len(found.unplanned)} cells in the directory are no longer in the sweep{more}"
     colours = {"done": "green", "running": "cyan", "failed": "red", "pending": ""}
     for cell in rows:
         share = f"{cell.step}/{cell.steps}"

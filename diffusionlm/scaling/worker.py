@@ -1,7 +1,7 @@
 """Runs the cells of a sweep: any number of workers share its directory, each on its own devices.
 
     DIR/sweep.json          which sweep, and the dataset that all cells are trained on
-    DIR/leases/CELL         who has the cell (see `lease`), or why it failed
+    DIR/leases/CELL         who has the cell (see `lease`), that it is done, or why it failed
     DIR/cells/CELL/         the run directory of the cell; DONE.json ends it
     DIR/data/               the dataset, where the sweep prepares its own
     DIR/report/             what `diffusionlm sweep report` writes
@@ -11,11 +11,12 @@ goes on there. On a slice of several hosts every host calls `run`; the first one
 """
 
 import dataclasses
+import gc
 import json
 import logging
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,14 +31,16 @@ from diffusionlm import runtime, trainer
 from diffusionlm.config import Config
 from diffusionlm.data import datasets
 from diffusionlm.errors import UserError
-from diffusionlm.files import run_path, write_atomically
-from diffusionlm.scaling.lease import SECONDS, Board, Lease, LeaseLost
-from diffusionlm.scaling.recipe import Cell, Sweep
-from diffusionlm.scaling.results import at_once, read_identity
+from diffusionlm.files import in_bucket, run_path
+from diffusionlm.scaling.lease import SECONDS, Board, Lease, LeaseLost, write_once
+from diffusionlm.scaling.recipe import Cell, Sweep, check_operational
+from diffusionlm.scaling.status import heartbeat_step
+from diffusionlm.train_step import structure
 
 log = logging.getLogger(__name__)
 
 POLL_SECONDS = 5.0  # between looks at cells that others have
+MOST_FAILURES = 3  # of cells in a row, after which it may be the worker that is at fault
 
 
 @dataclass(frozen=True)
@@ -53,7 +56,7 @@ class Finished:
 def run(
     sweep: Sweep,
     workdir: epath.PathLike,
-    settings: Config | None = None,
+    settings: Mapping[str, Any] | None = None,
     *,
     everything: bool = False,
     retry_failed: bool = False,
@@ -65,8 +68,7 @@ def run(
     Args:
       sweep: what to run.
       workdir: the sweep's directory, which all workers share.
-      settings: its operational fields that are not at their defaults replace those of every cell: the data's path, the
-        mesh, micro-batches. No other field may differ from its default.
+      settings: dotted operational fields of every cell, such as {"data.path": "data/mix", "mesh.fsdp": 4}.
       everything: also the cells of less use.
       retry_failed: begin cells again that have failed.
       wait: stay for the cells of other workers, to go on with those whose worker dies; if not, return when no cell is
@@ -74,19 +76,24 @@ def run(
       lease_seconds: after so long without a sign of life, a worker's cell is another's to go on with.
 
     Raises:
-      UserError: the directory is of another sweep, or the data do not fit.
+      UserError: the directory is of another sweep, the data do not fit, nothing can be written, or several cells in a
+        row have failed.
     """
-    if lease_seconds <= 0:
+    if not lease_seconds > 0:
         raise UserError(f"lease_seconds={lease_seconds} must be positive")
-    changes = operational(settings or Config())
-    cells = [_changed(cell, changes) for cell in sweep.select(everything)]
+    if not sweep.name:
+        raise UserError("the sweep has no name; register it, or give it one: Sweep(..., name='mine')")
+    check_operational(settings or {})
+    cells = [_changed(cell, settings or {}) for cell in sweep.select(everything)]
     runtime.initialize()
     runtime.check_joined()
     keep_compiled()
     workdir = runtime.everywhere(lambda: run_path(workdir))
     cells = _with_data(sweep, cells, workdir)
-    worker = _Worker(workdir, cells, lease_seconds, retry_failed, wait)
-    return worker.run()
+    try:
+        return _Worker(workdir, cells, lease_seconds, retry_failed, wait).run()
+    except OSError as error:
+        raise UserError(f"cannot go on with the sweep in {workdir}: {error}") from error
 
 
 class _Worker:
@@ -96,158 +103,149 @@ class _Worker:
         self._workdir, self._cells = workdir, {cell.id: cell for cell in cells}
         self._seconds, self._wait = seconds, wait
         self._first = jax.process_index() == 0
-        self._board = runtime.everywhere(lambda: Board(workdir / "leases") if self._first else None)
-        # Each failed cell gets one more try of this worker.
-        self._retry = set(self._failed()) if retry_failed and self._first else set()
         self._console = Console(stderr=True, soft_wrap=True, highlight=False, markup=False, quiet=not self._first)
         self._ran: list[str] = []
-        self._known_done: set[str] = set()
-        self._last: Cell | None = None
-        self._began = time.monotonic()
+        self._failures = 0  # in a row
+        self._last: Config | None = None  # the structure of the last cell
+        self._spent = [0.0, 0.0]  # FLOPs of the steps that this worker took, and seconds
+        self._board = runtime.everywhere(lambda: Board(workdir / "leases") if self._first else None)
+        # Each failed cell gets one more try of this worker.
+        self._retry = set(self._cells_in("failed")) if retry_failed else set()
 
     def run(self) -> Finished:
         stopped, waiting = False, False
         with runtime.stop_signals() as signal:
             while not stopped:
-                lease, left = self._next()
-                if not lease and not (left and self._wait):
+                cell, lease, others = self._next()
+                if cell is None and not (others and self._wait):
                     break
-                if not lease:
+                if cell is None:
                     if not waiting:
                         self._say("no cell is free; waiting for those that other workers have")
-                    waiting = not signal.wait(POLL_SECONDS)
-                    stopped = runtime.any_process(not waiting)[0]
+                    waiting = True
+                    signal.wait(POLL_SECONDS)
+                    stopped = runtime.any_process(signal.is_set())[0]
                     continue
                 waiting = False
-                stopped = self._run(*lease) or runtime.any_process(signal.is_set())[0]
-        done, failed = json.loads(runtime.gather(json.dumps([self._done(), self._failed()]) if self._first else "")[0])
-        return Finished(tuple(done), tuple(failed), tuple(self._ran), stopped)
+                with lease or nullcontext():
+                    stopped = runtime.any_process(signal.is_set())[0]
+                    if stopped and lease:
+                        lease.release()
+                    stopped = stopped or self._run(cell, lease)
+                # What the last run left in reference cycles holds memory of the devices.
+                gc.collect()
+        return Finished(self._cells_in("done"), self._cells_in("failed"), tuple(self._ran), stopped)
 
-    def _next(self) -> tuple[tuple[str, Lease | None] | None, int]:
+    def _cells_in(self, state: str) -> tuple[str, ...]:
+        """The cells that are done, or have failed, as the first process sees it."""
+
+        def look() -> list[str]:
+            records = self._board.records(self._cells) if self._first else {}
+            return [name for name in self._cells if name in records and records[name].state == state]
+
+        return tuple(json.loads(runtime.gather(json.dumps(runtime.everywhere(look)))[0]))
+
+    def _next(self) -> tuple[Cell | None, Lease | None, int]:
         """A cell that is this worker's now, if any is free, and how many others have."""
-        found: dict[str, Any] = {}
-
-        def claim() -> None:
-            if self._first:
-                found.update(zip(("lease", "left"), self._claim(), strict=True))
-
-        runtime.everywhere(claim)
-        lease = found.get("lease")
-        cell, left = json.loads(runtime.gather(json.dumps([lease and lease.cell, found.get("left")]))[0])
-        return ((cell, lease) if cell else None), left
+        lease, others = runtime.everywhere(lambda: self._claim() if self._first else (None, 0))
+        said = json.dumps([lease and lease.cell, others])
+        name, others = json.loads(runtime.gather(said)[0])
+        return self._cells[name] if name else None, lease, others
 
     def _claim(self) -> tuple[Lease | None, int]:
-        done, failed = set(self._done()), set(self._failed()) - self._retry
-        open_cells = [cell for name, cell in self._cells.items() if name not in done | failed]
-        for cell in sorted(open_cells, key=lambda cell: not self._like_last(cell)):  # stable: cheap ones first
-            lease = self._board.claim(cell.id, self._seconds, failed=cell.id in self._retry)
-            if not lease:
-                continue
-            self._retry.discard(cell.id)
-            if (self._directory(cell.id) / "DONE.json").exists():  # since we looked
+        records = self._board.records(self._cells)
+        ended = {name for name, record in records.items() if record.state != "running"} - self._retry
+        left = [cell for name, cell in self._cells.items() if name not in ended]
+        # Cheap ones first; at one budget, those whose program this process has.
+        for cell in sorted(left, key=lambda cell: (cell.budget, structure(cell.config) != self._last)):
+            directory, retry = self._directory(cell), cell.id in self._retry
+            lease = self._board.claim(cell.id, self._seconds, step=heartbeat_step(directory), failed=retry)
+            if lease:
+                self._retry.discard(cell.id)
+                if not (directory / "DONE.json").exists():
+                    return lease, 0
+                lease.done()  # its worker died between the last two writes
+        return None, len(left)
+
+    def _run(self, cell: Cell, lease: Lease | None) -> bool:
+        """Trains a cell to its end and says what became of it; True if it was stopped on the way."""
+        self._last = structure(cell.config)
+        again = f", for the {_ordinal(lease.starts)} time" if lease and lease.starts > 1 else ""
+        self._say(f"{cell.id}: begins{again}")
+        began, first_step = time.monotonic(), heartbeat_step(self._directory(cell))
+        try:
+            run = trainer.train(cell.config, self._directory(cell), fence=lease)
+        except Exception as error:
+            if jax.process_count() > 1 and not isinstance(error, UserError | trainer.DivergenceError):
+                raise  # of this process alone: the others learn of it by its end, as in any run
+            self._give_up(cell, lease, error)
+            return False
+        except BaseException:
+            if lease:
                 lease.release()
-                continue
-            return lease, 0
-        return None, len(open_cells)
-
-    def _like_last(self, cell: Cell) -> bool:
-        """Whether it has the shapes of the last one, whose compiled programs are at hand."""
-        shape = lambda c: (c.objective, c.config.model, c.recipe.batch_size, c.recipe.sequence_length)  # noqa: E731
-        return self._last is not None and cell.budget == self._last.budget and shape(cell) == shape(self._last)
-
-    def _run(self, name: str, lease: Lease | None) -> bool:
-        """Trains a cell to its end and gives it back; True if it was stopped on the way."""
-        cell = self._last = self._cells[name]
-        self._say(f"{name}: begins{f', for the {_ordinal(lease.starts)} time' if lease and lease.starts > 1 else ''}")
-        with lease or nullcontext():
-            try:
-                result = trainer.train(cell.config, self._directory(name), fence=lease)
-            except Exception as error:
-                if self._lost(lease):
-                    self._say(f"{name}: another worker has taken it over; leaving it")
-                    return False
-                if jax.process_count() > 1 and not isinstance(error, UserError | trainer.DivergenceError):
-                    raise  # who knows what the other processes are at
-                reason = f"{type(error).__name__}: {' '.join(str(error).split())}"[:2000]
-                self._give_back(lease, lambda why=reason: lease.fail(why))
-                self._say(f"{name}: failed: {reason}")
-                log.debug("cell %s failed", name, exc_info=error)
-                return False
-            except BaseException:
-                self._give_back(lease, lambda: lease.release())
-                raise
-            self._give_back(lease, lambda: lease.release())
-        if not result.done:
-            self._say(f"{name}: stopped and saved at step {result.step}")
+            raise
+        try:
+            if lease:
+                lease.done() if run.done else lease.release()
+        except LeaseLost:
+            log.warning("%s was taken over at its very end; what is written there is as good as the other's", cell.id)
+        self._spent[0] += cell.flops * max(run.step - first_step, 0) / cell.steps
+        self._spent[1] += time.monotonic() - began
+        if not run.done:
+            self._say(f"{cell.id}: stopped and saved at step {run.step}")
             return True
-        self._ran.append(name)
-        self._say(f"{name}: {result.result['eval']['nelbo_nats_per_token']:.4f} nats per token; {self._outlook()}")
+        self._ran.append(cell.id)
+        self._failures = 0
+        loss, outlook = run.result["eval"]["nelbo_nats_per_token"], self._outlook()
+        self._say(f"{cell.id}: {loss:.4f} nats per token; {outlook}")
         return False
 
-    def _lost(self, lease: Lease | None) -> bool:
-        """Whether the cell went to another worker, on all processes alike."""
-        return runtime.any_process(lease is not None and lease.lost)[0]
-
-    @staticmethod
-    def _give_back(lease: Lease | None, how: Callable[[], None]) -> None:
+    def _give_up(self, cell: Cell, lease: Lease | None, error: Exception) -> None:
+        """Deals with a run that raised: the cell is another's by now, has failed, or it is the worker that is ill."""
+        if runtime.any_process(lease is not None and lease.lost)[0]:
+            self._say(f"{cell.id}: another worker has taken it over; leaving it")
+            return
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"[:2000]
+        of_files = isinstance(error, OSError) or isinstance(error.__cause__, OSError)
+        self._failures += not of_files
+        self._say(f"{cell.id}: {'' if of_files else 'failed: '}{reason}")
+        log.debug("cell %s", cell.id, exc_info=error)
         if lease:
-            try:
-                how()
-            except LeaseLost:  # since the last write: DONE.json, if there is one, is as good as the other worker's
-                pass
+            lease.release() if of_files else lease.fail(reason)
+        if of_files:  # a disk or network, which has nothing to do with the cell
+            raise error
+        if self._failures >= MOST_FAILURES:
+            raise UserError(
+                f"{self._failures} cells in a row have failed, the last with {reason}; if it is this machine that is "
+                "at fault, mend it, then begin them again with --retry_failed"
+            )
 
-    def _directory(self, cell: str) -> epath.Path:
-        return self._workdir / "cells" / cell
-
-    def _done(self) -> list[str]:
-        left = [name for name in self._cells if name not in self._known_done]
-        there = at_once(lambda name: (self._directory(name) / "DONE.json").exists(), left)
-        self._known_done.update(name for name, done in zip(left, there, strict=True) if done)
-        return [name for name in self._cells if name in self._known_done]
-
-    def _failed(self) -> list[str]:
-        records = self._board.records()
-        return [name for name in self._cells if name in records and records[name].state == "failed"]
+    def _directory(self, cell: Cell) -> epath.Path:
+        return self._workdir / "cells" / cell.id
 
     def _outlook(self) -> str:
         """How much is left, and for how long if this worker were alone with it."""
-        done = set(self._done())
+        done = self._cells_in("done")
         left = sum(cell.flops for name, cell in self._cells.items() if name not in done)
-        spent = sum(self._cells[name].flops for name in self._ran)
-        hours = left / (spent / (time.monotonic() - self._began)) / 3600
+        hours = left / max(self._spent[0], 1.0) * self._spent[1] / 3600
         return f"{len(done)} of {len(self._cells)} cells are done, the rest takes one worker about {hours:.2g} h"
 
     def _say(self, line: str) -> None:
         self._console.print(line)
 
 
-def operational(settings: Config) -> dict[str, Any]:
-    """The fields of `settings` that are not at their defaults.
-
-    Raises:
-      UserError: one of them is part of a cell's science.
-    """
-    default, science = config_lib.flat(Config()), config_lib.scientific_fields(Config())
-    changes = {name: value for name, value in config_lib.flat(settings).items() if value != default[name]}
-    if wrong := next((name for name in changes if name in science), None):
-        raise UserError(
-            f"{wrong}={changes[wrong]} is part of what a cell measures, so it cannot be set for a worker; register a "
-            "sweep of your own with another recipe"
-        )
-    return changes
-
-
-def _changed(cell: Cell, changes: dict[str, Any]) -> Cell:
+def _changed(cell: Cell, changes: Mapping[str, Any]) -> Cell:
     return dataclasses.replace(cell, config=config_lib.with_fields(cell.config, changes))
 
 
 def _with_data(sweep: Sweep, cells: list[Cell], workdir: epath.Path) -> list[Cell]:
     """The cells with the dataset's path, which is the same dataset for all workers at all times."""
     first = cells[0].config
-    if not first.data.path and not sweep.source:
+    if not first.data.path and (not sweep.source or in_bucket(workdir)):
+        why = "cannot prepare its data in a bucket" if sweep.source else "names no data"
         raise UserError(
-            f"sweep {sweep.name!r} names no data: give --data.path, a directory made by `diffusionlm data prepare` "
-            f"with --vocab_size {first.model.vocab_size} --sequence_length {first.data.sequence_length}"
+            f"sweep {sweep.name!r} {why}: give --data.path, a directory made by `diffusionlm data prepare` with "
+            f"--vocab_size {first.model.vocab_size} --sequence_length {first.data.sequence_length}"
         )
     if not first.data.path:
         prepared = dataclasses.replace(first, data=dataclasses.replace(first.data, source=sweep.source))
@@ -264,26 +262,26 @@ def _with_data(sweep: Sweep, cells: list[Cell], workdir: epath.Path) -> list[Cel
 
 
 def _require_identity(workdir: epath.Path, identity: dict[str, Any]) -> None:
-    there = read_identity(workdir)
-    if there is None:
-        workdir.mkdir(parents=True, exist_ok=True)
-        write_atomically(workdir / "sweep.json", json.dumps(identity, indent=2) + "\n")
-        return
+    text = write_once(workdir, "sweep.json", json.dumps(identity, indent=2) + "\n")
+    try:
+        there = json.loads(text)
+    except ValueError as error:
+        raise UserError(f"{workdir}/sweep.json is damaged ({error}); delete it") from error
     if differ := [name for name in ("sweep", "dataset") if there.get(name) != identity[name]]:
         shown = ", ".join(f"{name} {there.get(name)} there, {identity[name]} here" for name in differ)
         raise UserError(f"{workdir} holds another sweep: {shown}; use another --workdir")
 
 
 def keep_compiled() -> None:
-    """Keeps compiled programs on this host: cells of the same shapes, and workers that start again, compile once.
+    """Keeps compiled programs on this host, for workers that start again and for others beside it.
 
     JAX_COMPILATION_CACHE_DIR says where, if it is set. Not in the sweep's directory: programs for a processor may not
     run on another host's.
     """
-    if jax.config.jax_compilation_cache_dir:
+    home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    if jax.config.jax_compilation_cache_dir or not os.path.isabs(home):
         return
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "diffusionlm" / "xla"
-    jax.config.update("jax_compilation_cache_dir", str(cache))
+    jax.config.update("jax_compilation_cache_dir", str(Path(home) / "diffusionlm" / "xla"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 
