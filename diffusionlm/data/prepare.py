@@ -271,8 +271,8 @@ def _write_records(
         count = len(of_dialogues) if lengths else stream.words // length
         if not count and lengths:
             raise UserError(
-                f"split {split!r} has no example of at most {plan.sequence_length} tokens; use a longer "
-                "sequence_length or, for validation, a source or another validation_fraction"
+                f"split {split!r} has no example that ends within {plan.sequence_length} tokens; use a longer "
+                "sequence_length or, for validation, a source or a larger validation_fraction"
             )
         if not count:
             raise UserError(

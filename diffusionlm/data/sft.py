@@ -152,4 +152,4 @@ def one_turn(rows: dict[str, np.ndarray], draws: Iterable[int], eos_id: int) -> 
 
 def draw(*address: int | str) -> int:
     """A number that looks random and is a function of the address alone, on every machine and in every version."""
-    return int.from_bytes(hashlib.sha256(repr(address).encode()).digest()[:4])
+    return int.from_bytes(hashlib.sha256("/".join(map(str, address)).encode()).digest()[:4])
