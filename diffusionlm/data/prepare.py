@@ -9,23 +9,15 @@ With format "sft" documents are dialogues, and each is a record of its own (see 
 """
 
 import contextlib
-import fcntl
-import glob
 import hashlib
 import json
 import os
 import reprlib
-import shutil
-import signal
-import uuid
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from multiprocessing import get_context
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Literal
 
 import numpy as np
 from etils import epath
@@ -37,15 +29,13 @@ from diffusionlm.data import records, sft, templates, tokenizers
 from diffusionlm.data.metadata import Metadata, SplitMetadata
 from diffusionlm.data.sources import Files, Item, Source, resolve_splits, text_of
 from diffusionlm.data.templates import Template
+from diffusionlm.data.workers import DEATHS, Map, in_order_by
 from diffusionlm.errors import UserError
+from diffusionlm.files import whole_directory
 
 BATCH_BYTES = 1 << 20  # of source that a worker encodes at a time
 SHARD_TOKENS = 1 << 26  # a shard holds 32k records of 2048 tokens
 TRAINING_BYTES = 1 << 27  # of text from which a tokenizer is trained: the first training documents
-WORKER_DEATHS = 'out of memory, or started by a script outside of its `if __name__ == "__main__"` block'
-
-J, R = TypeVar("J"), TypeVar("R")
-Map = Callable[[Callable[[J], R], Iterable[J]], Iterator[R]]
 
 
 def prepare(
@@ -120,11 +110,11 @@ def prepare(
         return existing
     plan = _Plan(sources, held_out, sequence_length, text_field, on_error, template if format == "sft" else "", request)
     try:
-        with _partial(output) as directory, _progress(console) as bars, _map(workers) as in_order:
+        with whole_directory(output) as directory, _progress(console) as bars, in_order_by(workers) as in_order:
             chosen = given or _train_tokenizer(plan, vocab_size, bars)
             made = _build(directory, plan, chosen, in_order, bars)
     except BrokenProcessPool as error:
-        raise UserError(f"workers={workers}: a worker process died ({WORKER_DEATHS}); use workers=1") from error
+        raise UserError(f"workers={workers}: a worker process died ({DEATHS}); use workers=1") from error
     except OSError as error:
         if (existing := _existing(output, request)) is not None:  # another process made it meanwhile
             return existing
@@ -382,72 +372,6 @@ def _existing(output: Path, request: dict) -> Metadata | None:
         )
         raise UserError(f"output {str(output)!r} holds another dataset ({shown}); name another, or remove it")
     return found
-
-
-@contextlib.contextmanager
-def _partial(output: Path) -> Iterator[Path]:
-    """A directory beside `output` that takes its name at the end, or goes away after any failure.
-
-    It is locked while this process lives, so that what a killed one left is known, and is removed here.
-    """
-    output.parent.mkdir(parents=True, exist_ok=True)
-    prefix = f".{output.name}.partial-"
-    for left in output.parent.glob(glob.escape(prefix) + "*"):
-        with _lock(left) as is_ours:
-            if is_ours:
-                shutil.rmtree(left, ignore_errors=True)
-    partial = output.with_name(prefix + uuid.uuid4().hex[:8])
-    partial.mkdir()
-    with _lock(partial):
-        try:
-            yield partial
-            partial.replace(output)
-        except BaseException:
-            shutil.rmtree(partial, ignore_errors=True)
-            raise
-
-
-@contextlib.contextmanager
-def _lock(directory: Path) -> Iterator[bool]:
-    """Whether this process has the lock on `directory`; it ends with the block, or the process."""
-    try:
-        descriptor = os.open(directory, os.O_RDONLY)
-    except FileNotFoundError:  # it got its name, or was removed, meanwhile
-        yield False
-        return
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            locked = True
-        except OSError:  # another process has it, or the file system knows no locks
-            locked = False
-        yield locked
-    finally:
-        os.close(descriptor)
-
-
-@contextlib.contextmanager
-def _map(workers: int) -> Iterator[Map]:
-    """A `map` whose results come in order: by `workers` processes and a little ahead, or in this process for one."""
-    if workers == 1:
-        yield map
-        return
-    # spawn: a fork of a process in which JAX runs threads may hang
-    executor = ProcessPoolExecutor(workers, get_context("spawn"), signal.signal, (signal.SIGINT, signal.SIG_IGN))
-
-    def in_order(function: Callable[[J], R], jobs: Iterable[J]) -> Iterator[R]:
-        pending = deque()
-        for job in jobs:
-            pending.append(executor.submit(function, job))
-            if len(pending) >= 2 * workers:
-                yield pending.popleft().result()
-        while pending:
-            yield pending.popleft().result()
-
-    try:
-        yield in_order
-    finally:
-        executor.shutdown(cancel_futures=True)
 
 
 def _progress(console: Console) -> Progress:
