@@ -15,6 +15,10 @@ _NAMES = {  # public name -> the module that has it
     "experiment": "arguments",
     "experiment_names": "arguments",
     "register": "arguments",
+    "register_sweep": "sweep",
+    "Sweep": "scaling.recipe",
+    "ScalingRecipe": "scaling.recipe",
+    "grid": "scaling.recipe",
     "compile": "aot",
     "load": "sampling.load",
     "SamplingConfig": "sampling.config",
@@ -31,7 +35,7 @@ _NAMES = {  # public name -> the module that has it
     "RunConfig": "config",
     "UserError": "errors",
 }
-_MODULES = ("flops", "presets", "runtime")  # public as modules
+_MODULES = ("flops", "presets", "runtime", "sweep")  # public as modules
 
 __all__ = ["__version__", *_NAMES, *_MODULES]
 

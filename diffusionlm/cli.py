@@ -15,8 +15,8 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any
 
+from diffusionlm import cli_sweep, flops
 from diffusionlm import config as config_lib
-from diffusionlm import flops
 from diffusionlm.arguments import SETTINGS, fields, parse, retyped
 from diffusionlm.config import Config
 from diffusionlm.errors import UserError
@@ -86,7 +86,7 @@ def _help(verbs: Sequence[str]) -> str:
         [
             f"usage: {PROGRAM} VERB [...] | --version",
             "",
-            "Masked diffusion language models: prepare text, train, sample.",
+            "Masked diffusion language models: prepare text, train, sample, find scaling laws.",
             "",
             *lines,
             "",
@@ -440,4 +440,8 @@ VERBS: dict[str, Callable[[list[str], str], int]] = {
     "data prepare": data_prepare,
     "data inspect": data_inspect,
     "experiments": list_experiments,
+    "sweep plan": cli_sweep.plan,
+    "sweep run": cli_sweep.run,
+    "sweep status": cli_sweep.status,
+    "sweep report": cli_sweep.report,
 }

@@ -445,6 +445,16 @@ def scientific_fields(config: Any) -> dict[str, Any]:
     return flat(config, operational=False)
 
 
+def with_fields(config: Config, changes: dict[str, Any]) -> Config:
+    """`config` with other values for some dotted fields, validated."""
+    for name, value in changes.items():
+        section, _, field_name = name.rpartition(".")
+        if section:
+            value = dataclasses.replace(getattr(config, section), **{field_name: value})
+        config = dataclasses.replace(config, **{section or name: value})
+    return config.validate()
+
+
 def fingerprint(config: Config) -> str:
     """Twelve hex digits that identify the science of a run, whatever its paths, mesh and logging."""
     told = scientific_fields(config)

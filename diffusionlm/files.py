@@ -62,14 +62,21 @@ def read_json_lines(path: epath.Path) -> list[dict[str, Any]]:
 class JsonLines:
     """Appends objects to a file, one a line; each is on disk when `write` returns.
 
-    A bucket's object is rewritten instead: every `REWRITE_SECONDS` at most, and at `flush`.
+    A bucket's object is rewritten instead: every `REWRITE_SECONDS` at most, and at `flush`. Before anything is written,
+    `check` may raise.
     """
 
     REWRITE_SECONDS = 60.0
 
-    def __init__(self, path: epath.Path, keep: Callable[[dict[str, Any]], bool] = lambda line: True):
+    def __init__(
+        self,
+        path: epath.Path,
+        keep: Callable[[dict[str, Any]], bool] = lambda line: True,
+        check: Callable[[], None] = lambda: None,
+    ):
         """Goes on with the lines that are there, those that `keep` is true for."""
-        self._path = path
+        check()
+        self._path, self._check = path, check
         self.kept = [line for line in read_json_lines(path) if keep(line)]
         self._bucket = in_bucket(path)
         texts = [json.dumps(line) + "\n" for line in self.kept]
@@ -78,6 +85,7 @@ class JsonLines:
         self._written = time.monotonic()
 
     def write(self, line: dict[str, Any]) -> None:
+        self._check()
         text = json.dumps(line) + "\n"
         if not self._bucket:
             with self._path.open("a") as file:
@@ -90,6 +98,7 @@ class JsonLines:
     def flush(self) -> None:
         """Makes a bucket's object hold all lines."""
         if self._bucket:
+            self._check()
             write_atomically(self._path, "".join(self._texts))
             self._written = time.monotonic()
 

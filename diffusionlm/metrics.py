@@ -2,6 +2,7 @@
 
 import importlib.util
 import logging
+from collections.abc import Callable
 from typing import Any
 
 from etils import epath
@@ -18,11 +19,12 @@ FILE = "metrics.jsonl"
 class MetricsWriter:
     """Appends one JSON object a logged step to WORKDIR/metrics.jsonl, and its numbers to WORKDIR/events.
 
-    Lines after `restored_step` belong to work that the restored checkpoint does not contain; they are cut off.
+    Lines after `restored_step` belong to work that the restored checkpoint does not contain; they are cut off. Before
+    anything is written, `check` may raise.
     """
 
-    def __init__(self, workdir: epath.Path, restored_step: int):
-        self._workdir = workdir
+    def __init__(self, workdir: epath.Path, restored_step: int, check: Callable[[], None] = lambda: None):
+        self._workdir, self._check = workdir, check
         self._open(restored_step)
 
     def cut_back(self, restored_step: int) -> None:
@@ -31,7 +33,7 @@ class MetricsWriter:
         self._open(restored_step)
 
     def _open(self, restored_step: int) -> None:
-        self._lines = JsonLines(self._workdir / FILE, keep=lambda line: line["step"] <= restored_step)
+        self._lines = JsonLines(self._workdir / FILE, lambda line: line["step"] <= restored_step, self._check)
         self.latest = {name: value for line in self._lines.kept for name, value in line.items()}
         self._events = _event_writer(self._workdir / "events", restored_step)
 
@@ -129,10 +131,10 @@ class StepLog:
             self._writer.write(step, values)
         self._begin()
 
-    def evaluation(self, step: int, values: dict[str, float]) -> None:
-        """Writes a line with an evaluation's results under eval_*."""
+    def evaluation(self, step: int, values: dict[str, Any]) -> None:
+        """Writes a line with an evaluation's numbers under eval_*."""
         if self._writer:
-            line = {f"eval_{name}": value for name, value in values.items()}
+            line = {f"eval_{name}": value for name, value in values.items() if not isinstance(value, list)}
             self._writer.write(step, line | {"tokens": step * self._tokens, **self._times()})
 
     def flush(self) -> None:

@@ -88,3 +88,6 @@ class Registry(Generic[T]):
 
 
 experiments: Registry = Registry("experiment", package="diffusionlm.experiments", named=True)
+
+sweeps: Registry = Registry("sweep", package="diffusionlm.experiments", named=True)
+"""Registered sweeps: functions without arguments that return a `scaling.recipe.Sweep`, in the same files."""

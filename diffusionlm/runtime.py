@@ -250,7 +250,10 @@ def _one_line(error: BaseException) -> str:
 
 @contextmanager
 def stop_signals() -> Iterator[threading.Event]:
-    """An event that SIGTERM or a first Ctrl-C sets, so that a run saves before it ends; a second Ctrl-C interrupts."""
+    """An event that SIGTERM or a first Ctrl-C sets, so that a run saves before it ends; a second Ctrl-C interrupts.
+
+    One inside of another sets both: a sweep stops together with the run that it is at.
+    """
     stopped = threading.Event()
     if threading.current_thread() is not threading.main_thread():  # only there can handlers be set
         yield stopped
@@ -260,7 +263,10 @@ def stop_signals() -> Iterator[threading.Event]:
         if stopped.is_set() and signum == signal.SIGINT:
             raise KeyboardInterrupt
         stopped.set()
+        if getattr(before[signum], "sets_an_event", False):
+            before[signum](signum, frame)
 
+    stop.sets_an_event = True
     before = {s: signal.signal(s, stop) for s in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield stopped

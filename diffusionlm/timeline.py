@@ -89,12 +89,12 @@ class Timeline:
         self._watch = Watch(clock)
         self._step = 0
 
-    def open(self, workdir: epath.Path, step: int, *, write: bool) -> None:
-        """From here on steps are taken, after the restored `step`; one process of a run writes."""
+    def open(self, workdir: epath.Path, step: int, *, write: bool, check: Callable[[], None] = lambda: None) -> None:
+        """From here on steps are taken, after the restored `step`; one process of a run writes, after a `check`."""
         self._step = step
         if write:
-            self._lines = JsonLines(workdir / FILE)
-            self._heartbeat = Heartbeat(workdir / HEARTBEAT, self._clock, self._now)
+            self._lines = JsonLines(workdir / FILE, check=check)
+            self._heartbeat = Heartbeat(workdir / HEARTBEAT, self._clock, self._now, check)
             self._total = Total(self._lines.kept)
         self._write({"event": "start", "time": self._began, "step": step})
         self._charge()
@@ -240,8 +240,14 @@ class Watch:
 class Heartbeat:
     """A file {"step", "time", "doing"} that is replaced every few seconds, for who watches a run."""
 
-    def __init__(self, path: epath.Path, clock: Callable[[], float], now: Callable[[], float]):
-        self._path, self._clock, self._now = path, clock, now
+    def __init__(
+        self,
+        path: epath.Path,
+        clock: Callable[[], float],
+        now: Callable[[], float],
+        check: Callable[[], None] = lambda: None,
+    ):
+        self._path, self._clock, self._now, self._check = path, clock, now, check
         self._last, self._doing = -BEAT_SECONDS, ""
 
     def beat(self, step: int, doing: str) -> None:
@@ -250,6 +256,7 @@ class Heartbeat:
             return
         self._last, self._doing = self._clock(), doing
         try:
+            self._check()
             write_atomically(self._path, json.dumps({"step": step, "time": self._now(), "doing": doing}) + "\n")
         except OSError as error:  # of a bucket, for a moment: no reason to stop
             log.warning("cannot write %s: %s", self._path, error)

@@ -192,7 +192,7 @@ def eval_step(
     return {"nats": mean * tokens, "tokens": tokens, "bytes": scored_bytes}
 
 
-# What the compiled steps take as data: runs that differ in nothing else share one compilation, as cells of a sweep do.
+# What the compiled step takes as data: runs that differ in nothing else, such as cells of a sweep, share a compilation.
 _NUMBERS = {
     "run": ("seed", "steps"),
     "optim": ("peak_lr", "warmup_steps", "final_lr", "drop_step", "drop_lr", "decay_steps", "weight_decay"),
@@ -204,9 +204,8 @@ def _numbers(cfg: Config) -> Numbers:
     """The values of the fields in `_NUMBERS`, as scalars."""
 
     def scalar(value: float) -> np.ndarray:
-        return np.asarray(
-            value, np.float32 if isinstance(value, float) else np.uint32 if value >= 1 << 31 else np.int32
-        )
+        whole = np.uint32 if value >= 1 << 31 else np.int32  # a seed has 32 bits
+        return np.asarray(value, np.float32 if isinstance(value, float) else whole)
 
     return {
         section: {name: scalar(getattr(getattr(cfg, section), name)) for name in names}

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import numpy as np
@@ -58,7 +58,26 @@ class DivergenceError(FloatingPointError):
     """A batch was bad, and `SafetyConfig` allows no further way on; it says which state has been saved."""
 
 
-def train(cfg: Config | str, workdir: epath.PathLike | None = None) -> Run:
+class Fence(Protocol):
+    """Stands between a run and its directory where other workers may take it over, as those of a sweep."""
+
+    def check(self) -> None:
+        """Raises `OSError` where the run is known to be another's by now; it precedes every line that is written."""
+
+    def confirm(self) -> None:
+        """Asks, and raises `OSError` where the run is another's; it precedes every checkpoint, and DONE.json."""
+
+
+class _Alone:
+    """The fence around a directory that is this run's alone."""
+
+    def check(self) -> None:
+        pass
+
+    confirm = check
+
+
+def train(cfg: Config | str, workdir: epath.PathLike | None = None, *, fence: Fence | None = None) -> Run:
     """Trains `cfg` in `workdir` (default: runs/NAME), or goes on with the run that is there.
 
     On several hosts, every process calls this; see `runtime.initialize` for how they find each other.
@@ -66,6 +85,7 @@ def train(cfg: Config | str, workdir: epath.PathLike | None = None) -> Run:
     Args:
       cfg: a configuration, or the name of an experiment.
       workdir: the run directory.
+      fence: what must hold when the first process writes there; None: the directory is this run's alone.
 
     Raises:
       UserError: the configuration is inconsistent, the directory holds another run, or the data do not fit the model;
@@ -92,7 +112,7 @@ def train(cfg: Config | str, workdir: epath.PathLike | None = None) -> Run:
     runtime.require_shared(workdir)
     dataset = datasets.open_or_prepare(cfg, workdir)
     with jax.set_mesh(mesh), runtime.stop_signals() as stopped, runtime.a_hint_at_deaths():
-        return _Loop(cfg, workdir, dataset, mesh, timeline).run(stopped)
+        return _Loop(cfg, workdir, dataset, mesh, timeline, fence or _Alone()).run(stopped)
 
 
 def evaluation_rows(cfg: Config, dataset: Dataset, rows: np.ndarray | None = None) -> Iterator[dict[str, np.ndarray]]:
@@ -107,9 +127,18 @@ class _Loop:
     dispatched, so that they never wait. Until then a step is `pending`, and may turn out to have left out its batch.
     """
 
-    def __init__(self, cfg: Config, workdir: epath.Path, dataset: Dataset, mesh: Mesh, timeline: Timeline):
+    def __init__(
+        self,
+        cfg: Config,
+        workdir: epath.Path,
+        dataset: Dataset,
+        mesh: Mesh,
+        timeline: Timeline,
+        fence: Fence,
+    ):
         self.cfg, self.workdir, self.dataset, self.mesh, self.timeline = cfg, workdir, dataset, mesh, timeline
         self.first_process = jax.process_index() == 0
+        self.fence = fence if self.first_process else _Alone()
         self.train_step = make_train_step(cfg, mesh)
         self.eval_step = make_eval_step(cfg)
         self.rows = local_rows(mesh, cfg.data.batch_size)
@@ -271,6 +300,7 @@ class _Loop:
         with self._recording():
             self.log.flush()
         runtime.everywhere(self._require_written)
+        runtime.everywhere(self.fence.confirm)
         self.saver.save(self.state)
 
     @contextmanager
@@ -289,7 +319,7 @@ class _Loop:
                 "the same command goes on from the newest checkpoint"
             ) from self.unwritten
 
-    def evaluate(self, params: Any) -> dict[str, float]:
+    def evaluate(self, params: Any) -> dict[str, Any]:
         """The bound on held-out records (see `train_step.eval_step`), with the standard error of its noise draws.
 
         The error covers the Monte Carlo noise of the masks, not the choice of held-out documents; it is 0 for an
@@ -317,6 +347,7 @@ class _Loop:
             "nelbo_nats_per_token": float(nelbo),
             "nelbo_stderr": float(stderr),
             "bits_per_byte": float(nelbo / math.log(2) * sums[0, 1] / bytes_scored),
+            "nelbo_per_draw": per_draw.tolist(),
             "tokens": int(sums[0, 1]),
             "bytes": int(round(bytes_scored)),
         }
@@ -382,9 +413,9 @@ class _Loop:
     def _open_records(self, stack: ExitStack) -> None:
         """Opens the timeline and the log, which one process writes."""
         try:
-            self.timeline.open(self.workdir, self.step, write=self.first_process)
+            self.timeline.open(self.workdir, self.step, write=self.first_process, check=self.fence.check)
             stack.enter_context(self.timeline)
-            writer = MetricsWriter(self.workdir, self.step) if self.first_process else None
+            writer = MetricsWriter(self.workdir, self.step, self.fence.check) if self.first_process else None
         except ValueError as error:
             raise UserError(
                 f"metrics.jsonl or timeline.jsonl in {self.workdir} has a damaged line ({error}); delete that line"
@@ -441,6 +472,7 @@ class _Loop:
         def write() -> None:
             self._require_written()
             if self.first_process:
+                self.fence.confirm()
                 write_atomically(self.workdir / "DONE.json", json.dumps(result, indent=2) + "\n")
 
         runtime.everywhere(write)

@@ -59,5 +59,6 @@ def test_names_links_and_files(document):
 
 def test_the_commands_of_the_readme_are_verbs():
     lines = (ROOT / "README.md").read_text().splitlines()
-    commands = [c for line in lines for c in re.findall(r"^    (?:.*&& )?diffusionlm ((?:data )?[a-z]+)", line)]
+    command = r"^    (?:.*&& )?diffusionlm ((?:(?:data|sweep) )?[a-z]+)"
+    commands = [found for line in lines for found in re.findall(command, line)]
     assert len(commands) > 5 and set(commands) <= set(VERBS)

@@ -156,8 +156,11 @@ def test_done_has_the_final_numbers(uninterrupted):
     assert done["train_loss"] == lines[-2]["loss"]
     assert lines[-1]["step"] == STEPS
     assert {k: v for k, v in lines[-1].items() if k.startswith("eval_")} == {
-        f"eval_{name}": value for name, value in done["eval"].items()
+        f"eval_{name}": value for name, value in done["eval"].items() if name != "nelbo_per_draw"
     }
+    draws = done["eval"]["nelbo_per_draw"]
+    assert len(draws) == 3 and np.mean(draws) == pytest.approx(done["eval"]["nelbo_nats_per_token"])
+    assert np.std(draws, ddof=1) / math.sqrt(3) == pytest.approx(done["eval"]["nelbo_stderr"])
     assert done["seconds"] >= lines[-2]["seconds"] and 0 < done["goodput"] <= 1
     kinds = done["seconds_by_kind"]
     assert sum(kinds.values()) == pytest.approx(done["seconds"], abs=0.1)  # nothing came between

@@ -1,6 +1,21 @@
-"""What the finished cells of a sweep measured, as the fits and the report take it."""
+"""What the finished cells of a sweep measured, read from their files, as the fits and the report take it."""
 
-from dataclasses import dataclass
+import json
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from typing import Any, TypeVar
+
+from etils import epath
+
+from diffusionlm.errors import UserError
+from diffusionlm.files import read_json_lines, run_path, write_atomically
+from diffusionlm.scaling.recipe import Cell, Sweep
+
+CURVE_POINTS = 100  # of a training curve that are kept
+READS = 32  # at once, as a bucket takes some 50 ms for each
+
+T, R = TypeVar("T"), TypeVar("R")
 
 
 @dataclass(frozen=True)
@@ -23,3 +38,92 @@ class CellResult:
     loss_per_draw: tuple[float, ...]  # the same by noise draw, which all cells of a sweep have in common
     bits_per_byte: float
     curve: tuple[tuple[float, float], ...]  # (FLOPs spent, training loss) along the run, thinned
+
+
+def read(sweep: Sweep, workdir: epath.PathLike, *, everything: bool = False) -> tuple[list[CellResult], int]:
+    """The results of the finished cells, and how many cells are not finished.
+
+    Raises:
+      UserError: the directory is not that of this sweep, or a file in it is damaged.
+    """
+    workdir = run_path(workdir)
+    identity = read_identity(workdir)
+    if identity is None or identity["sweep"] != sweep.name:
+        there = f"is of sweep {identity['sweep']!r}" if identity else "has no sweep.json, so no worker has begun there"
+        raise UserError(f"{workdir} {there}; give the --workdir of `diffusionlm sweep run {sweep.name}`")
+    cells = sweep.select(everything)
+    found = at_once(lambda cell: _result(cell, workdir / "cells" / cell.id, identity["unique_tokens"]), cells)
+    finished = [result for result in found if result]
+    return finished, len(cells) - len(finished)
+
+
+def _result(cell: Cell, directory: epath.Path, unique_tokens: int) -> CellResult | None:
+    path = directory / "DONE.json"
+    if not path.exists():
+        return None
+    try:
+        held_out = json.loads(path.read_text())["eval"]
+        lines = read_json_lines(directory / "metrics.jsonl")
+    except (ValueError, KeyError) as error:
+        raise UserError(f"{path}, or metrics.jsonl beside it, is damaged ({error}); delete {directory}") from error
+    return CellResult(
+        id=cell.id,
+        objective=cell.objective,
+        preset=cell.preset,
+        seed=cell.seed,
+        budget=cell.budget,
+        flops=cell.flops,
+        params=cell.params,
+        params_non_embedding=cell.params_non_embedding,
+        tokens=cell.tokens,
+        unique_tokens=unique_tokens,
+        steps=cell.steps,
+        loss=held_out["nelbo_nats_per_token"],
+        loss_stderr=held_out["nelbo_stderr"],
+        loss_per_draw=tuple(held_out["nelbo_per_draw"]),
+        bits_per_byte=held_out["bits_per_byte"],
+        curve=_curve(lines, cell.flops / cell.steps),
+    )
+
+
+def _curve(lines: Sequence[dict[str, Any]], flops_per_step: float) -> tuple[tuple[float, float], ...]:
+    """The training loss, averaged over stretches of equal length."""
+    points = [(line["step"], line["loss"]) for line in lines if "loss" in line]
+    group = -(-len(points) // CURVE_POINTS)
+    groups = [points[i : i + group] for i in range(0, len(points), group)] if points else []
+    return tuple((part[-1][0] * flops_per_step, sum(loss for _, loss in part) / len(part)) for part in groups)
+
+
+def save(results: Sequence[CellResult], path: epath.Path) -> None:
+    """Writes results to a JSON file, small enough to keep."""
+    write_atomically(path, json.dumps([asdict(result) for result in results]) + "\n")
+
+
+def load(path: epath.PathLike) -> list[CellResult]:
+    """Reads what `save` wrote."""
+    values = json.loads(epath.Path(path).read_text())
+    for value in values:
+        value["loss_per_draw"] = tuple(value["loss_per_draw"])
+        value["curve"] = tuple(map(tuple, value["curve"]))
+    return [CellResult(**value) for value in values]
+
+
+def at_once(read: Callable[[T], R], of: Sequence[T]) -> list[R]:
+    """`read` of each, many at a time, in order."""
+    with ThreadPoolExecutor(READS) as pool:
+        return list(pool.map(read, of))
+
+
+def read_identity(workdir: epath.Path) -> dict[str, Any] | None:
+    """The content of sweep.json, by which a directory is that of one sweep on one dataset; None where there is none.
+
+    Raises:
+      UserError: it is damaged.
+    """
+    path = workdir / "sweep.json"
+    if not path.exists():
+        return None
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise UserError(f"{path} is damaged ({error}); delete it, and the next worker writes it anew") from error

@@ -1,0 +1,195 @@
+"""What a sweep will cost before anything is rented: cells, FLOPs under each convention, chip-hours, money, fit."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from diffusionlm import flops
+from diffusionlm.config import with_fields
+from diffusionlm.errors import UserError
+from diffusionlm.losses import predicted_share
+from diffusionlm.registry import suggest
+from diffusionlm.scaling.recipe import Cell, Sweep
+from diffusionlm.topology import CHIPS
+
+MFU = 0.4  # what MaxText's public runs on v5p and v6e have is 0.45 to 0.65; small models have less
+_GPUS = {"h100": "NVIDIA H100 SXM", "h200": "NVIDIA H200", "a100": "NVIDIA A100-SXM4-80GB"}
+CHIP_NAMES = (*CHIPS, *_GPUS)
+
+
+@dataclass(frozen=True)
+class PlannedCell:
+    """One cell, and what it will take."""
+
+    id: str
+    objective: str
+    preset: str
+    recipe: str
+    seed: int
+    params: int  # the N of the recipe's laws
+    params_non_embedding: int
+    budget_flops: float
+    flops: float  # of the whole steps that the budget pays for, in the recipe's convention
+    flops_6nd: float  # 6 N D with N non-embedding
+    flops_model: float  # matmuls of all positions, attention and head included
+    flops_credited: float  # the same without the part of the head that the objective need not run
+    batch_size: int
+    sequence_length: int
+    tokens: int
+    steps: int
+    peak_lr: float
+    chip_hours: dict[str, float]  # by chip, at the plan's MFU
+    fits: bool | None = None  # on the slice that it was compiled for; None: it was not compiled
+    fit_note: str = ""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The cells of a sweep, and what they will take."""
+
+    sweep: str
+    cells: tuple[PlannedCell, ...]
+    mfu: float
+    topology: str = ""  # of the fit check
+
+    def chip_hours(self, chip: str) -> float:
+        """Of all cells, on chips of this kind."""
+        return sum(cell.chip_hours[chip] for cell in self.cells)
+
+    def to_json(self) -> dict[str, Any]:
+        hours = {chip: self.chip_hours(chip) for chip in CHIP_NAMES}
+        return {
+            "sweep": self.sweep,
+            "mfu": self.mfu,
+            "topology": self.topology,
+            "flops": sum(cell.flops for cell in self.cells),
+            "chip_hours": hours,
+            "cells": [asdict(cell) for cell in self.cells],
+        }
+
+
+def plan(
+    sweep: Sweep,
+    *,
+    everything: bool = False,
+    mfu: float = MFU,
+    topology: str = "",
+    settings: dict[str, Any] | None = None,
+) -> Plan:
+    """What the sweep will take, by arithmetic on its configs; nothing is traced unless a topology is given.
+
+    Args:
+      sweep: whose cells.
+      everything: also the cells of less use.
+      mfu: model FLOPs utilisation that chip-hours assume: credited FLOPs over the chip's bfloat16 peak.
+      topology: a TPU slice, such as v5e-8, for which the training step of every cell is compiled here and now, so that
+        what does not fit is known before a chip is rented; needs libtpu.
+      settings: dotted operational fields for that check, such as {"run.microbatches": 4}.
+
+    Raises:
+      UserError: an impossible MFU, or an unknown topology.
+    """
+    if not 0 < mfu <= 1:
+        raise UserError(f"mfu={mfu} must lie in (0, 1]; {MFU} is the default")
+    cells = sweep.select(everything)
+    fits = _compile(cells, topology, settings or {}) if topology else {}
+    return Plan(sweep.name, tuple(_planned(cell, mfu, *fits.get(cell.id, (None, ""))) for cell in cells), mfu, topology)
+
+
+def _planned(cell: Cell, mfu: float, fits: bool | None, note: str) -> PlannedCell:
+    model, length, share = cell.config.model, cell.recipe.sequence_length, predicted_share(cell.config)
+    sequences = cell.steps * cell.recipe.batch_size
+    credited = sequences * flops.train(model, length, "model", predicted=share)
+    return PlannedCell(
+        id=cell.id,
+        objective=cell.objective,
+        preset=cell.preset,
+        recipe=cell.recipe.name,
+        seed=cell.seed,
+        params=cell.params,
+        params_non_embedding=cell.params_non_embedding,
+        budget_flops=cell.budget,
+        flops=cell.flops,
+        flops_6nd=float(6 * cell.params_non_embedding * cell.tokens),
+        flops_model=float(sequences * flops.train(model, length, "model")),
+        flops_credited=float(credited),
+        batch_size=cell.recipe.batch_size,
+        sequence_length=length,
+        tokens=cell.tokens,
+        steps=cell.steps,
+        peak_lr=cell.config.optim.peak_lr,
+        chip_hours={chip: credited / (mfu * peak_flops(chip)) / 3600 for chip in CHIP_NAMES},
+        fits=fits,
+        fit_note=note,
+    )
+
+
+def peak_flops(chip: str) -> float:
+    """Dense bfloat16 FLOP/s of a chip by its short name.
+
+    Raises:
+      UserError: an unknown name.
+    """
+    if chip in CHIPS:
+        return CHIPS[chip].peak_flops
+    if chip in _GPUS:
+        return flops.peak_flops(_GPUS[chip])
+    raise UserError(f"unknown chip {chip!r}{suggest(chip, CHIP_NAMES)}")
+
+
+def _compile(cells: Sequence[Cell], topology: str, settings: dict[str, Any]) -> dict[str, tuple[bool, str]]:
+    """Whether each cell fits, and a line about it; cells of the same program are compiled once."""
+    from diffusionlm import aot
+    from diffusionlm.aot_table import verdict
+    from diffusionlm.progress import Progress
+
+    same: dict[Any, list[Cell]] = {}
+    for cell in cells:
+        same.setdefault((cell.objective, cell.config.model, cell.config.data), []).append(cell)
+    found: dict[str, tuple[bool, str]] = {}
+    with Progress(f"compile for {topology}", len(same)) as progress:
+        for k, alike in enumerate(same.values()):
+            progress.note(f"{alike[0].objective} {alike[0].preset}")
+            report = aot.compile(with_fields(alike[0].config, settings), topology)
+            progress.update(k + 1, alike[0].preset)
+            found |= {cell.id: (report.fits, verdict(report)) for cell in alike}
+    return found
+
+
+def show(plan: Plan, chip: str, price: float | None = None, console: Console | None = None) -> None:
+    """Prints a plan as a table.
+
+    Args:
+      plan: of `plan`.
+      chip: whose hours are shown.
+      price: of an hour of one such chip; None: no money is shown.
+      console: where; None: stdout.
+    """
+    peak_flops(chip)  # refuses an unknown one
+    hours = plan.chip_hours(chip)
+    money = f", {hours * price:,.2f} at {price:g} an hour" if price is not None else ""
+    total = sum(cell.flops for cell in plan.cells)
+    spent = f"{hours:,.3g} {chip}-hours at {plan.mfu:.0%} MFU{money}"
+    title = f"{plan.sweep}: {len(plan.cells)} cells, {total:.3g} FLOPs; {spent}"
+    columns = ["cell", "N", "tokens", "batch", "steps", "peak lr", "FLOPs", "6ND", "all matmuls", f"{chip}-hours"]
+    table = Table(*columns, *(["money"] if price is not None else []), *(["fit"] if plan.topology else []), title=title)
+    for cell in plan.cells:
+        row = [
+            cell.id,
+            f"{cell.params:,}",
+            f"{cell.tokens:,}",
+            f"{cell.batch_size} x {cell.sequence_length}",
+            f"{cell.steps:,}",
+            f"{cell.peak_lr:.2g}",
+            f"{cell.flops:.3g}",
+            f"{cell.flops_6nd:.3g}",
+            f"{cell.flops_model:.3g}",
+            f"{cell.chip_hours[chip]:.3g}",
+        ]
+        row += [f"{cell.chip_hours[chip] * price:,.2f}"] if price is not None else []
+        row += [cell.fit_note] if plan.topology else []
+        table.add_row(*row)
+    (console or Console()).print(table)

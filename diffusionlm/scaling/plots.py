@@ -1,0 +1,297 @@
+"""The pictures of a report, as PNG files in memory: readable in grey, with colours that the colour-blind can tell."""
+
+import io
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+
+from diffusionlm.errors import UserError
+from diffusionlm.scaling.analysis import Analysis, ObjectiveFit
+from diffusionlm.scaling.laws import PublishedLaw
+from diffusionlm.scaling.optima import BudgetFit
+from diffusionlm.scaling.uncertainty import Estimate, by_cell
+
+# Okabe and Ito's blue and vermilion differ in lightness; marker, filling and line differ too.
+STYLES = (
+    {"color": "#0072B2", "marker": "o", "linestyle": "-", "fill": True},
+    {"color": "#D55E00", "marker": "s", "linestyle": "--", "fill": False},
+    {"color": "#009E73", "marker": "^", "linestyle": "-.", "fill": True},
+    {"color": "#CC79A7", "marker": "D", "linestyle": ":", "fill": False},
+)
+MARKERS = "osD^vP*X<>"  # of budgets
+OVERLAYS = ("-", "--", "-.", ":")
+GREY = "#555555"
+
+
+def render(analysis: Analysis, overlays: Sequence[PublishedLaw] = ()) -> dict[str, bytes]:
+    """All pictures that the analysis has something for, by file name.
+
+    Raises:
+      UserError: matplotlib is not installed.
+    """
+    try:
+        from matplotlib import rc_context
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise UserError("plots need matplotlib; pip install matplotlib, or diffusionlm[docs]") from error
+    makers: Mapping[str, Callable] = {
+        "isoflop.png": _isoflop,
+        "laws.png": _laws,
+        "gap.png": _gap,
+        "residuals.png": _residuals,
+        "envelope.png": _envelope,
+    }
+    pictures = {}
+    with rc_context({"font.size": 11, "axes.grid": True, "grid.alpha": 0.25, "axes.axisbelow": True}):
+        for name, make in makers.items():
+            figure = Figure(layout="constrained")
+            if make(figure, analysis, overlays):
+                written = io.BytesIO()
+                figure.savefig(written, format="png", dpi=140)
+                pictures[name] = written.getvalue()
+    return pictures
+
+
+def _isoflop(figure, analysis: Analysis, overlays) -> bool:
+    """Loss over N, a parabola and an optimum for each budget; a panel for each objective."""
+    fits = list(analysis.objectives.values())
+    figure.set_size_inches(5.6 * len(fits), 4.8)
+    budgets = sorted({row.budget for fit in fits for row in fit.budgets})
+    for axes, fit in zip(figure.subplots(1, len(fits), squeeze=False)[0], fits, strict=True):
+        for row in fit.budgets:
+            colour, marker = _budget_style(budgets, row.budget)
+            cells = by_cell(row.runs)
+            sizes = [key[2] for key in cells]
+            means = [np.mean([run.loss for run in runs]) for runs in cells.values()]
+            spread = [np.std([r.loss for r in runs], ddof=1) if len(runs) > 1 else np.nan for runs in cells.values()]
+            axes.errorbar(
+                sizes, means, spread, fmt=marker, color=colour, capsize=3, markersize=6, label=_flops(row.budget)
+            )
+            if row.parabola:
+                step = 0.1 * np.ptp(row.log_n)
+                x = np.linspace(row.log_n.min() - step, row.log_n.max() + step, 200)
+                axes.plot(np.exp(x), row.parabola(x), color=colour, linewidth=1.4)
+            if row.params:
+                _optimum(axes, row)
+        axes.set(title=fit.objective.upper(), xscale="log", xlabel="model size N (parameters)")
+        _few_ticks(axes.xaxis)
+        axes.legend(title="budget (FLOPs)", fontsize=9, title_fontsize=9)
+    figure.axes[0].set_ylabel("held-out loss (nats per token)")
+    return True
+
+
+def _optimum(axes, row: BudgetFit) -> None:
+    def reach(estimate: Estimate):
+        return [[estimate.value - estimate.low], [estimate.high - estimate.value]] if estimate.bounded else None
+
+    axes.errorbar(
+        row.params.value,
+        row.loss.value,
+        xerr=reach(row.params),
+        yerr=reach(row.loss),
+        fmt="*",
+        markersize=11,
+        color="black",
+        markerfacecolor="white",
+        capsize=4,
+        zorder=5,
+    )
+
+
+def _laws(figure, analysis: Analysis, overlays: Sequence[PublishedLaw]) -> bool:
+    """N*, D* and L* over C, with bands, and published laws."""
+    fits = [fit for fit in analysis.objectives.values() if any(row.params for row in fit.budgets)]
+    if not fits:
+        return False
+    figure.set_size_inches(13.5, 4.8)
+    budgets = sorted({row.budget for fit in fits for row in fit.budgets})
+    last = analysis.next_budget or budgets[-1]
+    grid = np.geomspace(budgets[0] / 1.3, last * 1.3, 100)
+    names = {"params": "N* (parameters)", "tokens": "D* (tokens)", "loss": "L* (nats per token)"}
+    panels = figure.subplots(1, 3)
+    for axes, (key, label) in zip(panels, names.items(), strict=True):
+        for fit in fits:
+            style = _style(analysis, fit)
+            rows = [row for row in fit.budgets if row.params]
+            estimates = [getattr(row, key) for row in rows]
+            _points(axes, [row.budget for row in rows], estimates, style, fit.objective.upper())
+            if fit.laws:
+                at = [fit.laws[key].at(c) for c in grid]
+                axes.plot(grid, [e.value for e in at], color=style["color"], linestyle=style["linestyle"])
+                if at[0].low is not None:
+                    low, high = np.array([(e.low, e.high) for e in at]).T
+                    axes.fill_between(grid, low, high, color=style["color"], alpha=0.18, linewidth=0)
+        for law, line in zip(overlays, np.resize(OVERLAYS, len(overlays)), strict=True):
+            values = [getattr(law, key)(c) for c in grid]
+            inside = law.fitted_range and law.fitted_range[0] <= grid[-1] and law.fitted_range[1] >= grid[0]
+            # Far from where it was fitted a law of the loss says nothing, and would squeeze what was measured.
+            if values[0] is not None and (inside or key != "loss"):
+                title = law.title + ("" if inside else " (extrapolated)")
+                axes.plot(grid, values, color=GREY, linestyle=line, linewidth=1.2, label=title)
+        if analysis.next_budget:
+            axes.axvline(analysis.next_budget, color=GREY, linewidth=0.8, linestyle=(0, (1, 3)))
+        axes.set(xscale="log", yscale="log", xlabel="compute C (FLOPs)", ylabel=label)
+        if key == "loss":
+            _plain_ticks(axes.yaxis)
+    if analysis.next_budget:
+        where = (analysis.next_budget, 0.02)
+        panels[0].annotate("next ", where, xycoords=("data", "axes fraction"), ha="right", color=GREY, fontsize=9)
+    _legend_below(figure, panels[0], columns=4)
+    return True
+
+
+def _gap(figure, analysis: Analysis, overlays) -> bool:
+    """The compute gap over the compute of the reference, and the ratio of optimal sizes."""
+    if not analysis.gaps:
+        return False
+    figure.set_size_inches(11, 4.4)
+    left, right = figure.subplots(1, 2)
+    for gap in analysis.gaps:
+        style = _style(analysis, analysis.objectives[gap.objective])
+        other, reference = gap.laws
+        grid = np.geomspace(reference.budgets[0], reference.budgets[-1], 60)
+        at = [gap.at(c) for c in grid]
+        title = f"{gap.objective.upper()} over {gap.reference.upper()}"
+        values = np.array([e.value for e in at])
+        inside = (values * grid >= other.budgets[0]) & (values * grid <= other.budgets[-1])
+        left.plot(grid, np.where(inside, values, np.nan), color=style["color"], linewidth=2.4, label=title)
+        left.plot(grid, values, color=style["color"], linestyle=(0, (2, 2)), label=f"{title}, extrapolated")
+        if at[0].low is not None:
+            low, high = np.array([(e.low, e.high) for e in at]).T
+            left.fill_between(grid, low, high, color=style["color"], alpha=0.18, linewidth=0)
+        left.axhline(gap.common.value, color=GREY, linestyle=":", label=f"one exponent: {gap.common.value:.3g}")
+        _points(right, [c for c, _ in gap.size_ratio], [e for _, e in gap.size_ratio], style, title)
+    for axes in (left, right):
+        axes.set_xscale("log")
+        _budget_ticks(axes.xaxis, reference.budgets)
+    left.set(xlabel=f"compute C of {gap.reference.upper()} (FLOPs)", ylabel="times C for the same loss")
+    right.axhline(1, color=GREY, linewidth=0.8)
+    right.set(xlabel="compute C (FLOPs)", ylabel="ratio of optimal sizes N*")
+    left.legend(fontsize=9)
+    right.legend(fontsize=9)
+    return True
+
+
+def _residuals(figure, analysis: Analysis, overlays) -> bool:
+    """Measured minus fitted over N / N*: a pattern is misfit, scatter is noise."""
+    fits = [fit for fit in analysis.objectives.values() if any(row.params for row in fit.budgets)]
+    if not fits:
+        return False
+    figure.set_size_inches(5.6 * len(fits), 3.8)
+    budgets = sorted({row.budget for fit in fits for row in fit.budgets})
+    panels = figure.subplots(1, len(fits), squeeze=False, sharey=True)[0]
+    for axes, fit in zip(panels, fits, strict=True):
+        if fit.noise:
+            band = axes.axhspan(-2 * fit.noise.sd, 2 * fit.noise.sd, color=GREY, alpha=0.15, linewidth=0)
+            axes.legend([band], [f"two seed sd ({fit.noise.sd:.2g} nats)"], fontsize=9, loc="upper right")
+        axes.axhline(0, color=GREY, linewidth=0.8)
+        for row in fit.budgets:
+            if row.params:
+                colour, marker = _budget_style(budgets, row.budget)
+                x = np.exp(row.log_n) / row.params.value
+                axes.plot(x, row.parabola.residuals, marker, color=colour, label=_flops(row.budget))
+        axes.set(title=fit.objective.upper(), xscale="log", xlabel="N / N*")
+        _few_ticks(axes.xaxis)
+    panels[0].set_ylabel("residual (nats per token)")
+    _legend_below(figure, panels[0], columns=8)
+    return True
+
+
+def _envelope(figure, analysis: Analysis, overlays) -> bool:
+    """Training curves, green to violet by size, and their envelope."""
+    fits = [fit for fit in analysis.objectives.values() if fit.envelope]
+    if not fits:
+        return False
+    from matplotlib import colormaps
+
+    figure.set_size_inches(5.6 * len(fits), 4.4)
+    for axes, fit in zip(figure.subplots(1, len(fits), squeeze=False)[0], fits, strict=True):
+        sizes = sorted({n for n, *_ in fit.envelope.curves})
+        for n, c, loss in fit.envelope.curves:
+            shade = 0.72 * (1 - sizes.index(n) / max(len(sizes) - 1, 1))
+            axes.plot(c, loss, color=colormaps["viridis"](shade), linewidth=0.8, alpha=0.8)
+        used = fit.envelope.used
+        axes.plot(fit.envelope.c, fit.envelope.loss, color="black", linewidth=1, label="envelope")
+        axes.plot(fit.envelope.c[used], fit.envelope.loss[used], "k.", markersize=6, label="points of the laws")
+        title = f"{fit.objective.upper()}: N from {_short(sizes[0])} (green) to {_short(sizes[-1])} (violet)"
+        axes.set(title=title, xscale="log", yscale="log", xlabel="compute C (FLOPs)")
+        axes.title.set_fontsize(11)
+        _budget_ticks(axes.xaxis, [row.budget for row in fit.budgets])
+        _plain_ticks(axes.yaxis)
+        axes.legend(fontsize=9)
+    figure.axes[0].set_ylabel("training loss (nats per token)")
+    return True
+
+
+def _points(axes, c: Sequence[float], estimates: Sequence[Estimate], style: Mapping, label: str) -> None:
+    values = np.array([e.value for e in estimates])
+    ends = np.array([(e.low, e.high) if e.bounded else (np.nan, np.nan) for e in estimates], float).reshape(-1, 2)
+    reach = np.abs(ends.T - values)
+    axes.errorbar(
+        c,
+        values,
+        reach if np.isfinite(reach).any() else None,
+        fmt=style["marker"],
+        color=style["color"],
+        markerfacecolor=style["color"] if style["fill"] else "white",
+        capsize=4,
+        markersize=7,
+        label=label,
+    )
+
+
+def _style(analysis: Analysis, fit: ObjectiveFit) -> Mapping:
+    """MDM and ARM look the same in every report."""
+    others = [name for name in analysis.objectives if name not in ("mdm", "arm")]
+    return STYLES[("mdm", "arm", *others).index(fit.objective) % len(STYLES)]
+
+
+def _budget_style(budgets: Sequence[float], budget: float) -> tuple:
+    from matplotlib import colormaps
+
+    i = list(budgets).index(budget)
+    shade = 0.05 + 0.67 * i / max(len(budgets) - 1, 1)  # even in lightness, and visible on white and on black
+    return colormaps["viridis"](shade), MARKERS[i % len(MARKERS)]
+
+
+def _flops(c: float) -> str:
+    mantissa, exponent = f"{c:.1e}".split("e")
+    return rf"${mantissa.removesuffix('.0')} \times 10^{{{int(exponent)}}}$"
+
+
+def _few_ticks(axis) -> None:
+    """Labels at 1, 2 and 5 of a decade: a panel often spans little more than one."""
+    from matplotlib import ticker
+
+    axis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5), numticks=12))
+    axis.set_major_formatter(ticker.FuncFormatter(lambda value, _: _short(value)))
+    axis.set_minor_formatter(ticker.NullFormatter())
+
+
+def _budget_ticks(axis, budgets: Sequence[float]) -> None:
+    from matplotlib import ticker
+
+    axis.set_major_locator(ticker.FixedLocator(budgets))
+    axis.set_major_formatter(ticker.FuncFormatter(lambda value, _: _flops(value)))
+    axis.set_minor_locator(ticker.NullLocator())
+
+
+def _legend_below(figure, axes, columns: int) -> None:
+    handles, labels = axes.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=min(columns, len(labels)), fontsize=9)
+
+
+def _plain_ticks(axis) -> None:
+    """Plain numbers on a logarithmic axis that spans less than a decade."""
+    from matplotlib import ticker
+
+    axis.set_major_locator(ticker.MaxNLocator(6))
+    axis.set_major_formatter(ticker.FormatStrFormatter("%.3g"))
+    axis.set_minor_locator(ticker.NullLocator())
+
+
+def _short(value: float) -> str:
+    for power, letter in ((9, "G"), (6, "M"), (3, "k")):
+        if value >= 10**power:
+            return f"{value / 10**power:.3g}{letter}"
+    return f"{value:.3g}"

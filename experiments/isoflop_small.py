@@ -1,0 +1,141 @@
+"""IsoFLOP sweeps for what one has at hand: a processor, or one GPU for an hour."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Literal
+
+from diffusionlm.config import ModelConfig
+from diffusionlm.registry import sweeps
+from diffusionlm.scaling.recipe import Cell, ScalingRecipe, Sweep, grid
+
+
+def _size(d_model: int, n_layers: int, head_dim: int, vocab_size: int = 1023, length: int = 128) -> ModelConfig:
+    """SMDM's proportions. 1023 pieces and the mask row fill 1024 rows exactly."""
+    return ModelConfig(
+        d_model=d_model,
+        n_layers=n_layers,
+        n_heads=d_model // head_dim,
+        n_kv_heads=d_model // head_dim,
+        head_dim=head_dim,
+        d_ff=4 * d_model,
+        vocab_size=vocab_size,
+        max_length=length,
+        head_chunk=256,  # what a processor's caches hold
+    )
+
+
+# By the parameters that are multiplied, the head's included: at these sizes it is two thirds to a twelfth of them.
+CPU_LADDER = {
+    "cpu_25k": _size(16, 2, 8),
+    "cpu_43k": _size(24, 2, 8),
+    "cpu_65k": _size(32, 2, 16),
+    "cpu_123k": _size(48, 2, 16),
+    "cpu_197k": _size(64, 2, 16),
+    "cpu_262k": _size(64, 3, 16),
+    "cpu_389k": _size(80, 3, 16),
+    "cpu_688k": _size(96, 4, 32),
+    "cpu_1180k": _size(128, 4, 32),
+    "cpu_2212k": _size(160, 5, 32),
+}
+CPU = ScalingRecipe(
+    name="cpu_arm",
+    sequence_length=128,
+    batch_size=8,
+    peak_lr=8e-3,
+    lr_width=64,
+    lr_exponent=-0.75,
+    convention="model",  # 6ND would leave out what costs most here
+    warmup_steps=50,
+    warmup_fraction=0.02,
+    dtype="float32",
+    eval_records=2048,
+    eval_draws=4,
+)
+CPU_RECIPES = {"arm": CPU, "mdm": replace(CPU, name="cpu_mdm", batch_size=16, peak_lr=3.2e-3)}
+# Sizes around the optimum; none of them sees the 40 million tokens of books, textbooks and stories twice.
+CPU_SIZES = {
+    "arm": {
+        1.6e12: ("cpu_25k", "cpu_43k", "cpu_65k", "cpu_123k", "cpu_197k", "cpu_389k"),
+        5e12: ("cpu_43k", "cpu_65k", "cpu_123k", "cpu_197k", "cpu_389k", "cpu_688k"),
+        1.6e13: ("cpu_65k", "cpu_123k", "cpu_197k", "cpu_389k", "cpu_688k", "cpu_1180k"),
+        5e13: ("cpu_197k", "cpu_389k", "cpu_688k", "cpu_1180k", "cpu_2212k"),
+    },
+    "mdm": {
+        1.6e12: ("cpu_25k", "cpu_43k", "cpu_65k", "cpu_123k", "cpu_197k"),
+        5e12: ("cpu_43k", "cpu_65k", "cpu_123k", "cpu_197k", "cpu_389k"),
+        1.6e13: ("cpu_65k", "cpu_123k", "cpu_197k", "cpu_389k", "cpu_688k"),
+        5e13: ("cpu_197k", "cpu_262k", "cpu_389k", "cpu_688k", "cpu_1180k"),
+    },
+}
+CPU_REPEATED = {  # with three seeds
+    "arm": {1.6e12: ("cpu_65k", "cpu_197k"), 5e12: ("cpu_123k", "cpu_389k")},
+    "mdm": {1.6e12: ("cpu_43k", "cpu_123k"), 5e12: ("cpu_65k", "cpu_197k")},
+}
+
+
+@sweeps.register("isoflop_cpu")
+def isoflop_cpu() -> Sweep:
+    """Both objectives at 1.6e12 to 5e13 FLOPs, on two processor cores; give the prepared text with --data.path."""
+    cells = []
+    for objective, recipe in CPU_RECIPES.items():
+        for chosen, seeds in ((CPU_SIZES, (0,)), (CPU_REPEATED, (1, 2))):
+            for budget, names in chosen[objective].items():
+                cells += _at(recipe, CPU_LADDER, budget, names, (objective,), seeds)
+    return Sweep(tuple(cells), overlay=("smdm_mdm", "smdm_arm"))
+
+
+@sweeps.register("isoflop_cpu_tuning")
+def isoflop_cpu_tuning() -> Sweep:
+    """Learning rates and batch sizes for `isoflop_cpu`, at one budget and two sizes."""
+    sizes, cells = ("cpu_123k", "cpu_389k"), []
+    for batch_size, rates in ((16, (2e-3, 4e-3, 8e-3, 1.6e-2)), (8, (4e-3, 8e-3))):
+        for rate in rates:
+            name = f"lr {rate:g}, batch {batch_size}"
+            recipe = replace(CPU, name=name, batch_size=batch_size, peak_lr=rate, lr_width=0)
+            cells += _at(recipe, CPU_LADDER, 3e12, sizes)
+    return Sweep(tuple(cells))
+
+
+# Millions of non-embedding parameters; 4095 pieces and the mask row fill 4096 rows exactly.
+GPU_LADDER = {
+    f"gpu_{millions}m": replace(_size(d_model, n_layers, 64, vocab_size=4095, length=256), head_chunk=8192)
+    for millions, d_model, n_layers in (
+        (1, 128, 4),
+        (4, 192, 6),
+        (6, 256, 6),
+        (13, 320, 8),
+        (19, 384, 8),
+        (34, 512, 8),
+        (66, 640, 10),
+        (113, 768, 12),
+    )
+}
+# The learning rate is that of `isoflop_cpu`, carried on to larger widths: not tuned for a GPU's batches.
+GPU = replace(CPU, name="gpu", sequence_length=256, batch_size=64, dtype="bfloat16", eval_draws=8)
+GPU_SIZES = {
+    1e15: ("gpu_1m", "gpu_4m", "gpu_6m", "gpu_13m", "gpu_19m"),
+    3e15: ("gpu_1m", "gpu_4m", "gpu_6m", "gpu_13m", "gpu_19m", "gpu_34m"),
+    1e16: ("gpu_4m", "gpu_6m", "gpu_13m", "gpu_19m", "gpu_34m", "gpu_66m"),
+    3e16: ("gpu_6m", "gpu_13m", "gpu_19m", "gpu_34m", "gpu_66m", "gpu_113m"),
+}
+
+
+@sweeps.register("isoflop_h200")
+def isoflop_h200() -> Sweep:
+    """Both objectives at 1e15 to 3e16 FLOPs, on one GPU in about an hour; the report says where text is repeated."""
+    cells = [cell for budget, names in GPU_SIZES.items() for cell in _at(GPU, GPU_LADDER, budget, names)]
+    cells += _at(GPU, GPU_LADDER, 1e15, ("gpu_4m", "gpu_6m"), seeds=(1, 2))
+    return Sweep(tuple(cells), overlay=("smdm_mdm", "smdm_arm"))
+
+
+def _at(
+    recipe: ScalingRecipe,
+    ladder: Mapping[str, ModelConfig],
+    budget: float,
+    names: Sequence[str],
+    objectives: Sequence[Literal["mdm", "arm"]] = ("mdm", "arm"),
+    seeds: Sequence[int] = (0,),
+) -> list[Cell]:
+    """The cells of some sizes at one budget."""
+    sizes = {name: ladder[name] for name in names}
+    return grid(recipe, objectives=objectives, sizes=sizes, budgets=(budget,), seeds=seeds)

@@ -1,0 +1,123 @@
+"""The sweep verbs, as a user types them."""
+
+import json
+
+import jax
+import pytest
+import tiny_run
+import tiny_sweep
+from tiny_sweep import tiny_sweep as make_sweep
+
+from diffusionlm import sweep, trainer
+from diffusionlm.cli import main
+from diffusionlm.scaling.lease import Board
+from diffusionlm.sharding import make_mesh
+
+MINE = """
+from tiny_sweep import tiny_sweep
+import diffusionlm as dlm
+
+@dlm.register_sweep("mine")
+def mine() -> dlm.Sweep:
+    \"\"\"A sweep in a file of its own.\"\"\"
+    return tiny_sweep()
+"""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick(tmp_path_factory):
+    """Programs are kept between tests, and have one device."""
+    with tiny_run.compiled_programs(tmp_path_factory.getbasetemp() / "compiled"), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trainer, "make_mesh", lambda cfg: make_mesh(cfg, jax.devices()[:1]))
+        yield
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """What names a sweep in a user's file, and the directory where `sweep run` has finished it."""
+    folder = tmp_path_factory.mktemp("mine")
+    (folder / "mine.py").write_text(MINE)
+    name, workdir = f"{folder / 'mine.py'}:mine", folder / "sweep"
+    dataset = tiny_run.make_dataset(folder / "data")
+    assert main(["sweep", "run", name, "--workdir", str(workdir), "--data.path", str(dataset)]) == 0
+    return name, workdir, dataset
+
+
+def test_run_says_what_it_did_and_a_second_call_that_nothing_is_left(finished, capsys):
+    name, workdir, dataset = finished
+    assert main(["sweep", "run", name, "--workdir", str(workdir), "--data.path", str(dataset)]) == 0
+    said = capsys.readouterr().out
+    assert "finished 0 cells, and of all 3 are done, 0 have failed" in said
+    assert f"diffusionlm sweep status {name} --workdir {workdir}" in said
+
+
+def test_status_as_json_and_as_a_table(finished, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    name, workdir, _ = finished
+    assert main(["sweep", "status", name, "--workdir", str(workdir), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [found[state] for state in ("done", "running", "failed", "pending")] == [3, 0, 0, 0]
+    assert found["flops_spent"] == found["flops"] == sum(cell["flops"] for cell in found["cells"])
+    assert all(cell["state"] == "done" and cell["loss"] > 0 for cell in found["cells"])
+    assert main(["sweep", "status", name, "--workdir", str(workdir)]) == 0
+    shown = capsys.readouterr().out
+    assert "3 done, 0 running, 0 failed, 0 pending" in shown and found["cells"][0]["id"] in shown
+
+
+def test_status_of_what_has_not_begun(capsys, tmp_path):
+    assert main(["sweep", "status", "smdm_isoflop", "--workdir", str(tmp_path / "none"), "--json", "--all"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["pending"] == 300 and found["flops_spent"] == 0
+    assert not (tmp_path / "none").exists(), "who only looks makes nothing"
+
+
+def test_a_dead_workers_cell_is_pending(tmp_path):
+    cells = make_sweep().select()
+    board = Board(tmp_path / "leases")
+    alive = board.claim(cells[0].id)
+    board.claim(cells[1].id, seconds=-100.0)  # it ended 100 s before it was written
+    found = sweep.status(make_sweep(), tmp_path)
+    assert [cell.state for cell in found.cells] == ["running", "pending", "pending"]
+    assert "no sign of life of" in found.cells[1].note
+    alive.release()
+
+
+def test_watch_ends_when_all_is_done(finished, capsys):
+    name, workdir, _ = finished
+    assert main(["sweep", "status", name, "--workdir", str(workdir), "--watch"]) == 0
+
+
+def test_report_writes_a_page_and_says_what_is_missing(finished, capsys, tmp_path):
+    pytest.importorskip("matplotlib", reason="plots need the extra docs")
+    name, workdir, _ = finished
+    assert main(["sweep", "report", name, "--workdir", str(workdir), "--output", str(tmp_path / "report")]) == 0
+    said = capsys.readouterr()
+    assert f"{tmp_path}/report/report.html" in said.out and "warning:" in said.err
+    written = {path.name for path in (tmp_path / "report").iterdir()}
+    assert {"report.html", "report.json", "results.json", "cells.csv"} <= written
+    assert len(json.loads((tmp_path / "report" / "results.json").read_text())) == 3
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["run"], "name the sweep first: diffusionlm sweep run NAME"),
+        (["run", "isoflop_cpuu"], "unknown sweep 'isoflop_cpuu'; did you mean 'isoflop_cpu'"),
+        (["run", "isoflop_cpu", "--workdir", "W"], "sweep 'isoflop_cpu' names no data: give --data.path"),
+        (["run", "isoflop_cpu", "--workdir", "W", "--run.seed", "3"], "run.seed=3 is part of what a cell measures"),
+        (["run", "isoflop_cpu", "--workdir", "W", "--data.path", "nowhere"], "nowhere"),
+        (["run", "isoflop_cpu", "--workers", "2"], "unknown option 'workers'"),
+        (["status", "isoflop_cpu", "--json", "--watch"], "json and watch exclude each other"),
+        (["report", "isoflop_cpu", "--workdir", "W"], "has no sweep.json, so no worker has begun there"),
+        (["reprot", "isoflop_cpu"], "unknown verb 'sweep reprot'; did you mean 'sweep report'"),
+    ],
+)
+def test_a_mistake_is_one_line(words, message, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["sweep", *words]) == 2
+    said = capsys.readouterr().err
+    assert message in said and said.count("\n") == 1
+
+
+def test_tiny_sweep_is_what_its_users_take_it_for():
+    assert [cell.steps for cell in tiny_sweep.tiny_sweep().select()] == [100, 100, 120]

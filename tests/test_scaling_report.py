@@ -1,0 +1,208 @@
+"""The report: what it writes, that the page stands alone, and what it says of sweeps that lack something."""
+
+import csv
+import html
+import json
+import re
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from diffusionlm.errors import UserError
+from diffusionlm.scaling import plots, report
+from diffusionlm.scaling.simulation import Truth, make_grid, simulate
+
+TRUTHS = {
+    "mdm": Truth((3e5, 0.60), (4.6, -0.060), curvature=0.08, noise=0.005),
+    "arm": Truth((6e5, 0.62), (3.95, -0.062), curvature=0.07, noise=0.005),
+}
+WORDS = {"title": "A sweep & <its> laws", "convention": "N counts non-embedding parameters, C = 6 N D."}
+
+
+def sweep(seed=0, **grid):
+    rng = np.random.default_rng(seed)
+    masks = 0.02 * rng.standard_normal(8)
+    results = []
+    for result in simulate(make_grid(TRUTHS, **grid), TRUTHS, rng):
+        c = np.geomspace(result.budget / 100, result.budget, 40)
+        curve = tuple((float(x), float(result.loss * (x / result.budget) ** -0.06)) for x in c)
+        if result.objective == "mdm":
+            draws = tuple((result.loss + masks + 0.001 * rng.standard_normal(8)).tolist())
+            result = replace(result, loss_per_draw=draws, loss_stderr=0.007)
+        results.append(replace(result, curve=curve))
+    return results
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("sweep") / "report"
+    content = report.write(sweep(), directory, **WORDS, overlay=("smdm_mdm", "quokka"), incomplete=2)
+    return directory, content
+
+
+def test_all_files_are_there_and_nothing_else(written):
+    directory, _ = written
+    pictures = {"isoflop.png", "laws.png", "gap.png", "residuals.png", "envelope.png"}
+    tables = {"report.html", "report.json", "cells.csv", "optima.csv"}
+    assert {path.name for path in directory.iterdir()} == pictures | tables
+    for name in pictures:
+        assert (directory / name).read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_page_stands_alone(written):
+    directory, content = written
+    text = (directory / "report.html").read_text()
+    assert "A sweep &amp; &lt;its&gt; laws" in text and "<its>" not in text
+    assert "<script" not in text and "http" not in re.sub(r"<meta[^>]*>", "", text)
+    assert text.count("data:image/png;base64,") == 5
+    assert not re.search(r'(src|href)="(?!data:)', text)
+    assert "width=device-width" in text and "prefers-color-scheme: dark" in text
+    assert text.index("What this shows") < text.index("Warnings") < text.index("Optima") < text.index("<figure>")
+    for line in content["warnings"]:
+        assert html.escape(line) in text
+    for tag in ("section", "table", "tr", "td", "th", "div", "figure", "ul", "p"):
+        assert len(re.findall(rf"<{tag}[ >]", text)) == text.count(f"</{tag}>"), tag
+
+
+def test_the_json_is_strict_and_what_was_returned(written):
+    directory, content = written
+    text = (directory / "report.json").read_text()
+
+    def refuse(constant):
+        raise AssertionError(f"{constant} is not JSON")
+
+    assert json.loads(text, parse_constant=refuse) == content
+    assert content["cells"] == 48 and content["incomplete"] == 2
+    assert set(content["laws"]) == {"mdm", "arm"} and set(content["laws"]["mdm"]) == {"params", "tokens", "loss"}
+    exponent = content["laws"]["mdm"]["loss"]["exponent"]
+    assert exponent["low"] < exponent["value"] < exponent["high"] and exponent["interval"] == "95%"
+    assert content["predictions"]["arm"]["loss"]["value"] < content["optima"][3]["loss"]["value"]
+    assert {pair["small"] for pair in content["paired_errors"]} == {True}
+    assert content["cross_checks"]["arm"]["parametric"]["params_exponent"] == pytest.approx(0.62, abs=0.1)
+    assert {cell["objective"] for cell in content["next_cells"]} == {"mdm", "arm"}
+    assert list(content["overlay"]) == ["smdm_mdm", "quokka"]
+
+
+def test_the_tables_hold_all_cells_and_optima(written):
+    directory, content = written
+    with (directory / "cells.csv").open() as file:
+        cells = list(csv.DictReader(file))
+    assert [float(row["loss"]) for row in cells] == [result.loss for result in sweep()]
+    assert max(abs(float(row["loss"]) - float(row["fitted_loss"])) for row in cells) < 0.03
+    with (directory / "optima.csv").open() as file:
+        optima = list(csv.DictReader(file))
+    assert len(optima) == 8
+    for row, other in zip(optima, content["optima"], strict=True):
+        assert float(row["params_low"]) == other["params"]["low"]
+
+
+def test_the_same_results_give_the_same_report(written, tmp_path):
+    again = report.write(sweep(), tmp_path, **WORDS, overlay=("smdm_mdm", "quokka"), incomplete=2)
+    assert again == written[1]
+
+
+def test_a_later_report_replaces_an_earlier_one(written, tmp_path):
+    report.write(sweep(), tmp_path, **WORDS)
+    assert (tmp_path / "gap.png").exists()
+    content = report.write([r for r in sweep() if r.objective == "mdm"], tmp_path, **WORDS)
+    assert not (tmp_path / "gap.png").exists()  # one objective has none
+    assert content["gaps"] == [] and any("only the objective mdm" in line for line in content["warnings"])
+
+
+def test_without_repeated_seeds_there_are_no_intervals(tmp_path):
+    content = report.write([r for r in sweep() if r.seed == 0], tmp_path, **WORDS)
+    assert content["noise"] == {"mdm": None, "arm": None}
+    assert sum("no intervals" in line for line in content["warnings"]) == 2
+    optimum = content["optima"][0]
+    assert optimum["params"]["low"] is None and optimum["params"]["interval"] == "unknown"
+    assert content["predictions"]["mdm"]["loss"]["value"] > 3
+    assert "[" not in re.sub(r"(?s)<style.*?</style>|brackets", "", (tmp_path / "report.html").read_text())
+
+
+def test_a_budget_with_two_sizes_is_named_and_left_out(tmp_path):
+    results = sweep()
+    sizes = sorted({r.params for r in results if r.objective == "mdm" and r.budget == 5e13})
+    results = [r for r in results if not (r.objective == "mdm" and r.budget == 5e13 and r.params in sizes[2:])]
+    content = report.write(results, tmp_path, **WORDS)
+    assert "mdm at 5e+13 FLOPs: 2 sizes have finished, a parabola needs 3; it has no optimum" in content["warnings"]
+    assert "mdm: the laws go through 3 of 4 budgets" in content["warnings"]
+    assert [o["in_laws"] for o in content["optima"] if o["objective"] == "mdm"] == [True, True, True, False]
+
+
+@pytest.mark.parametrize("count", [1, 2, 4])
+def test_a_sweep_that_has_only_begun_is_reported(tmp_path, count):
+    content = report.write(sweep()[:count], tmp_path, **WORDS, incomplete=48 - count)
+    assert content["laws"] == {"mdm": {}} and content["predictions"] == {"mdm": None}
+    assert any("no power laws" in line for line in content["warnings"])
+    assert (tmp_path / "report.html").exists() and (tmp_path / "isoflop.png").exists()
+
+
+def of(results, objective="mdm", budget=5e13):
+    return [r for r in results if r.objective == objective and r.budget == budget]
+
+
+def warned(results, text):
+    return [line for line in report.analyse(results, draws=500, full=False).warnings if text in line]
+
+
+def test_an_optimum_at_the_edge_or_outside_of_the_grid_is_named():
+    assert not warned(sweep(), "interval of the grid") and not warned(sweep(), "outside the grid")
+    results = sweep(off_centre=1.4)
+    assert len(warned(results, "in the last interval of the grid")) == 8
+    outside = report.analyse(sweep(off_centre=2.6), draws=500, full=False)
+    assert sum("outside the grid; it is in no law; run" in line for line in outside.warnings) == 8
+    assert outside.objectives["mdm"].laws == {}
+
+
+def test_curves_that_open_downwards_have_no_optimum():
+    results = [replace(r, loss=9 - r.loss) if r in of(sweep()) else r for r in sweep()]
+    assert warned(results, "mdm at 5e+13 FLOPs: the parabola opens downwards")
+
+
+def test_seeds_that_disagree_are_named():
+    results = sweep(repeated=2)
+    assert not warned(results, "disagree")
+    victim = next(r for r in results if r.seed == 2)
+    results = [replace(r, loss=r.loss + 0.1) if r is victim else r for r in results]
+    assert len(warned(results, "disagree")) == 1
+    loud = [replace(r, loss=r.loss + (0.2 if r.seed == 1 else 0)) for r in results]
+    assert warned(loud, "more than a quarter")
+
+
+def test_repeated_data_lost_cells_and_missed_budgets_are_named():
+    results = sweep()
+    assert warned(
+        [replace(r, unique_tokens=r.tokens // 2) if r.budget == 5e13 else r for r in results], "10 of 48 cells"
+    )
+    assert not warned(results, "data repeat")
+    lost = [replace(r, loss=float("nan")) if r is results[3] else r for r in results]
+    assert warned(lost, f"left out for want of a finite loss: {results[3].id}")
+    assert warned([replace(r, flops=1.1 * r.flops) for r in results], "miss their budget by up to 10.0%")
+
+
+def test_an_evaluation_that_is_too_noisy_is_named():
+    rng = np.random.default_rng(0)
+    noisy = [
+        replace(r, loss_per_draw=tuple(r.loss + 0.2 * rng.standard_normal(8)), loss_stderr=0.07)
+        if r.objective == "mdm"
+        else r
+        for r in sweep()
+    ]
+    assert len(warned(noisy, "evaluate with more draws")) == 4
+    unknown = [replace(r, loss_per_draw=()) for r in sweep()]
+    assert len(warned(unknown, "lack common noise draws")) == 4  # nothing is random for the ARM
+
+
+def test_mistakes_are_one_line(tmp_path, monkeypatch):
+    with pytest.raises(UserError, match="no finished cell"):
+        report.write([], tmp_path, **WORDS)
+    with pytest.raises(UserError, match="unknown published law"):
+        report.write(sweep(), tmp_path, **WORDS, overlay=["smdm"])
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot write the report"):
+        report.write(sweep()[:2], tmp_path / "file", **WORDS)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(UserError, match="pip install matplotlib"):
+        plots.render(report.analyse(sweep()[:2]))
