@@ -166,7 +166,6 @@ def eval_step(
     T = cfg.data.sequence_length
     tokens_BxT, segments_BxT = batch["tokens"][:, :T], batch["segment_ids"][:, :T]
     segmented, examples = cfg.data.packing == "segments", cfg.data.packing == "examples"
-    answer_BxT = segments_BxT == ANSWER
     if not segmented:
         segments_BxT = (segments_BxT != 0).astype(jnp.int32)
     if cfg.objective == "arm" and examples:
@@ -178,9 +177,10 @@ def eval_step(
         full = arm_targets(batch["tokens"], beyond_BxL, segmented=segmented)
         scored_BxT, labels_BxT = full.counted_BxT, full.labels_BxT
     else:
-        maskable_BxT = jnp.pad(segments_BxT[:, 1:] == segments_BxT[:, :-1], ((0, 0), (1, 0)))
         if examples:
-            maskable_BxT = answer_BxT
+            maskable_BxT = batch["segment_ids"][:, :T] == ANSWER
+        else:
+            maskable_BxT = jnp.pad(segments_BxT[:, 1:] == segments_BxT[:, :-1], ((0, 0), (1, 0)))
         maskable_BxT &= predictable(cfg, tokens_BxT)
         record_B = batch_index * len(tokens_BxT) + jnp.arange(len(tokens_BxT))
         corrupted = corrupt_held_out(cfg.mask_id, tokens_BxT, segments_BxT, maskable_BxT, record_B, draw)

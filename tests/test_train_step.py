@@ -374,7 +374,11 @@ def test_what_lies_behind_the_longest_example_changes_nothing(objective):
 def test_held_out_answers_are_scored_without_padding_on_canvases_of_their_own(objective):
     """So the number does not depend on batch mates, and twins score the same tokens."""
     cfg, params = examples_of(objective), host_state(objective).params
-    evaluate = jax.jit(lambda b: train_step.eval_step(cfg, params, b, jnp.ones(128, jnp.int32), 0, 0))
+    compiled = jax.jit(lambda b: train_step.eval_step(cfg, params, b, jnp.ones(128, jnp.int32), 0, 0))
+
+    def evaluate(batch):
+        return {name: float(value) for name, value in compiled(batch).items()}
+
     batch = example_batch()
     batch["tokens"][-1], batch["segment_ids"][-1] = 0, 0  # what fills the last batch up
     found = evaluate(batch)
