@@ -29,10 +29,11 @@ from etils import epath
 from orbax.checkpoint import v1 as ocp
 
 from diffusionlm import config
+from diffusionlm.data.templates import Template
 from diffusionlm.errors import UserError
 from diffusionlm.registry import suggest
 
-FORMAT, VERSION = "diffusionlm", 1
+FORMAT, VERSION = "diffusionlm", 2  # 2: with a chat template
 _SIDECAR = "sidecar/data.json"
 _COMMIT = "commit_success.txt"  # Orbax writes it last
 
@@ -53,10 +54,13 @@ class Sidecar:
     tokenizer: dict | None = None  # the embedded tokenizer with its sha256
     canvas: dict = field(default_factory=dict)  # rules for the sampler's canvas: max_length
     source: dict = field(default_factory=dict)  # for people: experiment, fingerprint, dataset, versions, step, tokens
+    template: dict | None = None  # how prompts are written, `templates.Template` as a dict; None: as they are
 
     def to_dict(self) -> dict:
-        values = dataclasses.asdict(self)
-        return {"format": FORMAT, "version": VERSION, **values, "suppressed_ids": list(self.suppressed_ids)}
+        values = dataclasses.asdict(self) | {"suppressed_ids": list(self.suppressed_ids)}
+        if self.template is None:  # what earlier versions read as well
+            return {"format": FORMAT, "version": 1, **{k: v for k, v in values.items() if k != "template"}}
+        return {"format": FORMAT, "version": VERSION, **values}
 
     @classmethod
     def from_dict(cls, values: dict) -> "Sidecar":
@@ -83,6 +87,8 @@ class Sidecar:
         # Unknown settings inside would change what the parameters mean, so they are refused here and not at first use.
         config.from_dict(config.ModelConfig, values["model"])
         config.from_dict(config.DiffusionConfig, values["diffusion"])
+        if values.get("template") is not None:
+            Template.from_dict(values["template"])
         return cls(**{**values, "suppressed_ids": tuple(values.get("suppressed_ids", ()))})
 
 

@@ -5,6 +5,7 @@ A new verb is one function and one entry in `VERBS`. A user's mistake is one lin
 
 import dataclasses
 import errno
+import functools
 import json as json_lib
 import logging
 import operator
@@ -238,6 +239,7 @@ def _sample(
     prompt_file: str | None = None,
     infill: str | None = None,
     count: int = 1,
+    raw: bool = False,
     sampling: Annotated[SamplingConfig, *SETTINGS] = SamplingConfig(),  # noqa: B008
     json: bool = False,
     trace: bool = False,
@@ -253,6 +255,7 @@ def _sample(
       infill: instead of a prompt, a text with gaps to fill, "a{mask:8} b" for 8 tokens between a and b, or
         "a{mask:3-8} b" for 3 to 8; most tokenizers want no space before a gap.
       count: how many completions.
+      raw: of a model that was fine-tuned on instructions: go on from the prompt as it is, without its chat template.
       sampling: the settings.
       json: print {"completions": [{"prompt", "text", "tokens", "nfe", "seconds"}], "config"}, and with agreement
         {"agreement", "times"}; nfe: forward passes; with infill, the prompt is the text with gaps, and text and tokens
@@ -268,6 +271,8 @@ def _sample(
         raise UserError(f"infill={infill!r} goes without prompt and prompt_file; drop the others")
     if json and trace:
         raise UserError("json and trace both print; drop one (html goes with json)")
+    if raw and infill is not None:
+        raise UserError("raw is about prompts, and infill takes texts as they are; drop one")
     if agreement and infill is not None:
         raise UserError("agreement compares what follows a prompt; drop it, or infill")
     if count < 1:
@@ -284,7 +289,7 @@ def _sample(
     model = load(checkpoint)
     traced = trace or html is not None
     texts = [prompt if infill is None else infill] * count
-    run = model.generate if infill is None else model.infill
+    run = functools.partial(model.generate, raw=raw) if infill is None else model.infill
     completions = run(texts, sampling, trace=traced)
     report = {}
     if agreement:
@@ -300,7 +305,7 @@ def _sample(
         if count > 1:
             print(f"--- {i} of {count}", flush=True)
         if trace:
-            display.show(completion.trace, model.tokenizer, prompt="" if infill is not None else prompt)
+            display.show(completion.trace, model.tokenizer, prompt=completion.before)
         else:
             print(completion.full_text)
     if agreement:

@@ -1,7 +1,8 @@
 """Every setting of a run, as frozen dataclasses: the single source of truth for the command line, JSON and checkpoints.
 
 A field made with `op(...)` is operational (paths, mesh, logging, memory trade-offs): changing it must not change the
-science, so it stays out of `fingerprint`. Everything else is scientific. This module imports no JAX.
+science, so it stays out of `fingerprint`. Everything else is scientific; a field that came when runs had fingerprints
+already is made with `later(...)`. This module imports no JAX.
 """
 
 import dataclasses
@@ -17,11 +18,17 @@ from diffusionlm.errors import UserError
 from diffusionlm.registry import suggest
 
 VOCAB_MULTIPLE = 128  # embedding and head rows are padded to this, on every mesh, so checkpoints fit every mesh
+PROMPT, ANSWER = 1, 2  # segment ids with data.packing=examples; 0 is the padding behind them
 
 
 def op(default: Any) -> Any:
     """A dataclass field that is not part of the scientific identity of a run."""
     return field(default=default, metadata={"operational": True})
+
+
+def later(default: Any) -> Any:
+    """A scientific field that fingerprints leave out at its default, so that those of earlier runs stay as they are."""
+    return field(default=default, metadata={"later": True})
 
 
 @dataclass(frozen=True)
@@ -106,8 +113,9 @@ class DiffusionConfig:
     random_length: float = 0.0  # fraction of examples cut to a uniform random length (0.01 in SMDM-rl and LLaDA)
     # per example (ours), or one draw for the whole batch (the reference)
     random_length_scope: Literal["example", "batch"] = "example"
-    # tokens: the bound in nats/token; masked_tokens: DiffuLLaMA's, about twice that
-    normalization: Literal["tokens", "masked_tokens"] = "tokens"
+    # tokens: the bound in nats/token; masked_tokens: DiffuLLaMA's, about twice that; examples: each example's own mean
+    # over its tokens, and the mean of these (LLaDA's fine-tuning)
+    normalization: Literal["tokens", "masked_tokens", "examples"] = "tokens"
     mask_id: int | None = None  # None: the appended mask row; a number: reuse that vocabulary id (LLaDA: 126336)
     suppress_mask: bool = True  # forbid predicting an in-vocabulary mask id, in the loss and in the sampler
 
@@ -198,12 +206,13 @@ class DataConfig:
     # used when path is empty: a registered corpus (python_docs), text or jsonl(.gz) files, a directory or glob pattern
     # of them, or tfds:NAME
     source: str = ""
-    # for `source`: byte, sentencepiece (trained with model.vocab_size pieces), or a tokenizer.model file
+    # for `source`: byte, sentencepiece (trained with model.vocab_size pieces), a tokenizer.model file, or a checkpoint
     tokenizer: str = "sentencepiece"
     sequence_length: int = 2048  # tokens the model sees; records hold one more
     batch_size: int = 256  # sequences per optimizer step, over all devices and micro-batches
-    # concatenate and cut; segments also keeps documents from attending to each other
-    packing: Literal["chunk", "segments"] = "chunk"
+    # concatenate and cut; segments also keeps documents from attending to each other; examples: a prompt and its answer
+    # in each record, for supervised fine-tuning: the prompt is given, the answer is learnt
+    packing: Literal["chunk", "segments", "examples"] = "chunk"
 
     def validate(self) -> None:
         _positive("data.sequence_length", self.sequence_length)
@@ -239,6 +248,8 @@ class RunConfig:
 
     steps: int = 1000  # optimizer steps
     seed: int = 0  # initialisation, data order and noise
+    init_from: str = op("")  # checkpoint whose parameters the run starts from; empty: random ones
+    init_id: str = later("")  # which checkpoint that is, wherever it lies; `train` fills it in
     microbatches: int = op(1)  # gradient accumulation: the batch is processed in this many parts
     log_every: int = op(10)  # steps between lines of metrics.jsonl
     eval_every: int = op(0)  # steps between evaluations; 0: only at the end
@@ -351,6 +362,16 @@ class Config:
             raise UserError(
                 f"data.sequence_length={self.data.sequence_length} exceeds model.max_length={self.model.max_length}"
             )
+        if self.data.packing == "examples" and self.diffusion.random_length:
+            raise UserError(
+                f"diffusion.random_length={self.diffusion.random_length} would cut answers off; set it to 0 for "
+                "data.packing=examples"
+            )
+        if self.data.packing == "examples" and self.run.showcase:
+            raise UserError(
+                "run.showcase=True compares with models of whole texts, and data.packing=examples scores answers only; "
+                "set it to False"
+            )
         if self.data.batch_size % self.run.microbatches:
             raise UserError(
                 f"run.microbatches={self.run.microbatches} must divide data.batch_size={self.data.batch_size}"
@@ -439,5 +460,20 @@ def with_fields(config: Config, changes: Mapping[str, Any]) -> Config:
 
 def fingerprint(config: Config) -> str:
     """Twelve hex digits that identify the science of a run, whatever its paths, mesh and logging."""
-    text = json.dumps(scientific_fields(config), sort_keys=True)
+    told = scientific_fields(config)
+    for name, default in _later_fields(type(config)).items():
+        if told[name] == default:
+            del told[name]
+    text = json.dumps(told, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def _later_fields(cls: type, prefix: str = "") -> dict[str, Any]:
+    """Dotted name -> default of every field made with `later`."""
+    found: dict[str, Any] = {}
+    for f in dataclasses.fields(cls):
+        if dataclasses.is_dataclass(f.type):
+            found |= _later_fields(f.type, f"{prefix}{f.name}.")
+        elif f.metadata.get("later"):
+            found[prefix + f.name] = f.default
+    return found

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from diffusionlm import schedules
-from diffusionlm.config import DiffusionConfig
+from diffusionlm.config import PROMPT, DiffusionConfig
 
 
 @struct.dataclass
@@ -189,3 +189,22 @@ def _kept(cfg: DiffusionConfig, T: int, key_batch: jax.Array, keys_B: jax.Array)
         return jnp.where(cut, jax.random.randint(key_length, (), 1, T + 1), T)
 
     return jnp.arange(T)[None] < jax.vmap(length)(keys_B)[:, None]
+
+
+def pad_to_longest(parts_BxT: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Of a batch of prompts with answers: segments that end with its longest example, and where the answers are.
+
+    LLaDA (arXiv 2502.09992, Appendix B.1) pads with EOS to the longest example of a batch and counts the padding to the
+    answer, from which a model learns where to end. Shapes stay: what is beyond is in segment 0, which nothing attends
+    to and nothing scores. The result is a function of the global batch, the same on any mesh.
+
+    Args:
+      parts_BxT: int32 PROMPT, ANSWER (with the EOS that ends it), and behind them 0, EOS padding.
+
+    Returns:
+      int32 (B, T), 1 up to the longest example and then 0; bool (B, T), the answers with their padding.
+    """
+    B, T = parts_BxT.shape
+    longest = (parts_BxT != 0).sum(-1).max()
+    seen_BxT = jnp.broadcast_to(jnp.arange(T)[None] < longest, (B, T))
+    return seen_BxT.astype(jnp.int32), seen_BxT & (parts_BxT != PROMPT)

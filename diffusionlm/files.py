@@ -1,10 +1,16 @@
 """Files of a run, on a disk or in a bucket: written whole or not at all, and JSON a line that survives a kill."""
 
+import contextlib
+import fcntl
+import glob
 import json
 import os
+import shutil
 import socket
 import time
-from collections.abc import Callable
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 from etils import epath
@@ -101,3 +107,45 @@ class JsonLines:
             self._check()
             write_atomically(self._path, "".join(self._texts))
             self._written = time.monotonic()
+
+
+@contextlib.contextmanager
+def whole_directory(output: Path) -> Iterator[Path]:
+    """A directory beside `output` that takes its name at the end, or goes away after any failure.
+
+    It is locked while this process lives, so that what a killed one left is known, and is removed here.
+    """
+    output.parent.mkdir(parents=True, exist_ok=True)
+    prefix = f".{output.name}.partial-"
+    for left in output.parent.glob(glob.escape(prefix) + "*"):
+        with _lock(left) as is_ours:
+            if is_ours:
+                shutil.rmtree(left, ignore_errors=True)
+    partial = output.with_name(prefix + uuid.uuid4().hex[:8])
+    partial.mkdir()
+    with _lock(partial):
+        try:
+            yield partial
+            partial.replace(output)
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
+
+
+@contextlib.contextmanager
+def _lock(directory: Path) -> Iterator[bool]:
+    """Whether this process has the lock on `directory`; it ends with the block, or the process."""
+    try:
+        descriptor = os.open(directory, os.O_RDONLY)
+    except FileNotFoundError:  # it got its name, or was removed, meanwhile
+        yield False
+        return
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            locked = True
+        except OSError:  # another process has it, or the file system knows no locks
+            locked = False
+        yield locked
+    finally:
+        os.close(descriptor)

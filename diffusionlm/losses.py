@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from diffusionlm import schedules
-from diffusionlm.config import Config, DiffusionConfig
+from diffusionlm.config import ANSWER, Config, DiffusionConfig
 from diffusionlm.corruption import Corrupted
 
 
@@ -30,9 +30,13 @@ def mdm_targets(cfg: DiffusionConfig, tokens_BxT: jax.Array, corrupted: Corrupte
 
     normalization "tokens": nats per token of the bound (SMDM, arXiv 2410.18514, Eq. 3; LLaDA, arXiv 2502.09992, Eq. 3),
     summed over masked positions and divided by all scored tokens of the global batch. "masked_tokens": divided by the
-    masked ones instead (DiffuLLaMA, arXiv 2410.17891), which is about twice the bound and not one.
+    masked ones instead (DiffuLLaMA, arXiv 2410.17891), which is about twice the bound and not one. "examples": by the
+    scored tokens of its own example, and then the mean over the examples (LLaDA, Algorithm 2).
     """
     masked_BxT = corrupted.masked_BxT.astype(jnp.float32)
+    if cfg.normalization == "examples":
+        weight_BxT = masked_BxT * corrupted.weight_B[:, None] * _mean_of_means(corrupted.scored_BxT)
+        return Targets(corrupted.tokens_BxT, corrupted.segment_ids_BxT, tokens_BxT, weight_BxT, masked_BxT)
     counted_BxT = masked_BxT if cfg.normalization == "masked_tokens" else corrupted.scored_BxT.astype(jnp.float32)
     weight_BxT = masked_BxT * corrupted.weight_B[:, None] / jnp.maximum(counted_BxT.sum(), 1.0)
     return Targets(corrupted.tokens_BxT, corrupted.segment_ids_BxT, tokens_BxT, weight_BxT, masked_BxT)
@@ -50,3 +54,35 @@ def arm_targets(tokens_BxL: jax.Array, segment_ids_BxL: jax.Array, *, segmented:
     counted_BxT = scored_BxT.astype(jnp.float32)
     weight_BxT = counted_BxT / jnp.maximum(counted_BxT.sum(), 1.0)
     return Targets(tokens_BxL[:, :-1], segments_BxT, tokens_BxL[:, 1:], weight_BxT, counted_BxT)
+
+
+def arm_answer_targets(cfg: DiffusionConfig, tokens_BxL: jax.Array, parts_BxL: jax.Array) -> Targets:
+    """Targets of next-token prediction of answers, given their prompts; nats per token.
+
+    An answer's one EOS is predicted, and no padding: a text is over at its first EOS, and what stands behind is never
+    generated. normalization "examples": the mean over an example's own tokens, then over the examples; else the mean
+    over all tokens of answers (as SMDM fine-tunes its autoregressive models).
+
+    Args:
+      cfg: of it, the normalization.
+      tokens_BxL: int32 ids.
+      parts_BxL: int32 PROMPT, ANSWER (with its EOS), and behind them 0, padding.
+    """
+    scored_BxT = parts_BxL[:, 1:] == ANSWER
+    counted_BxT = scored_BxT.astype(jnp.float32)
+    if cfg.normalization == "examples":
+        weight_BxT = counted_BxT * _mean_of_means(scored_BxT)
+    else:
+        weight_BxT = counted_BxT / jnp.maximum(counted_BxT.sum(), 1.0)
+    segment_ids_BxT = (parts_BxL[:, :-1] != 0).astype(jnp.int32)
+    return Targets(tokens_BxL[:, :-1], segment_ids_BxT, tokens_BxL[:, 1:], weight_BxT, counted_BxT)
+
+
+def _mean_of_means(scored_BxT: jax.Array) -> jax.Array:
+    """(B, 1): with these weights, a sum over scored positions is the mean over rows of the mean over each row.
+
+    Rows without scored positions do not count.
+    """
+    count_B = scored_BxT.sum(-1).astype(jnp.float32)
+    rows = jnp.maximum((count_B > 0).sum().astype(jnp.float32), 1.0)
+    return (1.0 / (jnp.maximum(count_B, 1.0) * rows))[:, None]

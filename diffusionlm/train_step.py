@@ -12,10 +12,10 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from diffusionlm import optim, safety
-from diffusionlm.config import Config, DiffusionConfig, OptimConfig, RunConfig
-from diffusionlm.corruption import corrupt, corrupt_held_out, noise_key
+from diffusionlm.config import ANSWER, Config, DiffusionConfig, OptimConfig, RunConfig
+from diffusionlm.corruption import corrupt, corrupt_held_out, noise_key, pad_to_longest
 from diffusionlm.cross_entropy import weighted_cross_entropy
-from diffusionlm.losses import Targets, arm_targets, mdm_targets, predicted_share
+from diffusionlm.losses import Targets, arm_answer_targets, arm_targets, mdm_targets, predicted_share
 from diffusionlm.model import Transformer, suppression
 from diffusionlm.sharding import constrain
 from diffusionlm.train_state import TrainState, abstract_state
@@ -27,15 +27,21 @@ Metrics = dict[str, jax.Array]  # float32 scalars
 def targets(cfg: Config, batch: Batch, batch_index: jax.Array) -> Targets:
     """What one global batch is trained on, with its noise; the normaliser is the whole batch's."""
     tokens_BxL, segments_BxL = batch["tokens"], batch["segment_ids"]
-    segmented = cfg.data.packing == "segments"
-    if not segmented:
+    segmented, examples = cfg.data.packing == "segments", cfg.data.packing == "examples"
+    if examples and cfg.objective == "arm":
+        return arm_answer_targets(cfg.diffusion, tokens_BxL, segments_BxL)
+    if not segmented and not examples:
         segments_BxL = (segments_BxL != 0).astype(jnp.int32)  # one segment: documents attend to each other
     if cfg.objective == "arm":
         return arm_targets(tokens_BxL, segments_BxL, segmented=segmented)
     tokens_BxT, segments_BxT = tokens_BxL[:, :-1], segments_BxL[:, :-1]
     key = noise_key(cfg.run.seed, batch_index)
     with jax.named_scope("corruption"):
-        corrupted = corrupt(cfg.diffusion, cfg.mask_id, tokens_BxT, segments_BxT, predictable(cfg, tokens_BxT), key)
+        maskable_BxT = predictable(cfg, tokens_BxT)
+        if examples:
+            segments_BxT, answer_BxT = pad_to_longest(segments_BxT)
+            maskable_BxT &= answer_BxT
+        corrupted = corrupt(cfg.diffusion, cfg.mask_id, tokens_BxT, segments_BxT, maskable_BxT, key)
     return mdm_targets(cfg.diffusion, tokens_BxT, corrupted)
 
 
@@ -79,7 +85,7 @@ def loss_and_grads(cfg: Config, params: Any, full: Targets) -> tuple[tuple[jax.A
     Weights are normalised over the whole batch beforehand, so the sum over parts does not depend on their number.
     """
     cuts = cfg.objective == "mdm" and cfg.diffusion.random_length > 0
-    settings = {"segmented": cfg.data.packing == "segments" or cuts, "share": predicted_share(cfg)}
+    settings = {"segmented": cfg.data.packing != "chunk" or cuts, "share": predicted_share(cfg)}
     grad = jax.value_and_grad(lambda p, part: weighted_loss(cfg, p, part, **settings), has_aux=True)
     if cfg.run.microbatches == 1:
         return grad(params, full)
@@ -153,21 +159,29 @@ def eval_step(
     """Sums over a held-out batch: nats of the bound, tokens and bytes that were scored.
 
     Tokens 1..T-1 of a canvas of T are scored given token 0, by both objectives, so that twins are comparable; with
-    packing "segments" each document's first token is context instead. Batch k holds records k * B to k * B + B - 1, and
-    the noise of a record is fixed by (record, draw), so B and the mesh change the result by no more than rounding.
+    packing "segments" each document's first token is context instead. With "examples" answers are scored, with their
+    EOS and without padding, given their prompts, on canvases that end there. Batch k holds records k * B to
+    k * B + B - 1, and the noise of a record is fixed by (record, draw), so B and the mesh change the result by no more
+    than rounding.
     """
     T = cfg.data.sequence_length
     tokens_BxT, segments_BxT = batch["tokens"][:, :T], batch["segment_ids"][:, :T]
-    segmented = cfg.data.packing == "segments"
+    segmented, examples = cfg.data.packing == "segments", cfg.data.packing == "examples"
     if not segmented:
         segments_BxT = (segments_BxT != 0).astype(jnp.int32)
-    if cfg.objective == "arm":
+    if cfg.objective == "arm" and examples:
+        full = arm_answer_targets(DiffusionConfig(), batch["tokens"], batch["segment_ids"])
+        scored_BxT, labels_BxT = full.counted_BxT, full.labels_BxT
+    elif cfg.objective == "arm":
         # The network sees T positions, as in training, so that the same kernel will do; the last predicts nothing.
         beyond_BxL = jnp.pad(segments_BxT, ((0, 0), (0, 1)))
         full = arm_targets(batch["tokens"], beyond_BxL, segmented=segmented)
         scored_BxT, labels_BxT = full.counted_BxT, full.labels_BxT
     else:
-        maskable_BxT = jnp.pad(segments_BxT[:, 1:] == segments_BxT[:, :-1], ((0, 0), (1, 0)))
+        if examples:
+            maskable_BxT = batch["segment_ids"][:, :T] == ANSWER
+        else:
+            maskable_BxT = jnp.pad(segments_BxT[:, 1:] == segments_BxT[:, :-1], ((0, 0), (1, 0)))
         maskable_BxT &= predictable(cfg, tokens_BxT)
         record_B = batch_index * len(tokens_BxT) + jnp.arange(len(tokens_BxT))
         corrupted = corrupt_held_out(cfg.mask_id, tokens_BxT, segments_BxT, maskable_BxT, record_B, draw)

@@ -21,7 +21,7 @@ from etils import epath
 from jax.sharding import Mesh
 
 from diffusionlm import config as config_lib
-from diffusionlm import flops, runtime, schedules
+from diffusionlm import flops, initial, runtime, schedules
 from diffusionlm.checkpoint import CheckpointManager, Sidecar
 from diffusionlm.config import Config
 from diffusionlm.data import datasets
@@ -102,6 +102,7 @@ def train(cfg: Config | str, workdir: epath.PathLike | None = None, *, fence: Fe
     runtime.initialize()
     runtime.check_joined()
     workdir = runtime.everywhere(lambda: run_path(workdir or f"runs/{cfg.name}"))
+    cfg = runtime.everywhere(lambda: initial.identified(cfg, workdir))
     require_same_command(cfg, workdir)
     runtime.everywhere(lambda: refuse_another_run(cfg, workdir))
     if result := finished(workdir):
@@ -170,6 +171,8 @@ class _Loop:
             self.progress = stack.enter_context(Progress(title, cfg.run.steps, self.step, quiet=quiet))
             if self.step:
                 self.progress.say(f"going on from step {self.step} in {self.workdir}")
+            elif cfg.run.init_id:
+                self.progress.say(f"starting from the weights of {cfg.run.init_id}")
             profiler = stack.enter_context(
                 runtime.Profiler(self.workdir / "profile", cfg.run.profile_start, cfg.run.profile_steps)
             )
@@ -358,7 +361,8 @@ class _Loop:
         }
 
     def sidecar(self, step: int) -> Sidecar:
-        cfg, tokenizer = self.cfg, self.dataset.tokenizer
+        cfg, tokenizer, template = self.cfg, self.dataset.tokenizer, self.dataset.metadata.template
+        starts = {"chunk": tokenizer.eos_id, "segments": None, "examples": template and template["start_id"]}
         return Sidecar(
             objective=cfg.objective,
             model=config_lib.to_dict(cfg.model),
@@ -373,8 +377,9 @@ class _Loop:
             canvas={
                 "max_length": cfg.data.sequence_length,
                 # What stands before a document in training, so that text can be started as one.
-                "start_id": tokenizer.eos_id if cfg.data.packing == "chunk" else None,
+                "start_id": starts[cfg.data.packing],
             },
+            template=template,
             source={
                 "experiment": cfg.name,
                 "fingerprint": config_lib.fingerprint(cfg),
@@ -382,6 +387,7 @@ class _Loop:
                 "diffusionlm": __version__,
                 "step": step,
                 "tokens": step * self.tokens_per_step,
+                **({"init_id": cfg.run.init_id} if cfg.run.init_id else {}),
             },
         )
 
@@ -401,7 +407,7 @@ class _Loop:
 
     def _state_at(self, step: int | None) -> TrainState:
         if step is None:
-            return create_state(self.cfg, self.mesh)
+            return initial.with_weights(self.cfg, create_state(self.cfg, self.mesh), self.dataset)
         theirs = self.checkpoints.sidecar(step).source.get("dataset")
         if theirs != self.dataset.metadata.sha256:
             raise UserError(

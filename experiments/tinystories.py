@@ -1,4 +1,4 @@
-"""A million-parameter MDM and its autoregressive twin on TinyStories (Eldan and Li, arXiv 2305.07759)."""
+"""A million-parameter MDM and its autoregressive twin on TinyStories (Eldan and Li, arXiv 2305.07759); fine-tuning."""
 
 from dataclasses import replace
 
@@ -38,3 +38,24 @@ def tinystories_arm() -> Config:
     """The autoregressive twin of `tinystories`: the same trunk, data, tokens and FLOPs."""
     base = tinystories()
     return replace(base, name="tinystories_arm", objective="arm", model=arm_twin(base.model))
+
+
+@experiments.register("tinystories_sft")
+def tinystories_sft() -> Config:
+    """Fine-tuning of `tinystories` on instructions in minutes on a CPU; give the model with --run.init_from."""
+    base = tinystories()
+    return replace(
+        base,
+        name="tinystories_sft",
+        diffusion=replace(base.diffusion, random_length=0.0, normalization="examples"),
+        optim=OptimConfig(peak_lr=1e-3, final_lr=1e-4, warmup_steps=50),
+        data=replace(base.data, packing="examples"),
+        run=RunConfig(steps=600, eval_every=200, checkpoint_every=200, log_every=20),
+    )
+
+
+@experiments.register("tinystories_sft_arm")
+def tinystories_sft_arm() -> Config:
+    """Fine-tuning of `tinystories_arm` on the same instructions."""
+    base = tinystories_sft()
+    return replace(base, name="tinystories_sft_arm", objective="arm", model=arm_twin(base.model))

@@ -22,6 +22,7 @@ from orbax.checkpoint import v1 as ocp
 
 from diffusionlm import checkpoint, config
 from diffusionlm.checkpoint import CheckpointManager, Sidecar
+from diffusionlm.data.templates import Template
 from diffusionlm.errors import UserError
 from diffusionlm.safety import new_guard
 from diffusionlm.train_state import TrainState
@@ -305,12 +306,23 @@ def test_sidecar_is_plain_json_and_round_trips(tmp_path):
     values = json.loads((tmp_path / "model" / "sidecar" / "data.json").read_text())
     assert (values["format"], values["version"], values["alignment"]) == ("diffusionlm", 1, "same")
     assert values["suppressed_ids"] == [3, 5] and values["model"]["d_model"] == 256 and values["bos_id"] is None
+    assert "template" not in values
+
+
+def test_a_chat_template_makes_a_sidecar_of_version_2(tmp_path):
+    """Which earlier versions refuse: they would write prompts that the model does not know."""
+    template = Template("plain", "### {role}\n{content}\n\n", 2).to_dict()
+    checkpoint.save_params(tmp_path / "model", {"embed": jnp.ones((4, 2))}, make_sidecar(template=template))
+    values = json.loads((tmp_path / "model" / "sidecar" / "data.json").read_text())
+    assert values["version"] == 2 and values["template"] == template
+    assert checkpoint.load_sidecar(tmp_path / "model").template == template
 
 
 @pytest.mark.parametrize(
     "change, said",
     [
-        ({"version": 2}, "written by a newer diffusionlm (version 2); this one reads 1: upgrade"),
+        ({"version": 3}, "written by a newer diffusionlm (version 3); this one reads 2: upgrade"),
+        ({"template": {"version": 2}}, "a chat template of version 2, and this diffusionlm knows 1: upgrade"),
         ({"version": None}, "not of format 'diffusionlm'"),
         ({"format": "other"}, "not of format 'diffusionlm'"),
         ({"alignmnt": "same"}, "unknown field 'alignmnt'; did you mean 'alignment'?"),

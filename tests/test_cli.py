@@ -141,6 +141,7 @@ WRONG = [
     ("sample x --infill a --prompt b", ["infill='a'", "without prompt", "drop"]),
     ("sample x --infill a --prompt_file b", ["infill='a'", "prompt_file", "drop"]),
     ("sample x --json --trace", ["json", "trace", "drop one"]),
+    ("sample x --raw --infill a", ["raw", "infill", "drop one"]),
     ("sample x --html {tmp}/none/trace.html", ["{tmp}/none/trace.html", "does not exist"]),
     ("sample x --html {tmp}", ["{tmp}", "not a file"]),
     ("sample {run} --infill none", ["'none' has no gap", "{{mask:8}}"]),
@@ -166,6 +167,20 @@ WRONG = [
         ["{tmp}/short.jsonl.gz", "gzip"],
     ),
     ("data prepare {tmp}/broken.jsonl --output {tmp}/o --sequence_length 0 --tokenizer byte", ["sequence_length=0"]),
+    (
+        "data prepare {tmp}/broken.jsonl --output {tmp}/o --sequence_length 8 --tokenizer byte --format chat",
+        ["format=chat", "text, sft"],
+    ),
+    (
+        "data prepare {tmp}/broken.jsonl --output {tmp}/o --sequence_length 8 --tokenizer byte --format sft "
+        "--no_progress",
+        ["{tmp}/broken.jsonl:1", "'text' are of no known shape", "prompt+response", "on_error=skip"],
+    ),
+    (
+        "data prepare {tmp}/broken.jsonl --output {tmp}/o --sequence_length 8 --tokenizer {tmp}",
+        ["{tmp}", "no diffusionlm checkpoint"],
+    ),
+    ("train tinystories_sft --workdir {tmp}/w --run.init_from {tmp}/none", ["run.init_from", "{tmp}/none"]),
     ("data inspect {tmp}/none", ["{tmp}/none", "does not exist"]),
     ("data inspect {dataset} --split tset", ["'tset'", "train, validation"]),
     ("data inspect {dataset} --count -1", ["count=-1"]),
@@ -396,6 +411,27 @@ def test_sample_prints_the_prompt_and_its_completion(run, capsys):
     texts = [one["text"] for one in json.loads(capsys.readouterr().out)["completions"]]
     assert cli.main(["sample", str(run), *args]) == 0
     assert capsys.readouterr().out == f"--- 1 of 2\nline 1{texts[0]}\n--- 2 of 2\nline 1{texts[1]}\n"
+
+
+def test_from_instructions_to_an_answer(run, tmp_path, capsys):
+    """Prepared with the tokenizer of a model, which is then fine-tuned and asked."""
+    found = [{"question": f"{i}?", "answer": f"{i}!"} for i in range(200)]
+    (tmp_path / "asked.json").write_text(json.dumps(found))
+    made, tuned = str(tmp_path / "made"), str(tmp_path / "tuned")
+    args = ["--format", "sft", "--template", "none", "--tokenizer", str(run), "--sequence_length", str(LENGTH)]
+    assert cli.main(["data", "prepare", str(tmp_path / "asked.json"), "--output", made, *args]) == 0
+    assert "200 answers" not in capsys.readouterr().out  # it reports on stderr
+    assert cli.main(["data", "inspect", made, "--count", "1"]) == 0
+    out = capsys.readouterr().out
+    assert "answers" in out and "0?0!" in out
+    args = {**TINY, "data.path": made, "run.init_from": run, "data.packing": "examples", "diffusion.random_length": 0.0}
+    assert cli.main(["train", "demo", "--workdir", tuned, *options(args)]) == 0
+    assert "bits per byte" in capsys.readouterr().out
+    texts = []
+    for more in ([], ["--raw"]):
+        assert cli.main(["sample", tuned, "--prompt", "7?", "--length", "4", *more]) == 0
+        texts.append(capsys.readouterr().out)
+    assert texts[0].startswith("7?\n\n") and texts[1].startswith("7?") and not texts[1].startswith("7?\n\n")
 
 
 def test_data_inspect_shows_the_text(dataset, capsys):

@@ -250,6 +250,18 @@ def test_llada_8b_fits_a_pod():
     assert 0.2 < report.estimated_mfu < 0.787  # 6/8 and the head: what full rematerialisation leaves
 
 
+@needs_libtpu
+@pytest.mark.slow
+def test_llada_8b_s_fine_tuning_fits_pods():
+    """With one sequence on each of 256 chips, and with four."""
+    cfg = dlm.experiment("llada_8b_sft")
+    for name, rows in (("v5e-256", 1), ("v5p-128", 4)):
+        report = dlm.compile(cfg, name)
+        inside = 256 * flops.splash_kernels(cfg.model, 4096)
+        assert report.chips * rows == cfg.data.batch_size
+        assert report.fits and report.hlo_flops + inside == pytest.approx(report.executed_flops, rel=0.01)
+
+
 # --- the roofline
 
 

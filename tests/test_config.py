@@ -25,6 +25,7 @@ OPERATIONAL = {
     "mesh.fsdp",
     "mesh.tensor",
     "run.microbatches",
+    "run.init_from",
     "run.log_every",
     "run.eval_every",
     "run.checkpoint_every",
@@ -92,6 +93,14 @@ INVALID = [
     ({"data.sequence_length": 256, "model.max_length": 128}, ["data.sequence_length=256", "model.max_length=128"]),
     ({"run.microbatches": 5, "data.batch_size": 32}, ["run.microbatches=5", "data.batch_size=32"]),
     ({"data.batch_size": 33}, ["antithetic", "33"]),
+    (
+        {"data.packing": "examples", "diffusion.random_length": 0.01, "run.showcase": False},
+        ["diffusion.random_length=0.01", "data.packing=examples"],
+    ),
+    (
+        {"data.packing": "examples", "diffusion.random_length": 0.0, "run.showcase": True},
+        ["run.showcase=True", "data.packing=examples"],
+    ),
     ({"optim.schedule": "wsd", "optim.drop_step": 100}, ["optim.drop_step=100", "optim.drop_lr"]),
     ({"optim.peak_lr": float("nan")}, ["optim.peak_lr=nan"]),
     ({"optim.beta2": 1.0}, ["optim.beta2=1.0", "[0, 1)"]),
@@ -132,6 +141,40 @@ def test_the_fingerprint_changes_with_the_science_only(name):
     before, after = Config(), changed(Config(), name)
     assert attrgetter(name)(before) != attrgetter(name)(after)
     assert (config.fingerprint(before) == config.fingerprint(after)) == (name in OPERATIONAL)
+
+
+# As they were when `later` came: runs that began before must find themselves.
+FINGERPRINTS = {
+    "llada_1b": "fb2867ad99b1",
+    "llada_8b": "8c723347deaf",
+    "smdm_170m": "17ac11c7777d",
+    "smdm_1028m_rsl": "fb0bf553c6a7",
+    "tinystories": "6ca1c8e9d88e",
+    "tinystories_arm": "cba462dc9f60",
+}
+
+
+@pytest.mark.parametrize("name", FINGERPRINTS)
+def test_fingerprints_of_experiments_stay(name):
+    """A change of a recipe changes its entry; a new field, made with `later`, changes none."""
+    assert config.fingerprint(experiment(name)) == FINGERPRINTS[name]
+
+
+def test_a_later_field_is_part_of_the_science_once_it_is_set():
+    @dataclasses.dataclass(frozen=True)
+    class Before:
+        run: config.OptimConfig = config.OptimConfig()
+
+    @dataclasses.dataclass(frozen=True)
+    class Section(config.OptimConfig):
+        added: int = config.later(0)
+
+    @dataclasses.dataclass(frozen=True)
+    class After:
+        run: Section = Section()
+
+    assert config.fingerprint(After()) == config.fingerprint(Before())
+    assert config.fingerprint(After(Section(added=1))) != config.fingerprint(Before())
 
 
 def test_the_fingerprint_tells_which_field_holds_a_value():

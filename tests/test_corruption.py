@@ -22,6 +22,7 @@ from diffusionlm.corruption import (
     evaluation_keys,
     mask_probability_and_weight,
     noise_key,
+    pad_to_longest,
     sample_u,
     stream_key,
 )
@@ -427,3 +428,15 @@ def test_no_key_is_used_twice():
     children = jax.vmap(lambda k: jax.random.split(k, 8))(roots).reshape(-1)
     data = np.asarray(jax.random.key_data(jnp.concatenate([roots, children])))
     assert len({tuple(row) for row in data.tolist()}) == len(data)
+
+
+# --- prompts and answers
+
+
+def test_padding_counts_up_to_the_longest_example_of_the_batch():
+    parts = jnp.array([[1, 2, 2, 0, 0, 0], [1, 1, 1, 2, 0, 0], [1, 2, 0, 0, 0, 0]], jnp.int32)
+    segments, answers = pad_to_longest(parts)
+    np.testing.assert_array_equal(segments, [[1, 1, 1, 1, 0, 0]] * 3)
+    np.testing.assert_array_equal(answers, [[0, 1, 1, 1, 0, 0], [0, 0, 0, 1, 0, 0], [0, 1, 1, 1, 0, 0]])
+    alone, _ = pad_to_longest(parts[2:])
+    np.testing.assert_array_equal(alone, [[1, 1, 0, 0, 0, 0]])

@@ -14,6 +14,7 @@ from flax import linen as nn
 
 from diffusionlm import checkpoint, config
 from diffusionlm.config import Config, MeshConfig, ModelConfig
+from diffusionlm.data.templates import Message, choose
 from diffusionlm.data.tokenizers import ByteTokenizer
 from diffusionlm.errors import UserError
 from diffusionlm.likelihood import LikelihoodConfig, estimate
@@ -108,6 +109,38 @@ def test_the_text_keeps_the_space_that_a_decoder_drops_at_the_start(save):
     for completion in model.generate(["one"] * 2, length=3):
         assert completion.text.startswith(" ")
         assert "one" + completion.text == Words().decode([0, *completion.tokens])
+
+
+TEMPLATE = choose("plain", ByteTokenizer())
+
+
+def test_a_fine_tuned_model_is_asked_in_its_template(save, params):
+    """As its training wrote prompts; an empty text, `raw` and everything else take texts as they are."""
+    model = load(save(template=TEMPLATE.to_dict(), canvas={"max_length": 64, "start_id": EOS}))
+    sampling = SamplingConfig(length=10, steps=5)
+    asked = [EOS, *b"### user\n2+2?\n\n### assistant\n"]
+    assert model.template == TEMPLATE and model.encode_messages([Message("user", " 2+2? ")]) == asked
+    for prompts, encoded, settings in (
+        (["2+2?", ""], [asked, [EOS]], {}),
+        (["2+2?"], [[EOS, *b"2+2?"]], {"raw": True}),
+    ):
+        completions = model.generate(prompts, sampling, **settings)
+        expected = generate(params, SPEC, encoded, sampling)
+        assert [completion.tokens for completion in completions] == expected.tokens.tolist()
+    completion = model.generate("2+2?", sampling)[0]
+    assert completion.prompt == "2+2?" and completion.full_text == "2+2?\n\n" + completion.text
+    assert "### user" not in model.infill("a{mask:2} b")[0].text
+
+
+def test_what_a_template_cannot_write_is_one_line(save):
+    model = load(save())
+    with pytest.raises(UserError, match="no chat template"):
+        model.encode_messages([Message("user", "Hi")])
+    marked = dataclasses.replace(TEMPLATE, turn="<|eot_id|>{role}: {content}")
+    model = dataclasses.replace(model, sidecar=dataclasses.replace(model.sidecar, template=marked.to_dict()))
+    with pytest.raises(UserError, match="holds '<.eot_id.>'") as error:
+        model.generate("Hi<|eot_id|>")
+    assert "\n" not in str(error.value)
 
 
 def test_autoregressive_checkpoints_sample_through_the_same_call(save, params):

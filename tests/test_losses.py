@@ -17,7 +17,7 @@ from diffusionlm import schedules
 from diffusionlm.config import DiffusionConfig
 from diffusionlm.corruption import Corrupted, corrupt, mask_probability_and_weight, noise_key
 from diffusionlm.cross_entropy import cross_entropy
-from diffusionlm.losses import arm_targets, mdm_targets
+from diffusionlm.losses import arm_answer_targets, arm_targets, mdm_targets
 
 V, L = 5, 4
 PADDED = 8  # columns of the head: V tokens, a mask id and two rows of padding
@@ -274,7 +274,7 @@ def test_mdm_targets_by_hand():
         assert targets.weight_BxT.dtype == targets.counted_BxT.dtype == jnp.float32
 
 
-@pytest.mark.parametrize("normalization", ["tokens", "masked_tokens"])
+@pytest.mark.parametrize("normalization", ["tokens", "masked_tokens", "examples"])
 def test_a_batch_without_scored_tokens_weighs_nothing(normalization):
     tokens, corrupted = corrupted_by_hand()
     nothing = jnp.zeros(tokens.shape, bool)
@@ -311,3 +311,43 @@ def test_arm_targets_by_hand():
     np.testing.assert_allclose(parted.weight_BxT, np.array([[1, 0, 1, 1], [1, 1, 0, 0]]) / 5, rtol=1e-6)
     np.testing.assert_array_equal(parted.segment_ids_BxT, segments[:, :-1])
     np.testing.assert_array_equal(arm_targets(tokens, segments * 0, segmented=True).weight_BxT, 0.0)
+
+
+# --- examples
+
+
+def test_the_mean_over_examples_of_their_means_by_hand():
+    """LLaDA, Algorithm 2: 1 / (t L') for each example, then the mean; a row without scored tokens is no example."""
+    tokens, corrupted = corrupted_by_hand()  # 3 and 2 scored tokens
+    examples = DiffusionConfig(normalization="examples")
+    found = mdm_targets(examples, tokens, corrupted).weight_BxT
+    np.testing.assert_allclose(found, [[2 / 3 / 2, 0, 2 / 3 / 2, 0], [0, 4 / 2 / 2, 0, 0]], rtol=1e-6)
+    ratio_of_sums = mdm_targets(DiffusionConfig(), tokens, corrupted).weight_BxT
+    assert abs(float(found.sum() - ratio_of_sums.sum())) > 0.01  # SMDM's normaliser is another
+    nothing = corrupted.scored_BxT.at[0].set(False)
+    only = corrupted.replace(scored_BxT=nothing, masked_BxT=corrupted.masked_BxT & nothing)
+    np.testing.assert_allclose(mdm_targets(examples, tokens, only).weight_BxT, [[0] * 4, [0, 2, 0, 0]], rtol=1e-6)
+
+
+def test_examples_of_equal_length_are_the_bound():
+    rows = jnp.ones((64, 32), jnp.int32)
+    corrupted = corrupt(DiffusionConfig(), 7, rows, rows, None, noise_key(0, 0))
+    weights = [
+        mdm_targets(DiffusionConfig(normalization=one), rows, corrupted).weight_BxT for one in ("tokens", "examples")
+    ]
+    np.testing.assert_allclose(weights[0], weights[1], rtol=1e-6)
+
+
+def test_answers_of_an_arm_by_hand():
+    """Next tokens of the answer and its one EOS, 9; neither the prompt nor what fills the row."""
+    tokens = jnp.array([[9, 1, 2, 3, 9, 9], [9, 5, 9, 9, 9, 9]], jnp.int32)
+    parts = jnp.array([[1, 1, 2, 2, 2, 0], [1, 2, 2, 0, 0, 0]], jnp.int32)
+    mean = arm_answer_targets(DiffusionConfig(), tokens, parts)
+    np.testing.assert_array_equal(mean.inputs_BxT, tokens[:, :-1])
+    np.testing.assert_array_equal(mean.labels_BxT, tokens[:, 1:])
+    np.testing.assert_array_equal(mean.counted_BxT, [[0, 1, 1, 1, 0], [1, 1, 0, 0, 0]])
+    np.testing.assert_allclose(mean.weight_BxT, mean.counted_BxT / 5, rtol=1e-6)
+    np.testing.assert_array_equal(mean.segment_ids_BxT, [[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]])
+    each = arm_answer_targets(DiffusionConfig(normalization="examples"), tokens, parts)
+    np.testing.assert_allclose(each.weight_BxT, np.array([[0, 2, 2, 2, 0], [3, 3, 0, 0, 0]]) / 12, rtol=1e-6)
+    np.testing.assert_array_equal(arm_answer_targets(DiffusionConfig(), tokens, parts * 0).weight_BxT, 0.0)

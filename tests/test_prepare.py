@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
+from diffusionlm import files
 from diffusionlm.data import corpora, records, tokenizers
 from diffusionlm.data import prepare as prepare_lib
 from diffusionlm.data.pipeline import open_dataset
@@ -347,7 +348,7 @@ def test_what_a_killed_job_leaves_does_not_open(jsonl, tmp_path):
 
 def test_what_a_living_job_writes_is_left_alone(jsonl, tmp_path):
     with pytest.raises(OSError, match="not empty"):  # the other one was faster
-        with prepare_lib._partial(tmp_path / "out") as living:
+        with files.whole_directory(tmp_path / "out") as living:
             prepare(jsonl, tmp_path / "out")
             assert living.is_dir()
     assert [p.name for p in tmp_path.iterdir() if p.is_dir()] == ["out"]

@@ -223,7 +223,7 @@ def test_a_step_says_what_it_did(objective):
     assert (state.step, state.next_index) == (3, 8)
 
 
-@pytest.mark.parametrize("packing", ["chunk", "segments"])
+@pytest.mark.parametrize("packing", ["chunk", "segments", "examples"])
 @pytest.mark.parametrize("objective", CONFIGS)
 def test_no_dtype_is_promoted_by_accident(objective, packing):
     """Around everything that is ours; optax itself is not written for it."""
@@ -232,6 +232,7 @@ def test_no_dtype_is_promoted_by_accident(objective, packing):
         cfg,
         model=dataclasses.replace(cfg.model, dtype="bfloat16"),
         data=dataclasses.replace(cfg.data, packing=packing),
+        diffusion=dataclasses.replace(cfg.diffusion, normalization="examples" if packing == "examples" else "tokens"),
         run=dataclasses.replace(cfg.run, microbatches=4),
     )
     batch = jax.tree.map(jnp.asarray, random_batch())
@@ -246,6 +247,157 @@ def test_no_dtype_is_promoted_by_accident(objective, packing):
         (loss, _), grads = jax.eval_shape(step, host_state(objective).params, batch, jnp.int32(0))
         jax.eval_shape(evaluate, host_state(objective).params, batch, jnp.int32(0))
     assert loss.dtype == jnp.float32 and all(g.dtype == jnp.float32 for g in jax.tree.leaves(grads))
+
+
+# --- prompts and answers
+
+
+def examples_of(objective: str, **changes) -> Config:
+    cfg = CONFIGS[objective]
+    diffusion = dataclasses.replace(cfg.diffusion, random_length=0.0, normalization="examples")
+    run = dataclasses.replace(cfg.run, **changes)
+    data = dataclasses.replace(cfg.data, packing="examples")
+    return dataclasses.replace(cfg, diffusion=diffusion, data=data, run=run).validate()
+
+
+EOS = 3
+LONGEST = 7  # of the T = 8 tokens that a model sees
+
+
+def example_batch() -> dict[str, np.ndarray]:
+    """Prompts of 1 to 4 tokens, answers of 1 to 3 with their EOS; only one example is the longest."""
+    rng = np.random.default_rng(5)
+    tokens = np.full((B, T + 1), EOS, np.int32)
+    parts = np.zeros((B, T + 1), np.int32)
+    for row in range(B):
+        prompt, answer = (4, 3) if row == 19 else (rng.integers(1, 4), rng.integers(1, 4))
+        tokens[row, : prompt + answer - 1] = rng.integers(4, V, prompt + answer - 1)
+        parts[row, :prompt], parts[row, prompt : prompt + answer] = 1, 2
+    assert ((parts != 0).sum(1) == LONGEST).sum() == 1
+    return {"tokens": tokens, "segment_ids": parts}
+
+
+@functools.cache
+def example_targets(objective: str, sizes: tuple[int, int, int] = ALONE, index: int = 0):
+    mesh, cfg = mesh_of(sizes), examples_of(objective)
+    batch = jax.device_put(example_batch(), NamedSharding(mesh, PartitionSpec(("data", "fsdp"))))
+    with jax.set_mesh(mesh):
+        return jax.device_get(jax.jit(lambda b, i: train_step.targets(cfg, b, i))(batch, jnp.int32(index)))
+
+
+def test_a_prompt_is_never_masked_and_an_answer_s_padding_is():
+    """Up to the longest example of the batch; nothing attends to what is behind it, and nothing is learnt there."""
+    parts = example_batch()["segment_ids"][:, :T]
+    masked = np.zeros(parts.shape, bool)
+    for index in range(12):
+        full = example_targets("mdm", index=index)
+        np.testing.assert_array_equal(full.segment_ids_BxT, np.tile(np.arange(T) < LONGEST, (B, 1)))
+        here = full.inputs_BxT == V  # no clean token is V
+        np.testing.assert_array_equal(here, full.counted_BxT)
+        np.testing.assert_array_equal(full.inputs_BxT[~here], example_batch()["tokens"][:, :T][~here])
+        masked |= here
+    assert not masked[parts == 1].any() and not masked[:, LONGEST:].any()
+    assert masked[:, :LONGEST][parts[:, :LONGEST] != 1].all()
+
+
+def test_the_fine_tuning_loss_is_its_definition():
+    """LLaDA, Algorithm 2: the mean over examples of 1 / (t L') times what the masked tokens of the answer cost."""
+    full = example_targets("mdm")
+    params, parts = host_state("mdm").params, example_batch()["segment_ids"][:, :T]
+    cfg = examples_of("mdm")
+    loss = jax.jit(lambda p, t: train_step.loss_and_grads(cfg, p, t)[0][0])(params, jax.tree.map(jnp.asarray, full))
+    nll = nll_of("mdm", params, full.inputs_BxT, full.segment_ids_BxT, full.labels_BxT)
+    masked, times, expected = full.inputs_BxT == V, np.ones(B), 0.0
+    for row in range(B):
+        answer = [i for i in range(LONGEST) if parts[row, i] != 1]
+        if masked[row].any():
+            times[row] = 1 / (full.weight_BxT[row].max() * len(answer) * B)
+        expected += sum(nll[row, i] for i in answer if masked[row, i]) / (times[row] * len(answer)) / B
+    assert loss == pytest.approx(expected, rel=1e-5)
+    pairs = times.reshape(-1, 2)[masked.any(1).reshape(-1, 2).all(1)]
+    assert len(pairs) > 3
+    np.testing.assert_allclose(pairs.sum(1), 1.0, rtol=1e-5)
+
+
+def test_the_fine_tuning_loss_of_an_arm_is_its_definition():
+    batch = example_batch()
+    inputs, labels, parts = batch["tokens"][:, :-1], batch["tokens"][:, 1:], batch["segment_ids"][:, 1:]
+    params = host_state("arm").params
+    cfg, full = examples_of("arm"), example_targets("arm")
+    loss = jax.jit(lambda p, t: train_step.loss_and_grads(cfg, p, t)[0][0])(params, jax.tree.map(jnp.asarray, full))
+    nll = nll_of("arm", params, inputs, np.ones((B, T), np.int32), labels)
+    expected = np.mean([nll[row][parts[row] == 2].mean() for row in range(B)])
+    assert loss == pytest.approx(expected, rel=1e-5)
+    ends = (labels == EOS) & (full.counted_BxT > 0)
+    np.testing.assert_array_equal(ends.sum(1), 1)  # one EOS each
+
+
+@pytest.mark.parametrize("objective", CONFIGS)
+@pytest.mark.parametrize("sizes, microbatches", [((1, 8, 1), 1), ((2, 2, 2), 4)])
+def test_examples_on_meshes_and_in_micro_batches(objective, sizes, microbatches):
+    """The longest example of the batch is on one device, and counts for all."""
+    alone, split = example_targets(objective), example_targets(objective, sizes)
+    for name in ("inputs_BxT", "labels_BxT", "segment_ids_BxT", "counted_BxT"):
+        np.testing.assert_array_equal(getattr(alone, name), getattr(split, name))
+    np.testing.assert_allclose(alone.weight_BxT, split.weight_BxT, rtol=1e-6)
+    found = {}
+    for where, parts in ((ALONE, 1), (sizes, microbatches)):
+        cfg, mesh = examples_of(objective, microbatches=parts), mesh_of(where)
+        shardings = jax.tree.map(lambda a: a.sharding, abstract_state(cfg, mesh).params)
+        params = jax.device_put(host_state(objective).params, shardings)
+        full = jax.device_put(alone, NamedSharding(mesh, PartitionSpec(("data", "fsdp"))))
+        with jax.set_mesh(mesh):
+            compute = jax.jit(lambda p, t, cfg=cfg: train_step.loss_and_grads(cfg, p, t))
+            found[where] = jax.device_get(compute(params, full))
+    chex.assert_trees_all_close(found[sizes][0], found[ALONE][0], rtol=1e-5)
+    assert_same_gradients(found[sizes][1], found[ALONE][1])
+
+
+@pytest.mark.parametrize("objective", CONFIGS)
+def test_what_lies_behind_the_longest_example_changes_nothing(objective):
+    """Neither its tokens nor its length: a batch in longer records has the same loss."""
+    cfg = examples_of(objective)
+
+    def loss(batch):
+        compute = lambda p, b: train_step.loss_and_grads(cfg, p, train_step.targets(cfg, b, 0))[0][0]  # noqa: E731
+        return float(jax.jit(compute)(host_state(objective).params, batch))
+
+    batch, other = example_batch(), example_batch()
+    other["tokens"][:, LONGEST:] = 11
+    assert loss(other) == pytest.approx(loss(batch), rel=1e-6)
+    if objective == "arm":
+        other["tokens"][other["segment_ids"] == 0] = 11
+        assert loss(other) == pytest.approx(loss(batch), rel=1e-6)
+
+
+@pytest.mark.parametrize("objective", CONFIGS)
+def test_held_out_answers_are_scored_without_padding_on_canvases_of_their_own(objective):
+    """So the number does not depend on batch mates, and twins score the same tokens."""
+    cfg, params = examples_of(objective), host_state(objective).params
+    compiled = jax.jit(lambda b: train_step.eval_step(cfg, params, b, jnp.ones(128, jnp.int32), 0, 0))
+
+    def evaluate(batch):
+        return {name: float(value) for name, value in compiled(batch).items()}
+
+    batch = example_batch()
+    batch["tokens"][-1], batch["segment_ids"][-1] = 0, 0  # what fills the last batch up
+    found = evaluate(batch)
+    assert found["tokens"] == (batch["segment_ids"] == 2).sum()
+    assert found["bytes"] == found["tokens"]
+    other = {name: values.copy() for name, values in batch.items()}
+    other["tokens"][batch["segment_ids"] == 0] = 11
+    other["tokens"][19], other["segment_ids"][19] = batch["tokens"][0], batch["segment_ids"][0]
+    mates = evaluate(other)
+    swapped = (batch["segment_ids"][19] == 2).sum() - (batch["segment_ids"][0] == 2).sum()
+    assert found["tokens"] - mates["tokens"] == swapped
+    if objective == "arm":
+        nll = nll_of("arm", params, batch["tokens"][:, :-1], np.ones((B, T), np.int32), batch["tokens"][:, 1:])
+        assert found["nats"] == pytest.approx(nll[batch["segment_ids"][:, 1:] == 2].sum(), rel=1e-5)
+    only = {name: values.copy() for name, values in batch.items()}
+    only["segment_ids"][1:] = 0
+    first = {name: values.copy() for name, values in other.items()}
+    first["segment_ids"][1:] = 0
+    assert evaluate(only)["nats"] == pytest.approx(evaluate(first)["nats"], rel=1e-6)
 
 
 # --- learning

@@ -44,6 +44,7 @@ def _prepare(cfg: Config, path: epath.Path) -> None:
         path,
         sequence_length=cfg.data.sequence_length,
         tokenizer=cfg.data.tokenizer,
+        format="sft" if cfg.data.packing == "examples" else "text",
         vocab_size=cfg.model.vocab_size if cfg.data.tokenizer == "sentencepiece" else None,
         progress=not path.exists(),  # nothing to say about one that is only looked up again
     )
@@ -58,6 +59,13 @@ def _open(cfg: Config, path: epath.Path) -> Dataset:
 def check_fits(cfg: Config, dataset: Dataset) -> None:
     """Raises `UserError` unless the records and the vocabulary are those that the model expects."""
     there = dataset.metadata
+    if (there.packing == "examples") != (cfg.data.packing == "examples"):
+        holds = "prompts with answers" if there.packing == "examples" else "texts"
+        fix = "set --data.packing examples" if there.packing == "examples" else "prepare instruction data, --format sft"
+        raise UserError(
+            f"dataset {dataset.path} holds {holds}, which does not suit data.packing={cfg.data.packing}; {fix}, or use "
+            "another dataset"
+        )
     wanted = {
         "model.vocab_size": (there.vocab_size, cfg.model.vocab_size),
         "data.sequence_length": (there.sequence_length, cfg.data.sequence_length),

@@ -26,9 +26,10 @@ def describe(path: str | os.PathLike, count: int = 3, split: str = "train") -> d
       split: where they and the token statistics come from.
 
     Returns:
-      {"path", "sha256", "tokenizer", "sequence_length", "packing", "splits": {name: counts}, "examined": rows behind
-      the next two, "frequent_tokens": [{"id", "text", "share"}], "document_tokens": {quantile: tokens},
-      "records": [{"index", "documents": [text]}]}
+      {"path", "sha256", "tokenizer", "sequence_length", "packing", "template": its name, "splits": {name: counts},
+      "examined": rows behind the next two, "frequent_tokens": [{"id", "text", "share"}], "document_tokens": {quantile:
+      tokens}, "records": [{"index", "documents": [text]}]}; with packing "examples" documents are dialogues there, and
+      the texts of a record are prompts and answers in turn
 
     Raises:
       UserError: no dataset, no such split, or a negative count.
@@ -37,11 +38,16 @@ def describe(path: str | os.PathLike, count: int = 3, split: str = "train") -> d
         raise UserError(f"count={count} must not be negative")
     dataset = open_dataset(path)
     metadata, tokenizer = dataset.metadata, dataset.tokenizer
-    examined = dataset.rows(split, range(min(EXAMINED, dataset.size(split))))["tokens"]
+    rows = dataset.rows(split, range(min(EXAMINED, dataset.size(split))))
+    examined = rows["tokens"]
     counts = np.bincount(examined.ravel(), minlength=metadata.vocab_size)
     frequent = np.argsort(-counts, kind="stable")[:FREQUENT]
-    ends = np.flatnonzero(examined.ravel() == tokenizer.eos_id)
-    lengths = np.diff(ends, prepend=-1)  # rows follow each other without a gap, so documents are whole here
+    if metadata.packing == "examples":
+        real = rows["segment_ids"] != 0
+        counts, lengths = np.bincount(examined[real], minlength=metadata.vocab_size), real.sum(1)
+    else:
+        ends = np.flatnonzero(examined.ravel() == tokenizer.eos_id)
+        lengths = np.diff(ends, prepend=-1)  # rows follow each other without a gap, so documents are whole here
     indices = np.linspace(0, dataset.size(split) - 1, min(count, dataset.size(split))).astype(int)
     return {
         "path": str(dataset.path),
@@ -50,6 +56,7 @@ def describe(path: str | os.PathLike, count: int = 3, split: str = "train") -> d
         | {"vocab_size": metadata.vocab_size},
         "sequence_length": metadata.sequence_length,
         "packing": metadata.packing,
+        "template": metadata.template and metadata.template["name"],
         "splits": {
             name: {
                 "records": one.records,
@@ -62,7 +69,7 @@ def describe(path: str | os.PathLike, count: int = 3, split: str = "train") -> d
         },
         "examined": len(examined),
         "frequent_tokens": [
-            {"id": int(i), "text": _name(dataset, int(i)), "share": float(counts[i] / examined.size)}
+            {"id": int(i), "text": _name(dataset, int(i)), "share": float(counts[i] / counts.sum())}
             for i in frequent
             if counts[i]
         ],
@@ -82,20 +89,24 @@ def inspect(path: str | os.PathLike, count: int = 3, split: str = "train") -> di
         soft_wrap=True,
         markup=False,
     )
-    table = Table("split", "records", "documents", "tokens", "bytes", "bytes/token")
+    what = "documents" if found["packing"] == "chunk" else "answers"
+    table = Table("split", "records", what, "tokens", "bytes", "bytes/token")
     for name, one in found["splits"].items():
         whole = (f"{one[key]:,}" for key in ("records", "documents", "tokens", "raw_bytes"))
         table.add_row(name, *whole, f"{one['bytes_per_token']:.3f}")
     console.print(table)
     console.print(f"first {found['examined']:,} rows of {split}", markup=False)
     quantiles = (f"{float(q):.0%} {length:.0f}" for q, length in found["document_tokens"].items())
-    console.print("  tokens a document, quantiles: " + ", ".join(quantiles), markup=False)
+    console.print(
+        f"  tokens a {'document' if found['packing'] == 'chunk' else 'dialogue'}, quantiles: " + ", ".join(quantiles),
+        markup=False,
+    )
     frequent = (f"{token['text']!r} {token['share']:.1%}" for token in found["frequent_tokens"])
     console.print("  most frequent tokens: " + ", ".join(frequent), markup=False)
     for record in found["records"]:
         body = Text()
         for i, text in enumerate(record["documents"]):
-            if i:
+            if i and found["packing"] == "chunk":
                 body.append(" ■ end of document\n", style="bold red")
             body.append(text, style=COLOURS[i % 2])
         console.print(Panel(body, title=f"{split} record {record['index']:,}", title_align="left"))
@@ -109,5 +120,7 @@ def _name(dataset: Dataset, i: int) -> str:
 def _documents(dataset: Dataset, split: str, index: int) -> list[str]:
     """The decoded pieces of documents in one record."""
     row = {name: values[0] for name, values in dataset.rows(split, [index]).items()}
+    if dataset.metadata.packing == "examples":
+        row = {name: values[row["segment_ids"] != 0] for name, values in row.items()}
     starts = np.flatnonzero(np.diff(row["segment_ids"])) + 1
     return [dataset.tokenizer.decode(ids.tolist()) for ids in np.split(row["tokens"], starts)]

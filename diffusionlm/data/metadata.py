@@ -19,7 +19,10 @@ FORMAT = 1
 
 @dataclass(frozen=True)
 class SplitMetadata:
-    """Counts of one split, over all its documents; what follows the last whole record is counted but not stored."""
+    """Counts of one split, over all its documents; what follows the last whole record is counted but not stored.
+
+    With packing "examples" a record is a dialogue, and the counts are of its answers.
+    """
 
     records: int  # rows of sequence_length + 1 tokens
     documents: int
@@ -41,14 +44,18 @@ class Metadata:
     request: dict  # what `prepare` was asked for, to recognise the same request
     malformed: int  # input lines or files skipped on request
     empty: int  # documents without text, skipped always
-    packing: str = "chunk"  # documents, each with its EOS, concatenated in order and cut
+    # chunk: documents, each with its EOS, concatenated in order and cut; examples: a dialogue a record (see `sft`)
+    packing: str = "chunk"
     format: int = FORMAT
+    template: dict | None = None  # of dialogues: `templates.Template.from_dict` rebuilds it
+    too_long: int = 0  # answers that are left out because they end behind sequence_length, with all that follows them
 
     @property
     def sha256(self) -> str:
         """Identity of the content: equal for equal records, whatever made them and however they are sharded."""
         splits = {name: (split.records, split.sha256) for name, split in self.splits.items()}
         content = (self.format, self.packing, self.tokenizer["sha256"], self.sequence_length, splits)
+        content += (self.template,) if self.template else ()
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
     def write(self, directory: Path) -> None:

@@ -1,6 +1,7 @@
 """Prepared datasets as batches: which rows batch k holds is a pure function of (seed, k).
 
-So there is no iterator state to save, any batch can be asked for, and each host reads only its own rows of it.
+So there is no iterator state to save, any batch can be asked for, and each host reads only its own rows of it. Of a
+dialogue, which of its answers a batch is about is such a function too.
 """
 
 import functools
@@ -14,7 +15,7 @@ import tensorflow_datasets as tfds
 from etils import epath
 
 from diffusionlm.data import metadata as metadata_lib
-from diffusionlm.data import tokenizers
+from diffusionlm.data import sft, tokenizers
 from diffusionlm.data.metadata import Metadata
 from diffusionlm.errors import UserError
 
@@ -24,7 +25,7 @@ Batch = dict[str, np.ndarray]  # "tokens" and "segment_ids", int32 (rows, sequen
 
 
 class Dataset:
-    """A prepared directory: its metadata and tokenizer, and its rows by number."""
+    """A prepared directory: its metadata and tokenizer, and its rows by number; dialogues are whole there."""
 
     def __init__(self, path: epath.Path, metadata: Metadata):
         self.path, self.metadata = path, metadata
@@ -52,6 +53,13 @@ class Dataset:
         found = self._source(split).__getitems__([int(i) for i in indices])
         return {name: np.stack([row[name] for row in found]).astype(np.int32) for name in ("tokens", "segment_ids")}
 
+    def examples(self, split: str, indices: Sequence[int], addresses: Sequence[tuple]) -> Batch:
+        """The same rows, but of each dialogue up to one answer: which one is a function of the row's address alone."""
+        rows = self.rows(split, indices)
+        if self.metadata.packing != "examples":
+            return rows
+        return sft.one_turn(rows, (sft.draw(*address) for address in addresses), self.tokenizer.eos_id)
+
 
 def open_dataset(path: str | os.PathLike) -> Dataset:
     """Opens a directory that `prepare` made.
@@ -68,7 +76,8 @@ def train_batches(
 ) -> Iterator[Batch]:
     """Batches k = start, start + 1, ... of the training split, without end, read ahead in the background.
 
-    Every epoch is a new permutation of all rows; a batch may straddle two epochs.
+    Every epoch is a new permutation of all rows; a batch may straddle two epochs. A dialogue comes once an epoch, with
+    one of its answers, drawn anew.
 
     Args:
       dataset: what `open_dataset` gave.
@@ -79,11 +88,15 @@ def train_batches(
     """
     if not 0 <= seed < 1 << 32:
         raise UserError(f"seed={seed} of the data order must lie in [0, 2**32)")
-    order = grain.MapDataset.range(dataset.size("train")).seed(seed).shuffle().repeat()
+    size = dataset.size("train")
+    order = grain.MapDataset.range(size).seed(seed).shuffle().repeat()
     rows = np.arange(batch_size) if rows is None else np.asarray(rows)
 
     def batch(k: int) -> Batch:
-        return dataset.rows("train", [order[k * batch_size + int(row)] for row in rows])
+        places = [k * batch_size + int(row) for row in rows]
+        indices = [int(order[place]) for place in places]
+        epochs = [place // size for place in places]
+        return dataset.examples("train", indices, [(seed, *address) for address in zip(epochs, indices, strict=True)])
 
     return _read_ahead(batch, start, sys.maxsize)
 
@@ -98,6 +111,7 @@ def eval_batches(
 ) -> Iterator[Batch]:
     """The rows of a split in order, once; the last batch is filled up with rows of token 0 in segment 0, the padding.
 
+    Of a dialogue it is always the same answer.
     Of `records` rows, the r-th is in batch r // batch_size.
 
     Args:
@@ -114,7 +128,8 @@ def eval_batches(
 
     def batch(k: int) -> Batch:
         wanted = k * batch_size + rows
-        found = dataset.rows(split, spread[np.minimum(wanted, size - 1)])
+        indices = spread[np.minimum(wanted, size - 1)].tolist()
+        found = dataset.examples(split, indices, [(split, index) for index in indices])
         return {name: np.where(wanted[:, None] < size, values, 0) for name, values in found.items()}
 
     return _read_ahead(batch, 0, -(-size // batch_size))

@@ -4,44 +4,38 @@ Documents are encoded without BOS, each followed by EOS, concatenated in the ord
 sequence_length + 1 tokens, whatever documents they cross (as SMDM and LLaDA do). Every record also numbers its
 documents (`segment_ids`, from 1), so that a trainer may keep them from attending to each other. The last, partial
 record of a split is dropped. The directory appears whole, under its name, or not at all.
+
+With format "sft" documents are dialogues, and each is a record of its own (see `sft`).
 """
 
 import contextlib
-import fcntl
-import glob
 import hashlib
 import json
 import os
 import reprlib
-import shutil
-import signal
-import uuid
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from multiprocessing import get_context
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Literal
 
+import numpy as np
 from etils import epath
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
 from diffusionlm.data import metadata as metadata_lib
-from diffusionlm.data import records, tokenizers
+from diffusionlm.data import records, sft, templates, tokenizers
 from diffusionlm.data.metadata import Metadata, SplitMetadata
-from diffusionlm.data.sources import Item, Source, resolve_splits, text_of
+from diffusionlm.data.sources import Files, Item, Source, resolve_splits, text_of
+from diffusionlm.data.templates import Template
+from diffusionlm.data.workers import DEATHS, Map, in_order_by
 from diffusionlm.errors import UserError
+from diffusionlm.files import whole_directory
 
 BATCH_BYTES = 1 << 20  # of source that a worker encodes at a time
 SHARD_TOKENS = 1 << 26  # a shard holds 32k records of 2048 tokens
 TRAINING_BYTES = 1 << 27  # of text from which a tokenizer is trained: the first training documents
-WORKER_DEATHS = 'out of memory, or started by a script outside of its `if __name__ == "__main__"` block'
-
-J, R = TypeVar("J"), TypeVar("R")
-Map = Callable[[Callable[[J], R], Iterable[J]], Iterator[R]]
 
 
 def prepare(
@@ -54,6 +48,8 @@ def prepare(
     validation: str | Sequence[str] | None = None,
     validation_fraction: float | None = None,
     text_field: str = "text",
+    format: Literal["text", "sft"] = "text",
+    template: Literal["auto", "llada", "plain", "none"] = "auto",
     workers: int = 1,
     on_error: Literal["stop", "skip"] = "stop",
     progress: bool = True,
@@ -64,15 +60,23 @@ def prepare(
 
     Args:
       source: a registered corpus (`python_docs`), `tfds:NAME[:split]`, or one or several files, directories or glob
-        patterns. A .txt or .md file is one document, a .jsonl file holds one a line; all may end in .gz.
+        patterns. A .txt or .md file is one document, a .jsonl file holds one a line, a .json file a list of them; all
+        may end in .gz.
       output: the directory to make, local or mounted.
       sequence_length: tokens that a model will see; records hold one more.
-      tokenizer: `byte`, `sentencepiece` (trained on the training documents), a tokenizer file, or an object.
+      tokenizer: `byte`, `sentencepiece` (trained on the training documents), a tokenizer file, a checkpoint (its
+        tokenizer), or an object.
       vocab_size: pieces of the `sentencepiece` that is trained; for no other tokenizer.
       validation: a source, like `source`, for the validation split.
       validation_fraction: share of the documents held out by a hash of their text where no validation source is given,
         0.01 by default; a single text file gives its last part instead. 0: no validation split.
       text_field: the field of jsonl, or feature of TFDS, that holds the text.
+      format: "text"; or "sft", instruction data in jsonl or json: each record has the fields prompt and response or
+        completion, instruction (and input) and output or response, question and answer, or a dialogue, messages of
+        role and content or conversations of from and value. Answers that end behind sequence_length tokens are left
+        out and counted.
+      template: of "sft", how prompts are written: "llada", "plain", "none" (as they are), or "auto", llada where the
+        tokenizer has its pieces and else plain.
       workers: processes. A script that asks for more than one needs the `if __name__ == "__main__"` guard.
       on_error: what is done about a malformed line or file, one without valid UTF-8 text: "stop", or "skip" and count.
         Empty documents are always skipped and counted.
@@ -84,7 +88,7 @@ def prepare(
     Raises:
       UserError: unusable arguments or input, or an `output` that holds something else.
     """
-    _check(output, sequence_length, workers, on_error)
+    _check(output, sequence_length, workers, on_error, format, template)
     console = Console(stderr=True, quiet=not progress, soft_wrap=True, highlight=False, markup=False)
     given = _given_tokenizer(tokenizer, vocab_size)
     sources, held_out = resolve_splits(source, validation, validation_fraction, text_field)
@@ -96,17 +100,21 @@ def prepare(
         "text_field": text_field,
         "on_error": on_error,
     }
+    if format == "sft":
+        request |= {"format": format, "template": template}
+        if other := [one for one in sources.values() if not isinstance(one, Files)]:
+            raise UserError(f"format=sft reads .jsonl and .json files, not {other[0].describe()}; give such files")
     output = Path(output)
     if (existing := _existing(output, request)) is not None:
         console.print(f"{output} already holds this dataset; reusing it")
         return existing
-    plan = _Plan(sources, held_out, sequence_length, text_field, on_error, request)
+    plan = _Plan(sources, held_out, sequence_length, text_field, on_error, template if format == "sft" else "", request)
     try:
-        with _partial(output) as directory, _progress(console) as bars, _map(workers) as in_order:
+        with whole_directory(output) as directory, _progress(console) as bars, in_order_by(workers) as in_order:
             chosen = given or _train_tokenizer(plan, vocab_size, bars)
             made = _build(directory, plan, chosen, in_order, bars)
     except BrokenProcessPool as error:
-        raise UserError(f"workers={workers}: a worker process died ({WORKER_DEATHS}); use workers=1") from error
+        raise UserError(f"workers={workers}: a worker process died ({DEATHS}); use workers=1") from error
     except OSError as error:
         if (existing := _existing(output, request)) is not None:  # another process made it meanwhile
             return existing
@@ -115,11 +123,17 @@ def prepare(
     return made
 
 
-def _check(output: str | os.PathLike, sequence_length: int, workers: int, on_error: str) -> None:
+def _check(
+    output: str | os.PathLike, sequence_length: int, workers: int, on_error: str, format: str, template: str
+) -> None:
     if sequence_length < 1 or workers < 1:
         raise UserError(f"sequence_length={sequence_length} and workers={workers} must both be at least 1")
     if on_error not in ("stop", "skip"):
         raise UserError(f"on_error={on_error!r} must be 'stop' or 'skip'")
+    if format not in ("text", "sft"):
+        raise UserError(f"format={format!r} must be 'text' or 'sft'")
+    if format == "text" and template != "auto":
+        raise UserError(f"template={template!r} is for format=sft; drop it, or add format=sft")
     if "://" in str(output):
         raise UserError(f"output {str(output)!r} must be a local or mounted directory; prepare there, then copy it")
 
@@ -133,6 +147,7 @@ class _Plan:
     sequence_length: int
     text_field: str
     on_error: str
+    template: str  # of dialogues, as asked for; "": texts
     request: dict
 
 
@@ -141,12 +156,16 @@ class _Stream:
 
     def __init__(self, path: Path):
         self.path, self.file, self.sha256 = path, path.open("wb"), hashlib.sha256()
-        self.documents = self.tokens = self.raw_bytes = self.token_bytes = 0
+        self.lengths: list[np.ndarray] = []  # of dialogues
+        self.words = self.documents = self.tokens = self.raw_bytes = self.token_bytes = 0
 
     def add(self, part: records.Part) -> None:
         self.file.write(part.words.data)
         self.sha256.update(part.words.data)
-        self.tokens += len(part.words)
+        self.sha256.update(part.lengths.data)
+        self.lengths.append(part.lengths)
+        self.words += len(part.words)
+        self.tokens += part.tokens
         self.documents += part.documents
         self.raw_bytes += part.raw_bytes
         self.token_bytes += part.token_bytes
@@ -154,8 +173,9 @@ class _Stream:
 
 def _build(directory: Path, plan: _Plan, tokenizer: tokenizers.Tokenizer, in_order: Map, bars: Progress) -> Metadata:
     """Fills `directory` with the records, what TFDS needs to read them and, at last, `meta.json`."""
-    streams, malformed, empty = _encode(directory, plan, tokenizer, in_order, bars)
-    splits = _write_records(directory, plan, tokenizer.vocab_size, streams, in_order, bars)
+    template = templates.choose(plan.template, tokenizer) if plan.template else None
+    streams, malformed, empty, too_long = _encode(directory, plan, tokenizer, template, in_order, bars)
+    splits = _write_records(directory, plan, tokenizer, streams, in_order, bars)
     metadata = Metadata(
         tokenizer=tokenizer.to_dict(),
         vocab_size=tokenizer.vocab_size,
@@ -164,25 +184,35 @@ def _build(directory: Path, plan: _Plan, tokenizer: tokenizers.Tokenizer, in_ord
         request=plan.request,
         malformed=malformed,
         empty=empty,
+        packing="examples" if template else "chunk",
+        template=template.to_dict() if template else None,
+        too_long=too_long,
     )
     metadata.write(directory)
     return metadata
 
 
 def _encode(
-    directory: Path, plan: _Plan, tokenizer: tokenizers.Tokenizer, in_order: Map, bars: Progress
-) -> tuple[dict[str, _Stream], int, int]:
-    """Writes the token stream of every split; returns them and the numbers of malformed and of empty documents."""
+    directory: Path,
+    plan: _Plan,
+    tokenizer: tokenizers.Tokenizer,
+    template: Template | None,
+    in_order: Map,
+    bars: Progress,
+) -> tuple[dict[str, _Stream], int, int, int]:
+    """Writes the token stream of every split; returns them and how many documents were malformed, empty, too long."""
     tokenizer_file = directory / "tokenizer.json"
     tokenizer_file.write_text(json.dumps(tokenizer.to_dict()))
     jobs = (
-        records.TokenizeJob(items, split, plan.held_out, plan.text_field, tokenizer_file)
+        records.TokenizeJob(
+            items, split, plan.held_out, plan.text_field, tokenizer_file, plan.sequence_length, template
+        )
         for split, source in plan.sources.items()
         for items in _batches(source)
     )
     names = [*plan.sources, *(["validation"] if plan.held_out else [])]
     bar = bars.add_task("encoding", total=sum(source.total for source in plan.sources.values()))
-    malformed = empty = 0
+    malformed = empty = too_long = 0
     with contextlib.ExitStack() as files:
         streams = {split: _Stream(directory / f"{split}.tokens") for split in names}
         for stream in streams.values():
@@ -194,9 +224,10 @@ def _encode(
                 streams[split].add(part)
             malformed += len(done.malformed)
             empty += done.empty
+            too_long += done.too_long
             bars.advance(bar, done.progress)
     tokenizer_file.unlink()
-    return streams, malformed, empty
+    return streams, malformed, empty, too_long
 
 
 def _batches(source: Source) -> Iterator[list[Item]]:
@@ -212,22 +243,37 @@ def _batches(source: Source) -> Iterator[list[Item]]:
 
 
 def _write_records(
-    directory: Path, plan: _Plan, vocab_size: int, streams: dict[str, _Stream], in_order: Map, bars: Progress
+    directory: Path,
+    plan: _Plan,
+    tokenizer: tokenizers.Tokenizer,
+    streams: dict[str, _Stream],
+    in_order: Map,
+    bars: Progress,
 ) -> dict[str, SplitMetadata]:
-    """Cuts the streams into shards of records, with the metadata of TFDS, and removes the streams."""
-    length = plan.sequence_length + 1
+    """Turns the streams into shards of records, with the metadata of TFDS, and removes the streams."""
+    length, vocab_size, eos_id = plan.sequence_length + 1, tokenizer.vocab_size, tokenizer.eos_id
     jobs: dict[str, list[records.ShardJob]] = {}
     for split, stream in streams.items():
-        count = stream.tokens // length
+        lengths = None
+        if plan.template:
+            lengths, of_dialogues = stream.path.with_suffix(".lengths"), np.concatenate([*stream.lengths, []])
+            of_dialogues.astype(np.int64).tofile(lengths)
+        count = len(of_dialogues) if lengths else stream.words // length
+        if not count and lengths:
+            raise UserError(
+                f"split {split!r} has no example that ends within {plan.sequence_length} tokens; use a longer "
+                "sequence_length or, for validation, a source or a larger validation_fraction"
+            )
         if not count:
             raise UserError(
-                f"split {split!r} has {stream.tokens} tokens, too few for one record of {length}; give more text, "
+                f"split {split!r} has {stream.words} tokens, too few for one record of {length}; give more text, "
                 "a shorter sequence_length or, for validation, a source or another validation_fraction"
             )
         shards = -(-count * length // SHARD_TOKENS)
         bounds = [count * i // shards for i in range(shards + 1)]
+        of_split = (plan.sequence_length, vocab_size, split)
         jobs[split] = [
-            records.ShardJob(stream.path, *bounds[i : i + 2], plan.sequence_length, vocab_size, split, i, shards)
+            records.ShardJob(stream.path, *bounds[i : i + 2], *of_split, i, shards, eos_id, lengths)
             for i in range(shards)
         ]
     flat = [job for split in jobs.values() for job in split]
@@ -241,6 +287,7 @@ def _write_records(
     splits = {}
     for split, stream in streams.items():
         stream.path.unlink()
+        stream.path.with_suffix(".lengths").unlink(missing_ok=True)
         splits[split] = SplitMetadata(
             records=jobs[split][-1].stop,
             documents=stream.documents,
@@ -263,10 +310,21 @@ def _given_tokenizer(tokenizer: str | tokenizers.Tokenizer, vocab_size: int | No
         return None
     if vocab_size:
         raise UserError(f"vocab_size={vocab_size} is for tokenizer=sentencepiece only; drop it with {tokenizer!r}")
-    given = tokenizers.load(tokenizer) if isinstance(tokenizer, str) else tokenizer
+    given = _named_tokenizer(tokenizer) if isinstance(tokenizer, str) else tokenizer
     if given.eos_id is None:
         raise UserError(f"tokenizer {tokenizer!r} has no EOS piece, which ends every document; use one that has")
     return given
+
+
+def _named_tokenizer(name: str) -> tokenizers.Tokenizer:
+    if not epath.Path(name).is_dir():
+        return tokenizers.load(name)
+    from diffusionlm import checkpoint  # here, because it imports JAX
+
+    values = checkpoint.load_sidecar(name).tokenizer
+    if values is None:
+        raise UserError(f"the checkpoint {name} carries no tokenizer; give a tokenizer file")
+    return tokenizers.from_dict(values)
 
 
 def _train_tokenizer(plan: _Plan, vocab_size: int, bars: Progress) -> tokenizers.Tokenizer:
@@ -281,14 +339,18 @@ def _training_texts(plan: _Plan) -> Iterator[str]:
     size = 0
     for item in plan.sources["train"]:
         try:
-            text = text_of(item, plan.text_field)
+            if plan.template:
+                messages = sft.messages_of(item)
+                key, text = json.dumps(messages), "\n".join(message.content for message in messages)
+            else:
+                key = text = text_of(item, plan.text_field)
         except ValueError as error:
             if plan.on_error == "stop":
                 raise UserError(
                     f"{item.location}: {error}; mend it, or leave such lines out with on_error=skip"
                 ) from None
             continue
-        if not records.is_held_out(text, plan.held_out):
+        if not records.is_held_out(key, plan.held_out):
             yield text
             size += len(item.payload)
             if size >= TRAINING_BYTES:
@@ -304,76 +366,12 @@ def _existing(output: Path, request: dict) -> Metadata | None:
     except UserError as error:
         raise UserError(f"output {str(output)!r} exists and cannot be reused ({error}); name another output") from error
     asked, was = json.loads(json.dumps(request)), found.request
-    if differ := [name for name in asked if asked[name] != was.get(name)]:
-        shown = ", ".join(f"{name}={reprlib.repr(was.get(name))}, not {reprlib.repr(asked[name])}" for name in differ)
+    if differ := [name for name in asked | was if asked.get(name) != was.get(name)]:
+        shown = ", ".join(
+            f"{name}={reprlib.repr(was.get(name))}, not {reprlib.repr(asked.get(name))}" for name in differ
+        )
         raise UserError(f"output {str(output)!r} holds another dataset ({shown}); name another, or remove it")
     return found
-
-
-@contextlib.contextmanager
-def _partial(output: Path) -> Iterator[Path]:
-    """A directory beside `output` that takes its name at the end, or goes away after any failure.
-
-    It is locked while this process lives, so that what a killed one left is known, and is removed here.
-    """
-    output.parent.mkdir(parents=True, exist_ok=True)
-    prefix = f".{output.name}.partial-"
-    for left in output.parent.glob(glob.escape(prefix) + "*"):
-        with _lock(left) as is_ours:
-            if is_ours:
-                shutil.rmtree(left, ignore_errors=True)
-    partial = output.with_name(prefix + uuid.uuid4().hex[:8])
-    partial.mkdir()
-    with _lock(partial):
-        try:
-            yield partial
-            partial.replace(output)
-        except BaseException:
-            shutil.rmtree(partial, ignore_errors=True)
-            raise
-
-
-@contextlib.contextmanager
-def _lock(directory: Path) -> Iterator[bool]:
-    """Whether this process has the lock on `directory`; it ends with the block, or the process."""
-    try:
-        descriptor = os.open(directory, os.O_RDONLY)
-    except FileNotFoundError:  # it got its name, or was removed, meanwhile
-        yield False
-        return
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            locked = True
-        except OSError:  # another process has it, or the file system knows no locks
-            locked = False
-        yield locked
-    finally:
-        os.close(descriptor)
-
-
-@contextlib.contextmanager
-def _map(workers: int) -> Iterator[Map]:
-    """A `map` whose results come in order: by `workers` processes and a little ahead, or in this process for one."""
-    if workers == 1:
-        yield map
-        return
-    # spawn: a fork of a process in which JAX runs threads may hang
-    executor = ProcessPoolExecutor(workers, get_context("spawn"), signal.signal, (signal.SIGINT, signal.SIG_IGN))
-
-    def in_order(function: Callable[[J], R], jobs: Iterable[J]) -> Iterator[R]:
-        pending = deque()
-        for job in jobs:
-            pending.append(executor.submit(function, job))
-            if len(pending) >= 2 * workers:
-                yield pending.popleft().result()
-        while pending:
-            yield pending.popleft().result()
-
-    try:
-        yield in_order
-    finally:
-        executor.shutdown(cancel_futures=True)
 
 
 def _progress(console: Console) -> Progress:
@@ -388,10 +386,16 @@ def _progress(console: Console) -> Progress:
 
 
 def _summarise(console: Console, output: Path, metadata: Metadata) -> None:
+    what = "documents" if metadata.packing == "chunk" else "answers"
     for name, split in metadata.splits.items():
         console.print(
             f"{output} {name}: {split.records:,} records of {metadata.sequence_length + 1} tokens, "
-            f"{split.documents:,} documents, {split.raw_bytes / split.tokens:.2f} bytes/token"
+            f"{split.documents:,} {what}, {split.raw_bytes / split.tokens:.2f} bytes/token"
+        )
+    if metadata.too_long:
+        console.print(
+            f"{metadata.too_long:,} answers that end behind {metadata.sequence_length} tokens were left out; a longer "
+            "sequence_length keeps them"
         )
     if metadata.malformed:
         console.print(f"{metadata.malformed:,} malformed lines or files were skipped")

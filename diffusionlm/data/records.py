@@ -2,20 +2,23 @@
 
 Between the two lies one file a split, the token stream: all documents in order, each followed by EOS, a little-endian
 word a token, the top bit set on each document's first token. So the records do not depend on the number of workers.
+Instruction data go the same way (see `sft`): a document is a dialogue, the top bit marks its parts, and a file beside
+the stream has the length of each.
 """
 
 import functools
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from etils import epath
 
-from diffusionlm.data import tokenizers
+from diffusionlm.data import sft, tokenizers
 from diffusionlm.data.sources import Item, text_of
+from diffusionlm.data.templates import Template
 
 NAME = "diffusionlm"  # of the dataset, as TFDS sees it
 BLOCK_TOKENS = 1 << 20  # read at a time while a shard is written
@@ -30,6 +33,8 @@ class TokenizeJob:
     held_out: float  # fraction of the documents
     text_field: str
     tokenizer_file: Path  # JSON of `Tokenizer.to_dict`
+    sequence_length: int
+    template: Template | None = None  # of dialogues; None: the items are texts
 
 
 @dataclass
@@ -37,7 +42,9 @@ class Part:
     """What a job adds to one split's stream."""
 
     words: np.ndarray
+    lengths: np.ndarray  # of dialogues, in words; of texts, nothing
     documents: int
+    tokens: int
     raw_bytes: int
     token_bytes: int
 
@@ -49,6 +56,7 @@ class Tokenized:
     parts: dict[str, Part]
     malformed: list[str]  # "location: reason"
     empty: int
+    too_long: int
     progress: int
 
 
@@ -66,30 +74,48 @@ def tokenize(job: TokenizeJob) -> Tokenized:
     """Encodes every document, ends it with EOS and sorts it into its split."""
     tokenizer, token_bytes = _tokenizer(job.tokenizer_file)
     word = word_type(tokenizer.vocab_size)
-    first_token = word.type(1 << (8 * word.itemsize - 1))
-    found: dict[str, list[np.ndarray]] = {}
-    raw_bytes: dict[str, int] = {}
-    malformed, empty = [], 0
+    found: dict[str, list[sft.Encoded]] = {}
+    malformed, empty, too_long = [], 0, 0
     for item in job.items:
         try:
-            text = text_of(item, job.text_field)
+            if job.template:
+                one = sft.encode(item, job.template, tokenizer, token_bytes, word, job.sequence_length)
+            else:
+                one = _encode_text(item, job.text_field, tokenizer, token_bytes, word)
         except ValueError as error:
             malformed.append(f"{item.location}: {error}")
             continue
-        if not text:
+        if one is None:
             empty += 1
             continue
-        split = "validation" if is_held_out(text, job.held_out) else job.split
-        words = np.array([*tokenizer.encode(text), tokenizer.eos_id], word)
-        words[0] |= first_token
-        found.setdefault(split, []).append(words)
-        raw_bytes[split] = raw_bytes.get(split, 0) + len(text.encode())
+        too_long += one.too_long
+        if len(one.words):
+            split = "validation" if is_held_out(one.key, job.held_out) else job.split
+            found.setdefault(split, []).append(one)
     parts = {}
     for split, documents in found.items():
-        words = np.concatenate(documents)
-        count = int(token_bytes[words & ~first_token].sum())
-        parts[split] = Part(words, len(documents), raw_bytes[split], count)
-    return Tokenized(parts, malformed, empty, sum(item.progress for item in job.items))
+        parts[split] = Part(
+            np.concatenate([one.words for one in documents]),
+            np.array([len(one.words) for one in documents] if job.template else [], np.int64),
+            sum(one.documents for one in documents),
+            sum(one.tokens for one in documents),
+            sum(one.raw_bytes for one in documents),
+            sum(one.token_bytes for one in documents),
+        )
+    return Tokenized(parts, malformed, empty, too_long, sum(item.progress for item in job.items))
+
+
+def _encode_text(
+    item: Item, text_field: str, tokenizer: tokenizers.Tokenizer, token_bytes: np.ndarray, word: np.dtype
+) -> sft.Encoded | None:
+    """A text with its EOS; None where there is none."""
+    text = text_of(item, text_field)
+    if not text:
+        return None
+    words = np.array([*tokenizer.encode(text), tokenizer.eos_id], word)
+    stands_for = int(token_bytes[words].sum())
+    words[0] |= word.type(1 << (8 * word.itemsize - 1))
+    return sft.Encoded(text, words, 1, len(words), len(text.encode()), stands_for, 0)
 
 
 @functools.lru_cache(maxsize=1)
@@ -110,6 +136,8 @@ class ShardJob:
     split: str
     index: int
     shards: int
+    eos_id: int
+    lengths: Path | None = None  # of dialogues: int64, the words of each in the stream; None: texts, to be cut
 
     @property
     def file(self) -> Path:
@@ -136,19 +164,16 @@ def write_shard(job: ShardJob) -> int:
     from array_record.python.array_record_module import ArrayRecordWriter
 
     serializer = features(job.sequence_length, job.vocab_size)
-    word, length, serialized_bytes = word_type(job.vocab_size), job.sequence_length + 1, 0
-    top_bit = 8 * word.itemsize - 1
-    stream = np.memmap(job.stream, word, mode="r")
-    step = max(1, BLOCK_TOKENS // length)
+    serialized_bytes, step = 0, max(1, BLOCK_TOKENS // (job.sequence_length + 1))
+    rows = _dialogues(job) if job.lengths else _cut_texts(job)
     writer = ArrayRecordWriter(str(job.file), "group_size:1")  # a record a group: random access reads no more
     try:
         for start in range(job.first, job.stop, step):
             stop = min(start + step, job.stop)
-            words_NxT = stream[start * length : stop * length].reshape(-1, length)
-            tokens_NxT = (words_NxT & ((1 << top_bit) - 1)).astype(serializer["tokens"].np_dtype)
-            begins_NxT = (words_NxT >> top_bit).astype(serializer["segment_ids"].np_dtype)
-            begins_NxT[:, 0] = 1  # the rest of a document that began in the record before
-            segment_ids_NxT = np.cumsum(begins_NxT, axis=1, dtype=begins_NxT.dtype)
+            tokens_NxT, segment_ids_NxT = (
+                values.astype(serializer[name].np_dtype)
+                for name, values in zip(("tokens", "segment_ids"), rows(start, stop), strict=True)
+            )
             for tokens, segment_ids in zip(tokens_NxT, segment_ids_NxT, strict=True):
                 record = serializer.serialize_example({"tokens": tokens, "segment_ids": segment_ids})
                 serialized_bytes += len(record)
@@ -157,6 +182,35 @@ def write_shard(job: ShardJob) -> int:
     except RuntimeError as error:  # how ArrayRecord tells of a full disk
         raise OSError(str(error)) from error
     return serialized_bytes
+
+
+Rows = Callable[[int, int], tuple[np.ndarray, np.ndarray]]  # records of a range: tokens, segment ids
+
+
+def _cut_texts(job: ShardJob) -> Rows:
+    word, length = word_type(job.vocab_size), job.sequence_length + 1
+    top_bit = 8 * word.itemsize - 1
+    stream = np.memmap(job.stream, word, mode="r")
+
+    def rows(start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
+        words_NxT = stream[start * length : stop * length].reshape(-1, length)
+        begins_NxT = (words_NxT >> top_bit).astype(np.uint32)
+        begins_NxT[:, 0] = 1  # the rest of a document that began in the record before
+        return words_NxT & ((1 << top_bit) - 1), np.cumsum(begins_NxT, axis=1, dtype=np.uint32)
+
+    return rows
+
+
+def _dialogues(job: ShardJob) -> Rows:
+    stream = np.memmap(job.stream, word_type(job.vocab_size), mode="r")
+    lengths = np.fromfile(job.lengths, np.int64)
+    ends = np.concatenate([[0], np.cumsum(lengths)])
+
+    def rows(start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
+        words = stream[ends[start] : ends[stop]]
+        return sft.padded(words, lengths[start:stop], job.sequence_length + 1, job.eos_id)
+
+    return rows
 
 
 def write_tfds_metadata(directory: Path, jobs: Sequence[ShardJob], sizes: Sequence[int]) -> None:

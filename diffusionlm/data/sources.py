@@ -1,4 +1,4 @@
-"""Where documents come from: text files, jsonl files, TFDS datasets and named corpora, as one stream of raw items.
+"""Where documents come from: text, jsonl and json files, TFDS datasets and named corpora, as one stream of raw items.
 
 A source only reads; decoding and checking (`text_of`) are left to the workers.
 """
@@ -19,6 +19,7 @@ from diffusionlm.registry import suggest
 
 TEXT_ENDINGS = (".txt", ".md", ".txt.gz", ".md.gz")  # one document a file
 JSON_ENDINGS = (".jsonl", ".jsonl.gz")  # one document a line
+LIST_ENDINGS = (".json", ".json.gz")  # a list of documents; of a directory's files they have to be named
 TFDS_NAME = re.compile(r"tfds:(?P<name>[^:]+(:[\d*]+\.[\d*]+\.[\d*]+)?)(:(?P<split>.+))?")
 DEFAULT_FRACTION = 0.01  # held out where neither a validation source nor a fraction is named
 
@@ -28,7 +29,7 @@ class Item(NamedTuple):
 
     location: str  # for messages: file:line, file, or the example's name
     payload: bytes
-    is_json: bool  # a line of jsonl, not the text itself
+    is_json: bool  # a JSON object, not the text itself
     progress: int  # bytes of the source that this item used up
 
 
@@ -45,7 +46,7 @@ class Source(Protocol):
 
 
 class Files:
-    """Text files, a document each, and jsonl files, a document a line, in the given order."""
+    """Text files (a document each), jsonl (a document a line) and json (a list of documents), in the given order."""
 
     def __init__(self, paths: Sequence[epath.Path]):
         self.paths = paths
@@ -66,6 +67,8 @@ class Files:
                             location = f"{path}:{number}"
                             before, position = position, raw.tell()
                             yield Item(location, line, True, position - before)
+                    elif path.name.endswith(LIST_ENDINGS):
+                        yield from _of_list(location, stream.read())
                     else:
                         yield Item(location, stream.read(), False, raw.tell())
             except (EOFError, gzip.BadGzipFile, zlib.error) as error:
@@ -74,6 +77,18 @@ class Files:
                 ) from error
             except OSError as error:
                 raise UserError(f"cannot read {str(path)!r}: {error.strerror or error}") from error
+
+
+def _of_list(location: str, content: bytes) -> Iterator[Item]:
+    """The members of a JSON list, each as a line of jsonl."""
+    try:
+        found = json.loads(content.decode("utf-8-sig"))
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{location}: invalid JSON: {error}") from error
+    if not isinstance(found, list):
+        raise UserError(f"{location}: a JSON {type(found).__name__}, not a list of objects; name lines of JSON .jsonl")
+    for i, one in enumerate(found):
+        yield Item(f"{location}[{i}]", json.dumps(one).encode(), True, len(content) // len(found))
 
 
 class Texts:
@@ -179,36 +194,57 @@ def text_of(item: Item, text_field: str) -> str:
     Raises:
       ValueError: the item is malformed; the message is the reason.
     """
-    try:
-        text = item.payload.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"invalid UTF-8 at byte {error.start}") from error
-    if not item.is_json or not text.strip():
-        return text if not item.is_json else ""
+    if not item.is_json:
+        return _decoded(item)
+    record = record_of(item)
+    if record is None:
+        return ""
+    if text_field not in record:
+        raise ValueError(f"no field {text_field!r}{suggest(text_field, record)}")
+    return checked_text(f"field {text_field!r}", record[text_field])
+
+
+def record_of(item: Item) -> dict | None:
+    """The JSON object that an item holds, None for a blank line.
+
+    Raises:
+      ValueError: the item is malformed; the message is the reason.
+    """
+    if not (text := _decoded(item)).strip():
+        return None
     try:
         record = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"invalid JSON: {error}") from error
     if not isinstance(record, dict):
         raise ValueError(f"a JSON {type(record).__name__}, not an object")
-    if text_field not in record:
-        raise ValueError(f"no field {text_field!r}{suggest(text_field, record)}")
-    text = record[text_field]
-    if not isinstance(text, str):
-        raise ValueError(f"field {text_field!r} is {type(text).__name__}, not a string")
+    return record
+
+
+def checked_text(what: str, value: Any) -> str:
+    """`value`, which is text; `ValueError` with its name, `what`, if it is not."""
+    if not isinstance(value, str):
+        raise ValueError(f"{what} is {type(value).__name__}, not a string")
     try:
-        text.encode()
+        value.encode()
     except UnicodeEncodeError as error:
-        raise ValueError(f"field {text_field!r} has half a surrogate pair at character {error.start}") from error
-    return text
+        raise ValueError(f"{what} has half a surrogate pair at character {error.start}") from error
+    return value
+
+
+def _decoded(item: Item) -> str:
+    try:
+        return item.payload.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"invalid UTF-8 at byte {error.start}") from error
 
 
 def _expand(spec: str) -> list[epath.Path]:
     """The files that a path, directory or pattern stands for, sorted."""
-    endings = TEXT_ENDINGS + JSON_ENDINGS
+    endings = TEXT_ENDINGS + JSON_ENDINGS + LIST_ENDINGS
     path = epath.Path(spec)
     if path.is_dir():
-        found = [p for p in path.iterdir() if p.name.endswith(endings)]
+        found = [p for p in path.iterdir() if p.name.endswith(TEXT_ENDINGS + JSON_ENDINGS)]
     elif path.exists():
         found = [path]
     else:

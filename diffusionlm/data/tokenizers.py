@@ -54,6 +54,10 @@ class Tokenizer(Protocol):
         """int32 (vocab_size,): the UTF-8 bytes of text that each id stands for; 0 for control ids."""
         ...
 
+    def piece_id(self, piece: str) -> int | None:
+        """The id of a piece that is one token whatever stands around it, such as `<|eot_id|>`; None without it."""
+        ...
+
 
 class ByteTokenizer:
     """One id per UTF-8 byte: 0-255 are the bytes, 256 is EOS and padding; there is no BOS."""
@@ -80,6 +84,9 @@ class ByteTokenizer:
 
     def token_bytes(self) -> np.ndarray:
         return (np.arange(self.vocab_size) < 256).astype(np.int32)
+
+    def piece_id(self, piece: str) -> int | None:
+        return None
 
 
 class SentencePieceTokenizer:
@@ -168,6 +175,17 @@ class SentencePieceTokenizer:
 
     def token_bytes(self) -> np.ndarray:
         return np.array([self._bytes_of(i) for i in range(self.vocab_size)], np.int32)
+
+    def piece_id(self, piece: str) -> int | None:
+        i = self._model.piece_to_id(piece)
+        return i if i in self._marks else None
+
+    @functools.cached_property
+    def _marks(self) -> set[int]:
+        """Control pieces and those that its maker defined beside the learned ones."""
+        kinds = sentencepiece_model_pb2.ModelProto.SentencePiece
+        pieces = sentencepiece_model_pb2.ModelProto.FromString(self._serialized).pieces
+        return {i for i, piece in enumerate(pieces) if piece.type in (kinds.CONTROL, kinds.USER_DEFINED)}
 
     def _bytes_of(self, i: int) -> int:
         if self._model.is_control(i) or self._model.is_unknown(i):

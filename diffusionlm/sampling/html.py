@@ -86,7 +86,7 @@ def _section(completion: Completion, tokenizer: Tokenizer) -> dict[str, Any]:
     trace = completion.trace
     given = [-1 if masked else token for token, masked in zip(trace.tokens[0].tolist(), trace.masked[0], strict=True)]
     return {
-        "prompt": "" if completion.infilled else completion.prompt,
+        "prompt": completion.before,
         "nfe": completion.nfe,
         "seconds": round(completion.seconds, 2),
         "given": given,  # ids, -1 where a position starts as a mask

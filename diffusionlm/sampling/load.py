@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from flax import linen as nn
 
 from diffusionlm import checkpoint, config
 from diffusionlm.data import tokenizers
+from diffusionlm.data.templates import Message, Template
 from diffusionlm.errors import UserError
 from diffusionlm.greedy import is_greedy
 from diffusionlm.likelihood import Choice, Estimate, LikelihoodConfig, choose, estimate
@@ -44,6 +46,7 @@ class Completion:
       seconds: wall time of the batch it was generated in, without compilation.
       trace: the states of `tokens` as arrays (frames, length), if asked for.
       infilled: whether the prompt is a text with gaps.
+      templated: whether the model's chat template stood around the prompt, so that the text answers it.
     """
 
     prompt: str
@@ -53,11 +56,17 @@ class Completion:
     seconds: float
     trace: Trace | None = None
     infilled: bool = False
+    templated: bool = False
+
+    @property
+    def before(self) -> str:
+        """What stands before the new text; an answer is set off from its question."""
+        return "" if self.infilled else self.prompt + "\n\n" * self.templated
 
     @property
     def full_text(self) -> str:
         """The prompt with what was generated after it or in its gaps."""
-        return self.text if self.infilled else self.prompt + self.text
+        return self.before + self.text
 
 
 @dataclass(frozen=True)
@@ -65,7 +74,8 @@ class LoadedModel:
     """A checkpoint that is ready to generate.
 
     Prompts begin with what a document began with in training: the sidecar's `canvas["start_id"]`, or else EOS, which
-    ends the document before. It counts towards the context.
+    ends the document before. It counts towards the context. A model that was fine-tuned on instructions brings its chat
+    template, in which `generate` writes prompts; everything else takes texts as they are.
     """
 
     params: Any
@@ -80,6 +90,7 @@ class LoadedModel:
         sampling: SamplingConfig | None = None,
         *,
         trace: bool = False,
+        raw: bool = False,
         **settings: Any,
     ) -> list[Completion]:
         """Completes one or several texts as one batch; an empty text samples from nothing.
@@ -88,16 +99,22 @@ class LoadedModel:
           prompts: a text, or several.
           sampling: the settings; None: the defaults.
           trace: also record every state of the denoising.
+          raw: go on from the texts as they are, also where the model has a chat template.
           **settings: fields of `SamplingConfig` that replace those of `sampling`, e.g. `length=100, temperature=0.8`.
 
         Returns:
           One completion per prompt, in order.
 
         Raises:
-          UserError: as of `diffusionlm.sampling.generate`, an unknown setting, or a checkpoint without a tokenizer.
+          UserError: as of `diffusionlm.sampling.generate`, an unknown setting, a checkpoint without a tokenizer, or a
+            text that the template has no place for.
         """
         texts = self._texts(prompts)
-        encoded = [self.encode(text) for text in texts]
+        templated = [self.template is not None and not raw and text != "" for text in texts]
+        encoded = [
+            self.encode_messages([Message("user", text)]) if asks else self.encode(text)
+            for text, asks in zip(texts, templated, strict=True)
+        ]
         with self.on_mesh():
             result = generate(
                 self.params, self.config, encoded, self.sampling_config(sampling, **settings), trace=trace
@@ -106,7 +123,9 @@ class LoadedModel:
         for r, (text, prompt, tokens) in enumerate(zip(texts, encoded, result.tokens.tolist(), strict=True)):
             own = _row_of(result.trace, r, len(tokens)) if trace else None
             new_text = self._decode_after(prompt, tokens)
-            completions.append(Completion(text, new_text, tokens, int(result.nfe[r]), result.seconds, own))
+            completions.append(
+                Completion(text, new_text, tokens, int(result.nfe[r]), result.seconds, own, templated=templated[r])
+            )
         return completions
 
     def infill(
@@ -287,6 +306,24 @@ class LoadedModel:
         """The ids of a prompt, with what documents began with in training."""
         start_id = self.sidecar.canvas.get("start_id", self.sidecar.eos_id)
         return ([] if start_id is None else [start_id]) + self.tokenizer.encode(text)
+
+    @functools.cached_property
+    def template(self) -> Template | None:
+        """How a model that was fine-tuned on instructions wants its prompts; None: as they are."""
+        return Template.from_dict(self.sidecar.template) if self.sidecar.template else None
+
+    def encode_messages(self, messages: Sequence[Message]) -> list[int]:
+        """The ids of a dialogue, to be followed by the answer to its last message.
+
+        Raises:
+          UserError: the model has no template, or no place for these messages in it.
+        """
+        if self.template is None:
+            raise UserError("this model has no chat template; it goes on from texts (`generate`)")
+        try:
+            return self.template.prompt_ids(messages, self.tokenizer)
+        except ValueError as error:
+            raise UserError(f"this model's prompts cannot be written: {error}") from error
 
     def _decode_after(self, prompt: list[int], tokens: list[int]) -> str:
         """The text that `tokens` add to the prompt's: decoders may drop the first space of a text on its own."""

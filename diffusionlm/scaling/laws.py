@@ -2,11 +2,10 @@
 
 import functools
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import resources
-
-import numpy as np
 
 from diffusionlm.errors import UserError
 from diffusionlm.registry import suggest
@@ -35,7 +34,9 @@ class PublishedLaw:
         if self.params_law:
             coefficient, exponent = self.params_law["coefficient"], self.params_law["exponent"]
             if coefficient is None:  # not published: the best one for the points
-                coefficient = np.exp(np.mean([np.log(p["N"]) - exponent * np.log(p["C"]) for p in self.points]))
+                coefficient = math.exp(
+                    sum(math.log(p["N"]) - exponent * math.log(p["C"]) for p in self.points) / len(self.points)
+                )
             return float(coefficient * c**exponent)
         if self.parametric:
             a, b, alpha, beta = (self.parametric[key] for key in ("A", "B", "alpha", "beta"))
@@ -53,7 +54,7 @@ class PublishedLaw:
     def loss(self, c: float) -> float | None:
         """L* at C, nats per token of the source's tokens and text."""
         if self.loss_law:
-            return float(np.exp(self.loss_law["exponent"] * np.log(c) + self.loss_law["log_prefactor"]))
+            return float(math.exp(self.loss_law["exponent"] * math.log(c) + self.loss_law["log_prefactor"]))
         if self.parametric:
             n, d = self.params(c), self.tokens(c)
             p = self.parametric

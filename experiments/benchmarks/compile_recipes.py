@@ -21,7 +21,7 @@ from diffusionlm.errors import UserError
 from diffusionlm.sampling.config import SamplingConfig
 from diffusionlm.topology import GIB
 
-RECIPES = ("smdm_170m", "smdm_1028m", "llada_1b", "llada_8b")
+RECIPES = ("smdm_170m", "smdm_1028m", "llada_1b", "llada_8b", "llada_8b_sft")
 TOPOLOGIES = ("v5e-256", "v5p-128", "v6e-256")
 CELLS = [(recipe, topology, "train") for recipe in RECIPES for topology in TOPOLOGIES]
 CELLS.append(("llada_8b", "v5e-8", "sample"))

@@ -1,0 +1,309 @@
+"""Fine-tuning from start to end: whose weights a run starts from, that it is told apart, and that runs resume."""
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny_run
+from tiny_run import BATCH, Recorder, tiny
+
+from diffusionlm import checkpoint, config, initial, metrics, trainer
+from diffusionlm.arguments import experiment
+from diffusionlm.data import pipeline
+from diffusionlm.data.prepare import prepare
+from diffusionlm.errors import UserError
+from diffusionlm.model import Transformer
+from diffusionlm.presets import arm_twin
+from diffusionlm.sampling.load import load
+from diffusionlm.sharding import make_mesh
+
+LENGTH = 48
+SHIPPED = Path(__file__).parents[1] / "docs/results/models"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled(tmp_path_factory):
+    with tiny_run.compiled_programs(tmp_path_factory.getbasetemp() / "compiled") as directory:
+        yield directory
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    """Sums of two digits, some asked for twice in a dialogue."""
+    folder = tmp_path_factory.mktemp("data")
+    sums = [(a, b) for a in range(10) for b in range(10)] * 2
+    found = []
+    for i, (a, b) in enumerate(sums):
+        turns = [{"role": "user", "content": f"{a}+{b}"}, {"role": "assistant", "content": str(a + b)}]
+        found.append({"messages": turns * (1 + i % 2)})
+    source = folder / "sums.jsonl"
+    source.write_text("".join(json.dumps(one) + "\n" for one in found))
+    settings = {"tokenizer": "byte", "format": "sft", "template": "plain", "progress": False}
+    prepare(str(source), folder / "prepared", sequence_length=LENGTH + 40, validation_fraction=0.2, **settings)
+    return folder / "prepared"
+
+
+def tuned(dataset, **changes):
+    """A fine-tuning run of a few steps; `changes` are section -> {field: value}."""
+    length = pipeline.open_dataset(dataset).metadata.sequence_length
+    cfg = tiny(
+        dataset,
+        diffusion={"random_length": 0.0, "normalization": "examples"},
+        model={"max_length": length},
+        data={"packing": "examples", "sequence_length": length},
+        run={"steps": 12, "eval_every": 6, "checkpoint_every": 4, "eval_records": 2 * BATCH},
+    )
+    return tiny_run.with_changes(cfg, changes)
+
+
+@pytest.fixture(scope="module")
+def start(dataset, tmp_path_factory):
+    """A model to start from, in bfloat16 and with a context of its own, as released ones are."""
+    cfg = tuned(dataset, model={"max_length": 16})
+    params = jax.jit(Transformer(cfg.model).init)(jax.random.key(5), jnp.zeros((1, 1), jnp.int32))["params"]
+    params = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params, is_leaf=lambda x: hasattr(x, "astype"))
+    params = jax.tree.map(lambda x: getattr(x, "value", x), params, is_leaf=lambda x: hasattr(x, "value"))
+    path = tmp_path_factory.mktemp("start") / "model"
+    checkpoint.save_params(path, params, sidecar_of(cfg, dataset))
+    return path, jax.device_get(params)
+
+
+def sidecar_of(cfg, dataset, **changes):
+    values = {
+        "objective": cfg.objective,
+        "model": config.to_dict(cfg.model),
+        "diffusion": config.to_dict(cfg.diffusion),
+        "mask_id": cfg.mask_id,
+        "tokenizer": pipeline.open_dataset(dataset).metadata.tokenizer,
+        "source": {"experiment": "base", "step": 7},
+    }
+    return checkpoint.Sidecar(**values | changes)
+
+
+def record(cfg, workdir):
+    """Trains; returns the run, and what its steps were given."""
+    recorder = Recorder()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trainer, "make_train_step", recorder)
+        return trainer.train(cfg, workdir), recorder
+
+
+@pytest.fixture(scope="module")
+def run(dataset, start, tmp_path_factory):
+    """A fine-tuning run from start to end; tests must not change its directory."""
+    return record(tuned(dataset, run={"init_from": str(start[0])}), tmp_path_factory.mktemp("run"))
+
+
+def refusal(*args):
+    with pytest.raises(UserError) as caught:
+        trainer.train(*args)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+# --- the start
+
+
+def test_a_run_starts_from_the_weights_in_float32(run, start):
+    given = tiny_run.leaves({"params": start[1]})
+    before = {name: value for name, value in run[1].states[0].items() if name.startswith(".params")}
+    assert len(given) == len(before) > 5
+    for (_, value), found in zip(sorted(given.items()), (before[name] for name in sorted(before)), strict=True):
+        assert found.dtype == np.float32
+        np.testing.assert_array_equal(found, np.asarray(value, np.float32))
+    moments = [value for name, value in run[1].states[0].items() if ".opt_state" in name]
+    assert not any(value.any() for value in moments)
+
+
+def test_parameters_lie_on_the_mesh_of_the_run(dataset, start):
+    from diffusionlm.train_state import abstract_state, create_state
+
+    cfg = initial.identified(tuned(dataset, run={"init_from": str(start[0])}), Path("nowhere"))
+    mesh = make_mesh(config.MeshConfig(2, 2, 2))
+    opened = pipeline.open_dataset(dataset)
+    with jax.set_mesh(mesh):
+        state = initial.with_weights(cfg, create_state(cfg, mesh), opened)
+    for leaf, wanted in zip(jax.tree.leaves(state), jax.tree.leaves(abstract_state(cfg, mesh)), strict=True):
+        assert leaf.sharding == wanted.sharding and leaf.dtype == wanted.dtype
+    assert any(not leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(state.params))
+
+
+def test_the_start_is_part_of_the_science_wherever_it_lies(run, dataset, start, tmp_path):
+    found = run[0].config.run.init_id
+    assert found.startswith("base@7-") and found == initial.identity(checkpoint.load_sidecar(start[0]))
+    assert config.fingerprint(run[0].config) != config.fingerprint(tuned(dataset))
+    shutil.copytree(start[0], tmp_path / "moved")
+    moved = initial.identified(tuned(dataset, run={"init_from": str(tmp_path / "moved")}), tmp_path)
+    assert config.fingerprint(moved) == config.fingerprint(run[0].config)
+    assert checkpoint.load_sidecar(run[0].workdir).source["init_id"] == found
+    assert json.loads((run[0].workdir / "config.json").read_text())["run"]["init_id"] == found
+
+
+def test_another_start_is_another_run(run, dataset, tmp_path, start):
+    other = tmp_path / "other"
+    checkpoint.save_params(
+        other, start[1], sidecar_of(tuned(dataset), dataset, source={"experiment": "base", "step": 8})
+    )
+    message = refusal(tuned(dataset, run={"init_from": str(other)}), run[0].workdir)
+    assert "run.init_id (base@7-" in message and "base@8-" in message
+    assert "run.init_id (base@7-" in refusal(tuned(dataset), run[0].workdir)
+    named = tuned(dataset, run={"init_from": str(other), "init_id": run[0].config.run.init_id})
+    assert "is base@8-" in refusal(named, tmp_path / "run") and not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"model": {"d_ff": 64}}, "holds another model: model.d_ff (32 there, 64 here)"),
+        ({"model": {"rope_theta": 5e5}}, "model.rope_theta (10000.0 there, 500000.0 here)"),
+        ({"model": {"mask_row": False}, "diffusion": {"mask_id": 5}}, "model.mask_row (True there, False here)"),
+    ],
+)
+def test_another_model_is_refused(changes, said, dataset, start, tmp_path):
+    cfg = tuned(dataset, run={"init_from": str(start[0])}, **changes)
+    assert said in refusal(cfg, tmp_path / "run")
+    assert not (tmp_path / "run" / "config.json").exists()
+
+
+def test_another_mask_token_tokenizer_or_objective_is_refused(dataset, start, tmp_path):
+    cfg = tuned(dataset)
+    kept = {"mask_row": False}
+    inside = tiny_run.with_changes(cfg, {"model": kept, "diffusion": {"mask_id": 5}})
+    tokenizer = {"kind": "byte", "sha256": "f" * 64}
+    twin = dataclasses.replace(cfg, objective="arm", model=arm_twin(cfg.model))
+    for name, ours, theirs, said in (
+        ("mask", inside, sidecar_of(inside, dataset, mask_id=6), "masks with id 6, this run with 5"),
+        ("tokenizer", cfg, sidecar_of(cfg, dataset, tokenizer=tokenizer), "prepare the data with --tokenizer"),
+        ("objective", twin, sidecar_of(cfg, dataset), "model.causal (False there, True here)"),
+    ):
+        checkpoint.save_params(tmp_path / name, start[1], theirs)
+        ours = tiny_run.with_changes(ours, {"run": {"init_from": str(tmp_path / name)}})
+        assert said in refusal(ours, tmp_path / f"{name} run")
+
+
+def test_there_must_be_a_checkpoint(dataset, tmp_path):
+    for path in (tmp_path / "absent", dataset):
+        assert "run.init_from: " in refusal(tuned(dataset, run={"init_from": str(path)}), tmp_path / "run")
+    assert "needs run.init_from" in refusal(tuned(dataset, run={"init_id": "base@7-0"}), tmp_path / "run")
+
+
+def test_texts_and_dialogues_are_not_taken_for_each_other(dataset, tmp_path):
+    texts = tiny_run.make_dataset(tmp_path)
+    there = {"model": {"max_length": 16}, "data": {"path": str(texts), "sequence_length": 16}}
+    assert "holds texts, which does not suit data.packing=examples" in refusal(
+        tuned(dataset, **{**there, "data": there["data"] | {"packing": "examples"}}), tmp_path / "run"
+    )
+    message = refusal(tuned(dataset, data={"packing": "chunk"}), tmp_path / "run")
+    assert "holds prompts with answers" in message and "--data.packing examples" in message
+
+
+def test_random_weights_are_fine_tuned_with_a_warning(dataset, tmp_path, caplog):
+    trainer.train(tuned(dataset, run={"steps": 1, "eval_every": 0}, optim={"warmup_steps": 0}), tmp_path)
+    assert "fine-tuning random weights" in caplog.text
+
+
+# --- the run
+
+
+def test_a_resumed_run_needs_no_start_and_repeats_bit_for_bit(run, dataset, start, tmp_path):
+    workdir, gone = tmp_path / "run", tmp_path / "gone"
+    shutil.copytree(start[0], gone)
+    cfg = tuned(dataset, run={"init_from": str(gone)})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trainer._Loop, "_finish", lambda self: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            trainer.train(cfg, workdir)
+    for step in (8, 12):
+        shutil.rmtree(workdir / "checkpoints" / str(step))
+    shutil.rmtree(gone)
+    resumed, recorder = record(cfg, workdir)
+    assert list(recorder.states) == list(range(4, 12))
+    for k in recorder.states:
+        for name, value in run[1].states[k].items():
+            assert recorder.states[k][name].tobytes() == value.tobytes(), name
+        for name, value in run[1].inputs[k].items():
+            assert np.asarray(recorder.inputs[k][name]).tobytes() == np.asarray(value).tobytes(), name
+    assert resumed.result["eval"] == run[0].result["eval"]
+    assert resumed.config == dataclasses.replace(
+        run[0].config, run=dataclasses.replace(run[0].config.run, init_from=str(gone))
+    )
+
+
+def test_before_its_first_checkpoint_a_run_still_needs_its_start(dataset, start, tmp_path):
+    workdir, gone = tmp_path / "run", tmp_path / "gone"
+    shutil.copytree(start[0], gone)
+    cfg = tuned(dataset, run={"init_from": str(gone)})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trainer._Loop, "_dispatch", lambda self, compiling: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            trainer.train(cfg, workdir)
+    shutil.rmtree(gone)
+    assert "run.init_from: no checkpoint at" in refusal(cfg, workdir)
+    checkpoint.save_params(gone, start[1], sidecar_of(cfg, dataset, source={"experiment": "another"}))
+    assert "is another@0-" in refusal(cfg, workdir)
+
+
+def test_held_out_answers_are_scored_by_the_answer_token(run, dataset):
+    opened = pipeline.open_dataset(dataset)
+    rows = list(pipeline.eval_batches(opened, batch_size=BATCH, records=2 * BATCH))
+    scored = np.concatenate([row["segment_ids"] == 2 for row in rows])
+    tokens = np.concatenate([row["tokens"] for row in rows])
+    found = run[0].result["eval"]
+    assert found["tokens"] == scored.sum() and found["bytes"] == (scored & (tokens < 256)).sum()
+    assert found["bits_per_byte"] == pytest.approx(
+        found["nelbo_nats_per_token"] * found["tokens"] / found["bytes"] / np.log(2)
+    )
+    assert [line["step"] for line in metrics.read(run[0].workdir) if "eval_tokens" in line] == [6, 12]
+
+
+def test_every_batch_is_about_single_answers(run, dataset):
+    seen = set()
+    for inputs in run[1].inputs.values():
+        parts = next(value for name, value in inputs.items() if name.endswith("['segment_ids']"))
+        assert set(np.unique(parts)) == {0, 1, 2}
+        seen |= set((parts == 1).sum(1).tolist())
+    assert len({n > LENGTH for n in seen}) == 2  # first answers, and second ones with a history
+
+
+def test_the_checkpoint_is_asked_as_it_was_trained(run, dataset):
+    model = load(run[0].workdir)
+    assert model.template.to_dict() == pipeline.open_dataset(dataset).metadata.template
+    row = pipeline.open_dataset(dataset).rows("train", [0])
+    prompt = row["tokens"][0][row["segment_ids"][0] == 1].tolist()
+    assert model.encode_messages([initial_message(prompt, model)]) == prompt
+    assert model.sidecar.canvas["start_id"] == prompt[0]
+    assert model.generate("1+1", length=4)[0].templated
+
+
+def initial_message(prompt, model):
+    from diffusionlm.data.templates import Message
+
+    text = model.tokenizer.decode(prompt)
+    return Message("user", text.removeprefix("### user\n").removesuffix("\n\n### assistant\n"))
+
+
+# --- the models in this repository
+
+
+@pytest.mark.parametrize("name", ["tinystories", "tinystories_arm"])
+def test_the_shipped_models_can_be_fine_tuned(name, tmp_path):
+    found = [{"question": f"Where is toy {i}?", "answer": f"In box {i}."} for i in range(400)]
+    (tmp_path / "toys.json").write_text(json.dumps(found))
+    settings = {
+        "data.source": str(tmp_path / "toys.json"),
+        "data.tokenizer": str(SHIPPED / name),
+        "run.init_from": str(SHIPPED / name),
+        "data.batch_size": 8,
+        "run.steps": 1,
+        "optim.warmup_steps": 0,
+        "run.eval_every": 0,
+    }
+    cfg = experiment(name.replace("stories", "stories_sft"), settings)
+    run = trainer.train(cfg, tmp_path / "run")
+    assert run.done and run.result["eval"]["nelbo_nats_per_token"] < np.log(2047) - 1
+    assert run.config.run.init_id.startswith(f"{name}@8000-")
