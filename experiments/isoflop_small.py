@@ -52,8 +52,8 @@ CPU = ScalingRecipe(
     eval_draws=4,
 )
 CPU_RECIPES = {"arm": CPU, "mdm": replace(CPU, name="cpu_mdm", batch_size=16, peak_lr=3.2e-3)}
-# Sizes around the optimum. Of the 40 million tokens of books, textbooks and stories none is seen twice but by the smallest
-# MDMs at the two largest budgets, which go round 1.2 and 1.4 times.
+# Sizes around the optimum. Of the 40 million tokens of books, textbooks and stories none is seen twice, but by the
+# smallest MDMs at the two largest budgets, which go round 1.2 and 1.4 times.
 CPU_SIZES = {
     "arm": {
         1.6e12: ("cpu_25k", "cpu_43k", "cpu_65k", "cpu_123k", "cpu_197k", "cpu_389k"),
