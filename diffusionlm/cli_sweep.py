@@ -23,6 +23,7 @@ def plan(args: list[str], prog: str) -> int:
         price: float | None = None,
         topology: str = "",
         settings: Annotated[Config, *SETTINGS] = Config(),  # noqa: B008
+        cells: bool = False,
         json: bool = False,
     ) -> int:
         """Say what a sweep will take, before anything is rented.
@@ -35,6 +36,7 @@ def plan(args: list[str], prog: str) -> int:
           price: of an hour of one such chip, in any currency; prices change, so none is built in.
           topology: a TPU slice, such as v5e-8, for which every cell is compiled, on this machine, to see if it fits.
           settings: for that check, operational fields such as --run.microbatches.
+          cells: show every cell.
           json: print JSON.
         """
         from diffusionlm import sweep
@@ -49,7 +51,7 @@ def plan(args: list[str], prog: str) -> int:
         if json:
             print(json_lib.dumps(found.to_json(), indent=2))
         else:
-            planning.show(found, chip, price)
+            planning.show(found, chip, price, cells=cells)
         return 1 if any(cell.fits is False for cell in found.cells) else 0
 
     return parse(bind, args, prog)()
@@ -145,6 +147,8 @@ def _status(
 
     if json and watch:
         raise UserError("json and watch exclude each other; drop one")
+    if not sweep.directory(name, workdir).exists():
+        print(f"no worker has begun in {sweep.directory(name, workdir)}", file=sys.stderr)
     if watch:
         statuses.watch(sweep.get(name), sweep.directory(name, workdir), everything=everything)
         return 0

@@ -58,6 +58,8 @@ class Registry(Generic[T]):
             if own not in (found := self._run(Path(file))):
                 raise UserError(f"{file} registers no {self.kind} {own!r}{suggest(own, found)}")
             return self._builders[own]
+        if name.endswith(".py"):
+            raise UserError(f"{name!r} is a file; name the {self.kind} that it registers too: {name}:NAME")
         if name not in self._builders:
             raise UserError(f"unknown {self.kind} {name!r}{suggest(name, self._builders)}")
         return self._builders[name]

@@ -1,15 +1,18 @@
 """The sweep verbs, as a user types them."""
 
+import io
 import json
 
 import jax
 import pytest
 import tiny_run
 import tiny_sweep
+from rich.console import Console
 from tiny_sweep import tiny_sweep as make_sweep
 
 from diffusionlm import sweep, trainer
 from diffusionlm.cli import main
+from diffusionlm.scaling import status as statuses
 from diffusionlm.scaling.lease import Board
 from diffusionlm.sharding import make_mesh
 
@@ -69,6 +72,8 @@ def test_status_of_what_has_not_begun(capsys, tmp_path):
     found = json.loads(capsys.readouterr().out)
     assert found["pending"] == 300 and found["flops_spent"] == 0
     assert not (tmp_path / "none").exists(), "who only looks makes nothing"
+    assert main(["sweep", "status", "smdm_isoflop", "--workdir", str(tmp_path / "none"), "--json"]) == 0
+    assert f"no worker has begun in {tmp_path / 'none'}" in capsys.readouterr().err
 
 
 def test_a_dead_workers_cell_is_pending(tmp_path):
@@ -82,9 +87,13 @@ def test_a_dead_workers_cell_is_pending(tmp_path):
     alive.release()
 
 
-def test_watch_ends_when_all_is_done(finished, capsys):
+def test_watch_ends_when_all_is_done_and_needs_a_terminal(finished, capsys):
     name, workdir, _ = finished
-    assert main(["sweep", "status", name, "--workdir", str(workdir), "--watch"]) == 0
+    shown = io.StringIO()
+    statuses.watch(sweep.get(name), workdir, console=Console(file=shown, force_terminal=True, width=120))
+    assert "3 done, 0 running, 0 failed, 0 pending" in shown.getvalue()
+    assert main(["sweep", "status", name, "--workdir", str(workdir), "--watch"]) == 2
+    assert "watch needs a terminal" in capsys.readouterr().err
 
 
 def test_report_writes_a_page_and_says_what_is_missing(finished, capsys, tmp_path):

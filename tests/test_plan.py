@@ -65,8 +65,22 @@ def test_the_command_prints_a_table_or_json(capsys, monkeypatch):
     assert found["chip_hours"]["v5e"] == pytest.approx(sum(cell["chip_hours"]["v5e"] for cell in found["cells"]))
     assert main(["sweep", "plan", "smdm_isoflop", "--chip", "v5p", "--price", "4.2", "--mfu", "0.5"]) == 0
     shown = capsys.readouterr().out
-    hours = sweep.plan("smdm_isoflop", mfu=0.5).chip_hours("v5p")
+    plan = sweep.plan("smdm_isoflop", mfu=0.5)
+    hours = plan.chip_hours("v5p")
     assert "183 cells" in shown and f"{hours:,.3g} v5p-hours at 50% MFU, {hours * 4.2:,.2f} at 4.2 an hour" in shown
+    group = [cell for cell in plan.cells if (cell.objective, cell.budget_flops) == ("mdm", 6e18)]
+    (row,) = [line for line in shown.splitlines() if " mdm " in line and " 6e+18 " in line]
+    assert f" {len(group)} " in row and f" {sum(cell.chip_hours['v5p'] for cell in group):,.3g} " in row
+    assert "3.36e+07 to 3.02e+08" in row, "of 34M to 302M parameters"
+    assert main(["sweep", "plan", "smdm_isoflop", "--cells"]) == 0
+    shown = capsys.readouterr().out
+    assert all(cell.id in shown for cell in plan.cells)
+
+
+def test_tables_are_not_cut_off_in_a_pipe(monkeypatch, capsys):
+    monkeypatch.delenv("COLUMNS", raising=False)
+    assert main(["sweep", "plan", "smdm_isoflop", "--cells", "--price", "1"]) == 0
+    assert "…" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -74,8 +88,9 @@ def test_the_command_prints_a_table_or_json(capsys, monkeypatch):
     [
         ([], "name the sweep first: diffusionlm sweep plan NAME"),
         (["--json"], "name the sweep first"),
+        (["mine.py"], "'mine.py' is a file; name the sweep that it registers too: mine.py:NAME"),
         (["smdm_isoflp"], "unknown sweep 'smdm_isoflp'; did you mean 'smdm_isoflop'"),
-        (["smdm_isoflop", "--chip", "v5q"], "unknown chip 'v5q'; did you mean"),
+        (["smdm_isoflop", "--chip", "v5q"], "unknown chip 'v5q'; known: v4, v5e, "),
         (["smdm_isoflop", "--mfu", "40"], "mfu=40.0 must lie in (0, 1]"),
         (["smdm_isoflop", "--price", "-1"], "price=-1.0 must not be negative"),
         (["smdm_isoflop", "--optim.peak_lr", "1"], "optim.peak_lr=1.0 is part of what a cell measures"),

@@ -127,6 +127,8 @@ def test_identity_is_the_science_and_nothing_else():
 def test_a_budget_that_pays_for_too_few_steps_is_refused():
     with pytest.raises(UserError, match=r"mdm smdm_6m at 1e\+12 FLOPs: the budget pays for \d+ steps of 16 x 128"):
         solve(RECIPE, "mdm", "smdm_6m", MODEL, 1e12)
+    with pytest.raises(UserError, match=r"and 3 more cells like it"):
+        grid(RECIPE, objectives=("mdm", "arm"), sizes={"a": MODEL, "b": MODEL}, budgets=(1e12, 1e15))
 
 
 def test_each_cell_is_there_once_and_cheap_ones_are_first():

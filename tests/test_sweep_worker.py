@@ -328,12 +328,20 @@ def test_a_cell_is_the_same_on_another_mesh(alone, dataset, sweep, tmp_path, mon
     assert found.loss == pytest.approx(expected.loss, rel=1e-4)
 
 
-def test_what_was_planned_before_is_not_forgotten(alone, sweep):
+def test_what_was_planned_before_is_not_forgotten(alone, sweep, dataset, caplog):
     """A recipe that was changed has other cells, and the finished ones are told."""
     changed = replace(sweep, cells=sweep.cells[:2])
     assert status.status(changed, alone[0]).unplanned == (sweep.cells[2].id,)
     with pytest.raises(UserError, match="is of sweep 'tiny', not 'other'"):
         status.status(replace(sweep, name="other"), alone[0])
+    recipe = replace(tiny_sweep.RECIPE, peak_lr=3e-3)
+    sizes, budgets = {"one": tiny_sweep.MODEL}, (100.5 * tiny_sweep.PER_STEP,)
+    edited = replace(sweep, cells=tuple(grid(recipe, objectives=("mdm",), sizes=sizes, budgets=budgets)))
+    with pytest.raises(UserError, match="holds 3 cells, and none is of this sweep, whose recipe must have changed"):
+        worker.run(edited, alone[0], settings(dataset))
+    caplog.clear()
+    assert worker.run(changed, alone[0], settings(dataset)).done == tuple(cell.id for cell in changed.select())
+    assert "1 of the 3 cells" in caplog.text and "the recipe asks for" not in caplog.text
 
 
 def test_a_finished_cell_whose_lease_was_not_noted_is_not_run_again(alone, dataset, sweep, tmp_path):
@@ -364,8 +372,14 @@ def test_directories_and_data_are_not_mixed_up(alone, dataset, sweep, tmp_path):
     another = tiny_run.make_dataset(tmp_path / "data", seed=1)
     with pytest.raises(UserError, match="holds another sweep: dataset .* there"):
         worker.run(sweep, alone[0], settings(another))
-    with pytest.raises(UserError, match="names no data: give --data.path.* --vocab_size 257 --sequence_length 16"):
+    with pytest.raises(UserError, match="names no data: give --data.path.* --tokenizer byte --sequence_length 16"):
         worker.run(sweep, tmp_path / "new")
+    longer = replace(tiny_sweep.RECIPE, sequence_length=8)
+    other = grid(longer, objectives=("mdm",), sizes={"one": tiny_sweep.MODEL}, budgets=(1e9,))
+    with pytest.raises(
+        UserError, match="has 257 tokens and sequences of 16, and the cells need 257 and 8: make"
+    ):
+        worker.run(Sweep(tuple(other), name="short"), tmp_path / "short", settings(dataset))
     with pytest.raises(UserError, match="lease_seconds=0 must be positive"):
         worker.run(sweep, tmp_path / "new", settings(dataset), lease_seconds=0)
     with pytest.raises(UserError, match="has no sweep.json, so no worker has begun there"):

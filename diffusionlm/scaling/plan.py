@@ -1,5 +1,6 @@
 """What a sweep will cost before anything is rented: cells, FLOPs under each convention, chip-hours, money, fit."""
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -11,7 +12,6 @@ from diffusionlm import flops
 from diffusionlm.config import with_fields
 from diffusionlm.errors import UserError
 from diffusionlm.losses import predicted_share
-from diffusionlm.registry import suggest
 from diffusionlm.scaling.recipe import Cell, Sweep, check_operational
 from diffusionlm.topology import CHIPS
 
@@ -143,7 +143,7 @@ def peak_flops(chip: str) -> float:
         return CHIPS[chip].peak_flops
     if chip in _GPUS:
         return flops.peak_flops(_GPUS[chip])
-    raise UserError(f"unknown chip {chip!r}{suggest(chip, CHIP_NAMES)}")
+    raise UserError(f"unknown chip {chip!r}; known: {', '.join(CHIP_NAMES)}")
 
 
 def _compile(cells: Sequence[Cell], topology: str, settings: Mapping[str, Any]) -> dict[str, tuple[bool, str]]:
@@ -166,37 +166,54 @@ def _compile(cells: Sequence[Cell], topology: str, settings: Mapping[str, Any]) 
     return found
 
 
-def show(plan: Plan, chip: str, price: float | None = None, console: Console | None = None) -> None:
-    """Prints a plan as a table.
+def show(plan: Plan, chip: str, price: float | None = None, *, cells: bool = False) -> None:
+    """Prints a plan as a table, a row for each objective and budget, or for each cell, and what it comes to.
 
     Args:
       plan: of `plan`.
       chip: whose hours are shown.
       price: of an hour of one such chip; None: no money is shown.
-      console: where; None: stdout.
+      cells: show every cell.
     """
     peak_flops(chip)  # refuses an unknown one
+    console = wide_console()
+    columns = ["objective", "FLOPs", "cells", "N", "tokens", "steps", f"{chip}-hours", "of it evaluation"]
+    table = Table(*(["cell"] if cells else []), *columns, *(["money"] if price is not None else []), title=plan.sweep)
+    groups: dict[Any, list[PlannedCell]] = {}
+    for cell in plan.cells:
+        groups.setdefault(cell.id if cells else (cell.objective, cell.budget_flops), []).append(cell)
+    for group in groups.values():
+        table.add_row(*([group[0].id] if cells else []), *_row(group, chip, price))
+    console.print(table)
+    total = sum(cell.flops for cell in plan.cells)
     hours = plan.chip_hours(chip)
     money = f", {hours * price:,.2f} at {price:g} an hour" if price is not None else ""
-    total = sum(cell.flops for cell in plan.cells)
-    spent = f"{hours:,.3g} {chip}-hours at {plan.mfu:.0%} MFU{money}"
-    title = f"{plan.sweep}: {len(plan.cells)} cells, {total:.3g} FLOPs; {spent}"
-    columns = ["cell", "N", "tokens", "batch", "steps", "peak lr", "FLOPs", "6ND", "all matmuls", f"{chip}-hours"]
-    table = Table(*columns, *(["money"] if price is not None else []), *(["fit"] if plan.topology else []), title=title)
-    for cell in plan.cells:
-        row = [
-            cell.id,
-            f"{cell.params:,}",
-            f"{cell.tokens:,}",
-            f"{cell.batch_size} x {cell.sequence_length}",
-            f"{cell.steps:,}",
-            f"{cell.peak_lr:.2g}",
-            f"{cell.flops:.3g}",
-            f"{cell.flops_6nd:.3g}",
-            f"{cell.flops_model:.3g}",
-            f"{cell.chip_hours[chip]:.3g}",
-        ]
-        row += [f"{cell.chip_hours[chip] * price:,.2f}"] if price is not None else []
-        row += [cell.fit_note] if plan.topology else []
-        table.add_row(*row)
-    (console or Console()).print(table)
+    console.print(
+        f"{plan.sweep}: {len(plan.cells)} cells, {total:.3g} FLOPs; "
+        f"{hours:,.3g} {chip}-hours at {plan.mfu:.0%} MFU{money}",
+        highlight=False,
+        soft_wrap=True,
+    )
+    for note in dict.fromkeys(cell.fit_note for cell in plan.cells if cell.fit_note):
+        console.print(note, highlight=False, soft_wrap=True)
+
+
+def _row(cells: Sequence[PlannedCell], chip: str, price: float | None) -> list[str]:
+    """What these cells have in common, from where to where the rest goes, and what they take together."""
+
+    def between(values: list[float]) -> str:
+        low, high = f"{min(values):.3g}", f"{max(values):.3g}"
+        return low if low == high else f"{low} to {high}"
+
+    hours = sum(cell.chip_hours[chip] for cell in cells)
+    evaluation = sum(c.flops_evaluation for c in cells) / sum(c.flops_evaluation + c.flops_credited for c in cells)
+    row = [cells[0].objective, f"{cells[0].budget_flops:.3g}", str(len(cells))]
+    row += [between([getattr(cell, name) for cell in cells]) for name in ("params", "tokens", "steps")]
+    row += [f"{hours:,.3g}", f"{evaluation:.1%}"]
+    return row + ([f"{hours * price:,.2f}"] if price is not None else [])
+
+
+def wide_console() -> Console:
+    """One that does not cut tables off where their width is nobody's: in files and pipes."""
+    console = Console()
+    return console if console.is_terminal or "COLUMNS" in os.environ else Console(width=200)

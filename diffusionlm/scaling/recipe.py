@@ -3,6 +3,7 @@
 Solving a cell is arithmetic on its config (no tracing), so that a thousand take a moment. This module imports no JAX.
 """
 
+import itertools
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -236,12 +237,17 @@ def grid(
     budgets: Iterable[float],
     seeds: Iterable[int] = (0,),
 ) -> list[Cell]:
-    """Every combination of them as a cell."""
-    budgets, seeds = tuple(budgets), tuple(seeds)
-    return [
-        solve(recipe, objective, name, model, budget, seed)
-        for objective in objectives
-        for budget in budgets
-        for name, model in sizes.items()
-        for seed in seeds
-    ]
+    """Every combination of them as a cell.
+
+    Raises:
+      UserError: as in `solve`; it says how many cells there are like the first.
+    """
+    cells, refused = [], []
+    for objective, budget, name, seed in itertools.product(objectives, budgets, sizes, seeds):
+        try:
+            cells.append(solve(recipe, objective, name, sizes[name], budget, seed))
+        except UserError as error:
+            refused.append(str(error))
+    if refused:
+        raise UserError(refused[0] + (f" (and {len(refused) - 1} more cells like it)" if refused[1:] else ""))
+    return cells

@@ -15,6 +15,7 @@ from diffusionlm import timeline
 from diffusionlm.errors import UserError
 from diffusionlm.files import read_json_lines, run_path
 from diffusionlm.scaling.lease import Board, Record
+from diffusionlm.scaling.plan import wide_console
 from diffusionlm.scaling.recipe import Cell, Sweep
 from diffusionlm.scaling.results import at_once, read_identity
 
@@ -48,7 +49,7 @@ class SweepStatus:
     sweep: str
     cells: tuple[CellStatus, ...]
     flops: float  # of all cells when they are done
-    unplanned: tuple[str, ...] = ()  # cells in the directory that the sweep has no longer, as its recipe has changed
+    unplanned: tuple[str, ...] = ()  # cells in the directory that the sweep has not, as its recipe has changed
 
     def count(self, state: str) -> int:
         return sum(cell.state == state for cell in self.cells)
@@ -139,12 +140,26 @@ def _read(path: epath.Path, how: Callable[[], T]) -> T:
 
 def show(found: SweepStatus, console: Console | None = None) -> None:
     """Prints it as a table."""
-    (console or Console()).print(_table(found))
+    (console or wide_console()).print(_table(found))
 
 
-def watch(sweep: Sweep, workdir: epath.PathLike, *, everything: bool = False, seconds: float = 5.0) -> None:
-    """Shows it, always up to date, until all cells are done or have failed, or until Ctrl-C."""
-    with Live(refresh_per_second=4) as live:
+def watch(
+    sweep: Sweep,
+    workdir: epath.PathLike,
+    *,
+    everything: bool = False,
+    seconds: float = 5.0,
+    console: Console | None = None,
+) -> None:
+    """Shows it, always up to date, until all cells are done or have failed, or until Ctrl-C.
+
+    Raises:
+      UserError: there is no terminal.
+    """
+    console = console or Console()
+    if not console.is_terminal:
+        raise UserError("watch needs a terminal; leave it out, or use json")
+    with Live(console=console, refresh_per_second=4) as live:
         while True:
             found = status(sweep, workdir, everything=everything)
             live.update(_table(found, most=max(live.console.height - 8, 5)))
@@ -159,7 +174,7 @@ def _table(found: SweepStatus, most: int | None = None) -> Table:
         f"{found.sweep}: {found.count('done')} done, {found.count('running')} running, {found.count('failed')} failed, "
         f"{found.count('pending')} pending; {found.spent:.3g} of {found.flops:.3g} FLOPs"
     )
-    table = Table("cell", "state", "steps", "ETA", "loss", "", title=title, title_justify="left")
+    table = Table("cell", "state", "steps", "ETA", "loss", "worker or note", title=title, title_justify="left")
     rows: Sequence[CellStatus] = found.cells
     if most and len(rows) > most:
         order = ("running", "failed", "pending", "done")
@@ -167,7 +182,7 @@ def _table(found: SweepStatus, most: int | None = None) -> Table:
         table.caption = f"{len(found.cells) - most} more"
     if found.unplanned:
         more = f"; {table.caption}" if table.caption else ""
-        table.caption = f"{len(found.unplanned)} cells in the directory are no longer in the sweep{more}"
+        table.caption = f"{len(found.unplanned)} cells in the directory are not in the sweep{more}"
     colours = {"done": "green", "running": "cyan", "failed": "red", "pending": ""}
     for cell in rows:
         share = f"{cell.step}/{cell.steps}"

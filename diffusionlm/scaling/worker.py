@@ -15,7 +15,6 @@ import gc
 import json
 import logging
 import os
-import time
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -30,6 +29,8 @@ from diffusionlm import config as config_lib
 from diffusionlm import runtime, trainer
 from diffusionlm.config import Config
 from diffusionlm.data import datasets
+from diffusionlm.data.pipeline import open_dataset
+from diffusionlm.data.tokenizers import ByteTokenizer
 from diffusionlm.errors import UserError
 from diffusionlm.files import in_bucket, run_path
 from diffusionlm.scaling.lease import SECONDS, Board, Lease, LeaseLost, write_once
@@ -90,6 +91,7 @@ def run(
     keep_compiled()
     workdir = runtime.everywhere(lambda: run_path(workdir))
     cells = _with_data(sweep, cells, workdir)
+    runtime.everywhere(lambda: _require_own_cells(sweep, workdir))
     try:
         return _Worker(workdir, cells, lease_seconds, retry_failed, wait).run()
     except OSError as error:
@@ -107,7 +109,7 @@ class _Worker:
         self._ran: list[str] = []
         self._failures = 0  # in a row
         self._last: Config | None = None  # the structure of the last cell
-        self._spent = [0.0, 0.0]  # FLOPs of the steps that this worker took, and seconds
+        self._spent = [0.0, 0.0]  # FLOPs of the cells that this worker finished, and seconds of work on them
         self._board = runtime.everywhere(lambda: Board(workdir / "leases") if self._first else None)
         # Each failed cell gets one more try of this worker.
         self._retry = set(self._cells_in("failed")) if retry_failed else set()
@@ -172,7 +174,6 @@ class _Worker:
         self._last = structure(cell.config)
         again = f", for the {_ordinal(lease.starts)} time" if lease and lease.starts > 1 else ""
         self._say(f"{cell.id}: begins{again}")
-        began, first_step = time.monotonic(), heartbeat_step(self._directory(cell))
         try:
             run = trainer.train(cell.config, self._directory(cell), fence=lease)
         except Exception as error:
@@ -189,13 +190,13 @@ class _Worker:
                 lease.done() if run.done else lease.release()
         except LeaseLost:
             log.warning("%s was taken over at its very end; what is written there is as good as the other's", cell.id)
-        self._spent[0] += cell.flops * max(run.step - first_step, 0) / cell.steps
-        self._spent[1] += time.monotonic() - began
         if not run.done:
             self._say(f"{cell.id}: stopped and saved at step {run.step}")
             return True
         self._ran.append(cell.id)
         self._failures = 0
+        self._spent[0] += cell.flops
+        self._spent[1] += sum(run.result["seconds_by_kind"][kind] for kind in ("train", "data", "evaluate"))
         loss, outlook = run.result["eval"]["nelbo_nats_per_token"], self._outlook()
         self._say(f"{cell.id}: {loss:.4f} nats per token; {outlook}")
         return False
@@ -227,8 +228,9 @@ class _Worker:
         """How much is left, and for how long if this worker were alone with it."""
         done = self._cells_in("done")
         left = sum(cell.flops for name, cell in self._cells.items() if name not in done)
-        hours = left / max(self._spent[0], 1.0) * self._spent[1] / 3600
-        return f"{len(done)} of {len(self._cells)} cells are done, the rest takes one worker about {hours:.2g} h"
+        hours = left / self._spent[0] * self._spent[1] / 3600
+        rest = f", the rest takes one worker about {hours:.2g} h" if left else ""
+        return f"{len(done)} of {len(self._cells)} cells are done{rest}"
 
     def _say(self, line: str) -> None:
         self._console.print(line)
@@ -243,15 +245,17 @@ def _with_data(sweep: Sweep, cells: list[Cell], workdir: epath.Path) -> list[Cel
     first = cells[0].config
     if not first.data.path and (not sweep.source or in_bucket(workdir)):
         why = "cannot prepare its data in a bucket" if sweep.source else "names no data"
-        raise UserError(
-            f"sweep {sweep.name!r} {why}: give --data.path, a directory made by `diffusionlm data prepare` with "
-            f"--vocab_size {first.model.vocab_size} --sequence_length {first.data.sequence_length}"
-        )
+        raise UserError(f"sweep {sweep.name!r} {why}: give --data.path, a directory made by {_how_to_prepare(first)}")
     if not first.data.path:
         prepared = dataclasses.replace(first, data=dataclasses.replace(first.data, source=sweep.source))
         datasets.open_or_prepare(prepared, workdir)
         cells = [_changed(cell, {"data.path": str(workdir / "data")}) for cell in cells]
+    else:
+        runtime.everywhere(lambda: _require_fit(first))
     dataset = datasets.open_or_prepare(cells[0].config, workdir)
+    recipe, held_out = cells[0].recipe, dataset.metadata.splits["validation"].records
+    if held_out < recipe.eval_records and jax.process_index() == 0:
+        log.warning("there are %d held-out records, and the recipe asks for %d", held_out, recipe.eval_records)
     identity = {
         "sweep": sweep.name,
         "dataset": dataset.metadata.sha256,
@@ -259,6 +263,37 @@ def _with_data(sweep: Sweep, cells: list[Cell], workdir: epath.Path) -> list[Cel
     }
     runtime.everywhere(lambda: _require_identity(workdir, identity) if jax.process_index() == 0 else None)
     return cells
+
+
+def _how_to_prepare(cfg: Config) -> str:
+    size = cfg.model.vocab_size
+    tokens = "--tokenizer byte" if size == ByteTokenizer.vocab_size else f"--vocab_size {size}"
+    return f"`diffusionlm data prepare TEXT {tokens} --sequence_length {cfg.data.sequence_length} --output DIR`"
+
+
+def _require_fit(cfg: Config) -> None:
+    """Raises `UserError` unless the dataset is as the cells need it, which are not to be changed for it."""
+    there, wanted = open_dataset(cfg.data.path).metadata, (cfg.model.vocab_size, cfg.data.sequence_length)
+    if (there.vocab_size, there.sequence_length) != wanted:
+        raise UserError(
+            f"dataset {cfg.data.path} has {there.vocab_size} tokens and sequences of {there.sequence_length}, and the "
+            f"cells need {wanted[0]} and {wanted[1]}: make one by {_how_to_prepare(cfg)}"
+        )
+
+
+def _require_own_cells(sweep: Sweep, workdir: epath.Path) -> None:
+    """Says which cells in the directory are not of this sweep, as when its recipe was changed; refuses if none is."""
+    if jax.process_index() or not (workdir / "cells").exists():
+        return
+    there = {path.name for path in (workdir / "cells").iterdir()}
+    others = there - {cell.id for cell in sweep.select(everything=True)}
+    if others and others == there:
+        raise UserError(
+            f"{workdir} holds {len(there)} cells, and none is of this sweep, whose recipe must have changed since "
+            f"(such as {min(there)}); use another --workdir, or delete {workdir}/cells and {workdir}/leases"
+        )
+    if others:
+        log.warning("%d of the %d cells in %s are not of this sweep; they stay there", len(others), len(there), workdir)
 
 
 def _require_identity(workdir: epath.Path, identity: dict[str, Any]) -> None:
