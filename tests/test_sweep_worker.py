@@ -376,9 +376,7 @@ def test_directories_and_data_are_not_mixed_up(alone, dataset, sweep, tmp_path):
         worker.run(sweep, tmp_path / "new")
     longer = replace(tiny_sweep.RECIPE, sequence_length=8)
     other = grid(longer, objectives=("mdm",), sizes={"one": tiny_sweep.MODEL}, budgets=(1e9,))
-    with pytest.raises(
-        UserError, match="has 257 tokens and sequences of 16, and the cells need 257 and 8: make"
-    ):
+    with pytest.raises(UserError, match="has 257 tokens and sequences of 16, and the cells need 257 and 8: make"):
         worker.run(Sweep(tuple(other), name="short"), tmp_path / "short", settings(dataset))
     with pytest.raises(UserError, match="lease_seconds=0 must be positive"):
         worker.run(sweep, tmp_path / "new", settings(dataset), lease_seconds=0)
