@@ -12,7 +12,7 @@ import pytest
 from tiny_sweep import tiny_sweep
 
 from diffusionlm.errors import UserError
-from diffusionlm.scaling import page, parametric, plots, report
+from diffusionlm.scaling import envelope, laws, page, parametric, plots, report
 from diffusionlm.scaling.simulation import Truth, make_grid, simulate
 
 TRUTHS = {
@@ -191,7 +191,8 @@ def test_the_verdict_says_what_is_known_and_what_to_run(slope, which, side, tmp_
     sizes = sorted({r.params for r in of(sweep())})
     beyond = sizes[0] / 1.8 if side == "smaller" else sizes[-1] * 1.8  # one spacing
     assert cells[-1]["params"] == pytest.approx(beyond, rel=1e-3)
-    assert cells[-1]["nearest_preset"].startswith(f"{side} than ") and cells[-1]["loss_reduction"] is None
+    outermost = cells[0 if side == "smaller" else -1]  # other budgets' cells may be at sizes that the sweep has
+    assert outermost["nearest_preset"].startswith(f"{side} than ") and outermost["loss_reduction"] is None
 
 
 def test_the_gravest_warnings_come_first():
@@ -201,6 +202,77 @@ def test_the_gravest_warnings_come_first():
     assert (
         "outside the grid" in lines[1] and lines.index(lines[1]) < [i for i, x in enumerate(lines) if "no gap" in x][0]
     )
+
+
+def drawn(make, results, overlays=()):
+    """The figure that one of the makers of pictures draws."""
+    from matplotlib.figure import Figure
+
+    figure = Figure()
+    return figure, make(figure, report.analyse(results), overlays)
+
+
+def labels_of(axes):
+    return [text.get_text() for text in axes.get_legend().get_texts()]
+
+
+def undetermined(results):
+    """MDM with optima inside the grid that the noise leaves open."""
+    rng = np.random.default_rng(1)
+    means = {budget: np.mean([r.loss for r in of(results, budget=budget)]) for budget in {r.budget for r in results}}
+    return [
+        replace(r, loss=means[r.budget] + 0.1 * (r.loss - means[r.budget]) + 0.02 * rng.standard_normal())
+        if r.objective == "mdm"
+        else r
+        for r in results
+    ]
+
+
+def test_a_rejected_optimum_is_a_hollow_star_and_one_outside_none():
+    figure, _ = drawn(plots._isoflop, undetermined(sweep()))
+    assert "rejected optimum" in labels_of(figure.axes[0]) and "optimum" not in labels_of(figure.axes[0])
+    assert labels_of(figure.axes[1])[-1] == "optimum"
+    figure, _ = drawn(plots._isoflop, tilted(sweep(), 0.5))
+    assert not any("optimum" in label for label in labels_of(figure.axes[0]))
+    sizes = [r.params for r in sweep() if r.objective == "mdm"]
+    low, high = figure.axes[0].get_xlim()
+    assert min(sizes) / 2 < low and high < 2 * max(sizes)
+
+
+def test_the_plot_of_laws_names_what_it_lacks_and_overlays_do_not_stretch_it():
+    overlays = [laws.get("smdm_mdm"), laws.get("smdm_arm")]
+    figure, there = drawn(plots._laws, tilted(sweep(), 0.5), overlays)
+    [legend] = figure.legends
+    said = [text.get_text() for text in legend.get_texts()]
+    assert there and "no law of mdm" in said and any("slope only" in text for text in said)
+    found = [r.params for r in sweep() if r.objective == "arm"]
+    low, high = figure.axes[0].get_ylim()
+    assert min(found) / 5 < low and high < 5 * max(found)
+    ticks = figure.axes[0].xaxis.get_major_locator()()
+    assert 2 <= len(ticks) <= 6 and not figure.axes[0].xaxis.get_minorticklocs().size
+    assert not drawn(plots._laws, tilted(sweep()[:24], 0.5))[1]  # no law at all
+
+
+def test_the_page_says_which_pictures_are_not_there(tmp_path):
+    report.write([r for r in tilted(sweep(), 0.5) if r.objective == "mdm"], tmp_path, **WORDS)
+    assert not (tmp_path / "laws.png").exists()
+    assert "No plot of the laws" in (tmp_path / "report.html").read_text()
+
+
+def test_residuals_name_the_budgets_without_a_minimum():
+    results = [replace(r, loss=9 - r.loss) if r in of(sweep()) else r for r in sweep()]
+    figure, _ = drawn(plots._residuals, results)
+    assert [text.get_text() for text in figure.axes[0].texts] == [r"no minimum at $5 \times 10^{13}$ FLOPs"]
+    assert not figure.axes[1].texts
+
+
+def test_the_ends_of_curves_do_not_make_spikes_in_the_envelope():
+    c = np.geomspace(1e9, 1e10, 200)
+    curves = [(n, list(zip(c, 3 * (c / 1e9) ** -0.05 + 0.01 * i, strict=True))) for i, n in enumerate((1e4, 2e4, 3e4))]
+    noisy = [(n, [(x, y - (0.3 if x > 0.97e10 else 0)) for x, y in curve]) for n, curve in curves]
+    smooth, spiked = (envelope.envelope(some, 2e9, 1e10) for some in (curves, noisy))
+    assert smooth.c[-1] < 1e10 * np.exp(-0.9 * envelope.BANDWIDTH)
+    assert np.abs(spiked.loss - smooth.loss).max() < 0.1
 
 
 def described(tmp_path, tokens):

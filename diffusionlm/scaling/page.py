@@ -13,16 +13,26 @@ from diffusionlm.scaling.parametric import Parametric
 from diffusionlm.scaling.uncertainty import Estimate
 
 CAPTIONS = {
-    "isoflop.png": "Held-out loss over model size, one parabola for each budget. Stars are optima with 95% intervals; "
-    "bars on points are the standard deviation between seeds.",
+    "isoflop.png": "Held-out loss over model size, one parabola for each budget. Black stars are optima with 95% "
+    "intervals, hollow ones are in no law (the warnings say why), and outside the grid none is drawn; bars on points "
+    "are the standard deviation between seeds.",
     "laws.png": "Optimal size, tokens and loss over compute, with 95% bands of the power laws; the dotted line is the "
-    "next budget. Grey: published laws of other text, tokenizers and counts of N. One of the loss is drawn only "
-    "within its own range.",
+    "next budget, where there is a prediction. Crosses are in no law. Grey: slopes of published laws, moved to go "
+    "through the middle of these optima, since their text, tokenizers and counts of N are others. One of the loss is "
+    "drawn only within its own range.",
     "gap.png": "Left: how many times the compute is needed for the same loss. Solid where both laws are within their "
     "budgets. Right: ratio of optimal sizes at the same budget.",
     "residuals.png": "What the parabolas leave over. A common bend means that the parabola is the wrong curve (bias); "
     "scatter is noise.",
-    "envelope.png": "Approach 1, a cross-check: smoothed training curves and their lower envelope.",
+    "envelope.png": "Approach 1, a cross-check: smoothed training curves, without their ends, and their lower "
+    "envelope.",
+}
+
+ABSENT = {  # what is said instead of a picture
+    "laws.png": "No plot of the laws: no budget has an optimum that could be in one.",
+    "gap.png": "No plot of the gap: it needs laws of arm and of one other objective.",
+    "residuals.png": "No plot of residuals: no budget has a minimum.",
+    "envelope.png": "No plot of the envelope: it needs curves of three sizes that go on beyond the smallest budget.",
 }
 
 
@@ -56,6 +66,7 @@ def render(
             f"<figcaption>{_text(CAPTIONS[name])}</figcaption></figure>"
             for name, data in pictures.items()
         ),
+        "".join(f'<p class="note">{_text(line)}</p>' for name, line in ABSENT.items() if name not in pictures),
         _section("Cross-checks", _cross_checks(fits), _CHECKS_NOTE),
         _section("Evaluation error", _paired(fits), _PAIRED_NOTE),
         _section("Published laws", _published(published), ""),

@@ -150,8 +150,9 @@ def best_candidates(fit: ObjectiveFit) -> list[dict[str, Any]]:
 
 def _towards_optimum(candidate: Candidate, presets: Mapping[int, str]) -> dict[str, Any]:
     nearest = min(presets, key=lambda params: abs(math.log(params / candidate.params)))
-    apart = abs(math.log(nearest / candidate.params)) > 0.05  # beyond the grid of all budgets there is no such size
-    side = ("smaller than " if candidate.params < nearest else "larger than ") if apart else ""
+    # A size that no budget has is named as such; rounding aside, a repeat is at one that is there.
+    side = "smaller than " if candidate.params < 0.99 * min(presets) else ""
+    side = "larger than " if candidate.params > 1.01 * max(presets) else side
     return dataclasses.asdict(candidate) | {
         "best_for": ["an optimum at this budget"],
         "nearest_preset": side + presets[nearest],
