@@ -1,5 +1,7 @@
 """IsoFLOP sweeps from plan to law, as the command line has them: `dlm.sweep.plan`, `run`, `status`, `report`."""
 
+import itertools
+import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -15,6 +17,8 @@ CONVENTIONS = {
     "model": "C is three times the matmuls of a forward pass, attention and head included; N are the parameters that "
     "are multiplied, the head's too. Both objectives are charged alike.",
 }
+
+SLOW = 3.0  # seconds after which a report tells what it is at
 
 
 def names() -> list[str]:
@@ -81,22 +85,36 @@ def report(
     Raises:
       UserError: nothing is finished, or the directory is of another sweep.
     """
+    from diffusionlm.progress import Progress
     from diffusionlm.scaling import report, results
 
     sweep = get(sweep)
     workdir = directory(sweep, workdir)
     found, missing = results.read(sweep, workdir, everything=everything)
+    cells = sweep.select(everything)
+    context, warnings = report.describe(sweep, cells, workdir, results.read_identity(workdir))
     output = run_path(output or workdir / "report")
     output.mkdir(parents=True, exist_ok=True)
     results.save(found, output / "results.json")
-    return report.write(
-        found,
-        output,
-        title=sweep.name,
-        convention=CONVENTIONS[sweep.convention],
-        overlay=sweep.overlay,
-        incomplete=missing,
-    )
+    steps, began = itertools.count(), time.monotonic()
+    with Progress("report", len({result.objective for result in found}) + 1) as bar:
+
+        def note(what: str) -> None:
+            bar.update(next(steps), what)
+            if time.monotonic() - began > SLOW:  # a line that stays, also where there is no terminal
+                bar.say(f"report: {what}")
+
+        return report.write(
+            found,
+            output,
+            title=sweep.name,
+            convention=CONVENTIONS[sweep.convention],
+            overlay=sweep.overlay,
+            incomplete=missing,
+            context=context,
+            warnings=warnings,
+            note=note,
+        )
 
 
 def directory(sweep: str | Sweep, workdir: epath.PathLike | None) -> epath.Path:

@@ -105,6 +105,10 @@ def test_report_writes_a_page_and_says_what_is_missing(finished, capsys, tmp_pat
     written = {path.name for path in (tmp_path / "report").iterdir()}
     assert {"report.html", "report.json", "results.json", "cells.csv"} <= written
     assert len(json.loads((tmp_path / "report" / "results.json").read_text())) == 3
+    content = json.loads((tmp_path / "report" / "report.json").read_text())
+    identity = json.loads((workdir / "sweep.json").read_text())
+    assert identity["dataset"] in content["context"]["dataset"] and "held-out text, scored" in content["context"]
+    assert content["verdict"].startswith("This sweep determines no law")
 
 
 @pytest.mark.parametrize(

@@ -9,9 +9,10 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from tiny_sweep import tiny_sweep
 
 from diffusionlm.errors import UserError
-from diffusionlm.scaling import plots, report
+from diffusionlm.scaling import envelope, laws, page, parametric, plots, report
 from diffusionlm.scaling.simulation import Truth, make_grid, simulate
 
 TRUTHS = {
@@ -59,7 +60,13 @@ def test_the_page_stands_alone(written):
     assert text.count("data:image/png;base64,") == 5
     assert not re.search(r'(src|href)="(?!data:)', text)
     assert "width=device-width" in text and "prefers-color-scheme: dark" in text
-    assert text.index("What this shows") < text.index("Warnings") < text.index("Optima") < text.index("<figure>")
+    assert (
+        text.index('"verdict"')
+        < text.index("Warnings")
+        < text.index("What this shows")
+        < text.index("Optima")
+        < text.index("<figure>")
+    )
     for line in content["warnings"]:
         assert html.escape(line) in text
     for tag in ("section", "table", "tr", "td", "th", "div", "figure", "ul", "p"):
@@ -152,13 +159,168 @@ def test_an_optimum_at_the_edge_or_outside_of_the_grid_is_named():
     results = sweep(off_centre=1.4)
     assert len(warned(results, "in the last interval of the grid")) == 8
     outside = report.analyse(sweep(off_centre=2.6), draws=500, full=False)
-    assert sum("outside the grid; it is in no law; run" in line for line in outside.warnings) == 8
+    assert sum("outside the grid; it is in no law; the " in line for line in outside.warnings) == 8
     assert outside.objectives["mdm"].laws == {}
 
 
 def test_curves_that_open_downwards_have_no_optimum():
     results = [replace(r, loss=9 - r.loss) if r in of(sweep()) else r for r in sweep()]
-    assert warned(results, "mdm at 5e+13 FLOPs: the parabola opens downwards")
+    [line] = warned(results, "mdm at 5e+13 FLOPs: the parabola opens downwards")
+    best = min((r for r in results if r in of(results)), key=lambda r: r.loss)
+    assert ("smallest size is the best" if best.params == min(r.params for r in of(results)) else "run larger") in line
+
+
+def tilted(results, slope):
+    """The same, with losses that rise (or fall) with the size so much that the optimum leaves the grid."""
+    return [replace(r, loss=r.loss + slope * np.log(r.params / 3e5)) if r.objective == "mdm" else r for r in results]
+
+
+@pytest.mark.parametrize(("slope", "which", "side"), [(0.5, "smallest", "smaller"), (-0.5, "largest", "larger")])
+def test_the_verdict_says_what_is_known_and_what_to_run(slope, which, side, tmp_path):
+    assert report.analyse(sweep(), draws=500, full=False).verdict == (
+        "This sweep determines the laws of mdm from 4 budgets and of arm from 4 budgets."
+    )
+    content = report.write(tilted(sweep(), slope), tmp_path, **WORDS)
+    assert content["verdict"] == (
+        "This sweep determines the laws of arm from 4 budgets; none of mdm: at 4 budgets the "
+        f"{which} size is the best, so run {side} ones."
+    )
+    assert content["verdict"] in (tmp_path / "report.html").read_text()
+    cells = [cell for cell in content["next_cells"] if cell["objective"] == "mdm"]
+    assert [cell["budget"] for cell in cells] == sorted({r.budget for r in sweep()})
+    sizes = sorted({r.params for r in of(sweep())})
+    beyond = sizes[0] / 1.8 if side == "smaller" else sizes[-1] * 1.8  # one spacing
+    assert cells[-1]["params"] == pytest.approx(beyond, rel=1e-3)
+    outermost = cells[0 if side == "smaller" else -1]  # other budgets' cells may be at sizes that the sweep has
+    assert outermost["nearest_preset"].startswith(f"{side} than ") and outermost["loss_reduction"] is None
+
+
+def test_the_gravest_warnings_come_first():
+    analysis = report.analyse([replace(r, flops=1.1 * r.flops) for r in tilted(sweep(), 0.5)], draws=500)
+    lines = list(analysis.warnings)
+    assert lines[0].startswith("mdm: no power laws") and "miss their budget" in lines[-1]
+    assert (
+        "outside the grid" in lines[1] and lines.index(lines[1]) < [i for i, x in enumerate(lines) if "no gap" in x][0]
+    )
+
+
+def drawn(make, results, overlays=()):
+    """The figure that one of the makers of pictures draws."""
+    from matplotlib.figure import Figure
+
+    figure = Figure()
+    return figure, make(figure, report.analyse(results), overlays)
+
+
+def labels_of(axes):
+    return [text.get_text() for text in axes.get_legend().get_texts()]
+
+
+def undetermined(results):
+    """MDM with optima inside the grid that the noise leaves open."""
+    rng = np.random.default_rng(1)
+    means = {budget: np.mean([r.loss for r in of(results, budget=budget)]) for budget in {r.budget for r in results}}
+    return [
+        replace(r, loss=means[r.budget] + 0.1 * (r.loss - means[r.budget]) + 0.02 * rng.standard_normal())
+        if r.objective == "mdm"
+        else r
+        for r in results
+    ]
+
+
+def test_a_rejected_optimum_is_a_hollow_star_and_one_outside_none():
+    figure, _ = drawn(plots._isoflop, undetermined(sweep()))
+    assert "rejected optimum" in labels_of(figure.axes[0]) and "optimum" not in labels_of(figure.axes[0])
+    assert labels_of(figure.axes[1])[-1] == "optimum"
+    figure, _ = drawn(plots._isoflop, tilted(sweep(), 0.5))
+    assert not any("optimum" in label for label in labels_of(figure.axes[0]))
+    sizes = [r.params for r in sweep() if r.objective == "mdm"]
+    low, high = figure.axes[0].get_xlim()
+    assert min(sizes) / 2 < low and high < 2 * max(sizes)
+
+
+def test_the_plot_of_laws_names_what_it_lacks_and_overlays_do_not_stretch_it():
+    overlays = [laws.get("smdm_mdm"), laws.get("smdm_arm")]
+    figure, there = drawn(plots._laws, tilted(sweep(), 0.5), overlays)
+    [legend] = figure.legends
+    said = [text.get_text() for text in legend.get_texts()]
+    assert there and "no law of mdm" in said and any("slope only" in text for text in said)
+    found = [r.params for r in sweep() if r.objective == "arm"]
+    low, high = figure.axes[0].get_ylim()
+    assert min(found) / 5 < low and high < 5 * max(found)
+    ticks = figure.axes[0].xaxis.get_major_locator()()
+    assert 2 <= len(ticks) <= 6 and not figure.axes[0].xaxis.get_minorticklocs().size
+    assert not drawn(plots._laws, tilted(sweep()[:24], 0.5))[1]  # no law at all
+
+
+def test_the_page_says_which_pictures_are_not_there(tmp_path):
+    report.write([r for r in tilted(sweep(), 0.5) if r.objective == "mdm"], tmp_path, **WORDS)
+    assert not (tmp_path / "laws.png").exists()
+    assert "No plot of the laws" in (tmp_path / "report.html").read_text()
+
+
+def test_residuals_name_the_budgets_without_a_minimum():
+    results = [replace(r, loss=9 - r.loss) if r in of(sweep()) else r for r in sweep()]
+    figure, _ = drawn(plots._residuals, results)
+    assert [text.get_text() for text in figure.axes[0].texts] == [r"no minimum at $5 \times 10^{13}$ FLOPs"]
+    assert not figure.axes[1].texts
+
+
+def test_the_ends_of_curves_do_not_make_spikes_in_the_envelope():
+    c = np.geomspace(1e9, 1e10, 200)
+    curves = [(n, list(zip(c, 3 * (c / 1e9) ** -0.05 + 0.01 * i, strict=True))) for i, n in enumerate((1e4, 2e4, 3e4))]
+    noisy = [(n, [(x, y - (0.3 if x > 0.97e10 else 0)) for x, y in curve]) for n, curve in curves]
+    smooth, spiked = (envelope.envelope(some, 2e9, 1e10) for some in (curves, noisy))
+    assert smooth.c[-1] < 1e10 * np.exp(-0.9 * envelope.BANDWIDTH)
+    assert np.abs(spiked.loss - smooth.loss).max() < 0.1
+
+
+def described(tmp_path, tokens):
+    """What a page would say of a tiny sweep of which one cell has finished with so many held-out tokens."""
+    made = tiny_sweep()
+    done = tmp_path / "cells" / made.cells[0].id
+    done.mkdir(parents=True)
+    (done / "DONE.json").write_text(json.dumps({"eval": {"tokens": tokens, "bytes": 3 * tokens}}))
+    identity = {"dataset": "abc", "unique_tokens": 12345}
+    return made, *report.describe(made, made.cells, tmp_path, identity, today="2026-11-25")
+
+
+def test_the_page_says_what_was_measured(tmp_path):
+    made, context, warnings = described(tmp_path, 10**9)
+    recipe = made.cells[0].recipe
+    assert not warnings
+    assert context["dataset"] == "sha256 abc" and context["training text"] == "12,345 different tokens"
+    assert context["held-out text, scored"] == "1,000,000,000 tokens, 3,000,000,000 bytes of text"
+    assert context["date of this report"] == "2026-11-25"
+    told = " ".join(context.values())
+    for value in (
+        recipe.dtype,
+        f"{recipe.peak_lr:g}",
+        f"{recipe.batch_size} sequences of {recipe.sequence_length} tokens",
+    ):
+        assert value in told
+    content = report.write(sweep(), tmp_path / "report", **WORDS, context=context, warnings=["of the data"])
+    text = (tmp_path / "report" / "report.html").read_text()
+    assert content["warnings"][0] == "of the data" and "What was measured" in text
+    assert content["context"] == context | {"counts": WORDS["convention"]}
+    assert all(html.escape(value) in text for value in content["context"].values())
+
+
+def test_fewer_held_out_records_than_asked_for_are_named(tmp_path):
+    recipe = tiny_sweep().cells[0].recipe
+    _, _, [line] = described(tmp_path, 3 * (recipe.sequence_length - 1))
+    assert f"3 of {recipe.eval_records:,} held-out records" in line
+
+
+def test_an_arm_is_evaluated_exactly(written):
+    assert (written[0] / "report.html").read_text().count("exact for this text") == 4
+
+
+def test_an_undetermined_exponent_of_approach_3_is_not_printed(written):
+    fitted = parametric.fit([r for r in sweep() if r.objective == "arm"])
+    assert page.determined(fitted)
+    assert page.determined(replace(fitted, stderr=(0.1, 0.1)))
+    assert not page.determined(replace(fitted, stderr=(0.4, 0.1)))
 
 
 def test_seeds_that_disagree_are_named():

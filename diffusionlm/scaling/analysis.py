@@ -1,9 +1,13 @@
 """Results of a sweep to optima, laws, gap and prediction, each with its interval: numbers that a notebook can use."""
 
-from collections.abc import Sequence
+import contextlib
+import ctypes
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
+import scipy
 
 from diffusionlm.errors import UserError
 from diffusionlm.scaling import checks, design, envelope, misfit, parametric, power_laws, uncertainty
@@ -12,6 +16,7 @@ from diffusionlm.scaling.optima import BudgetFit, optimum
 from diffusionlm.scaling.results import CellResult
 from diffusionlm.scaling.uncertainty import Bootstrap, Noise
 
+REFITS = 20  # of Approach 3, for its standard errors, which are then good to a sixth
 REFERENCE = "arm"  # what other objectives are compared with
 
 
@@ -26,7 +31,7 @@ class ObjectiveFit:
     asymmetry: misfit.Asymmetry | None
     laws: dict[str, power_laws.Law]  # by optima.QUANTITIES
     prediction: power_laws.Prediction | None
-    candidates: tuple[design.Candidate, ...]  # for the next cell, the one that teaches most first
+    candidates: tuple[design.Candidate, ...]  # for the next cell, the one that teaches most first, if there are laws
     envelope: envelope.Envelope | None  # Approach 1
     parametric: parametric.Parametric | None  # Approach 3
 
@@ -38,10 +43,18 @@ class Analysis:
     objectives: dict[str, ObjectiveFit]  # the reference last
     gaps: tuple[power_laws.Gap, ...]
     next_budget: float | None  # FLOPs; None with a single budget
-    warnings: tuple[str, ...]
+    warnings: tuple[str, ...]  # the gravest first
+    verdict: str  # one sentence
 
 
-def analyse(results: Sequence[CellResult], *, draws: int = 10_000, seed: int = 0, full: bool = True) -> Analysis:
+def analyse(
+    results: Sequence[CellResult],
+    *,
+    draws: int = 10_000,
+    seed: int = 0,
+    full: bool = True,
+    note: Callable[[str], None] = lambda what: None,
+) -> Analysis:
     """Fits everything that the finished cells allow; what they do not allow is missing, with a warning for each.
 
     Args:
@@ -49,6 +62,7 @@ def analyse(results: Sequence[CellResult], *, draws: int = 10_000, seed: int = 0
       draws: of the parametric bootstrap.
       seed: of its random numbers, so that the same results give the same report.
       full: also fit Approaches 1 and 3 of Hoffmann et al. (2203.15556) and rank candidates for the next cell.
+      note: is called with what begins, for progress.
 
     Raises:
       UserError: there is no finished cell with a finite loss.
@@ -64,10 +78,12 @@ def analyse(results: Sequence[CellResult], *, draws: int = 10_000, seed: int = 0
         next_budget = budgets[-1] * (budgets[-1] / budgets[0]) ** (1 / (len(budgets) - 1))
     objectives = {}
     for name, noise in sorted(noises.items(), key=lambda item: (item[0] == REFERENCE, item[0])):
+        note(f"fitting {name}")
         own = [result for result in finite if result.objective == name]
         objectives[name] = _objective(name, own, noise, bootstrap, next_budget, full)
     gaps = _gaps(objectives)
-    return Analysis(objectives, gaps, next_budget, tuple(checks.warnings(results, objectives, gaps)))
+    warnings = tuple(checks.warnings(results, objectives, gaps))
+    return Analysis(objectives, gaps, next_budget, warnings, checks.verdict(objectives))
 
 
 def _objective(
@@ -95,6 +111,11 @@ def _objective(
     used = [row for row in rows if row.usable]
     laws = power_laws.laws(used, noise)
     predicted = laws and next_budget
+    candidates: tuple[design.Candidate, ...] = ()
+    if full:
+        candidates = design.candidates(used, laws, next_budget) if predicted else ()
+        if not laws:
+            candidates = design.towards_optima(rows, next_budget)
     curves = [(run.params, run.curve) for run in results if len(run.curve) > 1]
     return ObjectiveFit(
         name,
@@ -104,10 +125,38 @@ def _objective(
         asymmetry,
         laws,
         power_laws.predict(used, laws, bootstrap, next_budget, noise) if predicted else None,
-        design.candidates(used, laws, next_budget) if predicted and full else (),
+        candidates,
         envelope.envelope(curves, budgets[0], budgets[-1]) if full else None,
-        parametric.fit(results, noise.sd if noise else None) if full else None,
+        _surface(results, noise) if full else None,
     )
+
+
+def _surface(results: Sequence[CellResult], noise: Noise | None) -> parametric.Parametric | None:
+    with _one_blas_thread(), np.errstate(all="ignore"):  # of data without such a surface it may diverge
+        return parametric.fit(results, noise.sd if noise else None, REFITS)
+
+
+@contextlib.contextmanager
+def _one_blas_thread() -> Iterator[None]:
+    """Keeps SciPy's OpenBLAS from splitting tiny matrices among threads, which wait for each other on a busy machine.
+
+    L-BFGS makes some 100,000 such calls: 20 s to 60 s of waiting for a second of work. Where the BLAS is another one,
+    nothing happens.
+    """
+    undo = []
+    for path in Path(scipy.__file__).parent.parent.glob("*.libs/libscipy_openblas*"):
+        library = ctypes.CDLL(str(path))  # the one that is loaded already
+        for suffix in ("", "64_"):
+            with contextlib.suppress(AttributeError):
+                read = getattr(library, f"scipy_openblas_get_num_threads{suffix}")
+                write = getattr(library, f"scipy_openblas_set_num_threads{suffix}")
+                undo.append((write, read()))
+                write(1)
+    try:
+        yield
+    finally:
+        for write, threads in undo:
+            write(threads)
 
 
 def _with_shifts(rows: Sequence[BudgetFit], noise: Noise | None) -> tuple[list[BudgetFit], misfit.Asymmetry | None]:

@@ -1,6 +1,7 @@
 """What a reader must know before the numbers of a report: a line for each thing that is missing or to be distrusted."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from scipy import stats
@@ -14,82 +15,140 @@ LOUD = 0.25  # share of the effect over sizes that the noise of a seed may have
 OFF_BUDGET = 0.02  # share of the budget that a cell may miss it by
 
 
-def warnings(results: Sequence[CellResult], objectives: Mapping, gaps: Sequence) -> Iterator[str]:
-    """All warnings, the gravest first.
+def warnings(results: Sequence[CellResult], objectives: Mapping, gaps: Sequence) -> list[str]:
+    """All warnings, the gravest first: what is not there, then what is not to be trusted, then what is only less exact.
 
     Args:
       results: all finished cells, those that were left out too.
       objectives: `analysis.ObjectiveFit` by name.
       gaps: as in `analysis.Analysis`.
     """
+    found = list(_all(results, objectives, gaps))
+    return [line for _, line in sorted(found, key=lambda item: item[0])]  # of equal weight, in their order
+
+
+def verdict(objectives: Mapping[str, Any]) -> str:
+    """One sentence: of which objectives there are laws, and what to run for those of which there are none."""
+    found = [f"of {name} from {_used(fit)} budgets" for name, fit in objectives.items() if fit.laws]
+    said = [f"This sweep determines the laws {' and '.join(found)}" if found else "This sweep determines no law"]
+    for name, fit in objectives.items():
+        if not fit.laws:
+            said.append(f"{'none of' if found else 'for'} {name}: {_why_none(fit)}")
+    return "; ".join(said) + "."
+
+
+def state(row) -> str:
+    """What the optimum of a budget lacks: nothing (""), "sizes", "smaller" or "larger" ones, or "seeds"."""
+    if row.parabola is None:
+        return "sizes"
+    if row.usable:
+        return ""
+    losses = {key[2]: np.mean([run.loss for run in runs]) for key, runs in uncertainty.by_cell(row.runs).items()}
+    best = min(losses, key=losses.get)
+    return {min(losses): "smaller", max(losses): "larger"}.get(best, "seeds")
+
+
+REASONS = {
+    "sizes": "fewer than three sizes have finished, so finish those",
+    "smaller": "the smallest size is the best, so run smaller ones",
+    "larger": "the largest size is the best, so run larger ones",
+    "seeds": "the noise hides which size is the best, so run more seeds",
+}
+
+
+def _used(fit) -> int:
+    return sum(row.usable for row in fit.budgets)
+
+
+def _why_none(fit) -> str:
+    states = [state(row) for row in fit.budgets]
+    why = [f"at {_budgets(states.count(lack))} {reason}" for lack, reason in REASONS.items() if states.count(lack)]
+    if used := states.count(""):
+        why.append(f"{_budgets(used)} only has an optimum, and a law needs two")
+    return ", ".join(why)
+
+
+def _budgets(count: int) -> str:
+    return "1 budget" if count == 1 else f"{count} budgets"
+
+
+def _all(results: Sequence[CellResult], objectives: Mapping, gaps: Sequence) -> Iterator[tuple[int, str]]:
+    """Weight (0 is the gravest) and text of each warning."""
     lost = [result.id for result in results if not (np.isfinite(result.loss) and result.loss > 0)]
     if lost:
-        yield f"left out for want of a finite loss: {', '.join(lost)}"
+        yield 0, f"left out for want of a finite loss: {', '.join(lost)}"
     for fit in objectives.values():
         yield from _missing(fit)
+        yield from _optima(fit)
+        yield from ((3, line) for line in _misfits(fit))
+        yield from ((4, line) for line in _seeds(fit))
+        yield from ((4, line) for line in _evaluation(fit))
     if len(objectives) < 2:
-        yield f"only the objective {next(iter(objectives))} has finished cells, so there is no gap between objectives"
+        only = next(iter(objectives))
+        yield 2, f"only the objective {only} has finished cells, so there is no gap between objectives"
     elif not gaps:
-        yield "no gap between objectives: it needs a falling loss law for arm and for one other objective"
+        yield 2, "no gap between objectives: it needs a falling loss law for arm and for one other objective"
     for gap in gaps:
         if not any(inside for *_, inside in gap.at_budgets):
             yield (
+                3,
                 f"the gap between {gap.objective} and {gap.reference} is larger than the range of budgets, so that one "
-                "of the two loss laws is extrapolated wherever it is evaluated"
+                "of the two loss laws is extrapolated wherever it is evaluated",
             )
-    for fit in objectives.values():
-        yield from _optima(fit)
-        yield from _misfits(fit)
-        yield from _seeds(fit)
-        yield from _evaluation(fit)
-    yield from _data(results)
+    yield from ((5, line) for line in _data(results))
     ratio = uncertainty.variance_ratio([result for result in results if np.isfinite(result.loss)])
     if ratio and ratio[1] < SUSPICIOUS:
         yield (
+            5,
             f"seeds scatter {np.sqrt(ratio[0]):.1f} times more in one objective than in the other (F test, "
-            f"p = {ratio[1]:.2g}); each has its own noise in the intervals"
+            f"p = {ratio[1]:.2g}); each has its own noise in the intervals",
         )
 
 
-def _missing(fit) -> Iterator[str]:
+def _missing(fit) -> Iterator[tuple[int, str]]:
     name = fit.objective
+    used = _used(fit)
+    if not fit.laws:
+        yield 0, f"{name}: no power laws and no prediction: {used} budgets have a usable optimum, a law needs 2"
+    elif used == 2:
+        yield 2, f"{name}: the laws go through two budgets only, so nothing shows whether they are straight lines"
+    elif used < len(fit.budgets):
+        yield 2, f"{name}: the laws go through {used} of {len(fit.budgets)} budgets"
     if fit.noise is None:
         yield (
+            2,
             f"{name}: no intervals, because the noise is unknown: it takes {uncertainty.MIN_SEEDS} seeds in at least "
-            f"{uncertainty.MIN_REPEATED} cells"
+            f"{uncertainty.MIN_REPEATED} cells",
         )
     elif fit.noise.pooled:
-        yield f"{name}: too few repeated seeds of its own; its intervals use the noise of all objectives together"
+        yield 4, f"{name}: too few repeated seeds of its own; its intervals use the noise of all objectives together"
     for row in fit.budgets:
         where = f"{name} at {row.budget:.3g} FLOPs"
         if row.parabola is None:
-            yield f"{where}: {row.sizes} sizes have finished, a parabola needs 3; it has no optimum"
+            yield 1, f"{where}: {row.sizes} sizes have finished, a parabola needs 3; it has no optimum"
         elif not row.parabola.convex:
-            yield f"{where}: the parabola opens downwards, so these sizes show no optimum"
-    used = [row for row in fit.budgets if row.usable]
-    if not fit.laws:
-        yield f"{name}: no power laws and no prediction: {len(used)} budgets have a usable optimum, a law needs 2"
-    elif len(used) == 2:
-        yield f"{name}: the laws go through two budgets only, so nothing shows whether they are straight lines"
-    elif len(used) < len(fit.budgets):
-        yield f"{name}: the laws go through {len(used)} of {len(fit.budgets)} budgets"
+            yield 1, f"{where}: the parabola opens downwards, so these sizes show no optimum; {REASONS[state(row)]}"
 
 
-def _optima(fit) -> Iterator[str]:
+def _optima(fit) -> Iterator[tuple[int, str]]:
     for row in fit.budgets:
         if row.params is None:
             continue
         where = f"{fit.objective} at {row.budget:.3g} FLOPs"
         sizes = np.exp([row.log_n.min(), row.log_n.max()])
+        at = f"N* = {row.params.value:.3g}"
         if not row.inside:
-            side = "smaller" if row.params.value < sizes[0] else "larger"
-            yield f"{where}: N* = {row.params.value:.3g} is outside the grid; it is in no law; run {side} sizes"
+            yield 1, f"{where}: {at} is outside the grid; it is in no law; {REASONS[state(row)]}"
         elif row.params.low is not None and not row.params.bounded:
-            yield f"{where}: the curvature is not significant, so N* is not determined; it is in no law"
+            yield (
+                1,
+                f"{where}: the curvature is not significant, so N* is not determined; it is in no law; "
+                f"{REASONS[state(row)]}",
+            )
         elif row.at_edge:
-            yield f"{where}: N* = {row.params.value:.3g} is in the last interval of the grid; add sizes beyond"
+            yield 3, f"{where}: {at} is in the last interval of the grid; add sizes beyond"
         elif row.params.low is not None and not sizes[0] <= row.params.low <= row.params.high <= sizes[1]:
-            yield f"{where}: the interval of N* reaches beyond the grid"
+            yield 3, f"{where}: the interval of N* reaches beyond the grid"
 
 
 def _misfits(fit) -> Iterator[str]:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from diffusionlm.scaling import checks, uncertainty
 from diffusionlm.scaling.fit import gls_weights
 from diffusionlm.scaling.optima import BudgetFit
 from diffusionlm.scaling.power_laws import Law
@@ -24,8 +25,9 @@ class Candidate:
     budget: float  # FLOPs: its cost
     params: float
     kind: str  # repeat (of a size that is there), new size, next budget
-    loss_reduction: float  # share of the variance of the next budget's log L* that it takes away
-    params_reduction: float  # of log N*
+    # share of the variance of the next budget's log L* that it takes away, and of log N*; None without laws
+    loss_reduction: float | None
+    params_reduction: float | None
     relative_cost: float  # its FLOPs over the next budget's
 
 
@@ -61,6 +63,30 @@ def candidates(rows: Sequence[BudgetFit], laws: Mapping[str, Law], next_budget: 
             )
         )
     return tuple(sorted(found, key=lambda candidate: -candidate.loss_reduction))
+
+
+def towards_optima(rows: Sequence[BudgetFit], next_budget: float | None) -> tuple[Candidate, ...]:
+    """Without laws: for each budget that lacks an optimum, the run that the smallest measured loss points to.
+
+    That is the size one spacing of the grid beyond the edge, where the best size is at the edge, and the best size once
+    more where it is between the others.
+
+    Args:
+      rows: all budgets of one objective.
+      next_budget: the unit of costs, FLOPs; None: the budget itself.
+    """
+    found = []
+    for row in rows:
+        lack, sizes = checks.state(row), np.unique(row.log_n)
+        if lack in ("", "sizes"):
+            continue
+        step = float(np.median(np.diff(sizes)))
+        best = min(uncertainty.by_cell(row.runs).values(), key=lambda runs: np.mean([run.loss for run in runs]))
+        log_n = {"smaller": sizes[0] - step, "larger": sizes[-1] + step}.get(lack, np.log(best[0].params))
+        kind = "repeat" if lack == "seeds" else "new size"
+        cost = row.budget / (next_budget or row.budget)
+        found.append(Candidate(row.objective, row.budget, float(np.exp(log_n)), kind, None, None, cost))
+    return tuple(found)
 
 
 def _candidate(

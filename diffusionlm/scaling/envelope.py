@@ -48,7 +48,10 @@ def envelope(
         c, loss = np.array([point for point in curve if point[0] > 0 and np.isfinite(point[1])], float).reshape(-1, 2).T
         if len(c) < 3:
             continue
-        reached = (grid >= c[0]) & (grid <= c[-1] * (1 + 1e-6))
+        # At an end the window has one side only, and its line bends with the noise of a few points.
+        reached = (grid >= c[0] * np.exp(BANDWIDTH)) & (grid <= c[-1] * np.exp(-BANDWIDTH))
+        if not reached.any():
+            continue
         values = smooth(np.log(c), loss, np.log(grid[reached]))
         smoothed.append((float(n), grid[reached], values))
         row = sizes.index(n)

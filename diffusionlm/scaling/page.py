@@ -9,19 +9,30 @@ import numpy as np
 
 from diffusionlm.scaling.analysis import Analysis, ObjectiveFit
 from diffusionlm.scaling.laws import PublishedLaw
+from diffusionlm.scaling.parametric import Parametric
 from diffusionlm.scaling.uncertainty import Estimate
 
 CAPTIONS = {
-    "isoflop.png": "Held-out loss over model size, one parabola for each budget. Stars are optima with 95% intervals; "
-    "bars on points are the standard deviation between seeds.",
+    "isoflop.png": "Held-out loss over model size, one parabola for each budget. Black stars are optima with 95% "
+    "intervals, hollow ones are in no law (the warnings say why), and outside the grid none is drawn; bars on points "
+    "are the standard deviation between seeds.",
     "laws.png": "Optimal size, tokens and loss over compute, with 95% bands of the power laws; the dotted line is the "
-    "next budget. Grey: published laws of other text, tokenizers and counts of N. One of the loss is drawn only "
-    "within its own range.",
+    "next budget, where there is a prediction. Crosses are in no law. Grey: slopes of published laws, moved to go "
+    "through the middle of these optima, since their text, tokenizers and counts of N are others. One of the loss is "
+    "drawn only within its own range.",
     "gap.png": "Left: how many times the compute is needed for the same loss. Solid where both laws are within their "
     "budgets. Right: ratio of optimal sizes at the same budget.",
     "residuals.png": "What the parabolas leave over. A common bend means that the parabola is the wrong curve (bias); "
     "scatter is noise.",
-    "envelope.png": "Approach 1, a cross-check: smoothed training curves and their lower envelope.",
+    "envelope.png": "Approach 1, a cross-check: smoothed training curves, without their ends, and their lower "
+    "envelope.",
+}
+
+ABSENT = {  # what is said instead of a picture
+    "laws.png": "No plot of the laws: no budget has an optimum that could be in one.",
+    "gap.png": "No plot of the gap: it needs laws of arm and of one other objective.",
+    "residuals.png": "No plot of residuals: no budget has a minimum.",
+    "envelope.png": "No plot of the envelope: it needs curves of three sizes that go on beyond the smallest budget.",
 }
 
 
@@ -39,10 +50,12 @@ def render(
     fits = list(analysis.objectives.values())
     warnings = "".join(f"<li>{_text(line)}</li>" for line in analysis.warnings)
     sections = [
-        f"<section><h2>What this shows, and what it cannot</h2>{_summary(analysis)}</section>",
+        f'<p class="verdict">{_text(content["verdict"])}</p>',
         "<section><h2>Warnings</h2>"
         + (f'<ul class="warnings">{warnings}</ul>' if warnings else "<p>None.</p>")
         + "</section>",
+        f"<section><h2>What this shows, and what it cannot</h2>{_summary(analysis)}</section>",
+        _section("What was measured", _table(["", ""], list(content["context"].items())), ""),
         _section("Optima", _optima(fits), _OPTIMA_NOTE),
         _section("Power laws", _laws(fits), _LAWS_NOTE),
         _section("Compute gap", _gaps(analysis), _GAP_NOTE),
@@ -53,6 +66,7 @@ def render(
             f"<figcaption>{_text(CAPTIONS[name])}</figcaption></figure>"
             for name, data in pictures.items()
         ),
+        "".join(f'<p class="note">{_text(line)}</p>' for name, line in ABSENT.items() if name not in pictures),
         _section("Cross-checks", _cross_checks(fits), _CHECKS_NOTE),
         _section("Evaluation error", _paired(fits), _PAIRED_NOTE),
         _section("Published laws", _published(published), ""),
@@ -69,7 +83,7 @@ def render(
 </head>
 <body>
 <h1>{title}</h1>
-<p class="note">{_text(content["cells"])} finished cells. {_text(content["convention"])} Losses are in nats per token on
+<p class="note">{_text(content["cells"])} finished cells. Losses are in nats per token on
 held-out text; brackets hold 95% intervals. All numbers are in report.json, cells.csv and optima.csv.</p>
 {"".join(sections)}
 </body>
@@ -93,7 +107,7 @@ def _summary(analysis: Analysis) -> str:
                 f"With {ahead.budget:.3g} FLOPs, {name} should reach {_number(ahead.loss)} nats per token with about "
                 f"{_number(ahead.params)} parameters."
             )
-        if fit.candidates:
+        if fit.candidates and fit.laws:
             best = fit.candidates[0]
             said.append(
                 f"The run that would most reduce the uncertainty of that loss has {_plain(best.params, 3)} parameters "
@@ -221,8 +235,9 @@ def _predictions(fits: Sequence[ObjectiveFit]) -> str:
 
 _NEXT_NOTE = (
     "What one more run would take off the variance of the predicted log L* and log N*, by the linearised fits: a run "
-    "at a budget that is there adds to its parabola, a run at the next one measures the prediction. Cost is in units "
-    "of the next budget; the ranking for the cost divides by it. Size: the nearest one of the sweep."
+    "at a budget that is there adds to its parabola, a run at the next one measures the prediction. Without laws: the "
+    "run that the smallest measured loss of a budget points to. Cost is in units of the next budget; the ranking for "
+    "the cost divides by it. Size: the nearest one of the sweep."
 )
 
 
@@ -235,8 +250,10 @@ def _next_cells(content: Mapping[str, Any]) -> str:
             _plain(cell["params"], 3),
             cell["nearest_preset"],
             cell["kind"],
-            f"{100 * cell['loss_reduction']:.0f}%",
-            f"{100 * cell['params_reduction']:.0f}%",
+            *(
+                "" if share is None else f"{100 * share:.0f}%"
+                for share in (cell["loss_reduction"], cell["params_reduction"])
+            ),
             f"{cell['relative_cost']:.2g}",
         ]
         for cell in content["next_cells"]
@@ -248,8 +265,16 @@ def _next_cells(content: Mapping[str, Any]) -> str:
 _CHECKS_NOTE = (
     "Approach 1 takes the envelope of training curves, Approach 3 fits E + A/N^alpha + B/D^beta to all cells (Huber "
     "loss, L-BFGS). Only exponents and L* of Approach 3 are determined by such data; E, A and B trade off against "
-    "each other."
+    "each other. Not determined: the standard error of an exponent is more than half of it."
 )
+
+
+def determined(surface: Parametric) -> bool:
+    """Whether the exponents of Approach 3 mean anything, so far as the noise tells."""
+    exponents = surface.params_exponent, surface.tokens_exponent
+    errors = surface.stderr or (0.0, 0.0)
+    # One that is 0 or NaN is of a fit that diverged.
+    return all(e > 1e-3 and s <= e / 2 for s, e in zip(errors, exponents, strict=True))
 
 
 def _cross_checks(fits: Sequence[ObjectiveFit]) -> str:
@@ -264,7 +289,9 @@ def _cross_checks(fits: Sequence[ObjectiveFit]) -> str:
         if fit.envelope and fit.envelope.params_law:
             n, loss = fit.envelope.params_law.exponent, fit.envelope.loss_law.exponent
             rows.append([name, "Approach 1 (envelope)", f"{n:.4f}", f"{loss:.4f} (training loss)", ""])
-        if surface := fit.parametric:
+        if (surface := fit.parametric) and not determined(surface):
+            rows.append([name, "Approach 3 (parametric)", "not determined", "not determined", ""])
+        elif surface:
             error = f" \N{PLUS-MINUS SIGN} {surface.stderr[0]:.2g} (standard error)" if surface.stderr else ""
             first = fit.budgets[0].budget
             change = np.log(surface.optimum(last)[2] / surface.optimum(first)[2])
@@ -285,8 +312,8 @@ def _paired(fits: Sequence[ObjectiveFit]) -> str:
         [
             fit.objective.upper(),
             f"{row.budget:.3g}",
-            f"{row.paired.stderr:.2g}",
-            f"{row.paired.stderr_unpaired:.2g}",
+            f"{row.paired.stderr:.2g}" if row.paired.stderr else "exact for this text",
+            f"{row.paired.stderr_unpaired:.2g}" if row.paired.stderr else "",
             f"{row.paired.effect:.3g}",
             "yes" if row.paired.small else "no",
         ]
@@ -349,6 +376,7 @@ body { font: 1rem/1.5 system-ui, sans-serif; max-width: 68rem; margin: 1rem auto
   background: Canvas; color: CanvasText; overflow-wrap: anywhere; }
 h1 { font-size: 1.4rem; } h2 { font-size: 1.1rem; margin: 1.8rem 0 .4rem; }
 p { margin: .4rem 0; max-width: 46rem; } .note { font-size: .85rem; opacity: .85; }
+.verdict { font-size: 1.1rem; font-weight: 600; }
 .warnings { border-left: .3rem solid #d55e00; padding: .3rem .5rem .3rem 1.6rem; margin: .4rem 0; }
 .scroll { overflow-x: auto; } table { border-collapse: collapse; font-size: .88rem; overflow-wrap: normal; }
 th, td { text-align: left; vertical-align: top; padding: .25rem .8rem .25rem 0; border-bottom: 1px solid var(--line); }

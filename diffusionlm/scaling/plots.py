@@ -71,73 +71,105 @@ def _isoflop(figure, analysis: Analysis, overlays) -> bool:
                 step = 0.1 * np.ptp(row.log_n)
                 x = np.linspace(row.log_n.min() - step, row.log_n.max() + step, 200)
                 axes.plot(np.exp(x), row.parabola(x), color=colour, linewidth=1.4)
-            if row.params:
+            if row.inside:
                 _optimum(axes, row)
         axes.set(title=fit.objective.upper(), xscale="log", xlabel="model size N (parameters)")
         _few_ticks(axes.xaxis)
-        axes.legend(title="budget (FLOPs)", fontsize=9, title_fontsize=9)
+        for usable, fill, label in ((True, "black", "optimum"), (False, "white", "rejected optimum")):
+            if any(row.inside and row.usable == usable for row in fit.budgets):
+                axes.plot([], [], "*", color="black", markerfacecolor=fill, markersize=11, label=label)
+        handles, labels = axes.get_legend_handles_labels()
+        order = sorted(range(len(labels)), key=lambda i: "optimum" in labels[i])  # budgets first
+        axes.legend(
+            [handles[i] for i in order],
+            [labels[i] for i in order],
+            title="budget (FLOPs)",
+            fontsize=9,
+            title_fontsize=9,
+        )
     figure.axes[0].set_ylabel("held-out loss (nats per token)")
     return True
 
 
 def _optimum(axes, row: BudgetFit) -> None:
+    """A star: filled and with its interval, or hollow where it is in no law."""
+
     def reach(estimate: Estimate):
         return [[estimate.value - estimate.low], [estimate.high - estimate.value]] if estimate.bounded else None
 
     axes.errorbar(
         row.params.value,
         row.loss.value,
-        xerr=reach(row.params),
-        yerr=reach(row.loss),
+        xerr=reach(row.params) if row.usable else None,
+        yerr=reach(row.loss) if row.usable else None,
         fmt="*",
-        markersize=11,
+        markersize=12,
         color="black",
-        markerfacecolor="white",
+        markerfacecolor="black" if row.usable else "white",
+        markeredgecolor="white" if row.usable else "black",
         capsize=4,
         zorder=5,
     )
 
 
 def _laws(figure, analysis: Analysis, overlays: Sequence[PublishedLaw]) -> bool:
-    """N*, D* and L* over C, with bands, and published laws."""
-    fits = [fit for fit in analysis.objectives.values() if any(row.params for row in fit.budgets)]
-    if not fits:
+    """N*, D* and L* over C, with bands, and the slopes of published laws."""
+    fits = list(analysis.objectives.values())
+    if not any(row.usable for fit in fits for row in fit.budgets):
         return False
     figure.set_size_inches(13.5, 4.8)
     budgets = sorted({row.budget for fit in fits for row in fit.budgets})
-    last = analysis.next_budget or budgets[-1]
-    grid = np.geomspace(budgets[0] / 1.3, last * 1.3, 100)
+    ahead = analysis.next_budget if any(fit.prediction for fit in fits) else None
+    grid = np.geomspace(budgets[0] / 1.3, (ahead or budgets[-1]) * 1.3, 100)
     names = {"params": "N* (parameters)", "tokens": "D* (tokens)", "loss": "L* (nats per token)"}
     panels = figure.subplots(1, 3)
     for axes, (key, label) in zip(panels, names.items(), strict=True):
         for fit in fits:
-            style = _style(analysis, fit)
-            rows = [row for row in fit.budgets if row.params]
-            estimates = [getattr(row, key) for row in rows]
-            _points(axes, [row.budget for row in rows], estimates, style, fit.objective.upper())
+            style, name = _style(analysis, fit), fit.objective.upper()
+            rows = [row for row in fit.budgets if row.usable]
+            if rows:
+                _points(axes, [row.budget for row in rows], [getattr(row, key) for row in rows], style, name)
+            rejected = [row for row in fit.budgets if row.inside and not row.usable]
+            if rejected:
+                at = [getattr(row, key).value for row in rejected]
+                label_of = f"{name}, rejected optimum"
+                axes.plot([row.budget for row in rejected], at, "x", color=style["color"], markersize=8, label=label_of)
             if fit.laws:
                 at = [fit.laws[key].at(c) for c in grid]
                 axes.plot(grid, [e.value for e in at], color=style["color"], linestyle=style["linestyle"])
                 if at[0].low is not None:
                     low, high = np.array([(e.low, e.high) for e in at]).T
                     axes.fill_between(grid, low, high, color=style["color"], alpha=0.18, linewidth=0)
+            else:
+                axes.plot([], [], " ", label=f"no law of {fit.objective}")
         for law, line in zip(overlays, np.resize(OVERLAYS, len(overlays)), strict=True):
-            values = [getattr(law, key)(c) for c in grid]
-            inside = law.fitted_range and law.fitted_range[0] <= grid[-1] and law.fitted_range[1] >= grid[0]
-            # Far from where it was fitted a law of the loss says nothing, and would squeeze what was measured.
-            if values[0] is not None and (inside or key != "loss"):
-                title = law.title + ("" if inside else " (extrapolated)")
-                axes.plot(grid, values, color=GREY, linestyle=line, linewidth=1.2, label=title)
-        if analysis.next_budget:
-            axes.axvline(analysis.next_budget, color=GREY, linewidth=0.8, linestyle=(0, (1, 3)))
+            _slope(axes, law, key, grid, fits, line)
+        if ahead:
+            axes.axvline(ahead, color=GREY, linewidth=0.8, linestyle=(0, (1, 3)))
         axes.set(xscale="log", yscale="log", xlabel="compute C (FLOPs)", ylabel=label)
+        _budget_ticks(axes.xaxis, budgets)
         if key == "loss":
             _plain_ticks(axes.yaxis)
-    if analysis.next_budget:
-        where = (analysis.next_budget, 0.02)
-        panels[0].annotate("next ", where, xycoords=("data", "axes fraction"), ha="right", color=GREY, fontsize=9)
+    if ahead:
+        panels[0].annotate(
+            "next ", (ahead, 0.02), xycoords=("data", "axes fraction"), ha="right", color=GREY, fontsize=9
+        )
     _legend_below(figure, panels[0], columns=4)
     return True
+
+
+def _slope(axes, law: PublishedLaw, key: str, grid: np.ndarray, fits: Sequence[ObjectiveFit], line: str) -> None:
+    """A published law, moved to go through the middle of what the sweep found for its objective (or else for any)."""
+    inside = law.fitted_range and law.fitted_range[0] <= grid[-1] and law.fitted_range[1] >= grid[0]
+    if law.params(grid[0]) is None or (key == "loss" and (law.loss(grid[0]) is None or not inside)):
+        return  # far from where it was fitted, a law of the loss says nothing
+    own = [fit for fit in fits if fit.objective == law.objective and any(row.usable for row in fit.budgets)]
+    rows = [row for fit in own or fits for row in fit.budgets if row.usable]
+    middle = np.exp(np.mean([np.log(row.budget) for row in rows]))
+    level = np.exp(np.mean([np.log(getattr(row, key).value) for row in rows])) / getattr(law, key)(middle)
+    values = [level * getattr(law, key)(c) for c in grid]
+    title = f"{law.title}: slope only" + ("" if inside else ", extrapolated")
+    axes.plot(grid, values, color=GREY, linestyle=line, linewidth=1.2, label=title, zorder=1)
 
 
 def _gap(figure, analysis: Analysis, overlays) -> bool:
@@ -174,8 +206,8 @@ def _gap(figure, analysis: Analysis, overlays) -> bool:
 
 def _residuals(figure, analysis: Analysis, overlays) -> bool:
     """Measured minus fitted over N / N*: a pattern is misfit, scatter is noise."""
-    fits = [fit for fit in analysis.objectives.values() if any(row.params for row in fit.budgets)]
-    if not fits:
+    fits = list(analysis.objectives.values())
+    if not any(row.params for fit in fits for row in fit.budgets):
         return False
     figure.set_size_inches(5.6 * len(fits), 3.8)
     budgets = sorted({row.budget for fit in fits for row in fit.budgets})
@@ -185,13 +217,24 @@ def _residuals(figure, analysis: Analysis, overlays) -> bool:
             band = axes.axhspan(-2 * fit.noise.sd, 2 * fit.noise.sd, color=GREY, alpha=0.15, linewidth=0)
             axes.legend([band], [f"two seed sd ({fit.noise.sd:.2g} nats)"], fontsize=9, loc="upper right")
         axes.axhline(0, color=GREY, linewidth=0.8)
-        for row in fit.budgets:
-            if row.params:
-                colour, marker = _budget_style(budgets, row.budget)
-                x = np.exp(row.log_n) / row.params.value
-                axes.plot(x, row.parabola.residuals, marker, color=colour, label=_flops(row.budget))
+        shown = [row for row in fit.budgets if row.params]
+        for row in shown:
+            colour, marker = _budget_style(budgets, row.budget)
+            x = np.exp(row.log_n) / row.params.value
+            axes.plot(x, row.parabola.residuals, marker, color=colour)
         axes.set(title=fit.objective.upper(), xscale="log", xlabel="N / N*")
-        _few_ticks(axes.xaxis)
+        if shown:
+            _few_ticks(axes.xaxis)
+        else:
+            axes.set_xticks([], [])
+            axes.minorticks_off()
+        missing = [_flops(row.budget) for row in fit.budgets if not row.params]
+        if missing:
+            text = f"no minimum at {', '.join(missing)} FLOPs"
+            axes.text(0.02, 0.04, text, transform=axes.transAxes, fontsize=9, color=GREY)
+    for budget in sorted({row.budget for fit in fits for row in fit.budgets if row.params}):
+        colour, marker = _budget_style(budgets, budget)
+        panels[0].plot([], [], marker, color=colour, label=_flops(budget))
     panels[0].set_ylabel("residual (nats per token)")
     _legend_below(figure, panels[0], columns=8)
     return True
@@ -212,11 +255,13 @@ def _envelope(figure, analysis: Analysis, overlays) -> bool:
             axes.plot(c, loss, color=colormaps["viridis"](shade), linewidth=0.8, alpha=0.8)
         used = fit.envelope.used
         axes.plot(fit.envelope.c, fit.envelope.loss, color="black", linewidth=1, label="envelope")
-        axes.plot(fit.envelope.c[used], fit.envelope.loss[used], "k.", markersize=6, label="points of the laws")
+        if used.any():
+            axes.plot(fit.envelope.c[used], fit.envelope.loss[used], "k.", markersize=6, label="points of the laws")
         title = f"{fit.objective.upper()}: N from {_short(sizes[0])} (green) to {_short(sizes[-1])} (violet)"
         axes.set(title=title, xscale="log", yscale="log", xlabel="compute C (FLOPs)")
         axes.title.set_fontsize(11)
         _budget_ticks(axes.xaxis, [row.budget for row in fit.budgets])
+        axes.set_xlim(fit.budgets[0].budget / 1.05, fit.budgets[-1].budget * 1.05)
         _plain_ticks(axes.yaxis)
         axes.legend(fontsize=9)
     figure.axes[0].set_ylabel("training loss (nats per token)")
@@ -269,9 +314,15 @@ def _few_ticks(axis) -> None:
 
 
 def _budget_ticks(axis, budgets: Sequence[float]) -> None:
+    """Labels at budgets, but not at those that are too close to the one before for both to be read."""
     from matplotlib import ticker
 
-    axis.set_major_locator(ticker.FixedLocator(budgets))
+    apart = np.ptp(np.log(budgets)) / 5
+    shown: list[float] = []
+    for budget in sorted(budgets):
+        if not shown or np.log(budget / shown[-1]) >= apart:
+            shown.append(budget)
+    axis.set_major_locator(ticker.FixedLocator(shown))
     axis.set_major_formatter(ticker.FuncFormatter(lambda value, _: _flops(value)))
     axis.set_minor_locator(ticker.NullLocator())
 

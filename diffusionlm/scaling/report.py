@@ -6,10 +6,12 @@ import io
 import json
 import math
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
+from etils import epath
 
 from diffusionlm.errors import UserError
 from diffusionlm.files import run_path, write_atomically
@@ -18,10 +20,12 @@ from diffusionlm.scaling.analysis import Analysis, ObjectiveFit, analyse
 from diffusionlm.scaling.design import Candidate
 from diffusionlm.scaling.misfit import LackOfFit
 from diffusionlm.scaling.optima import QUANTITIES, BudgetFit
-from diffusionlm.scaling.results import CellResult
+from diffusionlm.scaling.parametric import Parametric
+from diffusionlm.scaling.recipe import Cell, ScalingRecipe, Sweep
+from diffusionlm.scaling.results import CellResult, at_once
 from diffusionlm.scaling.uncertainty import Estimate
 
-__all__ = ["analyse", "as_json", "write"]
+__all__ = ["analyse", "as_json", "describe", "write"]
 
 PICTURES = ("isoflop.png", "laws.png", "gap.png", "residuals.png", "envelope.png")
 
@@ -34,6 +38,9 @@ def write(
     convention: str,
     overlay: Sequence[str] = (),
     incomplete: int = 0,
+    context: Mapping[str, str] | None = None,
+    warnings: Sequence[str] = (),
+    note: Callable[[str], None] = lambda what: None,
 ) -> dict[str, Any]:
     """Writes report.html, report.json, cells.csv, optima.csv and PNG files; each is there whole or not at all.
 
@@ -44,6 +51,9 @@ def write(
       convention: what N and C count, in a sentence for the page.
       overlay: names of published laws to draw, as in `laws.names()`.
       incomplete: planned cells that have not finished, to be told.
+      context: what was measured, a table of the page, as `describe` makes it.
+      warnings: more of them, for instance of the data, above all others.
+      note: is called with what begins, for progress.
 
     Returns:
       What report.json holds.
@@ -52,13 +62,16 @@ def write(
       UserError: no finished cell, an unknown law, matplotlib missing, or a directory that cannot be written.
     """
     published = [laws.get(name) for name in overlay]
-    analysis = analyse(results)
+    analysis = analyse(results, note=note)
+    more = list(warnings)
     if incomplete:
-        line = f"the sweep is incomplete: {incomplete} planned cells have not finished, {len(results)} have"
-        analysis = dataclasses.replace(analysis, warnings=(line, *analysis.warnings))
+        more.insert(0, f"the sweep is incomplete: {incomplete} planned cells have not finished, {len(results)} have")
+    analysis = dataclasses.replace(analysis, warnings=(*more, *analysis.warnings))
+    note("drawing plots")
     pictures = plots.render(analysis, published)
     content = as_json(analysis) | {
         "title": title,
+        "context": dict(context or {}) | {"counts": convention},
         "convention": convention,
         "cells": len(results),
         "incomplete": incomplete,
@@ -90,6 +103,7 @@ def as_json(analysis: Analysis) -> dict[str, Any]:
     """
     objectives = analysis.objectives
     return {
+        "verdict": analysis.verdict,
         "warnings": list(analysis.warnings),
         "noise": {name: _plain(fit.noise) for name, fit in objectives.items()},
         "optima": [_optimum(row) for fit in objectives.values() for row in fit.budgets],
@@ -105,12 +119,12 @@ def as_json(analysis: Analysis) -> dict[str, Any]:
             for row in fit.budgets
             if row.paired
         ],
-        "cross_checks": {name: _cross_checks(fit, analysis.next_budget) for name, fit in objectives.items()},
+        "cross_checks": {name: _plain(_cross_checks(fit, analysis.next_budget)) for name, fit in objectives.items()},
     }
 
 
 def best_candidates(fit: ObjectiveFit) -> list[dict[str, Any]]:
-    """The next cells that are best at something: for L* and for N*, in all and for their cost.
+    """The next cells that are best at something: for L* and for N*, in all and for their cost; without laws, all.
 
     Each says what it is `best_for`, and which size of the sweep is nearest to it.
     """
@@ -121,6 +135,8 @@ def best_candidates(fit: ObjectiveFit) -> list[dict[str, Any]]:
         "N* for its cost": lambda c: c.params_reduction / c.relative_cost,
     }
     presets = {run.params: run.preset for row in fit.budgets for run in row.runs}
+    if not fit.laws:
+        return [_towards_optimum(candidate, presets) for candidate in fit.candidates]
     best: dict[Candidate, list[str]] = {}
     for purpose, key in purposes.items():
         if fit.candidates:
@@ -130,6 +146,99 @@ def best_candidates(fit: ObjectiveFit) -> list[dict[str, Any]]:
         nearest = min(presets, key=lambda params: abs(math.log(params / candidate.params)))
         found.append(dataclasses.asdict(candidate) | {"best_for": purpose, "nearest_preset": presets[nearest]})
     return found
+
+
+def _towards_optimum(candidate: Candidate, presets: Mapping[int, str]) -> dict[str, Any]:
+    nearest = min(presets, key=lambda params: abs(math.log(params / candidate.params)))
+    # A size that no budget has is named as such; rounding aside, a repeat is at one that is there.
+    side = "smaller than " if candidate.params < 0.99 * min(presets) else ""
+    side = "larger than " if candidate.params > 1.01 * max(presets) else side
+    return dataclasses.asdict(candidate) | {
+        "best_for": ["an optimum at this budget"],
+        "nearest_preset": side + presets[nearest],
+    }
+
+
+def describe(
+    sweep: Sweep, cells: Sequence[Cell], workdir: os.PathLike, identity: Mapping[str, Any], today: str = ""
+) -> tuple[dict[str, str], list[str]]:
+    """What a sweep measured, for a reader who has only the page, and warnings of its data.
+
+    Args:
+      sweep: that is reported.
+      cells: those of its cells that the report is about, finished or not.
+      workdir: its directory.
+      identity: content of sweep.json.
+      today: the date; empty: that of the clock.
+
+    Returns:
+      Rows of a table, and lines.
+    """
+    sizes = sorted({(cell.params, cell.preset) for cell in cells})
+    budgets = sorted({cell.budget for cell in cells})
+    seeds = sorted({cell.seed for cell in cells})
+    every = len({(c.objective, c.preset, c.budget) for c in cells}) * len(seeds) == len(cells)
+    rows = {
+        "sweep": sweep.name,
+        "objectives": ", ".join(sorted({cell.objective for cell in cells})),
+        "model sizes N": f"{len(sizes)}, from {sizes[0][1]} ({sizes[0][0]:,} parameters) to {sizes[-1][1]} "
+        f"({sizes[-1][0]:,})",
+        "budgets C": f"{len(budgets)}: {', '.join(f'{budget:.3g}' for budget in budgets)} FLOPs",
+        "seeds": ", ".join(map(str, seeds)) + ("" if every or len(seeds) == 1 else " (not all of them in every cell)"),
+    }
+    recipes: dict[ScalingRecipe, list[str]] = {}
+    for cell in cells:
+        recipes.setdefault(cell.recipe, []).append(cell.objective)
+    for recipe, objectives in recipes.items():
+        whose = f" of {recipe.name} ({', '.join(sorted(set(objectives)))})" if len(recipes) > 1 else ""
+        rows |= {f"{key}{whose}": value for key, value in _describe_recipe(recipe).items()}
+    rows["dataset"] = f"sha256 {identity.get('dataset', 'unknown')}"
+    rows["training text"] = f"{identity['unique_tokens']:,} different tokens"
+    lines = []
+    scored = [found for found in at_once(lambda cell: _scored(run_path(workdir) / "cells" / cell.id), cells) if found]
+    if scored:
+        tokens, size = min(scored)
+        rows["held-out text, scored"] = f"{tokens:,} tokens, {size:,} bytes of text"
+        length = next(iter(recipes)).sequence_length  # the same in all cells of a sweep
+        records, asked = tokens / (length - 1), max(recipe.eval_records for recipe in recipes)
+        if records < asked:
+            lines.append(
+                f"losses are of {records:,.0f} of {asked:,} held-out records that the recipe asks for; how much the "
+                "choice of so little text matters is in no interval"
+            )
+    rows["date of this report"] = today or datetime.now(UTC).date().isoformat()
+    return rows, lines
+
+
+def _describe_recipe(recipe: ScalingRecipe) -> dict[str, str]:
+    schedule = (
+        "constant" if recipe.schedule == "constant" else f"cosine, to {100 * recipe.final_lr_ratio:g}% of the peak"
+    )
+    by_width = f" at width {recipe.lr_width}, times (width / {recipe.lr_width})^{recipe.lr_exponent:g}"
+    decayed = "matrices" if recipe.decay_mask == "matrices" else "all parameters"
+    rows = {
+        "batch": f"{recipe.batch_size} sequences of {recipe.sequence_length} tokens a step",
+        "peak learning rate": f"{recipe.peak_lr:g}" + (by_width if recipe.lr_width else " at every width"),
+        "schedule": schedule,
+        "warm-up": f"{recipe.warmup_steps} steps, or {100 * recipe.warmup_fraction:g}% of all if that is more, but at "
+        "most a quarter",
+        "weight decay": f"{recipe.weight_decay:g} on {decayed}",
+        "dtype": recipe.dtype,
+        "evaluation": f"{recipe.eval_records:,} held-out records at most, {recipe.eval_draws} noise draws of each for "
+        "mdm, one pass for arm",
+    }
+    if recipe.random_length:
+        rows["random length"] = f"{100 * recipe.random_length:g}% of the sequences of mdm"
+    return rows
+
+
+def _scored(directory: epath.Path) -> tuple[int, int] | None:
+    """Tokens and bytes of the held-out text that a finished cell was scored on."""
+    try:
+        found = json.loads((directory / "DONE.json").read_text())["eval"]
+        return int(found["tokens"]), int(found["bytes"])
+    except (OSError, ValueError, KeyError):  # not finished, or an older file
+        return None
 
 
 def _optimum(row: BudgetFit) -> dict[str, Any]:
@@ -184,13 +293,19 @@ def _cross_checks(fit: ObjectiveFit, next_budget: float | None) -> dict[str, Any
         found["parametric"] = {
             "params_exponent": surface.params_exponent,
             "tokens_exponent": surface.tokens_exponent,
+            "determined": page.determined(surface),
             "params_exponent_stderr": surface.stderr[0] if surface.stderr else None,
             **{key: getattr(surface, key) for key in ("e", "log_a", "log_b", "alpha", "beta", "k")},
-            "optima": [
-                dict(zip(("budget", *QUANTITIES), (c, *surface.optimum(c)), strict=True))
-                for c in [row.budget for row in fit.budgets] + ([next_budget] if next_budget else [])
-            ],
+            "optima": _surface_optima(surface, [row.budget for row in fit.budgets], next_budget),
         }
+    return found
+
+
+def _surface_optima(surface: Parametric, budgets: Sequence[float], next_budget: float | None) -> list[dict[str, Any]]:
+    found = []
+    with np.errstate(all="ignore"):  # a fit that diverged has none
+        for c in [*budgets, *([next_budget] if next_budget else [])]:
+            found.append(_plain(dict(zip(("budget", *QUANTITIES), (c, *surface.optimum(c)), strict=True))))
     return found
 
 
