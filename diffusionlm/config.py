@@ -213,10 +213,21 @@ class DataConfig:
     # concatenate and cut; segments also keeps documents from attending to each other; examples: a prompt and its answer
     # in each record, for supervised fine-tuning: the prompt is given, the answer is learnt
     packing: Literal["chunk", "segments", "examples"] = "chunk"
+    # examples: how many rows that follow one another are padded with EOS to their longest, and learn it; 1: no padding
+    # but the EOS that ends an answer; 0: the whole batch. An autoregressive model learns no padding
+    pad_group: int = later(0)
 
     def validate(self) -> None:
         _positive("data.sequence_length", self.sequence_length)
         _positive("data.batch_size", self.batch_size)
+        if self.pad_group and self.packing != "examples":
+            raise UserError(
+                f"data.pad_group={self.pad_group} is for data.packing=examples, not {self.packing}; drop it"
+            )
+        if self.pad_group < 0 or (self.pad_group and self.batch_size % self.pad_group):
+            raise UserError(
+                f"data.pad_group={self.pad_group} must divide data.batch_size={self.batch_size}, or be 0, the whole batch"
+            )
 
 
 @dataclass(frozen=True)
