@@ -226,7 +226,7 @@ class DataConfig:
             )
         if self.pad_group < 0 or (self.pad_group and self.batch_size % self.pad_group):
             raise UserError(
-                f"data.pad_group={self.pad_group} must divide data.batch_size={self.batch_size}, or be 0, the whole batch"
+                f"data.pad_group={self.pad_group} must divide data.batch_size={self.batch_size}; 0 is the whole batch"
             )
 
 

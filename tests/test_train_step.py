@@ -355,7 +355,7 @@ def test_examples_on_meshes_and_in_micro_batches(objective, sizes, microbatches,
 
 
 def test_rows_are_padded_with_their_mate_alone():
-    """data.pad_group=2: consecutive rows of the global batch, whatever is in the others; 1/t weights stay antithetic."""
+    """data.pad_group=2: consecutive rows of the global batch, whatever is in the others, and with the same noise."""
     lengths = (example_batch()["segment_ids"][:, :T] != 0).sum(1)
     longest = np.repeat(lengths.reshape(-1, 2).max(1), 2)
     assert len(set(longest)) > 2
