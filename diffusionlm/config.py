@@ -206,7 +206,8 @@ class DataConfig:
     # used when path is empty: a registered corpus (python_docs), text or jsonl(.gz) files, a directory or glob pattern
     # of them, or tfds:NAME
     source: str = ""
-    # for `source`: byte, sentencepiece (trained with model.vocab_size pieces), a tokenizer.model file, or a checkpoint
+    # for `source`: byte, sentencepiece (trained with model.vocab_size pieces, or with run.init_from that checkpoint's
+    # own), a tokenizer.model file, or a checkpoint, which may lie elsewhere when the run goes on
     tokenizer: str = "sentencepiece"
     sequence_length: int = 2048  # tokens the model sees; records hold one more
     batch_size: int = 256  # sequences per optimizer step, over all devices and micro-batches
@@ -455,8 +456,15 @@ def flat(config: Any, prefix: str = "", operational: bool = True) -> dict[str, A
 
 
 def scientific_fields(config: Any) -> dict[str, Any]:
-    """Dotted name -> value of every field that is part of a run's scientific identity."""
-    return flat(config, operational=False)
+    """Dotted name -> value of every field that is part of a run's scientific identity.
+
+    Of a tokenizer that a checkpoint brings, the path is not: the dataset knows which it is.
+    """
+    found = flat(config, operational=False)
+    named = found.get("data.tokenizer")
+    if named and named not in ("byte", "sentencepiece") and not named.endswith(".model"):
+        found["data.tokenizer"] = "a checkpoint's"
+    return found
 
 
 def with_fields(config: Config, changes: Mapping[str, Any]) -> Config:

@@ -70,11 +70,11 @@ def prepare(
       validation: a source, like `source`, for the validation split.
       validation_fraction: share of the documents held out by a hash of their text where no validation source is given,
         0.01 by default; a single text file gives its last part instead. 0: no validation split.
-      text_field: the field of jsonl, or feature of TFDS, that holds the text.
-      format: "text"; or "sft", instruction data in jsonl or json: each record has the fields prompt and response or
-        completion, instruction (and input) and output or response, question and answer, or a dialogue, messages of
-        role and content or conversations of from and value. Answers that end behind sequence_length tokens are left
-        out and counted.
+      text_field: the field of jsonl, or feature of TFDS, that holds the text; not for "sft".
+      format: "text"; or "sft", instruction data in jsonl or json files (of a directory, both kinds): each record has
+        the fields prompt and response or completion, instruction (and input) and output or response, question and
+        answer, or a dialogue, messages of role and content or conversations of from and value. Answers that end behind
+        sequence_length tokens are left out and counted.
       template: of "sft", how prompts are written: "llada", "plain", "none" (as they are), or "auto", llada where the
         tokenizer has its pieces and else plain.
       workers: processes. A script that asks for more than one needs the `if __name__ == "__main__"` guard.
@@ -341,13 +341,14 @@ def _given_tokenizer(
         return None
     if vocab_size:
         raise UserError(f"vocab_size={vocab_size} is for tokenizer=sentencepiece only; drop it with {tokenizer!r}")
-    given = _named_tokenizer(tokenizer) if isinstance(tokenizer, str) else tokenizer
+    given = named_tokenizer(tokenizer) if isinstance(tokenizer, str) else tokenizer
     if given.eos_id is None:
         raise UserError(f"tokenizer {tokenizer!r} has no EOS piece, which ends every document; use one that has")
     return given
 
 
-def _named_tokenizer(name: str) -> tokenizers.Tokenizer:
+def named_tokenizer(name: str) -> tokenizers.Tokenizer:
+    """A tokenizer by name, or that of the checkpoint in a directory."""
     if not epath.Path(name).is_dir():
         return tokenizers.load(name)
     from diffusionlm import checkpoint  # here, because it imports JAX
