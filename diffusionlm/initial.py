@@ -34,6 +34,7 @@ def identified(cfg: Config, workdir: epath.Path) -> Config:
     Raises:
       UserError: there is no checkpoint, another than `run.init_id` says, or one that the run cannot start from.
     """
+    runtime.require_equal({"run.init_from": cfg.run.init_from}, "start every process with the same command")
     if not cfg.run.init_from:
         return cfg
     chosen = runtime.gather(runtime.everywhere(lambda: _resolved(cfg, workdir)))[0]
@@ -96,7 +97,7 @@ def _resolved(cfg: Config, workdir: epath.Path) -> str:
     given = checkpoint.absolute(cfg.run.init_from)
     if (known := begun(workdir)) and known.run.init_id and known.run.init_from:
         step = epath.Path(known.run.init_from)
-        if given in (step, step.parent, step.parent.parent):
+        if given == step or (step.name.isdigit() and given in (step.parent, step.parent.parent)):
             return str(step)
     with _about_init_from():
         return str(checkpoint.find(given))
