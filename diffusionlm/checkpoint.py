@@ -14,6 +14,7 @@ Every process of a run calls these functions; Orbax lets each write its own shar
 import contextlib
 import dataclasses
 import functools
+import hashlib
 import json
 import logging
 import os
@@ -101,7 +102,7 @@ class CheckpointManager:
     """
 
     def __init__(self, workdir: epath.PathLike, keep: int, keep_every: int = 0):
-        self._directory = _absolute(workdir) / "checkpoints"
+        self._directory = absolute(workdir) / "checkpoints"
         policies = ocp.training.preservation_policies
         kept = [policies.LatestN(keep)] + ([policies.EveryNSteps(keep_every)] if keep_every else [])
         with _writing(self._directory):
@@ -184,7 +185,7 @@ def find(path: epath.PathLike) -> epath.Path:
     Raises:
       UserError: there is nothing there, nothing of ours, or only what an interrupted save left.
     """
-    path = _absolute(path)
+    path = absolute(path)
     if not path.is_dir():
         raise UserError(f"no checkpoint at {path}: it {'is a file' if path.exists() else 'does not exist'}; {_WANTED}")
     if _is_whole(path):
@@ -201,6 +202,16 @@ def find(path: epath.PathLike) -> epath.Path:
     if any(_has_parts(directory) for directory in (path, *children)):
         raise UserError(f"{path} holds only an incomplete checkpoint (an interrupted save or copy); {_WANTED}")
     raise UserError(f"{path} holds no diffusionlm checkpoint; {_WANTED}")
+
+
+def params_sha256(path: epath.PathLike) -> str:
+    """A hash that copies of a checkpoint's parameters share and no other checkpoint has, in whatever dtype.
+
+    It is of the index of the files, in which Orbax names each by a random number.
+    """
+    path = find(path)
+    with _reading(path):
+        return hashlib.sha256((path / "params/manifest.ocdbt").read_bytes()).hexdigest()
 
 
 def load_sidecar(path: epath.PathLike) -> Sidecar:
@@ -249,7 +260,7 @@ def save_params(directory: epath.PathLike, params: Any, sidecar: Sidecar) -> Non
     Raises:
       UserError: `directory` exists, or cannot be written.
     """
-    directory = _absolute(directory)
+    directory = absolute(directory)
     if directory.exists():
         raise UserError(f"{directory} exists; delete it or choose another directory")
     with _writing(directory), _context():
@@ -261,7 +272,8 @@ def save_params(directory: epath.PathLike, params: Any, sidecar: Sidecar) -> Non
 _WANTED = "give a run directory, a step of its checkpoints, or a params-only model"
 
 
-def _absolute(path: epath.PathLike) -> epath.Path:
+def absolute(path: epath.PathLike) -> epath.Path:
+    """A path that means the same wherever it is read."""
     path = epath.Path(path)
     return path if path.is_absolute() else path.resolve()  # resolve() would break the URL of a bucket
 

@@ -206,17 +206,29 @@ class DataConfig:
     # used when path is empty: a registered corpus (python_docs), text or jsonl(.gz) files, a directory or glob pattern
     # of them, or tfds:NAME
     source: str = ""
-    # for `source`: byte, sentencepiece (trained with model.vocab_size pieces), a tokenizer.model file, or a checkpoint
+    # for `source`: byte, sentencepiece (trained with model.vocab_size pieces, or with run.init_from that checkpoint's
+    # own), a tokenizer.model file, or a checkpoint, which may lie elsewhere when the run goes on
     tokenizer: str = "sentencepiece"
     sequence_length: int = 2048  # tokens the model sees; records hold one more
     batch_size: int = 256  # sequences per optimizer step, over all devices and micro-batches
     # concatenate and cut; segments also keeps documents from attending to each other; examples: a prompt and its answer
     # in each record, for supervised fine-tuning: the prompt is given, the answer is learnt
     packing: Literal["chunk", "segments", "examples"] = "chunk"
+    # examples: how many rows that follow one another are padded with EOS to their longest, and learn it; 1: no padding
+    # but the EOS that ends an answer; 0: the whole batch. An autoregressive model learns no padding
+    pad_group: int = later(0)
 
     def validate(self) -> None:
         _positive("data.sequence_length", self.sequence_length)
         _positive("data.batch_size", self.batch_size)
+        if self.pad_group and self.packing != "examples":
+            raise UserError(
+                f"data.pad_group={self.pad_group} is for data.packing=examples, not {self.packing}; drop it"
+            )
+        if self.pad_group < 0 or (self.pad_group and self.batch_size % self.pad_group):
+            raise UserError(
+                f"data.pad_group={self.pad_group} must divide data.batch_size={self.batch_size}; 0 is the whole batch"
+            )
 
 
 @dataclass(frozen=True)
@@ -444,8 +456,15 @@ def flat(config: Any, prefix: str = "", operational: bool = True) -> dict[str, A
 
 
 def scientific_fields(config: Any) -> dict[str, Any]:
-    """Dotted name -> value of every field that is part of a run's scientific identity."""
-    return flat(config, operational=False)
+    """Dotted name -> value of every field that is part of a run's scientific identity.
+
+    Of a tokenizer that a checkpoint brings, the path is not: the dataset knows which it is.
+    """
+    found = flat(config, operational=False)
+    named = found.get("data.tokenizer")
+    if named and named not in ("byte", "sentencepiece") and not named.endswith(".model"):
+        found["data.tokenizer"] = "a checkpoint's"
+    return found
 
 
 def with_fields(config: Config, changes: Mapping[str, Any]) -> Config:

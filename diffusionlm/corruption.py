@@ -191,20 +191,21 @@ def _kept(cfg: DiffusionConfig, T: int, key_batch: jax.Array, keys_B: jax.Array)
     return jnp.arange(T)[None] < jax.vmap(length)(keys_B)[:, None]
 
 
-def pad_to_longest(parts_BxT: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Of a batch of prompts with answers: segments that end with its longest example, and where the answers are.
+def pad_to_longest(parts_BxT: jax.Array, group: int = 0) -> tuple[jax.Array, jax.Array]:
+    """Of a batch of prompts with answers: segments that end with the longest example, and where the answers are.
 
-    LLaDA (arXiv 2502.09992, Appendix B.1) pads with EOS to the longest example of a batch and counts the padding to the
-    answer, from which a model learns where to end. Shapes stay: what is beyond is in segment 0, which nothing attends
-    to and nothing scores. The result is a function of the global batch, the same on any mesh.
+    LLaDA (arXiv 2502.09992, Appendix B.1) pads with EOS to the longest example of a mini-batch and counts the padding
+    to the answer, from which a model learns where to end. Shapes stay: what is beyond is in segment 0, which nothing
+    attends to and nothing scores. The result is a function of the global batch, the same on any mesh.
 
     Args:
       parts_BxT: int32 PROMPT, ANSWER (with the EOS that ends it), and behind them 0, EOS padding.
+      group: rows (gi, gi + 1, ... gi + g - 1) are padded together; 0: the whole batch.
 
     Returns:
-      int32 (B, T), 1 up to the longest example and then 0; bool (B, T), the answers with their padding.
+      int32 (B, T), 1 up to the longest example of the group and then 0; bool (B, T), the answers with their padding.
     """
     B, T = parts_BxT.shape
-    longest = (parts_BxT != 0).sum(-1).max()
-    seen_BxT = jnp.broadcast_to(jnp.arange(T)[None] < longest, (B, T))
+    longest_G = (parts_BxT != 0).sum(-1).reshape(-1, group or B).max(-1)
+    seen_BxT = jnp.arange(T)[None] < jnp.repeat(longest_G, group or B)[:, None]
     return seen_BxT.astype(jnp.int32), seen_BxT & (parts_BxT != PROMPT)

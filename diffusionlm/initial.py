@@ -1,19 +1,22 @@
 """Starting a run from the weights of another checkpoint, which is known by what it is and not by where it lies."""
 
+import contextlib
 import dataclasses
 import hashlib
 import json
 import logging
+from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
 from etils import epath
 
-from diffusionlm import checkpoint
+from diffusionlm import checkpoint, runtime
 from diffusionlm import config as config_lib
 from diffusionlm.config import Config, ModelConfig
 from diffusionlm.data.pipeline import Dataset
 from diffusionlm.errors import UserError
+from diffusionlm.run_directory import begun
 from diffusionlm.train_state import TrainState
 
 log = logging.getLogger(__name__)
@@ -23,18 +26,20 @@ FREE = ("dtype", "max_length")
 
 
 def identified(cfg: Config, workdir: epath.Path) -> Config:
-    """`cfg` with `run.init_id`, the identity of the checkpoint that `run.init_from` names.
+    """`cfg` with the step that `run.init_from` means, and its identity as `run.init_id`; every process calls this.
 
-    A run that has begun knows what it started from, so that the checkpoint may be gone then.
+    A directory's newest step may be another by the time that the parameters are read, so that it is looked up once, by
+    process 0. A run that has begun knows what it started from, and the checkpoint may be gone then.
 
     Raises:
-      UserError: there is no checkpoint, or another than `run.init_id` says.
+      UserError: there is no checkpoint, another than `run.init_id` says, or one that the run cannot start from.
     """
+    runtime.require_equal({"run.init_from": cfg.run.init_from}, "start every process with the same command")
     if not cfg.run.init_from:
         return cfg
-    known = _begun(workdir)
-    found = known.run.init_id if known and known.run.init_from == cfg.run.init_from else ""
-    found = found or identity(_sidecar(cfg))
+    chosen = runtime.gather(runtime.everywhere(lambda: _resolved(cfg, workdir)))[0]
+    cfg = dataclasses.replace(cfg, run=dataclasses.replace(cfg.run, init_from=chosen))
+    found = runtime.everywhere(lambda: _known_id(cfg, workdir) or _checked_id(cfg))
     if cfg.run.init_id not in ("", found):
         raise UserError(
             f"run.init_from={cfg.run.init_from} is {found}, not run.init_id={cfg.run.init_id}; leave init_id out, or "
@@ -43,9 +48,21 @@ def identified(cfg: Config, workdir: epath.Path) -> Config:
     return dataclasses.replace(cfg, run=dataclasses.replace(cfg.run, init_id=found))
 
 
-def identity(sidecar: checkpoint.Sidecar) -> str:
-    """EXPERIMENT@STEP and a hash of what made the parameters; a copy of a checkpoint has the same."""
+def identity(path: epath.PathLike) -> str:
+    """EXPERIMENT@STEP and a hash of the parameters and what they mean; a copy of a checkpoint has the same.
+
+    Raises:
+      UserError: no checkpoint, or one that does not say what it is.
+    """
+    path = checkpoint.find(path)
+    sidecar = checkpoint.load_sidecar(path)
+    if not sidecar.source:
+        raise UserError(
+            f"{path} does not say what it is (its sidecar has an empty `source`); write it anew with "
+            "`source={'experiment': ..., 'step': ...}`"
+        )
     told = [sidecar.objective, sidecar.model, sidecar.mask_id, _tokenizer_of(sidecar.tokenizer), sidecar.source]
+    told += [sidecar.alignment, checkpoint.params_sha256(path)]
     digest = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:12]
     return f"{sidecar.source.get('experiment', 'unnamed')}@{sidecar.source.get('step', 0)}-{digest}"
 
@@ -63,32 +80,51 @@ def with_weights(cfg: Config, state: TrainState, dataset: Dataset) -> TrainState
         if cfg.data.packing == "examples" and jax.process_index() == 0:
             log.warning("fine-tuning random weights: give a trained model with --run.init_from CHECKPOINT")
         return state
-    sidecar = _sidecar(cfg)
-    if (found := identity(sidecar)) != cfg.run.init_id:
-        raise UserError(f"run.init_from={path} is {found} now, and this run was started with {cfg.run.init_id}")
-    _require_same(cfg, sidecar, dataset)
+    if (found := _checked_id(cfg)) != cfg.run.init_id:
+        raise UserError(
+            f"run.init_from={path} is {found} now, and this run was started with {cfg.run.init_id}; bring that back, "
+            "or start anew in another --workdir"
+        )
+    _require_tokenizer(cfg, checkpoint.load_sidecar(path), dataset)
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state.params)
     jax.tree.map(lambda x: x.delete(), state.params)  # there may be no room for both
     shardings = jax.tree.map(lambda x: x.sharding, shapes)
     return state.replace(params=checkpoint.load_params(path, jnp.float32, shardings, expected=shapes))
 
 
-def _begun(workdir: epath.Path) -> Config | None:
-    """The configuration of the run in `workdir`; one that cannot be read is refused elsewhere."""
-    try:
-        return config_lib.from_json((workdir / "config.json").read_text())
-    except (OSError, ValueError):
-        return None
+def _resolved(cfg: Config, workdir: epath.Path) -> str:
+    """The step that `run.init_from` names: that of the run in `workdir` if it began with the same directory."""
+    given = checkpoint.absolute(cfg.run.init_from)
+    if (known := begun(workdir)) and known.run.init_id and known.run.init_from:
+        step = epath.Path(known.run.init_from)
+        if given == step or (step.name.isdigit() and given in (step.parent, step.parent.parent)):
+            return str(step)
+    with _about_init_from():
+        return str(checkpoint.find(given))
 
 
-def _sidecar(cfg: Config) -> checkpoint.Sidecar:
+def _known_id(cfg: Config, workdir: epath.Path) -> str:
+    known = begun(workdir)
+    return known.run.init_id if known and known.run.init_from == cfg.run.init_from else ""
+
+
+def _checked_id(cfg: Config) -> str:
+    """The identity of the checkpoint, from which this run can start as far as it is known before there are data."""
+    with _about_init_from():
+        found, sidecar = identity(cfg.run.init_from), checkpoint.load_sidecar(cfg.run.init_from)
+    _require_same(cfg, sidecar)
+    return found
+
+
+@contextlib.contextmanager
+def _about_init_from() -> Iterator[None]:
     try:
-        return checkpoint.load_sidecar(cfg.run.init_from)
+        yield
     except UserError as error:
         raise UserError(f"run.init_from: {error}") from error
 
 
-def _require_same(cfg: Config, sidecar: checkpoint.Sidecar, dataset: Dataset) -> None:
+def _require_same(cfg: Config, sidecar: checkpoint.Sidecar) -> None:
     path = cfg.run.init_from
     theirs, ours = config_lib.from_dict(ModelConfig, sidecar.model), cfg.model
     science = [name for name in config_lib.scientific_fields(ours) if name not in FREE]
@@ -102,11 +138,28 @@ def _require_same(cfg: Config, sidecar: checkpoint.Sidecar, dataset: Dataset) ->
             f"run.init_from={path} masks with id {sidecar.mask_id}, this run with {cfg.mask_id}; set "
             f"--diffusion.mask_id {sidecar.mask_id}, or use another checkpoint"
         )
+    alignment = "shifted" if cfg.objective == "arm" else "same"
+    if sidecar.alignment != alignment:
+        raise UserError(
+            f"run.init_from={path} predicts with alignment {sidecar.alignment!r} (position i token i"
+            f"{' + 1' if sidecar.alignment == 'shifted' else ''}), and objective={cfg.objective} trains {alignment!r}; "
+            "use another checkpoint"
+        )
+    if set(sidecar.suppressed_ids) != set(cfg.suppressed_ids):
+        theirs, ours = (sorted(ids) for ids in (sidecar.suppressed_ids, cfg.suppressed_ids))
+        raise UserError(
+            f"run.init_from={path} never predicts the ids {theirs}, this run {ours}; set --diffusion.suppress_mask "
+            f"{sidecar.mask_id in theirs}, or use another checkpoint"
+        )
+
+
+def _require_tokenizer(cfg: Config, sidecar: checkpoint.Sidecar, dataset: Dataset) -> None:
     there, here = _tokenizer_of(sidecar.tokenizer), _tokenizer_of(dataset.metadata.tokenizer)
     if there not in (None, here):
+        path = cfg.run.init_from
+        fix = f"prepare the data with `diffusionlm data prepare --tokenizer {path}`, and name them with --data.path"
         raise UserError(
-            f"run.init_from={path} has another tokenizer (sha256 {there[:12]}) than {dataset.path} ({here[:12]}); "
-            f"prepare the data with --tokenizer {path}"
+            f"run.init_from={path} has another tokenizer (sha256 {there[:12]}) than {dataset.path} ({here[:12]}); {fix}"
         )
 
 

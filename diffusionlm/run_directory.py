@@ -18,6 +18,14 @@ from diffusionlm.files import write_atomically
 from diffusionlm.version import __version__
 
 
+def begun(workdir: epath.Path) -> Config | None:
+    """The configuration of the run in `workdir`; None where there is none, or `refuse_another_run` cannot read it."""
+    try:
+        return config_lib.from_json((workdir / "config.json").read_text())
+    except (OSError, ValueError):
+        return None
+
+
 def refuse_another_run(cfg: Config, workdir: epath.Path) -> None:
     """Raises `UserError` unless the directory is free, or the run in it is of the same science."""
     path = workdir / "config.json"
@@ -29,10 +37,13 @@ def refuse_another_run(cfg: Config, workdir: epath.Path) -> None:
         raise UserError(f"{path} is damaged, or of another version ({e}); use another --workdir") from e
     if config_lib.fingerprint(theirs) != config_lib.fingerprint(cfg):
         old, new = config_lib.scientific_fields(theirs), config_lib.scientific_fields(cfg)
-        differ = ", ".join(f"{k} ({old[k]} there, {new[k]} here)" for k in new if old[k] != new[k])
-        raise UserError(
-            f"{workdir} holds another run: {differ}; use another --workdir to train anew, or the settings of that run"
-        )
+        differ = [k for k in new if old[k] != new[k]]
+        shown = ", ".join(f"{k} ({old[k]} there, {new[k]} here)" for k in differ)
+        fix = "the settings of that run"
+        if "run.init_id" in differ:
+            start = f"--run.init_from {theirs.run.init_from}" if theirs.run.init_from else "no --run.init_from"
+            fix += f", with {start}"
+        raise UserError(f"{workdir} holds another run: {shown}; use another --workdir to train anew, or {fix}")
 
 
 def require_same_command(cfg: Config, workdir: epath.Path) -> None:

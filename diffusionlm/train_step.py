@@ -39,7 +39,7 @@ def targets(cfg: Config, batch: Batch, batch_index: jax.Array) -> Targets:
     with jax.named_scope("corruption"):
         maskable_BxT = predictable(cfg, tokens_BxT)
         if examples:
-            segments_BxT, answer_BxT = pad_to_longest(segments_BxT)
+            segments_BxT, answer_BxT = pad_to_longest(segments_BxT, cfg.data.pad_group)
             maskable_BxT &= answer_BxT
         corrupted = corrupt(cfg.diffusion, cfg.mask_id, tokens_BxT, segments_BxT, maskable_BxT, key)
     return mdm_targets(cfg.diffusion, tokens_BxT, corrupted)

@@ -102,7 +102,7 @@ def train(cfg: Config | str, workdir: epath.PathLike | None = None, *, fence: Fe
     runtime.initialize()
     runtime.check_joined()
     workdir = runtime.everywhere(lambda: run_path(workdir or f"runs/{cfg.name}"))
-    cfg = runtime.everywhere(lambda: initial.identified(cfg, workdir))
+    cfg = initial.identified(cfg, workdir)
     require_same_command(cfg, workdir)
     runtime.everywhere(lambda: refuse_another_run(cfg, workdir))
     if result := finished(workdir):

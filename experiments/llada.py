@@ -40,7 +40,7 @@ def llada_8b_sft() -> Config:
     """LLaDA 8B's fine-tuning on 4.5M instruction pairs, 3 epochs; give the base model with --run.init_from.
 
     The paper's numbers here are quoted from memory: 4.5M pairs, 2.5e-5 after 50 steps, the last 10% down to 2.5e-6,
-    weight decay 0.1, batch 256.
+    weight decay 0.1, batch 256 of which 2 are padded together, as in its mini-batches.
     """
     steps = 3 * 4_500_000 // 256
     optim = OptimConfig(
@@ -50,7 +50,7 @@ def llada_8b_sft() -> Config:
     return replace(
         base,
         diffusion=replace(base.diffusion, random_length=0.0, normalization="examples"),
-        data=replace(base.data, batch_size=256, packing="examples"),
+        data=replace(base.data, batch_size=256, packing="examples", pad_group=2),
         run=replace(base.run, eval_every=2000, checkpoint_every=1000, eval_records=2048),
     )
 

@@ -49,7 +49,7 @@ def tinystories_sft() -> Config:
         name="tinystories_sft",
         diffusion=replace(base.diffusion, random_length=0.0, normalization="examples"),
         optim=OptimConfig(peak_lr=1e-3, final_lr=1e-4, warmup_steps=50),
-        data=replace(base.data, packing="examples"),
+        data=replace(base.data, packing="examples", pad_group=2),
         run=RunConfig(steps=600, eval_every=200, checkpoint_every=200, log_every=20),
     )
 

@@ -101,6 +101,12 @@ INVALID = [
         {"data.packing": "examples", "diffusion.random_length": 0.0, "run.showcase": True},
         ["run.showcase=True", "data.packing=examples"],
     ),
+    ({"data.pad_group": 2, "data.packing": "chunk"}, ["data.pad_group=2", "data.packing=examples"]),
+    (
+        {"data.pad_group": 3, "data.batch_size": 32} | {"data.packing": "examples", "diffusion.random_length": 0.0},
+        ["data.pad_group=3", "data.batch_size=32"],
+    ),
+    ({"data.pad_group": -2, "data.packing": "examples"}, ["data.pad_group=-2", "data.batch_size"]),
     ({"optim.schedule": "wsd", "optim.drop_step": 100}, ["optim.drop_step=100", "optim.drop_lr"]),
     ({"optim.peak_lr": float("nan")}, ["optim.peak_lr=nan"]),
     ({"optim.beta2": 1.0}, ["optim.beta2=1.0", "[0, 1)"]),

@@ -440,3 +440,28 @@ def test_padding_counts_up_to_the_longest_example_of_the_batch():
     np.testing.assert_array_equal(answers, [[0, 1, 1, 1, 0, 0], [0, 0, 0, 1, 0, 0], [0, 1, 1, 1, 0, 0]])
     alone, _ = pad_to_longest(parts[2:])
     np.testing.assert_array_equal(alone, [[1, 1, 0, 0, 0, 0]])
+
+
+def test_padding_is_a_matter_of_the_rows_that_are_padded_together():
+    """LLaDA pads within a mini-batch: rows of another one change nothing."""
+    lengths = np.array([3, 2, 5, 1, 4, 6])
+    parts = np.where(np.arange(8)[None] < lengths[:, None], 2, 0)
+    parts[:, 0] = 1
+    for group, longest in ((1, lengths), (2, [3, 3, 5, 5, 6, 6]), (3, [5, 5, 5, 6, 6, 6]), (6, [6] * 6), (0, [6] * 6)):
+        segments, answers = pad_to_longest(jnp.asarray(parts, jnp.int32), group)
+        expected = np.arange(8)[None] < np.array(longest)[:, None]
+        np.testing.assert_array_equal(segments, expected)
+        np.testing.assert_array_equal(answers, expected & (np.arange(8) > 0))
+        assert segments.dtype == jnp.int32
+
+
+def test_padding_in_pairs_leaves_most_of_the_loss_to_answers():
+    """Of log-normal lengths: each example weighs the same, so EOS behind EOS has the mean share of its row."""
+    rng = np.random.default_rng(0)
+    lengths = np.clip(rng.lognormal(np.log(150), 0.9, 256).astype(int), 2, 4096)
+    parts = jnp.asarray(np.where(np.arange(4096)[None] < lengths[:, None], 2, 0), jnp.int32)
+    share = {}
+    for group in (0, 1, 2):
+        _, answers = pad_to_longest(parts, group)
+        share[group] = float(np.mean(1 - lengths / np.asarray(answers).sum(1)))
+    assert share[1] == 0 and share[2] == pytest.approx(0.27, abs=0.01) and share[0] == pytest.approx(0.90, abs=0.01)

@@ -1,5 +1,6 @@
 """Fine-tuning from start to end: whose weights a run starts from, that it is told apart, and that runs resume."""
 
+import base64
 import dataclasses
 import json
 import shutil
@@ -14,7 +15,7 @@ from tiny_run import BATCH, Recorder, tiny
 
 from diffusionlm import checkpoint, config, initial, metrics, trainer
 from diffusionlm.arguments import experiment
-from diffusionlm.data import pipeline
+from diffusionlm.data import pipeline, tokenizers
 from diffusionlm.data.prepare import prepare
 from diffusionlm.errors import UserError
 from diffusionlm.model import Transformer
@@ -85,6 +86,14 @@ def sidecar_of(cfg, dataset, **changes):
     return checkpoint.Sidecar(**values | changes)
 
 
+def words_model(folder):
+    """A SentencePiece model of its own."""
+    trained = tokenizers.train_sentencepiece(["some words and others " * 9] * 20, 275)
+    path = folder / "words.model"
+    path.write_bytes(base64.b64decode(trained.to_dict()["model"]))
+    return path
+
+
 def record(cfg, workdir):
     """Trains; returns the run, and what its steps were given."""
     recorder = Recorder()
@@ -135,7 +144,7 @@ def test_parameters_lie_on_the_mesh_of_the_run(dataset, start):
 
 def test_the_start_is_part_of_the_science_wherever_it_lies(run, dataset, start, tmp_path):
     found = run[0].config.run.init_id
-    assert found.startswith("base@7-") and found == initial.identity(checkpoint.load_sidecar(start[0]))
+    assert found.startswith("base@7-") and found == initial.identity(start[0])
     assert config.fingerprint(run[0].config) != config.fingerprint(tuned(dataset))
     shutil.copytree(start[0], tmp_path / "moved")
     moved = initial.identified(tuned(dataset, run={"init_from": str(tmp_path / "moved")}), tmp_path)
@@ -151,7 +160,12 @@ def test_another_start_is_another_run(run, dataset, tmp_path, start):
     )
     message = refusal(tuned(dataset, run={"init_from": str(other)}), run[0].workdir)
     assert "run.init_id (base@7-" in message and "base@8-" in message
+    assert message.endswith(f"with --run.init_from {start[0]}")
     assert "run.init_id (base@7-" in refusal(tuned(dataset), run[0].workdir)
+    plain = tuned(dataset, run={"steps": 1, "eval_every": 0}, optim={"warmup_steps": 0})
+    trainer.train(plain, tmp_path / "plain")
+    started = tiny_run.with_changes(plain, {"run": {"init_from": str(start[0])}})
+    assert refusal(started, tmp_path / "plain").endswith("with no --run.init_from")
     named = tuned(dataset, run={"init_from": str(other), "init_id": run[0].config.run.init_id})
     assert "is base@8-" in refusal(named, tmp_path / "run") and not (tmp_path / "run").exists()
 
@@ -178,12 +192,115 @@ def test_another_mask_token_tokenizer_or_objective_is_refused(dataset, start, tm
     twin = dataclasses.replace(cfg, objective="arm", model=arm_twin(cfg.model))
     for name, ours, theirs, said in (
         ("mask", inside, sidecar_of(inside, dataset, mask_id=6), "masks with id 6, this run with 5"),
-        ("tokenizer", cfg, sidecar_of(cfg, dataset, tokenizer=tokenizer), "prepare the data with --tokenizer"),
+        ("tokenizer", cfg, sidecar_of(cfg, dataset, tokenizer=tokenizer), "data prepare --tokenizer"),
         ("objective", twin, sidecar_of(cfg, dataset), "model.causal (False there, True here)"),
+        ("shifted", cfg, sidecar_of(cfg, dataset, alignment="shifted"), "predicts with alignment 'shifted'"),
+        (
+            "suppressed",
+            inside,
+            sidecar_of(inside, dataset, suppressed_ids=()),
+            "never predicts the ids [], this run [5]; set --diffusion.suppress_mask False",
+        ),
+        ("nameless", cfg, sidecar_of(cfg, dataset, source={}), "does not say what it is (its sidecar has an empty"),
     ):
         checkpoint.save_params(tmp_path / name, start[1], theirs)
         ours = tiny_run.with_changes(ours, {"run": {"init_from": str(tmp_path / name)}})
         assert said in refusal(ours, tmp_path / f"{name} run")
+        assert not (tmp_path / f"{name} run").exists() or name == "tokenizer"
+
+
+def test_the_identity_tells_what_the_parameters_are(dataset, start, tmp_path):
+    """Other numbers, another dtype or another alignment under the same names are another start; a copy is none."""
+    cfg, found = tuned(dataset), {}
+    for name, scale, dtype, changes in (
+        ("same", 1, jnp.bfloat16, {}),
+        ("other", 2, jnp.bfloat16, {}),
+        ("wide", 1, jnp.float32, {}),
+        ("shifted", 1, jnp.bfloat16, {"alignment": "shifted"}),
+    ):
+        params = jax.tree.map(lambda x, scale=scale, dtype=dtype: (jnp.asarray(x) * scale).astype(dtype), start[1])
+        checkpoint.save_params(tmp_path / name, params, sidecar_of(cfg, dataset, **changes))
+        found[name] = initial.identity(tmp_path / name)
+    assert len(set(found.values())) == len(found)
+    shutil.copytree(tmp_path / "same", tmp_path / "copy")
+    assert initial.identity(tmp_path / "copy") == found["same"]
+
+
+def test_a_directory_s_newest_step_is_looked_up_once(dataset, start, tmp_path, monkeypatch):
+    """It may be training still: the step that was found first is checked, loaded, and kept when the run goes on."""
+    base, workdir = tmp_path / "base", tmp_path / "run"
+    settings = {"init_from": str(base), "steps": 2, "eval_every": 0, "checkpoint_every": 1}
+    cfg = tuned(dataset, run=settings, optim={"warmup_steps": 0})
+    for step in (7, 8):
+        source = {"experiment": "base", "step": step}
+        checkpoint.save_params(tmp_path / str(step), start[1], sidecar_of(cfg, dataset, source=source))
+    (base / "checkpoints").mkdir(parents=True)
+    shutil.copytree(tmp_path / "7", base / "checkpoints" / "7")
+    opened = trainer.datasets.open_or_prepare
+
+    def grows(*args):
+        shutil.copytree(tmp_path / "8", base / "checkpoints" / "8")
+        return opened(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer.datasets, "open_or_prepare", grows)
+        patch.setattr(trainer._Loop, "_finish", lambda self: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            trainer.train(cfg, workdir)
+    assert json.loads((workdir / "config.json").read_text())["run"]["init_from"] == str(base / "checkpoints" / "7")
+    assert trainer.train(cfg, workdir).config.run.init_id.startswith("base@7-")
+    named = tiny_run.with_changes(cfg, {"run": {"init_from": str(base / "checkpoints" / "8")}})
+    assert "base@8-" in refusal(named, workdir)
+
+
+def sums(folder, *, tokenizer="sentencepiece", **run):
+    """A run of one step that prepares its own data."""
+    found = [{"question": f"{i}+{i}?", "answer": f"{2 * i}."} for i in range(400)]
+    (folder / "sums.json").write_text(json.dumps(found))
+    changes = {"path": "", "source": str(folder / "sums.json"), "tokenizer": tokenizer}
+    return changes, {"steps": 1, "eval_every": 0} | run
+
+
+def test_the_tokenizer_of_the_start_prepares_the_data(dataset, start, tmp_path):
+    """It is the default, another is refused before anything is prepared, and a begun run needs neither again."""
+    gone = tmp_path / "gone"
+    shutil.copytree(start[0], gone)
+    data, run = sums(tmp_path, init_from=str(gone))
+    cfg = tuned(dataset, data=data, run=run, optim={"warmup_steps": 0})
+    other = tiny_run.with_changes(cfg, {"data": {"tokenizer": str(words_model(tmp_path))}})
+    message = refusal(other, tmp_path / "wrong")
+    assert "has another tokenizer" in message and message.endswith("leave --data.tokenizer out")
+    bigger = tiny_run.with_changes(cfg, {"model": {"d_ff": 64}})
+    assert "model.d_ff (32 there, 64 here)" in refusal(bigger, tmp_path / "wrong")
+    assert not (tmp_path / "wrong" / "data").exists()
+    for name, tokenizer in (("default", "sentencepiece"), ("named", str(gone))):
+        ours = tiny_run.with_changes(cfg, {"data": {"tokenizer": tokenizer}})
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(trainer._Loop, "_finish", lambda self: 1 / 0)
+            with pytest.raises(ZeroDivisionError):
+                trainer.train(ours, tmp_path / name)
+        made = pipeline.open_dataset(tmp_path / name / "data").metadata
+        assert made.tokenizer == pipeline.open_dataset(dataset).metadata.tokenizer
+    moved = tmp_path / "moved"
+    gone.rename(moved)
+    (tmp_path / "sums.json").unlink()
+    assert trainer.train(cfg, tmp_path / "default").done
+    assert trainer.train(tiny_run.with_changes(cfg, {"data": {"tokenizer": str(gone)}}), tmp_path / "named").done
+
+
+def test_where_a_tokenizer_s_checkpoint_lies_is_not_science(dataset):
+    def named(tokenizer):
+        return config.fingerprint(tuned(dataset, data={"tokenizer": tokenizer}))
+
+    assert named("runs/a") == named("/elsewhere/b") != named("byte")
+    assert named("a/tokenizer.model") != named("b/tokenizer.model")
+
+
+def test_what_cannot_be_prepared_is_told_in_options_of_train(dataset, start, tmp_path):
+    data, run = sums(tmp_path, init_from=str(start[0]))
+    short = tuned(dataset, data=data | {"sequence_length": 4}, run=run, optim={"warmup_steps": 0})
+    message = refusal(short, tmp_path / "run")
+    assert "answers end behind 4 tokens" in message and "--data.path" in message
 
 
 def test_there_must_be_a_checkpoint(dataset, tmp_path):
@@ -296,7 +413,6 @@ def test_the_shipped_models_can_be_fine_tuned(name, tmp_path):
     (tmp_path / "toys.json").write_text(json.dumps(found))
     settings = {
         "data.source": str(tmp_path / "toys.json"),
-        "data.tokenizer": str(SHIPPED / name),
         "run.init_from": str(SHIPPED / name),
         "data.batch_size": 8,
         "run.steps": 1,

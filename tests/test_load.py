@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import subprocess
 import sys
 import time
@@ -141,6 +142,37 @@ def test_what_a_template_cannot_write_is_one_line(save):
     with pytest.raises(UserError, match="holds '<.eot_id.>'") as error:
         model.generate("Hi<|eot_id|>")
     assert "\n" not in str(error.value)
+
+
+def test_messages_come_as_mappings_too_and_nothing_else(save):
+    model = load(save(template=TEMPLATE.to_dict(), canvas={"max_length": 64, "start_id": EOS}))
+    asked = [Message("system", "S"), Message("user", "Hi")]
+    expected = [EOS, *b"### system\nS\n\n### user\nHi\n\n### assistant\n"]
+    assert model.encode_messages(asked) == expected
+    assert model.encode_messages([message._asdict() for message in asked]) == expected
+    for messages, said in (
+        ([], "no message of a user"),
+        ([{"role": "system", "content": "S"}], "no message of a user"),
+        ([{"role": "tool", "content": "x"}], "role 'tool' of messages[0] is none of system, user, assistant"),
+        ([Message("human", "x")], "role 'human' of messages[0] is none of"),
+        ([asked[1], {"role": "user"}], "messages[1]={'role': 'user'} is no Message"),
+        (["Hi"], "messages[0]='Hi' is no Message"),
+        ("Hi", "messages[0]='H' is no Message"),
+        ([{"role": "user", "content": 3}], "content of messages[0] is int, not a text"),
+        ([{"role": ["user"], "content": "x"}], "role of messages[0] is list, not a text"),
+    ):
+        with pytest.raises(UserError, match=re.escape(said)) as error:
+            model.encode_messages(messages)
+        assert "\n" not in str(error.value)
+
+
+def test_a_template_that_writes_nothing_sets_nothing_off(save):
+    """The new text goes on from the prompt, with or without `raw`."""
+    bare = choose("none", ByteTokenizer())
+    model = load(save(template=bare.to_dict(), canvas={"max_length": 64, "start_id": EOS}))
+    sampling = SamplingConfig(length=10, steps=5)
+    found, raw = (model.generate("Once", sampling, raw=raw)[0] for raw in (False, True))
+    assert found.full_text == "Once" + found.text == raw.full_text and not found.templated
 
 
 def test_autoregressive_checkpoints_sample_through_the_same_call(save, params):

@@ -283,6 +283,7 @@ def refusals(dataset, compiled, tmp_path_factory):
         ("another", ["process 1 of 2", "dataset=", "process 0: ", "same data"]),
         ("unprepared", ["process 0 (", "of 2: ", "bad.txt"]),
         ("settings", ["process 1 of 2", "run.seed=8 (process 0: 7)", "same command"]),
+        ("start", ["process 1 of 2", "run.init_from=", "of_1 (process 0: )", "same command"]),
         ("alone", ["process 1 (", "of 2: run is not the directory", "--workdir"]),
     ],
 )

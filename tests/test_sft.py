@@ -1,5 +1,6 @@
 """Instruction data: every format, dialogues as records, what is left out, and which answer a batch is about."""
 
+import hashlib
 import itertools
 import json
 import re
@@ -28,7 +29,8 @@ def item(record):
 
 def prepare(source, output, **settings):
     settings = {"tokenizer": "byte", "sequence_length": LENGTH, "validation_fraction": 0, "format": "sft"} | settings
-    return prepare_lib.prepare(str(source), output, progress=False, **settings)
+    source = [str(one) for one in source] if isinstance(source, list) else str(source)
+    return prepare_lib.prepare(source, output, progress=False, **settings)
 
 
 def write(path: Path, found) -> Path:
@@ -87,6 +89,8 @@ def test_formats_are_known_by_their_fields(record, messages):
             {"messages": [{"role": "tool", "content": ""}]},
             "messages[0] is by 'tool'; known: system, user, assistant",
         ),
+        ({"messages": [{"role": ["user"], "content": ""}]}, "messages[0] is by ['user']; known: system"),
+        ({"messages": [{"role": {"a": 1}, "content": ""}]}, "messages[0] is by {'a': 1}; known: system"),
         ({"conversations": [{"from": "human", "value": 3}]}, "conversations[0]['value'] is int, not a string"),
         ([1], "a JSON list, not an object"),
     ],
@@ -105,15 +109,26 @@ def test_what_cannot_be_instruction_data_is_refused(tmp_path):
     (tmp_path / "a.json").write_text('{"prompt": "2+2?", "response": "4"}')
     (tmp_path / "b.json").write_text("[")
     good = write(tmp_path / "good.jsonl", [{"prompt": "2+2?", "response": "4"}] * 9)
+    empty = write(tmp_path / "empty.jsonl", [{"prompt": "2+2?", "response": ""}] * 9)
     for source, settings, said in (
-        (tmp_path / "a.txt", {}, "plain text; format=sft reads JSON objects"),
+        (tmp_path / "a.txt", {"validation_fraction": None}, "format=sft reads .jsonl and .json files, not '.*a.txt'"),
+        ([tmp_path / "good.jsonl", tmp_path / "a.txt"], {}, "format=sft reads .jsonl and .json files, not '.*a.txt'"),
+        (
+            good,
+            {"validation": "tfds:no_such", "validation_fraction": None},
+            "reads .jsonl and .json files, not tfds:no",
+        ),
+        (good, {"text_field": "prompt"}, "text_field='prompt' is for format=text"),
         (tmp_path / "a.json", {}, "a JSON dict, not a list of objects; name lines of JSON .jsonl"),
         (tmp_path / "b.json", {}, "invalid JSON"),
         ("python_docs", {"validation_fraction": None}, "format=sft reads .jsonl and .json files"),
         (good, {"format": "chat"}, "format='chat' must be 'text' or 'sft'"),
         (good, {"format": "text", "template": "plain"}, "template='plain' is for format=sft"),
         (good, {"template": "lama"}, "unknown template 'lama'"),
-        (good, {"sequence_length": 10}, "split 'train' has no example that ends within 10 tokens"),
+        (good, {"sequence_length": 10}, "split 'train': all 9 answers end behind 10 tokens; use a longer sequence_len"),
+        (good, {"validation_fraction": 1e-9}, "validation_fraction=1e-09 holds out none of 9 dialogues"),
+        (empty, {}, "split 'train' has no answer"),
+        (good, {"validation": str(empty), "validation_fraction": None}, "split 'validation' has no answer"),
         (good, {"tokenizer": str(tmp_path)}, "no diffusionlm checkpoint"),
     ):
         with pytest.raises(UserError, match=said) as error:
@@ -190,6 +205,65 @@ def test_lists_and_lines_give_the_same(tmp_path):
     assert prepare(tmp_path / "d.jsonl", tmp_path / "none", template="none").sha256 != lines.sha256
 
 
+def test_a_directory_of_dialogues_is_its_lines_and_lists(tmp_path):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "README.md").write_text("about")
+    (tmp_path / "in" / "a.json").write_text(json.dumps([{"prompt": "2+2?", "response": "4"}]))
+    write(tmp_path / "in" / "b.jsonl", [{"prompt": "3+3?", "response": "6"}] * 2)
+    assert prepare(tmp_path / "in", tmp_path / "out").splits["train"].records == 3
+
+
+@pytest.mark.parametrize("batch_bytes", [1, 300, 1 << 20])
+def test_the_identity_is_that_of_the_content_however_it_was_read(batch_bytes, tmp_path, monkeypatch):
+    """All words, then all lengths."""
+    found = [{"prompt": f"{i}?", "response": "y" * i} for i in range(20)]
+    monkeypatch.setattr(prepare_lib, "BATCH_BYTES", batch_bytes)
+    made = prepare(write(tmp_path / "d.jsonl", found), tmp_path / "out")
+    words, lengths = [], []
+    for i in range(20):
+        tokens, segments = expected_record([Message("user", f"{i}?"), Message("assistant", "y" * i)])
+        if i:  # the first has no answer
+            length = sum(part != 0 for part in segments)
+            starts = [0, segments.index(2)]
+            words += [token | (1 << 15 if n in starts else 0) for n, token in enumerate(tokens[:length])]
+            lengths.append(length)
+    content = np.array(words, "<u2").tobytes() + np.array(lengths, "<i8").tobytes()
+    assert made.splits["train"].sha256 == hashlib.sha256(content).hexdigest()
+
+
+def test_a_tokenizer_may_be_a_path(tmp_path):
+    source = write(tmp_path / "d.jsonl", [{"prompt": "2+2?", "response": "4"}] * 3)
+    model = Path(__file__).parents[1] / "docs/results/models/tinystories"
+    by_name = prepare(source, tmp_path / "name", tokenizer=str(model))
+    assert prepare(source, tmp_path / "path", tokenizer=model).sha256 == by_name.sha256
+    with pytest.raises(UserError, match="unknown tokenizer"):
+        prepare(source, tmp_path / "out", tokenizer=tmp_path / "absent")
+
+
+def test_earlier_versions_read_texts_and_refuse_dialogues(tmp_path):
+    """What they know: these fields, and format 1."""
+    known = {
+        "tokenizer",
+        "vocab_size",
+        "sequence_length",
+        "splits",
+        "request",
+        "malformed",
+        "empty",
+        "packing",
+        "format",
+    }
+    source = write(tmp_path / "d.jsonl", [{"text": "word " * 40, "prompt": "2+2?", "response": "4"}] * 5)
+    prepare(source, tmp_path / "text", format="text")
+    prepare(source, tmp_path / "sft")
+    text, dialogues = (json.loads((tmp_path / name / "meta.json").read_text()) for name in ("text", "sft"))
+    assert set(text) == known | {"sha256"} and text["format"] == 1
+    assert dialogues["format"] == 2 and "text_field" not in dialogues["request"]
+    (tmp_path / "sft" / "meta.json").write_text(json.dumps(dialogues | {"format": 1}))
+    with pytest.raises(UserError, match="has format 1, not 2; prepare it again"):
+        pipeline.open_dataset(tmp_path / "sft")
+
+
 def test_equal_records_for_any_workers_and_shards(tmp_path, monkeypatch):
     monkeypatch.setattr(prepare_lib, "BATCH_BYTES", 300)
     monkeypatch.setattr(records, "BLOCK_TOKENS", 200)
@@ -219,7 +293,7 @@ def test_a_dataset_of_texts_is_not_taken_for_one_of_dialogues(tmp_path):
     prepare(source, tmp_path / "sft")
     with pytest.raises(UserError, match="another dataset .format=None, not 'sft'"):
         prepare(source, tmp_path / "text")
-    with pytest.raises(UserError, match="another dataset .format='sft', not None"):
+    with pytest.raises(UserError, match="another dataset .*format='sft', not None"):
         prepare(source, tmp_path / "sft", format="text")
 
 

@@ -252,11 +252,11 @@ def test_no_dtype_is_promoted_by_accident(objective, packing):
 # --- prompts and answers
 
 
-def examples_of(objective: str, **changes) -> Config:
+def examples_of(objective: str, pad_group: int = 0, **changes) -> Config:
     cfg = CONFIGS[objective]
     diffusion = dataclasses.replace(cfg.diffusion, random_length=0.0, normalization="examples")
     run = dataclasses.replace(cfg.run, **changes)
-    data = dataclasses.replace(cfg.data, packing="examples")
+    data = dataclasses.replace(cfg.data, packing="examples", pad_group=pad_group)
     return dataclasses.replace(cfg, diffusion=diffusion, data=data, run=run).validate()
 
 
@@ -278,8 +278,8 @@ def example_batch() -> dict[str, np.ndarray]:
 
 
 @functools.cache
-def example_targets(objective: str, sizes: tuple[int, int, int] = ALONE, index: int = 0):
-    mesh, cfg = mesh_of(sizes), examples_of(objective)
+def example_targets(objective: str, sizes: tuple[int, int, int] = ALONE, index: int = 0, pad_group: int = 0):
+    mesh, cfg = mesh_of(sizes), examples_of(objective, pad_group)
     batch = jax.device_put(example_batch(), NamedSharding(mesh, PartitionSpec(("data", "fsdp"))))
     with jax.set_mesh(mesh):
         return jax.device_get(jax.jit(lambda b, i: train_step.targets(cfg, b, i))(batch, jnp.int32(index)))
@@ -333,16 +333,17 @@ def test_the_fine_tuning_loss_of_an_arm_is_its_definition():
 
 
 @pytest.mark.parametrize("objective", CONFIGS)
-@pytest.mark.parametrize("sizes, microbatches", [((1, 8, 1), 1), ((2, 2, 2), 4)])
-def test_examples_on_meshes_and_in_micro_batches(objective, sizes, microbatches):
-    """The longest example of the batch is on one device, and counts for all."""
-    alone, split = example_targets(objective), example_targets(objective, sizes)
+@pytest.mark.parametrize("sizes, microbatches, pad_group", [((1, 8, 1), 1, 0), ((2, 2, 2), 4, 0), ((2, 2, 2), 4, 2)])
+def test_examples_on_meshes_and_in_micro_batches(objective, sizes, microbatches, pad_group):
+    """The longest example of the batch is on one device, and counts for all that are padded with it."""
+    alone = example_targets(objective, pad_group=pad_group)
+    split = example_targets(objective, sizes, pad_group=pad_group)
     for name in ("inputs_BxT", "labels_BxT", "segment_ids_BxT", "counted_BxT"):
         np.testing.assert_array_equal(getattr(alone, name), getattr(split, name))
     np.testing.assert_allclose(alone.weight_BxT, split.weight_BxT, rtol=1e-6)
     found = {}
     for where, parts in ((ALONE, 1), (sizes, microbatches)):
-        cfg, mesh = examples_of(objective, microbatches=parts), mesh_of(where)
+        cfg, mesh = examples_of(objective, pad_group, microbatches=parts), mesh_of(where)
         shardings = jax.tree.map(lambda a: a.sharding, abstract_state(cfg, mesh).params)
         params = jax.device_put(host_state(objective).params, shardings)
         full = jax.device_put(alone, NamedSharding(mesh, PartitionSpec(("data", "fsdp"))))
@@ -353,21 +354,59 @@ def test_examples_on_meshes_and_in_micro_batches(objective, sizes, microbatches)
     assert_same_gradients(found[sizes][1], found[ALONE][1])
 
 
+def test_rows_are_padded_with_their_mate_alone():
+    """data.pad_group=2: consecutive rows of the global batch, whatever is in the others, and with the same noise."""
+    lengths = (example_batch()["segment_ids"][:, :T] != 0).sum(1)
+    longest = np.repeat(lengths.reshape(-1, 2).max(1), 2)
+    assert len(set(longest)) > 2
+    whole, pairs = example_targets("mdm"), example_targets("mdm", pad_group=2)
+    np.testing.assert_array_equal(pairs.segment_ids_BxT, np.arange(T)[None] < longest[:, None])
+    seen = pairs.segment_ids_BxT != 0
+    # The same noise: a position is masked or not, whether there is more padding behind it or not.
+    np.testing.assert_array_equal(pairs.counted_BxT, whole.counted_BxT * seen)
+    answers = (example_batch()["segment_ids"][:, :T] != 1) & seen
+    scored = {"pairs": answers.sum(1), "whole": (example_batch()["segment_ids"][:, :LONGEST] != 1).sum(1)}
+    both = (pairs.counted_BxT * whole.counted_BxT) > 0
+    ratio = pairs.weight_BxT[both] / whole.weight_BxT[both]
+    np.testing.assert_allclose(ratio, np.repeat((scored["whole"] / scored["pairs"])[:, None], T, 1)[both], rtol=1e-5)
+
+
 @pytest.mark.parametrize("objective", CONFIGS)
 def test_what_lies_behind_the_longest_example_changes_nothing(objective):
-    """Neither its tokens nor its length: a batch in longer records has the same loss."""
-    cfg = examples_of(objective)
+    """Neither its tokens nor its length: the rows at the end of longer records cost what they cost without it."""
+    cfg, params = examples_of(objective), host_state(objective).params
 
-    def loss(batch):
-        compute = lambda p, b: train_step.loss_and_grads(cfg, p, train_step.targets(cfg, b, 0))[0][0]  # noqa: E731
-        return float(jax.jit(compute)(host_state(objective).params, batch))
+    def loss(full):
+        return float(jax.jit(lambda p, t: train_step.loss_and_grads(cfg, p, t)[0][0])(params, full))
+
+    def targets(batch):
+        return jax.tree.map(jnp.asarray, train_step.targets(cfg, batch, 0))
 
     batch, other = example_batch(), example_batch()
     other["tokens"][:, LONGEST:] = 11
-    assert loss(other) == pytest.approx(loss(batch), rel=1e-6)
+    assert loss(targets(other)) == pytest.approx(loss(targets(batch)), rel=1e-6)
     if objective == "arm":
         other["tokens"][other["segment_ids"] == 0] = 11
-        assert loss(other) == pytest.approx(loss(batch), rel=1e-6)
+        assert loss(targets(other)) == pytest.approx(loss(targets(batch)), rel=1e-6)
+    # Noise is drawn for a canvas, so the same masks are put on the longer one.
+    found = targets(batch)
+    beyond = {"inputs_BxT": 11, "labels_BxT": 11, "segment_ids_BxT": 0, "weight_BxT": 0, "counted_BxT": 0}
+    longer = {
+        name: jnp.pad(getattr(found, name), ((0, 0), (0, 8)), constant_values=fill) for name, fill in beyond.items()
+    }
+    assert loss(dataclasses.replace(found, **longer)) == pytest.approx(loss(found), rel=1e-5)
+    padded = {
+        "tokens": np.pad(batch["tokens"], ((0, 0), (0, 8)), constant_values=EOS),
+        "segment_ids": np.pad(batch["segment_ids"], ((0, 0), (0, 8))),
+    }
+    wide = targets(padded)
+    np.testing.assert_array_equal(wide.segment_ids_BxT[:, : T - 1], found.segment_ids_BxT[:, : T - 1])
+    if objective == "mdm":
+        assert not np.asarray(wide.segment_ids_BxT)[:, LONGEST:].any()
+    assert not np.asarray(wide.counted_BxT)[:, LONGEST:].any()
+    assert wide.counted_BxT.shape == (B, T + 8)
+    if objective == "arm":  # no noise: the loss of the padded batch itself
+        assert loss(wide) == pytest.approx(loss(found), rel=1e-5)
 
 
 @pytest.mark.parametrize("objective", CONFIGS)

@@ -244,6 +244,7 @@ def refused(dataset, workdir):
         "another": (short(other), workdir),
         "unprepared": (with_changes(cfg, {"data": {"path": "", "source": str(bad), "tokenizer": "byte"}}), workdir),
         "settings": (short(dataset, run={"seed": 8 if second else 7}), workdir),
+        "start": (short(dataset, run={"init_from": str(here) if second else ""}), workdir),
         "alone": (cfg, "run"),
         "bug": (cfg, workdir),
     }

@@ -3,12 +3,15 @@
 import jax
 from etils import epath
 
-from diffusionlm import runtime
+from diffusionlm import checkpoint, runtime
 from diffusionlm.config import Config
+from diffusionlm.data import metadata as metadata_lib
+from diffusionlm.data import tokenizers
 from diffusionlm.data.pipeline import Dataset, open_dataset
-from diffusionlm.data.prepare import prepare
+from diffusionlm.data.prepare import named_tokenizer, prepare
 from diffusionlm.errors import UserError
 from diffusionlm.files import run_path
+from diffusionlm.run_directory import begun
 
 
 def directory(cfg: Config, workdir: epath.Path) -> epath.Path:
@@ -32,22 +35,61 @@ def open_or_prepare(cfg: Config, workdir: epath.Path) -> Dataset:
                 f"experiment {cfg.name!r} names no data: give --data.path, a directory made by "
                 "`diffusionlm data prepare`, or --data.source, a text or jsonl file"
             )
-        runtime.everywhere(lambda: _prepare(cfg, path) if jax.process_index() == 0 else None)
+        runtime.everywhere(lambda: _prepare(cfg, workdir, path) if jax.process_index() == 0 else None)
     dataset = runtime.everywhere(lambda: _open(cfg, path))
     runtime.require_equal({"dataset": dataset.metadata.sha256}, "give every host the same data")
     return dataset
 
 
-def _prepare(cfg: Config, path: epath.Path) -> None:
-    prepare(
-        cfg.data.source,
-        path,
-        sequence_length=cfg.data.sequence_length,
-        tokenizer=cfg.data.tokenizer,
-        format="sft" if cfg.data.packing == "examples" else "text",
-        vocab_size=cfg.model.vocab_size if cfg.data.tokenizer == "sentencepiece" else None,
-        progress=not path.exists(),  # nothing to say about one that is only looked up again
-    )
+def _prepare(cfg: Config, workdir: epath.Path, path: epath.Path) -> None:
+    if _begun_with(cfg, workdir) and (path / metadata_lib.FILE).exists():
+        return  # its source, and the checkpoint with its tokenizer, may be gone
+    tokenizer = _tokenizer(cfg)
+    try:
+        prepare(
+            cfg.data.source,
+            path,
+            sequence_length=cfg.data.sequence_length,
+            tokenizer=tokenizer,
+            format="sft" if cfg.data.packing == "examples" else "text",
+            vocab_size=cfg.model.vocab_size if tokenizer == "sentencepiece" else None,
+            progress=not path.exists(),  # nothing to say about one that is only looked up again
+        )
+    except UserError as error:
+        raise UserError(
+            f"data.source={cfg.data.source}: {error}; for other settings make a dataset with `diffusionlm data "
+            "prepare`, and give it as --data.path"
+        ) from error
+
+
+def _begun_with(cfg: Config, workdir: epath.Path) -> bool:
+    """Whether the run in `workdir` was last started with the same source and the same places of its tokenizer."""
+    known = begun(workdir)
+    named = [(one.data.source, one.data.tokenizer, one.run.init_from) for one in (known or Config(), cfg)]
+    return named[0] == named[1]
+
+
+def _tokenizer(cfg: Config) -> str | tokenizers.Tokenizer:
+    """The tokenizer to prepare `data.source` with: that of the checkpoint that the run starts from, if there is one.
+
+    Raises:
+      UserError: another is named, or it carries none and none is named.
+    """
+    named, start = cfg.data.tokenizer, cfg.run.init_from
+    if not start:
+        return named
+    own = checkpoint.load_sidecar(start).tokenizer
+    if named == "sentencepiece":
+        if own is None:
+            raise UserError(f"run.init_from={start} carries no tokenizer; give its file with --data.tokenizer")
+        return tokenizers.from_dict(own)
+    given = named_tokenizer(named)
+    if own is not None and given.sha256 != own["sha256"]:
+        raise UserError(
+            f"run.init_from={start} has another tokenizer (sha256 {own['sha256'][:12]}) than data.tokenizer={named} "
+            f"({given.sha256[:12]}); leave --data.tokenizer out"
+        )
+    return given
 
 
 def _open(cfg: Config, path: epath.Path) -> Dataset:

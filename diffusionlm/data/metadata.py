@@ -14,7 +14,7 @@ from etils import epath
 from diffusionlm.errors import UserError
 
 FILE = "meta.json"
-FORMAT = 1
+FORMAT, EXAMPLES_FORMAT = 1, 2  # of texts, which earlier versions read as well, and of dialogues
 
 
 @dataclass(frozen=True)
@@ -60,6 +60,8 @@ class Metadata:
 
     def write(self, directory: Path) -> None:
         values = dataclasses.asdict(self) | {"sha256": self.sha256}
+        if self.packing != "examples":  # earlier versions do not know these
+            del values["template"], values["too_long"]
         (directory / FILE).write_text(json.dumps(values, indent=2) + "\n")
 
 
@@ -77,10 +79,13 @@ def read(directory: epath.Path) -> Metadata:
         raise UserError(f"dataset {str(directory)!r} {what}; make one with `diffusionlm data prepare`") from error
     except (OSError, ValueError) as error:
         raise UserError(f"cannot read {str(file)!r}: {error}") from error
-    if not isinstance(values, dict) or values.get("format") != FORMAT:
+    wanted = FORMAT
+    if isinstance(values, dict) and values.get("packing") == "examples":
+        wanted = EXAMPLES_FORMAT
+    if not isinstance(values, dict) or values.get("format") != wanted:
         found = values.get("format") if isinstance(values, dict) else None
         raise UserError(
-            f"dataset {str(directory)!r} has format {found!r}, not {FORMAT}; prepare it again with this version"
+            f"dataset {str(directory)!r} has format {found!r}, not {wanted}; prepare it again with this version"
         )
     try:
         sha256 = values.pop("sha256")

@@ -27,7 +27,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 from diffusionlm.data import metadata as metadata_lib
 from diffusionlm.data import records, sft, templates, tokenizers
 from diffusionlm.data.metadata import Metadata, SplitMetadata
-from diffusionlm.data.sources import Files, Item, Source, resolve_splits, text_of
+from diffusionlm.data.sources import Item, Source, resolve_splits, text_of
 from diffusionlm.data.templates import Template
 from diffusionlm.data.workers import DEATHS, Map, in_order_by
 from diffusionlm.errors import UserError
@@ -43,7 +43,7 @@ def prepare(
     output: str | os.PathLike,
     *,
     sequence_length: int,
-    tokenizer: str | tokenizers.Tokenizer = "sentencepiece",
+    tokenizer: str | os.PathLike | tokenizers.Tokenizer = "sentencepiece",
     vocab_size: int | None = None,
     validation: str | Sequence[str] | None = None,
     validation_fraction: float | None = None,
@@ -70,11 +70,11 @@ def prepare(
       validation: a source, like `source`, for the validation split.
       validation_fraction: share of the documents held out by a hash of their text where no validation source is given,
         0.01 by default; a single text file gives its last part instead. 0: no validation split.
-      text_field: the field of jsonl, or feature of TFDS, that holds the text.
-      format: "text"; or "sft", instruction data in jsonl or json: each record has the fields prompt and response or
-        completion, instruction (and input) and output or response, question and answer, or a dialogue, messages of
-        role and content or conversations of from and value. Answers that end behind sequence_length tokens are left
-        out and counted.
+      text_field: the field of jsonl, or feature of TFDS, that holds the text; not for "sft".
+      format: "text"; or "sft", instruction data in jsonl or json files (of a directory, both kinds): each record has
+        the fields prompt and response or completion, instruction (and input) and output or response, question and
+        answer, or a dialogue, messages of role and content or conversations of from and value. Answers that end behind
+        sequence_length tokens are left out and counted.
       template: of "sft", how prompts are written: "llada", "plain", "none" (as they are), or "auto", llada where the
         tokenizer has its pieces and else plain.
       workers: processes. A script that asks for more than one needs the `if __name__ == "__main__"` guard.
@@ -88,10 +88,11 @@ def prepare(
     Raises:
       UserError: unusable arguments or input, or an `output` that holds something else.
     """
-    _check(output, sequence_length, workers, on_error, format, template)
+    _check(output, sequence_length, workers, on_error, format, template, text_field)
     console = Console(stderr=True, quiet=not progress, soft_wrap=True, highlight=False, markup=False)
     given = _given_tokenizer(tokenizer, vocab_size)
-    sources, held_out = resolve_splits(source, validation, validation_fraction, text_field)
+    field = None if format == "sft" else text_field
+    sources, held_out = resolve_splits(source, validation, validation_fraction, field)
     request = {
         "sources": {split: one.describe() for split, one in sources.items()},
         "held_out": held_out,
@@ -102,8 +103,7 @@ def prepare(
     }
     if format == "sft":
         request |= {"format": format, "template": template}
-        if other := [one for one in sources.values() if not isinstance(one, Files)]:
-            raise UserError(f"format=sft reads .jsonl and .json files, not {other[0].describe()}; give such files")
+        del request["text_field"]
     output = Path(output)
     if (existing := _existing(output, request)) is not None:
         console.print(f"{output} already holds this dataset; reusing it")
@@ -124,7 +124,13 @@ def prepare(
 
 
 def _check(
-    output: str | os.PathLike, sequence_length: int, workers: int, on_error: str, format: str, template: str
+    output: str | os.PathLike,
+    sequence_length: int,
+    workers: int,
+    on_error: str,
+    format: str,
+    template: str,
+    text_field: str,
 ) -> None:
     if sequence_length < 1 or workers < 1:
         raise UserError(f"sequence_length={sequence_length} and workers={workers} must both be at least 1")
@@ -134,6 +140,8 @@ def _check(
         raise UserError(f"format={format!r} must be 'text' or 'sft'")
     if format == "text" and template != "auto":
         raise UserError(f"template={template!r} is for format=sft; drop it, or add format=sft")
+    if format == "sft" and text_field != "text":
+        raise UserError(f"text_field={text_field!r} is for format=text, and format=sft has its own fields; drop it")
     if "://" in str(output):
         raise UserError(f"output {str(output)!r} must be a local or mounted directory; prepare there, then copy it")
 
@@ -157,24 +165,34 @@ class _Stream:
     def __init__(self, path: Path):
         self.path, self.file, self.sha256 = path, path.open("wb"), hashlib.sha256()
         self.lengths: list[np.ndarray] = []  # of dialogues
-        self.words = self.documents = self.tokens = self.raw_bytes = self.token_bytes = 0
+        self.words = self.documents = self.tokens = self.raw_bytes = self.token_bytes = self.too_long = 0
 
     def add(self, part: records.Part) -> None:
         self.file.write(part.words.data)
         self.sha256.update(part.words.data)
-        self.sha256.update(part.lengths.data)
         self.lengths.append(part.lengths)
         self.words += len(part.words)
         self.tokens += part.tokens
         self.documents += part.documents
         self.raw_bytes += part.raw_bytes
         self.token_bytes += part.token_bytes
+        self.too_long += part.too_long
+
+    def content_sha256(self) -> str:
+        """Of all words and then of all lengths, however they came."""
+        whole = self.sha256.copy()
+        whole.update(self.all_lengths().data)
+        return whole.hexdigest()
+
+    def all_lengths(self) -> np.ndarray:
+        """int64: the words of each dialogue; of texts, nothing."""
+        return np.concatenate([np.empty(0, np.int64), *self.lengths]).astype("<i8")
 
 
 def _build(directory: Path, plan: _Plan, tokenizer: tokenizers.Tokenizer, in_order: Map, bars: Progress) -> Metadata:
     """Fills `directory` with the records, what TFDS needs to read them and, at last, `meta.json`."""
     template = templates.choose(plan.template, tokenizer) if plan.template else None
-    streams, malformed, empty, too_long = _encode(directory, plan, tokenizer, template, in_order, bars)
+    streams, malformed, empty = _encode(directory, plan, tokenizer, template, in_order, bars)
     splits = _write_records(directory, plan, tokenizer, streams, in_order, bars)
     metadata = Metadata(
         tokenizer=tokenizer.to_dict(),
@@ -186,7 +204,8 @@ def _build(directory: Path, plan: _Plan, tokenizer: tokenizers.Tokenizer, in_ord
         empty=empty,
         packing="examples" if template else "chunk",
         template=template.to_dict() if template else None,
-        too_long=too_long,
+        too_long=sum(stream.too_long for stream in streams.values()),
+        format=metadata_lib.EXAMPLES_FORMAT if template else metadata_lib.FORMAT,
     )
     metadata.write(directory)
     return metadata
@@ -199,8 +218,8 @@ def _encode(
     template: Template | None,
     in_order: Map,
     bars: Progress,
-) -> tuple[dict[str, _Stream], int, int, int]:
-    """Writes the token stream of every split; returns them and how many documents were malformed, empty, too long."""
+) -> tuple[dict[str, _Stream], int, int]:
+    """Writes the token stream of every split; returns them, and how many documents were malformed, and empty."""
     tokenizer_file = directory / "tokenizer.json"
     tokenizer_file.write_text(json.dumps(tokenizer.to_dict()))
     jobs = (
@@ -212,7 +231,7 @@ def _encode(
     )
     names = [*plan.sources, *(["validation"] if plan.held_out else [])]
     bar = bars.add_task("encoding", total=sum(source.total for source in plan.sources.values()))
-    malformed = empty = too_long = 0
+    malformed = empty = 0
     with contextlib.ExitStack() as files:
         streams = {split: _Stream(directory / f"{split}.tokens") for split in names}
         for stream in streams.values():
@@ -224,10 +243,9 @@ def _encode(
                 streams[split].add(part)
             malformed += len(done.malformed)
             empty += done.empty
-            too_long += done.too_long
             bars.advance(bar, done.progress)
     tokenizer_file.unlink()
-    return streams, malformed, empty, too_long
+    return streams, malformed, empty
 
 
 def _batches(source: Source) -> Iterator[list[Item]]:
@@ -256,14 +274,11 @@ def _write_records(
     for split, stream in streams.items():
         lengths = None
         if plan.template:
-            lengths, of_dialogues = stream.path.with_suffix(".lengths"), np.concatenate([*stream.lengths, []])
-            of_dialogues.astype(np.int64).tofile(lengths)
+            lengths, of_dialogues = stream.path.with_suffix(".lengths"), stream.all_lengths()
+            of_dialogues.tofile(lengths)
         count = len(of_dialogues) if lengths else stream.words // length
         if not count and lengths:
-            raise UserError(
-                f"split {split!r} has no example that ends within {plan.sequence_length} tokens; use a longer "
-                "sequence_length or, for validation, a source or a larger validation_fraction"
-            )
+            raise UserError(_why_no_example(plan, split, streams))
         if not count:
             raise UserError(
                 f"split {split!r} has {stream.words} tokens, too few for one record of {length}; give more text, "
@@ -294,14 +309,30 @@ def _write_records(
             tokens=stream.tokens,
             raw_bytes=stream.raw_bytes,
             token_bytes=stream.token_bytes,
-            sha256=stream.sha256.hexdigest(),
+            sha256=stream.content_sha256(),
             shards={job.file.name: job.file.stat().st_size for job in jobs[split]},
         )
     return splits
 
 
-def _given_tokenizer(tokenizer: str | tokenizers.Tokenizer, vocab_size: int | None) -> tokenizers.Tokenizer | None:
+def _why_no_example(plan: _Plan, split: str, streams: dict[str, _Stream]) -> str:
+    if late := streams[split].too_long:
+        what = f"split {split!r}: all {late:,} answers end behind {plan.sequence_length} tokens"
+        return f"{what}; use a longer sequence_length"
+    if split == "validation" and plan.held_out:
+        there = sum(len(stream.all_lengths()) for stream in streams.values())
+        return (
+            f"validation_fraction={plan.held_out} holds out none of {there:,} dialogues; use a larger one, or name a "
+            "validation source"
+        )
+    return f"split {split!r} has no answer: its source has no dialogue in which a user is answered; give another"
+
+
+def _given_tokenizer(
+    tokenizer: str | os.PathLike | tokenizers.Tokenizer, vocab_size: int | None
+) -> tokenizers.Tokenizer | None:
     """The tokenizer that was named, or None where one is to be trained."""
+    tokenizer = os.fspath(tokenizer) if isinstance(tokenizer, os.PathLike) else tokenizer
     if tokenizer == tokenizers.SentencePieceTokenizer.kind:
         if vocab_size is not None and vocab_size < 1:
             raise UserError(f"vocab_size={vocab_size} must be at least 1, and in practice a thousand or more")
@@ -310,13 +341,14 @@ def _given_tokenizer(tokenizer: str | tokenizers.Tokenizer, vocab_size: int | No
         return None
     if vocab_size:
         raise UserError(f"vocab_size={vocab_size} is for tokenizer=sentencepiece only; drop it with {tokenizer!r}")
-    given = _named_tokenizer(tokenizer) if isinstance(tokenizer, str) else tokenizer
+    given = named_tokenizer(tokenizer) if isinstance(tokenizer, str) else tokenizer
     if given.eos_id is None:
         raise UserError(f"tokenizer {tokenizer!r} has no EOS piece, which ends every document; use one that has")
     return given
 
 
-def _named_tokenizer(name: str) -> tokenizers.Tokenizer:
+def named_tokenizer(name: str) -> tokenizers.Tokenizer:
+    """A tokenizer by name, or that of the checkpoint in a directory."""
     if not epath.Path(name).is_dir():
         return tokenizers.load(name)
     from diffusionlm import checkpoint  # here, because it imports JAX

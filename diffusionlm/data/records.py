@@ -47,6 +47,7 @@ class Part:
     tokens: int
     raw_bytes: int
     token_bytes: int
+    too_long: int  # answers that are left out
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,6 @@ class Tokenized:
     parts: dict[str, Part]
     malformed: list[str]  # "location: reason"
     empty: int
-    too_long: int
     progress: int
 
 
@@ -75,7 +75,7 @@ def tokenize(job: TokenizeJob) -> Tokenized:
     tokenizer, token_bytes = _tokenizer(job.tokenizer_file)
     word = word_type(tokenizer.vocab_size)
     found: dict[str, list[sft.Encoded]] = {}
-    malformed, empty, too_long = [], 0, 0
+    malformed, empty = [], 0
     for item in job.items:
         try:
             if job.template:
@@ -88,21 +88,20 @@ def tokenize(job: TokenizeJob) -> Tokenized:
         if one is None:
             empty += 1
             continue
-        too_long += one.too_long
-        if len(one.words):
-            split = "validation" if is_held_out(one.key, job.held_out) else job.split
-            found.setdefault(split, []).append(one)
+        split = "validation" if is_held_out(one.key, job.held_out) else job.split
+        found.setdefault(split, []).append(one)
     parts = {}
     for split, documents in found.items():
         parts[split] = Part(
             np.concatenate([one.words for one in documents]),
-            np.array([len(one.words) for one in documents] if job.template else [], np.int64),
+            np.array([len(one.words) for one in documents if len(one.words) and job.template], np.int64),
             sum(one.documents for one in documents),
             sum(one.tokens for one in documents),
             sum(one.raw_bytes for one in documents),
             sum(one.token_bytes for one in documents),
+            sum(one.too_long for one in documents),
         )
-    return Tokenized(parts, malformed, empty, too_long, sum(item.progress for item in job.items))
+    return Tokenized(parts, malformed, empty, sum(item.progress for item in job.items))
 
 
 def _encode_text(

@@ -69,7 +69,7 @@ def _messages(record: dict) -> list[Message]:
 def _message(where: str, turn: Any, who: str, what: str) -> Message:
     if not isinstance(turn, dict) or not {who, what} <= set(turn):
         raise ValueError(f"{where} is not an object with the fields {who!r} and {what!r}")
-    if (speaker := turn[who]) not in SPEAKERS:
+    if not isinstance(speaker := turn[who], str) or speaker not in SPEAKERS:
         raise ValueError(f"{where} is by {speaker!r}; known: {', '.join(SPEAKERS)}")
     return Message(SPEAKERS[speaker], checked_text(f"{where}[{what!r}]", turn[what]))
 
@@ -134,8 +134,8 @@ def padded(words_N: np.ndarray, lengths_R: Sequence[int], length: int, eos_id: i
 def one_turn(rows: dict[str, np.ndarray], draws: Iterable[int], eos_id: int) -> dict[str, np.ndarray]:
     """Each dialogue up to one of its answers: `draws` modulo their number, from 0.
 
-    LLaDA (arXiv 2502.09992, Section 2.3) makes n pairs (history, answer) of a dialogue of n turns, and samples one each
-    time. Segments are then PROMPT, ANSWER with one EOS, and 0.
+    LLaDA (arXiv 2502.09992, Appendix B.1) makes n pairs (history, answer) of a dialogue of n turns, and samples one
+    each time. Segments are then PROMPT, ANSWER with one EOS, and 0.
     """
     tokens_BxL, parts_BxL = rows["tokens"], rows["segment_ids"]
     turns_B = parts_BxL.max(1) // 2

@@ -19,7 +19,8 @@ from diffusionlm.registry import suggest
 
 TEXT_ENDINGS = (".txt", ".md", ".txt.gz", ".md.gz")  # one document a file
 JSON_ENDINGS = (".jsonl", ".jsonl.gz")  # one document a line
-LIST_ENDINGS = (".json", ".json.gz")  # a list of documents; of a directory's files they have to be named
+LIST_ENDINGS = (".json", ".json.gz")  # a list of documents; of a directory's texts they have to be named
+_DIALOGUES = ".jsonl and .json"
 TFDS_NAME = re.compile(r"tfds:(?P<name>[^:]+(:[\d*]+\.[\d*]+\.[\d*]+)?)(:(?P<split>.+))?")
 DEFAULT_FRACTION = 0.01  # held out where neither a validation source nor a fraction is named
 
@@ -143,27 +144,31 @@ class Tfds:
             yield Item(location, text.encode() if isinstance(text, str) else text, False, self._bytes)
 
 
-def resolve(spec: str | Sequence[str], text_field: str) -> dict[str, Source]:
+def resolve(spec: str | Sequence[str], text_field: str | None) -> dict[str, Source]:
     """The sources of a specification, by split; only corpora bring a validation split of their own.
 
     Args:
       spec: a registered corpus, `tfds:NAME[:split]`, or one or several files, directories (their text and jsonl files,
         not those of directories below) or glob patterns.
-      text_field: the TFDS feature that holds the text.
+      text_field: the TFDS feature that holds the text; None: dialogues are wanted, of jsonl and json files, also those
+        of a directory.
 
     Raises:
       UserError: nothing there, or nothing of a known kind.
     """
+    if text_field is None and isinstance(spec, str) and (TFDS_NAME.fullmatch(spec) or spec in corpora.CORPORA.names()):
+        raise UserError(f"format=sft reads {_DIALOGUES} files, not {spec}; give such files")
     if isinstance(spec, str) and (match := TFDS_NAME.fullmatch(spec)):
         return {"train": Tfds(match["name"], match["split"] or "train", text_field)}
     if isinstance(spec, str) and spec in corpora.CORPORA.names():
         load = functools.cache(functools.partial(corpora.get, spec))
         return {split: _corpus_source(spec, split, load) for split in ("train", "validation")}
-    return {"train": Files([path for one in ([spec] if isinstance(spec, str) else spec) for path in _expand(str(one))])}
+    specs = [spec] if isinstance(spec, str) else spec
+    return {"train": Files([path for one in specs for path in _expand(str(one), dialogues=text_field is None)])}
 
 
 def resolve_splits(
-    source: str | Sequence[str], validation: str | Sequence[str] | None, fraction: float | None, text_field: str
+    source: str | Sequence[str], validation: str | Sequence[str] | None, fraction: float | None, text_field: str | None
 ) -> tuple[dict[str, Source], float]:
     """The sources by split, and the fraction of the documents of "train" that is yet to be held out by their hash.
 
@@ -239,12 +244,13 @@ def _decoded(item: Item) -> str:
         raise ValueError(f"invalid UTF-8 at byte {error.start}") from error
 
 
-def _expand(spec: str) -> list[epath.Path]:
+def _expand(spec: str, dialogues: bool) -> list[epath.Path]:
     """The files that a path, directory or pattern stands for, sorted."""
     endings = TEXT_ENDINGS + JSON_ENDINGS + LIST_ENDINGS
     path = epath.Path(spec)
     if path.is_dir():
-        found = [p for p in path.iterdir() if p.name.endswith(TEXT_ENDINGS + JSON_ENDINGS)]
+        own = JSON_ENDINGS + LIST_ENDINGS if dialogues else TEXT_ENDINGS + JSON_ENDINGS
+        found = [p for p in path.iterdir() if p.name.endswith(own)]
     elif path.exists():
         found = [path]
     else:
@@ -253,6 +259,8 @@ def _expand(spec: str) -> list[epath.Path]:
         hint = suggest(spec, corpora.CORPORA.names())
         raise UserError(f"no such text, jsonl file, directory with them, pattern or corpus: {spec!r}{hint}")
     for p in found:
+        if dialogues and p.name.endswith(TEXT_ENDINGS):
+            raise UserError(f"format=sft reads {_DIALOGUES} files, not {str(p)!r}; give such files")
         if not p.name.endswith(endings):
             raise UserError(f"{str(p)!r} is of an unknown kind; allowed endings: {', '.join(endings)}")
     return sorted(found)

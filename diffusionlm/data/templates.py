@@ -68,6 +68,8 @@ class Template:
         try:
             template = cls(**{name: value for name, value in values.items() if name != "version"})
             _, _ = template.turn.split("{content}")
+            if not isinstance(template.name, str) or not isinstance(template.start_id, int):
+                raise TypeError(f"name {template.name!r}, start_id {template.start_id!r}")
         except (TypeError, ValueError, AttributeError) as error:
             raise UserError(f"the chat template is damaged ({error}); restore the original file") from error
         return template
@@ -78,6 +80,8 @@ class Template:
         Raises:
           ValueError: the messages cannot be written in this template; the reason.
         """
+        if not any(message.role == "user" for message in messages):
+            raise ValueError("no message of a user, whom an answer would follow")
         parts = self.parts([*messages, Message("assistant", "")], tokenizer)
         return [i for part in parts for i in part.ids]
 
@@ -90,16 +94,19 @@ class Template:
         Raises:
           ValueError: the messages cannot be written in this template; the reason.
         """
-        if self.name == "none" and len(messages) > 2:
+        if self.bare and len(messages) > 2:
             raise ValueError("several turns, which template=none cannot tell apart; use another template")
+        reserved = [*self._pieces, *tokenizer.marks]
         before, after = self.turn.split("{content}")
         found, text, asked = [], "", False
         for role, content in messages:
-            if self.name != "none":
+            if not self.bare:
                 content = content.strip()
-            for piece in self._pieces:
+            for piece in reserved:
                 if piece in content:
-                    raise ValueError(f"a text holds {piece!r}, which marks turns in the template; remove it")
+                    raise ValueError(f"a text holds {piece!r}, which is a token of its own and no text; remove it")
+            if self._marking_lines and (line := self._marking_lines.search(content)):
+                raise ValueError(f"a text holds the line {line[0]!r}, which marks turns in the template; remove it")
             text += before.replace("{role}", role)
             if role == "assistant" and asked:
                 start = [] if found else [self.start_id]
@@ -110,6 +117,20 @@ class Template:
                 text += content + after
                 asked = asked or role == "user"
         return found
+
+    @property
+    def bare(self) -> bool:
+        """Whether it writes nothing, so that a prompt is only gone on from."""
+        return self.turn == "{content}"
+
+    @functools.cached_property
+    def _marking_lines(self) -> re.Pattern | None:
+        """Lines that begin a turn, where they are no tokens of their own."""
+        line = self.turn.split("{content}")[0].strip()
+        if self._pieces or not line:
+            return None
+        roles = "|".join(re.escape(line.replace("{role}", role)) for role in ROLES)
+        return re.compile(rf"^(?:{roles})[^\S\n]*$", re.MULTILINE)
 
     @functools.cached_property
     def _pieces(self) -> list[str]:

@@ -32,6 +32,8 @@ class Tokenizer(Protocol):
     eos_id: int | None  # ends a document; never produced by `encode`
     pad_id: int | None  # fills what is not text; EOS where there is no piece of its own, as SMDM and LLaDA pad
     sha256: str  # equal for equal tokenizers
+    # what `encode` makes one token that is no text of, whatever stands around it, such as the mask of a chat model
+    marks: tuple[str, ...]
 
     @classmethod
     def from_dict(cls, values: dict) -> "Tokenizer":
@@ -68,6 +70,7 @@ class ByteTokenizer:
     eos_id = 256
     pad_id = 256
     sha256 = hashlib.sha256(b"diffusionlm byte tokenizer, EOS 256").hexdigest()
+    marks = ()
 
     @classmethod
     def from_dict(cls, values: dict) -> "ByteTokenizer":
@@ -178,14 +181,19 @@ class SentencePieceTokenizer:
 
     def piece_id(self, piece: str) -> int | None:
         i = self._model.piece_to_id(piece)
-        return i if i in self._marks else None
+        kinds = sentencepiece_model_pb2.ModelProto.SentencePiece
+        return i if self._kinds[i] in (kinds.CONTROL, kinds.USER_DEFINED) else None
 
     @functools.cached_property
-    def _marks(self) -> set[int]:
-        """Control pieces and those that its maker defined beside the learned ones."""
-        kinds = sentencepiece_model_pb2.ModelProto.SentencePiece
-        pieces = sentencepiece_model_pb2.ModelProto.FromString(self._serialized).pieces
-        return {i for i, piece in enumerate(pieces) if piece.type in (kinds.CONTROL, kinds.USER_DEFINED)}
+    def marks(self) -> tuple[str, ...]:
+        # A text's control pieces are encoded as any other text. Runs of spaces and line breaks are text.
+        defined = sentencepiece_model_pb2.ModelProto.SentencePiece.USER_DEFINED
+        pieces = [self._model.id_to_piece(i) for i, kind in enumerate(self._kinds) if kind == defined]
+        return tuple(piece for piece in pieces if piece.replace(WHITESPACE, " ").strip())
+
+    @functools.cached_property
+    def _kinds(self) -> list[int]:
+        return [piece.type for piece in sentencepiece_model_pb2.ModelProto.FromString(self._serialized).pieces]
 
     def _bytes_of(self, i: int) -> int:
         if self._model.is_control(i) or self._model.is_unknown(i):

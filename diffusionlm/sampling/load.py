@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import functools
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,7 @@ from flax import linen as nn
 
 from diffusionlm import checkpoint, config
 from diffusionlm.data import tokenizers
-from diffusionlm.data.templates import Message, Template
+from diffusionlm.data.templates import ROLES, Message, Template
 from diffusionlm.errors import UserError
 from diffusionlm.greedy import is_greedy
 from diffusionlm.likelihood import Choice, Estimate, LikelihoodConfig, choose, estimate
@@ -46,7 +46,7 @@ class Completion:
       seconds: wall time of the batch it was generated in, without compilation.
       trace: the states of `tokens` as arrays (frames, length), if asked for.
       infilled: whether the prompt is a text with gaps.
-      templated: whether the model's chat template stood around the prompt, so that the text answers it.
+      templated: whether the model's chat template wrote something around the prompt, so that the text answers it.
     """
 
     prompt: str
@@ -110,10 +110,10 @@ class LoadedModel:
             text that the template has no place for.
         """
         texts = self._texts(prompts)
-        templated = [self.template is not None and not raw and text != "" for text in texts]
+        asked = [self.template is not None and not raw and text != "" for text in texts]
         encoded = [
             self.encode_messages([Message("user", text)]) if asks else self.encode(text)
-            for text, asks in zip(texts, templated, strict=True)
+            for text, asks in zip(texts, asked, strict=True)
         ]
         with self.on_mesh():
             result = generate(
@@ -123,8 +123,9 @@ class LoadedModel:
         for r, (text, prompt, tokens) in enumerate(zip(texts, encoded, result.tokens.tolist(), strict=True)):
             own = _row_of(result.trace, r, len(tokens)) if trace else None
             new_text = self._decode_after(prompt, tokens)
+            templated = asked[r] and not self.template.bare
             completions.append(
-                Completion(text, new_text, tokens, int(result.nfe[r]), result.seconds, own, templated=templated[r])
+                Completion(text, new_text, tokens, int(result.nfe[r]), result.seconds, own, templated=templated)
             )
         return completions
 
@@ -152,10 +153,10 @@ class LoadedModel:
             a malformed one.
         """
         texts = self._texts(texts)
-        templates = [self._template(text) for text in texts]
+        gapped = [self._gapped(text) for text in texts]
         sampling = self._replaced(sampling, settings)
         with self.on_mesh():
-            result = infill(self.params, self.config, templates, sampling, trace=trace)
+            result = infill(self.params, self.config, gapped, sampling, trace=trace)
         first = len(self.encode(""))
         completions = []
         for r, (text, row) in enumerate(zip(texts, result.rows, strict=True)):
@@ -244,7 +245,7 @@ class LoadedModel:
         self, texts: str | Sequence[str], sampling: SamplingConfig | None = None, **settings: Any
     ) -> SamplingConfig:
         """The settings as `infill` uses them: `length` is the number of gap tokens of the text with the most."""
-        longest = [candidates(r, self._template(text))[-1] for r, text in enumerate(self._texts(texts))]
+        longest = [candidates(r, self._gapped(text))[-1] for r, text in enumerate(self._texts(texts))]
         gaps = [template.count(None) for template in longest]
         return self.sampling_config(sampling, **{**settings, "length": max(gaps, default=1)})
 
@@ -281,7 +282,7 @@ class LoadedModel:
             raise UserError(f"{texts!r} must be a text, or a list of texts")
         return list(texts)
 
-    def _template(self, text: str) -> list[int | None | Span]:
+    def _gapped(self, text: str) -> list[int | None | Span]:
         """The tokens of a text, and None for those of its gaps."""
         most = self.config.max_length
         template: list[int | None | Span] = []
@@ -312,16 +313,20 @@ class LoadedModel:
         """How a model that was fine-tuned on instructions wants its prompts; None: as they are."""
         return Template.from_dict(self.sidecar.template) if self.sidecar.template else None
 
-    def encode_messages(self, messages: Sequence[Message]) -> list[int]:
+    def encode_messages(self, messages: Sequence[Message | Mapping[str, str]]) -> list[int]:
         """The ids of a dialogue, to be followed by the answer to its last message.
 
+        Args:
+          messages: each a `Message`, or {"role": "system", "user" or "assistant", "content": a text}.
+
         Raises:
-          UserError: the model has no template, or no place for these messages in it.
+          UserError: the model has no template, or no place for these messages in it; one is malformed, or none is of
+            a user.
         """
         if self.template is None:
             raise UserError("this model has no chat template; it goes on from texts (`generate`)")
         try:
-            return self.template.prompt_ids(messages, self.tokenizer)
+            return self.template.prompt_ids([_message(i, one) for i, one in enumerate(messages)], self.tokenizer)
         except ValueError as error:
             raise UserError(f"this model's prompts cannot be written: {error}") from error
 
@@ -371,6 +376,19 @@ def load(path: epath.PathLike, dtype: str | None = None, mesh: jax.sharding.Mesh
     )
     tokenizer = tokenizers.from_dict(sidecar.tokenizer) if sidecar.tokenizer else None
     return LoadedModel(params, spec, sidecar, tokenizer, mesh)
+
+
+def _message(i: int, given: Any) -> Message:
+    """A message in one of its forms; `ValueError` for anything else."""
+    fields = dict(given) if isinstance(given, Mapping) else given._asdict() if isinstance(given, Message) else {}
+    if set(fields) != set(Message._fields):
+        raise ValueError(f"messages[{i}]={given!r} is no Message, and no {{'role': ..., 'content': ...}}")
+    for name, value in fields.items():
+        if not isinstance(value, str):
+            raise ValueError(f"{name} of messages[{i}] is {type(value).__name__}, not a text")
+    if fields["role"] not in ROLES:
+        raise ValueError(f"role {fields['role']!r} of messages[{i}] is none of {', '.join(ROLES)}")
+    return Message(**fields)
 
 
 def _row_of(trace: Trace, r: int, length: int) -> Trace:
