@@ -1,13 +1,10 @@
 """Results of a sweep to optima, laws, gap and prediction, each with its interval: numbers that a notebook can use."""
 
-import contextlib
-import ctypes
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
-import scipy
+from threadpoolctl import threadpool_limits
 
 from diffusionlm.errors import UserError
 from diffusionlm.scaling import checks, design, envelope, misfit, parametric, power_laws, uncertainty
@@ -132,31 +129,10 @@ def _objective(
 
 
 def _surface(results: Sequence[CellResult], noise: Noise | None) -> parametric.Parametric | None:
-    with _one_blas_thread(), np.errstate(all="ignore"):  # of data without such a surface it may diverge
+    # L-BFGS makes some 100,000 calls of BLAS on tiny matrices; threads that share them wait for each other on a busy
+    # machine, 20 s to 60 s for a second of work. And of data without such a surface it may diverge.
+    with threadpool_limits(limits=1, user_api="blas"), np.errstate(all="ignore"):
         return parametric.fit(results, noise.sd if noise else None, REFITS)
-
-
-@contextlib.contextmanager
-def _one_blas_thread() -> Iterator[None]:
-    """Keeps SciPy's OpenBLAS from splitting tiny matrices among threads, which wait for each other on a busy machine.
-
-    L-BFGS makes some 100,000 such calls: 20 s to 60 s of waiting for a second of work. Where the BLAS is another one,
-    nothing happens.
-    """
-    undo = []
-    for path in Path(scipy.__file__).parent.parent.glob("*.libs/libscipy_openblas*"):
-        library = ctypes.CDLL(str(path))  # the one that is loaded already
-        for suffix in ("", "64_"):
-            with contextlib.suppress(AttributeError):
-                read = getattr(library, f"scipy_openblas_get_num_threads{suffix}")
-                write = getattr(library, f"scipy_openblas_set_num_threads{suffix}")
-                undo.append((write, read()))
-                write(1)
-    try:
-        yield
-    finally:
-        for write, threads in undo:
-            write(threads)
 
 
 def _with_shifts(rows: Sequence[BudgetFit], noise: Noise | None) -> tuple[list[BudgetFit], misfit.Asymmetry | None]:
