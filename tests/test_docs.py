@@ -42,9 +42,8 @@ def test_names_links_and_files(document):
     spans = re.findall(r"`([^`\n]+)`", text)
     dotted = {s.removeprefix("dlm.").partition("=")[0].partition("(")[0] for s in spans if re.match(r"[a-z_]+\.\w+", s)}
     dotted = {name for name in dotted if re.fullmatch(r"[a-z_]+(\.\w+)+", name)}
-    files = {
-        name for name in dotted if name.rpartition(".")[2] in ("py", "json", "jsonl", "md", "toml", "cfg", "sh", "conf")
-    }
+    kinds = "py json jsonl md toml cfg sh conf html png csv".split()
+    files = {name for name in dotted if name.rpartition(".")[2] in kinds}
     for name in sorted(dotted - files):
         first = name.split(".")[0]
         if first not in ("jax", "optax", "tokenizer", "setup"):
