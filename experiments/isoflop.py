@@ -53,7 +53,9 @@ def _cells(
 
 
 def _smdm(recipe: ScalingRecipe) -> Sweep:
-    sizes = {name: presets.get(name) for name in presets.names() if name.startswith("smdm_")}
+    # As in `smdm.pretraining`: without recomputation, activations of the larger sizes fill a slice.
+    names = [name for name in presets.names() if name.startswith("smdm_")]
+    sizes = {name: replace(presets.get(name), remat="attention") for name in names}
     near, far = (_cells(recipe, sizes, SMDM_BUDGETS, near=near) for near in (True, False))
     return Sweep(near, others=far, overlay=tuple(SMDM_LAWS.values()))
 
@@ -74,7 +76,9 @@ def _llada_size(d_model: int) -> ModelConfig:
     """A trunk with the proportions of LLaDA 8B, which is the one of width 4096."""
     eight = presets.get("llada_8b")
     heads = d_model // eight.head_dim
-    return replace(eight, d_model=d_model, n_layers=heads, n_heads=heads, n_kv_heads=heads, d_ff=3 * d_model)
+    return replace(
+        eight, d_model=d_model, n_layers=heads, n_heads=heads, n_kv_heads=heads, d_ff=3 * d_model, remat="full"
+    )
 
 
 @sweeps.register("llada_isoflop")
