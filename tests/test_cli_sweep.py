@@ -97,7 +97,6 @@ def test_watch_ends_when_all_is_done_and_needs_a_terminal(finished, capsys):
 
 
 def test_report_writes_a_page_and_says_what_is_missing(finished, capsys, tmp_path):
-    pytest.importorskip("matplotlib", reason="plots need the extra docs")
     name, workdir, _ = finished
     assert main(["sweep", "report", name, "--workdir", str(workdir), "--output", str(tmp_path / "report")]) == 0
     said = capsys.readouterr()
