@@ -247,7 +247,8 @@ def test_killed_a_run_goes_on_with_another_number_of_processes(one, dataset, com
 def test_two_processes_roll_back_as_one_does(dataset, compiled, tmp_path, monkeypatch):
     monkeypatch.setattr(trainer, "make_mesh", four_devices)
     monkeypatch.setattr(train_step, "targets", train_step.targets)  # which the scenario replaces
-    tiny_run.rolled_back(dataset, tmp_path / "one")
+    with tiny_run.own_programs():
+        tiny_run.rolled_back(dataset, tmp_path / "one")
     told, _ = play("rolled_back", dataset, tmp_path / "two", compiled)
     assert all(event["rollbacks"] == 1 and event["skipped"] == 6 for (event,) in told)  # 4 to 9
     cfg = tiny_run.short(dataset)

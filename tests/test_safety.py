@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny_run
-from tiny_run import BATCH, Recorder, spoil_batches, tiny
+from tiny_run import BATCH, Recorder, own_programs, spoil_batches, tiny
 
 from diffusionlm import checkpoint, metrics, safety, timeline, train_step, trainer
 from diffusionlm.config import SafetyConfig
@@ -46,7 +46,7 @@ def mesh_of(cfg):
 def play(cfg, workdir, spoilt, before_step=lambda index: None):
     """Trains with some batches spoilt, on one device; returns the run, and what its steps were given."""
     recorder = Recorder(before_step)
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, own_programs():
         patch.setattr(trainer, "make_mesh", mesh_of)
         patch.setattr(trainer, "make_train_step", recorder)
         patch.setattr(train_step, "targets", spoil_batches(spoilt))

@@ -519,6 +519,9 @@ def test_launch_refuses_to_start_twice(cloud):
     assert cloud.states() == ["running -", "running -"]
     error = cloud.run("launch.sh", *CALLS["launch.sh"], code=3).stderr
     assert "2 of 2 hosts of pod run a command already; stop.sh pod first" in error
+    deadline = time.monotonic() + 20  # a command notes its arguments a moment after it has started
+    while len(cloud.runs()) < 2 and time.monotonic() < deadline:
+        time.sleep(0.1)
     assert len(cloud.runs()) == 2, "one command a host"
 
 

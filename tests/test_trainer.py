@@ -368,8 +368,14 @@ def test_a_checkpoint_implies_the_evaluation_at_its_step(uninterrupted, tmp_path
 # What is not finite
 
 
+@pytest.fixture
+def own_programs():
+    with tiny_run.own_programs():
+        yield
+
+
 def test_a_loss_that_is_not_finite_stops_the_run_with_the_state_before_it(
-    dataset, uninterrupted, tmp_path, monkeypatch
+    dataset, uninterrupted, tmp_path, monkeypatch, own_programs
 ):
     _, steps = uninterrupted
 
@@ -391,7 +397,9 @@ def test_a_loss_that_is_not_finite_stops_the_run_with_the_state_before_it(
     assert not (tmp_path / "DONE.json").exists()
 
 
-def test_a_divergence_right_behind_a_roll_back_says_what_the_checkpoint_lacks(dataset, tmp_path, monkeypatch):
+def test_a_divergence_right_behind_a_roll_back_says_what_the_checkpoint_lacks(
+    dataset, tmp_path, monkeypatch, own_programs
+):
     cfg = tiny(dataset, safety={"max_rollbacks": 1})
     monkeypatch.setattr(train_step, "targets", tiny_run.spoil_batches({7: math.nan, 8: math.nan}))
     for _ in range(2):  # it returns to step 5 each time, and fails on the next batch

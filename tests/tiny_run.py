@@ -192,6 +192,14 @@ def announced(dataset, workdir):
     trainer.train(short(dataset, run={"checkpoint_every": 4}), workdir)
 
 
+@contextlib.contextmanager
+def own_programs():
+    """Inside, steps are traced anew: what was patched is in them, and in no other."""
+    train_step._train_program.cache_clear()
+    yield
+    train_step._train_program.cache_clear()
+
+
 def spoil_batches(spoilt):
     """A stand-in for `train_step.targets` in which the weights of some batches are multiplied by what `spoilt` says."""
     targets = train_step.targets
