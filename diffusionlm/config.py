@@ -55,6 +55,9 @@ class ModelConfig:
     linear_bias: bool = False  # biases on every linear layer but the head (GPT-2)
     qkv_bias: bool = False  # biases on q, k and v only (Qwen2, Dream)
     tied_head: bool = False  # the head is the transposed embedding
+    # rank of low-rank adapters on every matrix of the blocks (LoRA): they and the embedding are trained, nothing else;
+    # 0: everything is trained
+    lora_rank: int = later(0)
     dtype: Literal["bfloat16", "float32"] = "float32"  # activations and matmuls; parameters are float32
     # what the backward pass recomputes: nothing, all but matmuls with weights, all but attention's result, everything
     remat: Literal["none", "dots", "attention", "full"] = op("none")
@@ -83,6 +86,10 @@ class ModelConfig:
             "head_chunk",
         ):
             _positive("model." + name, getattr(self, name))
+        if not 0 <= self.lora_rank <= self.d_model:
+            raise UserError(
+                f"model.lora_rank={self.lora_rank} must lie in [0, model.d_model={self.d_model}]; 0 trains everything"
+            )
         for name in ("norm_eps", "rope_theta"):
             if not getattr(self, name) > 0:
                 raise UserError(f"model.{name}={getattr(self, name)} must be positive")
@@ -118,8 +125,23 @@ class DiffusionConfig:
     normalization: Literal["tokens", "masked_tokens", "examples"] = "tokens"
     mask_id: int | None = None  # None: the appended mask row; a number: reuse that vocabulary id (LLaDA: 126336)
     suppress_mask: bool = True  # forbid predicting an in-vocabulary mask id, in the loss and in the sampler
+    # same: position i predicts token i. shifted: position i predicts token i + 1, as the autoregressive model did that
+    # is adapted; a text's first token is given then, and never masked (DiffuLLaMA, Dream)
+    alignment: Literal["same", "shifted"] = later("same")
+    # batches over which causal attention opens up to full attention, edge by random edge (DiffuGPT: 10,000); 0: full
+    # from the first one on
+    anneal_steps: int = later(0)
+    # bound: the weight of the bound, by time. cart: Dream's, by how near a masked token is to visible ones
+    weighting: Literal["bound", "cart"] = later("bound")
+    cart_p: float = later(0.1)  # cart: how fast the weight falls off with distance, in (0, 1)
 
     def validate(self) -> None:
+        if self.anneal_steps < 0:
+            raise UserError(
+                f"diffusion.anneal_steps={self.anneal_steps} must be 0 (full attention) or a positive number of steps"
+            )
+        if not 0 < self.cart_p < 1:
+            raise UserError(f"diffusion.cart_p={self.cart_p} must lie in (0, 1); Dream-Coder uses 0.1")
         if not 0 < self.t_min < 1:
             raise UserError(f"diffusion.t_min={self.t_min} must lie in (0, 1); the papers use 0.001")
         if self.timesteps < 0:
@@ -369,6 +391,11 @@ class Config:
         if self.diffusion.mask_id is not None and self.model.mask_row:
             raise UserError(
                 f"diffusion.mask_id={self.diffusion.mask_id} reuses a vocabulary id, so model.mask_row must be False"
+            )
+        if self.objective == "arm" and (self.diffusion.anneal_steps or self.diffusion.weighting != "bound"):
+            name = "anneal_steps" if self.diffusion.anneal_steps else "weighting"
+            raise UserError(
+                f"diffusion.{name}={getattr(self.diffusion, name)} is for objective=mdm; drop it for objective=arm"
             )
         if self.data.sequence_length > self.model.max_length:
             raise UserError(

@@ -26,7 +26,8 @@ class Parameters:
     non_embedding: int  # blocks and final norm: the N of SMDM (2410.18514) and LLaDA (2502.09992)
     embedding: int  # input rows, with the mask row and the learned positions if any
     head: int  # 0 where it is the transposed embedding
-    stored: int  # what is in memory: `total` and the padding rows
+    stored: int  # what is in memory: `total`, the padding rows and adapters
+    trained: int  # of `stored`, what has gradients: all, or with adapters these and the embedding
 
 
 @dataclass(frozen=True)
@@ -57,8 +58,17 @@ def parameters(cfg: ModelConfig) -> Parameters:
     embedding = cfg.embedding_rows * d + positions
     head = 0 if cfg.tied_head else cfg.vocab_size * d
     vocab_matrices = 1 if cfg.tied_head else 2
-    stored = non_embedding + positions + vocab_matrices * cfg.padded_vocab_size * d
-    return Parameters(non_embedding + embedding + head, non_embedding, embedding, head, stored)
+    adapters = cfg.n_layers * cfg.lora_rank * _ends(cfg)
+    stored = non_embedding + positions + vocab_matrices * cfg.padded_vocab_size * d + adapters
+    trained = cfg.padded_vocab_size * d + adapters if cfg.lora_rank else stored
+    return Parameters(non_embedding + embedding + head, non_embedding, embedding, head, stored, trained)
+
+
+def _ends(cfg: ModelConfig) -> int:
+    """Inputs and outputs of the matrices of a block, summed: what each unit of an adapter's rank holds."""
+    d, q, kv = cfg.d_model, cfg.n_heads * cfg.head_dim, cfg.n_kv_heads * cfg.head_dim
+    matrices = 3 if cfg.mlp == "swiglu" else 2
+    return (d + q) + 2 * (d + kv) + (q + d) + matrices * (d + cfg.d_ff)  # q; k and v; out; MLP
 
 
 def forward(cfg: ModelConfig, length: int) -> dict[str, int]:
@@ -75,6 +85,7 @@ def forward(cfg: ModelConfig, length: int) -> dict[str, int]:
         "attention_values": 2 * length * length * q,
         "out": 2 * length * q * d,
         "mlp": 2 * length * d * cfg.d_ff * (3 if cfg.mlp == "swiglu" else 2),
+        "adapters": 2 * length * cfg.lora_rank * _ends(cfg),
     }
     head = 2 * length * d * cfg.padded_vocab_size
     return {part: cfg.n_layers * count for part, count in layer.items()} | {"head": head}
@@ -93,8 +104,8 @@ def train(
     "6nd" is the budget of SMDM (2410.18514) and LLaDA (2502.09992): 6 per non-embedding parameter and token, with
     neither attention nor head. "model" is three times `forward`, because the gradients of both factors of a matmul cost
     as much again each, and every factor of every matmul here needs its gradient (the first layer's inputs for the
-    embedding). "executed" is what runs: with what the backward pass computes a second time to save memory, and the head
-    in whole chunks, where each device holds `rows` such sequences at a time.
+    embedding); only weights that have adapters have none. "executed" is what runs: with what the backward pass computes
+    a second time to save memory, and the head in whole chunks, where each device holds `rows` such sequences at a time.
 
     Args:
       cfg: the network.
@@ -108,9 +119,12 @@ def train(
     if convention == "6nd":
         return 6 * parameters(cfg).non_embedding * length
     parts = forward(cfg, length)
-    trunk = 3 * (sum(parts.values()) - parts["head"])
+    trunk, head_passes = 3 * (sum(parts.values()) - parts["head"]), 3
+    if cfg.lora_rank:
+        trunk -= parts["qkv"] + parts["out"] + parts["mlp"]
+        head_passes = 3 if cfg.tied_head else 2  # executed are 3: the loss makes the head's gradient in any case
     if convention == "model":
-        return trunk + round(3 * predicted * parts["head"])
+        return trunk + round(head_passes * predicted * parts["head"])
     if convention == "executed":
         local = (rows, length, cfg.head_chunk, predicted)
         projected = head_turns(*local) * head_chunk(*local)
@@ -171,7 +185,7 @@ def _recomputed(cfg: ModelConfig, length: int, parts: dict[str, int], splash: bo
     weights = 0
     if cfg.remat in ("attention", "full"):
         # Everything but the last matmul of a block: its result only enters a sum, so no gradient asks for it.
-        down = 2 * length * cfg.d_ff * cfg.d_model * cfg.n_layers
+        down = 2 * length * cfg.d_model * (cfg.d_ff + cfg.lora_rank) * cfg.n_layers
         weights = sum(parts.values()) - parts["head"] - scores - values - down
     return weights + (0 if splash else attention)
 
@@ -183,9 +197,10 @@ def memory(cfg: ModelConfig, optim: OptimConfig, shards: int = 1) -> Memory:
     gradients (accumulation holds a second one for a while). Norm gains and what a mesh axis does not divide are not
     split over it, and cost more than said here.
     """
-    stored = -(-parameters(cfg).stored // shards)
+    counted = parameters(cfg)
+    stored, trained = -(-counted.stored // shards), -(-counted.trained // shards)
     first = 2 if optim.first_moment_dtype == "bfloat16" else 4
-    return Memory(params=4 * stored, optimizer=(first + 4) * stored, gradients=4 * stored)
+    return Memory(params=4 * stored, optimizer=(first + 4) * trained, gradients=4 * trained)
 
 
 # Dense bfloat16 peaks in FLOP/s, per JAX device; patterns match the whole of `jax.Device.device_kind`.

@@ -1,7 +1,11 @@
-"""Starting a run from the weights of another checkpoint, which is known by what it is and not by where it lies."""
+"""Starting a run from the weights of another checkpoint, which is known by what it is and not by where it lies.
+
+It may be a model of the same kind, or an autoregressive one that is adapted to masked diffusion (`adaptation`).
+"""
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import json
 import logging
@@ -10,19 +14,22 @@ from collections.abc import Iterator
 import jax
 import jax.numpy as jnp
 from etils import epath
+from jax.sharding import Mesh
 
-from diffusionlm import checkpoint, runtime
+from diffusionlm import adaptation, checkpoint, lora, runtime
 from diffusionlm import config as config_lib
 from diffusionlm.config import Config, ModelConfig
 from diffusionlm.data.pipeline import Dataset
 from diffusionlm.errors import UserError
+from diffusionlm.model import abstract_params
 from diffusionlm.run_directory import begun
 from diffusionlm.train_state import TrainState
 
 log = logging.getLogger(__name__)
 
-# Of the model, what may differ: how it is computed, and how long sequences are (learned positions are tensors).
-FREE = ("dtype", "max_length")
+# Of the model, what may differ: how it is computed, how long sequences are (learned positions are tensors), and
+# adapters, of which theirs go into the weights and ours are new.
+FREE = ("dtype", "max_length", "lora_rank")
 
 
 def identified(cfg: Config, workdir: epath.Path) -> Config:
@@ -67,8 +74,8 @@ def identity(path: epath.PathLike) -> str:
     return f"{sidecar.source.get('experiment', 'unnamed')}@{sidecar.source.get('step', 0)}-{digest}"
 
 
-def with_weights(cfg: Config, state: TrainState, dataset: Dataset) -> TrainState:
-    """A fresh state with the parameters that `run.init_from` names, in float32, where the state's own were.
+def with_weights(cfg: Config, state: TrainState, dataset: Dataset, mesh: Mesh) -> TrainState:
+    """A fresh state with the parameters that `run.init_from` names, in float32, laid out as the state's own were.
 
     Raises:
       UserError: another checkpoint than `run.init_id`, another model, mask token or tokenizer, or a damaged file.
@@ -85,11 +92,18 @@ def with_weights(cfg: Config, state: TrainState, dataset: Dataset) -> TrainState
             f"run.init_from={path} is {found} now, and this run was started with {cfg.run.init_id}; bring that back, "
             "or start anew in another --workdir"
         )
-    _require_tokenizer(cfg, checkpoint.load_sidecar(path), dataset)
-    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state.params)
-    jax.tree.map(lambda x: x.delete(), state.params)  # there may be no room for both
-    shardings = jax.tree.map(lambda x: x.sharding, shapes)
-    return state.replace(params=checkpoint.load_params(path, jnp.float32, shardings, expected=shapes))
+    sidecar = checkpoint.load_sidecar(path)
+    _require_tokenizer(cfg, sidecar, dataset)
+    theirs = config_lib.from_dict(ModelConfig, sidecar.model)
+    shardings, adapters = jax.tree.map(lambda x: x.sharding, state.params), lora.adapters(state.params)
+    kept = set(map(id, jax.tree.leaves(adapters)))
+    jax.tree.map(lambda x: None if id(x) in kept else x.delete(), state.params)  # there may be no room for both
+    shapes = abstract_params(dataclasses.replace(theirs, max_length=cfg.model.max_length), mesh)
+    params = checkpoint.load_params(path, jnp.float32, jax.tree.map(lambda x: x.sharding, shapes), expected=shapes)
+    if not adaptation.same_parameters(theirs, cfg.model):
+        adopt = functools.partial(adaptation.adopt, theirs, cfg.model)
+        params = jax.jit(adopt, out_shardings=shardings, donate_argnums=0)(params, adapters)
+    return state.replace(params=params)
 
 
 def _resolved(cfg: Config, workdir: epath.Path) -> str:
@@ -127,23 +141,34 @@ def _about_init_from() -> Iterator[None]:
 def _require_same(cfg: Config, sidecar: checkpoint.Sidecar) -> None:
     path = cfg.run.init_from
     theirs, ours = config_lib.from_dict(ModelConfig, sidecar.model), cfg.model
+    adapted = sidecar.objective == "arm" and cfg.objective == "mdm"
     science = [name for name in config_lib.scientific_fields(ours) if name not in FREE]
+    if adapted:
+        changes = adaptation.CHANGES
+        science = [n for n in science if (getattr(theirs, n), getattr(ours, n)) != changes.get(n)]
     if differ := [name for name in science if getattr(theirs, name) != getattr(ours, name)]:
         shown = ", ".join(
             f"model.{name} ({getattr(theirs, name)} there, {getattr(ours, name)} here)" for name in differ
         )
         raise UserError(f"run.init_from={path} holds another model: {shown}; use the settings it was trained with")
+    if adapted:
+        if cfg.diffusion.alignment != sidecar.alignment and jax.process_index() == 0:
+            log.warning(
+                f"run.init_from={path} predicts the token behind each position, and diffusion.alignment=same unlearns "
+                "that; --diffusion.alignment shifted keeps it"
+            )
+        return
     if sidecar.mask_id != cfg.mask_id:
         raise UserError(
             f"run.init_from={path} masks with id {sidecar.mask_id}, this run with {cfg.mask_id}; set "
             f"--diffusion.mask_id {sidecar.mask_id}, or use another checkpoint"
         )
-    alignment = "shifted" if cfg.objective == "arm" else "same"
+    alignment = "shifted" if cfg.objective == "arm" else cfg.diffusion.alignment
     if sidecar.alignment != alignment:
         raise UserError(
             f"run.init_from={path} predicts with alignment {sidecar.alignment!r} (position i token i"
-            f"{' + 1' if sidecar.alignment == 'shifted' else ''}), and objective={cfg.objective} trains {alignment!r}; "
-            "use another checkpoint"
+            f"{' + 1' if sidecar.alignment == 'shifted' else ''}), and this run trains {alignment!r}; set "
+            f"--diffusion.alignment {sidecar.alignment}, or use another checkpoint"
         )
     if set(sidecar.suppressed_ids) != set(cfg.suppressed_ids):
         theirs, ours = (sorted(ids) for ids in (sidecar.suppressed_ids, cfg.suppressed_ids))

@@ -26,20 +26,59 @@ class Targets:
 
 
 def mdm_targets(cfg: DiffusionConfig, tokens_BxT: jax.Array, corrupted: Corrupted) -> Targets:
-    """Targets of the masked diffusion bound.
+    """Targets of masked diffusion.
 
     normalization "tokens": nats per token of the bound (SMDM, arXiv 2410.18514, Eq. 3; LLaDA, arXiv 2502.09992, Eq. 3),
     summed over masked positions and divided by all scored tokens of the global batch. "masked_tokens": divided by the
     masked ones instead (DiffuLLaMA, arXiv 2410.17891), which is about twice the bound and not one. "examples": by the
     scored tokens of its own example, and then the mean over the examples (LLaDA, Algorithm 2).
+
+    alignment "shifted": position i is asked for token i + 1, and nothing asks for a text's first token, which must not
+    be among the scored ones (`has_predecessor`).
     """
     masked_BxT = corrupted.masked_BxT.astype(jnp.float32)
+    weight_BxT = jnp.where(corrupted.masked_BxT, corrupted.weight_B[:, None], 0.0)
+    if cfg.weighting == "cart":
+        weight_BxT = cart_weights(corrupted, cfg.cart_p)
     if cfg.normalization == "examples":
-        weight_BxT = masked_BxT * corrupted.weight_B[:, None] * _mean_of_means(corrupted.scored_BxT)
-        return Targets(corrupted.tokens_BxT, corrupted.segment_ids_BxT, tokens_BxT, weight_BxT, masked_BxT)
-    counted_BxT = masked_BxT if cfg.normalization == "masked_tokens" else corrupted.scored_BxT.astype(jnp.float32)
-    weight_BxT = masked_BxT * corrupted.weight_B[:, None] / jnp.maximum(counted_BxT.sum(), 1.0)
+        weight_BxT *= _mean_of_means(corrupted.scored_BxT)
+    else:
+        counted_BxT = masked_BxT if cfg.normalization == "masked_tokens" else corrupted.scored_BxT.astype(jnp.float32)
+        weight_BxT /= jnp.maximum(counted_BxT.sum(), 1.0)
+    if cfg.alignment == "shifted":
+        tokens_BxT, weight_BxT, masked_BxT = (
+            jnp.pad(x_BxT[:, 1:], ((0, 0), (0, 1))) for x_BxT in (tokens_BxT, weight_BxT, masked_BxT)
+        )
     return Targets(corrupted.tokens_BxT, corrupted.segment_ids_BxT, tokens_BxT, weight_BxT, masked_BxT)
+
+
+def has_predecessor(segment_ids_BxT: jax.Array) -> jax.Array:
+    """Where a token of the same segment stands before: those that a shifted alignment can predict. Bool (B, T)."""
+    return jnp.pad(segment_ids_BxT[:, 1:] == segment_ids_BxT[:, :-1], ((0, 0), (1, 0)))
+
+
+def cart_weights(corrupted: Corrupted, p: float) -> jax.Array:
+    """The weights of Dream's context-adaptive noise rescheduling (CART): masked tokens near visible ones weigh more.
+
+    w_i = sum over visible j of p (1 - p)^(|i - j| - 1) / 2 for masked i, where its sequence is as long as the weights
+    reach (Dream 7B, arXiv 2508.15487, Section 3; released by Dream-Coder). They lie in [0, 1], are about 1 - t on
+    average, and take the place of the bound's 1 / t. Padding is not visible. float32 (B, T).
+    """
+    visible_BxT = ((corrupted.segment_ids_BxT != 0) & ~corrupted.masked_BxT).astype(jnp.float32)
+
+    def step(one: tuple[jax.Array, jax.Array], two: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        return one[0] * two[0], one[1] * two[0] + two[1]
+
+    def before(visible_BxT: jax.Array, reverse: bool) -> jax.Array:
+        """sum over j before i of (1 - p)^(i - j - 1) visible_j, a sum that decays from place to place."""
+        decay_BxT = jnp.full_like(visible_BxT, 1 - p)
+        upto_BxT = jax.lax.associative_scan(step, (decay_BxT, visible_BxT), reverse=reverse, axis=1)[1]
+        shift = (1, 0) if not reverse else (0, 1)
+        cut_BxT = upto_BxT[:, 1:] if reverse else upto_BxT[:, :-1]
+        return jnp.pad(cut_BxT, ((0, 0), shift))
+
+    weight_BxT = 0.5 * p * (before(visible_BxT, reverse=False) + before(visible_BxT, reverse=True))
+    return jnp.where(corrupted.masked_BxT, weight_BxT, 0.0)
 
 
 def arm_targets(tokens_BxL: jax.Array, segment_ids_BxL: jax.Array, *, segmented: bool) -> Targets:

@@ -8,18 +8,18 @@ Linear layers run on two-dimensional activations [batch*length, width]: the same
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from diffusionlm import flash
+from diffusionlm import flash, lora
 from diffusionlm.attention import Keys, attention
 from diffusionlm.config import ModelConfig
 from diffusionlm.embedding import look_up
-from diffusionlm.sharding import constrain
+from diffusionlm.sharding import constrain, tree_shardings, unbox
 
 REMAT_POLICIES = {
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
@@ -73,6 +73,7 @@ class Block(nn.Module):
         x_BxTxD: jax.Array,
         rope_BxTx2xJ: jax.Array | None,
         segment_ids_BxT: jax.Array | None,
+        allowed_TxT: jax.Array | None,
         window: Window | None,
         cache_BxSxGxK: tuple[jax.Array, jax.Array] | None,  # keys, values
     ) -> tuple[jax.Array, tuple[jax.Array, jax.Array] | None]:
@@ -80,7 +81,7 @@ class Block(nn.Module):
         with jax.named_scope("attention"):
             normed_BxTxD = Norm(cfg, name="attention_norm")(x_BxTxD)
             out_BxTxD, cache_BxSxGxK = self._attention(
-                normed_BxTxD, rope_BxTx2xJ, segment_ids_BxT, window, cache_BxSxGxK
+                normed_BxTxD, rope_BxTx2xJ, segment_ids_BxT, allowed_TxT, window, cache_BxSxGxK
             )
             x_BxTxD += out_BxTxD
         x_BxTxD = constrain(x_BxTxD, "batch", None, None)
@@ -93,6 +94,7 @@ class Block(nn.Module):
         x_BxTxD: jax.Array,
         rope_BxTx2xJ: jax.Array | None,
         segment_ids_BxT: jax.Array | None,
+        allowed_TxT: jax.Array | None,
         window: Window | None,
         cache_BxSxGxK: tuple[jax.Array, jax.Array] | None,
     ) -> tuple[jax.Array, tuple[jax.Array, jax.Array] | None]:
@@ -118,7 +120,13 @@ class Block(nn.Module):
         elif cache_BxSxGxK is not None:
             cache_BxSxGxK = (k_BxTxGxK, v_BxTxGxK)
         out_BxTxHxK = attention(
-            q_BxTxHxK, k_BxTxGxK, v_BxTxGxK, causal=cfg.causal, segment_ids_BxT=segment_ids_BxT, keys=keys
+            q_BxTxHxK,
+            k_BxTxGxK,
+            v_BxTxGxK,
+            causal=cfg.causal,
+            segment_ids_BxT=segment_ids_BxT,
+            keys=keys,
+            allowed_TxS=allowed_TxT,
         )
         return self._linear("o", out_BxTxHxK, (H, K), (D,), ("heads", None, "embed"), residual=True), cache_BxSxGxK
 
@@ -154,11 +162,29 @@ class Block(nn.Module):
         B, T = x.shape[:2]
         flat_NxI = x.reshape(B * T, -1)
         flat_NxO = flat_NxI @ weight.reshape(flat_NxI.shape[1], -1)
+        if cfg.lora_rank:
+            flat_NxO += self._adapter(name, flat_NxI, inputs, outputs, axes)
         if cfg.linear_bias if bias is None else bias:
             # In float32, so that the gradient is summed over all tokens in float32.
             value = _param(self, f"{name}_bias", nn.initializers.zeros, outputs, axes[len(inputs) :])
             flat_NxO = (flat_NxO.astype(jnp.float32) + value.astype(jnp.float32).reshape(1, -1)).astype(cfg.dtype)
         return flat_NxO.reshape(B, T, *outputs)
+
+    def _adapter(
+        self,
+        name: str,
+        flat_NxI: jax.Array,
+        inputs: tuple[int, ...],
+        outputs: tuple[int, ...],
+        axes: tuple[str | None, ...],
+    ) -> jax.Array:
+        """What the low-rank adapter of a weight adds to its result (LoRA, arXiv 2106.09685, Eq. 3); 0 at first."""
+        cfg, R = self.cfg, self.cfg.lora_rank
+        std = flat_NxI.shape[1] ** -0.5
+        down = _param(self, name + lora.DOWN, nn.initializers.normal(std), (*inputs, R), (*axes[: len(inputs)], None))
+        up = _param(self, name + lora.UP, nn.initializers.zeros, (R, *outputs), (None, *axes[len(inputs) :]))
+        low_NxR = flat_NxI @ down.astype(cfg.dtype).reshape(-1, R)
+        return (low_NxR @ up.astype(cfg.dtype).reshape(R, -1)) * jnp.asarray(lora.SCALE, cfg.dtype)
 
 
 class Transformer(nn.Module):
@@ -183,7 +209,7 @@ class Transformer(nn.Module):
             variable_axes={"params": 0},
             split_rngs={"params": True},
             length=cfg.n_layers,
-            in_axes=(nn.broadcast, nn.broadcast, nn.broadcast, 0),
+            in_axes=(nn.broadcast, nn.broadcast, nn.broadcast, nn.broadcast, 0),
             metadata_params={nn.PARTITION_NAME: "layers"},
         )(cfg)
         self.final_norm = Norm(cfg)
@@ -195,6 +221,7 @@ class Transformer(nn.Module):
         tokens_BxT: jax.Array,
         segment_ids_BxT: jax.Array | None = None,
         positions_BxT: jax.Array | None = None,
+        allowed_TxT: jax.Array | None = None,
     ) -> jax.Array:
         """Final hidden states, after the last norm.
 
@@ -202,13 +229,15 @@ class Transformer(nn.Module):
           tokens_BxT: int32 ids in [0, padded_vocab_size).
           segment_ids_BxT: tokens attend within equal ids only; 0 is padding. None: everything attends to everything.
           positions_BxT: positions of the tokens; None counts from 0.
+          allowed_TxT: bool, which positions (second axis) each may attend to besides, in every row, head and layer; for
+            `attention.annealed`. None: all.
 
         Returns:
           (B, T, d_model) in `cfg.dtype`.
         """
         if positions_BxT is None:
             positions_BxT = jnp.arange(tokens_BxT.shape[1], dtype=jnp.int32)[None]
-        return self._hidden(tokens_BxT, segment_ids_BxT, positions_BxT, None, None)[0]
+        return self._hidden(tokens_BxT, segment_ids_BxT, positions_BxT, allowed_TxT, None, None)[0]
 
     def refresh(
         self, tokens_BxS: jax.Array, segment_ids_BxS: jax.Array, positions_BxS: jax.Array
@@ -217,7 +246,7 @@ class Transformer(nn.Module):
         cfg = self.cfg
         shape = (cfg.n_layers, *tokens_BxS.shape, cfg.n_kv_heads, cfg.head_dim)
         nothing = Cache(jnp.zeros(shape, cfg.dtype), jnp.zeros(shape, cfg.dtype))
-        return self._hidden(tokens_BxS, segment_ids_BxS, positions_BxS, None, nothing)
+        return self._hidden(tokens_BxS, segment_ids_BxS, positions_BxS, None, None, nothing)
 
     def extend(
         self, tokens_BxS: jax.Array, positions_BxS: jax.Array, window: Window, cache: Cache
@@ -233,13 +262,14 @@ class Transformer(nn.Module):
             return jnp.take_along_axis(x_BxS, jnp.minimum(window.places_BxW, last), axis=1)
 
         segment_ids_BxW = jnp.where(window.places_BxW > last, 0, seen(window.segment_ids_BxS))
-        return self._hidden(seen(tokens_BxS), segment_ids_BxW, seen(positions_BxS), window, cache)
+        return self._hidden(seen(tokens_BxS), segment_ids_BxW, seen(positions_BxS), None, window, cache)
 
     def _hidden(
         self,
         tokens_BxT: jax.Array,
         segment_ids_BxT: jax.Array | None,
         positions_BxT: jax.Array,
+        allowed_TxT: jax.Array | None,
         window: Window | None,
         cache: Cache | None,
     ) -> tuple[jax.Array, Cache | None]:
@@ -252,7 +282,7 @@ class Transformer(nn.Module):
             rope_BxTx2xJ = _rope_tables(cfg, positions_BxT)
         x_BxTxD = constrain(x_BxTxD, "batch", None, None)
         layers = None if cache is None else tuple(cache)
-        x_BxTxD, layers = self.blocks(x_BxTxD, rope_BxTx2xJ, segment_ids_BxT, window, layers)
+        x_BxTxD, layers = self.blocks(x_BxTxD, rope_BxTx2xJ, segment_ids_BxT, allowed_TxT, window, layers)
         return self.final_norm(x_BxTxD), None if cache is None else Cache(*layers)
 
     def head(self, hidden_BxTxD: jax.Array) -> jax.Array:
@@ -265,6 +295,17 @@ class Transformer(nn.Module):
     def head_matrix(self) -> jax.Array:
         """What final hidden states are multiplied with, (d_model, padded_vocab_size), as it is stored."""
         return self.embed.T if self.cfg.tied_head else self.head_weight
+
+
+def abstract_params(cfg: ModelConfig, mesh: jax.sharding.Mesh) -> Any:
+    """Shapes, dtypes and shardings of the parameters of `Transformer(cfg)` on `mesh`, without making them."""
+    tokens_1x1 = jax.ShapeDtypeStruct((1, 1), jnp.int32)
+    boxed = jax.eval_shape(Transformer(cfg).init, jax.random.key(0), tokens_1x1)["params"]
+    return jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        unbox(boxed),
+        tree_shardings(boxed, mesh),
+    )
 
 
 def put(x_BxS: jax.Array, places_BxW: jax.Array, new_BxW: jax.Array) -> jax.Array:

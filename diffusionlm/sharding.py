@@ -144,11 +144,20 @@ def tree_shardings(boxed: Any, mesh: Mesh) -> Any:
     """NamedShardings for a tree of `nn.LogicallyPartitioned` (abstract) arrays; leaves without names are replicated."""
 
     def one(leaf: Any) -> NamedSharding:
-        if isinstance(leaf, nn.LogicallyPartitioned):
+        if _is_boxed(leaf):
             return NamedSharding(mesh, partition_spec(leaf.value.shape, leaf.names, dict(mesh.shape)))
         return NamedSharding(mesh, PartitionSpec())
 
-    return jax.tree.map(one, boxed, is_leaf=lambda x: isinstance(x, nn.LogicallyPartitioned))
+    return jax.tree.map(one, boxed, is_leaf=_is_boxed)
+
+
+def unbox(tree: Any) -> Any:
+    """A tree without the names of its dimensions; not `nn.unbox`, which refuses abstract leaves under a mesh."""
+    return jax.tree.map(lambda leaf: leaf.value if _is_boxed(leaf) else leaf, tree, is_leaf=_is_boxed)
+
+
+def _is_boxed(leaf: Any) -> bool:
+    return isinstance(leaf, nn.LogicallyPartitioned)
 
 
 def batch_sharding(mesh: Mesh, batch_size: int, ndim: int = 2) -> NamedSharding:

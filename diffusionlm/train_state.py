@@ -4,16 +4,15 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import linen as nn
 from flax import struct
 from jax.sharding import Mesh
 
-from diffusionlm import optim
+from diffusionlm import lora, optim
 from diffusionlm.config import Config
 from diffusionlm.corruption import INITIALISATION, stream_key
 from diffusionlm.model import Transformer
 from diffusionlm.safety import Guard, new_guard
-from diffusionlm.sharding import tree_shardings
+from diffusionlm.sharding import tree_shardings, unbox
 
 
 @struct.dataclass
@@ -23,7 +22,7 @@ class TrainState:
     step: jax.Array  # int32 scalar, optimizer steps taken
     next_index: jax.Array  # int32 scalar, the next batch to train on; a skipped batch advances this alone
     params: Any  # float32 tree, stacked over layers
-    opt_state: Any  # of optim.build
+    opt_state: Any  # of optim.build, for the parameters that are trained
     guard: Guard
 
 
@@ -35,7 +34,7 @@ def abstract_state(cfg: Config, mesh: Mesh) -> TrainState:
     boxed = jax.eval_shape(lambda: _boxed_state(cfg, jax.random.key(0)))
     return jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-        _unbox(boxed),
+        unbox(boxed),
         tree_shardings(boxed, mesh),
     )
 
@@ -50,17 +49,12 @@ def create_state(cfg: Config, mesh: Mesh) -> TrainState:
 
 def init_state(cfg: Config, key: jax.Array) -> TrainState:
     """A fresh state of plain arrays."""
-    return _unbox(_boxed_state(cfg, key))
+    return unbox(_boxed_state(cfg, key))
 
 
 def _boxed_state(cfg: Config, key: jax.Array) -> TrainState:
     """A fresh state whose parameters, and so whose moments, carry the names of their dimensions."""
     params = Transformer(cfg.model).init(key, jnp.zeros((1, 1), jnp.int32))["params"]
     zero = jnp.zeros((), jnp.int32)
-    return TrainState(zero, zero, params, optim.build(cfg.optim, cfg.run.steps).init(params), new_guard())
-
-
-def _unbox(tree: Any) -> Any:
-    """Plain arrays; not `nn.unbox`, which refuses abstract leaves under a mesh."""
-    boxed = lambda leaf: isinstance(leaf, nn.LogicallyPartitioned)  # noqa: E731
-    return jax.tree.map(lambda leaf: leaf.value if boxed(leaf) else leaf, tree, is_leaf=boxed)
+    trained, _ = lora.split(cfg.model, params)
+    return TrainState(zero, zero, params, optim.build(cfg.optim, cfg.run.steps).init(trained), new_guard())

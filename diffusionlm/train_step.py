@@ -11,11 +11,19 @@ import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from diffusionlm import optim, safety
+from diffusionlm import lora, optim, safety
+from diffusionlm.attention import annealed
 from diffusionlm.config import ANSWER, Config, DiffusionConfig, OptimConfig, RunConfig
-from diffusionlm.corruption import corrupt, corrupt_held_out, noise_key, pad_to_longest
+from diffusionlm.corruption import annealing_key, corrupt, corrupt_held_out, noise_key, pad_to_longest
 from diffusionlm.cross_entropy import weighted_cross_entropy
-from diffusionlm.losses import Targets, arm_answer_targets, arm_targets, mdm_targets, predicted_share
+from diffusionlm.losses import (
+    Targets,
+    arm_answer_targets,
+    arm_targets,
+    has_predecessor,
+    mdm_targets,
+    predicted_share,
+)
 from diffusionlm.model import Transformer, suppression
 from diffusionlm.sharding import constrain
 from diffusionlm.train_state import TrainState, abstract_state
@@ -41,8 +49,22 @@ def targets(cfg: Config, batch: Batch, batch_index: jax.Array) -> Targets:
         if examples:
             segments_BxT, answer_BxT = pad_to_longest(segments_BxT, cfg.data.pad_group)
             maskable_BxT &= answer_BxT
+        if cfg.diffusion.alignment == "shifted":
+            maskable_BxT &= has_predecessor(segments_BxT)
         corrupted = corrupt(cfg.diffusion, cfg.mask_id, tokens_BxT, segments_BxT, maskable_BxT, key)
     return mdm_targets(cfg.diffusion, tokens_BxT, corrupted)
+
+
+def annealed_attention(cfg: Config, batch_index: jax.Array) -> jax.Array | None:
+    """Who may attend to whom while causal attention opens up, bool (T, T); None where it is full.
+
+    On batch n of `anneal_steps` = N each later position is open with probability min(1, (n + 1) / N): one draw for all
+    rows, heads and layers of a step (DiffuLLaMA, arXiv 2410.17891, Section 3.2, and its released code).
+    """
+    if not cfg.diffusion.anneal_steps:
+        return None
+    fraction = jnp.minimum(1.0, (batch_index + 1) / cfg.diffusion.anneal_steps)
+    return annealed(annealing_key(cfg.run.seed, batch_index), cfg.data.sequence_length, fraction)
 
 
 def predictable(cfg: Config, tokens_BxT: jax.Array) -> jax.Array:
@@ -52,14 +74,21 @@ def predictable(cfg: Config, tokens_BxT: jax.Array) -> jax.Array:
 
 
 def weighted_loss(
-    cfg: Config, params: Any, part: Targets, *, segmented: bool, share: float
+    cfg: Config,
+    params: Any,
+    part: Targets,
+    *,
+    segmented: bool,
+    share: float,
+    allowed_TxT: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """Sum of weight * cross-entropy over (part of) a batch, and the unweighted sum over predicted labels.
 
-    `share`: of all positions that is usually predicted.
+    `share`: of all positions that is usually predicted; `allowed_TxT`: what each may attend to, of all.
     """
     model = Transformer(cfg.model)
-    hidden_BxTxD = model.apply({"params": params}, part.inputs_BxT, part.segment_ids_BxT if segmented else None)
+    segment_ids_BxT = part.segment_ids_BxT if segmented else None
+    hidden_BxTxD = model.apply({"params": params}, part.inputs_BxT, segment_ids_BxT, allowed_TxT=allowed_TxT)
     return weighted_cross_entropy(
         hidden_BxTxD,
         model.apply({"params": params}, method=Transformer.head_matrix),
@@ -79,21 +108,29 @@ def held_out_loss(cfg: Config, params: Any, full: Targets, *, segmented: bool) -
     return jax.lax.map(lambda part: weighted_loss(cfg, params, part, segmented=segmented, share=share)[0], parts).sum()
 
 
-def loss_and_grads(cfg: Config, params: Any, full: Targets) -> tuple[tuple[jax.Array, jax.Array], Any]:
+def loss_and_grads(
+    cfg: Config, params: Any, full: Targets, allowed_TxT: jax.Array | None = None
+) -> tuple[tuple[jax.Array, jax.Array], Any]:
     """Loss, unweighted sum and gradients of a global batch, in `cfg.run.microbatches` parts.
 
-    Weights are normalised over the whole batch beforehand, so the sum over parts does not depend on their number.
+    Weights are normalised over the whole batch beforehand, so the sum over parts does not depend on their number. The
+    gradients are of those parameters that are trained (`lora.split`).
     """
     cuts = cfg.objective == "mdm" and cfg.diffusion.random_length > 0
     settings = {"segmented": cfg.data.packing != "chunk" or cuts, "share": predicted_share(cfg)}
-    grad = jax.value_and_grad(lambda p, part: weighted_loss(cfg, p, part, **settings), has_aux=True)
+    trained, frozen = lora.split(cfg.model, params)
+
+    @functools.partial(jax.value_and_grad, has_aux=True)
+    def grad(trained: Any, part: Targets) -> tuple[jax.Array, jax.Array]:
+        return weighted_loss(cfg, lora.join(trained, frozen), part, **settings, allowed_TxT=allowed_TxT)
+
     if cfg.run.microbatches == 1:
-        return grad(params, full)
+        return grad(trained, full)
 
     def add(total: Any, part: Targets) -> tuple[Any, None]:
-        return jax.tree.map(jnp.add, total, grad(params, part)), None
+        return jax.tree.map(jnp.add, total, grad(trained, part)), None
 
-    zeros = jax.tree.map(jnp.zeros_like, ((jnp.float32(0), jnp.float32(0)), params))
+    zeros = jax.tree.map(jnp.zeros_like, ((jnp.float32(0), jnp.float32(0)), trained))
     return jax.lax.scan(add, zeros, _split(cfg, full))[0]
 
 
@@ -124,11 +161,12 @@ def train_step(cfg: Config, state: TrainState, batch: Batch, batch_index: jax.Ar
     change nothing either, and the state that the trainer then saves is the one before the failure.
     """
     full = targets(cfg, batch, batch_index)
-    (loss, unweighted), grads = loss_and_grads(cfg, state.params, full)
+    (loss, unweighted), grads = loss_and_grads(cfg, state.params, full, annealed_attention(cfg, batch_index))
     grad_norm = optax.tree.norm(grads)
-    updates, opt_state = optim.build(cfg.optim, cfg.run.steps).update(grads, state.opt_state, state.params)
+    trained, frozen = lora.split(cfg.model, state.params)
+    updates, opt_state = optim.build(cfg.optim, cfg.run.steps).update(grads, state.opt_state, trained)
     updates = jax.tree.map(lambda u: u * state.guard.lr_factor.astype(u.dtype), updates)  # linear in the learning rate
-    params = optax.apply_updates(state.params, updates)
+    params = lora.join(optax.apply_updates(trained, updates), frozen)
     guard = safety.after_step(state.guard, grad_norm)
     stepped = TrainState(state.step + 1, state.next_index + 1, params, opt_state, guard)
 
@@ -181,11 +219,14 @@ def eval_step(
         if examples:
             maskable_BxT = batch["segment_ids"][:, :T] == ANSWER
         else:
-            maskable_BxT = jnp.pad(segments_BxT[:, 1:] == segments_BxT[:, :-1], ((0, 0), (1, 0)))
+            maskable_BxT = has_predecessor(segments_BxT)
+            if cfg.diffusion.alignment == "shifted":
+                maskable_BxT &= has_predecessor(segments_BxT)
         maskable_BxT &= predictable(cfg, tokens_BxT)
         record_B = batch_index * len(tokens_BxT) + jnp.arange(len(tokens_BxT))
         corrupted = corrupt_held_out(cfg.mask_id, tokens_BxT, segments_BxT, maskable_BxT, record_B, draw)
-        full = mdm_targets(DiffusionConfig(normalization="tokens"), tokens_BxT, corrupted)
+        bound = DiffusionConfig(normalization="tokens", alignment=cfg.diffusion.alignment)
+        full = mdm_targets(bound, tokens_BxT, corrupted)
         scored_BxT, labels_BxT = corrupted.scored_BxT.astype(jnp.float32), tokens_BxT
     tokens = scored_BxT.sum()
     mean = held_out_loss(cfg, params, full, segmented=True)
@@ -257,13 +298,17 @@ class TrainStep:
 
     def __init__(self, cfg: Config, mesh: Mesh):
         self._program = _train_program(structure(cfg), mesh)
+        self._annealed = cfg.diffusion.anneal_steps  # from there on attention is full, and the kernels know how
+        full = structure(replace(cfg, diffusion=replace(cfg.diffusion, anneal_steps=0)))
+        self._full_program = _train_program(full, mesh)
         self._numbers, self._replicated = _numbers(cfg), NamedSharding(mesh, PartitionSpec())
         self._on_devices: Numbers | None = None
 
     def __call__(self, state: TrainState, batch: Batch, batch_index: jax.Array) -> tuple[TrainState, Metrics]:
         if self._on_devices is None:  # once, not with every step
             self._on_devices = jax.device_put(self._numbers, self._replicated)
-        return self._program(self._on_devices, state, batch, batch_index)
+        program = self._program if int(batch_index) + 1 < self._annealed else self._full_program
+        return program(self._on_devices, state, batch, batch_index)
 
     def lower(self, state: Any, batch: Any, batch_index: Any) -> jax.stages.Lowered:
         """As `jax.jit`'s: the program for such arguments, which may be abstract."""

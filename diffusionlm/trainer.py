@@ -373,7 +373,7 @@ class _Loop:
             bos_id=tokenizer.bos_id,
             suppressed_ids=cfg.suppressed_ids,
             tokenizer=tokenizer.to_dict(),
-            alignment="shifted" if cfg.objective == "arm" else "same",
+            alignment="shifted" if cfg.objective == "arm" else cfg.diffusion.alignment,
             canvas={
                 "max_length": cfg.data.sequence_length,
                 # What stands before a document in training, so that text can be started as one.
@@ -407,7 +407,7 @@ class _Loop:
 
     def _state_at(self, step: int | None) -> TrainState:
         if step is None:
-            return initial.with_weights(self.cfg, create_state(self.cfg, self.mesh), self.dataset)
+            return initial.with_weights(self.cfg, create_state(self.cfg, self.mesh), self.dataset, self.mesh)
         theirs = self.checkpoints.sidecar(step).source.get("dataset")
         if theirs != self.dataset.metadata.sha256:
             raise UserError(

@@ -9,7 +9,7 @@ import pytest
 from flax import linen as nn
 from jax.extend import core as jex
 
-from diffusionlm import flops, optim, presets, sharding
+from diffusionlm import flops, lora, optim, presets, sharding
 from diffusionlm.config import MeshConfig, ModelConfig, OptimConfig
 from diffusionlm.cross_entropy import weighted_cross_entropy
 from diffusionlm.errors import UserError
@@ -33,6 +33,9 @@ VARIANTS = {
     "remat full gpt2": {**GPT2_LIKE, "remat": "full"},
     "chunked head": {"head_chunk": 5},
     "remat full, chunked tied head": {"remat": "full", "head_chunk": 4, "tied_head": True},
+    "adapters": {"lora_rank": 3, "n_kv_heads": 2},
+    "adapters of gpt2": {**GPT2_LIKE, "lora_rank": 3},
+    "remat full adapters": {"remat": "full", "lora_rank": 3},
 }
 
 
@@ -69,6 +72,10 @@ def programs(cfg: ModelConfig, B: int, T: int, share: float = 1.0):
     def forward(params, tokens):
         return head(params, model.apply({"params": params}, tokens))
 
+    def gradient(params, tokens):
+        trained, frozen = lora.split(cfg, params)
+        return jax.grad(lambda trained: loss(lora.join(trained, frozen), tokens))(trained)
+
     def loss(params, tokens):
         hidden = model.apply({"params": params}, tokens)
         matrix = model.apply({"params": params}, method=Transformer.head_matrix)
@@ -76,7 +83,7 @@ def programs(cfg: ModelConfig, B: int, T: int, share: float = 1.0):
         suppressed = jnp.asarray(suppressed_V)
         return weighted_cross_entropy(hidden, matrix, tokens, ones, ones > 0, suppressed, cfg.head_chunk, share)[0]
 
-    return forward, jax.grad(loss), (params, tokens)
+    return forward, gradient, (params, tokens)
 
 
 def unrolled(program, args):
@@ -98,8 +105,12 @@ def test_the_ledger_equals_the_matmuls_of_the_program(variant):
     executed = matmul_flops(jax.make_jaxpr(gradient)(*args).jaxpr, turns)
     assert executed == B * flops.train(cfg, T, "executed", rows=B)
     model = B * flops.train(cfg, T, "model")
-    assert model == 3 * B * sum(flops.forward(cfg, T).values())
-    assert (executed > model) == (cfg.remat != "none" or B * T % cfg.head_chunk != 0)
+    parts = flops.forward(cfg, T)
+    # Weights that have adapters have no gradient, nor has the head, unless it is the embedding.
+    frozen = parts["qkv"] + parts["out"] + parts["mlp"] + (0 if cfg.tied_head else parts["head"])
+    assert model == B * (3 * sum(parts.values()) - (frozen if cfg.lora_rank else 0))
+    wasted = cfg.lora_rank > 0 and not cfg.tied_head
+    assert (executed > model) == (cfg.remat != "none" or B * T % cfg.head_chunk != 0 or wasted)
 
 
 @pytest.mark.parametrize(("most", "chunk", "turns"), [(100, 14, 1), (10, 7, 2), (4, 4, 3)])
@@ -149,6 +160,16 @@ def test_6nd_gives_the_steps_of_smdm(name, steps):
 def test_unknown_convention_is_a_user_error():
     with pytest.raises(UserError, match="unknown FLOP convention '6ND'; use one of 6nd, model, executed"):
         flops.train(TINY, 12, "6ND")
+
+
+def test_adapters_and_embedding_are_what_has_moments_and_gradients():
+    cfg = dataclasses.replace(TINY, lora_rank=3)
+    params = nn.unbox(jax.eval_shape(lambda: Transformer(cfg).init(jax.random.key(0), jnp.zeros((1, 8), jnp.int32))))
+    names = {name: leaf.size for name, leaf in params["params"]["blocks"].items() if "lora" in name}
+    assert len(names) == 2 * 7  # of q, k, v, o, gate, up, down: one in, one out
+    trained = sum(names.values()) + params["params"]["embed"].size
+    assert flops.parameters(cfg).trained == trained
+    assert flops.memory(cfg, OptimConfig()).optimizer == 8 * trained
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

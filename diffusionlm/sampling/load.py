@@ -11,22 +11,21 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from etils import epath
-from flax import linen as nn
 
-from diffusionlm import checkpoint, config
+from diffusionlm import checkpoint, config, lora
 from diffusionlm.data import tokenizers
 from diffusionlm.data.templates import ROLES, Message, Template
 from diffusionlm.errors import UserError
 from diffusionlm.greedy import is_greedy
 from diffusionlm.likelihood import Choice, Estimate, LikelihoodConfig, choose, estimate
-from diffusionlm.model import Transformer
+from diffusionlm.model import abstract_params
 from diffusionlm.registry import suggest
 from diffusionlm.rolling import Perplexity, perplexity
 from diffusionlm.sampling.canvas import Span, candidates
 from diffusionlm.sampling.config import ModelSpec, SamplingConfig
 from diffusionlm.sampling.generate import generate, infill
 from diffusionlm.sampling.loop import Trace
-from diffusionlm.sharding import make_mesh, tree_shardings
+from diffusionlm.sharding import make_mesh
 
 DTYPES = ("float32", "bfloat16")
 _GAP = re.compile(r"\{mask:([0-9]{1,9})(?:-([0-9]{1,9}))?\}")
@@ -350,7 +349,7 @@ def load(path: epath.PathLike, dtype: str | None = None, mesh: jax.sharding.Mesh
       UserError: no checkpoint there, one that this version does not understand, or an unknown dtype.
     """
     sidecar = checkpoint.load_sidecar(path)
-    model_cfg = config.from_dict(config.ModelConfig, sidecar.model)
+    model_cfg = dataclasses.replace(config.from_dict(config.ModelConfig, sidecar.model), lora_rank=0)
     if dtype is not None:
         if dtype not in DTYPES:
             raise UserError(f"unknown dtype {dtype!r}{suggest(str(dtype), DTYPES)}")
@@ -364,16 +363,15 @@ def load(path: epath.PathLike, dtype: str | None = None, mesh: jax.sharding.Mesh
         max_length=sidecar.canvas.get("max_length", model_cfg.max_length),
         eos_ids=() if sidecar.eos_id is None else (sidecar.eos_id,),
     )
-    tokens_1x1 = jax.ShapeDtypeStruct((1, 1), jnp.int32)
-    boxed = jax.eval_shape(Transformer(model_cfg).init, jax.random.key(0), tokens_1x1)["params"]
     if mesh is None:  # attention's kernels are chosen by the devices of a mesh, so there is always one
         mesh = make_mesh(config.MeshConfig(), jax.local_devices()[:1])
-    params = checkpoint.load_params(
-        path,
-        dtype=jnp.dtype(model_cfg.dtype),
-        shardings=tree_shardings(boxed, mesh),
-        expected=nn.unbox(boxed),
-    )
+    saved = config.from_dict(config.ModelConfig, sidecar.model)
+    shapes = abstract_params(saved, mesh)
+    shardings = jax.tree.map(lambda x: x.sharding, shapes)
+    params = checkpoint.load_params(path, dtype=jnp.dtype(model_cfg.dtype), shardings=shardings, expected=shapes)
+    if saved.lora_rank:
+        shardings = jax.tree.map(lambda x: x.sharding, abstract_params(model_cfg, mesh))
+        params = jax.jit(lora.merge, out_shardings=shardings, donate_argnums=0)(params)
     tokenizer = tokenizers.from_dict(sidecar.tokenizer) if sidecar.tokenizer else None
     return LoadedModel(params, spec, sidecar, tokenizer, mesh)
 

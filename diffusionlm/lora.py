@@ -1,0 +1,60 @@
+"""Low-rank adapters (LoRA, arXiv 2106.09685): which parameters are trained with them, and how they go into the weights.
+
+`model.Block` adds them to what every matrix of a block gives. As DiffuLLaMA (arXiv 2410.17891) fine-tunes its 7B, the
+embedding is trained as well, without which the row of [MASK] would stay as it was made.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import traverse_util
+
+from diffusionlm.config import ModelConfig
+
+DOWN, UP = "_lora_down", "_lora_up"  # what follows a weight's name: (layers, *inputs, R) and (layers, R, *outputs)
+SCALE = 2.0  # alpha / R: alpha is twice the rank, as DiffuLLaMA has it
+
+
+def adapters(params: Any) -> Any:
+    """Of a tree of parameters, those that belong to adapters."""
+    flat = traverse_util.flatten_dict(params)
+    return traverse_util.unflatten_dict({path: leaf for path, leaf in flat.items() if path[-1].endswith((DOWN, UP))})
+
+
+def split(cfg: ModelConfig, params: Any) -> tuple[Any, Any]:
+    """The parameters that are trained, and all others, as two trees that `join` puts together again."""
+    if not cfg.lora_rank:
+        return params, {}
+    flat = traverse_util.flatten_dict(params)
+    trained = {path: leaf for path, leaf in flat.items() if path[-1].endswith((DOWN, UP)) or path == ("embed",)}
+    frozen = {path: leaf for path, leaf in flat.items() if path not in trained}
+    return traverse_util.unflatten_dict(trained), traverse_util.unflatten_dict(frozen)
+
+
+def join(trained: Any, frozen: Any) -> Any:
+    """The whole tree of what `split` gave."""
+    flat = traverse_util.flatten_dict(trained) | traverse_util.flatten_dict(frozen)
+    return traverse_util.unflatten_dict(flat)
+
+
+def merge(params: Any) -> Any:
+    """Parameters of the same model without adapters: each weight W becomes W + SCALE * down @ up, in its dtype."""
+    flat = traverse_util.flatten_dict(params)
+    merged = {}
+    for path, weight in flat.items():
+        *above, name = path
+        if name.endswith((DOWN, UP)):
+            continue
+        if (*above, name + DOWN) in flat:
+            weight = _merged(weight, flat[*above, name + DOWN], flat[*above, name + UP])
+        merged[path] = weight
+    return traverse_util.unflatten_dict(merged)
+
+
+def _merged(weight_NxIxO: jax.Array, down_NxIxR: jax.Array, up_NxRxO: jax.Array) -> jax.Array:
+    """I and O stand for one axis or two."""
+    N, R = down_NxIxR.shape[0], down_NxIxR.shape[-1]
+    down, up = down_NxIxR.reshape(N, -1, R).astype(jnp.float32), up_NxRxO.reshape(N, R, -1).astype(jnp.float32)
+    added = jnp.matmul(down, up, precision=jax.lax.Precision.HIGHEST).reshape(weight_NxIxO.shape)
+    return (weight_NxIxO.astype(jnp.float32) + SCALE * added).astype(weight_NxIxO.dtype)
