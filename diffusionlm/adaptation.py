@@ -5,9 +5,12 @@ training is: attention that opens up in `train_step.annealed_attention`, the shi
 `lora`.
 """
 
+import functools
 from typing import Any
 
+import jax
 import jax.numpy as jnp
+from flax import traverse_util
 
 from diffusionlm import lora
 from diffusionlm.config import ModelConfig
@@ -19,6 +22,25 @@ CHANGES = {"causal": (True, False), "mask_row": (False, True)}
 def same_parameters(theirs: ModelConfig, ours: ModelConfig) -> bool:
     """Whether the trees of both models are alike, so that `adopt` would change nothing."""
     return not theirs.lora_rank and not ours.lora_rank and theirs.mask_row == ours.mask_row
+
+
+def convert(theirs: ModelConfig, ours: ModelConfig, params: Any, adapters: Any, shardings: Any) -> Any:
+    """`adopt` on a mesh, with as little memory besides `params`, which it consumes, as there can be.
+
+    The first four arguments are those of `adopt`; `shardings` are of the result.
+    """
+    wanted = jax.eval_shape(functools.partial(adopt, theirs, ours), params, adapters)
+    shapes = {path: leaf.shape for path, leaf in traverse_util.flatten_dict(wanted).items()}
+    flat = traverse_util.flatten_dict(params)
+    # Only what has a place in the result can be written over.
+    kept = {path: leaf for path, leaf in flat.items() if shapes.get(path) == leaf.shape}
+    others = {path: leaf for path, leaf in flat.items() if path not in kept}
+
+    @functools.partial(jax.jit, donate_argnums=0, out_shardings=shardings)
+    def program(kept: dict, others: dict, adapters: Any) -> Any:
+        return adopt(theirs, ours, traverse_util.unflatten_dict(kept | others), adapters)
+
+    return program(kept, others, adapters)
 
 
 def adopt(theirs: ModelConfig, ours: ModelConfig, params: Any, adapters: Any) -> Any:

@@ -5,7 +5,6 @@ It may be a model of the same kind, or an autoregressive one that is adapted to 
 
 import contextlib
 import dataclasses
-import functools
 import hashlib
 import json
 import logging
@@ -94,6 +93,11 @@ def with_weights(cfg: Config, state: TrainState, dataset: Dataset, mesh: Mesh) -
         )
     sidecar = checkpoint.load_sidecar(path)
     _require_tokenizer(cfg, sidecar, dataset)
+    if cfg.objective == "mdm" and cfg.diffusion.alignment != sidecar.alignment and jax.process_index() == 0:
+        log.warning(
+            f"run.init_from={path} predicts the token behind each position, and diffusion.alignment=same unlearns "
+            "that; --diffusion.alignment shifted keeps it"
+        )
     theirs = config_lib.from_dict(ModelConfig, sidecar.model)
     shardings, adapters = jax.tree.map(lambda x: x.sharding, state.params), lora.adapters(state.params)
     kept = set(map(id, jax.tree.leaves(adapters)))
@@ -101,8 +105,7 @@ def with_weights(cfg: Config, state: TrainState, dataset: Dataset, mesh: Mesh) -
     shapes = abstract_params(dataclasses.replace(theirs, max_length=cfg.model.max_length), mesh)
     params = checkpoint.load_params(path, jnp.float32, jax.tree.map(lambda x: x.sharding, shapes), expected=shapes)
     if not adaptation.same_parameters(theirs, cfg.model):
-        adopt = functools.partial(adaptation.adopt, theirs, cfg.model)
-        params = jax.jit(adopt, out_shardings=shardings, donate_argnums=0)(params, adapters)
+        params = adaptation.convert(theirs, cfg.model, params, adapters, shardings)
     return state.replace(params=params)
 
 
@@ -151,12 +154,7 @@ def _require_same(cfg: Config, sidecar: checkpoint.Sidecar) -> None:
             f"model.{name} ({getattr(theirs, name)} there, {getattr(ours, name)} here)" for name in differ
         )
         raise UserError(f"run.init_from={path} holds another model: {shown}; use the settings it was trained with")
-    if adapted:
-        if cfg.diffusion.alignment != sidecar.alignment and jax.process_index() == 0:
-            log.warning(
-                f"run.init_from={path} predicts the token behind each position, and diffusion.alignment=same unlearns "
-                "that; --diffusion.alignment shifted keeps it"
-            )
+    if adapted:  # it has no mask yet
         return
     if sidecar.mask_id != cfg.mask_id:
         raise UserError(

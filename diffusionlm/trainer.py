@@ -363,6 +363,8 @@ class _Loop:
     def sidecar(self, step: int) -> Sidecar:
         cfg, tokenizer, template = self.cfg, self.dataset.tokenizer, self.dataset.metadata.template
         starts = {"chunk": tokenizer.eos_id, "segments": None, "examples": template and template["start_id"]}
+        if self.dataset.metadata.bos:
+            starts |= {"chunk": tokenizer.bos_id, "segments": tokenizer.bos_id}
         return Sidecar(
             objective=cfg.objective,
             model=config_lib.to_dict(cfg.model),

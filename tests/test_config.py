@@ -48,6 +48,9 @@ INVALID = [
     ({"model.head_chunk": -1}, ["model.head_chunk=-1", "at least 1"]),
     ({"model.n_heads": 4, "model.n_kv_heads": 3}, ["model.n_kv_heads=3", "model.n_heads=4"]),
     ({"model.head_dim": 31}, ["model.head_dim=31", "even"]),
+    ({"model.lora_rank": -1}, ["model.lora_rank=-1", "[0, model.d_model="]),
+    ({"diffusion.anneal_steps": -1}, ["diffusion.anneal_steps=-1", "full attention"]),
+    ({"diffusion.cart_p": 1.0}, ["diffusion.cart_p=1.0", "(0, 1)"]),
     ({"diffusion.t_min": 1.5}, ["diffusion.t_min=1.5", "(0, 1)"]),
     ({"diffusion.t_min": "nan"}, ["diffusion.t_min=nan", "(0, 1)"]),
     ({"diffusion.timesteps": -5}, ["diffusion.timesteps=-5", "0"]),
@@ -83,6 +86,10 @@ INVALID = [
     ({"run.steps": 0}, ["run.steps=0", "at least 1"]),
     ({"run.eval_draws": 1}, ["run.eval_draws=1", "at least 2"]),
     ({"objective": "arm"}, ["objective=arm", "model.causal=True"]),
+    (
+        {"objective": "arm", "model.causal": True, "diffusion.anneal_steps": 5},
+        ["diffusion.anneal_steps=5", "objective=mdm"],
+    ),
     ({"model.causal": True}, ["objective=mdm", "model.causal=False"]),
     ({"model.mask_row": False}, ["objective=mdm", "model.mask_row", "diffusion.mask_id"]),
     (

@@ -8,7 +8,7 @@ from diffusionlm.config import Config
 from diffusionlm.data import metadata as metadata_lib
 from diffusionlm.data import tokenizers
 from diffusionlm.data.pipeline import Dataset, open_dataset
-from diffusionlm.data.prepare import named_tokenizer, prepare
+from diffusionlm.data.prepare import begins_with_bos, named_tokenizer, prepare
 from diffusionlm.errors import UserError
 from diffusionlm.files import run_path
 from diffusionlm.run_directory import begun
@@ -45,6 +45,7 @@ def _prepare(cfg: Config, workdir: epath.Path, path: epath.Path) -> None:
     if _begun_with(cfg, workdir) and (path / metadata_lib.FILE).exists():
         return  # its source, and the checkpoint with its tokenizer, may be gone
     tokenizer = _tokenizer(cfg)
+    bos = bool(cfg.run.init_from) and cfg.data.packing != "examples" and begins_with_bos(cfg.run.init_from)
     try:
         prepare(
             cfg.data.source,
@@ -53,6 +54,7 @@ def _prepare(cfg: Config, workdir: epath.Path, path: epath.Path) -> None:
             tokenizer=tokenizer,
             format="sft" if cfg.data.packing == "examples" else "text",
             vocab_size=cfg.model.vocab_size if tokenizer == "sentencepiece" else None,
+            bos=bos,
             progress=not path.exists(),  # nothing to say about one that is only looked up again
         )
     except UserError as error:
@@ -112,6 +114,8 @@ def check_fits(cfg: Config, dataset: Dataset) -> None:
         "model.vocab_size": (there.vocab_size, cfg.model.vocab_size),
         "data.sequence_length": (there.sequence_length, cfg.data.sequence_length),
     }
+    if cfg.run.init_from and there.vocab_size < cfg.model.vocab_size:
+        del wanted["model.vocab_size"]  # released models have more rows than their tokenizers have pieces
     if differ := {name: values for name, values in wanted.items() if values[0] != values[1]}:
         found = " and ".join(f"{name} {theirs} (the experiment: {ours})" for name, (theirs, ours) in differ.items())
         fix = " ".join(f"--{name} {theirs}" for name, (theirs, _) in differ.items())

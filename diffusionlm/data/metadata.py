@@ -49,6 +49,7 @@ class Metadata:
     format: int = FORMAT
     template: dict | None = None  # of dialogues: `templates.Template.from_dict` rebuilds it
     too_long: int = 0  # answers that are left out because they end behind sequence_length, with all that follows them
+    bos: bool = False  # of texts: BOS stands before each document
 
     @property
     def sha256(self) -> str:
@@ -62,6 +63,8 @@ class Metadata:
         values = dataclasses.asdict(self) | {"sha256": self.sha256}
         if self.packing != "examples":  # earlier versions do not know these
             del values["template"], values["too_long"]
+        if not self.bos:
+            del values["bos"]
         (directory / FILE).write_text(json.dumps(values, indent=2) + "\n")
 
 

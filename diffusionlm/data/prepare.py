@@ -1,9 +1,9 @@
 """Text into fixed-length token records in ArrayRecord, which TFDS reads back: `diffusionlm data prepare`.
 
-Documents are encoded without BOS, each followed by EOS, concatenated in the order of the source and cut into records of
-sequence_length + 1 tokens, whatever documents they cross (as SMDM and LLaDA do). Every record also numbers its
-documents (`segment_ids`, from 1), so that a trainer may keep them from attending to each other. The last, partial
-record of a split is dropped. The directory appears whole, under its name, or not at all.
+Documents are encoded, each followed by EOS (and after BOS, if asked for), concatenated in the order of the source and
+cut into records of sequence_length + 1 tokens, whatever documents they cross (as SMDM and LLaDA do). Every record also
+numbers its documents (`segment_ids`, from 1), so that a trainer may keep them from attending to each other. The last,
+partial record of a split is dropped. The directory appears whole, under its name, or not at all.
 
 With format "sft" documents are dialogues, and each is a record of its own (see `sft`).
 """
@@ -50,6 +50,7 @@ def prepare(
     text_field: str = "text",
     format: Literal["text", "sft"] = "text",
     template: Literal["auto", "llada", "plain", "none"] = "auto",
+    bos: bool | None = None,
     workers: int = 1,
     on_error: Literal["stop", "skip"] = "stop",
     progress: bool = True,
@@ -77,6 +78,8 @@ def prepare(
         sequence_length tokens are left out and counted.
       template: of "sft", how prompts are written: "llada", "plain", "none" (as they are), or "auto", llada where the
         tokenizer has its pieces and else plain.
+      bos: of "text", whether BOS stands before each document; None: if the tokenizer is that of a checkpoint whose
+        documents begin so.
       workers: processes. A script that asks for more than one needs the `if __name__ == "__main__"` guard.
       on_error: what is done about a malformed line or file, one without valid UTF-8 text: "stop", or "skip" and count.
         Empty documents are always skipped and counted.
@@ -89,8 +92,14 @@ def prepare(
       UserError: unusable arguments or input, or an `output` that holds something else.
     """
     _check(output, sequence_length, workers, on_error, format, template, text_field)
+    if format == "sft" and bos:
+        raise UserError("bos=True is for format=text, and a template says how format=sft begins; drop it")
     console = Console(stderr=True, quiet=not progress, soft_wrap=True, highlight=False, markup=False)
     given = _given_tokenizer(tokenizer, vocab_size)
+    if bos is None:
+        bos = format == "text" and isinstance(tokenizer, str | os.PathLike) and begins_with_bos(os.fspath(tokenizer))
+    if bos and given and given.bos_id is None:
+        raise UserError(f"bos=True needs a tokenizer with a BOS piece, which {given.kind} has not; drop it")
     field = None if format == "sft" else text_field
     sources, held_out = resolve_splits(source, validation, validation_fraction, field)
     request = {
@@ -104,11 +113,14 @@ def prepare(
     if format == "sft":
         request |= {"format": format, "template": template}
         del request["text_field"]
+    if bos:
+        request["bos"] = True
     output = Path(output)
     if (existing := _existing(output, request)) is not None:
         console.print(f"{output} already holds this dataset; reusing it")
         return existing
-    plan = _Plan(sources, held_out, sequence_length, text_field, on_error, template if format == "sft" else "", request)
+    asked = template if format == "sft" else ""
+    plan = _Plan(sources, held_out, sequence_length, text_field, on_error, asked, bos, request)
     try:
         with whole_directory(output) as directory, _progress(console) as bars, in_order_by(workers) as in_order:
             chosen = given or _train_tokenizer(plan, vocab_size, bars)
@@ -156,6 +168,7 @@ class _Plan:
     text_field: str
     on_error: str
     template: str  # of dialogues, as asked for; "": texts
+    bos: bool
     request: dict
 
 
@@ -206,6 +219,7 @@ def _build(directory: Path, plan: _Plan, tokenizer: tokenizers.Tokenizer, in_ord
         template=template.to_dict() if template else None,
         too_long=sum(stream.too_long for stream in streams.values()),
         format=metadata_lib.EXAMPLES_FORMAT if template else metadata_lib.FORMAT,
+        bos=plan.bos,
     )
     metadata.write(directory)
     return metadata
@@ -224,7 +238,7 @@ def _encode(
     tokenizer_file.write_text(json.dumps(tokenizer.to_dict()))
     jobs = (
         records.TokenizeJob(
-            items, split, plan.held_out, plan.text_field, tokenizer_file, plan.sequence_length, template
+            items, split, plan.held_out, plan.text_field, tokenizer_file, plan.sequence_length, template, plan.bos
         )
         for split, source in plan.sources.items()
         for items in _batches(source)
@@ -349,7 +363,7 @@ def _given_tokenizer(
 
 def named_tokenizer(name: str) -> tokenizers.Tokenizer:
     """A tokenizer by name, or that of the checkpoint in a directory."""
-    if not epath.Path(name).is_dir():
+    if not epath.Path(name).is_dir() or tokenizers.has_tokenizer(Path(name)):
         return tokenizers.load(name)
     from diffusionlm import checkpoint  # here, because it imports JAX
 
@@ -357,6 +371,16 @@ def named_tokenizer(name: str) -> tokenizers.Tokenizer:
     if values is None:
         raise UserError(f"the checkpoint {name} carries no tokenizer; give a tokenizer file")
     return tokenizers.from_dict(values)
+
+
+def begins_with_bos(name: str) -> bool:
+    """Whether a name is that of a checkpoint in whose training documents began with BOS."""
+    if not epath.Path(name).is_dir() or tokenizers.has_tokenizer(Path(name)):
+        return False
+    from diffusionlm import checkpoint
+
+    sidecar = checkpoint.load_sidecar(name)
+    return sidecar.bos_id is not None and sidecar.canvas.get("start_id") == sidecar.bos_id
 
 
 def _train_tokenizer(plan: _Plan, vocab_size: int, bars: Progress) -> tokenizers.Tokenizer:

@@ -35,6 +35,7 @@ class TokenizeJob:
     tokenizer_file: Path  # JSON of `Tokenizer.to_dict`
     sequence_length: int
     template: Template | None = None  # of dialogues; None: the items are texts
+    bos: bool = False  # of texts: BOS stands before each
 
 
 @dataclass
@@ -81,7 +82,7 @@ def tokenize(job: TokenizeJob) -> Tokenized:
             if job.template:
                 one = sft.encode(item, job.template, tokenizer, token_bytes, word, job.sequence_length)
             else:
-                one = _encode_text(item, job.text_field, tokenizer, token_bytes, word)
+                one = _encode_text(item, job, tokenizer, token_bytes, word)
         except ValueError as error:
             malformed.append(f"{item.location}: {error}")
             continue
@@ -105,13 +106,13 @@ def tokenize(job: TokenizeJob) -> Tokenized:
 
 
 def _encode_text(
-    item: Item, text_field: str, tokenizer: tokenizers.Tokenizer, token_bytes: np.ndarray, word: np.dtype
+    item: Item, job: TokenizeJob, tokenizer: tokenizers.Tokenizer, token_bytes: np.ndarray, word: np.dtype
 ) -> sft.Encoded | None:
-    """A text with its EOS; None where there is none."""
-    text = text_of(item, text_field)
+    """A text with its EOS, and BOS where asked for; None where there is none."""
+    text = text_of(item, job.text_field)
     if not text:
         return None
-    words = np.array([*tokenizer.encode(text), tokenizer.eos_id], word)
+    words = np.array([*([tokenizer.bos_id] if job.bos else []), *tokenizer.encode(text), tokenizer.eos_id], word)
     stands_for = int(token_bytes[words].sum())
     words[0] |= word.type(1 << (8 * word.itemsize - 1))
     return sft.Encoded(text, words, 1, len(words), len(text.encode()), stands_for, 0)

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from etils import epath
 
-from diffusionlm import checkpoint, config, lora
+from diffusionlm import adaptation, checkpoint, config
 from diffusionlm.data import tokenizers
 from diffusionlm.data.templates import ROLES, Message, Template
 from diffusionlm.errors import UserError
@@ -371,7 +371,7 @@ def load(path: epath.PathLike, dtype: str | None = None, mesh: jax.sharding.Mesh
     params = checkpoint.load_params(path, dtype=jnp.dtype(model_cfg.dtype), shardings=shardings, expected=shapes)
     if saved.lora_rank:
         shardings = jax.tree.map(lambda x: x.sharding, abstract_params(model_cfg, mesh))
-        params = jax.jit(lora.merge, out_shardings=shardings, donate_argnums=0)(params)
+        params = adaptation.convert(saved, model_cfg, params, {}, shardings)
     tokenizer = tokenizers.from_dict(sidecar.tokenizer) if sidecar.tokenizer else None
     return LoadedModel(params, spec, sidecar, tokenizer, mesh)
 
