@@ -21,8 +21,6 @@ _NAMES = {  # public name -> the module that has it
     "grid": "scaling.recipe",
     "compile": "aot",
     "load": "sampling.load",
-    "import_weights": "interop.importing",
-    "export_weights": "interop.exporting",
     "SamplingConfig": "sampling.config",
     "LikelihoodConfig": "likelihood",
     "prepare": "data.prepare",

@@ -15,7 +15,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any
 
-from diffusionlm import cli_interop, cli_sweep, flops
+from diffusionlm import cli_sweep, flops
 from diffusionlm import config as config_lib
 from diffusionlm.arguments import SETTINGS, fields, parse, retyped
 from diffusionlm.config import Config
@@ -440,8 +440,6 @@ VERBS: dict[str, Callable[[list[str], str], int]] = {
     "data prepare": data_prepare,
     "data inspect": data_inspect,
     "experiments": list_experiments,
-    "import": cli_interop.import_weights,
-    "export": cli_interop.export_weights,
     "sweep plan": cli_sweep.plan,
     "sweep run": cli_sweep.run,
     "sweep status": cli_sweep.status,

@@ -363,7 +363,7 @@ def _given_tokenizer(
 
 def named_tokenizer(name: str) -> tokenizers.Tokenizer:
     """A tokenizer by name, or that of the checkpoint in a directory."""
-    if not epath.Path(name).is_dir() or tokenizers.has_tokenizer(Path(name)):
+    if not epath.Path(name).is_dir():
         return tokenizers.load(name)
     from diffusionlm import checkpoint  # here, because it imports JAX
 
@@ -375,7 +375,7 @@ def named_tokenizer(name: str) -> tokenizers.Tokenizer:
 
 def begins_with_bos(name: str) -> bool:
     """Whether a name is that of a checkpoint in whose training documents began with BOS."""
-    if not epath.Path(name).is_dir() or tokenizers.has_tokenizer(Path(name)):
+    if not epath.Path(name).is_dir():
         return False
     from diffusionlm import checkpoint
 

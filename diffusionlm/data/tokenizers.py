@@ -2,24 +2,21 @@
 
 A tokenizer travels inside datasets and checkpoints as the plain dictionary of `to_dict`, whole and with its hash, so
 that neither needs a file beside it. A further kind is one class, its entry in `KINDS` and, if it has files, in `FILES`.
-Those of released models are in `hf_tokenizer`.
 """
 
 import base64
 import functools
 import hashlib
 import io
-import json
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import ClassVar, Protocol
 
 import numpy as np
 import sentencepiece
 from sentencepiece import sentencepiece_model_pb2
 
-from diffusionlm.data.hf_tokenizer import PAIRS, HFTokenizer
 from diffusionlm.errors import UserError
 from diffusionlm.registry import suggest
 
@@ -52,7 +49,7 @@ class Tokenizer(Protocol):
         ...
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of `ids`; control ids and those beyond the vocabulary stand for nothing, broken UTF-8 for U+FFFD."""
+        """The text of `ids`; control ids stand for nothing and broken UTF-8 becomes U+FFFD."""
         ...
 
     def token_bytes(self) -> np.ndarray:
@@ -61,10 +58,6 @@ class Tokenizer(Protocol):
 
     def piece_id(self, piece: str) -> int | None:
         """The id of a piece that is one token whatever stands around it, such as `<|eot_id|>`; None without it."""
-        ...
-
-    def files(self) -> dict[str, bytes]:
-        """Name -> content of what other programs need to load it; nothing where they have it built in."""
         ...
 
 
@@ -97,9 +90,6 @@ class ByteTokenizer:
 
     def piece_id(self, piece: str) -> int | None:
         return None
-
-    def files(self) -> dict[str, bytes]:
-        return {}
 
 
 class SentencePieceTokenizer:
@@ -184,7 +174,7 @@ class SentencePieceTokenizer:
         return [self._model.piece_to_id(f"<0x{byte:02X}>") for byte in WHITESPACE.encode()]
 
     def decode(self, ids: Sequence[int]) -> str:
-        return self._model.decode([int(i) for i in ids if i < self.vocab_size])
+        return self._model.decode([int(i) for i in ids])
 
     def token_bytes(self) -> np.ndarray:
         return np.array([self._bytes_of(i) for i in range(self.vocab_size)], np.int32)
@@ -193,9 +183,6 @@ class SentencePieceTokenizer:
         i = self._model.piece_to_id(piece)
         kinds = sentencepiece_model_pb2.ModelProto.SentencePiece
         return i if self._kinds[i] in (kinds.CONTROL, kinds.USER_DEFINED) else None
-
-    def files(self) -> dict[str, bytes]:
-        return {"tokenizer.model": self._serialized}
 
     @functools.cached_property
     def marks(self) -> tuple[str, ...]:
@@ -216,11 +203,8 @@ class SentencePieceTokenizer:
         return len(self._model.id_to_piece(i).replace(WHITESPACE, " ").encode())
 
 
-KINDS: dict[str, type[Tokenizer]] = {t.kind: t for t in (ByteTokenizer, SentencePieceTokenizer, HFTokenizer)}
-FILES: dict[str, Callable[[str], Tokenizer]] = {  # by the name's ending
-    ".model": SentencePieceTokenizer.from_file,
-    "tokenizer.json": lambda path: _of_directory(Path(path).parent),
-}
+KINDS: dict[str, type[Tokenizer]] = {t.kind: t for t in (ByteTokenizer, SentencePieceTokenizer)}
+FILES: dict[str, Callable[[str], Tokenizer]] = {".model": SentencePieceTokenizer.from_file}  # by the name's ending
 
 
 def from_dict(values: dict) -> Tokenizer:
@@ -236,44 +220,15 @@ def from_dict(values: dict) -> Tokenizer:
 
 
 def load(name: str) -> Tokenizer:
-    """A tokenizer by name: `byte`, a file that one of the kinds reads, or the directory of a released model."""
+    """A tokenizer by name: `byte`, or the path of a file that one of the kinds reads (`tokenizer.model`)."""
     if name == ByteTokenizer.kind:
         return ByteTokenizer()
-    if Path(name).is_dir() and has_tokenizer(Path(name)):
-        return _of_directory(Path(name))
     for ending, read in FILES.items():
         if str(name).endswith(ending):
             return read(str(name))
     raise UserError(
         f"unknown tokenizer {str(name)!r}; use byte, sentencepiece (trained on the data) or a file ({', '.join(FILES)})"
     )
-
-
-def load_directory(path: Path, config: Mapping[str, Any]) -> Tokenizer | None:
-    """The tokenizer of a released model's directory, None where it has none.
-
-    Args:
-      path: the directory, with tokenizer.json, vocabulary and merges, or tokenizer.model.
-      config: its config.json, for the ids that the tokenizer's own files do not tell.
-    """
-    if (found := HFTokenizer.from_directory(path, config)) is not None:
-        return found
-    return SentencePieceTokenizer.from_file(str(path / "tokenizer.model")) if has_tokenizer(path) else None
-
-
-def has_tokenizer(path: Path) -> bool:
-    """Whether a directory has files of a tokenizer, as a released model's has."""
-    return any((path / name).exists() for name in ("tokenizer.json", "tokenizer.model", *sum(PAIRS, ())))
-
-
-def _of_directory(path: Path) -> Tokenizer:
-    try:
-        config = json.loads((path / "config.json").read_text()) if (path / "config.json").exists() else {}
-    except (OSError, ValueError) as error:
-        raise UserError(f"cannot read {path / 'config.json'}: {error}") from error
-    if (found := load_directory(path, config)) is None:
-        raise UserError(f"{path} has no tokenizer.json")
-    return found
 
 
 def train_sentencepiece(texts: Iterable[str], vocab_size: int) -> SentencePieceTokenizer:
