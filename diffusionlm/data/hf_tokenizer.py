@@ -53,9 +53,9 @@ class HuggingFaceTokenizer:
     """The tokenizer of a released model, run by the `tokenizers` library.
 
     Pieces are bytes (GPT-2, Qwen2, LLaMA 3), or text with U+2581 for a space and perhaps pieces of single bytes (LLaMA,
-    Mistral). Control tokens, which are those that are flagged as special or that have a role (BOS, EOS, mask, ...), come
-    out of no text: where they are written in one, they are encoded as the characters that they are written with. Added
-    tokens that are not special are text, as in their own library: `encode` finds them and `decode` writes them.
+    Mistral). Control tokens, which are those that are flagged as special or that have a role (BOS, EOS, mask, ...),
+    come out of no text: one that is written in a text is encoded as any other text. Added tokens that are not special
+    are text, as in their own library: `encode` finds them and `decode` writes them.
 
     `lossless` ones give `decode(encode(text)) == text` and count every byte of every text. Others rewrite some texts
     (Qwen2 composes accents) or add a leading space that `decode` takes off again, and that their `token_bytes` count.
@@ -233,8 +233,8 @@ def _family(files: Mapping[str, bytes], config: Mapping[str, Any]) -> str:
         family = CLASSES.get(str(name).removesuffix("Fast"))
     if family not in FAMILIES:
         raise UserError(
-            f"{VOCAB} and {MERGES} of the tokenizer {name} do not say how texts are cut into words, which is known here "
-            f"for {', '.join(CLASSES)}; add its {DEFINITION}"
+            f"{VOCAB} and {MERGES} of the tokenizer {name} do not say how texts are cut into words, which is known "
+            f"here for {', '.join(CLASSES)}; add its {DEFINITION}"
         )
     return family
 
@@ -246,10 +246,10 @@ def _named(files: Mapping[str, bytes]) -> dict[str, str | None]:
         for role, value in (parse_json(files[name], name) if name in files else {}).items():
             several = value if isinstance(value, list) else [value]
             texts = [one.get("content") if isinstance(one, dict) else one for one in several]
-            if role.endswith("_token") and (value is None or isinstance(texts[0], str)):
-                found[role] = texts[0]
-            elif role in ("additional_special_tokens", "extra_special_tokens"):
+            if role in ("additional_special_tokens", "extra_special_tokens"):
                 found |= {text: text for text in texts if isinstance(text, str)}
+            elif role.endswith("_token") and (value is None or isinstance(texts[0], str)):  # not `add_bos_token`
+                found[role] = texts[0]
     return found
 
 
@@ -264,15 +264,10 @@ def _definition(files: Mapping[str, bytes], family: str) -> dict:
     # Texts are encoded whole, always alike, and without start or end tokens.
     definition |= {"truncation": None, "padding": None, "post_processor": None}
     definition["model"].pop("dropout", None)
-    # Added tokens are looked for in the text as it is: where a normalizer puts a space before them, the library would
-    # neither find them everywhere nor know them again in `decode`.
-    added = {one["content"]: one | {"normalized": False} for one in definition.get("added_tokens") or []}
-    if ADDED in files and family:
-        added = {text: _added(text, i) for text, i in parse_json(files[ADDED], ADDED).items()} | added
-    settings = parse_json(files[SETTINGS], SETTINGS) if SETTINGS in files else {}
-    for i, one in (settings.get("added_tokens_decoder") or {}).items():
-        added.setdefault(one["content"], _added(one["content"], int(i)) | one | {"normalized": False})
-        added[one["content"]]["special"] |= one.get("special", False)
+    try:
+        added = _all_added(definition, files, family)
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise UserError(f"the added tokens of the tokenizer are damaged ({error!r}); fetch its files again") from error
     definition["added_tokens"] = list(added.values())
     roles = {text for text in _named(files).values() if text}
     roles |= {definition["model"]["unk_token"]} if definition["model"].get("unk_token") else set()
@@ -295,6 +290,20 @@ def _of_merges(files: Mapping[str, bytes], family: Family) -> dict:
         "decoder": _BYTES,
         "model": model,
     }
+
+
+def _all_added(definition: dict, files: Mapping[str, bytes], family: str) -> dict[str, dict]:
+    """Added tokens by content, from all files that list some."""
+    # They are looked for in the text as it is: where a normalizer puts a space before them, the library would neither
+    # find them everywhere nor know them again in `decode`.
+    added = {one["content"]: one | {"normalized": False} for one in definition.get("added_tokens") or []}
+    if ADDED in files and family:
+        added |= {text: _added(text, i) for text, i in parse_json(files[ADDED], ADDED).items()}
+    settings = parse_json(files[SETTINGS], SETTINGS) if SETTINGS in files else {}
+    for i, one in (settings.get("added_tokens_decoder") or {}).items():
+        known = added.setdefault(one["content"], _added(one["content"], int(i)) | one | {"normalized": False})
+        known["special"] |= one.get("special", False)
+    return added
 
 
 def _added(content: str, i: int) -> dict:
@@ -353,18 +362,18 @@ def _decoders(definition: dict) -> tuple[bool, dict[str, dict]]:
     replaces = "Metaspace" in found or "String" in found.get("Replace", {}).get("pattern", {})
     if not replaces or set(found) - {"Replace", "Metaspace", "ByteFallback", "Fuse", "Strip"}:
         raise UserError(
-            f"{DEFINITION} decodes by {' and '.join(found) or 'nothing'}, for which the bytes of a token are not known; "
-            "use a tokenizer with byte-level or SentencePiece-like pieces"
+            f"{DEFINITION} decodes by {' and '.join(found) or 'nothing'}, for which the bytes of a token are not "
+            "known; use a tokenizer with byte-level or SentencePiece-like pieces"
         )
     return False, found
 
 
 def _without_prefix(definition: dict) -> dict:
     """One that does not begin a text with a space of its own."""
-    normalizers = [one for one in _steps(definition["normalizer"], "normalizers") if one["type"] != "Prepend"]
+    normalizers = [one for one in _steps(definition.get("normalizer"), "normalizers") if one["type"] != "Prepend"]
     cutters = [
         {**one, "prepend_scheme": "never", "add_prefix_space": False} if one["type"] == "Metaspace" else one
-        for one in _steps(definition["pre_tokenizer"], "pretokenizers")
+        for one in _steps(definition.get("pre_tokenizer"), "pretokenizers")
     ]
     return definition | {
         "normalizer": {"type": "Sequence", "normalizers": normalizers},
@@ -373,8 +382,8 @@ def _without_prefix(definition: dict) -> dict:
 
 
 def _is_lossless(definition: dict, pieces: Mapping[str, int], by_bytes: bool, splits: bool) -> bool:
-    normalizers = list(_steps(definition["normalizer"], "normalizers"))
-    cutters = list(_steps(definition["pre_tokenizer"], "pretokenizers"))
+    normalizers = list(_steps(definition.get("normalizer"), "normalizers"))
+    cutters = list(_steps(definition.get("pre_tokenizer"), "pretokenizers"))
     if by_bytes:
         prefix = any(one.get("add_prefix_space") for one in cutters)
         return not normalizers and not prefix and _alphabet() <= set(pieces)

@@ -258,8 +258,8 @@ def load(name: str) -> Tokenizer:
         if str(name).endswith(ending):
             return read(str(name))
     raise UserError(
-        f"unknown tokenizer {str(name)!r}; use byte, sentencepiece (trained on the data), a file ({', '.join(FILES)}) or "
-        "the directory of a released model"
+        f"unknown tokenizer {str(name)!r}; use byte, sentencepiece (trained on the data), a file ({', '.join(FILES)}) "
+        "or the directory of a released model"
     )
 
 
