@@ -128,7 +128,7 @@ def infilling(
       field: of a line's object, that holds a whole story.
       limit: of this many stories only, the first; None: all.
       examples: how many filled stories to show, the first.
-      batch_size: stories at a time; a story's tokens do not depend on it.
+      batch_size: stories at a time; the noise of a story does not depend on it.
       sampling: the settings; length counts for nothing, and steps, if unset, is the longest middle's tokens.
 
     Raises:
