@@ -21,6 +21,7 @@ _NAMES = {  # public name -> the module that has it
     "grid": "scaling.recipe",
     "compile": "aot",
     "load": "sampling.load",
+    "evaluate": "evaluation.tasks",
     "SamplingConfig": "sampling.config",
     "LikelihoodConfig": "likelihood",
     "prepare": "data.prepare",

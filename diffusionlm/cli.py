@@ -15,7 +15,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any
 
-from diffusionlm import cli_sweep, flops
+from diffusionlm import cli_evaluate, cli_sweep, flops
 from diffusionlm import config as config_lib
 from diffusionlm.arguments import SETTINGS, fields, parse, retyped
 from diffusionlm.config import Config
@@ -436,6 +436,7 @@ def _short(count: float) -> str:
 VERBS: dict[str, Callable[[list[str], str], int]] = {
     "train": train,
     "sample": sample,
+    "evaluate": cli_evaluate.evaluate,
     "compile": compile_check,
     "data prepare": data_prepare,
     "data inspect": data_inspect,

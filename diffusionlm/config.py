@@ -229,7 +229,8 @@ class DataConfig:
     # of them, or tfds:NAME
     source: str = ""
     # for `source`: byte, sentencepiece (trained with model.vocab_size pieces, or with run.init_from that checkpoint's
-    # own), a tokenizer.model file, or a checkpoint, which may lie elsewhere when the run goes on
+    # own), a tokenizer.model or tokenizer.json file, the directory of a released model, or a checkpoint; all but the
+    # first may lie elsewhere when the run goes on
     tokenizer: str = "sentencepiece"
     sequence_length: int = 2048  # tokens the model sees; records hold one more
     batch_size: int = 256  # sequences per optimizer step, over all devices and micro-batches
@@ -485,7 +486,7 @@ def flat(config: Any, prefix: str = "", operational: bool = True) -> dict[str, A
 def scientific_fields(config: Any) -> dict[str, Any]:
     """Dotted name -> value of every field that is part of a run's scientific identity.
 
-    Of a tokenizer that a checkpoint brings, the path is not: the dataset knows which it is.
+    Of a tokenizer that a checkpoint or a released model brings, the path is not: the dataset knows which it is.
     """
     found = flat(config, operational=False)
     named = found.get("data.tokenizer")

@@ -65,8 +65,8 @@ def prepare(
         may end in .gz.
       output: the directory to make, local or mounted.
       sequence_length: tokens that a model will see; records hold one more.
-      tokenizer: `byte`, `sentencepiece` (trained on the training documents), a tokenizer file, a checkpoint (its
-        tokenizer), or an object.
+      tokenizer: `byte`, `sentencepiece` (trained on the training documents), a tokenizer file (tokenizer.model,
+        tokenizer.json), a checkpoint or a released model's directory (its tokenizer), or an object.
       vocab_size: pieces of the `sentencepiece` that is trained; for no other tokenizer.
       validation: a source, like `source`, for the validation split.
       validation_fraction: share of the documents held out by a hash of their text where no validation source is given,
@@ -362,9 +362,11 @@ def _given_tokenizer(
 
 
 def named_tokenizer(name: str) -> tokenizers.Tokenizer:
-    """A tokenizer by name, or that of the checkpoint in a directory."""
+    """A tokenizer by name, or that of the checkpoint or of the released model in a directory."""
     if not epath.Path(name).is_dir():
         return tokenizers.load(name)
+    if (found := tokenizers.load_directory(name)) is not None:
+        return found
     from diffusionlm import checkpoint  # here, because it imports JAX
 
     values = checkpoint.load_sidecar(name).tokenizer

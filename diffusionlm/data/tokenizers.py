@@ -8,6 +8,7 @@ import base64
 import functools
 import hashlib
 import io
+import os
 import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -15,12 +16,15 @@ from typing import ClassVar, Protocol
 
 import numpy as np
 import sentencepiece
+from etils import epath
 from sentencepiece import sentencepiece_model_pb2
 
+from diffusionlm.data import hf_tokenizer
+from diffusionlm.data.hf_tokenizer import WHITESPACE, HuggingFaceTokenizer
 from diffusionlm.errors import UserError
 from diffusionlm.registry import suggest
 
-WHITESPACE = "\u2581"  # what SentencePiece writes for a space inside its pieces
+SENTENCEPIECE_FILE = "tokenizer.model"
 
 
 class Tokenizer(Protocol):
@@ -42,6 +46,10 @@ class Tokenizer(Protocol):
 
     def to_dict(self) -> dict:
         """Everything needed to rebuild it, in JSON types."""
+        ...
+
+    def files(self) -> dict[str, bytes]:
+        """File name -> content: what other programs need to load it; {} where it has no files."""
         ...
 
     def encode(self, text: str) -> list[int]:
@@ -78,6 +86,9 @@ class ByteTokenizer:
 
     def to_dict(self) -> dict:
         return {"kind": self.kind, "sha256": self.sha256}
+
+    def files(self) -> dict[str, bytes]:
+        return {}
 
     def encode(self, text: str) -> list[int]:
         return list(text.encode())
@@ -159,6 +170,9 @@ class SentencePieceTokenizer:
     def to_dict(self) -> dict:
         return {"kind": self.kind, "sha256": self.sha256, "model": base64.b64encode(self._serialized).decode()}
 
+    def files(self) -> dict[str, bytes]:
+        return {SENTENCEPIECE_FILE: self._serialized}
+
     def encode(self, text: str) -> list[int]:
         if not self.lossless:
             return self._model.encode(text)
@@ -203,8 +217,22 @@ class SentencePieceTokenizer:
         return len(self._model.id_to_piece(i).replace(WHITESPACE, " ").encode())
 
 
-KINDS: dict[str, type[Tokenizer]] = {t.kind: t for t in (ByteTokenizer, SentencePieceTokenizer)}
-FILES: dict[str, Callable[[str], Tokenizer]] = {".model": SentencePieceTokenizer.from_file}  # by the name's ending
+def _of_definition(path: str) -> Tokenizer:
+    """The tokenizer of a tokenizer.json, with the settings beside it."""
+    file = epath.Path(path)
+    files = hf_tokenizer.read_files(file.parent, file.name)
+    if hf_tokenizer.DEFINITION not in files:
+        raise UserError(f"cannot read the tokenizer {path!r}: No such file or directory")
+    return HuggingFaceTokenizer.from_files(files, _config_of(file.parent))
+
+
+KINDS: dict[str, type[Tokenizer]] = {
+    one.kind: one for one in (ByteTokenizer, SentencePieceTokenizer, HuggingFaceTokenizer)
+}
+FILES: dict[str, Callable[[str], Tokenizer]] = {  # by the name's ending
+    ".model": SentencePieceTokenizer.from_file,
+    hf_tokenizer.DEFINITION: _of_definition,
+}
 
 
 def from_dict(values: dict) -> Tokenizer:
@@ -220,15 +248,55 @@ def from_dict(values: dict) -> Tokenizer:
 
 
 def load(name: str) -> Tokenizer:
-    """A tokenizer by name: `byte`, or the path of a file that one of the kinds reads (`tokenizer.model`)."""
+    """A tokenizer by name: `byte`, a file that one of the kinds reads (`FILES`), or a released model's directory."""
     if name == ByteTokenizer.kind:
         return ByteTokenizer()
+    directory = epath.Path(name)
+    if directory.is_dir() and (found := load_directory(directory)):
+        return found
     for ending, read in FILES.items():
         if str(name).endswith(ending):
             return read(str(name))
     raise UserError(
-        f"unknown tokenizer {str(name)!r}; use byte, sentencepiece (trained on the data) or a file ({', '.join(FILES)})"
+        f"unknown tokenizer {str(name)!r}; use byte, sentencepiece (trained on the data), a file ({', '.join(FILES)}) "
+        "or the directory of a released model"
     )
+
+
+def load_directory(path: epath.PathLike, config: dict | None = None) -> Tokenizer | None:
+    """The tokenizer in a released model's directory; None where there is none.
+
+    Its files are `tokenizer.json`; or else `vocab.json` and `merges.txt` (of GPT-2 also `encoder.json` and
+    `vocab.bpe`); or else `tokenizer.model`; with `tokenizer_config.json`, `special_tokens_map.json` and
+    `added_tokens.json`.
+
+    Args:
+      path: the directory.
+      config: the content of the model's config.json, whose `bos_token_id`, `eos_token_id`, `pad_token_id` and
+        `model_type` count where the files say nothing; None: the one in the directory, if any.
+
+    Raises:
+      UserError: a damaged file, or a tokenizer of a kind that is not known here.
+    """
+    directory = epath.Path(path)
+    if files := hf_tokenizer.read_files(directory):
+        return HuggingFaceTokenizer.from_files(files, _config_of(directory) if config is None else config)
+    if not (directory / SENTENCEPIECE_FILE).exists():
+        return None
+    found = SentencePieceTokenizer.from_file(os.fspath(directory / SENTENCEPIECE_FILE))
+    added = directory / hf_tokenizer.ADDED
+    more = hf_tokenizer.parse_json(added.read_bytes(), added.name) if added.exists() else {}
+    if beyond := [piece for piece, i in more.items() if i >= found.vocab_size]:
+        raise UserError(
+            f"{added.name} in {str(path)!r} adds {beyond[0]!r} to {SENTENCEPIECE_FILE}, which only a "
+            f"{hf_tokenizer.DEFINITION} can hold; add that file"
+        )
+    return found
+
+
+def _config_of(directory: epath.Path) -> dict:
+    file = directory / "config.json"
+    return hf_tokenizer.parse_json(file.read_bytes(), file.name) if file.exists() else {}
 
 
 def train_sentencepiece(texts: Iterable[str], vocab_size: int) -> SentencePieceTokenizer:

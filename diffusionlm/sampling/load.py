@@ -121,7 +121,7 @@ class LoadedModel:
         completions = []
         for r, (text, prompt, tokens) in enumerate(zip(texts, encoded, result.tokens.tolist(), strict=True)):
             own = _row_of(result.trace, r, len(tokens)) if trace else None
-            new_text = self._decode_after(prompt, tokens)
+            new_text = self.decode_after(prompt, tokens)
             templated = asked[r] and not self.template.bare
             completions.append(
                 Completion(text, new_text, tokens, int(result.nfe[r]), result.seconds, own, templated=templated)
@@ -329,8 +329,8 @@ class LoadedModel:
         except ValueError as error:
             raise UserError(f"this model's prompts cannot be written: {error}") from error
 
-    def _decode_after(self, prompt: list[int], tokens: list[int]) -> str:
-        """The text that `tokens` add to the prompt's: decoders may drop the first space of a text on its own."""
+    def decode_after(self, prompt: list[int], tokens: list[int]) -> str:
+        """The text that `tokens` add to the prompt's, up to EOS: of a text on its own, decoders may drop a space."""
         if self.sidecar.eos_id in tokens:
             tokens = tokens[: tokens.index(self.sidecar.eos_id)]
         before, whole = self.tokenizer.decode(prompt), self.tokenizer.decode([*prompt, *tokens])

@@ -1,0 +1,253 @@
+"""What a model can be evaluated on.
+
+A further task is one function and its entry in `TASKS`: it takes a loaded model, and its other parameters are typed,
+named and documented, which makes them the options of `diffusionlm evaluate CHECKPOINT TASK`.
+"""
+
+import dataclasses
+import inspect
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, NamedTuple
+
+from diffusionlm.arguments import SETTINGS
+from diffusionlm.data import sources
+from diffusionlm.errors import UserError
+from diffusionlm.evaluation import stories
+from diffusionlm.likelihood import LikelihoodConfig
+from diffusionlm.registry import suggest
+from diffusionlm.sampling.config import SamplingConfig
+from diffusionlm.sampling.generate import infill
+from diffusionlm.sampling.load import LoadedModel, load
+
+
+class Metric(NamedTuple):
+    """A figure with its standard error; None where one cannot be told from the data."""
+
+    value: float
+    stderr: float | None = 0.0
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a task found.
+
+    Attributes:
+      metrics: by name; counts among them.
+      config: how they were found, in JSON types.
+      examples: what the model wrote, if it was asked for.
+    """
+
+    metrics: dict[str, Metric]
+    config: dict[str, Any]
+    examples: list[dict[str, str]] | None = None
+
+    def to_json(self, task: str) -> dict[str, Any]:
+        """{"task", "metrics": {name: {"value", "stderr"}}, "config"}, and "examples" if there are."""
+        metrics = {name: metric._asdict() for name, metric in self.metrics.items()}
+        found = {"task": task, "metrics": metrics, "config": self.config}
+        return found if self.examples is None else found | {"examples": self.examples}
+
+
+def perplexity(
+    model: LoadedModel,
+    *,
+    data: str,
+    field: str = "text",
+    limit: int | None = None,
+    stride: int | None = None,
+    settings: Annotated[LikelihoodConfig, *SETTINGS] = LikelihoodConfig(),  # noqa: B008
+) -> Result:
+    """What texts cost a model, in nats per token and bits per byte.
+
+    All nats together over all scored tokens; every document begins with the model's start token, which is not scored.
+    Of a masked diffusion model it is an upper bound, and the standard errors are those of its estimate for these texts;
+    0 where it is exact. The metrics are nats_per_token, perplexity, bits_per_byte, tokens, bytes and documents.
+
+    Args:
+      model: what to evaluate.
+      data: a .txt file (a document), a .jsonl file (a document a line), or a directory or pattern of such.
+      field: of a line's object, that holds the text.
+      limit: of this many documents only, the first; None: all.
+      stride: tokens that a window scores at a time in documents longer than the context; None: half the context.
+      settings: how likelihoods are estimated.
+
+    Raises:
+      UserError: as of `LoadedModel.perplexity`, no such file, a malformed line, or no text.
+    """
+    _check_limit(limit)
+    texts = []
+    for item in _source(data, field):
+        if len(texts) == limit:
+            break
+        try:
+            text = sources.text_of(item, field)
+        except ValueError as error:
+            raise UserError(f"{item.location}: {error}") from error
+        if text:
+            texts.append(text)
+    if not texts:
+        raise UserError(f"data={data!r} holds no text; there is nothing to score")
+    found = model.perplexity(texts, settings, stride=stride)
+    n, n_bytes = sum(found.tokens), sum(found.n_bytes)
+    stderr = found.estimate_stderr
+    metrics = {
+        "nats_per_token": Metric(found.nats_per_token, stderr / n),
+        "perplexity": Metric(found.perplexity, found.perplexity * stderr / n),
+        "bits_per_byte": Metric(found.bits_per_byte, stderr / math.log(2) / n_bytes),
+        "tokens": Metric(n),
+        "bytes": Metric(n_bytes),
+        "documents": Metric(len(texts)),
+    }
+    config = {"data": data, "field": field, "limit": limit, "stride": stride} | dataclasses.asdict(settings)
+    return Result(metrics, config)
+
+
+def infilling(
+    model: LoadedModel,
+    *,
+    data: str,
+    field: str = "text",
+    limit: int | None = None,
+    examples: int = 0,
+    batch_size: int = 16,
+    sampling: Annotated[SamplingConfig, *SETTINGS] = SamplingConfig(),  # noqa: B008
+) -> Result:
+    """Fills in the middle sentence of stories, as DiffuLLaMA was evaluated on ROCStories (arXiv 2410.17891).
+
+    The number of tokens of the middle is given, as in the paper. A masked diffusion model sees the text on both sides;
+    an autoregressive one, the paper's baseline, sees the text before and writes as many tokens. The metrics are rouge1,
+    rouge2 and rougeL (F1, without stemming) and exact_match (but for white space around), means over the stories with
+    their standard errors, and counts: stories, too_short ones and those too_long for the model, which are left out.
+
+    Args:
+      model: what to evaluate.
+      data: a .jsonl file whose lines have "before", "middle" and "after", or a whole story as "text": of its first five
+        sentences, the third is the middle.
+      field: of a line's object, that holds a whole story.
+      limit: of this many stories only, the first; None: all.
+      examples: how many filled stories to show, the first.
+      batch_size: stories at a time; the noise of a story does not depend on it.
+      sampling: the settings; length counts for nothing, and steps, if unset, is the longest middle's tokens.
+
+    Raises:
+      UserError: as of `diffusionlm.sampling.generate.infill`, no such file, a malformed line, no story that is long
+        enough and fits, or the package `rouge-score` is missing.
+    """
+    _check_limit(limit)
+    if batch_size < 1 or examples < 0:
+        raise UserError(f"batch_size={batch_size} must be at least 1, and examples={examples} not negative")
+    if model.tokenizer is None:
+        raise UserError("this checkpoint carries no tokenizer, which texts need")
+    score = _rouge()
+    source, sizes = stories.Stories(_source(data, field), field), model.tokenizer.token_bytes()
+    start, chosen, rows, too_long = model.encode(""), [], [], 0
+    for story in source:
+        if len(rows) == limit:
+            break
+        row = stories.encode(story, model.tokenizer, sizes)
+        if len(start) + sum(map(len, row)) > model.config.max_length:
+            too_long += 1
+            continue
+        chosen.append(story)
+        rows.append(row._replace(before=start + row.before))
+    if not rows:
+        raise UserError(
+            f"data={data!r} has no story to fill in: {source.too_short} have fewer than {stories.SENTENCES} sentences, "
+            f"{too_long} are longer than the model's context of {model.config.max_length}"
+        )
+    used = model.sampling_config(sampling, length=max(len(row.middle) for row in rows))
+    if not model.config.autoregressive:  # else a story's steps would be those of the longest in its batch
+        sampling = dataclasses.replace(sampling, steps=used.steps)
+    fills = _fill(model, rows, sampling, batch_size)
+    scores = [score(story.middle, fill) for story, fill in zip(chosen, fills, strict=True)]
+    metrics = {name: _mean([one[name] for one in scores]) for name in scores[0]}
+    counts = {"stories": len(rows), "too_short": source.too_short, "too_long": too_long}
+    shown = [story._asdict() | {"fill": fill} for story, fill in zip(chosen, fills, strict=True)][:examples]
+    return Result(
+        metrics | {name: Metric(count) for name, count in counts.items()},
+        {"data": data, "field": field, "limit": limit, "batch_size": batch_size} | dataclasses.asdict(used),
+        shown if examples else None,
+    )
+
+
+TASKS: dict[str, Callable[..., Result]] = {one.__name__: one for one in (perplexity, infilling)}
+
+
+def get(name: str) -> Callable[..., Result]:
+    """The task of that name; `UserError` for another."""
+    if name not in TASKS:
+        raise UserError(f"unknown task {name!r}{suggest(name, TASKS)}")
+    return TASKS[name]
+
+
+def evaluate(checkpoint: str | LoadedModel, task: str, **options: Any) -> Result:
+    """Evaluates a model on a task.
+
+    Args:
+      checkpoint: where it lies, or the model itself, loaded.
+      task: a key of `TASKS`.
+      **options: the task's parameters, e.g. `data="stories.jsonl", limit=100`.
+
+    Raises:
+      UserError: an unknown task or option, one that is missing, or as of the task.
+    """
+    function = get(task)
+    known = list(inspect.signature(function).parameters)[1:]
+    if unknown := sorted(set(options) - set(known)):
+        raise UserError(f"unknown option {unknown[0]!r} of the task {task}{suggest(unknown[0], known)}")
+    if "data" not in options:
+        raise UserError(f"the task {task} needs data, a file")
+    return function(checkpoint if isinstance(checkpoint, LoadedModel) else load(checkpoint), **options)
+
+
+def _fill(model: LoadedModel, rows: Sequence[stories.Row], sampling: SamplingConfig, batch_size: int) -> list[str]:
+    """What the model writes for the middle of each row, in order."""
+    one_sided = model.config.autoregressive
+    templates = [[*row.before, *[None] * len(row.middle), *([] if one_sided else row.after)] for row in rows]
+    order = sorted(range(len(rows)), key=lambda r: len(templates[r]))  # rows of similar lengths share a program
+    fills = [""] * len(rows)
+    for k in range(0, len(order), batch_size):
+        batch = order[k : k + batch_size]
+        full = batch + batch[-1:] * (min(batch_size, len(order)) - len(batch))  # so does the last, smaller batch
+        with model.on_mesh():
+            done = infill(model.params, model.config, [templates[r] for r in full], sampling, row_ids=full)
+        for r, ids in zip(batch, done.rows, strict=False):
+            first, n = len(rows[r].before), len(rows[r].middle)
+            fills[r] = model.decode_after(rows[r].before, ids[first : first + n])
+    return fills
+
+
+def _rouge() -> Callable[[str, str], dict[str, float]]:
+    """A function of the true and the new text, which gives all scores of one story."""
+    try:
+        from rouge_score.rouge_scorer import RougeScorer  # here, because only this task needs it
+    except ImportError as error:
+        raise UserError("infilling needs the package rouge-score: pip install 'diffusionlm[eval]'") from error
+    names = ["rouge1", "rouge2", "rougeL"]
+    scorer = RougeScorer(names)
+
+    def score(gold: str, fill: str) -> dict[str, float]:
+        found = scorer.score(gold, fill)
+        return {name: found[name].fmeasure for name in names} | {"exact_match": float(gold.strip() == fill.strip())}
+
+    return score
+
+
+def _mean(values: Sequence[float]) -> Metric:
+    """With its standard error over independent values, which takes at least two."""
+    n, mean = len(values), math.fsum(values) / len(values)
+    if n < 2:
+        return Metric(mean, None)
+    return Metric(mean, math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (n - 1) / n))
+
+
+def _source(data: str, field: str) -> sources.Source:
+    found = sources.resolve(data, field)
+    return found.get("validation", found["train"])  # corpora bring a split of their own
+
+
+def _check_limit(limit: int | None) -> None:
+    if limit is not None and limit < 1:
+        raise UserError(f"limit={limit} must be at least 1, or be left out for all")
