@@ -17,10 +17,11 @@ import numpy as np
 import sentencepiece
 from sentencepiece import sentencepiece_model_pb2
 
+from diffusionlm.data.huggingface import TOKENIZER, WHITESPACE, HuggingFaceTokenizer
 from diffusionlm.errors import UserError
 from diffusionlm.registry import suggest
 
-WHITESPACE = "\u2581"  # what SentencePiece writes for a space inside its pieces
+MODEL = "tokenizer.model"
 
 
 class Tokenizer(Protocol):
@@ -60,6 +61,10 @@ class Tokenizer(Protocol):
         """The id of a piece that is one token whatever stands around it, such as `<|eot_id|>`; None without it."""
         ...
 
+    def files(self) -> dict[str, bytes]:
+        """The files that other libraries read it from, by name; none where none would."""
+        ...
+
 
 class ByteTokenizer:
     """One id per UTF-8 byte: 0-255 are the bytes, 256 is EOS and padding; there is no BOS."""
@@ -90,6 +95,9 @@ class ByteTokenizer:
 
     def piece_id(self, piece: str) -> int | None:
         return None
+
+    def files(self) -> dict[str, bytes]:
+        return {}
 
 
 class SentencePieceTokenizer:
@@ -184,6 +192,9 @@ class SentencePieceTokenizer:
         kinds = sentencepiece_model_pb2.ModelProto.SentencePiece
         return i if self._kinds[i] in (kinds.CONTROL, kinds.USER_DEFINED) else None
 
+    def files(self) -> dict[str, bytes]:
+        return {MODEL: self._serialized}
+
     @functools.cached_property
     def marks(self) -> tuple[str, ...]:
         # A text's control pieces are encoded as any other text. Runs of spaces and line breaks are text.
@@ -203,8 +214,11 @@ class SentencePieceTokenizer:
         return len(self._model.id_to_piece(i).replace(WHITESPACE, " ").encode())
 
 
-KINDS: dict[str, type[Tokenizer]] = {t.kind: t for t in (ByteTokenizer, SentencePieceTokenizer)}
-FILES: dict[str, Callable[[str], Tokenizer]] = {".model": SentencePieceTokenizer.from_file}  # by the name's ending
+KINDS: dict[str, type[Tokenizer]] = {t.kind: t for t in (ByteTokenizer, SentencePieceTokenizer, HuggingFaceTokenizer)}
+FILES: dict[str, Callable[[str], Tokenizer]] = {  # by the name's ending
+    ".model": SentencePieceTokenizer.from_file,
+    TOKENIZER: HuggingFaceTokenizer.from_file,
+}
 
 
 def from_dict(values: dict) -> Tokenizer:
@@ -229,6 +243,13 @@ def load(name: str) -> Tokenizer:
     raise UserError(
         f"unknown tokenizer {str(name)!r}; use byte, sentencepiece (trained on the data) or a file ({', '.join(FILES)})"
     )
+
+
+def from_directory(directory: Path) -> Tokenizer | None:
+    """The tokenizer whose files are in a directory of released weights; None where there are none."""
+    if (found := HuggingFaceTokenizer.from_directory(directory)) is not None:
+        return found
+    return SentencePieceTokenizer.from_file(str(directory / MODEL)) if (directory / MODEL).is_file() else None
 
 
 def train_sentencepiece(texts: Iterable[str], vocab_size: int) -> SentencePieceTokenizer:
