@@ -35,8 +35,8 @@ _CLASSES = {"GPT2Tokenizer": "gpt2", "Qwen2Tokenizer": "qwen2", "DreamTokenizer"
 class HuggingFaceTokenizer:
     """A byte-level BPE tokenizer (GPT-2, Qwen2) or one of metaspaces and bytes (LLaMA, Mistral).
 
-    Text is text: what looks like a special token is encoded letter by letter. Tokens that were added and are not special
-    are `marks`. Where a leading space is added to texts, `token_bytes` count it.
+    Text is text: what looks like a special token is encoded letter by letter. Added tokens that are not special are
+    `marks`. Where a leading space is added to texts, `token_bytes` count it.
 
     Args:
       files: contents by name: `tokenizer.json`, or a vocabulary and its merges, and any of `COMPANIONS`.

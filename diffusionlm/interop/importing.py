@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import os
 import re
 from collections.abc import Mapping
@@ -179,8 +180,8 @@ def _checked(family: Family, cfg: ModelConfig, tensors: Tensors, wanted: Mapping
         raise UserError(f"the source lacks {len(missing)} of {len(wanted)} tensors: {listed(missing)}; complete it")
     if unknown := sorted(set(tensors) - set(wanted)):
         raise UserError(
-            f"the source has {len(unknown)} tensors that this family does not know: {listed(unknown)}; is it of another "
-            "family (--family)?"
+            f"the source has {len(unknown)} tensors that this family does not know: {listed(unknown)}; "
+            "name another family with --family"
         )
     if shaped := [name for name, place in wanted.items() if tensors[name].shape != place.shape]:
         texts = [f"{name} {list(tensors[name].shape)} instead of {list(wanted[name].shape)}" for name in shaped]
@@ -253,7 +254,8 @@ def _filled(
         for ours in place.rule.ours:
             dtypes.setdefault(ours, []).append(tensors[name].dtype)
     params = {name: np.zeros(shape, np.result_type(*set(dtypes[name]))) for name, shape in shapes.items()}
-    for name, place in wanted.items():
+    # Largest first: pages of the parameters are taken as they are filled, and the others do not need theirs yet.
+    for name, place in sorted(wanted.items(), key=lambda one: -math.prod(one[1].shape)):
         for ours, theirs in pairs(place.rule.layout, views(place, params), tensors[name].read(), cfg):
             ours[...] = theirs
     return params
