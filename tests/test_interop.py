@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 from pathlib import Path
 
 import jax
@@ -499,3 +500,21 @@ def test_an_imported_model_samples_and_is_scored(data_dir, tmp_path, capsys):
         assert (tmp_path / "out" / name).read_bytes() == (source / name).read_bytes()
     text = dlm.load(tmp_path / "model").generate("Once upon a time", length=40, temperature=0.5)[0].text
     assert len(text.split()) > 15
+
+
+def test_the_verbs_say_what_they_made_and_what_is_wrong(tmp_path, capsys):
+    from diffusionlm.cli import main
+
+    source = source_of("dream", tmp_path / "source")
+    args = ["import", str(source), "--output", str(tmp_path / "model"), "--suppress_mask", "yes"]
+    assert main(args) == 0
+    count = sum(math.prod(shape) for shape in shapes("dream").values())
+    assert f"dream, {count:,} parameters, masked diffusion, mask id 37, no tokenizer" in capsys.readouterr().out
+    assert checkpoint.load_sidecar(tmp_path / "model").suppressed_ids == (37,)
+    args = ["export", str(tmp_path / "model"), "--format", "qwen2", "--output", str(tmp_path / "out")]
+    assert main(args) == 0
+    assert "note: the model attends in both directions" in capsys.readouterr().out
+    for mistake in (args, ["import", str(source)], ["import", "nowhere", "--output", "x"], [*args[:3], "x", *args[4:]]):
+        assert main(mistake) == 2
+        error = capsys.readouterr().err
+        assert error.startswith("diffusionlm: error: ") and error.count("\n") == 1
