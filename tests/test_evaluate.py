@@ -59,6 +59,7 @@ def test_figures_are_nats_over_tokens_and_bits_over_bytes(model, data, capsys):
     expected["bits_per_byte"] = nats / n_bytes / math.log(2)
     assert {name: metric["value"] for name, metric in metrics.items()} == pytest.approx(expected)
     assert metrics["nats_per_token"]["stderr"] == pytest.approx(scored.stderr / n_bytes)
+    assert metrics["bits_per_byte"]["stderr"] == pytest.approx(scored.stderr / math.log(2) / n_bytes)
     # The standard error of an exponential, to first order.
     up = math.exp(expected["nats_per_token"] + 1e-4 * metrics["nats_per_token"]["stderr"])
     assert metrics["perplexity"]["stderr"] == pytest.approx((up - expected["perplexity"]) / 1e-4, rel=1e-3)
