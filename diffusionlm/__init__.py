@@ -21,6 +21,8 @@ _NAMES = {  # public name -> the module that has it
     "grid": "scaling.recipe",
     "compile": "aot",
     "load": "sampling.load",
+    "import_weights": "interop.importing",
+    "export_weights": "interop.exporting",
     "evaluate": "evaluation.tasks",
     "SamplingConfig": "sampling.config",
     "LikelihoodConfig": "likelihood",

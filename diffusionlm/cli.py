@@ -15,7 +15,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any
 
-from diffusionlm import cli_evaluate, cli_sweep, flops
+from diffusionlm import cli_evaluate, cli_interop, cli_sweep, flops
 from diffusionlm import config as config_lib
 from diffusionlm.arguments import SETTINGS, fields, parse, retyped
 from diffusionlm.config import Config
@@ -86,7 +86,7 @@ def _help(verbs: Sequence[str]) -> str:
         [
             f"usage: {PROGRAM} VERB [...] | --version",
             "",
-            "Masked diffusion language models: prepare text, train, sample, find scaling laws.",
+            "Masked diffusion language models: prepare text, train, sample, evaluate, find scaling laws.",
             "",
             *lines,
             "",
@@ -437,6 +437,8 @@ VERBS: dict[str, Callable[[list[str], str], int]] = {
     "train": train,
     "sample": sample,
     "evaluate": cli_evaluate.evaluate,
+    "import": cli_interop.import_weights,
+    "export": cli_interop.export_weights,
     "compile": compile_check,
     "data prepare": data_prepare,
     "data inspect": data_inspect,

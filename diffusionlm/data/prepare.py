@@ -377,12 +377,13 @@ def named_tokenizer(name: str) -> tokenizers.Tokenizer:
 
 def begins_with_bos(name: str) -> bool:
     """Whether a name is that of a checkpoint in whose training documents began with BOS."""
-    if not epath.Path(name).is_dir():
+    if not epath.Path(name).is_dir() or tokenizers.load_directory(name) is not None:
         return False
     from diffusionlm import checkpoint
 
     sidecar = checkpoint.load_sidecar(name)
-    return sidecar.bos_id is not None and sidecar.canvas.get("start_id") == sidecar.bos_id
+    # Where it is EOS as well, as in GPT-2, the one that ends the document before is enough.
+    return sidecar.bos_id not in (None, sidecar.eos_id) and sidecar.canvas.get("start_id") == sidecar.bos_id
 
 
 def _train_tokenizer(plan: _Plan, vocab_size: int, bars: Progress) -> tokenizers.Tokenizer:

@@ -57,7 +57,7 @@ class Tokenizer(Protocol):
         ...
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of `ids`; control ids stand for nothing and broken UTF-8 becomes U+FFFD."""
+        """The text of `ids`; control ids and those beyond the vocabulary stand for nothing, broken UTF-8 for U+FFFD."""
         ...
 
     def token_bytes(self) -> np.ndarray:
@@ -188,7 +188,7 @@ class SentencePieceTokenizer:
         return [self._model.piece_to_id(f"<0x{byte:02X}>") for byte in WHITESPACE.encode()]
 
     def decode(self, ids: Sequence[int]) -> str:
-        return self._model.decode([int(i) for i in ids])
+        return self._model.decode([int(i) for i in ids if i < self.vocab_size])
 
     def token_bytes(self) -> np.ndarray:
         return np.array([self._bytes_of(i) for i in range(self.vocab_size)], np.int32)

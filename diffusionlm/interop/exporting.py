@@ -1,0 +1,116 @@
+"""From a checkpoint of ours to the files that other libraries read."""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal
+
+import jax
+import ml_dtypes
+import numpy as np
+from flax import traverse_util
+
+from diffusionlm import checkpoint, config, lora
+from diffusionlm.config import ModelConfig
+from diffusionlm.data import tokenizers
+from diffusionlm.errors import UserError
+from diffusionlm.files import whole_directory
+from diffusionlm.interop import safetensors
+from diffusionlm.interop.families import FAMILIES, config_json
+from diffusionlm.interop.layouts import pairs
+from diffusionlm.interop.places import Place, leaves, places, views
+from diffusionlm.registry import suggest
+
+DTYPES = {
+    "float32": np.dtype(np.float32),
+    "float16": np.dtype(np.float16),
+    "bfloat16": np.dtype(ml_dtypes.bfloat16),
+}
+
+
+def export_weights(
+    path: str | os.PathLike,
+    output: str | os.PathLike,
+    format: str,
+    *,
+    dtype: Literal["float32", "bfloat16", "float16"] | None = None,
+) -> list[str]:
+    """Writes a checkpoint as a Hugging Face directory: config.json, safetensors, and the tokenizer's own files.
+
+    Files above 5 GB are several with an index. Adapters go into the weights that they are of.
+
+    Args:
+      path: a run directory (its newest step), a step directory, or a params-only model.
+      output: a new directory.
+      format: llama, gpt2, qwen2, llada, or another family that `import_weights` reads.
+      dtype: of the tensors; None: as they are stored.
+
+    Returns:
+      What a reader of the files should know, a sentence each.
+
+    Raises:
+      UserError: no checkpoint, an unknown format or dtype, a model that the format cannot express; `output` exists.
+    """
+    output = Path(output)
+    if output.exists():
+        raise UserError(f"output={output} exists; delete it or choose another directory")
+    if format not in FAMILIES:
+        raise UserError(f"unknown format {format!r}{suggest(str(format), FAMILIES)}")
+    if dtype is not None and dtype not in DTYPES:
+        raise UserError(f"unknown dtype {dtype!r}{suggest(str(dtype), DTYPES)}")
+    sidecar = checkpoint.load_sidecar(path)
+    cfg = config.from_dict(ModelConfig, sidecar.model)
+    family = FAMILIES[format]
+    ids = {name: getattr(sidecar, f"{name}_id") for name in ("bos", "eos", "pad", "mask")}
+    try:
+        described = config_json(family, cfg, cfg.embedding_rows, ids)
+        merged = config.from_dict(ModelConfig, {**sidecar.model, "lora_rank": 0})
+        wanted = places(family, cfg, {name: leaf.shape for name, leaf in leaves(merged).items()})
+    except UserError as error:
+        raise UserError(f"{path} cannot be written as format={format}: {error}") from error
+    params = checkpoint.load_params(path)
+    if cfg.lora_rank:
+        params = jax.jit(lora.merge, donate_argnums=0)(params)
+    ours = {name: np.asarray(leaf) for name, leaf in traverse_util.flatten_dict(params, sep="/").items()}
+    notes = _notes(format, cfg)
+
+    def stored(place: Place) -> np.dtype:
+        return DTYPES[dtype] if dtype else np.result_type(*(ours[name].dtype for name in place.rule.ours))
+
+    def make(name: str) -> np.ndarray:
+        place = wanted[name]
+        tensor = np.empty(place.shape, stored(place))
+        for mine, theirs in pairs(place.rule.layout, views(place, ours), tensor, cfg):
+            theirs[...] = mine
+        return tensor
+
+    specs = {name: safetensors.Spec(place.shape, stored(place)) for name, place in wanted.items()}
+    with whole_directory(output) as partial:
+        if described:
+            torch_dtype = next(name for name, one in DTYPES.items() if one == specs[next(iter(specs))].dtype)
+            (partial / "config.json").write_text(json.dumps(described | {"torch_dtype": torch_dtype}, indent=2) + "\n")
+        safetensors.write(partial, specs, make)
+        if sidecar.tokenizer:
+            for name, content in _tokenizer_files(sidecar.tokenizer).items():
+                (partial / name).write_bytes(content)
+    return notes
+
+
+def _tokenizer_files(values: Mapping) -> dict[str, bytes]:
+    return tokenizers.from_dict(dict(values)).files()
+
+
+def _notes(format: str, cfg: ModelConfig) -> list[str]:
+    family = FAMILIES[format]
+    notes = []
+    if cfg.mask_row and family.mask_in_head:
+        rows = f"the mask token is row {cfg.vocab_size} of {cfg.embedding_rows}"
+        notes.append(f"{rows}: the vocabulary grew by one, and the head can predict it, which readers must not let it")
+    if not cfg.causal and not family.mdm:
+        notes.append(f"the model attends in both directions, and what reads the format {format} is causal by default")
+    if cfg.rope_bf16_tables and family.fields:
+        notes.append(
+            "the model rounds its rotary tables to bfloat16, which the format cannot say: logits differ a little"
+        )
+    return notes

@@ -1,0 +1,188 @@
+"""The safetensors format, read and written one tensor at a time, so that no more than that is in memory.
+
+A file is a length (8 bytes, little-endian), a JSON header {name: {"dtype", "shape", "data_offsets"}} of that many
+bytes, and the tensors behind it. Larger models are several files with an index {"weight_map": {name: file}}.
+"""
+
+import json
+import math
+import struct
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import ml_dtypes
+import numpy as np
+
+from diffusionlm.errors import UserError
+
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+DTYPES = {"F32": np.dtype(np.float32), "F16": np.dtype(np.float16), "BF16": np.dtype(ml_dtypes.bfloat16)}
+_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+PICKLES = (".bin", ".pt", ".pth", ".ckpt")
+SHARD_BYTES = 5 * 10**9
+_MAX_HEADER = 100 * 10**6  # what the format allows
+
+
+class Tensor(NamedTuple):
+    """A tensor of a file, not read yet."""
+
+    file: Path
+    dtype: np.dtype
+    shape: tuple[int, ...]
+    offset: int  # bytes from the start of the file
+
+    def read(self) -> np.ndarray:
+        out = np.empty(self.shape, self.dtype)
+        with self.file.open("rb") as file:
+            file.seek(self.offset)
+            if file.readinto(out.reshape(-1).view(np.uint8)) != out.nbytes:
+                raise UserError(f"{self.file} ends within a tensor; download it again")
+        return out
+
+
+def find(source: Path) -> dict[str, Tensor]:
+    """Every tensor of a .safetensors file, or of the directory that holds one or an index of several.
+
+    Raises:
+      UserError: no such file, another format, a shard that is missing or cut short, or a dtype other than `DTYPES`.
+    """
+    if source.is_file():
+        files = {source: None}
+    elif (source / SINGLE).is_file():
+        files = {source / SINGLE: None}
+    elif (source / INDEX).is_file():
+        files = _indexed(source / INDEX)
+    else:
+        pickles = sorted(file.name for file in source.glob("*") if file.suffix in PICKLES)
+        if pickles:
+            raise UserError(_pickled(source / pickles[0]))
+        what = f"holds neither {SINGLE} nor {INDEX}" if source.is_dir() else "does not exist"
+        raise UserError(f"no weights at {source}: it {what}; give a directory that does, or a .safetensors file")
+    found: dict[str, Tensor] = {}
+    for file, names in files.items():
+        inside = _header(file)
+        if names is not None and (lacking := sorted(names - set(inside))):
+            raise UserError(f"{file} lacks the tensor {lacking[0]!r}, which {INDEX} says it has; download it again")
+        found |= inside
+    return found
+
+
+def _indexed(index: Path) -> dict[Path, set[str]]:
+    try:
+        weight_map = json.loads(index.read_text())["weight_map"]
+        files: dict[Path, set[str]] = {}
+        for name, file in weight_map.items():
+            files.setdefault(index.parent / file, set()).add(name)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"cannot read {index}, it is damaged: {error!r}; download it again") from error
+    if missing := sorted(file.name for file in files if not file.is_file()):
+        raise UserError(
+            f"{index.parent} lacks {len(missing)} of its {len(files)} shards, first {missing[0]}; download them again"
+        )
+    return files
+
+
+def _pickled(path: Path) -> str:
+    return (
+        f"{path} is a pickle, which runs code when it is read; convert it to safetensors first (load it where it came "
+        "from, and save_pretrained(..., safe_serialization=True))"
+    )
+
+
+def _header(path: Path) -> dict[str, Tensor]:
+    if path.suffix in PICKLES:
+        raise UserError(_pickled(path))
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        start = file.read(8)
+        length = struct.unpack("<Q", start)[0] if len(start) == 8 else size
+        if length > min(_MAX_HEADER, size - 8):
+            raise UserError(f"{path} is no safetensors file, or is cut short ({size:,} bytes); download it again")
+        text = file.read(length)
+    found = {}
+    try:
+        for name, entry in json.loads(text).items():
+            if name == "__metadata__":
+                continue
+            begin, end = entry["data_offsets"]
+            dtype, shape = entry["dtype"], tuple(entry["shape"])
+            if dtype not in DTYPES:
+                raise UserError(
+                    f"{path} has {name!r} in {dtype}, and this version reads {', '.join(DTYPES)}; convert it to one"
+                )
+            if end - begin != math.prod(shape) * DTYPES[dtype].itemsize:
+                raise ValueError(f"{name} of shape {shape} has {end - begin} bytes")
+            if 8 + length + end > size:
+                raise UserError(
+                    f"{path} is cut short: {size:,} bytes, and {name!r} ends at {8 + length + end:,}; download it again"
+                )
+            found[name] = Tensor(path, DTYPES[dtype], shape, 8 + length + begin)
+    except UserError:
+        raise
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path} has a damaged header: {error!r}; download it again") from error
+    return found
+
+
+class Spec(NamedTuple):
+    """A tensor that will be written."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+def write(
+    directory: Path, specs: Mapping[str, Spec], make: Callable[[str], np.ndarray], shard_bytes: int = SHARD_BYTES
+) -> list[str]:
+    """Writes tensors into a directory, each made when its turn comes; returns the names of the files.
+
+    Args:
+      directory: exists.
+      specs: shape and dtype of each tensor by name, in the order of the files.
+      make: the tensor of a name.
+      shard_bytes: most bytes of tensors in a file; above, there are several and an index.
+    """
+    shards: list[list[str]] = [[]]
+    filled = 0
+    for name, spec in specs.items():
+        if filled and filled + spec.nbytes > shard_bytes:
+            shards.append([])
+            filled = 0
+        shards[-1].append(name)
+        filled += spec.nbytes
+    if len(shards) == 1:
+        _write_file(directory / SINGLE, specs, shards[0], make)
+        return [SINGLE]
+    files = [f"model-{s:05d}-of-{len(shards):05d}.safetensors" for s in range(1, len(shards) + 1)]
+    for file, names in zip(files, shards, strict=True):
+        _write_file(directory / file, specs, names, make)
+    index = {
+        "metadata": {"total_size": sum(spec.nbytes for spec in specs.values())},
+        "weight_map": {name: file for file, names in zip(files, shards, strict=True) for name in names},
+    }
+    (directory / INDEX).write_text(json.dumps(index, indent=2) + "\n")
+    return [*files, INDEX]
+
+
+def _write_file(path: Path, specs: Mapping[str, Spec], names: Sequence[str], make: Callable[[str], np.ndarray]) -> None:
+    header: dict[str, dict] = {"__metadata__": {"format": "pt"}}  # other readers want to know whose layout it is
+    offset = 0
+    for name in names:
+        shape, dtype = specs[name]
+        end = offset + specs[name].nbytes
+        header[name] = {"dtype": _NAMES[dtype], "shape": list(shape), "data_offsets": [offset, end]}
+        offset = end
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)  # so that tensors are aligned
+    with path.open("wb") as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        for name in names:
+            tensor = np.ascontiguousarray(make(name))
+            if (tensor.shape, tensor.dtype) != specs[name]:
+                raise ValueError(f"{name} is {tensor.dtype}{tensor.shape}, announced as {specs[name]}")
+            file.write(tensor.reshape(-1).view(np.uint8).data)

@@ -1,0 +1,68 @@
+"""The most memory that an import takes, beside the size of its checkpoint: `python import_memory.py [MB] [DIR]`.
+
+Makes a LLaMA-shaped safetensors file of about that many megabytes with random numbers in DIR, imports it, and prints
+the peak resident memory of this process before and after. Run it with `JAX_PLATFORMS=cpu`.
+"""
+
+import json
+import resource
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+WIDTH, VOCABULARY = 1024, 32000
+
+
+def peak_megabytes() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3  # Linux counts in kB
+
+
+def make_source(directory: Path, megabytes: int) -> None:
+    """Written tensor by tensor, so that making it takes less memory than importing it."""
+    from diffusionlm.interop import safetensors
+
+    F = 4 * WIDTH
+    block = {f"self_attn.{n}_proj": (WIDTH, WIDTH) for n in "qkvo"}
+    block |= {"mlp.gate_proj": (F, WIDTH), "mlp.up_proj": (F, WIDTH), "mlp.down_proj": (WIDTH, F)}
+    block |= {"input_layernorm": (WIDTH,), "post_attention_layernorm": (WIDTH,)}
+    of_block = 4 * sum(int(np.prod(shape)) for shape in block.values())
+    layers = max(1, round((megabytes * 1e6 - 8 * VOCABULARY * WIDTH) / of_block))
+    shapes = {"model.embed_tokens": (VOCABULARY, WIDTH), "lm_head": (VOCABULARY, WIDTH), "model.norm": (WIDTH,)}
+    shapes |= {f"model.layers.{i}.{name}": shape for i in range(layers) for name, shape in block.items()}
+    specs = {f"{n}.weight": safetensors.Spec(shape, np.dtype(np.float32)) for n, shape in shapes.items()}
+    rng = np.random.default_rng(0)
+    directory.mkdir(parents=True)
+    safetensors.write(directory, specs, lambda name: rng.standard_normal(specs[name].shape, dtype=np.float32))
+    described = {
+        "architectures": ["LlamaForCausalLM"],
+        "hidden_size": WIDTH,
+        "num_hidden_layers": layers,
+        "num_attention_heads": 16,
+        "intermediate_size": F,
+        "vocab_size": VOCABULARY,
+        "max_position_embeddings": 2048,
+        "rms_norm_eps": 1e-5,
+    }
+    (directory / "config.json").write_text(json.dumps(described))
+
+
+def main() -> None:
+    megabytes = int(sys.argv[1]) if len(sys.argv) > 1 else 1000
+    from diffusionlm.interop.importing import import_weights
+
+    with tempfile.TemporaryDirectory(dir=sys.argv[2] if len(sys.argv) > 2 else None) as directory:
+        source, output = Path(directory) / "source", Path(directory) / "model"
+        make_source(source, megabytes)
+        before, start = peak_megabytes(), time.monotonic()
+        import_weights(source, output)
+        seconds, after = time.monotonic() - start, peak_megabytes()
+        size = sum(file.stat().st_size for file in output.rglob("*") if file.is_file()) / 1e6
+    print(f"checkpoint {size:.0f} MB in {seconds:.1f} s; peak {before:.0f} MB before, {after:.0f} MB after")
+    print(f"{after / size:.3f} times its size")
+
+
+if __name__ == "__main__":
+    main()
