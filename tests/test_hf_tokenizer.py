@@ -235,6 +235,15 @@ def test_a_role_makes_a_control_token(tmp_path):
     assert tokenizer.pad_id == tokenizer.eos_id == tokenizer.piece_id(END)
 
 
+def test_dropping_white_space_is_a_loss(byte_level, tmp_path):
+    definition = json.loads(byte_level.files()["tokenizer.json"])
+    cutters = [{"type": "WhitespaceSplit"}, definition["pre_tokenizer"]]
+    definition["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": cutters}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(definition))
+    tokenizer = tokenizers.load(str(tmp_path))
+    assert tokenizer.decode(tokenizer.encode("a b")) == "ab" and not tokenizer.lossless
+
+
 def test_ids_of_the_model_count_where_the_files_are_silent(tmp_path):
     write_byte_level(tmp_path, settings={"bos_token": None, "eos_token": END})
     told = {"bos_token_id": 7, "eos_token_id": [7, 8], "pad_token_id": 9}
@@ -339,6 +348,10 @@ def broken(directory, name, content):
                 d, "tokenizer.json", json.dumps({"model": {"vocab": {"a": 0}}, "decoder": {"type": "ByteLevel"}})
             ),
             "damaged, or newer",
+        ),
+        (
+            lambda d: broken(d, "tokenizer.json", json.dumps({"model": {"type": "Unigram", "vocab": [["a", 0.0]]}})),
+            "a Unigram model; only",
         ),
     ],
 )
