@@ -229,8 +229,8 @@ class DataConfig:
     # of them, or tfds:NAME
     source: str = ""
     # for `source`: byte, sentencepiece (trained with model.vocab_size pieces, or with run.init_from that checkpoint's
-    # own), a tokenizer.model or tokenizer.json file, the directory of a released model, or a checkpoint; all but the
-    # first may lie elsewhere when the run goes on
+    # own), a tokenizer.model file; or a tokenizer.json file, the directory of a released model or a checkpoint, which
+    # may lie elsewhere when the run goes on
     tokenizer: str = "sentencepiece"
     sequence_length: int = 2048  # tokens the model sees; records hold one more
     batch_size: int = 256  # sequences per optimizer step, over all devices and micro-batches

@@ -234,6 +234,18 @@ def test_seams_between_tokens_keep_the_tokens_of_the_whole():
     assert stories.encode(Story("abc", "def", "gh"), Pairs(), sizes) == parts  # where a token has both sides
 
 
+def test_a_space_that_the_tokenizer_adds_is_the_space_of_a_part():
+    class Spaced(Pairs):
+        def encode(self, text):
+            return super().encode(" " + text if text else "")
+
+    tokenizer, sizes = Spaced(), Spaced().token_bytes()
+    whole = tokenizer.encode("a bc de")  # " a", " b", "c ", "de"
+    assert stories.encode(Story("a", " b", "c de"), tokenizer, sizes) == Row(whole[:1], whole[1:2], whole[2:])
+    parts = Row(tokenizer.encode("a"), tokenizer.encode("bc"), tokenizer.encode("de"))
+    assert stories.encode(Story("a", " bc", " de"), tokenizer, sizes) == parts
+
+
 def test_seams_of_learnt_pieces():
     texts = [story.before + story.middle + story.after for story in STORIES] * 5
     tokenizer = tokenizers.train_sentencepiece(texts, 300)

@@ -3,7 +3,6 @@
 import base64
 import io
 import json
-import os
 import pickle
 import re
 from pathlib import Path
@@ -23,14 +22,6 @@ from diffusionlm.errors import UserError
 END, MASK, CALL = "<|endoftext|>", "<|mdm_mask|>", "<tool_call>"
 CONTROLS = [*(f"a {piece}b" for piece in (END, MASK, "<s>", "</s>", "<unk>")), f"{END}{END}", " <s>", "<0x0A>"]
 ASCII_WORDS = re.compile(r"'(?:s|t|re|ve|m|ll|d)| ?[A-Za-z]+| ?[0-9]+| ?[^\sA-Za-z0-9]+|\s+(?!\S)|\s+")
-
-
-def real(*parts):
-    """A file of a released model; the test is skipped without DIFFUSIONLM_DATA, the directory that has them."""
-    path = Path(os.environ.get("DIFFUSIONLM_DATA", "/nonexistent"), *parts)
-    if not path.exists():
-        pytest.skip("needs the files of released models in DIFFUSIONLM_DATA")
-    return path
 
 
 def train_byte_level():
@@ -235,6 +226,15 @@ def test_a_role_makes_a_control_token(tmp_path):
     assert tokenizer.pad_id == tokenizer.eos_id == tokenizer.piece_id(END)
 
 
+def test_dropping_white_space_is_a_loss(byte_level, tmp_path):
+    definition = json.loads(byte_level.files()["tokenizer.json"])
+    cutters = [{"type": "WhitespaceSplit"}, definition["pre_tokenizer"]]
+    definition["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": cutters}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(definition))
+    tokenizer = tokenizers.load(str(tmp_path))
+    assert tokenizer.decode(tokenizer.encode("a b")) == "ab" and not tokenizer.lossless
+
+
 def test_ids_of_the_model_count_where_the_files_are_silent(tmp_path):
     write_byte_level(tmp_path, settings={"bos_token": None, "eos_token": END})
     told = {"bos_token_id": 7, "eos_token_id": [7, 8], "pad_token_id": 9}
@@ -340,6 +340,10 @@ def broken(directory, name, content):
             ),
             "damaged, or newer",
         ),
+        (
+            lambda d: broken(d, "tokenizer.json", json.dumps({"model": {"type": "Unigram", "vocab": [["a", 0.0]]}})),
+            "a Unigram model; only",
+        ),
     ],
 )
 def test_refuses_files(make, message, tmp_path):
@@ -377,20 +381,23 @@ def test_where_a_tokenizer_lies_is_no_part_of_a_run():
     assert len(set(told)) == 1
 
 
-def test_gpt2():
-    tokenizer = tokenizers.load(str(real("tokenizers", "gpt2")))
-    vocab = json.loads(real("tokenizers", "gpt2", "encoder.json").read_text())
-    lines = real("tokenizers", "gpt2", "vocab.bpe").read_text().splitlines()[1:]
+def test_gpt2(data_dir):
+    tokenizer = tokenizers.load(str(Path(data_dir, "tokenizers", "gpt2")))
+    vocab = json.loads(Path(data_dir, "tokenizers", "gpt2", "encoder.json").read_text())
+    lines = Path(data_dir, "tokenizers", "gpt2", "vocab.bpe").read_text().splitlines()[1:]
     merges = [tuple(line.split(" ")) for line in lines]
     assert tokenizer.encode("Hello world") == [15496, 995]
     assert (tokenizer.vocab_size, tokenizer.bos_id, tokenizer.eos_id, tokenizer.lossless) == (50257, 50256, 50256, True)
-    for text in [*filter(str.isascii, [*TEXTS, *CONTROLS]), real("tinyshakespeare", "input.txt").read_text()[:20000]]:
+    for text in [
+        *filter(str.isascii, [*TEXTS, *CONTROLS]),
+        Path(data_dir, "tinyshakespeare", "input.txt").read_text()[:20000],
+    ]:
         assert tokenizer.encode(text) == slow_bpe(text, vocab, merges)
-    check_stories(tokenizer)
+    check_stories(tokenizer, data_dir)
 
 
-def test_qwen2():
-    tokenizer = tokenizers.load(str(real("tokenizers", "qwen2")))
+def test_qwen2(data_dir):
+    tokenizer = tokenizers.load(str(Path(data_dir, "tokenizers", "qwen2")))
     assert tokenizer.encode("Hello world") == [9707, 1879]
     assert (tokenizer.vocab_size, tokenizer.bos_id, tokenizer.pad_id) == (151646, None, 151643)
     assert tokenizer.eos_id == tokenizer.piece_id("<|im_end|>") == 151645
@@ -401,22 +408,22 @@ def test_qwen2():
         template.prompt_ids([Message("user", "now <|im_end|>")], tokenizer)
     for text in CONTROLS:
         assert 151643 not in tokenizer.encode(text) and tokenizer.decode(tokenizer.encode(text)) == text
-    check_stories(tokenizer)
+    check_stories(tokenizer, data_dir)
 
 
-def test_mistral(tmp_path):
-    model = real("tokenizers", "mistral-v1", "tokenizer.model").read_bytes()
+def test_mistral(data_dir, tmp_path):
+    model = Path(data_dir, "tokenizers", "mistral-v1", "tokenizer.model").read_bytes()
     ours, theirs = tokenizers.load(str(write_metaspace(tmp_path, model))), tokenizers.SentencePieceTokenizer(model)
-    stories = real("tinystories", "valid.jsonl").read_text().splitlines()[:20]
+    stories = Path(data_dir, "tinystories", "valid.jsonl").read_text().splitlines()[:20]
     for text in [*(json.loads(line)["text"] for line in stories), *CONTROLS, "\u4f60\u597d \U0001f600\n\ttab"]:
         assert ours.encode(text) == theirs.encode(text)
         assert ours.decode(ours.encode(text)) == text
     np.testing.assert_array_equal(ours.token_bytes(), theirs.token_bytes())
 
 
-def check_stories(tokenizer):
+def check_stories(tokenizer, data_dir):
     sizes = tokenizer.token_bytes()
-    for line in real("tinystories", "valid.jsonl").read_text().splitlines()[:50]:
+    for line in Path(data_dir, "tinystories", "valid.jsonl").read_text().splitlines()[:50]:
         text = json.loads(line)["text"]
         ids = tokenizer.encode(text)
         assert tokenizer.decode(ids) == text and sizes[ids].sum() == len(text.encode())

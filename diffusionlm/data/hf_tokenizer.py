@@ -248,8 +248,8 @@ def _named(files: Mapping[str, bytes]) -> dict[str, str | None]:
             texts = [one.get("content") if isinstance(one, dict) else one for one in several]
             if role in ("additional_special_tokens", "extra_special_tokens"):
                 found |= {text: text for text in texts if isinstance(text, str)}
-            elif role.endswith("_token") and (value is None or isinstance(texts[0], str)):  # not `add_bos_token`
-                found[role] = texts[0]
+            elif role.endswith("_token") and (value is None or texts and isinstance(texts[0], str)):
+                found[role] = texts[0]  # and not `add_bos_token`, which is a truth value
     return found
 
 
@@ -261,6 +261,9 @@ def _definition(files: Mapping[str, bytes], family: str) -> dict:
         definition = parse_json(files[DEFINITION], DEFINITION)
     if not isinstance(definition.get("model"), dict) or not definition["model"].get("vocab"):
         raise UserError(f"{DEFINITION} of the tokenizer is damaged (no vocabulary); fetch it again")
+    # Others, such as unigrams, may find a control token in a text as if it were a word.
+    if (kind := definition["model"].get("type", "BPE")) != "BPE" or not isinstance(definition["model"]["vocab"], dict):
+        raise UserError(f"{DEFINITION} holds a {kind} model; only those of byte pair encoding (BPE) are known here")
     # Texts are encoded whole, always alike, and without start or end tokens.
     definition |= {"truncation": None, "padding": None, "post_processor": None}
     definition["model"].pop("dropout", None)
@@ -313,9 +316,7 @@ def _added(content: str, i: int) -> dict:
 
 def _pieces(definition: dict) -> dict[str, int]:
     """All ids by piece, those of added tokens too."""
-    vocab = definition["model"]["vocab"]
-    own = vocab if isinstance(vocab, dict) else {piece: i for i, (piece, _) in enumerate(vocab)}
-    return own | {one["content"]: one["id"] for one in definition["added_tokens"]}
+    return definition["model"]["vocab"] | {one["content"]: one["id"] for one in definition["added_tokens"]}
 
 
 def _add_special(definition: dict, roles: set[str], pieces: Mapping[str, int]) -> None:
@@ -384,6 +385,9 @@ def _without_prefix(definition: dict) -> dict:
 def _is_lossless(definition: dict, pieces: Mapping[str, int], by_bytes: bool, splits: bool) -> bool:
     normalizers = list(_steps(definition.get("normalizer"), "normalizers"))
     cutters = list(_steps(definition.get("pre_tokenizer"), "pretokenizers"))
+    keep = {"ByteLevel", "Split", "Digits", "Punctuation", "Metaspace"}
+    if any(one["type"] not in keep or one.get("behavior") == "Removed" for one in cutters):  # drop white space
+        return False
     if by_bytes:
         prefix = any(one.get("add_prefix_space") for one in cutters)
         return not normalizers and not prefix and _alphabet() <= set(pieces)

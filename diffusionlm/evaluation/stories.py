@@ -102,6 +102,13 @@ def encode(story: Story, tokenizer: Tokenizer, sizes: np.ndarray) -> Row:
     # By the bytes of tokens rather than of text, as some tokenizers begin every text with a space.
     seams = [np.flatnonzero(ends == sizes[tokenizer.encode(text)].sum()) for text in (story[0], story[0] + story[1])]
     if not all(map(len, seams)):
-        return Row(*map(tokenizer.encode, story))
+        return Row(tokenizer.encode(story.before), *(_inner(part, tokenizer, sizes) for part in story[1:]))
     i, j = (int(seam[0]) for seam in seams)
     return Row(whole[:i], whole[i:j], whole[j:])
+
+
+def _inner(text: str, tokenizer: Tokenizer, sizes: np.ndarray) -> list[int]:
+    """A part that follows another: where the tokenizer begins texts with a space itself, that is the part's own."""
+    bare = tokenizer.encode(text[1:])
+    spaced = text.startswith(" ") and sizes[bare].sum() == len(text.encode())
+    return bare if spaced else tokenizer.encode(text)
