@@ -384,6 +384,7 @@ def with_long_tokenizer(directory):
     vocabulary = {chr(0x4E00 + i): i for i in range(V + 1)}
     (source / "vocab.json").write_text(json.dumps(vocabulary))
     (source / "merges.txt").write_text("#version: 0.2\n")
+    (source / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "GPT2Tokenizer"}))
     return source
 
 
