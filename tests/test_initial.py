@@ -136,7 +136,7 @@ def test_parameters_lie_on_the_mesh_of_the_run(dataset, start):
     mesh = make_mesh(config.MeshConfig(2, 2, 2))
     opened = pipeline.open_dataset(dataset)
     with jax.set_mesh(mesh):
-        state = initial.with_weights(cfg, create_state(cfg, mesh), opened)
+        state = initial.with_weights(cfg, create_state(cfg, mesh), opened, mesh)
     for leaf, wanted in zip(jax.tree.leaves(state), jax.tree.leaves(abstract_state(cfg, mesh)), strict=True):
         assert leaf.sharding == wanted.sharding and leaf.dtype == wanted.dtype
     assert any(not leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(state.params))
