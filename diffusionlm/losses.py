@@ -60,9 +60,9 @@ def has_predecessor(segment_ids_BxT: jax.Array) -> jax.Array:
 def cart_weights(corrupted: Corrupted, p: float) -> jax.Array:
     """The weights of Dream's context-adaptive noise rescheduling (CART): masked tokens near visible ones weigh more.
 
-    w_i = sum over visible j of p (1 - p)^(|i - j| - 1) / 2 for masked i, where its sequence is as long as the weights
-    reach (Dream 7B, arXiv 2508.15487, Section 3; released by Dream-Coder). They lie in [0, 1], are about 1 - t on
-    average, and take the place of the bound's 1 / t. Padding is not visible. float32 (B, T).
+    w_i = sum over visible j of p (1 - p)^(|i - j| - 1) / 2 for masked i (Dream 7B, arXiv 2508.15487; as released by
+    Dream-Coder). They lie in [0, 1], are about 1 - t on average away from the ends of a sequence, and take the place of
+    the bound's 1 / t. Padding is not visible. float32 (B, T).
     """
     visible_BxT = ((corrupted.segment_ids_BxT != 0) & ~corrupted.masked_BxT).astype(jnp.float32)
 
@@ -73,9 +73,9 @@ def cart_weights(corrupted: Corrupted, p: float) -> jax.Array:
         """sum over j before i of (1 - p)^(i - j - 1) visible_j, a sum that decays from place to place."""
         decay_BxT = jnp.full_like(visible_BxT, 1 - p)
         upto_BxT = jax.lax.associative_scan(step, (decay_BxT, visible_BxT), reverse=reverse, axis=1)[1]
-        shift = (1, 0) if not reverse else (0, 1)
-        cut_BxT = upto_BxT[:, 1:] if reverse else upto_BxT[:, :-1]
-        return jnp.pad(cut_BxT, ((0, 0), shift))
+        if reverse:
+            return jnp.pad(upto_BxT[:, 1:], ((0, 0), (0, 1)))
+        return jnp.pad(upto_BxT[:, :-1], ((0, 0), (1, 0)))
 
     weight_BxT = 0.5 * p * (before(visible_BxT, reverse=False) + before(visible_BxT, reverse=True))
     return jnp.where(corrupted.masked_BxT, weight_BxT, 0.0)

@@ -18,7 +18,7 @@ from diffusionlm.losses import arm_targets, cart_weights, mdm_targets
 from diffusionlm.model import Transformer
 from diffusionlm.presets import arm_twin
 from diffusionlm.sharding import make_mesh
-from diffusionlm.train_state import abstract_state, create_state
+from diffusionlm.train_state import create_state
 
 B, T, V, N = 8, 12, 29, 10
 MODEL = ModelConfig(
@@ -289,10 +289,3 @@ def test_the_mask_row_begins_as_the_mean_and_all_else_is_kept(tied):
 
 def logits_of(model, tokens, allowed_TxT):
     return model.head(model(tokens, allowed_TxT=allowed_TxT))
-
-
-def test_the_state_of_a_run_on_a_mesh_takes_the_shapes_of_its_model():
-    mesh = make_mesh(MeshConfig(2, 2, 2))
-    lora = dataclasses.replace(CFG, model=dataclasses.replace(MODEL, lora_rank=2))
-    for leaf in jax.tree.leaves(abstract_state(lora, mesh).params):
-        assert leaf.sharding.mesh == mesh

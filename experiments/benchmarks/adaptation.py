@@ -17,7 +17,7 @@ from diffusionlm import config, flops
 from diffusionlm.config import Config
 
 SEEDS = (0, 1, 2)
-# Learning rates of each way, from `--tune`.
+# The learning rates have not been compared yet: `--tune` does that.
 WAYS: dict[str, dict[str, object]] = {
     "from scratch": {"diffusion.alignment": "same", "diffusion.anneal_steps": 0, "optim.peak_lr": 3e-3},
     "adapted, without annealing": {"diffusion.anneal_steps": 0},
