@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny_run
-from tiny_run import LENGTH, Recorder, tiny
+from tiny_run import LENGTH, record, refusal, tiny
 
 from diffusionlm import checkpoint, config, initial, lora, trainer
 from diffusionlm.data import pipeline, tokenizers
@@ -73,24 +73,10 @@ def adapting(start, source, **changes):
     return tiny_run.with_changes(cfg, changes)
 
 
-def record(cfg, workdir):
-    recorder = Recorder()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(trainer, "make_train_step", recorder)
-        return trainer.train(cfg, workdir), recorder
-
-
 @pytest.fixture(scope="module")
 def run(start, source, tmp_path_factory):
     """With adapters, of a diffusion model that opens up."""
     return record(adapting(start[0], source, model={"lora_rank": 2}), tmp_path_factory.mktemp("run"))
-
-
-def refusal(*args):
-    with pytest.raises(UserError) as caught:
-        trainer.train(*args)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
 
 
 def test_it_begins_with_all_weights_and_a_mean_row_for_the_mask(run, start):

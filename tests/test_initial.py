@@ -11,13 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny_run
-from tiny_run import BATCH, Recorder, tiny
+from tiny_run import BATCH, record, refusal, tiny
 
 from diffusionlm import checkpoint, config, initial, metrics, trainer
 from diffusionlm.arguments import experiment
 from diffusionlm.data import pipeline, tokenizers
 from diffusionlm.data.prepare import prepare
-from diffusionlm.errors import UserError
 from diffusionlm.model import Transformer
 from diffusionlm.presets import arm_twin
 from diffusionlm.sampling.load import load
@@ -94,25 +93,10 @@ def words_model(folder):
     return path
 
 
-def record(cfg, workdir):
-    """Trains; returns the run, and what its steps were given."""
-    recorder = Recorder()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(trainer, "make_train_step", recorder)
-        return trainer.train(cfg, workdir), recorder
-
-
 @pytest.fixture(scope="module")
 def run(dataset, start, tmp_path_factory):
     """A fine-tuning run from start to end; tests must not change its directory."""
     return record(tuned(dataset, run={"init_from": str(start[0])}), tmp_path_factory.mktemp("run"))
-
-
-def refusal(*args):
-    with pytest.raises(UserError) as caught:
-        trainer.train(*args)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
 
 
 # --- the start

@@ -20,6 +20,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import NamedSharding, PartitionSpec
 
@@ -27,6 +28,7 @@ from diffusionlm import checkpoint, runtime, train_step, trainer
 from diffusionlm.config import Config, DataConfig, DiffusionConfig, ModelConfig, OptimConfig, RunConfig
 from diffusionlm.data import datasets
 from diffusionlm.data.prepare import prepare
+from diffusionlm.errors import UserError
 from diffusionlm.train_step import make_train_step, targets
 
 LENGTH, BATCH, STEPS = 16, 16, 30
@@ -125,6 +127,22 @@ class Recorder:
             return state, metrics
 
         return step
+
+
+def record(cfg, workdir):
+    """Trains here; returns the run, and what its steps were given."""
+    recorder = Recorder()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trainer, "make_train_step", recorder)
+        return trainer.train(cfg, workdir), recorder
+
+
+def refusal(*args):
+    """The line with which `trainer.train` refuses."""
+    with pytest.raises(UserError) as caught:
+        trainer.train(*args)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
 
 
 def tell(event, **values):
