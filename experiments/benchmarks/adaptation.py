@@ -25,7 +25,7 @@ WAYS: dict[str, dict[str, object]] = {
     "adapted, without shift": {"diffusion.alignment": "same"},
     "adapted, by adapters": {"model.lora_rank": 16},
 }
-TUNED = (3e-4, 1e-3, 3e-3)
+TUNED = (1e-3, 3e-3, 1e-2)
 
 
 @dataclass(frozen=True)
