@@ -95,6 +95,6 @@ def adapt_tinystories() -> Config:
         ),
         diffusion=DiffusionConfig(alignment="shifted", anneal_steps=300),
         optim=OptimConfig(peak_lr=1e-3, final_lr=1e-4, warmup_steps=50),
-        data=DataConfig(sequence_length=256, batch_size=16),
+        data=DataConfig(sequence_length=256, batch_size=8),
         run=RunConfig(steps=1000, eval_every=250, checkpoint_every=250, log_every=20),
     )
