@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import re
 import subprocess
 import sys
 
@@ -229,9 +230,40 @@ class Pairs:
 def test_seams_between_tokens_keep_the_tokens_of_the_whole():
     sizes = Pairs().token_bytes()
     whole = Pairs().encode("abcdefgh")
-    assert stories.encode(Story("ab", "cdef", "gh"), Pairs(), sizes) == Row(whole[:1], whole[1:3], whole[3:])
+    assert stories.encode(Story("ab", "cdef", "gh"), Pairs(), sizes)[1] == Row(whole[:1], whole[1:3], whole[3:])
     parts = Row(*map(Pairs().encode, ("abc", "def", "gh")))
-    assert stories.encode(Story("abc", "def", "gh"), Pairs(), sizes) == parts  # where a token has both sides
+    assert stories.encode(Story("abc", "def", "gh"), Pairs(), sizes)[1] == parts  # where a token has both sides
+
+
+class Words:
+    """What the pattern finds is a token each; ids tell their length."""
+
+    def __init__(self, pattern):
+        self.pattern, self.texts = pattern, []
+
+    def encode(self, text):
+        found = re.findall(self.pattern, text)
+        self.texts += [one for one in found if one not in self.texts]
+        return [100 * self.texts.index(one) + len(one) for one in found]
+
+    def token_bytes(self):
+        return np.arange(10_000) % 100
+
+
+@pytest.mark.parametrize(
+    ("pattern", "placed"),
+    [
+        (r" ?[^ ]+| ", ("He ran.", " She sat.", " It was.")),
+        (r"[^ ]+ ?| ", ("He ran. ", "She sat. ", "It was.")),
+        (r" ?[a-zA-Z]+\.(?: [A-Z][a-z]+)?| ?[^ ]+| ", ("He ran.", " She sat.", " It was.")),  # ". She" is one token
+        (r"[a-zA-Z]+\. (?:[A-Z][a-z]+ )?|[^ ]+ ?| ", ("He ran. ", "She sat. ", "It was.")),  # ". She " is one
+    ],
+)
+def test_white_space_at_a_seam_goes_where_the_vocabulary_has_it(pattern, placed):
+    tokenizer = Words(pattern)
+    story = Story("He ran.", " She sat.", " It was.")
+    found, row = stories.encode(story, tokenizer, tokenizer.token_bytes())
+    assert found == placed and row == Row(*map(tokenizer.encode, placed))
 
 
 def test_a_space_that_the_tokenizer_adds_is_the_space_of_a_part():
@@ -241,16 +273,18 @@ def test_a_space_that_the_tokenizer_adds_is_the_space_of_a_part():
 
     tokenizer, sizes = Spaced(), Spaced().token_bytes()
     whole = tokenizer.encode("a bc de")  # " a", " b", "c ", "de"
-    assert stories.encode(Story("a", " b", "c de"), tokenizer, sizes) == Row(whole[:1], whole[1:2], whole[2:])
-    parts = Row(tokenizer.encode("a"), tokenizer.encode("bc"), tokenizer.encode("de"))
-    assert stories.encode(Story("a", " bc", " de"), tokenizer, sizes) == parts
+    assert stories.encode(Story("a", " b", "c de"), tokenizer, sizes)[1] == Row(whole[:1], whole[1:2], whole[2:])
+    story = Story("ab", "c", " d")  # " a", "bc", " d"
+    parts = Row(tokenizer.encode("ab"), tokenizer.encode("c"), tokenizer.encode("d"))
+    assert stories.encode(story, tokenizer, sizes) == (story, parts)
 
 
 def test_seams_of_learnt_pieces():
     texts = [story.before + story.middle + story.after for story in STORIES] * 5
     tokenizer = tokenizers.train_sentencepiece(texts, 300)
     for story in STORIES:
-        row = stories.encode(story, tokenizer, tokenizer.token_bytes())
+        placed, row = stories.encode(story, tokenizer, tokenizer.token_bytes())
+        assert placed == story
         assert [tokenizer.decode(ids) for ids in row] == list(story)
         assert [*row.before, *row.middle, *row.after] == tokenizer.encode("".join(story))
 

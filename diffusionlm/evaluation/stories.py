@@ -89,22 +89,44 @@ def cut(text: str) -> Story | None:
     return Story(text[: ends[1]], text[ends[1] : ends[2]], text[ends[2] : ends[4]])
 
 
-def encode(story: Story, tokenizer: Tokenizer, sizes: np.ndarray) -> Row:
-    """A story's tokens: those of the whole text, where tokens end at the seams, else those of each part on its own.
+def encode(story: Story, tokenizer: Tokenizer, sizes: np.ndarray) -> tuple[Story, Row]:
+    """A story and its tokens: those of the whole text, where tokens end at the seams, else those of each part.
+
+    White space at a seam goes to the side where the tokenizer has it in training, as most vocabularies begin words with
+    a space and some end them so: where tokens of the whole text end there, else where the parts take fewest tokens.
 
     Args:
       story: the text.
       tokenizer: of the model.
       sizes: its `token_bytes()`.
+
+    Returns:
+      The story with its white space in that place, and the tokens of its parts.
     """
     whole = tokenizer.encode("".join(story))
     ends = np.concatenate([[0], np.cumsum(sizes[whole])])
-    # By the bytes of tokens rather than of text, as some tokenizers begin every text with a space.
-    seams = [np.flatnonzero(ends == sizes[tokenizer.encode(text)].sum()) for text in (story[0], story[0] + story[1])]
-    if not all(map(len, seams)):
-        return Row(tokenizer.encode(story.before), *(_inner(part, tokenizer, sizes) for part in story[1:]))
-    i, j = (int(seam[0]) for seam in seams)
-    return Row(whole[:i], whole[i:j], whole[j:])
+    rows = {}
+    for placed in _placements(story):
+        before, middle, _ = placed
+        # By the bytes of tokens rather than of text, as some tokenizers begin every text with a space.
+        seams = [np.flatnonzero(ends == sizes[tokenizer.encode(text)].sum()) for text in (before, before + middle)]
+        if all(map(len, seams)):
+            i, j = (int(seam[0]) for seam in seams)
+            return placed, Row(whole[:i], whole[i:j], whole[j:])
+        rows[placed] = Row(tokenizer.encode(before), *(_inner(part, tokenizer, sizes) for part in placed[1:]))
+    return min(rows.items(), key=lambda item: sum(map(len, item[1])))
+
+
+def _placements(story: Story) -> list[Story]:
+    """The story with the white space at either seam behind it, as it was, or before it."""
+    middle, after = story.middle.lstrip(), story.after.lstrip()
+    first, second = (part[: len(part) - len(bare)] for part, bare in ((story.middle, middle), (story.after, after)))
+    found = [
+        Story(story.before + first[:i], first[i:] + middle + second[:j], second[j:] + after)
+        for i in (0, len(first))
+        for j in (0, len(second))
+    ]
+    return list(dict.fromkeys(found))
 
 
 def _inner(text: str, tokenizer: Tokenizer, sizes: np.ndarray) -> list[int]:

@@ -146,7 +146,7 @@ def infilling(
     for story in source:
         if len(rows) == limit:
             break
-        row = stories.encode(story, model.tokenizer, sizes)
+        story, row = stories.encode(story, model.tokenizer, sizes)
         if len(start) + sum(map(len, row)) > model.config.max_length:
             too_long += 1
             continue
