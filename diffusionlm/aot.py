@@ -203,7 +203,8 @@ def _training(cfg: Config, mesh: Mesh) -> _Program:
     batch = {"tokens": tokens, "segment_ids": tokens}
     index = jax.ShapeDtypeStruct((), jnp.int32)
     rows = size // (mesh.shape["data"] * mesh.shape["fsdp"] * cfg.run.microbatches)
-    share, splash = predicted_share(cfg), length % flops.SPLASH_LENGTHS == 0
+    # The program of the batches with annealed attention, if there are any: no kernel takes such a mask.
+    share, splash = predicted_share(cfg), length % flops.SPLASH_LENGTHS == 0 and not cfg.diffusion.anneal_steps
     return _Program(
         kind="train",
         lower=lambda: make_train_step(cfg, mesh).lower(state, batch, index),

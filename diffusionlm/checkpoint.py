@@ -21,12 +21,14 @@ import os
 import re
 import sys
 import textwrap
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import jax
+import numpy as np
 from etils import epath
+from flax import traverse_util
 from orbax.checkpoint import v1 as ocp
 
 from diffusionlm import config
@@ -252,6 +254,23 @@ def load_params(path: epath.PathLike, dtype: Any = None, shardings: Any = None, 
         shardings,
     )
     return _load(path, "params", abstract)
+
+
+def saved_params(path: epath.PathLike) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shape and dtype of each parameter of a checkpoint by name, "blocks/q" for instance; no array is read."""
+    flat = traverse_util.flatten_dict(_saved(find(path), "params"), sep="/")
+    return {name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for name, leaf in flat.items()}
+
+
+def load_some(path: epath.PathLike, wanted: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, np.ndarray]:
+    """Some of the parameters that `saved_params` lists, in the memory of this host; others are not read."""
+    # Orbax reads into the host where it is asked for NumPy arrays; these take no memory themselves.
+    flat = {name: np.broadcast_to(np.empty((), leaf.dtype), leaf.shape) for name, leaf in wanted.items()}
+    context = _context()
+    context.pytree.loading.partial_load = True
+    with context:
+        found = _load(find(path), "params", traverse_util.unflatten_dict(flat, sep="/"))
+    return traverse_util.flatten_dict(found, sep="/")
 
 
 def save_params(directory: epath.PathLike, params: Any, sidecar: Sidecar, *, compress: bool = True) -> None:

@@ -398,6 +398,11 @@ class Config:
             raise UserError(
                 f"diffusion.{name}={getattr(self.diffusion, name)} is for objective=mdm; drop it for objective=arm"
             )
+        if self.diffusion.anneal_steps > self.run.steps:
+            raise UserError(
+                f"diffusion.anneal_steps={self.diffusion.anneal_steps} exceeds run.steps={self.run.steps}, so that "
+                "attention would never be full, as it is in use; set --diffusion.anneal_steps to fewer"
+            )
         if self.data.sequence_length > self.model.max_length:
             raise UserError(
                 f"data.sequence_length={self.data.sequence_length} exceeds model.max_length={self.model.max_length}"

@@ -42,6 +42,11 @@ def identified(cfg: Config, workdir: epath.Path) -> Config:
     """
     runtime.require_equal({"run.init_from": cfg.run.init_from}, "start every process with the same command")
     if not cfg.run.init_from:
+        if cfg.model.lora_rank:
+            raise UserError(
+                f"model.lora_rank={cfg.model.lora_rank} trains adapters of a model that is frozen; name it with "
+                "--run.init_from CHECKPOINT, or set lora_rank=0"
+            )
         return cfg
     chosen = runtime.gather(runtime.everywhere(lambda: _resolved(cfg, workdir)))[0]
     cfg = dataclasses.replace(cfg, run=dataclasses.replace(cfg.run, init_from=chosen))
@@ -85,6 +90,8 @@ def with_weights(cfg: Config, state: TrainState, dataset: Dataset, mesh: Mesh) -
             raise UserError(f"run.init_id={cfg.run.init_id} needs run.init_from, where that checkpoint is")
         if cfg.data.packing == "examples" and jax.process_index() == 0:
             log.warning("fine-tuning random weights: give a trained model with --run.init_from CHECKPOINT")
+        elif cfg.diffusion.alignment == "shifted" and jax.process_index() == 0:
+            log.warning("adapting random weights: give an autoregressive model with --run.init_from CHECKPOINT")
         return state
     if (found := _checked_id(cfg)) != cfg.run.init_id:
         raise UserError(

@@ -214,8 +214,8 @@ def checked(
         length = len(prefix) + len(target)
         if not target:
             raise UserError(f"target {r} is empty; there is nothing to score")
-        if cfg.autoregressive and not prefix:
-            raise UserError(f"prefix {r} is empty: an autoregressive model needs a first token, such as BOS")
+        if cfg.shifted and not prefix:
+            raise UserError(f"prefix {r} is empty: nothing predicts this model's first token; give one, such as BOS")
         if length > cfg.max_length:
             raise UserError(
                 f"pair {r} has {length} tokens, more than the model's context of {cfg.max_length}; shorten it"
@@ -223,6 +223,11 @@ def checked(
         for token in (*prefix, *target):
             if not 0 <= token < cfg.model.vocab_size:
                 raise UserError(f"pair {r} has token {token}; ids lie in [0, {cfg.model.vocab_size})")
+        if cfg.mask_id in (*prefix, *target):
+            raise UserError(
+                f"pair {r} has token {cfg.mask_id}, which stands for masks in this model, so that it can be neither "
+                "read nor scored; leave it out"
+            )
         if never := set(target) & set(cfg.suppressed_ids):
             raise UserError(f"target {r} has token {never.pop()}, which this model never predicts")
     return pairs

@@ -61,23 +61,24 @@ def cart_weights(corrupted: Corrupted, p: float) -> jax.Array:
     """The weights of Dream's context-adaptive noise rescheduling (CART): masked tokens near visible ones weigh more.
 
     w_i = sum over visible j of p (1 - p)^(|i - j| - 1) / 2 for masked i (Dream 7B, arXiv 2508.15487; as released by
-    Dream-Coder). They lie in [0, 1], are about 1 - t on average away from the ends of a sequence, and take the place of
-    the bound's 1 / t. Padding is not visible. float32 (B, T).
+    Dream-Coder). They lie in [0, 1], are about 1 - t on average away from the ends of a text, and take the place of the
+    bound's 1 / t. Padding and other segments are not visible. float32 (B, T).
     """
-    visible_BxT = ((corrupted.segment_ids_BxT != 0) & ~corrupted.masked_BxT).astype(jnp.float32)
+    segment_ids_BxT = corrupted.segment_ids_BxT
+    visible_BxT = ((segment_ids_BxT != 0) & ~corrupted.masked_BxT).astype(jnp.float32)
 
     def step(one: tuple[jax.Array, jax.Array], two: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         return one[0] * two[0], one[1] * two[0] + two[1]
 
-    def before(visible_BxT: jax.Array, reverse: bool) -> jax.Array:
+    def before(visible_BxT: jax.Array, segment_ids_BxT: jax.Array) -> jax.Array:
         """sum over j before i of (1 - p)^(i - j - 1) visible_j, a sum that decays from place to place."""
-        decay_BxT = jnp.full_like(visible_BxT, 1 - p)
-        upto_BxT = jax.lax.associative_scan(step, (decay_BxT, visible_BxT), reverse=reverse, axis=1)[1]
-        if reverse:
-            return jnp.pad(upto_BxT[:, 1:], ((0, 0), (0, 1)))
-        return jnp.pad(upto_BxT[:, :-1], ((0, 0), (1, 0)))
+        same_BxT = has_predecessor(segment_ids_BxT)
+        decay_BxT = jnp.where(same_BxT, 1 - p, 0.0)
+        upto_BxT = jax.lax.associative_scan(step, (decay_BxT, visible_BxT), axis=1)[1]
+        return jnp.where(same_BxT, jnp.pad(upto_BxT[:, :-1], ((0, 0), (1, 0))), 0.0)
 
-    weight_BxT = 0.5 * p * (before(visible_BxT, reverse=False) + before(visible_BxT, reverse=True))
+    behind_BxT = before(visible_BxT[:, ::-1], segment_ids_BxT[:, ::-1])[:, ::-1]
+    weight_BxT = 0.5 * p * (before(visible_BxT, segment_ids_BxT) + behind_BxT)
     return jnp.where(corrupted.masked_BxT, weight_BxT, 0.0)
 
 

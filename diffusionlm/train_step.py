@@ -218,10 +218,10 @@ def eval_step(
     else:
         if examples:
             maskable_BxT = batch["segment_ids"][:, :T] == ANSWER
-        else:
-            maskable_BxT = has_predecessor(segments_BxT)
             if cfg.diffusion.alignment == "shifted":
                 maskable_BxT &= has_predecessor(segments_BxT)
+        else:
+            maskable_BxT = has_predecessor(segments_BxT)
         maskable_BxT &= predictable(cfg, tokens_BxT)
         record_B = batch_index * len(tokens_BxT) + jnp.arange(len(tokens_BxT))
         corrupted = corrupt_held_out(cfg.mask_id, tokens_BxT, segments_BxT, maskable_BxT, record_B, draw)

@@ -146,7 +146,9 @@ def test_a_run_that_starts_from_adapters_has_them_in_its_weights(run, source, tm
 
 
 def test_without_the_shift_it_warns_once(start, source, tmp_path, caplog):
-    trainer.train(adapting(start[0], source, diffusion={"alignment": "same"}, run={"steps": 1}), tmp_path)
+    trainer.train(
+        adapting(start[0], source, diffusion={"alignment": "same", "anneal_steps": 0}, run={"steps": 1}), tmp_path
+    )
     assert caplog.text.count("diffusion.alignment=same unlearns that") == 1
     assert checkpoint.load_sidecar(tmp_path).alignment == "same"
 
@@ -161,6 +163,16 @@ def test_without_the_shift_it_warns_once(start, source, tmp_path, caplog):
 def test_another_model_is_refused(changes, said, start, source, tmp_path):
     assert said in refusal(adapting(start[0], source, **changes), tmp_path / "run")
     assert not (tmp_path / "run" / "config.json").exists()
+
+
+def test_without_a_start_it_says_so(source, tmp_path, caplog):
+    cfg = adapting("", source, run={"steps": 1}, diffusion={"anneal_steps": 0})
+    assert "model.lora_rank=2 trains adapters of a model that is frozen" in refusal(
+        dataclasses.replace(cfg, model=dataclasses.replace(cfg.model, lora_rank=2)), tmp_path / "run"
+    )
+    assert not (tmp_path / "run" / "config.json").exists()
+    trainer.train(cfg, tmp_path / "random")
+    assert caplog.text.count("adapting random weights: give an autoregressive model with --run.init_from") == 1
 
 
 def test_a_shifted_model_goes_on_shifted(run, source, tmp_path):

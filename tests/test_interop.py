@@ -415,6 +415,16 @@ REFUSED = {
     "mask_id": (broken("dream", {"mask_token_id": None}), "config.json has no mask_token_id; .* --mask_id"),
     "mask_range": (broken("dream", {"mask_token_id": V}), f"mask_id={V} must lie in"),
     "ids": (broken(described={"eos_token_id": V}), f"eos_token_id={V} must be below {V}"),
+    "id_type": (broken(described={"bos_token_id": "1"}), "has bos_token_id='1', which must be a token's id"),
+    "mask_type": (broken("dream", {"mask_token_id": True}), "has mask_token_id=True, which must be a token's id"),
+    "text": (broken(described={"hidden_size": "16"}), "has hidden_size='16', which must be a whole number of at least"),
+    "fraction": (broken(described={"num_attention_heads": 4.0}), "has num_attention_heads=4.0, which must be a whole"),
+    "zero": (broken(described={"num_attention_heads": 0}), "has num_attention_heads=0, which must be a whole number"),
+    "number": (broken(described={"rope_theta": "abc"}), "has rope_theta='abc', which must be a number"),
+    "truth": (broken(described={"tie_word_embeddings": 1}), "has tie_word_embeddings=1, which must be true or false"),
+    "scaling_text": (broken(described={"rope_scaling": "linear"}), "has rope_scaling='linear'"),
+    "window_text": (broken(described={"sliding_window": 9, "max_position_embeddings": None}), "has sliding_window=9"),
+    "ours": (broken(described={"diffusionlm": {"family": "llama"}}), "has a damaged 'diffusionlm'"),
 }
 
 
@@ -426,6 +436,37 @@ def test_what_cannot_be_right_is_refused_and_leaves_nothing(case, tmp_path):
         dlm.import_weights(source, tmp_path / "model")
     assert "\n" not in str(error.value)
     assert {path.name for path in tmp_path.iterdir()} <= {"source"}
+
+
+def test_a_negative_id_is_none(tmp_path):
+    source = broken(described={"bos_token_id": -1, "pad_token_id": -1, "eos_token_id": []})(tmp_path / "source")
+    dlm.import_weights(source, tmp_path / "model")
+    sidecar = checkpoint.load_sidecar(tmp_path / "model")
+    assert (sidecar.bos_id, sidecar.eos_id, sidecar.pad_id, sidecar.canvas["start_id"]) == (None,) * 4
+
+
+def test_the_index_says_which_shard_a_tensor_is_in(tmp_path):
+    source, tensors = source_of("llama", tmp_path / "source"), tensors_of("llama")
+    (source / "model.safetensors").unlink()
+    head = {"lm_head.weight": tensors["lm_head.weight"]}
+    stale = {name: tensor + 1 if name in head else tensor for name, tensor in tensors.items()}
+    safetensors.numpy.save_file(head, source / "a.safetensors")
+    safetensors.numpy.save_file(stale, source / "b.safetensors")
+    names = {name: "a.safetensors" if name in head else "b.safetensors" for name in tensors}
+    (source / "model.safetensors.index.json").write_text(json.dumps({"weight_map": names}))
+    dlm.import_weights(source, tmp_path / "model")
+    np.testing.assert_array_equal(flat(tmp_path / "model")["head"][:, :V], head["lm_head.weight"].T)
+
+
+def test_layers_of_two_dtypes_of_16_bits_keep_their_values(tmp_path):
+    name = "model.layers.{}.mlp.up_proj.weight"
+    tensors = tensors_of("llama", np.float16)
+    tensors[name.format(1)] = np.full((F, D), 1e30, ml_dtypes.bfloat16)
+    dlm.import_weights(write_source(tmp_path / "source", LLAMA, tensors), tmp_path / "model")
+    up = flat(tmp_path / "model")["blocks/up"]
+    assert up.dtype == np.float32
+    np.testing.assert_array_equal(up[0], tensors[name.format(0)].T.astype(np.float32))
+    np.testing.assert_array_equal(up[1], tensors[name.format(1)].T.astype(np.float32))
 
 
 def test_an_output_that_exists_is_kept(tmp_path):
@@ -441,13 +482,25 @@ def test_an_output_that_exists_is_kept(tmp_path):
     assert list((tmp_path / "model").iterdir()) == []
 
 
-def save_ours(path: Path, **changes) -> ModelConfig:
-    """A model that was made here, with a mask row."""
+def save_ours(path: Path, alignment: str = "same", **changes) -> ModelConfig:
+    """A model that was made here, with a mask row, and texts that begin with EOS."""
     cfg = ModelConfig(
         **{"d_model": D, "n_layers": L, "n_heads": H, "n_kv_heads": H, "head_dim": 4, "d_ff": F} | changes
     )
     cfg = dataclasses.replace(cfg, vocab_size=V, max_length=32)
-    sidecar = checkpoint.Sidecar("mdm", config.to_dict(cfg), config.to_dict(DiffusionConfig()), V, source={"step": 3})
+    arm = cfg.causal
+    diffusion = DiffusionConfig(schedule="cosine", alignment=alignment)
+    sidecar = checkpoint.Sidecar(
+        objective="arm" if arm else "mdm",
+        model=config.to_dict(cfg),
+        diffusion=config.to_dict(diffusion),
+        mask_id=None if arm else V,
+        eos_id=2,
+        bos_id=1,
+        alignment="shifted" if arm else alignment,
+        canvas={"max_length": 20, "start_id": 2},
+        source={"step": 3},
+    )
     checkpoint.save_params(path, make_params(cfg), sidecar)
     return cfg
 
@@ -455,17 +508,63 @@ def save_ours(path: Path, **changes) -> ModelConfig:
 def test_an_appended_mask_row_grows_the_vocabulary_of_the_export(tmp_path):
     save_ours(tmp_path / "model")
     (first, second) = dlm.export_weights(tmp_path / "model", tmp_path / "out", "llama", dtype="bfloat16")
-    assert "row 40 of 41" in first and "both directions" in second
+    assert "row 40 of 41" in first and "both directions" in second and "predicts token i, not i + 1" in second
     described = json.loads((tmp_path / "out" / "config.json").read_text())
     assert (described["vocab_size"], described["mask_token_id"], described["torch_dtype"]) == (V + 1, V, "bfloat16")
     written = safetensors.numpy.load_file(tmp_path / "out" / "model.safetensors")
     ours = flat(tmp_path / "model")
     assert (written["model.embed_tokens.weight"] == ours["embed"][: V + 1].astype(ml_dtypes.bfloat16)).all()
     assert written["lm_head.weight"].shape == (V + 1, D)
-    # And back: the row is told from the vocabulary again.
-    dlm.import_weights(tmp_path / "out", tmp_path / "again", "diffullama")
-    sidecar = checkpoint.load_sidecar(tmp_path / "again")
-    assert (sidecar.mask_id, sidecar.model["vocab_size"], sidecar.model["mask_row"]) == (V, V, True)
+
+
+@pytest.mark.parametrize(
+    ("format", "alignment", "changes"),
+    [
+        ("llama", "same", {}),
+        ("llama", "shifted", {}),
+        ("diffullama", "shifted", {}),
+        ("llada", "same", {"rope_bf16_tables": True}),
+        ("llama", "same", {"causal": True, "mask_row": False}),
+    ],
+)
+def test_a_model_of_ours_comes_back_as_it_was(format, alignment, changes, tmp_path):
+    """Also what no config.json has a field for: how texts begin, alignment, schedule, mask row."""
+    cfg = save_ours(tmp_path / "model", alignment, **changes)
+    dlm.export_weights(tmp_path / "model", tmp_path / "out", format)
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["bos_token_id"] == 2  # for other libraries
+    dlm.import_weights(tmp_path / "out", tmp_path / "again")
+    one, two = (checkpoint.load_sidecar(tmp_path / name) for name in ("model", "again"))
+    assert dataclasses.replace(one, source={}, pad_id=2, model={}) == dataclasses.replace(two, source={}, model={})
+    assert one.model | {"head_chunk": 0} == two.model | {"head_chunk": 0}
+    one, two = flat(tmp_path / "model"), flat(tmp_path / "again")
+    for params in (one, two):  # what pads the vocabulary means nothing
+        params["embed"], params["head"] = params["embed"][: cfg.embedding_rows], params["head"][:, :V]
+    assert all(one[name].tobytes() == two[name].tobytes() for name in one | two)
+
+
+def test_adapters_are_in_the_weights_of_an_export(tmp_path):
+    cfg = save_ours(tmp_path / "model", lora_rank=2)
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(lambda leaf: leaf + 0.1 * rng.standard_normal(leaf.shape, np.float32), make_params(cfg))
+    sidecar = checkpoint.load_sidecar(tmp_path / "model")
+    checkpoint.save_params(tmp_path / "tuned", params, sidecar)
+    dlm.export_weights(tmp_path / "tuned", tmp_path / "out", "llada")
+    written = safetensors.numpy.load_file(tmp_path / "out" / "model.safetensors")
+    blocks = {name: np.asarray(leaf, np.float64) for name, leaf in params["blocks"].items() if name[-4:] != "norm"}
+    for i in range(L):
+        up = blocks["up"][i] + 2 * blocks["up_lora_down"][i] @ blocks["up_lora_up"][i]
+        found = written[f"model.transformer.blocks.{i}.up_proj.weight"]
+        np.testing.assert_allclose(found, up.T, rtol=0, atol=1e-6)
+
+
+def test_values_beyond_float16_are_refused(tmp_path):
+    cfg = save_ours(tmp_path / "model")
+    params = make_params(cfg)
+    params["embed"] = params["embed"].at[3, 4].set(1e5)
+    checkpoint.save_params(tmp_path / "large", params, checkpoint.load_sidecar(tmp_path / "model"))
+    with pytest.raises(UserError, match="model.embed_tokens.weight has a value of 100000; use bfloat16"):
+        dlm.export_weights(tmp_path / "large", tmp_path / "out", "llama", dtype="float16")
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(
@@ -475,6 +574,8 @@ def test_an_appended_mask_row_grows_the_vocabulary_of_the_export(tmp_path):
         ("gpt2", {}, "format=gpt2: this format has norm='layernorm'"),
         ("llada", {"head_dim": 8}, "no field for head_dim=8, and means 4"),
         ("llada", {"causal": True}, "the model is autoregressive"),
+        ("llada", {"alignment": "shifted"}, "predicts token i in it, and token i . 1 in .* are dream, .*diffullama"),
+        ("diffullama", {}, "predicts token i . 1 in it, and token i in this model; formats of those are llada, smdm"),
         ("qwen", {}, "unknown format 'qwen'; did you mean 'qwen2'"),
     ],
 )

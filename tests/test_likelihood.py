@@ -13,7 +13,7 @@ from helpers import count_compilations, make_params
 from scipy import special
 
 from diffusionlm import likelihood
-from diffusionlm.config import Config, ModelConfig
+from diffusionlm.config import Config, DiffusionConfig, ModelConfig
 from diffusionlm.errors import UserError
 from diffusionlm.greedy import is_greedy
 from diffusionlm.likelihood import Estimate, LikelihoodConfig, choose, estimate
@@ -25,6 +25,7 @@ TINY = ModelConfig(
     d_model=32, n_layers=2, n_heads=2, n_kv_heads=2, head_dim=16, d_ff=64, vocab_size=50, max_length=128, head_chunk=16
 )
 MDM = ModelSpec.of(Config(model=TINY))
+SHIFTED = ModelSpec.of(Config(model=TINY, diffusion=DiffusionConfig(alignment="shifted")))
 ARM = ModelSpec.of(Config(objective="arm", model=dataclasses.replace(TINY, causal=True, mask_row=False)))
 MASK = 50
 PREFIX, TARGET = [3, 1, 4, 1, 5], [9, 2, 6, 5]
@@ -374,6 +375,9 @@ def test_only_buckets_compile(estimator):
     [
         ([(PREFIX, [])], MDM, {}, ["target 0 is empty"]),
         ([([], TARGET)], ARM, {}, ["prefix 0 is empty", "BOS"]),
+        ([([], TARGET)], SHIFTED, {}, ["prefix 0 is empty", "BOS"]),
+        ([(PREFIX, [5])], dataclasses.replace(MDM, mask_id=5), {}, ["pair 0 has token 5, which stands for masks"]),
+        ([([5], TARGET)], dataclasses.replace(MDM, mask_id=5), {}, ["pair 0 has token 5, which stands for masks"]),
         ([([1] * 126, TARGET)], MDM, {}, ["130 tokens", "128"]),
         ([(PREFIX, [50])], MDM, {}, ["token 50", "[0, 50)"]),
         ([(PREFIX, [1] * 13)], MDM, {"estimator": "any_order"}, ["at most 12", "13"]),

@@ -383,7 +383,10 @@ def begins_with_bos(name: str) -> bool:
 
     sidecar = checkpoint.load_sidecar(name)
     # Where it is EOS as well, as in GPT-2, the one that ends the document before is enough.
-    return sidecar.bos_id not in (None, sidecar.eos_id) and sidecar.canvas.get("start_id") == sidecar.bos_id
+    if sidecar.bos_id in (None, sidecar.eos_id) or sidecar.canvas.get("start_id") != sidecar.bos_id:
+        return False
+    # Qwen's config.json has one that its tokenizer never writes.
+    return sidecar.tokenizer is not None and tokenizers.from_dict(sidecar.tokenizer).bos_id is not None
 
 
 def _train_tokenizer(plan: _Plan, vocab_size: int, bars: Progress) -> tokenizers.Tokenizer:

@@ -77,7 +77,7 @@ def perplexity(
       UserError: as of `LoadedModel.perplexity`, no such file, a malformed line, or no text.
     """
     _check_limit(limit)
-    texts = []
+    texts, mask_id = [], model.config.mask_id
     for item in _source(data, field):
         if len(texts) == limit:
             break
@@ -85,6 +85,11 @@ def perplexity(
             text = sources.text_of(item, field)
         except ValueError as error:
             raise UserError(f"{item.location}: {error}") from error
+        if text and mask_id is not None and mask_id in model.encode(text):
+            raise UserError(
+                f"{item.location} has the token {mask_id}, which stands for masks in this model, so that it can be "
+                "neither read nor scored; leave that document out"
+            )
         if text:
             texts.append(text)
     if not texts:

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -17,9 +17,9 @@ from diffusionlm.data import tokenizers
 from diffusionlm.errors import UserError
 from diffusionlm.files import whole_directory
 from diffusionlm.interop import safetensors
-from diffusionlm.interop.families import FAMILIES, config_json
+from diffusionlm.interop.families import FAMILIES, KEY, Family, Ours, config_json
 from diffusionlm.interop.layouts import pairs
-from diffusionlm.interop.places import Place, leaves, places, views
+from diffusionlm.interop.places import Place, common_dtype, leaves, places, views
 from diffusionlm.registry import suggest
 
 DTYPES = {
@@ -38,7 +38,8 @@ def export_weights(
 ) -> list[str]:
     """Writes a checkpoint as a Hugging Face directory: config.json, safetensors, and the tokenizer's own files.
 
-    Files above 5 GB are several with an index. Adapters go into the weights that they are of.
+    Files above 5 GB are several with an index. Adapters go into the weights that they are of. Little more is in memory
+    than the parameters of one kind. What the format's config.json has no field for is in it under `families.KEY`.
 
     Args:
       path: a run directory (its newest step), a step directory, or a params-only model.
@@ -50,7 +51,8 @@ def export_weights(
       What a reader of the files should know, a sentence each.
 
     Raises:
-      UserError: no checkpoint, an unknown format or dtype, a model that the format cannot express; `output` exists.
+      UserError: no checkpoint, an unknown format or dtype, a model that the format cannot express, values that the
+        dtype cannot; `output` exists.
     """
     output = Path(output)
     if output.exists():
@@ -63,26 +65,48 @@ def export_weights(
     cfg = config.from_dict(ModelConfig, sidecar.model)
     family = FAMILIES[format]
     ids = {name: getattr(sidecar, f"{name}_id") for name in ("bos", "eos", "pad", "mask")}
+    start_id = sidecar.canvas.get("start_id", sidecar.eos_id)
+    if start_id is not None:  # what other libraries put before a text
+        ids["bos"] = start_id
     try:
+        _check_alignment(family, sidecar)
         described = config_json(family, cfg, cfg.embedding_rows, ids)
         merged = config.from_dict(ModelConfig, {**sidecar.model, "lora_rank": 0})
         wanted = places(family, cfg, {name: leaf.shape for name, leaf in leaves(merged).items()})
     except UserError as error:
         raise UserError(f"{path} cannot be written as format={format}: {error}") from error
-    params = checkpoint.load_params(path)
-    if cfg.lora_rank:
-        params = jax.jit(lora.merge, donate_argnums=0)(params)
-    ours = {name: np.asarray(leaf) for name, leaf in traverse_util.flatten_dict(params, sep="/").items()}
-    notes = _notes(format, cfg)
+    if described:
+        own = Ours(
+            family=format,
+            objective=sidecar.objective,
+            alignment=sidecar.alignment,
+            diffusion=config.from_dict(config.DiffusionConfig, sidecar.diffusion),
+            mask_row=cfg.mask_row,
+            rope_bf16_tables=cfg.rope_bf16_tables,
+            bos_id=sidecar.bos_id,
+            start_id=start_id,
+            max_length=sidecar.canvas.get("max_length", cfg.max_length),
+        )
+        described[KEY] = config.to_dict(own)
+    saved = checkpoint.saved_params(path)
+    held: dict[str, np.ndarray] = {}
 
     def stored(place: Place) -> np.dtype:
-        return DTYPES[dtype] if dtype else np.result_type(*(ours[name].dtype for name in place.rule.ours))
+        return DTYPES[dtype] if dtype else common_dtype(saved[name].dtype for name in place.rule.ours)
 
     def make(name: str) -> np.ndarray:
         place = wanted[name]
+        if not set(place.rule.ours) <= set(held):  # tensors of a rule are neighbours, and share the parameters
+            held.clear()
+            held.update(_loaded(path, saved, place.rule.ours))
         tensor = np.empty(place.shape, stored(place))
-        for mine, theirs in pairs(place.rule.layout, views(place, ours), tensor, cfg):
-            theirs[...] = mine
+        for mine, theirs in pairs(place.rule.layout, views(place, held), tensor, cfg):
+            with np.errstate(over="ignore"):
+                theirs[...] = mine
+            if dtype == "float16" and (np.isinf(theirs) & np.isfinite(mine)).any():
+                raise UserError(
+                    f"dtype=float16 ends at 65,504, and {name} has a value of {np.abs(mine).max():g}; use bfloat16"
+                )
         return tensor
 
     specs = {name: safetensors.Spec(place.shape, stored(place)) for name, place in wanted.items()}
@@ -94,21 +118,48 @@ def export_weights(
         if sidecar.tokenizer:
             for name, content in _tokenizer_files(sidecar.tokenizer).items():
                 (partial / name).write_bytes(content)
-    return notes
+    return _notes(format, cfg, sidecar.alignment)
+
+
+def _check_alignment(family: Family, sidecar: checkpoint.Sidecar) -> None:
+    """Of the formats of masked diffusion models each has one alignment."""
+    shifted = sidecar.alignment == "shifted"
+    if family.mdm and sidecar.objective == "mdm" and family.shifted != shifted:
+        theirs, ours = ("token i + 1" if one else "token i" for one in (family.shifted, shifted))
+        fitting = ", ".join(name for name, one in FAMILIES.items() if one.mdm and one.shifted == shifted)
+        raise UserError(f"position i predicts {theirs} in it, and {ours} in this model; formats of those are {fitting}")
+
+
+def _loaded(
+    path: str | os.PathLike, saved: Mapping[str, jax.ShapeDtypeStruct], names: Sequence[str]
+) -> dict[str, np.ndarray]:
+    """These parameters, with the adapters of each in it."""
+    wanted = {
+        name + end: saved[name + end] for name in names for end in ("", lora.DOWN, lora.UP) if name + end in saved
+    }
+    some = checkpoint.load_some(path, wanted)
+    if len(some) > len(names):
+        merged = jax.jit(lora.merge)(traverse_util.unflatten_dict(some, sep="/"))
+        some = {name: np.asarray(leaf) for name, leaf in traverse_util.flatten_dict(merged, sep="/").items()}
+    return some
 
 
 def _tokenizer_files(values: Mapping) -> dict[str, bytes]:
     return tokenizers.from_dict(dict(values)).files()
 
 
-def _notes(format: str, cfg: ModelConfig) -> list[str]:
+def _notes(format: str, cfg: ModelConfig, alignment: str) -> list[str]:
     family = FAMILIES[format]
     notes = []
     if cfg.mask_row and family.mask_in_head:
         rows = f"the mask token is row {cfg.vocab_size} of {cfg.embedding_rows}"
         notes.append(f"{rows}: the vocabulary grew by one, and the head can predict it, which readers must not let it")
     if not cfg.causal and not family.mdm:
-        notes.append(f"the model attends in both directions, and what reads the format {format} is causal by default")
+        predicted = "i + 1" if alignment == "shifted" else "i, not i + 1"
+        notes.append(
+            f"the model attends in both directions, and what reads the format {format} is causal by default; position "
+            f"i predicts token {predicted}"
+        )
     if cfg.rope_bf16_tables and family.fields:
         notes.append(
             "the model rounds its rotary tables to bfloat16, which the format cannot say: logits differ a little"

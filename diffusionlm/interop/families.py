@@ -6,12 +6,13 @@ is tied, biases): those are left out.
 
 import dataclasses
 import re
+import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
-from diffusionlm import presets
-from diffusionlm.config import ModelConfig
+from diffusionlm import config, presets
+from diffusionlm.config import DiffusionConfig, ModelConfig
 from diffusionlm.errors import UserError
 from diffusionlm.interop.layouts import Layout
 
@@ -70,6 +71,37 @@ class Family:
     suppress_mask: bool = False
     mask_in_head: bool = True
     ids: Mapping[str, int] = dataclasses.field(default_factory=dict)
+
+
+KEY = "diffusionlm"
+
+
+@dataclass(frozen=True)
+class Ours:
+    """What the standard fields of config.json do not say of a model that we wrote, kept under `KEY`."""
+
+    family: str
+    objective: Literal["mdm", "arm"]
+    alignment: Literal["same", "shifted"]
+    diffusion: DiffusionConfig
+    mask_row: bool
+    rope_bf16_tables: bool
+    bos_id: int | None
+    start_id: int | None  # what a text begins with
+    max_length: int  # of texts in training
+
+    @classmethod
+    def of(cls, described: Mapping[str, Any]) -> "Ours | None":
+        """What a config.json has of it; `UserError` where that is damaged."""
+        if KEY not in described:
+            return None
+        try:
+            found = config.from_dict(cls, described[KEY])
+        except (UserError, TypeError, AttributeError) as error:
+            raise UserError(f"config.json has a damaged {KEY!r}: {error}; export the model again") from error
+        if found.family not in FAMILIES:
+            raise UserError(f"config.json has {KEY}.family={found.family!r}, and there is {', '.join(FAMILIES)}")
+        return found
 
 
 def _gpt2_rules(embedding: str, body: str) -> tuple[Rule, ...]:
@@ -298,6 +330,8 @@ def detect(described: Mapping[str, Any], names: Mapping[str, Any]) -> str:
     Raises:
       UserError: none that is known.
     """
+    if ours := Ours.of(described):
+        return ours.family
     for name, family in FAMILIES.items():
         if family.marker and any(family.marker in one for one in names):
             return name
@@ -343,7 +377,7 @@ def model_config(family: Family, described: Mapping[str, Any]) -> ModelConfig:
                 raise UserError(f"config.json lacks {theirs}, our {ours}; restore the file")
             value = family.optional[ours]
             value = value(known) if callable(value) else value
-        known[ours] = float(value) if ours in ("norm_eps", "rope_theta") else value
+        known[ours] = _checked(ours, theirs, value)
     known.setdefault("n_kv_heads", known["n_heads"])
     known.setdefault("head_dim", _head_dim(known))
     cfg = ModelConfig(**known)
@@ -351,16 +385,28 @@ def model_config(family: Family, described: Mapping[str, Any]) -> ModelConfig:
     return cfg
 
 
+def _checked(ours: str, theirs: str, value: Any) -> Any:
+    """A value of config.json, of the type that our field has."""
+    kind = typing.get_type_hints(ModelConfig)[ours]
+    if kind is float and type(value) in (int, float):
+        return float(value)
+    if type(value) is kind and not (kind is int and value < 1):
+        return value
+    wanted = {int: "a whole number of at least 1", float: "a number", bool: "true or false"}[kind]
+    raise UserError(f"config.json has {theirs}={value!r}, which must be {wanted}; restore the file")
+
+
 def _unified(described: Mapping[str, Any]) -> dict[str, Any]:
     """A config.json with the rotary settings, and a window that no text can reach, told in one way."""
     told = dict(described)
     parameters = told.pop("rope_parameters", None) or {}
-    told.setdefault("rope_theta", parameters.get("rope_theta"))
     scaling = told.get("rope_scaling") or parameters
-    kind = scaling.get("rope_type", scaling.get("type", "default"))
-    told["rope_scaling"] = None if kind == "default" else scaling
-    window = told.get("sliding_window")
-    if window is not None and window >= told.get("max_position_embeddings", 0):
+    if isinstance(parameters, dict):
+        told.setdefault("rope_theta", parameters.get("rope_theta"))
+    default = isinstance(scaling, dict) and scaling.get("rope_type", scaling.get("type", "default")) == "default"
+    told["rope_scaling"] = None if default else scaling
+    window, longest = told.get("sliding_window"), told.get("max_position_embeddings")
+    if isinstance(window, int) and isinstance(longest, int) and window >= longest:
         told["sliding_window"] = None
     return told
 

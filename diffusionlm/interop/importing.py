@@ -19,9 +19,9 @@ from diffusionlm.config import DiffusionConfig, ModelConfig
 from diffusionlm.data import tokenizers
 from diffusionlm.errors import UserError
 from diffusionlm.interop import safetensors
-from diffusionlm.interop.families import FAMILIES, Family, detect, ladder_config, model_config
+from diffusionlm.interop.families import FAMILIES, Family, Ours, detect, ladder_config, model_config
 from diffusionlm.interop.layouts import pairs
-from diffusionlm.interop.places import Place, leaves, listed, places, views
+from diffusionlm.interop.places import Place, common_dtype, leaves, listed, places, views
 from diffusionlm.registry import suggest
 
 Tensors = dict[str, safetensors.Tensor]
@@ -135,6 +135,8 @@ def _model(
         cfg = dataclasses.replace(cfg, vocab_size=rows)
     narrow = all(one.dtype.itemsize == 2 for name, one in tensors.items() if name in (family.embedding, family.head))
     cfg = dataclasses.replace(cfg, dtype="bfloat16" if narrow else "float32")
+    if ours := Ours.of(described):
+        cfg = dataclasses.replace(cfg, causal=ours.objective == "arm", rope_bf16_tables=ours.rope_bf16_tables)
     if cfg.causal:
         if mask_id is not None:
             raise UserError(
@@ -144,14 +146,15 @@ def _model(
     if cfg.mask_row:  # SMDM's own
         return cfg, cfg.vocab_size
     if mask_id is None:
-        mask_id = described.get("mask_token_id")
+        mask_id = _id(described, "mask")
     if mask_id is None and family.mask_id:
         mask_id = family.mask_id(rows)
     if mask_id is None:
         raise UserError("config.json has no mask_token_id; give the id of the mask with --mask_id")
     if not 0 <= mask_id < rows:
         raise UserError(f"mask_id={mask_id} must lie in [0, {rows}), the model's input rows; name another")
-    if family.mask_id and mask_id == rows - 1:  # a row that was appended for it
+    appended = ours.mask_row if ours else family.mask_id is not None
+    if appended and mask_id == rows - 1:
         cfg = dataclasses.replace(cfg, vocab_size=rows - 1, mask_row=True)
     return cfg, mask_id
 
@@ -195,16 +198,21 @@ def _sidecar(
     tokenizer: tokenizers.Tokenizer | None,
     described: Mapping[str, Any],
 ) -> checkpoint.Sidecar:
-    kind = FAMILIES[family]
+    kind, ours = FAMILIES[family], Ours.of(described)
     ids = {key: _special(key, tokenizer, described, kind.ids) for key in ("bos", "eos", "pad")}
+    start_id, max_length, suppress = ids["bos"], cfg.max_length, kind.suppress_mask
+    shifted, diffusion = kind.shifted or cfg.causal, DiffusionConfig()
+    if ours:
+        ids["bos"], start_id, max_length = ours.bos_id, ours.start_id, ours.max_length
+        shifted, diffusion, suppress = ours.alignment == "shifted", ours.diffusion, ours.diffusion.suppress_mask
     if foreign := [f"{key}_token_id={i}" for key, i in ids.items() if i is not None and i >= cfg.embedding_rows]:
         raise UserError(f"{foreign[0]} must be below {cfg.embedding_rows}, the model's input rows; restore config.json")
-    shifted = kind.shifted or cfg.causal
     sidecar = checkpoint.Sidecar(
         objective="arm" if cfg.causal else "mdm",
         model=config_lib.to_dict(cfg),
         diffusion=config_lib.to_dict(
-            DiffusionConfig(
+            dataclasses.replace(
+                diffusion,
                 mask_id=None if cfg.mask_row else mask_id,
                 alignment="shifted" if shifted and not cfg.causal else "same",
             )
@@ -215,10 +223,10 @@ def _sidecar(
         bos_id=ids["bos"],
         alignment="shifted" if shifted else "same",
         tokenizer=tokenizer and tokenizer.to_dict(),
-        canvas={"max_length": cfg.max_length, "start_id": ids["bos"]},
+        canvas={"max_length": max_length, "start_id": start_id},
         source={"experiment": name, "step": 0, "family": family},
     )
-    return sidecar if cfg.causal else _with_suppression(sidecar, cfg, kind.suppress_mask)
+    return sidecar if cfg.causal else _with_suppression(sidecar, cfg, suppress)
 
 
 def _with_suppression(sidecar: checkpoint.Sidecar, cfg: ModelConfig, suppress: bool) -> checkpoint.Sidecar:
@@ -238,9 +246,18 @@ def _special(
     """A special id: the tokenizer's, else that of config.json (the first of several), else the family's."""
     found = getattr(tokenizer, f"{key}_id", None)
     if found is None:
-        found = described.get(f"{key}_token_id")
-        found = found[0] if isinstance(found, list) and found else found
+        found = _id(described, key)
     return otherwise.get(key) if found is None else found
+
+
+def _id(described: Mapping[str, Any], key: str) -> int | None:
+    """A special id of config.json, the first of several; a negative one means that there is none."""
+    found = described.get(f"{key}_token_id")
+    if isinstance(found, list):
+        found = found[0] if found else None
+    if found is not None and type(found) is not int:
+        raise UserError(f"config.json has {key}_token_id={found!r}, which must be a token's id; restore the file")
+    return None if found is None or found < 0 else found
 
 
 def _filled(
@@ -251,7 +268,7 @@ def _filled(
     for name, place in wanted.items():
         for ours in place.rule.ours:
             dtypes.setdefault(ours, []).append(tensors[name].dtype)
-    params = {name: np.zeros(shape, np.result_type(*set(dtypes[name]))) for name, shape in shapes.items()}
+    params = {name: np.zeros(shape, common_dtype(dtypes[name])) for name, shape in shapes.items()}
     # Largest first: pages of the parameters are taken as they are filled, and the others do not need theirs yet.
     for name, place in sorted(wanted.items(), key=lambda one: -math.prod(one[1].shape)):
         for ours, theirs in pairs(place.rule.layout, views(place, params), tensors[name].read(), cfg):

@@ -1,6 +1,6 @@
 """Which tensor of a family holds which part of a model's parameters: what importing and exporting have in common."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import jax
@@ -61,6 +61,12 @@ def views(place: Place, params: Mapping[str, np.ndarray]) -> list[np.ndarray]:
     """What a tensor holds of our parameters, as vectors and matrices that share their memory."""
     ours = [params[name] if place.layer is None else params[name][place.layer] for name in place.rule.ours]
     return [one.reshape(flat_shape(name, one.shape)) for name, one in zip(place.rule.ours, ours, strict=True)]
+
+
+def common_dtype(dtypes: Iterable[np.dtype]) -> np.dtype:
+    """The dtype that holds the values of all of these exactly."""
+    kinds = set(dtypes)
+    return kinds.pop() if len(kinds) == 1 else np.dtype(np.float32)  # NumPy knows none for two of 16 bits
 
 
 def listed(names: Sequence[str]) -> str:

@@ -64,7 +64,8 @@ def find(source: Path) -> dict[str, Tensor]:
         inside = _header(file)
         if names is not None and (lacking := sorted(names - set(inside))):
             raise UserError(f"{file} lacks the tensor {lacking[0]!r}, which {INDEX} says it has; download it again")
-        found |= inside
+        # What the index does not have in this file is what another left there.
+        found |= inside if names is None else {name: inside[name] for name in inside if name in names}
     return found
 
 

@@ -105,8 +105,8 @@ def _check(cfg: ModelSpec, r: int, template: Template) -> None:
         raise UserError(
             f"prompt {r} holds an id outside the vocabulary, [0, {cfg.model.vocab_size}); use the model's tokenizer"
         )
-    if cfg.autoregressive and template[0] is None:
-        raise UserError(f"prompt {r} is empty: an autoregressive model needs a first token, such as BOS")
+    if cfg.shifted and template[0] is None:
+        raise UserError(f"prompt {r} is empty: nothing predicts this model's first token; give one, such as BOS")
     if cfg.autoregressive and list(template[: len(given)]) != given.tolist():
         raise UserError(f"row {r} has given tokens after a gap; only masked diffusion models can fill in between")
     if len(template) > cfg.max_length and list(template[: len(given)]) != given.tolist():

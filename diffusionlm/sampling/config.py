@@ -142,7 +142,8 @@ class ModelSpec:
         """The spec of a model that is trained with `cfg`."""
         autoregressive = cfg.objective == "arm"
         mask_id = None if autoregressive else cfg.mask_id
-        return cls(cfg.model, cfg.diffusion, mask_id, cfg.suppressed_ids, autoregressive, cfg.model.max_length)
+        shifted = autoregressive or cfg.diffusion.alignment == "shifted"
+        return cls(cfg.model, cfg.diffusion, mask_id, cfg.suppressed_ids, shifted, cfg.model.max_length)
 
     @property
     def autoregressive(self) -> bool:
