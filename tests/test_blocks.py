@@ -265,6 +265,7 @@ def test_an_end_of_text_inside_a_gap_does_not_end_the_row():
         ([[1, 2]], SPEC, ["row 0", "nothing to generate"]),
         ([], SPEC, ["no prompts"]),
         ([[1, None, 2]], "arm", ["row 0", "after a gap"]),
+        ([[None, 2]], dataclasses.replace(SPEC, shifted=True), ["prompt 0 is empty", "BOS"]),
         ([[MASK, None]], SPEC, ["mask token"]),
         ([[None] * 129], SPEC, ["context of 128"]),
         ([[1] + [None] * 127 + [1]], SPEC, ["row 0", "129 tokens with its gaps", "context of 128"]),

@@ -3,6 +3,9 @@
 import dataclasses
 import json
 import math
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import jax
@@ -18,6 +21,7 @@ from helpers import make_params
 import diffusionlm as dlm
 from diffusionlm import checkpoint, config, presets
 from diffusionlm.config import DiffusionConfig, MeshConfig, ModelConfig
+from diffusionlm.data.prepare import begins_with_bos
 from diffusionlm.errors import UserError
 from diffusionlm.initial import identity
 from diffusionlm.interop import safetensors as ours_format
@@ -469,6 +473,17 @@ def test_layers_of_two_dtypes_of_16_bits_keep_their_values(tmp_path):
     np.testing.assert_array_equal(up[1], tensors[name.format(1)].T.astype(np.float32))
 
 
+def test_bos_of_config_json_alone_is_put_before_no_document(tmp_path):
+    """As Qwen has it: what its tokenizer does not have cannot be written into data."""
+    source = source_of("llama", tmp_path / "source")
+    (source / "vocab.json").write_text(json.dumps({chr(0x4E00 + i): i for i in range(V)}))
+    (source / "merges.txt").write_text("#version: 0.2\n")
+    (source / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "GPT2Tokenizer", "bos_token": None}))
+    dlm.import_weights(source, tmp_path / "model")
+    assert checkpoint.load_sidecar(tmp_path / "model").canvas["start_id"] == 1
+    assert not begins_with_bos(str(tmp_path / "model"))
+
+
 def test_an_output_that_exists_is_kept(tmp_path):
     source = source_of("llama", tmp_path / "source")
     (tmp_path / "model").mkdir()
@@ -620,3 +635,14 @@ def test_the_verbs_say_what_they_made_and_what_is_wrong(tmp_path, capsys):
         assert main(mistake) == 2
         error = capsys.readouterr().err
         assert error.startswith("diffusionlm: error: ") and error.count("\n") == 1
+
+
+@pytest.mark.slow
+def test_little_more_than_the_model_is_in_memory(tmp_path):
+    """At most 1.3 times the checkpoint, beside what Python and JAX take before."""
+    script = Path(__file__).parents[1] / "experiments/benchmarks/interop_memory.py"
+    ran = subprocess.run([sys.executable, script, "300", tmp_path], capture_output=True, text=True, check=True)
+    peaks = re.findall(r"(\w+): (\d+) MB .* peak (\d+) MB before, (\d+) after", ran.stdout)
+    assert [name for name, *_ in peaks] == ["brought_in", "brought_out"]
+    for _, size, before, after in peaks:
+        assert int(after) - int(before) < 1.3 * int(size)

@@ -392,7 +392,7 @@ def test_only_buckets_compile(estimator):
 )
 def test_a_mistake_is_one_line(pairs, cfg, settings, parts):
     with pytest.raises(UserError) as caught:
-        run(pairs, cfg, **settings)
+        estimate(None, cfg, pairs, LikelihoodConfig(**settings))
     assert "\n" not in str(caught.value)
     assert all(part in str(caught.value) for part in parts)
 

@@ -1,10 +1,13 @@
-"""The most memory that an import takes, beside the size of its checkpoint: `python import_memory.py [MB] [DIR]`.
+"""The most memory that weights take on their way in and out, beside the size of their checkpoint.
 
-Makes a LLaMA-shaped safetensors file of about that many megabytes with random numbers in DIR, imports it, and prints
-the peak resident memory of this process before and after. Run it with `JAX_PLATFORMS=cpu`.
+    JAX_PLATFORMS=cpu python experiments/benchmarks/interop_memory.py [MB] [DIR]
+
+makes a LLaMA-shaped safetensors file of about that many megabytes with random numbers in DIR, imports it and exports
+it again, and prints the peak resident memory of the process that did either.
 """
 
 import json
+import multiprocessing
 import resource
 import sys
 import tempfile
@@ -49,19 +52,40 @@ def make_source(directory: Path, megabytes: int) -> None:
     (directory / "config.json").write_text(json.dumps(described))
 
 
-def main() -> None:
-    megabytes = int(sys.argv[1]) if len(sys.argv) > 1 else 1000
+def brought_in(source: Path, model: Path) -> tuple[float, float, float]:
     from diffusionlm.interop.importing import import_weights
 
+    before, start = peak_megabytes(), time.monotonic()
+    import_weights(source, model)
+    return time.monotonic() - start, before, peak_megabytes()
+
+
+def brought_out(model: Path, output: Path) -> tuple[float, float, float]:
+    from diffusionlm.interop.exporting import export_weights
+
+    before, start = peak_megabytes(), time.monotonic()
+    export_weights(model, output, "llama")
+    return time.monotonic() - start, before, peak_megabytes()
+
+
+def main() -> None:
+    megabytes = int(sys.argv[1]) if len(sys.argv) > 1 else 1000
     with tempfile.TemporaryDirectory(dir=sys.argv[2] if len(sys.argv) > 2 else None) as directory:
-        source, output = Path(directory) / "source", Path(directory) / "model"
-        make_source(source, megabytes)
-        before, start = peak_megabytes(), time.monotonic()
-        import_weights(source, output)
-        seconds, after = time.monotonic() - start, peak_megabytes()
-        size = sum(file.stat().st_size for file in output.rglob("*") if file.is_file()) / 1e6
-    print(f"checkpoint {size:.0f} MB in {seconds:.1f} s; peak {before:.0f} MB before, {after:.0f} MB after")
-    print(f"{after / size:.3f} times its size")
+        source, model, output = (Path(directory) / name for name in ("source", "model", "output"))
+        for work, *paths in (
+            (make_source, source, megabytes),
+            (brought_in, source, model),
+            (brought_out, model, output),
+        ):
+            with multiprocessing.get_context("spawn").Pool(1) as pool:  # whose peak is that of nothing else
+                found = pool.apply(work, paths)
+            if found:
+                seconds, before, after = found
+                size = sum(file.stat().st_size for file in model.rglob("*") if file.is_file()) / 1e6
+                print(
+                    f"{work.__name__}: {size:.0f} MB in {seconds:.1f} s; peak {before:.0f} MB before, {after:.0f} after"
+                )
+                print(f"{after / size:.3f} times the checkpoint's size")
 
 
 if __name__ == "__main__":
