@@ -85,6 +85,7 @@ def parts_as_written(monkeypatch, writes):
     seen = []
 
     def infill(params, cfg, templates, sampling, *, row_ids):
+        assert cfg.eos_ids == (ByteTokenizer.eos_id,) and ByteTokenizer.eos_id in cfg.suppressed_ids
         rows = []
         for r, template in zip(row_ids, templates, strict=True):
             seen.append((r, template))

@@ -391,7 +391,7 @@ def initial_message(prompt, model):
 # --- the models in this repository
 
 
-@pytest.mark.parametrize("name", ["tinystories", "tinystories_arm"])
+@pytest.mark.parametrize("name", ["tinystories", pytest.param("tinystories_arm", marks=pytest.mark.slow)])
 def test_the_shipped_models_can_be_fine_tuned(name, tmp_path):
     found = [{"question": f"Where is toy {i}?", "answer": f"In box {i}."} for i in range(400)]
     (tmp_path / "toys.json").write_text(json.dumps(found))

@@ -116,7 +116,7 @@ def test_batches_are_read_ahead(dataset, monkeypatch):
     monkeypatch.setattr(pipeline.Dataset, "rows", rows)
     batches = pipeline.train_batches(dataset, batch_size=BATCH, seed=0)
     next(batches)
-    assert third.wait(timeout=60)
+    assert third.wait(timeout=600)
 
 
 def test_evaluation_reads_once_in_order_and_pads(dataset):

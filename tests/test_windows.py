@@ -217,10 +217,10 @@ def test_streaming_goes_through_the_same_states_with_a_cache():
 @pytest.mark.parametrize(
     "cache, strategy",
     [
-        ("none", "low_confidence"),
+        pytest.param("none", "low_confidence", marks=pytest.mark.slow),
         ("dual", "low_confidence"),
         ("causal", None),
-        ("none", "ancestral"),
+        pytest.param("none", "ancestral", marks=pytest.mark.slow),
         ("dual", "remdm"),
     ],
 )

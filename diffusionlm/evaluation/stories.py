@@ -92,8 +92,7 @@ def cut(text: str) -> Story | None:
 def encode(story: Story, tokenizer: Tokenizer, sizes: np.ndarray) -> tuple[Story, Row]:
     """A story and its tokens: those of the whole text, where tokens end at the seams, else those of each part.
 
-    White space at a seam goes to the side where the tokenizer has it in training, as most vocabularies begin words with
-    a space and some end them so: where tokens of the whole text end there, else where the parts take fewest tokens.
+    White space at a seam goes to the side where the vocabulary has it: before words, as most do, or behind them.
 
     Args:
       story: the text.
@@ -103,30 +102,33 @@ def encode(story: Story, tokenizer: Tokenizer, sizes: np.ndarray) -> tuple[Story
     Returns:
       The story with its white space in that place, and the tokens of its parts.
     """
-    whole = tokenizer.encode("".join(story))
+    text = "".join(story)
+    whole = tokenizer.encode(text)
     ends = np.concatenate([[0], np.cumsum(sizes[whole])])
-    rows = {}
-    for placed in _placements(story):
-        before, middle, _ = placed
-        # By the bytes of tokens rather than of text, as some tokenizers begin every text with a space.
-        seams = [np.flatnonzero(ends == sizes[tokenizer.encode(text)].sum()) for text in (before, before + middle)]
-        if all(map(len, seams)):
-            i, j = (int(seam[0]) for seam in seams)
-            return placed, Row(whole[:i], whole[i:j], whole[j:])
-        rows[placed] = Row(tokenizer.encode(before), *(_inner(part, tokenizer, sizes) for part in placed[1:]))
-    return min(rows.items(), key=lambda item: sum(map(len, item[1])))
+    if _ends_words_with_space(text, ends):
+        story = _with_space_before_seams(story)
+    # By the bytes of tokens rather than of text, as some tokenizers begin every text with a space.
+    until = (story.before, story.before + story.middle)
+    seams = [np.flatnonzero(ends == sizes[tokenizer.encode(part)].sum()) for part in until]
+    if not all(map(len, seams)):
+        parts = (_inner(part, tokenizer, sizes) for part in story[1:])
+        return story, Row(tokenizer.encode(story.before), *parts)
+    i, j = (int(seam[0]) for seam in seams)
+    return story, Row(whole[:i], whole[i:j], whole[j:])
 
 
-def _placements(story: Story) -> list[Story]:
-    """The story with the white space at either seam behind it, as it was, or before it."""
+def _ends_words_with_space(text: str, ends: np.ndarray) -> bool:
+    """Whether more tokens of a text end behind white space than before it."""
+    offset = ends[-1] - len(text.encode())  # of a tokenizer that begins every text with a space
+    runs = [[len(text[:place].encode()) for place in found.span()] for found in re.finditer(r"\s+", text)]
+    before, behind = (np.isin(side, ends - offset).sum() for side in np.reshape(runs, (-1, 2)).T)
+    return bool(behind > before)
+
+
+def _with_space_before_seams(story: Story) -> Story:
     middle, after = story.middle.lstrip(), story.after.lstrip()
     first, second = (part[: len(part) - len(bare)] for part, bare in ((story.middle, middle), (story.after, after)))
-    found = [
-        Story(story.before + first[:i], first[i:] + middle + second[:j], second[j:] + after)
-        for i in (0, len(first))
-        for j in (0, len(second))
-    ]
-    return list(dict.fromkeys(found))
+    return Story(story.before + first, middle + second, after)
 
 
 def _inner(text: str, tokenizer: Tokenizer, sizes: np.ndarray) -> list[int]:

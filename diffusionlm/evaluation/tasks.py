@@ -121,10 +121,11 @@ def infilling(
 ) -> Result:
     """Fills in the middle sentence of stories, as DiffuLLaMA was evaluated on ROCStories (arXiv 2410.17891).
 
-    The number of tokens of the middle is given, as in the paper. A masked diffusion model sees the text on both sides;
-    an autoregressive one, the paper's baseline, sees the text before and writes as many tokens. The metrics are rouge1,
-    rouge2 and rougeL (F1, without stemming) and exact_match (but for white space around), means over the stories with
-    their standard errors, and counts: stories, too_short ones and those too_long for the model, which are left out.
+    The number of tokens of the middle is given, as in the paper, and EOS is not drawn. A masked diffusion model sees
+    the text on both sides; an autoregressive one, the paper's baseline, sees the text before and writes as many tokens.
+    The metrics are rouge1, rouge2 and rougeL (F1, without stemming) and exact_match (but for white space around), means
+    over the stories with their standard errors, and counts: stories, too_short ones and those too_long for the model,
+    which are left out.
 
     Args:
       model: what to evaluate.
@@ -210,6 +211,8 @@ def evaluate(checkpoint: str | LoadedModel, task: str, **options: Any) -> Result
 def _fill(model: LoadedModel, rows: Sequence[stories.Row], sampling: SamplingConfig, batch_size: int) -> list[str]:
     """What the model writes for the middle of each row, in order."""
     one_sided = model.config.autoregressive
+    # Text goes on behind the gap, so that no text ends in it.
+    cfg = dataclasses.replace(model.config, suppressed_ids=(*model.config.suppressed_ids, *model.config.eos_ids))
     templates = [[*row.before, *[None] * len(row.middle), *([] if one_sided else row.after)] for row in rows]
     order = sorted(range(len(rows)), key=lambda r: len(templates[r]))  # rows of similar lengths share a program
     fills = [""] * len(rows)
@@ -217,7 +220,7 @@ def _fill(model: LoadedModel, rows: Sequence[stories.Row], sampling: SamplingCon
         batch = order[k : k + batch_size]
         full = batch + batch[-1:] * (min(batch_size, len(order)) - len(batch))  # so does the last, smaller batch
         with model.on_mesh():
-            done = infill(model.params, model.config, [templates[r] for r in full], sampling, row_ids=full)
+            done = infill(model.params, cfg, [templates[r] for r in full], sampling, row_ids=full)
         for r, ids in zip(batch, done.rows, strict=False):
             first, n = len(rows[r].before), len(rows[r].middle)
             fills[r] = model.decode_after(rows[r].before, ids[first : first + n])

@@ -42,7 +42,7 @@ SCORES = ("bits_per_byte", "rouge1", "rouge2", "rougeL", "exact_match")
 
 @dataclass(frozen=True)
 class Arguments:
-    """Each of `steps` is a batch of the registered experiment; `limit` is of documents, by perplexity."""
+    """Steps are those of the registered experiment; `limit` is of documents to score, `stories` of those to fill in."""
 
     start: str
     data: str
@@ -51,7 +51,8 @@ class Arguments:
     steps: int = 1000
     part: str = "0/1"
     tune: bool = False
-    limit: int = 200
+    limit: int = 100
+    stories: int = 300
     examples: int = 8
     output: Path | None = None
 
@@ -75,7 +76,7 @@ def runs(args: Arguments) -> dict[tuple[str, int, float], Config]:
 
 def scores(args: Arguments, checkpoint: str, path: Path) -> dict[str, Any]:
     """What a model scores on the held-out stories, read from `path` where it is there, else measured and written."""
-    asked = {"held_out": args.held_out, "limit": args.limit, "examples": args.examples}
+    asked = {"held_out": args.held_out, "limit": args.limit, "stories": args.stories, "examples": args.examples}
     if path.exists() and (found := json.loads(path.read_text()))["asked"] == asked:
         return found
     model = dlm.load(checkpoint)
@@ -85,7 +86,9 @@ def scores(args: Arguments, checkpoint: str, path: Path) -> dict[str, Any]:
     likeliest = SamplingConfig(temperature=0.0)
     if not model.config.autoregressive:
         likeliest = replace(likeliest, strategy="low_confidence")
-    filled = tasks.evaluate(model, "infilling", data=args.held_out, examples=args.examples, sampling=likeliest)
+    filled = tasks.evaluate(
+        model, "infilling", data=args.held_out, limit=args.stories, examples=args.examples, sampling=likeliest
+    )
     both = {name: metric._asdict() for name, metric in {**one.metrics, **filled.metrics}.items()}
     found = {"asked": asked, "metrics": both, "examples": filled.examples}
     files.write_atomically(epath.Path(path), json.dumps(found, indent=1) + "\n")
