@@ -171,8 +171,42 @@ def test_without_noise_the_laws_gap_and_prediction_are_exact():
     assert gap.common.value == pytest.approx(factor, rel=1e-4)
     assert [e.value for _, e, _ in gap.at_budgets] == pytest.approx([factor] * 4, rel=1e-4)
     assert [inside for *_, inside in gap.at_budgets] == [True, False, False, False]  # 31 times between the budgets
+    assert [e.value for _, e in gap.at_own] == pytest.approx([factor] * 4, rel=1e-4)
+    needed = np.array([c for c, _ in gap.at_own]) / factor  # what the reference needs, which has run 1.6e12 and more
+    np.testing.assert_allclose(gap.beyond[1], np.maximum(1.6e12 / needed, 1), rtol=1e-4)
+    spent = np.array([c for c, *_ in gap.at_budgets]) * factor
+    np.testing.assert_allclose(gap.beyond[0], np.maximum(spent / 5e13, 1), rtol=1e-4)
     middle = np.sqrt(1.6e12 * 5e13)
     assert gap.size_ratio_law.value == pytest.approx(0.5 * (middle / 1e13) ** -0.02, rel=1e-3)
+
+
+def test_a_law_without_a_budget_is_that_of_a_sweep_without_it():
+    results = sweep()
+    for name, fitted in analyse(results, full=False).objectives.items():
+        for key, law in fitted.laws.items():
+            assert [c for c, _ in law.without] == list(law.budgets)
+            for c, exponent in law.without:
+                fewer = [r for r in results if r.objective == name and r.budget != c]
+                rows = [row for row in fitted.budgets if row.budget != c]
+                again = analyse(fewer, full=False).objectives[name].laws[key]
+                assert exponent.value == pytest.approx(again.exponent.value, rel=1e-6) and len(rows) == 3
+                assert (exponent.low, exponent.high) != (law.exponent.low, law.exponent.high)
+                moved = not law.exponent.low <= exponent.value <= law.exponent.high
+                assert moved == (c in dict(law.hangs_on))
+
+
+def test_an_optimum_is_determined_if_its_interval_ends_within_a_spacing_of_the_grid():
+    row = analyse(sweep(), full=False).objectives["mdm"].budgets[0]
+    sizes = sorted({run.params for run in row.runs})
+    assert row.usable and row.spacing == pytest.approx(np.log(1.8), abs=1e-3)
+    low, high = sizes[0] / 1.8, sizes[-1] * 1.8
+    for ends, usable in (
+        ((1.01 * low, 0.99 * high), True),
+        ((0.99 * low, high / 2), False),
+        ((2 * low, 1.01 * high), False),
+    ):
+        assert replace(row, params=uncertainty.Estimate(row.params.value, *ends)).usable == usable
+    assert replace(row, params=uncertainty.Estimate(row.params.value)).usable  # with unknown noise all are
 
 
 def test_noise_common_to_all_masks_widens_losses_and_nothing_else():

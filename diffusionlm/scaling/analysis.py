@@ -149,11 +149,11 @@ def _with_shifts(rows: Sequence[BudgetFit], noise: Noise | None) -> tuple[list[B
 
 
 def _gaps(objectives: dict[str, ObjectiveFit]) -> tuple[power_laws.Gap, ...]:
-    """Each other objective against the reference, where both have loss laws that fall."""
-    falling = {name: o for name, o in objectives.items() if o.laws and o.laws["loss"].fit.exponent < 0}
-    if REFERENCE not in falling:
+    """Each other objective that has an optimum against the reference, if that has a loss law that falls."""
+    reference = objectives.get(REFERENCE)
+    if reference is None or not reference.laws or reference.laws["loss"].fit.exponent >= 0:
         return ()
-    reference = falling.pop(REFERENCE)
+    others = {name: o for name, o in objectives.items() if name != REFERENCE and any(row.usable for row in o.budgets)}
     return tuple(
         power_laws.gap(
             name,
@@ -162,5 +162,5 @@ def _gaps(objectives: dict[str, ObjectiveFit]) -> tuple[power_laws.Gap, ...]:
             (other.laws, reference.laws),
             (other.noise, reference.noise),
         )
-        for name, other in falling.items()
+        for name, other in others.items()
     )

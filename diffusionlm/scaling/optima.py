@@ -11,6 +11,7 @@ from diffusionlm.scaling.results import CellResult
 from diffusionlm.scaling.uncertainty import Estimate, Noise, PairedError, estimate
 
 QUANTITIES = ("params", "tokens", "loss")  # N*, D*, L*
+REACH = 1.0  # spacings of the grid by which the interval of N* may pass its outermost sizes
 
 
 @dataclass(frozen=True)
@@ -48,9 +49,29 @@ class BudgetFit:
         return len({run.params for run in self.runs})
 
     @property
+    def spacing(self) -> float:
+        """Of neighbouring sizes in log N, the median."""
+        return float(np.median(np.diff(np.unique(self.log_n))))
+
+    @property
+    def determined(self) -> bool:
+        """Whether the interval of N* ends within `REACH` of the grid on both sides; so it does with unknown noise.
+
+        A bounded interval is not enough: it may end at 12 parameters, where nothing was measured and the parabola is
+        no more than a formula. Nor need it end inside the grid: an optimum next to the last size but one would have
+        to be known to half a spacing. One spacing beyond is where one more run would settle it; an interval that goes
+        further holds sizes that no run is near to. The delta method, by which the laws weigh optima, is only good
+        where the interval is that short: the draws of a wider one are skewed far more than their weight knows.
+        """
+        if self.params is None or self.params.low is None:
+            return self.params is not None
+        sizes, reach = np.exp([self.log_n.min(), self.log_n.max()]), np.exp(REACH * self.spacing)
+        return bool(sizes[0] / reach <= self.params.low and self.params.high <= sizes[1] * reach)
+
+    @property
     def usable(self) -> bool:
-        """Whether the laws use it: a minimum inside the grid, and bounded if the noise is known."""
-        return self.inside and (self.params.low is None or self.params.bounded)
+        """Whether the laws use it: a minimum inside the grid, and determined."""
+        return self.inside and self.determined
 
     def variances(self) -> dict[str, float]:
         """Of `logs`, over the variance of one run (delta method)."""

@@ -8,29 +8,31 @@ from typing import Any
 import numpy as np
 
 from diffusionlm.scaling.analysis import Analysis, ObjectiveFit
+from diffusionlm.scaling.checks import SUSPICIOUS, SYMBOLS, doubts
 from diffusionlm.scaling.laws import PublishedLaw
-from diffusionlm.scaling.parametric import Parametric
+from diffusionlm.scaling.power_laws import Gap
 from diffusionlm.scaling.uncertainty import Estimate
 
 CAPTIONS = {
     "isoflop.png": "Held-out loss over model size, one parabola for each budget. Black stars are optima with 95% "
-    "intervals, hollow ones are in no law (the warnings say why), and outside the grid none is drawn; bars on points "
-    "are the standard deviation between seeds.",
+    "intervals, hollow ones are in no law (the warnings say why), and outside the grid none is drawn. An arrow is "
+    "where an interval goes on; bars on points are the standard deviation between seeds.",
     "laws.png": "Optimal size, tokens and loss over compute, with 95% bands of the power laws; the dotted line is the "
     "next budget, where there is a prediction. Crosses are in no law. Grey: slopes of published laws, moved to go "
     "through the middle of these optima, since their text, tokenizers and counts of N are others. One of the loss is "
     "drawn only within its own range.",
-    "gap.png": "Left: how many times the compute is needed for the same loss. Solid where both laws are within their "
-    "budgets. Right: ratio of optimal sizes at the same budget.",
-    "residuals.png": "What the parabolas leave over. A common bend means that the parabola is the wrong curve (bias); "
-    "scatter is noise.",
+    "gap.png": "Left: how many times the compute is needed for the same loss. Lines are the distance of the two laws, "
+    "dashed where one is extrapolated; points are measured optima against the law of the reference, whose budgets are "
+    "the grey range. Right: ratio of optimal sizes at the same budget.",
+    "residuals.png": "What the parabolas leave over; grey is two standard deviations between seeds. A common bend "
+    "means that the parabola is the wrong curve (bias); scatter is noise.",
     "envelope.png": "Approach 1, a cross-check: smoothed training curves, without their ends, and their lower "
     "envelope.",
 }
 
 ABSENT = {  # what is said instead of a picture
     "laws.png": "No plot of the laws: no budget has an optimum that could be in one.",
-    "gap.png": "No plot of the gap: it needs laws of arm and of one other objective.",
+    "gap.png": "No plot of the gap: it needs laws of arm and an optimum of one other objective.",
     "residuals.png": "No plot of residuals: no budget has a minimum.",
     "envelope.png": "No plot of the envelope: it needs curves of three sizes that go on beyond the smallest budget.",
 }
@@ -58,6 +60,7 @@ def render(
         _section("What was measured", _table(["", ""], list(content["context"].items())), ""),
         _section("Optima", _optima(fits), _OPTIMA_NOTE),
         _section("Power laws", _laws(fits), _LAWS_NOTE),
+        _section("The laws without one budget", _without(fits), _WITHOUT_NOTE),
         _section("Compute gap", _gaps(analysis), _GAP_NOTE),
         _section("Prediction for the next budget", _predictions(fits), _PREDICTION_NOTE),
         _section("The next cell", _next_cells(content), _NEXT_NOTE),
@@ -105,7 +108,7 @@ def _summary(analysis: Analysis) -> str:
             ahead = fit.prediction
             said.append(
                 f"With {ahead.budget:.3g} FLOPs, {name} should reach {_number(ahead.loss)} nats per token with about "
-                f"{_number(ahead.params)} parameters."
+                f"{_number(ahead.params)} parameters" + (", but its laws are in doubt." if doubts(fit) else ".")
             )
         if fit.candidates and fit.laws:
             best = fit.candidates[0]
@@ -113,20 +116,63 @@ def _summary(analysis: Analysis) -> str:
                 f"The run that would most reduce the uncertainty of that loss has {_plain(best.params, 3)} parameters "
                 f"and {best.budget:.3g} FLOPs: it takes {100 * best.loss_reduction:.0f}% off the variance."
             )
-    for gap in analysis.gaps:
-        said.append(
-            f"{gap.objective.upper()} needs {_number(gap.common)} times the compute of {gap.reference.upper()} for the "
-            "same loss, if their laws are taken to be parallel."
-        )
+    said += [_gap_in_words(gap) for gap in analysis.gaps]
     cannot = [
         "Intervals hold the noise between training seeds and, for diffusion, of the evaluation masks. They do not "
         "hold the misfit of the curves, which stands beside them as bias, nor the choice of held-out text, learning "
         "rate or data.",
-        "The laws of the loss have no irreducible term: over such a range of compute it cannot be told from a slightly "
-        "different exponent. Far beyond the next budget they will be too optimistic.",
+        *(_bend_in_words(fit) for fit in analysis.objectives.values() if fit.laws),
         "The loss of a masked diffusion model is an upper bound, that of an autoregressive one is exact.",
     ]
     return "".join(f"<p>{_text(line)}</p>" for line in [*said, *cannot])
+
+
+def _gap_in_words(gap: Gap) -> str:
+    name, reference = gap.objective.upper(), gap.reference.upper()
+    if gap.parallel:
+        return (
+            f"{name} needs {_number(gap.common)} times the compute of {reference} for the same loss, if their laws are "
+            "taken to be parallel."
+        )
+    said = [f"{_number(e)} at {reference}'s {c:.3g} FLOPs" for c, e, _ in _ends(gap.at_budgets)]
+    said += [f"{_number(e)} at its own {c:.3g} FLOPs" for c, e in _ends(gap.at_own)]
+    widest = max(factor for factors in gap.beyond for factor in factors)
+    beyond = f", with a law extrapolated by up to {widest:.3g} times in compute" if widest > 1 else ""
+    told = f"For the same loss {name} needs a multiple of the compute of {reference}: {', '.join(said)}{beyond}."
+    if gap.laws[0] is None:
+        return f"{told} There is no falling loss law of {name} that would say it at other budgets."
+    return f"{told} No one number is the gap, since the exponents of the two laws differ."
+
+
+def _ends(rows: Sequence) -> Sequence:
+    """The first and the last."""
+    return rows if len(rows) < 2 else (rows[0], rows[-1])
+
+
+def _bend_in_words(fit: ObjectiveFit) -> str:
+    """Whether an irreducible term of the loss would have been seen."""
+    name, law, ahead = fit.objective.upper(), fit.laws["loss"], fit.prediction
+    bent = ahead.bent_loss if ahead else None
+    bends = bent is not None and bent.low is not None and not bent.low <= ahead.loss.value <= bent.high
+    p = law.lack_of_fit.p if law.lack_of_fit else None
+    if p is None:
+        return (
+            f"The law of {name}'s loss has no irreducible term, and nothing here tests whether there is one. Far "
+            "beyond the next budget it will be too optimistic."
+        )
+    if p >= SUSPICIOUS and not bends:
+        return (
+            f"The law of {name}'s loss has no irreducible term, and its optima do not show one (misfit p = {p:.2g}): "
+            "so small a bend cannot be told from a slightly different exponent. Far beyond the next budget it will be "
+            "too optimistic."
+        )
+    said = f"The law of {name}'s loss is no straight line in logarithms (misfit p = {p:.2g})."
+    if bent is None or bent.value <= ahead.loss.value:
+        return f"{said} It is not to be trusted at the next budget."
+    return (
+        f"{said} It bends upwards, as an irreducible term makes it: at the next budget a second-order term would give "
+        f"{_number(bent)} instead of {_number(ahead.loss)}, which is too optimistic."
+    )
 
 
 _OPTIMA_NOTE = (
@@ -167,7 +213,6 @@ _LAWS_NOTE = (
 
 
 def _laws(fits: Sequence[ObjectiveFit]) -> str:
-    names = {"params": "N*", "tokens": "D*", "loss": "L*"}
     rows = []
     for fit in fits:
         for key, law in fit.laws.items():
@@ -178,7 +223,7 @@ def _laws(fits: Sequence[ObjectiveFit]) -> str:
             rows.append(
                 [
                     fit.objective.upper(),
-                    names[key],
+                    SYMBOLS[key],
                     _number(law.exponent, 4),
                     f"{law.fit.log_prefactor:.4g}",
                     "" if law.shift_exponent is None else f"{law.shift_exponent:+.1g}",
@@ -189,23 +234,53 @@ def _laws(fits: Sequence[ObjectiveFit]) -> str:
     return _table(["", "of", "exponent of C", "log of prefactor", "bias of exponent", "misfit", "budgets"], rows)
 
 
+_WITHOUT_NOTE = (
+    "The exponents without one of the budgets. A star marks those outside of the interval of all: the law hangs on "
+    "that budget. Noise alone does that to one law in seven, and to one in three where optima are few or some are "
+    "known much worse than others."
+)
+
+
+def _without(fits: Sequence[ObjectiveFit]) -> str:
+    budgets = sorted({c for fit in fits for law in fit.laws.values() for c, _ in law.without})
+    rows = []
+    for fit in fits:
+        for key, law in fit.laws.items():
+            if law.without:
+                outside = dict(law.hangs_on)
+                found = {c: _number(e) + (" *" if c in outside else "") for c, e in law.without}
+                cells = [found.get(c, "") for c in budgets]
+                rows.append([fit.objective.upper(), SYMBOLS[key], _number(law.exponent), *cells])
+    return _table(["", "of", "all budgets", *(f"without {c:.3g}" for c in budgets)], rows)
+
+
 _GAP_NOTE = (
-    "The factor by which the compute must grow for the loss that the reference has with C FLOPs: the horizontal "
-    "distance of the two laws. The last line takes both exponents to be equal."
+    "At a budget of the reference: the factor by which the compute must grow for the loss that the reference has with "
+    "C FLOPs, the horizontal distance of the two laws. At a budget of the other objective: its C over the compute with "
+    "which the law of the reference has the loss of its measured optimum. Extrapolated: how many times beyond its "
+    "budgets the law is read off. One exponent: both laws taken to be parallel, where nothing speaks against that."
 )
 
 
 def _gaps(analysis: Analysis) -> str:
     rows = []
     for gap in analysis.gaps:
-        pair = f"{gap.objective.upper()} over {gap.reference.upper()}"
-        ratios = dict(gap.size_ratio)
-        for c, factor, inside in gap.at_budgets:
+        name, reference = gap.objective.upper(), gap.reference.upper()
+        pair, ratios = f"{name} over {reference}", dict(gap.size_ratio)
+        for (c, factor, _), beyond in zip(gap.at_budgets, gap.beyond[0], strict=True):
+            rows.append([pair, f"{c:.3g} of {reference}", _number(factor), _extrapolated(name, beyond), ""])
+        for (c, factor), beyond in zip(gap.at_own, gap.beyond[1], strict=True):
             ratio = _number(ratios[c]) if c in ratios else ""
-            rows.append([pair, f"{c:.3g}", _number(factor), "both laws measured" if inside else "extrapolated", ratio])
-        equal = "" if gap.equal_p is None else f"exponents equal: p = {gap.equal_p:.2g}"
-        rows.append([pair, "one exponent", _number(gap.common), equal, _number(gap.size_ratio_law)])
-    return _table(["", "C (FLOPs)", "gap", "", "ratio of N*"], rows)
+            rows.append([pair, f"{c:.3g} of {name}", _number(factor), _extrapolated(reference, beyond), ratio])
+        if gap.common is not None:
+            equal = "" if gap.equal_p is None else f"exponents equal: p = {gap.equal_p:.2g}"
+            common = _number(gap.common) if gap.parallel else "rejected"
+            rows.append([pair, "one exponent", common, equal, _number(gap.size_ratio_law)])
+    return _table(["", "C (FLOPs)", "gap", "extrapolated", "ratio of N*"], rows)
+
+
+def _extrapolated(name: str, factor: float) -> str:
+    return f"law of {name}, {factor:.3g} times" if factor > 1 else "no"
 
 
 _PREDICTION_NOTE = (
@@ -265,16 +340,9 @@ def _next_cells(content: Mapping[str, Any]) -> str:
 _CHECKS_NOTE = (
     "Approach 1 takes the envelope of training curves, Approach 3 fits E + A/N^alpha + B/D^beta to all cells (Huber "
     "loss, L-BFGS). Only exponents and L* of Approach 3 are determined by such data; E, A and B trade off against "
-    "each other. Not determined: the standard error of an exponent is more than half of it."
+    "each other. Not determined: fewer than three sizes are on the envelope; the standard error of an exponent of "
+    "Approach 3 is more than half of it."
 )
-
-
-def determined(surface: Parametric) -> bool:
-    """Whether the exponents of Approach 3 mean anything, so far as the noise tells."""
-    exponents = surface.params_exponent, surface.tokens_exponent
-    errors = surface.stderr or (0.0, 0.0)
-    # One that is 0 or NaN is of a fit that diverged.
-    return all(e > 1e-3 and s <= e / 2 for s, e in zip(errors, exponents, strict=True))
 
 
 def _cross_checks(fits: Sequence[ObjectiveFit]) -> str:
@@ -286,10 +354,12 @@ def _cross_checks(fits: Sequence[ObjectiveFit]) -> str:
             n, loss = fit.laws["params"].exponent, fit.laws["loss"].exponent
             at = [_number(ahead.loss)] if ahead else [""]
             rows.append([name, "Approach 2 (parabolas)", _number(n, 4), _number(loss, 4), *at])
-        if fit.envelope and fit.envelope.params_law:
+        if fit.envelope is None or fit.envelope.params_law is None:
+            rows.append([name, "Approach 1 (envelope)", "not determined", "not determined", ""])
+        else:
             n, loss = fit.envelope.params_law.exponent, fit.envelope.loss_law.exponent
             rows.append([name, "Approach 1 (envelope)", f"{n:.4f}", f"{loss:.4f} (training loss)", ""])
-        if (surface := fit.parametric) and not determined(surface):
+        if (surface := fit.parametric) and not surface.determined:
             rows.append([name, "Approach 3 (parametric)", "not determined", "not determined", ""])
         elif surface:
             error = f" \N{PLUS-MINUS SIGN} {surface.stderr[0]:.2g} (standard error)" if surface.stderr else ""

@@ -40,6 +40,14 @@ class Parametric:
         """b of D* = G^-1 (C / k)^b."""
         return self.alpha / (self.alpha + self.beta)
 
+    @property
+    def determined(self) -> bool:
+        """Whether the exponents mean anything, so far as the noise tells."""
+        exponents = self.params_exponent, self.tokens_exponent
+        errors = self.stderr or (0.0, 0.0)
+        # One that is 0 or NaN is of a fit that diverged.
+        return all(e > 1e-3 and s <= e / 2 for s, e in zip(errors, exponents, strict=True))
+
     def optimum(self, c: float) -> tuple[float, float, float]:
         """N*, D* and L* at C."""
         log_g = (np.log(self.alpha / self.beta) + self.log_a - self.log_b) / (self.alpha + self.beta)

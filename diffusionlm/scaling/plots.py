@@ -55,7 +55,7 @@ def render(analysis: Analysis, overlays: Sequence[PublishedLaw] = ()) -> dict[st
 def _isoflop(figure, analysis: Analysis, overlays) -> bool:
     """Loss over N, a parabola and an optimum for each budget; a panel for each objective."""
     fits = list(analysis.objectives.values())
-    figure.set_size_inches(5.6 * len(fits), 4.8)
+    figure.set_size_inches(5.6 * len(fits), 5.4)
     budgets = sorted({row.budget for fit in fits for row in fit.budgets})
     for axes, fit in zip(figure.subplots(1, len(fits), squeeze=False)[0], fits, strict=True):
         for row in fit.budgets:
@@ -71,45 +71,53 @@ def _isoflop(figure, analysis: Analysis, overlays) -> bool:
                 step = 0.1 * np.ptp(row.log_n)
                 x = np.linspace(row.log_n.min() - step, row.log_n.max() + step, 200)
                 axes.plot(np.exp(x), row.parabola(x), color=colour, linewidth=1.4)
+        axes.set(title=fit.objective.upper(), xscale="log", xlabel="model size N (parameters)")
+        ends = np.array([_grid_ends(row) for row in fit.budgets])
+        axes.set_xlim(ends[:, 0].min(), ends[:, 1].max())
+        axes.set_ylim(axes.get_ylim())  # of points and curves: no interval stretches a panel
+        for row in fit.budgets:
             if row.inside:
                 _optimum(axes, row)
-        axes.set(title=fit.objective.upper(), xscale="log", xlabel="model size N (parameters)")
         _few_ticks(axes.xaxis)
-        for usable, fill, label in ((True, "black", "optimum"), (False, "white", "rejected optimum")):
+        for usable, fill, label in ((True, "black", "optimum"), (False, "white", "optimum in no law")):
             if any(row.inside and row.usable == usable for row in fit.budgets):
                 axes.plot([], [], "*", color="black", markerfacecolor=fill, markersize=11, label=label)
         handles, labels = axes.get_legend_handles_labels()
         order = sorted(range(len(labels)), key=lambda i: "optimum" in labels[i])  # budgets first
-        axes.legend(
-            [handles[i] for i in order],
-            [labels[i] for i in order],
-            title="budget (FLOPs)",
-            fontsize=9,
-            title_fontsize=9,
-        )
+        _legend_under(axes, [handles[i] for i in order], [labels[i] for i in order], title="budget (FLOPs)")
     figure.axes[0].set_ylabel("held-out loss (nats per token)")
     return True
 
 
 def _optimum(axes, row: BudgetFit) -> None:
-    """A star: filled and with its interval, or hollow where it is in no law."""
-
-    def reach(estimate: Estimate):
-        return [[estimate.value - estimate.low], [estimate.high - estimate.value]] if estimate.bounded else None
-
-    axes.errorbar(
-        row.params.value,
-        row.loss.value,
-        xerr=reach(row.params) if row.usable else None,
-        yerr=reach(row.loss) if row.usable else None,
-        fmt="*",
-        markersize=12,
-        color="black",
-        markerfacecolor="black" if row.usable else "white",
-        markeredgecolor="white" if row.usable else "black",
-        capsize=4,
-        zorder=5,
+    """A star with its interval: filled, or hollow and grey where it is in no law."""
+    colour = "black" if row.usable else GREY
+    _bar(axes, row.params.value, row.loss.value, row.params, axes.get_xlim(), colour, across=True)
+    _bar(axes, row.params.value, row.loss.value, row.loss, axes.get_ylim(), colour)
+    fill, edge = ("black", "white") if row.usable else ("white", "black")
+    axes.plot(
+        row.params.value, row.loss.value, "*", markersize=12, markerfacecolor=fill, markeredgecolor=edge, zorder=6
     )
+
+
+def _bar(axes, x: float, y: float, of: Estimate, within: tuple[float, float], colour, across: bool = False) -> None:
+    """An interval with caps, but cut at the limits `within`, where an arrow says that it goes on."""
+    if of.low is None:
+        return
+    for end, limit, side in ((of.low, within[0], -1), (of.high, within[1], 1)):
+        goes_on = side * (end - limit) > 0
+        end = limit if goes_on else end
+        along, start = ([end, y] if across else [x, end]), (x, y)
+        style = "-|>" if goes_on else "|-|, widthA=0, widthB=0.3"
+        arrow = {"arrowstyle": style, "color": colour, "linewidth": 1.4, "shrinkA": 0, "shrinkB": 0}
+        axes.annotate("", along, start, arrowprops=arrow, zorder=5)
+
+
+def _grid_ends(row: BudgetFit, key: str = "params") -> tuple[float, float]:
+    """The range of what was run at a budget and one spacing more: of N, or of D with "tokens"."""
+    values = [getattr(run, key) for run in row.runs]
+    step = np.exp(row.spacing) if row.sizes > 1 else 2.0
+    return min(values) / step, max(values) * step
 
 
 def _laws(figure, analysis: Analysis, overlays: Sequence[PublishedLaw]) -> bool:
@@ -128,11 +136,12 @@ def _laws(figure, analysis: Analysis, overlays: Sequence[PublishedLaw]) -> bool:
             style, name = _style(analysis, fit), fit.objective.upper()
             rows = [row for row in fit.budgets if row.usable]
             if rows:
-                _points(axes, [row.budget for row in rows], [getattr(row, key) for row in rows], style, name)
+                within = [None if key == "loss" else _grid_ends(row, key) for row in rows]
+                _points(axes, [row.budget for row in rows], [getattr(row, key) for row in rows], style, name, within)
             rejected = [row for row in fit.budgets if row.inside and not row.usable]
             if rejected:
                 at = [getattr(row, key).value for row in rejected]
-                label_of = f"{name}, rejected optimum"
+                label_of = f"{name}, optimum in no law"
                 axes.plot([row.budget for row in rejected], at, "x", color=style["color"], markersize=8, label=label_of)
             if fit.laws:
                 at = [fit.laws[key].at(c) for c in grid]
@@ -148,8 +157,7 @@ def _laws(figure, analysis: Analysis, overlays: Sequence[PublishedLaw]) -> bool:
             axes.axvline(ahead, color=GREY, linewidth=0.8, linestyle=(0, (1, 3)))
         axes.set(xscale="log", yscale="log", xlabel="compute C (FLOPs)", ylabel=label)
         _budget_ticks(axes.xaxis, budgets)
-        if key == "loss":
-            _plain_ticks(axes.yaxis)
+        _plain_ticks(axes.yaxis) if key == "loss" else _few_ticks(axes.yaxis)
     if ahead:
         panels[0].annotate(
             "next ", (ahead, 0.02), xycoords=("data", "axes fraction"), ha="right", color=GREY, fontsize=9
@@ -176,31 +184,41 @@ def _gap(figure, analysis: Analysis, overlays) -> bool:
     """The compute gap over the compute of the reference, and the ratio of optimal sizes."""
     if not analysis.gaps:
         return False
-    figure.set_size_inches(11, 4.4)
+    figure.set_size_inches(11, 4.8)
     left, right = figure.subplots(1, 2)
     for gap in analysis.gaps:
         style = _style(analysis, analysis.objectives[gap.objective])
         other, reference = gap.laws
-        grid = np.geomspace(reference.budgets[0], reference.budgets[-1], 60)
-        at = [gap.at(c) for c in grid]
         title = f"{gap.objective.upper()} over {gap.reference.upper()}"
-        values = np.array([e.value for e in at])
-        inside = (values * grid >= other.budgets[0]) & (values * grid <= other.budgets[-1])
-        left.plot(grid, np.where(inside, values, np.nan), color=style["color"], linewidth=2.4, label=title)
-        left.plot(grid, values, color=style["color"], linestyle=(0, (2, 2)), label=f"{title}, extrapolated")
-        if at[0].low is not None:
-            low, high = np.array([(e.low, e.high) for e in at]).T
-            left.fill_between(grid, low, high, color=style["color"], alpha=0.18, linewidth=0)
-        left.axhline(gap.common.value, color=GREY, linestyle=":", label=f"one exponent: {gap.common.value:.3g}")
+        if other:
+            grid = np.geomspace(reference.budgets[0], reference.budgets[-1], 60)
+            at = [gap.at(c) for c in grid]
+            values = np.array([e.value for e in at])
+            inside = (values * grid >= other.budgets[0]) & (values * grid <= other.budgets[-1])
+            if inside.any():
+                left.plot(grid, np.where(inside, values, np.nan), color=style["color"], linewidth=2.4, label=title)
+            if not inside.all():
+                left.plot(grid, values, color=style["color"], linestyle=(0, (2, 2)), label=f"{title}, extrapolated")
+            if at[0].low is not None:
+                low, high = np.array([(e.low, e.high) for e in at]).T
+                left.fill_between(grid, low, high, color=style["color"], alpha=0.18, linewidth=0)
+        needed = [c / e.value for c, e in gap.at_own]
+        _points(left, needed, [e for _, e in gap.at_own], style, f"optima of {gap.objective.upper()}")
+        if gap.parallel:
+            left.axhline(gap.common.value, color=GREY, linestyle=":", label=f"one exponent: {gap.common.value:.3g}")
         _points(right, [c for c, _ in gap.size_ratio], [e for _, e in gap.size_ratio], style, title)
-    for axes in (left, right):
+    for axes, more in ((left, [c / e.value for gap in analysis.gaps for c, e in gap.at_own]), (right, [])):
         axes.set_xscale("log")
-        _budget_ticks(axes.xaxis, reference.budgets)
-    left.set(xlabel=f"compute C of {gap.reference.upper()} (FLOPs)", ylabel="times C for the same loss")
+        _budget_ticks(axes.xaxis, [*reference.budgets, *more])
+    left.axvspan(reference.budgets[0], reference.budgets[-1], color=GREY, alpha=0.1, linewidth=0)
+    left.set(xlabel=f"compute C of {gap.reference.upper()} (FLOPs)", ylabel="times C for the same loss", yscale="log")
+    _few_ticks(left.yaxis)
     right.axhline(1, color=GREY, linewidth=0.8)
     right.set(xlabel="compute C (FLOPs)", ylabel="ratio of optimal sizes N*")
-    left.legend(fontsize=9)
-    right.legend(fontsize=9)
+    right.set_xlim(reference.budgets[0] / 1.3, reference.budgets[-1] * 1.3)
+    for axes in (left, right):
+        if axes.get_legend_handles_labels()[1]:
+            _legend_under(axes, *axes.get_legend_handles_labels())
     return True
 
 
@@ -214,15 +232,16 @@ def _residuals(figure, analysis: Analysis, overlays) -> bool:
     panels = figure.subplots(1, len(fits), squeeze=False, sharey=True)[0]
     for axes, fit in zip(panels, fits, strict=True):
         if fit.noise:
-            band = axes.axhspan(-2 * fit.noise.sd, 2 * fit.noise.sd, color=GREY, alpha=0.15, linewidth=0)
-            axes.legend([band], [f"two seed sd ({fit.noise.sd:.2g} nats)"], fontsize=9, loc="upper right")
+            axes.axhspan(-2 * fit.noise.sd, 2 * fit.noise.sd, color=GREY, alpha=0.15, linewidth=0)
         axes.axhline(0, color=GREY, linewidth=0.8)
         shown = [row for row in fit.budgets if row.params]
         for row in shown:
             colour, marker = _budget_style(budgets, row.budget)
             x = np.exp(row.log_n) / row.params.value
             axes.plot(x, row.parabola.residuals, marker, color=colour)
-        axes.set(title=fit.objective.upper(), xscale="log", xlabel="N / N*")
+        # In the title, where it covers no point.
+        noise = f": seed sd {fit.noise.sd:.2g} nats, grey is two" if fit.noise else ""
+        axes.set(title=fit.objective.upper() + noise, xscale="log", xlabel="N / N*")
         if shown:
             _few_ticks(axes.xaxis)
         else:
@@ -254,9 +273,10 @@ def _envelope(figure, analysis: Analysis, overlays) -> bool:
             shade = 0.72 * (1 - sizes.index(n) / max(len(sizes) - 1, 1))
             axes.plot(c, loss, color=colormaps["viridis"](shade), linewidth=0.8, alpha=0.8)
         used = fit.envelope.used
+        found = "points of the laws" if fit.envelope.params_law else "of too few sizes for a law"
         axes.plot(fit.envelope.c, fit.envelope.loss, color="black", linewidth=1, label="envelope")
         if used.any():
-            axes.plot(fit.envelope.c[used], fit.envelope.loss[used], "k.", markersize=6, label="points of the laws")
+            axes.plot(fit.envelope.c[used], fit.envelope.loss[used], "k.", markersize=6, label=found)
         title = f"{fit.objective.upper()}: N from {_short(sizes[0])} (green) to {_short(sizes[-1])} (violet)"
         axes.set(title=title, xscale="log", yscale="log", xlabel="compute C (FLOPs)")
         axes.title.set_fontsize(11)
@@ -268,10 +288,17 @@ def _envelope(figure, analysis: Analysis, overlays) -> bool:
     return True
 
 
-def _points(axes, c: Sequence[float], estimates: Sequence[Estimate], style: Mapping, label: str) -> None:
+def _points(
+    axes, c: Sequence[float], estimates: Sequence[Estimate], style: Mapping, label: str, within: Sequence | None = None
+) -> None:
+    """Points with their intervals; `within`: limits for each, where its bar is cut."""
     values = np.array([e.value for e in estimates])
-    ends = np.array([(e.low, e.high) if e.bounded else (np.nan, np.nan) for e in estimates], float).reshape(-1, 2)
-    reach = np.abs(ends.T - values)
+    limits = [limit or (0.0, np.inf) for limit in within or [None] * len(estimates)]
+    shown = [
+        (max(e.low, low), min(e.high, high)) if e.bounded else (np.nan, np.nan)
+        for e, (low, high) in zip(estimates, limits, strict=True)
+    ]
+    reach = np.abs(np.array(shown, float).reshape(-1, 2).T - values)
     axes.errorbar(
         c,
         values,
@@ -283,6 +310,10 @@ def _points(axes, c: Sequence[float], estimates: Sequence[Estimate], style: Mapp
         markersize=7,
         label=label,
     )
+    for x, e, (low, high) in zip(c, estimates, limits, strict=True):
+        for end, marker, goes_on in ((low, "v", e.bounded and e.low < low), (high, "^", e.bounded and e.high > high)):
+            if goes_on:
+                axes.plot(x, end, marker, color=style["color"], markersize=7)
 
 
 def _style(analysis: Analysis, fit: ObjectiveFit) -> Mapping:
@@ -305,10 +336,11 @@ def _flops(c: float) -> str:
 
 
 def _few_ticks(axis) -> None:
-    """Labels at 1, 2 and 5 of a decade: a panel often spans little more than one."""
+    """Labels at 1, 2 and 5 of a decade, as a panel often spans little more than one; fewer where they would touch."""
     from matplotlib import ticker
 
-    axis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5), numticks=12))
+    decades = float(np.ptp(np.log10(axis.get_view_interval())))
+    axis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5) if decades < 2 else (1, 3) if decades < 3 else (1,)))
     axis.set_major_formatter(ticker.FuncFormatter(lambda value, _: _short(value)))
     axis.set_minor_formatter(ticker.NullFormatter())
 
@@ -330,6 +362,12 @@ def _budget_ticks(axis, budgets: Sequence[float]) -> None:
 def _legend_below(figure, axes, columns: int) -> None:
     handles, labels = axes.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=min(columns, len(labels)), fontsize=9)
+
+
+def _legend_under(axes, handles: Sequence, labels: Sequence[str], title: str | None = None) -> None:
+    """Under its panel, where it covers nothing."""
+    at = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.14), "ncols": 3}
+    axes.legend(handles, labels, **at, title=title, fontsize=9, title_fontsize=9)
 
 
 def _plain_ticks(axis) -> None:

@@ -1,11 +1,11 @@
 """Power laws of the compute through the optima, and what follows from them: the gap between objectives, a prediction.
 
-The loss follows a pure power law, as in SMDM (2410.18514, section 3). An irreducible term would have to be told from
-the curvature that it causes in log L over log C, which a range of thirty times in C does not do.
+The loss follows a pure power law, as in SMDM (2410.18514, section 3). An irreducible term would bend log L over log C;
+whether it does, the misfit of the law and the bent law of the prediction say.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -13,6 +13,8 @@ from diffusionlm.scaling import misfit
 from diffusionlm.scaling.fit import PowerLaw, gls_weights, power_law
 from diffusionlm.scaling.optima import QUANTITIES, BudgetFit
 from diffusionlm.scaling.uncertainty import Bootstrap, Estimate, Noise, estimate
+
+DIFFER = 0.05  # p value of equal exponents below which no one number is the gap
 
 
 @dataclass(frozen=True)
@@ -24,6 +26,7 @@ class Law:
     lack_of_fit: misfit.LackOfFit | None  # in log units; None through two points
     shift_exponent: float | None  # the bias that asymmetric curves would mean; None where that is unknown
     budgets: tuple[float, ...]  # that it goes through
+    without: tuple[tuple[float, Estimate], ...]  # (budget, exponent without it); empty through two points
     draws: np.ndarray | None = field(repr=False)  # (draws, 2) of (level, exponent)
 
     def log_at(self, c: float) -> tuple[float, np.ndarray | None]:
@@ -35,6 +38,16 @@ class Law:
     def at(self, c: float) -> Estimate:
         """The law at C."""
         return _estimate(*self.log_at(c), np.exp)
+
+    def beyond(self, c: float) -> float:
+        """The factor by which C lies outside its budgets; 1 inside."""
+        return float(max(self.budgets[0] / c, c / self.budgets[-1], 1.0))
+
+    @property
+    def hangs_on(self) -> tuple[tuple[float, Estimate], ...]:
+        """Of `without`, the budgets without which the exponent lies outside its own interval."""
+        low, high = self.exponent.low, self.exponent.high
+        return tuple((c, e) for c, e in self.without if low is not None and not low <= e.value <= high)
 
 
 @dataclass(frozen=True)
@@ -52,17 +65,35 @@ class Prediction:
 
 @dataclass(frozen=True)
 class Gap:
-    """How many times the compute C of the reference an objective needs to reach the same loss."""
+    """How many times the compute C of the reference an objective needs to reach the same loss.
+
+    What takes a falling loss law of the objective is empty or None where there is none.
+    """
 
     objective: str
     reference: str
-    laws: tuple[Law, Law] = field(repr=False)  # of the loss: of the objective and of the reference
+    laws: tuple[Law | None, Law] = field(repr=False)  # of the loss: of the objective and of the reference
     at_budgets: tuple[tuple[float, Estimate, bool], ...]  # (C, gap, whether C times the gap is a measured budget too)
-    common: Estimate  # one number for all C, from laws with one exponent
-    common_exponent: Estimate
+    at_own: tuple[tuple[float, Estimate], ...]  # (C of the objective, over what the reference needs for its L* there)
+    common: Estimate | None  # one number for all C, from laws with one exponent
+    common_exponent: Estimate | None
     equal_p: float | None  # two-sided, of equal exponents
     size_ratio: tuple[tuple[float, Estimate], ...]  # (C, N* of the objective over that of the reference), measured
-    size_ratio_law: Estimate  # of the laws, in the middle of the budgets
+    size_ratio_law: Estimate | None  # of the laws, in the middle of the budgets
+
+    @property
+    def parallel(self) -> bool:
+        """Whether one number may stand for all C: there is one, and nothing says that the exponents differ."""
+        return self.common is not None and (self.equal_p is None or self.equal_p >= DIFFER)
+
+    @property
+    def beyond(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """By which factors the law of the objective is extrapolated in `at_budgets`, the reference's in `at_own`."""
+        other, reference = self.laws
+        return (
+            tuple(other.beyond(c * factor.value) for c, factor, _ in self.at_budgets),
+            tuple(reference.beyond(c / factor.value) for c, factor in self.at_own),
+        )
 
     def at(self, c: float) -> Estimate:
         """The horizontal distance of the two loss laws where the reference has spent C, as a factor."""
@@ -89,23 +120,37 @@ def laws(rows: Sequence[BudgetFit], noise: Noise | None) -> dict[str, Law]:
     """The three laws through usable optima, by QUANTITIES; none with fewer than two of them."""
     if len(rows) < 2:
         return {}
-    log_c = np.log([row.budget for row in rows])
     found = {}
     for key in QUANTITIES:
+        fitted, draws = _line(rows, key)
         variances = [row.variances()[key] for row in rows]
-        fitted = power_law(log_c, [row.logs[key] for row in rows], variances)
-        draws = None
-        if all(row.draws for row in rows):
-            draws = np.stack([row.draws[key] for row in rows], 1) @ fitted.weights.T
         found[key] = Law(
             fitted,
             _estimate(fitted.exponent, None if draws is None else draws[:, 1]),
             misfit.law_lack_of_fit(fitted, variances, noise),
             _shift(rows, key, fitted),
             tuple(row.budget for row in rows),
+            _without_each(rows, key) if len(rows) > 2 else (),
             draws,
         )
     return found
+
+
+def _line(rows: Sequence[BudgetFit], key: str) -> tuple[PowerLaw, np.ndarray | None]:
+    """The law of one quantity, and draws (draws, 2) of its level and exponent."""
+    variances = [row.variances()[key] for row in rows]
+    fitted = power_law(np.log([row.budget for row in rows]), [row.logs[key] for row in rows], variances)
+    if not all(row.draws for row in rows):
+        return fitted, None
+    return fitted, np.stack([row.draws[key] for row in rows], 1) @ fitted.weights.T
+
+
+def _without_each(rows: Sequence[BudgetFit], key: str) -> tuple[tuple[float, Estimate], ...]:
+    found = []
+    for left_out in rows:
+        fitted, draws = _line([row for row in rows if row is not left_out], key)
+        found.append((left_out.budget, _estimate(fitted.exponent, None if draws is None else draws[:, 1])))
+    return tuple(found)
 
 
 def _shift(rows: Sequence[BudgetFit], key: str, fitted: PowerLaw) -> float | None:
@@ -163,27 +208,42 @@ def gap(
     of: tuple[Mapping[str, Law], Mapping[str, Law]],
     noises: tuple[Noise | None, Noise | None],
 ) -> Gap:
-    """Compares two objectives: the first of each pair is the objective, the second the reference; both have laws."""
-    both = of[0]["loss"], of[1]["loss"]
-    common, exponent = _common_exponent(rows, noises)
-    drawn = None if both[0].draws is None or both[1].draws is None else both[0].draws[:, 1] - both[1].draws[:, 1]
-    made = Gap(objective, reference, both, (), common, exponent, _two_sided(drawn), (), _estimate(0.0))
-    at_budgets = []
-    for c in both[1].budgets:
-        factor = made.at(c)
-        inside = both[0].budgets[0] <= c * factor.value <= both[0].budgets[-1]
-        at_budgets.append((c, factor, bool(inside)))
+    """Compares two objectives: the first of each pair is the objective, the second the reference.
+
+    The reference has a loss law that falls. The objective has usable optima; its laws may be missing, or not fall.
+    """
     matched = {row.budget: row for row in rows[1]}
     ratios = tuple(
         (row.budget, _ratio(row.logs["params"], row.draws, other.logs["params"], other.draws))
         for row in rows[0]
         if (other := matched.get(row.budget))
     )
+    at_own = tuple(_at_own(row, of[1]["loss"]) for row in rows[0])
+    if not of[0] or of[0]["loss"].fit.exponent >= 0:
+        return Gap(objective, reference, (None, of[1]["loss"]), (), at_own, None, None, None, ratios, None)
+    both = of[0]["loss"], of[1]["loss"]
+    common, exponent = _common_exponent(rows, noises)
+    drawn = None if both[0].draws is None or both[1].draws is None else both[0].draws[:, 1] - both[1].draws[:, 1]
     middle = float(np.exp(np.mean(np.log([*both[0].budgets, *both[1].budgets]))))
+    made = Gap(objective, reference, both, (), at_own, common, exponent, _two_sided(drawn), ratios, None)
     (value, drawn), (other_value, other_drawn) = (of_one["params"].log_at(middle) for of_one in of)
     known = drawn is not None and other_drawn is not None
     of_laws = _estimate(value - other_value, drawn - other_drawn if known else None, np.exp)
-    return Gap(objective, reference, both, tuple(at_budgets), common, exponent, made.equal_p, ratios, of_laws)
+    at = [(c, made.at(c)) for c in both[1].budgets]
+    at_budgets = tuple((c, factor, both[0].beyond(c * factor.value) == 1) for c, factor in at)
+    return replace(made, at_budgets=at_budgets, size_ratio_law=of_laws)
+
+
+def _at_own(row: BudgetFit, reference: Law) -> tuple[float, Estimate]:
+    """What an objective spent on its measured optimum, over what the law of the reference asks for the same loss."""
+
+    def log_gap(log_loss, level, exponent):
+        needed = reference.fit.centre + (log_loss - level) / np.where(exponent == 0, 1, exponent)
+        return np.where(exponent >= 0, np.nan, np.log(row.budget) - needed)
+
+    value = float(log_gap(row.logs["loss"], reference.fit.level, reference.fit.exponent))
+    known = row.draws and reference.draws is not None
+    return row.budget, _estimate(value, log_gap(row.draws["loss"], *reference.draws.T) if known else None, np.exp)
 
 
 def _ratio(value: float, draws: Mapping, other: float, other_draws: Mapping) -> Estimate:

@@ -15,7 +15,7 @@ from etils import epath
 
 from diffusionlm.errors import UserError
 from diffusionlm.files import run_path, write_atomically
-from diffusionlm.scaling import laws, page, plots
+from diffusionlm.scaling import checks, laws, page, plots
 from diffusionlm.scaling.analysis import Analysis, ObjectiveFit, analyse
 from diffusionlm.scaling.design import Candidate
 from diffusionlm.scaling.misfit import LackOfFit
@@ -136,27 +136,20 @@ def best_candidates(fit: ObjectiveFit) -> list[dict[str, Any]]:
     }
     presets = {run.params: run.preset for row in fit.budgets for run in row.runs}
     if not fit.laws:
-        return [_towards_optimum(candidate, presets) for candidate in fit.candidates]
+        return [_named(candidate, presets, ["an optimum at this budget"]) for candidate in fit.candidates]
     best: dict[Candidate, list[str]] = {}
     for purpose, key in purposes.items():
         if fit.candidates:
             best.setdefault(max(fit.candidates, key=key), []).append(purpose)
-    found = []
-    for candidate, purpose in best.items():
-        nearest = min(presets, key=lambda params: abs(math.log(params / candidate.params)))
-        found.append(dataclasses.asdict(candidate) | {"best_for": purpose, "nearest_preset": presets[nearest]})
-    return found
+    return [_named(candidate, presets, purpose) for candidate, purpose in best.items()]
 
 
-def _towards_optimum(candidate: Candidate, presets: Mapping[int, str]) -> dict[str, Any]:
+def _named(candidate: Candidate, presets: Mapping[int, str], purpose: Sequence[str]) -> dict[str, Any]:
     nearest = min(presets, key=lambda params: abs(math.log(params / candidate.params)))
     # A size that no budget has is named as such; rounding aside, a repeat is at one that is there.
     side = "smaller than " if candidate.params < 0.99 * min(presets) else ""
     side = "larger than " if candidate.params > 1.01 * max(presets) else side
-    return dataclasses.asdict(candidate) | {
-        "best_for": ["an optimum at this budget"],
-        "nearest_preset": side + presets[nearest],
-    }
+    return dataclasses.asdict(candidate) | {"best_for": list(purpose), "nearest_preset": side + presets[nearest]}
 
 
 def describe(
@@ -252,6 +245,7 @@ def _optimum(row: BudgetFit) -> dict[str, Any]:
         "curvature": _plain(row.parabola.coefficients[2] if row.parabola else None),
         "in_laws": row.usable,
         "at_edge": row.at_edge,
+        "best_size_is": checks.outermost(row) or "between",
         "lack_of_fit": _plain(row.lack_of_fit),
         "bias_log_params": _plain(row.shift_log_n),
         "bias_loss": _plain(row.shift_loss),
@@ -265,6 +259,7 @@ def _law(law) -> dict[str, Any]:
         "budgets": list(law.budgets),
         "lack_of_fit": _plain(law.lack_of_fit),
         "bias_exponent": _plain(law.shift_exponent),
+        "without": [{"budget": c, "exponent": _plain(e)} for c, e in law.without],
     }
 
 
@@ -272,9 +267,17 @@ def _gap(gap) -> dict[str, Any]:
     return {
         "objective": gap.objective,
         "reference": gap.reference,
-        "at_budgets": [{"budget": c, "gap": _plain(e), "inside": inside} for c, e, inside in gap.at_budgets],
-        "common": _plain(gap.common),
-        "common_exponent": _plain(gap.common_exponent),
+        "at_budgets": [
+            {"budget": c, "gap": _plain(e), "inside": inside, "extrapolated_by": beyond}
+            for (c, e, inside), beyond in zip(gap.at_budgets, gap.beyond[0], strict=True)
+        ],
+        "at_own_budgets": [
+            {"budget": c, "gap": _plain(e), "extrapolated_by": beyond}
+            for (c, e), beyond in zip(gap.at_own, gap.beyond[1], strict=True)
+        ],
+        # One number for all budgets is none where the exponents are told apart.
+        "common": _plain(gap.common) if gap.parallel else None,
+        "common_exponent": _plain(gap.common_exponent) if gap.parallel else None,
         "equal_exponents_p": _plain(gap.equal_p),
         "size_ratio": [{"budget": c, "ratio": _plain(e)} for c, e in gap.size_ratio],
         "size_ratio_of_laws": _plain(gap.size_ratio_law),
@@ -293,7 +296,7 @@ def _cross_checks(fit: ObjectiveFit, next_budget: float | None) -> dict[str, Any
         found["parametric"] = {
             "params_exponent": surface.params_exponent,
             "tokens_exponent": surface.tokens_exponent,
-            "determined": page.determined(surface),
+            "determined": surface.determined,
             "params_exponent_stderr": surface.stderr[0] if surface.stderr else None,
             **{key: getattr(surface, key) for key in ("e", "log_a", "log_b", "alpha", "beta", "k")},
             "optima": _surface_optima(surface, [row.budget for row in fit.budgets], next_budget),

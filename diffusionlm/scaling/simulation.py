@@ -150,8 +150,12 @@ def _pairs(analysis: Analysis, truths: Mapping[str, Truth]) -> list[tuple[str, E
             value, exponent = of.loss
             factor = 1e13 * np.exp((reference.log_at("loss", c) - np.log(value)) / exponent) / c
             pairs.append(("gap", estimate, factor))
-        if of.loss[1] == reference.loss[1]:
-            pairs.append(("common gap", gap.common, factor))
+        if of.loss[1] == reference.loss[1] and gap.common is not None:
+            pairs.append(("common gap", gap.common, (of.loss[0] / reference.loss[0]) ** (-1 / reference.loss[1])))
+        for c, estimate in gap.at_own:
+            value, exponent = reference.loss
+            needed = 1e13 * np.exp((of.log_at("loss", c) - np.log(value)) / exponent)
+            pairs.append(("gap at own budgets", estimate, c / needed))
         for c, estimate in gap.size_ratio:
             pairs.append(("size ratio", estimate, np.exp(of.log_at("params", c) - reference.log_at("params", c))))
     return pairs

@@ -89,17 +89,17 @@ def _pool(cells: Sequence[tuple[float, int]], pooled: bool) -> Noise | None:
     return Noise(float(np.sqrt(total / dof)), dof, len(cells), pooled) if total > 0 else None
 
 
-def variance_ratio(results: Sequence[CellResult]) -> tuple[float, float] | None:
-    """The ratio of two objectives' seed variances, the larger first, and the two-sided p value of the F test.
+def variance_ratio(results: Sequence[CellResult]) -> tuple[str, float, float] | None:
+    """The objective whose seeds scatter more, by which ratio of variances, and the two-sided p value of the F test.
 
     None unless exactly two objectives have repeats of their own.
     """
-    noises = [noise for noise in seed_noise(results).values() if noise is not None and not noise.pooled]
+    noises = {name: noise for name, noise in seed_noise(results).items() if noise is not None and not noise.pooled}
     if len(noises) != 2:
         return None
-    high, low = sorted(noises, key=lambda noise: -noise.sd)
+    (name, high), (_, low) = sorted(noises.items(), key=lambda item: -item[1].sd)
     ratio = (high.sd / low.sd) ** 2
-    return ratio, float(min(1.0, 2 * stats.f.sf(ratio, high.dof, low.dof)))
+    return name, ratio, float(min(1.0, 2 * stats.f.sf(ratio, high.dof, low.dof)))
 
 
 def common_error(results: Sequence[CellResult]) -> tuple[float, int]:
