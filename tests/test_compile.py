@@ -107,7 +107,7 @@ def test_the_compiled_matmuls_are_those_of_the_ledger(report):
 
 @needs_libtpu
 def test_attention_that_opens_up_has_no_kernel():
-    """No kernel takes a mask that is data, so that XLA sees all matmuls; kernels would be an eighth of these."""
+    """No kernel takes a mask that is data, so that XLA sees all matmuls; kernels would be four tenths of these."""
     shifted = TOY | {"diffusion.alignment": "shifted", "diffusion.anneal_steps": 2}
     report = dlm.compile(dlm.experiment("demo", shifted), "v5e-8")
     assert report.hlo_flops == pytest.approx(report.executed_flops, rel=0.03)
