@@ -26,6 +26,8 @@ def _size(d_model: int, n_layers: int, head_dim: int, vocab_size: int = 1023, le
 
 # By the parameters that are multiplied, the head's included: at these sizes it is two thirds to a twelfth of them.
 CPU_LADDER = {
+    "cpu_10k": _size(8, 2, 8),
+    "cpu_17k": _size(12, 2, 12),
     "cpu_25k": _size(16, 2, 8),
     "cpu_43k": _size(24, 2, 8),
     "cpu_65k": _size(32, 2, 16),
@@ -53,7 +55,7 @@ CPU = ScalingRecipe(
 )
 CPU_RECIPES = {"arm": CPU, "mdm": replace(CPU, name="cpu_mdm", batch_size=16, peak_lr=3.2e-3)}
 # Sizes around the optimum. Of the 40 million tokens of books, textbooks and stories none is seen twice, but by the
-# smallest MDMs at the two largest budgets, which go round 1.2 and 1.4 times.
+# smallest MDMs at the two largest budgets, which go round up to 4 times; the report says which.
 CPU_SIZES = {
     "arm": {
         1.6e12: ("cpu_25k", "cpu_43k", "cpu_65k", "cpu_123k", "cpu_197k", "cpu_389k"),
@@ -63,14 +65,18 @@ CPU_SIZES = {
     },
     "mdm": {
         1.6e12: ("cpu_25k", "cpu_43k", "cpu_65k", "cpu_123k", "cpu_197k"),
-        5e12: ("cpu_25k", "cpu_43k", "cpu_65k", "cpu_123k", "cpu_197k", "cpu_389k"),
-        1.6e13: ("cpu_43k", "cpu_65k", "cpu_123k", "cpu_197k", "cpu_389k"),
-        5e13: ("cpu_123k", "cpu_197k", "cpu_262k", "cpu_389k", "cpu_688k"),
+        5e12: ("cpu_10k", "cpu_17k", "cpu_25k", "cpu_43k", "cpu_65k", "cpu_123k", "cpu_197k", "cpu_389k"),
+        1.6e13: ("cpu_25k", "cpu_43k", "cpu_65k", "cpu_123k", "cpu_197k", "cpu_389k"),
+        5e13: ("cpu_43k", "cpu_65k", "cpu_123k", "cpu_197k", "cpu_262k", "cpu_389k", "cpu_688k"),
     },
 }
 CPU_REPEATED = {  # with three seeds
     "arm": {1.6e12: ("cpu_65k", "cpu_197k"), 5e12: ("cpu_123k", "cpu_389k")},
-    "mdm": {1.6e12: ("cpu_43k", "cpu_65k", "cpu_123k"), 5e12: ("cpu_65k", "cpu_197k")},
+    "mdm": {
+        1.6e12: ("cpu_43k", "cpu_65k", "cpu_123k"),
+        5e12: ("cpu_65k", "cpu_197k"),
+        1.6e13: ("cpu_65k", "cpu_123k"),
+    },
 }
 
 
