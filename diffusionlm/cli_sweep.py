@@ -79,8 +79,8 @@ def run(args: list[str], prog: str) -> int:
           settings: operational fields of every cell: the prepared data, the mesh, micro-batches.
           everything: (--all) also the cells of less use.
           retry_failed: begin cells again that have failed.
-          leave: return when no cell is free, for rented chips; without it, the worker stays until all cells are done,
-            and goes on with those whose worker dies.
+          leave: return when no cell is free and those who have the others have given a sign of life, for rented chips;
+            without it, the worker stays until all cells are done, and goes on with those whose worker dies.
           lease_seconds: after so long without a sign of life, a worker's cell is another's to go on with.
         """
         from diffusionlm import sweep

@@ -66,7 +66,14 @@ class Registry(Generic[T]):
 
     def get(self, name: str) -> T:
         built = self.builder(name)()
-        return dataclasses.replace(built, name=name.rpartition(":")[2]) if self._named else built
+        if not self._named:
+            return built
+        if not dataclasses.is_dataclass(built) or isinstance(built, type):
+            raise UserError(
+                f"the function registered as {self.kind} {name!r} returns {built!r}; it must return the {self.kind}, a "
+                "Config or Sweep: is its `return` missing?"
+            )
+        return dataclasses.replace(built, name=name.rpartition(":")[2])
 
     def _run(self, file: Path) -> set[str]:
         """Runs a user's file, once for all registries; returns the names that it registered here."""

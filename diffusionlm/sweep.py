@@ -7,6 +7,7 @@ from typing import Any
 
 from etils import epath
 
+from diffusionlm.errors import UserError
 from diffusionlm.files import run_path
 from diffusionlm.registry import sweeps
 from diffusionlm.scaling import plan as planning
@@ -35,9 +36,12 @@ def get(sweep: str | Sweep) -> Sweep:
     """The registered sweep of that name, or FILE.py:NAME for one that a file of your own registers.
 
     Raises:
-      UserError: an unknown name.
+      UserError: an unknown name, or something that is no sweep.
     """
-    return sweeps.get(sweep) if isinstance(sweep, str) else sweep
+    found = sweeps.get(sweep) if isinstance(sweep, str) else sweep
+    if not isinstance(found, Sweep):
+        raise UserError(f"sweep={sweep!r} is a {type(found).__name__}; give a Sweep, or the name of a registered one")
+    return found
 
 
 def plan(sweep: str | Sweep, **options: Any) -> planning.Plan:
@@ -83,7 +87,7 @@ def report(
       The content of report.json.
 
     Raises:
-      UserError: nothing is finished, or the directory is of another sweep.
+      UserError: nothing is finished, the directory is of another sweep, or the report cannot be written.
     """
     from diffusionlm.progress import Progress
     from diffusionlm.scaling import report, results
@@ -93,9 +97,6 @@ def report(
     found, missing = results.read(sweep, workdir, everything=everything)
     cells = sweep.select(everything)
     context, warnings = report.describe(sweep, cells, workdir, results.read_identity(workdir))
-    output = run_path(output or workdir / "report")
-    output.mkdir(parents=True, exist_ok=True)
-    results.save(found, output / "results.json")
     steps, began = itertools.count(), time.monotonic()
     with Progress("report", len({result.objective for result in found}) + 1) as bar:
 
@@ -106,7 +107,7 @@ def report(
 
         return report.write(
             found,
-            output,
+            output or workdir / "report",
             title=sweep.name,
             convention=CONVENTIONS[sweep.convention],
             overlay=sweep.overlay,

@@ -107,8 +107,7 @@ def train(cfg: Config | str, workdir: epath.PathLike | None = None, *, fence: Fe
     runtime.everywhere(lambda: refuse_another_run(cfg, workdir))
     if result := finished(workdir):
         return Run(workdir, cfg, result["step"], result)
-    mesh = make_mesh(cfg.mesh)
-    check_batch(mesh, cfg.data.batch_size, cfg.run.microbatches)
+    mesh = fitting_mesh(cfg)
     runtime.require_shared(workdir)
     dataset = datasets.open_or_prepare(cfg, workdir)
     with jax.set_mesh(mesh), runtime.stop_signals() as stopped, runtime.a_hint_at_deaths():
@@ -117,6 +116,17 @@ def train(cfg: Config | str, workdir: epath.PathLike | None = None, *, fence: Fe
             return loop.run(stopped)
         finally:
             loop.let_go()
+
+
+def fitting_mesh(cfg: Config) -> Mesh:
+    """The mesh of a run on these devices.
+
+    Raises:
+      UserError: it does not fit them, or cannot share out the batch.
+    """
+    mesh = make_mesh(cfg.mesh)
+    check_batch(mesh, cfg.data.batch_size, cfg.run.microbatches)
+    return mesh
 
 
 def evaluation_rows(cfg: Config, dataset: Dataset, rows: np.ndarray | None = None) -> Iterator[dict[str, np.ndarray]]:

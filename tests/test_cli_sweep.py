@@ -110,6 +110,35 @@ def test_report_writes_a_page_and_says_what_is_missing(finished, capsys, tmp_pat
     assert content["verdict"].startswith("This sweep determines no law")
 
 
+@pytest.mark.parametrize(("output", "why"), [("/etc/passwd", "File exists"), ("/proc/x", "No such file")])
+def test_a_report_that_cannot_be_written_is_one_line(finished, capsys, output, why):
+    name, workdir, _ = finished
+    assert main(["sweep", "report", name, "--workdir", str(workdir), "--output", output]) == 2
+    said = capsys.readouterr().err
+    assert f"cannot write the report to '{output}': {why}" in said and said.count("\n") == 1
+
+
+def test_a_report_of_nothing_leaves_nothing(finished, capsys, tmp_path):
+    name, workdir, _ = finished
+    (tmp_path / "sweep.json").write_bytes((workdir / "sweep.json").read_bytes())
+    assert main(["sweep", "report", name, "--workdir", str(tmp_path)]) == 2
+    assert "no finished cell to report" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["sweep.json"]
+
+
+def test_a_function_that_returns_no_sweep_is_one_line(capsys, tmp_path):
+    text = "import diffusionlm as dlm\n\n@dlm.register_sweep('none')\ndef none():\n    dlm.sweep.names()\n\n"
+    text += "@dlm.register_sweep('config')\ndef config():\n    return dlm.experiment('demo')\n"
+    (tmp_path / "wrong.py").write_text(text)
+    for name, message in {
+        "none": "returns None; it must return the sweep",
+        "config": "is a Config; give a Sweep",
+    }.items():
+        assert main(["sweep", "plan", f"{tmp_path / 'wrong.py'}:{name}"]) == 2
+        said = capsys.readouterr().err
+        assert message in said and said.count("\n") == 1
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

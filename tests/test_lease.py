@@ -147,8 +147,20 @@ def test_a_cell_that_kills_its_workers_has_failed(board):
     assert all(die(step) for step in (0, 0, 0, 0, 10, 20, 20, 20, 20))
     assert worker.claim("a", step=20) is None
     record = worker.records(["a"])["a"]
-    assert record.state == "failed" and "died 4 times in a row at step 20" in record.reason
+    assert record.state == "failed" and "died 4 times in a row without getting past step 20" in record.reason
     assert worker.claim("a", step=20, failed=True).starts == 11
+
+
+@pytest.mark.parametrize("steps", [(300, 299, 300, 299, 300), (300, 100, 200, 299, 300)])
+def test_nor_does_it_get_further_by_falling_back(board, steps):
+    """Where its workers die varies by some steps, and none gets further than the first."""
+    worker = board()
+    for step in steps[:-1]:
+        assert worker.claim("a", seconds=1, step=step)
+        worker.claim("a")  # seen
+        worker.clock.now += 2
+    assert worker.claim("a", seconds=1, step=steps[-1]) is None
+    assert "died 4 times in a row without getting past step 300" in worker.records(["a"])["a"].reason
 
 
 def test_trouble_of_the_store_is_an_oserror(tmp_path):

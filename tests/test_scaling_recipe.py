@@ -1,5 +1,6 @@
 """Cells of sweeps: the steps of SMDM's table, budgets, and what a cell's identity is."""
 
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -8,6 +9,7 @@ import pytest
 
 from diffusionlm import config, presets, sweep
 from diffusionlm.errors import UserError
+from diffusionlm.registry import sweeps
 from diffusionlm.scaling.recipe import LEAST_STEPS, ScalingRecipe, Sweep, grid, solve
 
 # Steps of SMDM's released code at 6, 10, 30, 60 and 100 e18 FLOPs, batch 256 (train_mdm.py:41-62), for a few sizes.
@@ -104,6 +106,25 @@ def test_the_learning_rate_follows_the_width():
     assert cell.config.optim.final_lr == pytest.approx(5e-5)
 
 
+def test_each_objective_has_its_tuned_learning_rate():
+    """Those of experiments/LOG.md, at width 64; a GPU's sweep has them too, as nothing was tuned for it."""
+    tuned = {"arm": 8e-3, "mdm": 3.2e-3}
+    for name in ("isoflop_cpu", "isoflop_h200"):
+        for cell in sweep.get(name).select(everything=True):
+            rate = tuned[cell.objective] * (cell.config.model.d_model / 64) ** -0.75
+            assert cell.config.optim.peak_lr == pytest.approx(rate), cell.id
+
+
+def test_a_sweep_says_how_much_text_is_one_epoch_of_it():
+    cells = sweep.get("isoflop_h200").select(everything=True)
+    most = max(cells, key=lambda cell: cell.tokens)
+    others = max(cell.tokens for cell in cells if (cell.preset, cell.budget) != (most.preset, most.budget))
+    said = sweeps.builder("isoflop_h200").__doc__
+    assert (most.preset, most.budget) == ("gpu_6m", 3e16) and "gpu_6m at 3e16" in said
+    assert 615e6 < most.tokens < 616e6 and "616 million" in said
+    assert 339e6 < others < 340e6 and "340 million" in said
+
+
 def test_warm_up_is_at_most_a_quarter():
     short = solve(replace(RECIPE, warmup_steps=2000), "mdm", "smdm_6m", MODEL, 2e13)
     assert short.steps < 1000 and short.config.optim.warmup_steps == short.steps // 4
@@ -127,8 +148,20 @@ def test_identity_is_the_science_and_nothing_else():
 def test_a_budget_that_pays_for_too_few_steps_is_refused():
     with pytest.raises(UserError, match=r"mdm smdm_6m at 1e\+12 FLOPs: the budget pays for \d+ steps of 16 x 128"):
         solve(RECIPE, "mdm", "smdm_6m", MODEL, 1e12)
+    for budget in (float("nan"), float("inf"), 0.0, -1e15):
+        with pytest.raises(UserError, match=f"mdm smdm_6m: budget={re.escape(str(budget))} must be a positive, finite"):
+            solve(RECIPE, "mdm", "smdm_6m", MODEL, budget)
     with pytest.raises(UserError, match=r"and 3 more cells like it"):
         grid(RECIPE, objectives=("mdm", "arm"), sizes={"a": MODEL, "b": MODEL}, budgets=(1e12, 1e15))
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("batch_size", 0), ("sequence_length", 0), ("random_length", 1.5), ("random_length", float("nan"))],
+)
+def test_a_recipe_that_cannot_be_is_refused(field, value):
+    with pytest.raises(UserError, match=f"recipe 'test': {field}={value} must"):
+        replace(RECIPE, **{field: value})
 
 
 def test_each_cell_is_there_once_and_cheap_ones_are_first():

@@ -47,7 +47,7 @@ def written(tmp_path_factory):
 def test_all_files_are_there_and_nothing_else(written):
     directory, _ = written
     pictures = {"isoflop.png", "laws.png", "gap.png", "residuals.png", "envelope.png"}
-    tables = {"report.html", "report.json", "cells.csv", "optima.csv"}
+    tables = {"report.html", "report.json", "results.json", "cells.csv", "optima.csv"}
     assert {path.name for path in directory.iterdir()} == pictures | tables
     for name in pictures:
         assert (directory / name).read_bytes().startswith(b"\x89PNG")

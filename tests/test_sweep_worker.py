@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -58,8 +59,10 @@ def alone(dataset, tmp_path_factory):
 class Worker:
     """A worker process."""
 
-    def __init__(self, dataset, workdir, compiled, lease_seconds=60.0, seconds_a_step=0.01, environment=None):
-        command = [sys.executable, tiny_sweep.__file__, dataset, workdir, lease_seconds, seconds_a_step]
+    def __init__(
+        self, dataset, workdir, compiled, lease_seconds=60.0, seconds_a_step=0.01, environment=None, meeting=""
+    ):
+        command = [sys.executable, tiny_sweep.__file__, dataset, workdir, lease_seconds, seconds_a_step, meeting]
         self.process = subprocess.Popen(
             list(map(str, command)),
             env=tiny_run.environment(compiled) | (environment or {}),
@@ -130,7 +133,9 @@ def test_one_worker_runs_every_cell_once_cheap_ones_first(alone, sweep):
 
 
 def test_two_workers_never_run_a_cell_twice_and_find_the_same(alone, sweep, start, tmp_path):
-    two = [start(tmp_path / "sweep") for _ in range(2)]
+    meeting = tmp_path / "meeting"
+    meeting.mkdir()
+    two = [start(tmp_path / "sweep", meeting=meeting) for _ in range(2)]
     threads = [threading.Thread(target=lambda one=one: one.__setattr__("told", list(one.events()))) for one in two]
     for thread in threads:
         thread.start()
@@ -140,6 +145,7 @@ def test_two_workers_never_run_a_cell_twice_and_find_the_same(alone, sweep, star
     ran = [cell for end in ended for cell in end["ran"]]
     cells = [cell.id for cell in sweep.select()]
     assert sorted(ran) == sorted(cells) and all(end["done"] == cells for end in ended)
+    assert all(end["ran"] for end in ended), "at their first steps both had a cell"
     assert [starts(tmp_path / "sweep", cell) for cell in cells] == [1, 1, 1]
     assert findings(tmp_path / "sweep", sweep) == findings(alone[0], sweep)
 
@@ -285,13 +291,39 @@ def test_the_devices_are_free_for_the_next_cell(dataset, sweep, tmp_path, monkey
     assert len(held) == 3 and max(held) <= 20, "scalars of the one compiled step at most, never a state"
 
 
-def test_a_worker_that_need_not_wait_leaves_others_cells_to_them(dataset, sweep, tmp_path):
-    other = Board(tmp_path / "leases").claim(sweep.select()[0].id)
-    found = worker.run(sweep, tmp_path, settings(dataset), wait=False)
-    assert len(found.done) == 2 and not found.failed
-    running = status.status(sweep, tmp_path).cells[0]
-    assert running.state == "running" and running.holder.endswith(f":{os.getpid()}")
-    other.release()
+def test_a_worker_that_need_not_wait_leaves_others_cells_to_them(dataset, sweep, tmp_path, monkeypatch):
+    monkeypatch.setattr(worker, "POLL_SECONDS", 0.1)
+    with Board(tmp_path / "leases").claim(sweep.select()[0].id, seconds=20.0) as other:
+        found = worker.run(sweep, tmp_path, settings(dataset), wait=False)
+        assert len(found.done) == 2 and not found.failed
+        running = status.status(sweep, tmp_path).cells[0]
+        assert running.state == "running" and running.holder.endswith(f":{os.getpid()}") and running.starts == 1
+        other.release()
+
+
+def test_nor_does_it_leave_those_of_the_dead(alone, dataset, sweep, tmp_path, monkeypatch):
+    """It has not seen their leases before, so that it watches them for as long as they last."""
+    monkeypatch.setattr(worker, "POLL_SECONDS", 0.1)
+    workdir, last = tmp_path / "copy", sweep.cells[2].id
+    shutil.copytree(alone[0], workdir)
+    shutil.rmtree(workdir / "cells" / last)
+    (workdir / "leases" / last).unlink()
+    Board(workdir / "leases").claim(last, seconds=1.0)  # and nobody renews it
+    found = worker.run(sweep, workdir, settings(dataset), wait=False)
+    assert found.ran == (last,) and len(found.done) == 3
+    assert Board(workdir / "leases").records([last])[last].starts == 2
+
+
+def test_a_workers_own_mistake_fails_no_cell(dataset, sweep, tmp_path, monkeypatch):
+    def refused(message, changes):
+        with pytest.raises(UserError, match=message):
+            worker.run(sweep, tmp_path, settings(dataset) | changes)
+        assert status.status(sweep, tmp_path).count("pending") == 3 and not (tmp_path / "leases").exists()
+
+    refused("mesh.fsdp=3 x .* does not fit 1 device", {"mesh.fsdp": 3})
+    refused("run.init_from=elsewhere is part of what a cell measures", {"run.init_from": "elsewhere"})
+    monkeypatch.setattr(trainer, "make_mesh", make_mesh)  # on eight
+    refused("data.batch_size=16 in run.microbatches=4 parts cannot be split over", {"run.microbatches": 4})
 
 
 def test_cells_of_the_same_shape_share_a_program(dataset, sweep, tmp_path):
@@ -378,12 +410,47 @@ def test_directories_and_data_are_not_mixed_up(alone, dataset, sweep, tmp_path):
     other = grid(longer, objectives=("mdm",), sizes={"one": tiny_sweep.MODEL}, budgets=(1e9,))
     with pytest.raises(UserError, match="has 257 tokens and sequences of 16, and the cells need 257 and 8: make"):
         worker.run(Sweep(tuple(other), name="short"), tmp_path / "short", settings(dataset))
-    with pytest.raises(UserError, match="lease_seconds=0 must be positive"):
-        worker.run(sweep, tmp_path / "new", settings(dataset), lease_seconds=0)
+    for seconds in (0, float("nan"), float("inf"), 1e300):  # no thread can wait so long
+        with pytest.raises(UserError, match=re.escape(f"lease_seconds={seconds} must be positive, and at most 86400")):
+            worker.run(sweep, tmp_path / "new", settings(dataset), lease_seconds=seconds)
     with pytest.raises(UserError, match="has no sweep.json, so no worker has begun there"):
         results.read(sweep, tmp_path / "new")
     with pytest.raises(UserError, match="is of sweep 'tiny'"):
         results.read(replace(sweep, name="other"), alone[0])
+
+
+@pytest.mark.parametrize("content", ["", "[]", "3", "{}", '{"eval": {}}', '{"eval": []}', '{"eval": {"x": 1}}'])
+def test_a_damaged_result_is_named(alone, sweep, tmp_path, content):
+    workdir = tmp_path / "copy"
+    shutil.copytree(alone[0], workdir)
+    cell = workdir / "cells" / sweep.cells[0].id
+    (cell / "DONE.json").write_text(content)
+    for read in (results.read, status.status):
+        with pytest.raises(UserError, match=r"DONE.json.* is damaged .*; delete "):
+            read(sweep, workdir)
+
+
+@pytest.mark.parametrize("content", ["3\n", '{"loss": 1, "step_seconds": 1}\n', '{"step": 1, "loss": "x"}\n'])
+def test_damaged_metrics_are_named(alone, sweep, tmp_path, content):
+    workdir = tmp_path / "copy"
+    shutil.copytree(alone[0], workdir)
+    cell = workdir / "cells" / sweep.cells[0].id
+    (cell / "metrics.jsonl").write_text(content)
+    with pytest.raises(UserError, match="metrics.jsonl beside it, is damaged"):
+        results.read(sweep, workdir)
+    (cell / "DONE.json").unlink()
+    if "x" not in content:  # of a loss on the way it says nothing
+        with pytest.raises(UserError, match="metrics.jsonl is damaged"):
+            status.status(sweep, workdir)
+
+
+@pytest.mark.parametrize("content", ["", "{}", "[]", '{"sweep": "tiny", "dataset": "x"}', b"\xff"])
+def test_a_damaged_identity_is_named(dataset, sweep, tmp_path, content):
+    (tmp_path / "sweep.json").write_bytes(content if isinstance(content, bytes) else content.encode())
+    actions = [lambda: results.read(sweep, tmp_path), lambda: status.status(sweep, tmp_path)]
+    for action in [*actions, lambda: worker.run(sweep, tmp_path, settings(dataset))]:
+        with pytest.raises(UserError, match="sweep.json is damaged .*; delete it"):
+            action()
 
 
 def test_a_sweep_prepares_its_own_source(tmp_path):

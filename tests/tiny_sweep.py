@@ -1,10 +1,13 @@
 """A sweep of three runs of a second each, and a worker on it as a process of its own.
 
-As a program: `python tiny_sweep.py DATASET WORKDIR LEASE_SECONDS SECONDS_A_STEP` works on it, and tells what happens.
+As a program: `python tiny_sweep.py DATASET WORKDIR LEASE_SECONDS SECONDS_A_STEP [MEETING]` works on it, and tells what
+happens. Two workers with the same MEETING, a directory, wait for each other at their first steps.
 """
 
+import os
 import sys
 import time
+from pathlib import Path
 
 import jax
 from tiny_run import BATCH, LENGTH, tell
@@ -43,13 +46,17 @@ def settings(dataset):
     return {"data.path": str(dataset)}
 
 
-def announced(seconds):
+def announced(seconds, meeting=None):
     """Stands in for `make_train_step`: every step takes so long, and is told before it is taken."""
 
     def make(cfg, mesh):
         train_step = make_train_step(cfg, mesh)
 
         def step(state, batch, index):
+            if meeting:
+                (meeting / str(os.getpid())).touch()
+                while len(list(meeting.iterdir())) < 2:
+                    time.sleep(0.05)
             tell("step", seed=cfg.run.seed, steps=cfg.run.steps, index=int(index))
             time.sleep(seconds)
             return train_step(state, batch, index)
@@ -59,11 +66,11 @@ def announced(seconds):
     return make
 
 
-def main(dataset, workdir, lease_seconds, seconds_a_step):
+def main(dataset, workdir, lease_seconds, seconds_a_step, meeting=""):
     jax.config.update("jax_num_cpu_devices", 1)
     runtime.initialize(patience_seconds=10)
     worker.POLL_SECONDS = 0.1
-    trainer.make_train_step = announced(float(seconds_a_step))
+    trainer.make_train_step = announced(float(seconds_a_step), Path(meeting) if meeting else None)
     found = worker.run(tiny_sweep(), workdir, settings(dataset), lease_seconds=float(lease_seconds))
     tell("finished", done=found.done, failed=found.failed, ran=found.ran, stopped=found.stopped)
 

@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 
 SECONDS = 120.0  # that a lease lasts without being renewed
 RENEWALS = 4  # in that time
-MOST_DEATHS = 4  # of workers at the same step of a cell, one after another, before it counts as failed
+MOST_DEATHS = 4  # of workers one after another that get a cell no further, before it counts as failed
 # It also goes on while the machine sleeps, where there is such a clock.
 _CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 
@@ -52,7 +52,7 @@ class Record:
     seconds: float  # that it lasts without being renewed
     time: float  # of the holder's clock when it was written, for people
     starts: int = 1  # claims of this cell so far
-    step: int = 0  # where the cell stood when it was claimed
+    step: int = 0  # the furthest that the cell is known to have come
     deaths: int = 0  # of the workers right before, that got no further than this step
     reason: str = ""  # why it failed
 
@@ -95,16 +95,22 @@ class Board:
             if record.state == "running" and not self._overdue(cell, record, generation):
                 return None
             starts = record.starts
-            deaths = record.deaths + 1 if record.state == "running" and record.step == step else 0
+            if record.state == "running" and step <= record.step:
+                # Where they died may vary by some steps, as heartbeats do: none was further than the furthest.
+                deaths, step = record.deaths + 1, record.step
         holder = f"{socket.gethostname()}:{os.getpid()}"
         mine = Record("running", holder, uuid.uuid4().hex, seconds, time.time(), starts + 1, step, deaths)
         if deaths >= MOST_DEATHS:
-            reason = f"its workers died {deaths} times in a row at step {step}, and could not say why"
+            reason = f"its workers died {deaths} times in a row without getting past step {step}, and could not say why"
             self._write(cell, replace(mine, state="failed", reason=reason), generation)
             return None
         began = self._clock()
         written = self._write(cell, mine, generation)
         return Lease(self, cell, mine, written, began) if written else None
+
+    def seen(self, cell: str) -> bytes:
+        """Which lease of this cell `claim` saw last: another value means that it was renewed, or is another's."""
+        return self._seen.get(cell, (b"", 0.0))[0]
 
     def _overdue(self, cell: str, record: Record, generation: bytes) -> bool:
         """Whether this lease has been seen here, unchanged, for as long as it lasts."""
@@ -223,7 +229,7 @@ def write_once(directory: epath.Path, name: str, text: str) -> str:
         if found.state == "missing":
             store.write(name, text.encode(), if_equal=found.stamp.generation).result()
             found = store.read(name).result()
-        return found.value.decode()
+        return found.value.decode(errors="replace")
 
 
 def _record(cell: str, found: ts.KvStore.ReadResult) -> Record | None:

@@ -4,6 +4,7 @@ Solving a cell is arithmetic on its config (no tracing), so that a thousand take
 """
 
 import itertools
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -57,6 +58,13 @@ class ScalingRecipe:
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     eval_records: int = 2048  # held-out sequences, the same for all cells
     eval_draws: int = 8  # noise draws, which all MDM cells have in common
+
+    def __post_init__(self) -> None:
+        for name in ("sequence_length", "batch_size"):
+            if not getattr(self, name) >= 1:
+                raise UserError(f"recipe {self.name!r}: {name}={getattr(self, name)} must be at least 1")
+        if not 0 <= self.random_length <= 1:
+            raise UserError(f"recipe {self.name!r}: random_length={self.random_length} must lie in [0, 1]")
 
     def params(self, model: ModelConfig) -> int:
         """The N of this recipe's laws."""
@@ -143,8 +151,13 @@ def solve(
       seed: of initialisation, data order and noise.
 
     Raises:
-      UserError: the budget pays for so few steps that whole ones would miss it by more than 1%.
+      UserError: the budget is no positive number, or pays for so few steps that whole ones would miss it by more than
+        1%.
     """
+    if not 0 < budget < math.inf:
+        raise UserError(
+            f"{objective} {preset}: budget={budget} must be a positive, finite number of FLOPs, such as 1e15"
+        )
     model = replace(model, dtype=recipe.dtype, max_length=max(model.max_length, recipe.sequence_length))
     steps = int(budget / recipe.flops_per_step(model, objective))
     if steps < LEAST_STEPS:
@@ -218,7 +231,8 @@ class Sweep:
 
 def check_operational(settings: Mapping[str, Any]) -> None:
     """Raises `UserError` for a dotted field that is unknown, or part of what a cell measures."""
-    known, science = flat(Config()), scientific_fields(Config())
+    known = flat(Config())
+    science = {*scientific_fields(Config()), "run.init_from"}  # whose weights a cell starts from is in its run.init_id
     for name, value in settings.items():
         if name not in known:
             raise UserError(f"unknown field {name!r}{suggest(name, known)}")

@@ -23,6 +23,7 @@ from diffusionlm.scaling.optima import QUANTITIES, BudgetFit
 from diffusionlm.scaling.parametric import Parametric
 from diffusionlm.scaling.recipe import Cell, ScalingRecipe, Sweep
 from diffusionlm.scaling.results import CellResult, at_once
+from diffusionlm.scaling.results import as_json as results_as_json
 from diffusionlm.scaling.uncertainty import Estimate
 
 __all__ = ["analyse", "as_json", "describe", "write"]
@@ -42,7 +43,7 @@ def write(
     warnings: Sequence[str] = (),
     note: Callable[[str], None] = lambda what: None,
 ) -> dict[str, Any]:
-    """Writes report.html, report.json, cells.csv, optima.csv and PNG files; each is there whole or not at all.
+    """Writes report.html, report.json, results.json, two CSV files and PNG files; each is there whole or not at all.
 
     Args:
       results: of the finished cells.
@@ -80,6 +81,7 @@ def write(
     files = pictures | {
         "cells.csv": _csv(_cell_rows(results, analysis)),
         "optima.csv": _csv(_optimum_rows(analysis)),
+        "results.json": results_as_json(results).encode(),
         "report.json": (json.dumps(content, indent=1, allow_nan=False) + "\n").encode(),
         "report.html": page.render(analysis, content, pictures, published).encode("ascii", "xmlcharrefreplace"),
     }
@@ -230,7 +232,7 @@ def _scored(directory: epath.Path) -> tuple[int, int] | None:
     try:
         found = json.loads((directory / "DONE.json").read_text())["eval"]
         return int(found["tokens"]), int(found["bytes"])
-    except (OSError, ValueError, KeyError):  # not finished, or an older file
+    except (OSError, ValueError, KeyError, TypeError):  # not finished, or an older file
         return None
 
 

@@ -52,7 +52,10 @@ def read(sweep: Sweep, workdir: epath.PathLike, *, everything: bool = False) -> 
         there = f"is of sweep {identity['sweep']!r}" if identity else "has no sweep.json, so no worker has begun there"
         raise UserError(f"{workdir} {there}; give the --workdir of `diffusionlm sweep run {sweep.name}`")
     cells = sweep.select(everything)
-    found = at_once(lambda cell: _result(cell, workdir / "cells" / cell.id, identity["unique_tokens"]), cells)
+    try:
+        found = at_once(lambda cell: _result(cell, workdir / "cells" / cell.id, identity["unique_tokens"]), cells)
+    except OSError as error:
+        raise UserError(f"cannot read the sweep in {workdir}: {error}") from error
     finished = [result for result in found if result]
     return finished, len(cells) - len(finished)
 
@@ -63,10 +66,17 @@ def _result(cell: Cell, directory: epath.Path, unique_tokens: int) -> CellResult
         return None
     try:
         held_out = json.loads(path.read_text())["eval"]
-        lines = read_json_lines(directory / "metrics.jsonl")
-    except (ValueError, KeyError) as error:
+        measured = {
+            "loss": float(held_out["nelbo_nats_per_token"]),
+            "loss_stderr": float(held_out["nelbo_stderr"]),
+            "loss_per_draw": tuple(map(float, held_out["nelbo_per_draw"])),
+            "bits_per_byte": float(held_out["bits_per_byte"]),
+            "curve": _curve(read_json_lines(directory / "metrics.jsonl"), cell.flops / cell.steps),
+        }
+    except (ValueError, KeyError, TypeError) as error:
         raise UserError(
-            f"{path}, or metrics.jsonl beside it, is damaged ({error}); delete {directory} and the cell's lease"
+            f"{path}, or metrics.jsonl beside it, is damaged ({type(error).__name__}: {error}); delete {directory} and "
+            "the cell's lease"
         ) from error
     return CellResult(
         id=cell.id,
@@ -80,11 +90,7 @@ def _result(cell: Cell, directory: epath.Path, unique_tokens: int) -> CellResult
         tokens=cell.tokens,
         unique_tokens=unique_tokens,
         steps=cell.steps,
-        loss=held_out["nelbo_nats_per_token"],
-        loss_stderr=held_out["nelbo_stderr"],
-        loss_per_draw=tuple(held_out["nelbo_per_draw"]),
-        bits_per_byte=held_out["bits_per_byte"],
-        curve=_curve(lines, cell.flops / cell.steps),
+        **measured,
     )
 
 
@@ -96,9 +102,14 @@ def _curve(lines: Sequence[dict[str, Any]], flops_per_step: float) -> tuple[tupl
     return tuple((part[-1][0] * flops_per_step, sum(loss for _, loss in part) / len(part)) for part in groups)
 
 
+def as_json(results: Sequence[CellResult]) -> str:
+    """Results as JSON, small enough to keep."""
+    return json.dumps([asdict(result) for result in results]) + "\n"
+
+
 def save(results: Sequence[CellResult], path: epath.Path) -> None:
-    """Writes results to a JSON file, small enough to keep."""
-    write_atomically(path, json.dumps([asdict(result) for result in results]) + "\n")
+    """Writes results to a JSON file."""
+    write_atomically(path, as_json(results))
 
 
 def load(path: epath.PathLike) -> list[CellResult]:
@@ -126,6 +137,20 @@ def read_identity(workdir: epath.Path) -> dict[str, Any] | None:
     if not path.exists():
         return None
     try:
-        return json.loads(path.read_text())
+        return as_identity(path.read_bytes(), path)
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
+
+
+def as_identity(text: str | bytes, path: epath.Path) -> dict[str, Any]:
+    """The content of sweep.json, which has been read from `path`; a `UserError` if it is damaged."""
+    try:
+        found = json.loads(text)
+        if not isinstance(found, dict):
+            raise ValueError("it holds no object")
+        for name, kind in {"sweep": str, "dataset": str, "unique_tokens": int}.items():
+            if not isinstance(found.get(name), kind):
+                raise ValueError(f"{name} is {found.get(name)!r}")
     except ValueError as error:
         raise UserError(f"{path} is damaged ({error}); delete it, and the next worker writes it anew") from error
+    return found

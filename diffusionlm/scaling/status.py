@@ -101,7 +101,7 @@ def _cell_status(cell: Cell, directory: epath.Path, record: Record | None) -> Ce
     done = directory / "DONE.json"
     starts = record.starts if record else 0
     if done.exists():
-        loss = _read(done, lambda: json.loads(done.read_text())["eval"]["nelbo_nats_per_token"])
+        loss = _read(done, lambda: float(json.loads(done.read_text())["eval"]["nelbo_nats_per_token"]))
         return CellStatus(cell.id, "done", cell.steps, cell.steps, cell.flops, starts=starts, loss=loss)
     step, eta = _progress(cell, directory)
     known = {"step": step, "steps": cell.steps, "flops": cell.flops * step / cell.steps, "starts": starts}
@@ -117,16 +117,20 @@ def _cell_status(cell: Cell, directory: epath.Path, record: Record | None) -> Ce
 def _progress(cell: Cell, directory: epath.Path) -> tuple[int, float | None]:
     """Steps taken, and seconds that the others will take."""
     metrics = directory / "metrics.jsonl"
-    lines = [line for line in _read(metrics, lambda: read_json_lines(metrics)) if "step_seconds" in line]
-    step = max(lines[-1]["step"] if lines else 0, heartbeat_step(directory))
-    recent = [line["step_seconds"] for line in lines[-10:]]
+
+    def last() -> tuple[int, list[float]]:
+        lines = [line for line in read_json_lines(metrics) if "step_seconds" in line]
+        return int(lines[-1]["step"]) if lines else 0, [float(line["step_seconds"]) for line in lines[-10:]]
+
+    logged, recent = _read(metrics, last)
+    step = max(logged, heartbeat_step(directory))
     return step, (cell.steps - step) * sum(recent) / len(recent) if recent else None
 
 
 def heartbeat_step(directory: epath.Path) -> int:
     """The step at which the run in this directory last gave a sign of life; 0 where there is none."""
     beat = directory / timeline.HEARTBEAT
-    return _read(beat, lambda: json.loads(beat.read_text())["step"]) if beat.exists() else 0
+    return _read(beat, lambda: int(json.loads(beat.read_text())["step"])) if beat.exists() else 0
 
 
 def _read(path: epath.Path, how: Callable[[], T]) -> T:
@@ -134,7 +138,8 @@ def _read(path: epath.Path, how: Callable[[], T]) -> T:
         return how()
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(
-            f"{path} is damaged ({error}); delete {path.parent} and the cell's lease to repeat it"
+            f"{path} is damaged ({type(error).__name__}: {error}); delete {path.parent} and the cell's lease to "
+            "repeat it"
         ) from error
 
 

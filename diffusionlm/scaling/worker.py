@@ -35,12 +35,14 @@ from diffusionlm.errors import UserError
 from diffusionlm.files import in_bucket, run_path
 from diffusionlm.scaling.lease import SECONDS, Board, Lease, LeaseLost, write_once
 from diffusionlm.scaling.recipe import Cell, Sweep, check_operational
+from diffusionlm.scaling.results import as_identity
 from diffusionlm.scaling.status import heartbeat_step
 from diffusionlm.train_step import structure
 
 log = logging.getLogger(__name__)
 
 POLL_SECONDS = 5.0  # between looks at cells that others have
+MOST_SECONDS = 86400.0  # that a lease may last
 MOST_FAILURES = 3  # of cells in a row, after which it may be the worker that is at fault
 
 
@@ -73,25 +75,32 @@ def run(
       everything: also the cells of less use.
       retry_failed: begin cells again that have failed.
       wait: stay for the cells of other workers, to go on with those whose worker dies; if not, return when no cell is
-        free.
+        free and the workers that have the others have shown that they are alive.
       lease_seconds: after so long without a sign of life, a worker's cell is another's to go on with.
 
     Raises:
-      UserError: the directory is of another sweep, the data do not fit, nothing can be written, or several cells in a
-        row have failed.
+      UserError: the directory is of another sweep, the data or this worker's mesh do not fit, nothing can be written,
+        or several cells in a row have failed.
     """
-    if not lease_seconds > 0:
-        raise UserError(f"lease_seconds={lease_seconds} must be positive")
+    if not 0 < lease_seconds <= MOST_SECONDS:
+        raise UserError(
+            f"lease_seconds={lease_seconds} must be positive, and at most {MOST_SECONDS:g} (a day); {SECONDS:g} is the "
+            "default"
+        )
     if not sweep.name:
         raise UserError("the sweep has no name; register it, or give it one: Sweep(..., name='mine')")
     check_operational(settings or {})
     cells = [_changed(cell, settings or {}) for cell in sweep.select(everything)]
     runtime.initialize()
     runtime.check_joined()
+    # What is wrong with this worker is said before it claims a cell: no cell fails for it.
+    for cfg in {(c.config.mesh, c.config.data.batch_size, c.config.run.microbatches): c.config for c in cells}.values():
+        trainer.fitting_mesh(cfg)
     keep_compiled()
     workdir = runtime.everywhere(lambda: run_path(workdir))
     cells = _with_data(sweep, cells, workdir)
     runtime.everywhere(lambda: _require_own_cells(sweep, workdir))
+    runtime.require_shared(workdir)
     try:
         return _Worker(workdir, cells, lease_seconds, retry_failed, wait).run()
     except OSError as error:
@@ -110,6 +119,7 @@ class _Worker:
         self._failures = 0  # in a row
         self._last: Config | None = None  # the structure of the last cell
         self._spent = [0.0, 0.0]  # FLOPs of the cells that this worker finished, and seconds of work on them
+        self._watched: dict[str, bytes] = {}  # cell -> its lease, when nothing was left but to wait for it
         self._board = runtime.everywhere(lambda: Board(workdir / "leases") if self._first else None)
         # Each failed cell gets one more try of this worker.
         self._retry = set(self._cells_in("failed")) if retry_failed else set()
@@ -119,11 +129,12 @@ class _Worker:
         with runtime.stop_signals() as signal:
             while not stopped:
                 cell, lease, others = self._next()
-                if cell is None and not (others and self._wait):
+                if cell is None and not others:
                     break
                 if cell is None:
                     if not waiting:
-                        self._say("no cell is free; waiting for those that other workers have")
+                        what = "those" if self._wait else "a sign of life in those"
+                        self._say(f"no cell is free; waiting for {what} that other workers have")
                     waiting = True
                     signal.wait(POLL_SECONDS)
                     stopped = runtime.any_process(signal.is_set())[0]
@@ -148,7 +159,7 @@ class _Worker:
         return tuple(json.loads(runtime.gather(json.dumps(runtime.everywhere(look)))[0]))
 
     def _next(self) -> tuple[Cell | None, Lease | None, int]:
-        """A cell that is this worker's now, if any is free, and how many others have."""
+        """A cell that is this worker's now, if any is free, and how many of others' are to be waited for."""
         lease, others = runtime.everywhere(lambda: self._claim() if self._first else (None, 0))
         said = json.dumps([lease and lease.cell, others])
         name, others = json.loads(runtime.gather(said)[0])
@@ -165,8 +176,12 @@ class _Worker:
             if lease:
                 self._retry.discard(cell.id)
                 if not (directory / "DONE.json").exists():
+                    self._watched.clear()
                     return lease, 0
                 lease.done()  # its worker died between the last two writes
+        if not self._wait:  # only for those that may be of dead workers: a lease that has changed is of one that lives
+            first = {cell.id: self._watched.setdefault(cell.id, self._board.seen(cell.id)) for cell in left}
+            left = [cell for cell in left if self._board.seen(cell.id) == first[cell.id]]
         return None, len(left)
 
     def _run(self, cell: Cell, lease: Lease | None) -> bool:
@@ -298,12 +313,9 @@ def _require_own_cells(sweep: Sweep, workdir: epath.Path) -> None:
 
 def _require_identity(workdir: epath.Path, identity: dict[str, Any]) -> None:
     text = write_once(workdir, "sweep.json", json.dumps(identity, indent=2) + "\n")
-    try:
-        there = json.loads(text)
-    except ValueError as error:
-        raise UserError(f"{workdir}/sweep.json is damaged ({error}); delete it") from error
-    if differ := [name for name in ("sweep", "dataset") if there.get(name) != identity[name]]:
-        shown = ", ".join(f"{name} {there.get(name)} there, {identity[name]} here" for name in differ)
+    there = as_identity(text, workdir / "sweep.json")
+    if differ := [name for name in ("sweep", "dataset") if there[name] != identity[name]]:
+        shown = ", ".join(f"{name} {there[name]} there, {identity[name]} here" for name in differ)
         raise UserError(f"{workdir} holds another sweep: {shown}; use another --workdir")
 
 
