@@ -122,6 +122,8 @@ def main(args: Arguments) -> None:
         return
     start = {"way": START, **scores(args, args.start, args.work / "start.json")}
     print(table([start, *found]))
+    for one in (start, *found):
+        del one["asked"]  # where the files are is nobody else's business
     if args.output:
         args.output.write_text(json.dumps([start, *found], indent=1) + "\n")
         plot([start, *found], args.output.with_suffix(".png"))
@@ -143,7 +145,7 @@ def by_way(found: list[dict[str, Any]], name: str) -> dict[str, tuple[float, flo
 def table(found: list[dict[str, Any]]) -> str:
     """Markdown: a row a way."""
     columns = {name: by_way(found, name) for name in SCORES}
-    lines = [" | ".join(["|", *SCORES, "|"]).strip(), "|---" * (1 + len(SCORES)) + "|"]
+    lines = ["| | " + " | ".join(SCORES) + " |", "|---" * (1 + len(SCORES)) + "|"]
     for way in columns[SCORES[0]]:
         cells = [f"{mean:.4f} ± {error:.4f}" for mean, error in (columns[name][way] for name in SCORES)]
         lines.append(f"| {way} | " + " | ".join(cells) + " |")
@@ -157,13 +159,13 @@ def plot(found: list[dict[str, Any]], path: Path) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4.5), layout="constrained")
     for k, way in enumerate(WAYS):
         for n, one in enumerate(one for one in found if one["way"] == way):
             left.plot(*zip(*one["curve"], strict=True), color=f"C{k}", marker="o", lw=1, label=None if n else way)
     left.set(xlabel="training FLOPs (head included)", ylabel="held-out bits per byte (bound)", ylim=(None, None))
     left.grid(alpha=0.3)
-    left.legend()
+    figure.legend(loc="outside lower center", ncols=3)
     means = by_way(found, "rougeL")
     colours = ["0.5", *(f"C{k}" for k in range(len(WAYS)))]
     middle, errors = zip(*means.values(), strict=True)
