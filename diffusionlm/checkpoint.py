@@ -203,6 +203,8 @@ def find(path: epath.PathLike) -> epath.Path:
             return step
     if any(_has_parts(directory) for directory in (path, *children)):
         raise UserError(f"{path} holds only an incomplete checkpoint (an interrupted save or copy); {_WANTED}")
+    if any(child.suffix == ".safetensors" for child in path.glob("*")):
+        raise UserError(f"{path} holds released weights; make a checkpoint of them: diffusionlm import {path}")
     raise UserError(f"{path} holds no diffusionlm checkpoint; {_WANTED}")
 
 

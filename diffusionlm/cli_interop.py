@@ -29,13 +29,16 @@ def _import(
       mask_id: the id that stands for [MASK]; None: what config.json says, or the family's published one.
       suppress_mask: whether a mask id from the vocabulary is never predicted; auto: as the family's reference does.
     """
+    from diffusionlm import checkpoint
     from diffusionlm.interop import importing
 
     suppress = {"auto": None, "yes": True, "no": False}[suppress_mask]
     path = importing.import_weights(
         source, output, family, tokenizer=tokenizer, mask_id=mask_id, suppress_mask=suppress
     )
-    print(f"{path}: {importing.summary(path)}; next: diffusionlm sample {path}")
+    readable = checkpoint.load_sidecar(path).tokenizer is not None
+    then = f"diffusionlm sample {path}" if readable else "import it again with --tokenizer FILE, which texts need"
+    print(f"{path}: {importing.summary(path)}; next: {then}")
     return 0
 
 
@@ -55,7 +58,7 @@ def _export(
 
     Args:
       checkpoint: a run directory (its latest step), a step directory, or a params-only model.
-      format: llama, gpt2, qwen2 or llada, or another family that `import` knows.
+      format: llama, gpt2, qwen2, llada, dream, smdm, diffugpt or diffullama (what was adapted from a LLaMA).
       output: a new directory.
       dtype: of the tensors; None: as they are stored.
     """

@@ -589,6 +589,7 @@ def test_values_beyond_float16_are_refused(tmp_path):
         ("gpt2", {}, "format=gpt2: this format has norm='layernorm'"),
         ("llada", {"head_dim": 8}, "no field for head_dim=8, and means 4"),
         ("llada", {"causal": True}, "the model is autoregressive"),
+        ("smdm", {"d_ff": 32}, "2 layers of width 16 and MLP width 32 are no size of SMDM's ladder"),
         ("llada", {"alignment": "shifted"}, "predicts token i in it, and token i . 1 in .* are dream, .*diffullama"),
         ("diffullama", {}, "predicts token i . 1 in it, and token i in this model; formats of those are llada, smdm"),
         ("qwen", {}, "unknown format 'qwen'; did you mean 'qwen2'"),

@@ -457,10 +457,11 @@ def coverage_on_isoflop_cpu(replicates):
 
 
 def test_intervals_cover_on_the_grid_of_isoflop_cpu():
-    found = coverage_on_isoflop_cpu(250)
-    # Three standard errors of a share of 250: 4.1%. Optima are four to a sweep and partly independent, so this is lax.
+    found = coverage_on_isoflop_cpu(400)
+    # Four standard errors of a share of 400, 4.4%, as there are a dozen shares. Optima are four to a sweep and partly
+    # independent, so this is lax.
     for key in CLAIMED:
-        assert found[key] == pytest.approx(0.95, abs=3 * np.sqrt(0.95 * 0.05 / 250)), key
+        assert found[key] == pytest.approx(0.95, abs=4 * np.sqrt(0.95 * 0.05 / 400)), key
 
 
 def require_92_to_98_percent(found):

@@ -17,7 +17,7 @@ from diffusionlm.data import tokenizers
 from diffusionlm.errors import UserError
 from diffusionlm.files import whole_directory
 from diffusionlm.interop import safetensors
-from diffusionlm.interop.families import FAMILIES, KEY, Family, Ours, config_json
+from diffusionlm.interop.families import FAMILIES, KEY, Family, Ours, config_json, ladder_config
 from diffusionlm.interop.layouts import pairs
 from diffusionlm.interop.places import Place, common_dtype, leaves, places, views
 from diffusionlm.registry import suggest
@@ -73,6 +73,8 @@ def export_weights(
         described = config_json(family, cfg, cfg.embedding_rows, ids)
         merged = config.from_dict(ModelConfig, {**sidecar.model, "lora_rank": 0})
         wanted = places(family, cfg, {name: leaf.shape for name, leaf in leaves(merged).items()})
+        if not described:  # a reader can only tell the network from the shapes
+            ladder_config({name: place.shape for name, place in wanted.items()})
     except UserError as error:
         raise UserError(f"{path} cannot be written as format={format}: {error}") from error
     if described:

@@ -58,7 +58,10 @@ def find(source: Path) -> dict[str, Tensor]:
         if pickles:
             raise UserError(_pickled(source / pickles[0]))
         what = f"holds neither {SINGLE} nor {INDEX}" if source.is_dir() else "does not exist"
-        raise UserError(f"no weights at {source}: it {what}; give a directory that does, or a .safetensors file")
+        raise UserError(
+            f"no weights at {source}: it {what}; give a directory that does, or a .safetensors file (nothing is "
+            "downloaded from a hub)"
+        )
     found: dict[str, Tensor] = {}
     for file, names in files.items():
         inside = _header(file)

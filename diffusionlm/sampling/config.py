@@ -103,9 +103,10 @@ class SamplingConfig:
         strategy = self.strategy or ("left_to_right" if autoregressive else "ancestral")
         steps = self.steps or self.length
         if autoregressive and (strategy, steps) != ("left_to_right", self.length):
+            given = f"strategy={strategy}" + (f" with steps={self.steps}" if self.steps else "")
             raise UserError(
-                f"strategy={strategy} with steps={steps} needs a masked diffusion model; this one is autoregressive: "
-                f"leave both unset, or use left_to_right with steps={self.length}"
+                f"{given} needs a masked diffusion model; this one is autoregressive: leave strategy and steps unset, "
+                f"or use left_to_right with steps={self.length}"
             )
         if autoregressive and self.guidance:
             raise UserError(f"guidance={self.guidance} needs a masked diffusion model, which can mask its prompt")

@@ -275,7 +275,10 @@ class LoadedModel:
 
     def _texts(self, texts: Any) -> list[str]:
         if self.tokenizer is None:
-            raise UserError("this checkpoint carries no tokenizer; call diffusionlm.sampling.generate with token ids")
+            raise UserError(
+                "this checkpoint carries no tokenizer; import it again with --tokenizer FILE, or call "
+                "diffusionlm.sampling.generate with token ids"
+            )
         texts = [texts] if isinstance(texts, str) else texts
         if not isinstance(texts, list | tuple) or not all(isinstance(text, str) for text in texts):
             raise UserError(f"{texts!r} must be a text, or a list of texts")
