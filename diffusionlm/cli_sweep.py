@@ -97,8 +97,8 @@ def run(args: list[str], prog: str) -> int:
         state = "was stopped" if found.stopped else "found no more cells to run"
         where = f" --workdir {workdir}" if workdir else ""
         print(
-            f"{name}: this worker {state}; it finished {len(found.ran)} cells, and of all {len(found.done)} are done, "
-            f"{len(found.failed)} have failed; next: diffusionlm sweep status {name}{where}"
+            f"{name}: this worker {state}; cells it finished: {len(found.ran)}; of the whole sweep done: "
+            f"{len(found.done)}, failed: {len(found.failed)}; next: diffusionlm sweep status {name}{where}"
         )
         return 0  # also where cells have failed: to start this worker again would not help them
 

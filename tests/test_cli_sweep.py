@@ -50,7 +50,7 @@ def test_run_says_what_it_did_and_a_second_call_that_nothing_is_left(finished, c
     name, workdir, dataset = finished
     assert main(["sweep", "run", name, "--workdir", str(workdir), "--data.path", str(dataset)]) == 0
     said = capsys.readouterr().out
-    assert "finished 0 cells, and of all 3 are done, 0 have failed" in said
+    assert "cells it finished: 0; of the whole sweep done: 3, failed: 0" in said
     assert f"diffusionlm sweep status {name} --workdir {workdir}" in said
 
 

@@ -134,7 +134,7 @@ def test_a_budget_with_two_sizes_is_named_and_left_out(tmp_path):
     sizes = sorted({r.params for r in results if r.objective == "mdm" and r.budget == 5e13})
     results = [r for r in results if not (r.objective == "mdm" and r.budget == 5e13 and r.params in sizes[2:])]
     content = report.write(results, tmp_path, **WORDS)
-    assert "mdm at 5e+13 FLOPs: 2 sizes have finished, a parabola needs 3; it has no optimum" in content["warnings"]
+    assert "mdm at 5e+13 FLOPs: sizes finished: 2, and a parabola needs 3; it has no optimum" in content["warnings"]
     assert "mdm: the laws go through 3 of 4 budgets" in content["warnings"]
     assert [o["in_laws"] for o in content["optima"] if o["objective"] == "mdm"] == [True, True, True, False]
 

@@ -183,7 +183,7 @@ def _missing(fit) -> Iterator[tuple[int, str]]:
     for row in fit.budgets:
         where = f"{name} at {row.budget:.3g} FLOPs"
         if row.parabola is None:
-            yield 1, f"{where}: {row.sizes} sizes have finished, a parabola needs 3; it has no optimum"
+            yield 1, f"{where}: sizes finished: {row.sizes}, and a parabola needs 3; it has no optimum"
         elif not row.parabola.convex:
             yield 1, f"{where}: the parabola opens downwards, so these sizes show no optimum; {REASONS[state(row)]}"
 
