@@ -22,6 +22,7 @@ import diffusionlm as dlm
 from diffusionlm import checkpoint, config, presets
 from diffusionlm.config import DiffusionConfig, MeshConfig, ModelConfig
 from diffusionlm.data.prepare import begins_with_bos
+from diffusionlm.data.templates import Template
 from diffusionlm.errors import UserError
 from diffusionlm.initial import identity
 from diffusionlm.interop import safetensors as ours_format
@@ -515,6 +516,7 @@ def save_ours(path: Path, alignment: str = "same", **changes) -> ModelConfig:
         alignment="shifted" if arm else alignment,
         canvas={"max_length": 20, "start_id": 2},
         source={"step": 3},
+        template=Template("mine", "{role}: {content}\n", 2).to_dict(),
     )
     checkpoint.save_params(path, make_params(cfg), sidecar)
     return cfg
@@ -543,7 +545,7 @@ def test_an_appended_mask_row_grows_the_vocabulary_of_the_export(tmp_path):
     ],
 )
 def test_a_model_of_ours_comes_back_as_it_was(format, alignment, changes, tmp_path):
-    """Also what no config.json has a field for: how texts begin, alignment, schedule, mask row."""
+    """Also what no config.json has a field for: how texts and prompts begin, alignment, schedule, mask row."""
     cfg = save_ours(tmp_path / "model", alignment, **changes)
     dlm.export_weights(tmp_path / "model", tmp_path / "out", format)
     assert json.loads((tmp_path / "out" / "config.json").read_text())["bos_token_id"] == 2  # for other libraries

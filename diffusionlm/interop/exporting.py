@@ -88,6 +88,7 @@ def export_weights(
             bos_id=sidecar.bos_id,
             start_id=start_id,
             max_length=sidecar.canvas.get("max_length", cfg.max_length),
+            template=sidecar.template,
         )
         described[KEY] = config.to_dict(own)
     saved = checkpoint.saved_params(path)

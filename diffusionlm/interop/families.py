@@ -89,6 +89,7 @@ class Ours:
     bos_id: int | None
     start_id: int | None  # what a text begins with
     max_length: int  # of texts in training
+    template: dict | None = None  # how prompts are written
 
     @classmethod
     def of(cls, described: Mapping[str, Any]) -> "Ours | None":

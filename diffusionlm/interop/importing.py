@@ -225,6 +225,7 @@ def _sidecar(
         tokenizer=tokenizer and tokenizer.to_dict(),
         canvas={"max_length": max_length, "start_id": start_id},
         source={"experiment": name, "step": 0, "family": family},
+        template=ours and ours.template,
     )
     return sidecar if cfg.causal else _with_suppression(sidecar, cfg, suppress)
 
