@@ -239,6 +239,7 @@ def test_a_span_takes_the_length_that_the_model_is_surest_of():
         assert found.trace.tokens[-1, r, : len(best[1])].tolist() == best[1]
 
 
+@pytest.mark.slow
 def test_a_span_that_ended_early_is_judged_by_what_was_revealed():
     """With an end of text as good as sure, the long filling is the better one, by its one revealed token."""
     weights = params(3.0)

@@ -627,6 +627,7 @@ def test_requests_that_fail_are_given_up(cloud):
     assert "could not create pod (3 of 3 in a row)" in error
 
 
+@pytest.mark.slow
 def test_a_sweep_on_virtual_machines(cloud):
     cloud.set(states=["ACTIVE"], behaviour=["0"])
     cloud.environment["FAKE_HOSTS"] = "1"

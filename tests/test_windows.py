@@ -202,6 +202,7 @@ def test_batch_mates_do_not_change_a_row_with_a_cache(cache):
         assert infill(PARAMS, MDM, mates, sampling, row_ids=[50, r, 51, 52]).rows[1] == together[r]
 
 
+@pytest.mark.slow
 def test_streaming_goes_through_the_same_states_with_a_cache():
     sampling = SamplingConfig(9, 9, block_length=4, strategy="entropy", cache="dual")
     whole = generate(PARAMS, MDM, PROMPTS, sampling, trace=True)
