@@ -59,6 +59,11 @@ class Sidecar:
     source: dict = field(default_factory=dict)  # for people: experiment, fingerprint, dataset, versions, step, tokens
     template: dict | None = None  # how prompts are written, `templates.Template` as a dict; None: as they are
 
+    @property
+    def start_id(self) -> int | None:
+        """What a text begins with, as documents did in training; EOS, which ends the one before, if nothing is said."""
+        return self.canvas.get("start_id", self.eos_id)
+
     def to_dict(self) -> dict:
         values = dataclasses.asdict(self) | {"suppressed_ids": list(self.suppressed_ids)}
         if self.template is None:  # what earlier versions read as well

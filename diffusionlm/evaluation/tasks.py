@@ -78,6 +78,7 @@ def perplexity(
     """
     _check_limit(limit)
     texts, mask_id = [], model.config.mask_id
+    reused = mask_id is not None and mask_id < model.config.model.vocab_size  # an appended one is in no text
     for item in _source(data, field):
         if len(texts) == limit:
             break
@@ -85,7 +86,7 @@ def perplexity(
             text = sources.text_of(item, field)
         except ValueError as error:
             raise UserError(f"{item.location}: {error}") from error
-        if text and mask_id is not None and mask_id in model.encode(text):
+        if text and reused and mask_id in model.encode(text):
             raise UserError(
                 f"{item.location} has the token {mask_id}, which stands for masks in this model, so that it can be "
                 "neither read nor scored; leave that document out"

@@ -65,9 +65,8 @@ def export_weights(
     cfg = config.from_dict(ModelConfig, sidecar.model)
     family = FAMILIES[format]
     ids = {name: getattr(sidecar, f"{name}_id") for name in ("bos", "eos", "pad", "mask")}
-    start_id = sidecar.canvas.get("start_id", sidecar.eos_id)
-    if start_id is not None:  # what other libraries put before a text
-        ids["bos"] = start_id
+    if sidecar.start_id is not None:  # what other libraries put before a text
+        ids["bos"] = sidecar.start_id
     try:
         _check_alignment(family, sidecar)
         described = config_json(family, cfg, cfg.embedding_rows, ids)
@@ -78,19 +77,7 @@ def export_weights(
     except UserError as error:
         raise UserError(f"{path} cannot be written as format={format}: {error}") from error
     if described:
-        own = Ours(
-            family=format,
-            objective=sidecar.objective,
-            alignment=sidecar.alignment,
-            diffusion=config.from_dict(config.DiffusionConfig, sidecar.diffusion),
-            mask_row=cfg.mask_row,
-            rope_bf16_tables=cfg.rope_bf16_tables,
-            bos_id=sidecar.bos_id,
-            start_id=start_id,
-            max_length=sidecar.canvas.get("max_length", cfg.max_length),
-            template=sidecar.template,
-        )
-        described[KEY] = config.to_dict(own)
+        described[KEY] = config.to_dict(_ours(format, sidecar, cfg))
     saved = checkpoint.saved_params(path)
     held: dict[str, np.ndarray] = {}
 
@@ -122,6 +109,21 @@ def export_weights(
             for name, content in _tokenizer_files(sidecar.tokenizer).items():
                 (partial / name).write_bytes(content)
     return _notes(format, cfg, sidecar.alignment)
+
+
+def _ours(format: str, sidecar: checkpoint.Sidecar, cfg: ModelConfig) -> Ours:
+    return Ours(
+        family=format,
+        objective=sidecar.objective,
+        alignment=sidecar.alignment,
+        diffusion=config.from_dict(config.DiffusionConfig, sidecar.diffusion),
+        mask_row=cfg.mask_row,
+        rope_bf16_tables=cfg.rope_bf16_tables,
+        bos_id=sidecar.bos_id,
+        start_id=sidecar.start_id,
+        max_length=sidecar.canvas.get("max_length", cfg.max_length),
+        template=sidecar.template,
+    )
 
 
 def _check_alignment(family: Family, sidecar: checkpoint.Sidecar) -> None:

@@ -307,7 +307,7 @@ class LoadedModel:
 
     def encode(self, text: str) -> list[int]:
         """The ids of a prompt, with what documents began with in training."""
-        start_id = self.sidecar.canvas.get("start_id", self.sidecar.eos_id)
+        start_id = self.sidecar.start_id
         return ([] if start_id is None else [start_id]) + self.tokenizer.encode(text)
 
     @functools.cached_property
