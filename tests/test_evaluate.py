@@ -218,6 +218,13 @@ def test_parts_are_joined_by_one_space(parts, expected):
     assert stories.joined(*parts) == expected
 
 
+def test_a_text_with_a_token_that_stands_for_masks_is_refused_by_its_place(places):
+    model = dlm.load(places["mdm"])
+    model = dataclasses.replace(model, config=dataclasses.replace(model.config, mask_id=ord("f")))
+    with pytest.raises(UserError, match=r"texts.jsonl:1 has the token 102, which stands for masks"):
+        dlm.evaluate(model, "perplexity", data=places["texts"])
+
+
 class Pairs:
     """Two characters a token, whatever they are; the ids are the texts' code points, packed."""
 
