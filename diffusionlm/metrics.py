@@ -80,7 +80,8 @@ class StepLog:
 
     Each line has step, tokens, loss (nats/token), cross_entropy and grad_norm (means over the steps since the line
     before or, after it, since the resume), lr, skipped (batches left out so far), tokens_per_second, step_seconds, mfu
-    (where the chip's peak is known), seconds and goodput (see `timeline`).
+    (where the chip's peak is known), seconds and goodput (see `timeline`). A step's metrics come when the next one is
+    under way, which makes the rate of a few steps wrong; so the last line's goes back to the line before the last.
     """
 
     def __init__(
@@ -98,6 +99,7 @@ class StepLog:
         self._tokens, self._flops, self._peak = tokens_per_step, flops_per_step, peak_flops
         self.last_loss: float | None = writer.latest.get("loss") if writer else None
         self.note = ""
+        self._before: tuple[int, float] | None = None  # of the last line: its steps, and when they began
         self._begin()
 
     def _begin(self) -> None:
@@ -126,7 +128,10 @@ class StepLog:
             self._write(step, float(metrics["lr"]), skipped)
 
     def _write(self, step: int, lr: float, skipped: int) -> None:
-        rate = self._count / max(self._timeline.stepping - self._began, 1e-9)
+        steps, began = self._count, self._began
+        if self._before and step % self._every:
+            steps, began = steps + self._before[0], self._before[1]
+        rate = steps / max(self._timeline.stepping - began, 1e-9)
         values = {name: total / self._count for name, total in self._sums.items()}
         values |= {"tokens": step * self._tokens, "lr": lr, "skipped": skipped}
         values |= {"tokens_per_second": rate * self._tokens, "step_seconds": 1 / rate, **self._times()}
@@ -136,6 +141,7 @@ class StepLog:
         self.note = f"loss {values['loss']:.3f}  {values['tokens_per_second']:,.0f} tok/s"
         if self._writer:
             self._writer.write(step, values)
+        self._before = self._count, self._began
         self._begin()
 
     def evaluation(self, step: int, values: dict[str, Any]) -> None:
@@ -154,6 +160,7 @@ class StepLog:
         if self._writer:
             self._writer.cut_back(step)
             self.last_loss = self._writer.latest.get("loss")
+        self._before = None
         self._begin()
 
     def _times(self) -> dict[str, float]:

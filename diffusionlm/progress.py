@@ -15,7 +15,7 @@ class Progress:
     QUIET_SECONDS = 30.0  # between plain lines where there is no terminal
 
     def __init__(self, title: str, total: int, completed: int = 0, *, quiet: bool = False):
-        self._title, self._total, self._first = title, total, completed
+        self._title, self._total = title, total
         self._console = Console(file=sys.stderr, quiet=quiet)
         self._live = self._console.is_terminal or self._console.is_jupyter
         self._bar = Bar(
@@ -29,7 +29,8 @@ class Progress:
             transient=True,
         )
         self._task = self._bar.add_task(title, total=total, completed=completed, note="")
-        self._started = self._printed = time.monotonic()
+        self._printed = time.monotonic()
+        self._first: tuple[int, float] | None = None  # count and time of the first update, before which is compilation
 
     def __enter__(self) -> "Progress":
         self._bar.start()
@@ -44,12 +45,13 @@ class Progress:
         """Moves to `completed` of the total, with a short note such as the loss."""
         self._bar.update(self._task, completed=completed, note=note)
         now = time.monotonic()
+        self._first = self._first or (completed, now)
         if not self._live and (now - self._printed > self.QUIET_SECONDS or completed == self._total):
             self._printed = now
-            rate = (completed - self._first) / max(now - self._started, 1e-9)
-            left = (self._total - completed) / rate if rate else float("inf")
+            counted, seconds = completed - self._first[0], now - self._first[1]
+            eta = f"  ETA {(self._total - completed) * seconds / counted:.0f}s" if counted > 0 else ""
             self._console.print(
-                f"{self._title}  {completed}/{self._total}  {note}  ETA {left:.0f}s", soft_wrap=True, highlight=False
+                f"{self._title}  {completed}/{self._total}  {note}{eta}", soft_wrap=True, highlight=False
             )
 
     def say(self, line: str) -> None:

@@ -262,9 +262,11 @@ def stop_signals() -> Iterator[threading.Event]:
     def stop(signum: int, frame: Any) -> None:
         if stopped.is_set() and signum == signal.SIGINT:
             raise KeyboardInterrupt
-        stopped.set()
         if hasattr(before[signum], "event"):
             before[signum](signum, frame)
+        elif not stopped.is_set():  # by the system's own call: print cannot be interrupted by itself
+            os.write(2, b"\nstopping after this step, once it is saved; a second Ctrl-C gives up what is not\n")
+        stopped.set()
 
     stop.event = stopped
     before = {s: signal.signal(s, stop) for s in (signal.SIGTERM, signal.SIGINT)}

@@ -164,6 +164,16 @@ def test_the_last_step_is_logged_whatever_the_interval(workdir, clock):
     assert [(line["step"], line["loss"], line["step_seconds"]) for line in lines] == [(3, 2.0, 1.0), (5, 4.5, 1.0)]
 
 
+def test_the_rate_of_a_short_last_line_counts_the_line_before(workdir, clock):
+    with log(begin(workdir, clock), metrics.MetricsWriter(workdir, 0), every=3, last_step=7) as steps:
+        for step in range(1, 8):
+            clock.seconds += 2 * (step < 7)  # the last one was done when the metrics of the sixth came
+            steps.add(step, step_metrics(float(step)))
+    lines = metrics.read(workdir)
+    assert [line["loss"] for line in lines] == [2.0, 5.0, 7.0]
+    assert [line["step_seconds"] for line in lines] == pytest.approx([2.0, 2.0, 6 / 4])
+
+
 def test_the_time_of_other_work_is_not_the_steps_but_that_of_waits_for_data_is(workdir, clock):
     timeline = begin(workdir, clock)
     with log(timeline, metrics.MetricsWriter(workdir, 0), every=2) as steps:

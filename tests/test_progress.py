@@ -36,13 +36,15 @@ def stderr(monkeypatch):
 def test_without_a_terminal_it_prints_a_line_now_and_then_with_the_time_left(stderr, clock):
     output = stderr(terminal=False)
     with progress.Progress("train demo", 110, completed=10) as bar:
+        clock.seconds += 40  # the compilation, of which nothing is left
         for completed in range(11, 31):
             clock.seconds += 4
             bar.update(completed, f"loss {completed}.0")
-    # 4 seconds a step: the first line after more than 30, when 8 steps were made and 92 are left, then 8 steps later.
+    # 4 seconds a step: the first line after more than 30, with nothing to go by yet, then after 8 steps, each time.
     assert output.getvalue().splitlines() == [
-        "train demo  18/110  loss 18.0  ETA 368s",
-        "train demo  26/110  loss 26.0  ETA 336s",
+        "train demo  11/110  loss 11.0",
+        "train demo  19/110  loss 19.0  ETA 364s",
+        "train demo  27/110  loss 27.0  ETA 332s",
     ]
 
 

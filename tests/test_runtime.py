@@ -225,11 +225,14 @@ def test_a_probe_that_stays_behind_stops_nobody(tmp_path, monkeypatch, caplog):
     assert "may not delete" in caplog.text and len(list(directory.iterdir())) == 1
 
 
-def test_a_second_ctrl_c_does_not_wait():
+def test_a_second_ctrl_c_does_not_wait(capfd):
     before = [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)]
-    with pytest.raises(KeyboardInterrupt), runtime.stop_signals() as stopped:
+    with pytest.raises(KeyboardInterrupt), runtime.stop_signals() as outer, runtime.stop_signals() as stopped:
         os.kill(os.getpid(), signal.SIGINT)
-        assert stopped.is_set()
+        assert stopped.is_set() and outer.is_set()
+        assert capfd.readouterr().err.count("a second Ctrl-C gives up") == 1  # said once, before the step has ended
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert capfd.readouterr().err == ""
         os.kill(os.getpid(), signal.SIGINT)
     assert [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)] == before
 
