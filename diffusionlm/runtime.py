@@ -9,12 +9,13 @@ import logging
 import os
 import signal
 import socket
+import sys
 import threading
 import time
 import urllib.request
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any, TypeVar
 
 import jax
@@ -262,11 +263,14 @@ def stop_signals() -> Iterator[threading.Event]:
     def stop(signum: int, frame: Any) -> None:
         if stopped.is_set() and signum == signal.SIGINT:
             raise KeyboardInterrupt
+        first = not stopped.is_set()
+        stopped.set()
         if hasattr(before[signum], "event"):
             before[signum](signum, frame)
-        elif not stopped.is_set():  # by the system's own call: print cannot be interrupted by itself
-            os.write(2, b"\nstopping after this step, once it is saved; a second Ctrl-C gives up what is not\n")
-        stopped.set()
+        elif first and sys.stderr is not None:
+            with suppress(OSError, ValueError):  # nobody reads it, and the run saves all the same
+                # Not print, which this may have interrupted.
+                os.write(sys.stderr.fileno(), b"\nstopping after this step, once it is saved; Ctrl-C again: at once\n")
 
     stop.event = stopped
     before = {s: signal.signal(s, stop) for s in (signal.SIGTERM, signal.SIGINT)}

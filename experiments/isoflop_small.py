@@ -55,7 +55,7 @@ CPU = ScalingRecipe(
 )
 CPU_RECIPES = {"arm": CPU, "mdm": replace(CPU, name="cpu_mdm", batch_size=16, peak_lr=3.2e-3)}
 # Sizes around the optimum. Of the 40 million tokens of books, textbooks and stories none is seen twice, but by the
-# smallest MDMs at the two largest budgets, which go round up to 4 times; the report says which.
+# smallest MDMs of the three largest budgets, which go round up to 4 times; the report says which.
 CPU_SIZES = {
     "arm": {
         1.6e12: ("cpu_25k", "cpu_43k", "cpu_65k", "cpu_123k", "cpu_197k", "cpu_389k"),

@@ -366,9 +366,12 @@ def test_mistakes_from_python(places):
         dlm.evaluate(places["mdm"], "perplexity", data=places["texts"], limt=3)
     with pytest.raises(UserError, match="needs data"):
         dlm.evaluate(places["mdm"], "perplexity")
-    with pytest.raises(UserError, match="no tokenizer"):
-        model = dataclasses.replace(dlm.load(places["mdm"]), tokenizer=None)
-        dlm.evaluate(model, "infilling", data=places["stories"])
+    model = dataclasses.replace(dlm.load(places["mdm"]), tokenizer=None)
+    reused = dataclasses.replace(model, config=dataclasses.replace(model.config, mask_id=102))
+    for one in (model, reused):
+        for task, data in (("infilling", "stories"), ("perplexity", "texts")):
+            with pytest.raises(UserError, match="no tokenizer; import it again"):
+                dlm.evaluate(one, task, data=places[data])
 
 
 def test_the_help_of_all_verbs_needs_no_jax():

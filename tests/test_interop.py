@@ -419,7 +419,7 @@ REFUSED = {
     "tokenizer": (with_long_tokenizer, f"the tokenizer has {V + 1} ids, and the model {V} input rows"),
     "mask_id": (broken("dream", {"mask_token_id": None}), "config.json has no mask_token_id; .* --mask_id"),
     "mask_range": (broken("dream", {"mask_token_id": V}), f"mask_id={V} must lie in"),
-    "ids": (broken(described={"eos_token_id": V}), f"eos_token_id={V} must be below {V}"),
+    "ids": (broken(described={"eos_token_id": V}), rf"eos_token_id={V} must lie in \[0, {V}\)"),
     "id_type": (broken(described={"bos_token_id": "1"}), "has bos_token_id='1', which must be a token's id"),
     "mask_type": (broken("dream", {"mask_token_id": True}), "has mask_token_id=True, which must be a token's id"),
     "text": (broken(described={"hidden_size": "16"}), "has hidden_size='16', which must be a whole number of at least"),
@@ -557,6 +557,32 @@ def test_a_model_of_ours_comes_back_as_it_was(format, alignment, changes, tmp_pa
     for params in (one, two):  # what pads the vocabulary means nothing
         params["embed"], params["head"] = params["embed"][: cfg.embedding_rows], params["head"][:, :V]
     assert all(one[name].tobytes() == two[name].tobytes() for name in one | two)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"max_length": 0}, r"has diffusionlm.max_length=0, which must lie in \[1, 32\]"),
+        ({"max_length": 33}, r"has diffusionlm.max_length=33, which must lie in \[1, 32\]"),
+        ({"start_id": 9999}, r"diffusionlm.start_id=9999 must lie in \[0, 41\)"),
+        ({"bos_id": -3}, r"bos_token_id=-3 must lie in \[0, 41\)"),
+        ({"template": {"foo": 1}}, "damaged 'diffusionlm': a chat template of version None"),
+        ({"diffusion": {"schedule": "nope"}}, "damaged 'diffusionlm': .*schedule.*'nope'"),
+        ({"family": "lama"}, "diffusionlm.family='lama', and there is"),
+    ],
+)
+def test_an_export_of_ours_that_was_edited_is_refused_and_leaves_nothing(changes, message, tmp_path):
+    save_ours(tmp_path / "model")
+    dlm.export_weights(tmp_path / "model", tmp_path / "out", "llama")
+    file = tmp_path / "out" / "config.json"
+    described = json.loads(file.read_text())
+    for name, value in changes.items():
+        old = described["diffusionlm"][name]
+        described["diffusionlm"][name] = old | value if name == "diffusion" else value
+    file.write_text(json.dumps(described))
+    with pytest.raises(UserError, match=message):
+        dlm.import_weights(tmp_path / "out", tmp_path / "again")
+    assert not (tmp_path / "again").exists()
 
 
 def test_adapters_are_in_the_weights_of_an_export(tmp_path):

@@ -166,12 +166,23 @@ def test_the_last_step_is_logged_whatever_the_interval(workdir, clock):
 
 def test_the_rate_of_a_short_last_line_counts_the_line_before(workdir, clock):
     with log(begin(workdir, clock), metrics.MetricsWriter(workdir, 0), every=3, last_step=7) as steps:
-        for step in range(1, 8):
-            clock.seconds += 2 * (step < 7)  # the last one was done when the metrics of the sixth came
+        for step, seconds in enumerate([1, 1, 1, 2, 2, 2, 0], start=1):  # the last was done when the sixth's came
+            clock.seconds += seconds
             steps.add(step, step_metrics(float(step)))
     lines = metrics.read(workdir)
     assert [line["loss"] for line in lines] == [2.0, 5.0, 7.0]
-    assert [line["step_seconds"] for line in lines] == pytest.approx([2.0, 2.0, 6 / 4])
+    assert [line["step_seconds"] for line in lines] == pytest.approx([1.0, 2.0, 6 / 4])
+
+
+def test_the_rate_of_a_short_last_line_counts_no_time_before_a_roll_back(workdir, clock):
+    with log(begin(workdir, clock), metrics.MetricsWriter(workdir, 0), every=3, last_step=4) as steps:
+        for step in (1, 2, 3):
+            clock.seconds += 9
+            steps.add(step, step_metrics(1.0))
+        steps.cut_back(3)
+        clock.seconds += 2
+        steps.add(4, step_metrics(1.0))
+    assert [line["step_seconds"] for line in metrics.read(workdir)] == pytest.approx([9.0, 2.0])
 
 
 def test_the_time_of_other_work_is_not_the_steps_but_that_of_waits_for_data_is(workdir, clock):

@@ -4,6 +4,7 @@ import http.server
 import os
 import signal
 import socket
+import sys
 import threading
 
 import jax
@@ -230,11 +231,28 @@ def test_a_second_ctrl_c_does_not_wait(capfd):
     with pytest.raises(KeyboardInterrupt), runtime.stop_signals() as outer, runtime.stop_signals() as stopped:
         os.kill(os.getpid(), signal.SIGINT)
         assert stopped.is_set() and outer.is_set()
-        assert capfd.readouterr().err.count("a second Ctrl-C gives up") == 1  # said once, before the step has ended
+        assert capfd.readouterr().err.count("Ctrl-C again: at once") == 1  # said once, before the step has ended
         os.kill(os.getpid(), signal.SIGTERM)
         assert capfd.readouterr().err == ""
         os.kill(os.getpid(), signal.SIGINT)
     assert [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)] == before
+
+
+@pytest.mark.parametrize("broken", [None, "closed", "no reader"])
+def test_a_stop_is_noted_where_nobody_can_be_told(monkeypatch, broken):
+    stream = None
+    if broken:
+        reader, writer = os.pipe()
+        stream = os.fdopen(writer, "w")
+        os.close(reader)
+        if broken == "closed":
+            stream.close()
+    monkeypatch.setattr(sys, "stderr", stream)
+    with runtime.stop_signals() as stopped:
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stopped.is_set()
+    if stream:
+        stream.close()
 
 
 def test_in_a_thread_signals_are_left_to_the_program():

@@ -77,6 +77,7 @@ def perplexity(
       UserError: as of `LoadedModel.perplexity`, no such file, a malformed line, or no text.
     """
     _check_limit(limit)
+    model.require_tokenizer()
     texts, mask_id = [], model.config.mask_id
     reused = mask_id is not None and mask_id < model.config.model.vocab_size  # an appended one is in no text
     for item in _source(data, field):
@@ -145,8 +146,7 @@ def infilling(
     _check_limit(limit)
     if batch_size < 1 or examples < 0:
         raise UserError(f"batch_size={batch_size} must be at least 1, and examples={examples} not negative")
-    if model.tokenizer is None:
-        raise UserError("this checkpoint carries no tokenizer, which texts need")
+    model.require_tokenizer()
     score = _rouge()
     source, sizes = stories.Stories(_source(data, field), field), model.tokenizer.token_bytes()
     start, chosen, rows, too_long = model.encode(""), [], [], 0

@@ -11,8 +11,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
-from diffusionlm import config, presets
+from diffusionlm import config, presets, schedules
 from diffusionlm.config import DiffusionConfig, ModelConfig
+from diffusionlm.data.templates import Template
 from diffusionlm.errors import UserError
 from diffusionlm.interop.layouts import Layout
 
@@ -98,6 +99,10 @@ class Ours:
             return None
         try:
             found = config.from_dict(cls, described[KEY])
+            found.diffusion.validate()
+            schedules.build(found.diffusion)
+            if found.template is not None:
+                Template.from_dict(found.template)
         except (UserError, TypeError, AttributeError) as error:
             raise UserError(f"config.json has a damaged {KEY!r}: {error}; export the model again") from error
         if found.family not in FAMILIES:

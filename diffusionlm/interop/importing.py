@@ -19,7 +19,7 @@ from diffusionlm.config import DiffusionConfig, ModelConfig
 from diffusionlm.data import tokenizers
 from diffusionlm.errors import UserError
 from diffusionlm.interop import safetensors
-from diffusionlm.interop.families import FAMILIES, Family, Ours, detect, ladder_config, model_config
+from diffusionlm.interop.families import FAMILIES, KEY, Family, Ours, detect, ladder_config, model_config
 from diffusionlm.interop.layouts import pairs
 from diffusionlm.interop.places import Place, common_dtype, leaves, listed, places, views
 from diffusionlm.registry import suggest
@@ -205,8 +205,16 @@ def _sidecar(
     if ours:
         ids["bos"], start_id, max_length = ours.bos_id, ours.start_id, ours.max_length
         shifted, diffusion, suppress = ours.alignment == "shifted", ours.diffusion, ours.diffusion.suppress_mask
-    if foreign := [f"{key}_token_id={i}" for key, i in ids.items() if i is not None and i >= cfg.embedding_rows]:
-        raise UserError(f"{foreign[0]} must be below {cfg.embedding_rows}, the model's input rows; restore config.json")
+        if not 1 <= max_length <= cfg.max_length:
+            raise UserError(
+                f"config.json has {KEY}.max_length={max_length}, which must lie in [1, {cfg.max_length}], the model's "
+                "positions; export the model again"
+            )
+    numbers = {f"{key}_token_id": i for key, i in ids.items()} | {f"{KEY}.start_id": start_id}
+    if foreign := [f"{key}={i}" for key, i in numbers.items() if i is not None and not 0 <= i < cfg.embedding_rows]:
+        raise UserError(
+            f"{foreign[0]} must lie in [0, {cfg.embedding_rows}), the model's input rows; restore config.json"
+        )
     sidecar = checkpoint.Sidecar(
         objective="arm" if cfg.causal else "mdm",
         model=config_lib.to_dict(cfg),

@@ -273,12 +273,16 @@ class LoadedModel:
             encoded.append((whole[: len(prefix)], whole[len(prefix) :]))
         return encoded
 
-    def _texts(self, texts: Any) -> list[str]:
+    def require_tokenizer(self) -> None:
+        """Raises `UserError` where the checkpoint carries no tokenizer, which texts need."""
         if self.tokenizer is None:
             raise UserError(
                 "this checkpoint carries no tokenizer; import it again with --tokenizer FILE, or call "
                 "diffusionlm.sampling.generate with token ids"
             )
+
+    def _texts(self, texts: Any) -> list[str]:
+        self.require_tokenizer()
         texts = [texts] if isinstance(texts, str) else texts
         if not isinstance(texts, list | tuple) or not all(isinstance(text, str) for text in texts):
             raise UserError(f"{texts!r} must be a text, or a list of texts")

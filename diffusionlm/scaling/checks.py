@@ -50,6 +50,8 @@ def doubts(fit) -> list[str]:
         (sum(outermost(row) != "" for row in used), "the best measured size is at an end of the grid"),
     ]
     said = [f"at {_budgets(count)} {what}" for count, what in found if count and fit.laws]
+    if len(used) == 2 and fit.laws:
+        said.append("nothing shows whether the laws, through two budgets, are straight lines")
     leaves = [SYMBOLS[key] for key, law in fit.laws.items() if _suspicious(law.lack_of_fit)]
     if leaves:
         said.append(f"the optima leave the law of {_and(leaves)}")

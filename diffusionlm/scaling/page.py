@@ -129,15 +129,15 @@ def _summary(analysis: Analysis) -> str:
 
 def _gap_in_words(gap: Gap) -> str:
     name, reference = gap.objective.upper(), gap.reference.upper()
+    widest = max(factor for factors in gap.beyond for factor in factors)
+    beyond = f", with a law extrapolated by up to {widest:.3g} times in compute" if widest > 1 else ""
     if gap.parallel:
         return (
             f"{name} needs {_number(gap.common)} times the compute of {reference} for the same loss, if their laws are "
-            "taken to be parallel."
+            f"taken to be parallel{beyond}."
         )
     said = [f"{_number(e)} at {reference}'s {c:.3g} FLOPs" for c, e, _ in _ends(gap.at_budgets)]
     said += [f"{_number(e)} at its own {c:.3g} FLOPs" for c, e in _ends(gap.at_own)]
-    widest = max(factor for factors in gap.beyond for factor in factors)
-    beyond = f", with a law extrapolated by up to {widest:.3g} times in compute" if widest > 1 else ""
     told = f"For the same loss {name} needs a multiple of the compute of {reference}: {', '.join(said)}{beyond}."
     if gap.laws[0] is None:
         return f"{told} There is no falling loss law of {name} that would say it at other budgets."
