@@ -1,6 +1,7 @@
 """Fits of IsoFLOP sweeps against closed forms, scipy and simulations with known truth."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,9 +10,11 @@ from scipy import optimize, stats
 from diffusionlm.errors import UserError
 from diffusionlm.scaling import design, envelope, fit, misfit, optima, parametric, power_laws, uncertainty
 from diffusionlm.scaling.analysis import analyse
-from diffusionlm.scaling.simulation import Cell, Truth, coverage, grid_of, make_grid, simulate
+from diffusionlm.scaling.results import load
+from diffusionlm.scaling.simulation import Cell, Truth, coverage, grid_of, make_grid, simulate, truths_of
 from diffusionlm.sweep import get
 
+RESULTS = Path(__file__).parent.parent / "docs" / "results" / "isoflop_cpu" / "results.json"
 TRUTHS = {
     "mdm": Truth((3e5, 0.60), (4.6, -0.060), curvature=0.08, noise=0.01),
     "arm": Truth((6e5, 0.62), (3.95, -0.060), curvature=0.07, noise=0.006),
@@ -421,6 +424,45 @@ def test_the_grid_of_a_sweep_can_be_simulated():
     assert [r.params for r in again] == [r.params for r in results]
 
 
+def test_what_a_sweep_was_found_to_have_is_what_it_was_made_with():
+    for name, found in truths_of(analyse(sweep(noise=1e-6), full=False)).items():
+        truth = TRUTHS[name]
+        assert [*found.params, *found.loss] == pytest.approx([*truth.params, *truth.loss], rel=1e-3)
+        assert (found.curvature, found.noise) == (pytest.approx(truth.curvature, rel=1e-2), pytest.approx(1e-6, rel=1))
+    assert truths_of(analyse(sweep(noise=0.0), full=False)) == {}
+
+
+def test_laws_with_one_exponent_are_called_different_once_in_twenty():
+    p = [analyse(sweep(seed=seed), draws=1000, full=False).gaps[0].equal_p for seed in range(300)]
+    # Four standard errors of a share of 300 are 5%; the test is a little lax (Behrens and Fisher).
+    assert 0.005 < np.mean(np.array(p) < 0.05) < 0.1 and 0.35 < np.mean(np.array(p) < 0.5) < 0.6
+
+
+def test_one_run_is_as_uncertain_as_the_law_and_a_seed_together():
+    for fitted in analyse(sweep(), full=False).objectives.values():
+        law, run = ((e.high - e.low) / 2 for e in (fitted.prediction.loss, fitted.prediction.loss_of_run))
+        seed = stats.t.ppf(0.975, fitted.noise.dof) * fitted.noise.sd
+        assert run == pytest.approx(np.hypot(law, seed), rel=0.15) and run > law
+
+
+def test_the_bias_of_an_exponent_is_what_shifted_optima_would_change_it_by():
+    results = sweep(sizes=6)
+    middle = np.mean(np.log([r.params for r in results]))
+    bent = [replace(r, loss=r.loss + 0.003 * (np.log(r.params) - middle) ** 3) for r in results]
+    for fitted in analyse(bent, full=False).objectives.values():
+        rows = fitted.budgets
+        log_c = np.log([row.budget for row in rows])
+        for key, law in fitted.laws.items():
+            moved = {
+                "params": [row.logs["params"] + row.shift_log_n for row in rows],
+                "tokens": [row.logs["tokens"] - row.shift_log_n for row in rows],
+                "loss": [np.log(np.exp(row.logs["loss"]) + row.shift_loss) for row in rows],
+            }[key]
+            again = fit.power_law(log_c, moved, [row.variances()[key] for row in rows])
+            assert abs(law.shift_exponent) > 1e-5
+            assert law.shift_exponent == pytest.approx(again.exponent - law.exponent.value, rel=0.05)
+
+
 SETTINGS = {  # noise of mdm and arm, curvature, sizes, repeated cells in each of the two smallest budgets
     "usual": (0.01, 0.01, 0.08, 5, 1),
     "quiet": (0.005, 0.005, 0.08, 6, 2),
@@ -444,13 +486,11 @@ def simulated_coverage(setting, replicates):
 
 
 def coverage_on_isoflop_cpu(replicates):
-    """On the very cells that are registered, with laws whose optima are where those of its first budgets were found."""
+    """On the cells that are registered, with the laws, curvature and noise that the real sweep was found to have."""
     planned = get("isoflop_cpu").select()
     grid = [Cell(cell.objective, cell.budget, cell.params, cell.seed) for cell in planned]
-    truths = {
-        "mdm": Truth(params=(8e4, 0.55), loss=(4.5, -0.1), curvature=0.1, noise=0.02),
-        "arm": Truth(params=(3.3e5, 0.58), loss=(3.36, -0.06), curvature=0.15, noise=0.012),
-    }
+    truths = truths_of(analyse(load(RESULTS), full=False))
+    assert truths["mdm"].noise > 5 * truths["arm"].noise
     found = coverage(grid, truths, replicates, seed=5)
     print("isoflop_cpu", {key: round(share, 4) for key, (share, _) in found.items()})
     return {key: share for key, (share, _) in found.items()}

@@ -46,6 +46,17 @@ def grid_of(results: Sequence[CellResult]) -> list[Cell]:
     return [Cell(result.objective, result.budget, result.params, result.seed) for result in results]
 
 
+def truths_of(analysis: Analysis) -> dict[str, Truth]:
+    """The laws, mean curvature and noise that a real sweep was found to have, of objectives that have all of them."""
+    found = {}
+    for name, fit in analysis.objectives.items():
+        curvatures = [row.parabola.coefficients[2] for row in fit.budgets if row.usable]
+        if fit.laws and fit.noise:
+            params, loss = ((fit.laws[key].at(1e13).value, fit.laws[key].fit.exponent) for key in ("params", "loss"))
+            found[name] = Truth(params, loss, float(np.mean(curvatures)), fit.noise.sd)
+    return found
+
+
 def make_grid(
     truths: Mapping[str, Truth],
     budgets: Sequence[float] = (1.6e12, 5e12, 1.6e13, 5e13),
