@@ -268,7 +268,7 @@ def stop_signals() -> Iterator[threading.Event]:
         if hasattr(before[signum], "event"):
             before[signum](signum, frame)
         elif first and sys.stderr is not None:
-            with suppress(OSError, ValueError):  # nobody reads it, and the run saves all the same
+            with suppress(OSError, ValueError, AttributeError):  # nobody reads it, and the run saves all the same
                 # Not print, which this may have interrupted.
                 os.write(sys.stderr.fileno(), b"\nstopping after this step, once it is saved; Ctrl-C again: at once\n")
 

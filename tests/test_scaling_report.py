@@ -419,6 +419,15 @@ def test_an_optimum_that_is_bounded_far_outside_of_the_grid_is_in_no_law():
     assert low > min(sizes) / 1.81 and high < max(sizes) * 1.81  # its interval stretches nothing
 
 
+def test_a_law_through_two_budgets_is_in_doubt():
+    results = simulate(make_grid(TRUTHS), TRUTHS, np.random.default_rng(2))
+    few = [r for r in results if r.objective == "arm" or r.budget < 1e13]
+    assert "but of mdm nothing shows whether the laws, through two budgets, are straight lines" in (
+        report.analyse(few, draws=500, full=False).verdict
+    )
+    assert "straight lines" not in report.analyse(results, draws=500, full=False).verdict
+
+
 def test_no_one_number_is_the_gap_where_exponents_differ(tmp_path):
     equal = TRUTHS | {"mdm": replace(TRUTHS["mdm"], loss=(4.6, TRUTHS["arm"].loss[1]))}
     for truths, differ in ((TRUTHS, True), (equal, False)):
@@ -428,7 +437,9 @@ def test_no_one_number_is_the_gap_where_exponents_differ(tmp_path):
         assert (gap["equal_exponents_p"] < 0.05) == differ == (gap["common"] is None)
         assert any("is not one number" in line for line in content["warnings"]) == differ
         text = (tmp_path / "report.html").read_text()
-        assert ("taken to be parallel.</p>" in text) != differ
+        widest = max(row["extrapolated_by"] for rows in ("at_budgets", "at_own_budgets") for row in gap[rows])
+        told = f"taken to be parallel, with a law extrapolated by up to {widest:.3g} times in compute.</p>"
+        assert widest > 1 and (told in text) != differ
         assert ("No one number is the gap" in text) == differ
         figure, _ = drawn(plots._gap, results)
         assert any("one exponent" in label for label in labels_of(figure.axes[0])) != differ
