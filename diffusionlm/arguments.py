@@ -200,7 +200,7 @@ def _mistake(function: Callable, args: Sequence[str], prog: str) -> str:
 
 
 def _alternatives(hint: Any) -> tuple[Any, ...]:
-    return typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    return typing.get_args(hint) if typing.get_origin(hint) in (types.UnionType, typing.Union) else (hint,)
 
 
 def _fits(hint: Any, text: str) -> bool:
@@ -218,7 +218,7 @@ def _fits(hint: Any, text: str) -> bool:
 def _words(hint: Any) -> str:
     """A type as a user would name it."""
     names = {int: "an integer", float: "a number", str: "text", bool: "True or False", type(None): "None"}
-    if isinstance(hint, types.UnionType):
+    if len(_alternatives(hint)) > 1:
         return " or ".join(_words(part) for part in typing.get_args(hint))
     if typing.get_origin(hint) is Literal:
         return "one of " + ", ".join(map(str, typing.get_args(hint)))

@@ -35,7 +35,7 @@ class Registry(Generic[T]):
     def __init__(self, kind: str, package: str = "", *, named: bool = False):
         self.kind, self._package, self._named = kind, package, named
         self._builders = dict[str, Callable[[], T]]()
-        self._files = dict[Path, set[str]]()  # files that were run, and the names that each registered here
+        self._files = dict[Path, dict[str, Callable[[], T]]]()  # files that were run, and what each registered here
         Registry._all.append(self)
 
     def register(self, name: str) -> Callable[[Callable[[], T]], Callable[[], T]]:
@@ -57,7 +57,7 @@ class Registry(Generic[T]):
         if colon and file.endswith(".py"):
             if own not in (found := self._run(Path(file))):
                 raise UserError(f"{file} registers no {self.kind} {own!r}{suggest(own, found)}")
-            return self._builders[own]
+            return found[own]
         if name.endswith(".py"):
             raise UserError(f"{name!r} is a file; name the {self.kind} that it registers too: {name}:NAME")
         if name not in self._builders:
@@ -69,18 +69,21 @@ class Registry(Generic[T]):
         if not self._named:
             return built
         if not dataclasses.is_dataclass(built) or isinstance(built, type):
-            raise UserError(
-                f"the function registered as {self.kind} {name!r} returns {built!r}; it must return the {self.kind}, a "
-                "Config or Sweep: is its `return` missing?"
-            )
+            returned = "nothing: is its `return` missing?" if built is None else f"a {type(built).__name__}"
+            wanted = f"it must return the {self.kind}, a Config or Sweep"
+            raise UserError(f"{wanted}, and the function registered as {self.kind} {name!r} returns {returned}")
         return dataclasses.replace(built, name=name.rpartition(":")[2])
 
-    def _run(self, file: Path) -> set[str]:
-        """Runs a user's file, once for all registries; returns the names that it registered here."""
+    def _run(self, file: Path) -> dict[str, Callable[[], T]]:
+        """Runs a user's file, once for all registries; returns what it registered here."""
         if not file.is_file():
             raise UserError(f"no file {str(file)!r}; give FILE.py:NAME, where FILE.py registers the {self.kind} NAME")
         if (file := file.resolve()) not in self._files:
-            before = [dict(registry._builders) for registry in Registry._all]
+            before = [registry._builders for registry in Registry._all]
+            for registry in Registry._all:  # two files may use one name
+                others = {name for found in registry._files.values() for name in found}
+                registry._builders = {k: builder for k, builder in registry._builders.items() if k not in others}
+            kept = [set(registry._builders) for registry in Registry._all]
             spec = importlib.util.spec_from_file_location(f"diffusionlm_user_{file.stem}", file)
             module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
             try:
@@ -89,8 +92,9 @@ class Registry(Generic[T]):
                 for registry, builders in zip(Registry._all, before, strict=True):
                     registry._builders = builders
                 raise
-            for registry, builders in zip(Registry._all, before, strict=True):
-                registry._files[file] = set(registry._builders) - set(builders)
+            for registry, builders, names in zip(Registry._all, before, kept, strict=True):
+                registry._files[file] = {k: one for k, one in registry._builders.items() if k not in names}
+                registry._builders = builders | registry._builders
         return self._files[file]
 
     def _load(self) -> None:

@@ -90,11 +90,13 @@ def report(
       UserError: nothing is finished, the directory is of another sweep, or the report cannot be written.
     """
     from diffusionlm.progress import Progress
-    from diffusionlm.scaling import report, results
+    from diffusionlm.scaling import report, results, worker
 
     sweep = get(sweep)
     workdir = directory(sweep, workdir)
     found, missing = results.read(sweep, workdir, everything=everything)
+    if not found:
+        worker.require_own_cells(sweep, workdir)  # which says it better
     cells = sweep.select(everything)
     context, warnings = report.describe(sweep, cells, workdir, results.read_identity(workdir))
     steps, began = itertools.count(), time.monotonic()

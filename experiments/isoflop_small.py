@@ -98,7 +98,7 @@ def isoflop_cpu_tuning() -> Sweep:
     for batch_size, rates in ((16, (2e-3, 4e-3, 8e-3, 1.6e-2)), (8, (4e-3, 8e-3))):
         for rate in rates:
             name = f"lr {rate:g}, batch {batch_size}"
-            recipe = replace(CPU, name=name, batch_size=batch_size, peak_lr=rate, lr_width=0)
+            recipe = replace(CPU, name=name, batch_size=batch_size, peak_lr=rate, lr_width=0, lr_exponent=0.0)
             cells += _at(recipe, CPU_LADDER, 3e12, sizes)
     return Sweep(tuple(cells))
 

@@ -124,15 +124,20 @@ def test_a_report_of_nothing_leaves_nothing(finished, capsys, tmp_path):
     assert main(["sweep", "report", name, "--workdir", str(tmp_path)]) == 2
     assert "no finished cell to report" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["sweep.json"]
+    (tmp_path / "cells" / "mdm_of_another_recipe").mkdir(parents=True)
+    assert main(["sweep", "report", name, "--workdir", str(tmp_path)]) == 2
+    assert "none is of this sweep, whose recipe must have changed since" in capsys.readouterr().err
 
 
 def test_a_function_that_returns_no_sweep_is_one_line(capsys, tmp_path):
     text = "import diffusionlm as dlm\n\n@dlm.register_sweep('none')\ndef none():\n    dlm.sweep.names()\n\n"
+    text += "@dlm.register_sweep('cells')\ndef cells():\n    return [1] * 1000\n\n"
     text += "@dlm.register_sweep('config')\ndef config():\n    return dlm.experiment('demo')\n"
     (tmp_path / "wrong.py").write_text(text)
     for name, message in {
-        "none": "returns None; it must return the sweep",
+        "none": "returns nothing: is its `return` missing?",
         "config": "is a Config; give a Sweep",
+        "cells": "returns a list",
     }.items():
         assert main(["sweep", "plan", f"{tmp_path / 'wrong.py'}:{name}"]) == 2
         said = capsys.readouterr().err

@@ -87,6 +87,19 @@ def test_a_file_of_the_users_registers_what_is_asked_for(fruit, tmp_path, monkey
         SHARED.get("nowhere.py:plum")
 
 
+def test_two_files_may_use_one_name(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "test_registry", sys.modules[__name__])
+    text = "import test_registry\n\n@test_registry.SHARED.register('kiwi')\ndef kiwi():\n    return {!r}\n"
+    for name, colour in (("first", "green"), ("second", "golden")):
+        (tmp_path / f"{name}.py").write_text(text.format(colour))
+        assert SHARED.get(f"{tmp_path / name}.py:kiwi") == colour
+    assert SHARED.get(f"{tmp_path}/first.py:kiwi") == "green"
+    assert SHARED.get("kiwi") == "golden"  # of the file that was run last
+    (tmp_path / "twice.py").write_text(2 * text.format("brown"))
+    with pytest.raises(ValueError, match="'kiwi' is registered twice"):
+        SHARED.get(f"{tmp_path}/twice.py:kiwi")
+
+
 def test_a_file_that_fails_can_be_mended_and_run_again(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "test_registry", sys.modules[__name__])
     file, text = (

@@ -180,3 +180,18 @@ def test_planning_starts_no_backend():
 def test_an_unknown_sweep_gets_a_suggestion():
     with pytest.raises(UserError, match="unknown sweep 'smdm_isoflopp'; did you mean 'smdm_isoflop'"):
         sweep.get("smdm_isoflopp")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"schedule": "wsd"}, "schedule='wsd' must be one of cosine, constant"),
+        ({"lr_exponent": -0.5}, "lr_exponent=-0.5 needs lr_width"),
+        ({"sequence_length": "64"}, "sequence_length='64' must be of type int"),
+        ({"batch_size": 0}, "batch_size=0 must be at least 1"),
+        ({"random_length": 2.0}, r"random_length=2.0 must lie in \[0, 1\]"),
+    ],
+)
+def test_a_recipe_that_means_nothing_is_refused(changes, message):
+    with pytest.raises(UserError, match=f"recipe 'r': {message}"):
+        ScalingRecipe(**{"name": "r", "sequence_length": 64, "batch_size": 8, "peak_lr": 1e-3} | changes)

@@ -402,8 +402,11 @@ def test_directories_and_data_are_not_mixed_up(alone, dataset, sweep, tmp_path):
     with pytest.raises(UserError, match="holds another sweep: sweep tiny there, other here"):
         worker.run(replace(sweep, name="other"), alone[0], settings(dataset))
     another = tiny_run.make_dataset(tmp_path / "data", seed=1)
-    with pytest.raises(UserError, match="holds another sweep: dataset .* there"):
+    with pytest.raises(UserError, match="begun with other data: dataset .* there.*--data.path"):
         worker.run(sweep, alone[0], settings(another))
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot go on with the sweep in .*file: "):
+        worker.run(sweep, tmp_path / "file", settings(dataset))
     with pytest.raises(UserError, match="names no data: give --data.path.* --tokenizer byte --sequence_length 16"):
         worker.run(sweep, tmp_path / "new")
     longer = replace(tiny_sweep.RECIPE, sequence_length=8)

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
-from diffusionlm import config, presets, schedules
+from diffusionlm import config, presets
 from diffusionlm.config import DiffusionConfig, ModelConfig
 from diffusionlm.data.templates import Template
 from diffusionlm.errors import UserError
@@ -97,6 +97,8 @@ class Ours:
         """What a config.json has of it; `UserError` where that is damaged."""
         if KEY not in described:
             return None
+        from diffusionlm import schedules  # with SciPy: 35 MB that other imports do without
+
         try:
             found = config.from_dict(cls, described[KEY])
             found.diffusion.validate()

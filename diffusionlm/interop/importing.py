@@ -5,7 +5,8 @@ import json
 import math
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -63,12 +64,13 @@ def import_weights(
         raise UserError(f"output={output} exists; delete it or choose another directory")
     if family is not None and family not in FAMILIES:
         raise UserError(f"unknown family {family!r}{suggest(family, FAMILIES)}")
-    tensors = safetensors.find(source)
-    described = _described(source if source.is_dir() else source.parent) if family != "smdm" else {}
-    family = family or detect(described, tensors)
+    tensors, directory = safetensors.find(source), source if source.is_dir() else source.parent
+    described = _described(directory) if family != "smdm" else {}
+    named, family = family, family or detect(described, tensors)
     kind = FAMILIES[family]
     tensors = _named(kind, tensors)
-    cfg, mask_id = _model(kind, described, tensors, mask_id)
+    with _doubting(named, directory, tensors):
+        cfg, mask_id = _model(kind, described, tensors, mask_id)
     own = _tokenizer(source, described, tokenizer)
     if own is not None and own.vocab_size > cfg.embedding_rows:
         raise UserError(
@@ -77,7 +79,8 @@ def import_weights(
         )
     abstract = leaves(cfg, mesh)
     wanted = places(kind, cfg, {name: leaf.shape for name, leaf in abstract.items()})
-    tensors = _checked(kind, cfg, tensors, wanted)
+    with _doubting(named, directory, tensors):
+        tensors = _checked(kind, cfg, tensors, wanted)
     sidecar = _sidecar(source.stem if source.is_file() else source.resolve().name, family, cfg, mask_id, own, described)
     if suppress_mask is not None:
         sidecar = _with_suppression(sidecar, cfg, suppress_mask)
@@ -96,6 +99,20 @@ def summary(path: str | os.PathLike) -> str:
     kind = "autoregressive" if sidecar.objective == "arm" else f"masked diffusion, mask id {sidecar.mask_id}"
     tokenizer = "its tokenizer" if sidecar.tokenizer else "no tokenizer"
     return f"{sidecar.source['family']}, {flops.parameters(cfg).total:,} parameters, {kind}, {tokenizer}"
+
+
+@contextmanager
+def _doubting(named: str | None, directory: Path, tensors: Tensors) -> Iterator[None]:
+    """Adds to what is refused that config.json says another family than the user has named, if it does."""
+    try:
+        yield
+    except UserError as error:
+        told = named
+        with suppress(UserError):
+            told = named and detect(_described(directory), tensors)
+        if told == named:
+            raise
+        raise UserError(f"{error}; or is --family {named} wrong? config.json says {told}") from error
 
 
 def _described(directory: Path) -> dict[str, Any]:
@@ -182,7 +199,7 @@ def _checked(family: Family, cfg: ModelConfig, tensors: Tensors, wanted: Mapping
     if unknown := sorted(set(tensors) - set(wanted)):
         raise UserError(
             f"the source has {len(unknown)} tensors that this family does not know: {listed(unknown)}; "
-            "name another family with --family"
+            "restore config.json, or name another family with --family"
         )
     if shaped := [name for name, place in wanted.items() if tensors[name].shape != place.shape]:
         texts = [f"{name} {list(tensors[name].shape)} instead of {list(wanted[name].shape)}" for name in shaped]

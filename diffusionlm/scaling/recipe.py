@@ -18,6 +18,7 @@ from diffusionlm.config import (
     ModelConfig,
     OptimConfig,
     RunConfig,
+    check_types,
     fingerprint,
     flat,
     scientific_fields,
@@ -60,6 +61,11 @@ class ScalingRecipe:
     eval_draws: int = 8  # noise draws, which all MDM cells have in common
 
     def __post_init__(self) -> None:
+        check_types(self, f"recipe {self.name!r}: ")
+        if self.lr_exponent and not self.lr_width:
+            raise UserError(
+                f"recipe {self.name!r}: lr_exponent={self.lr_exponent} needs lr_width, the width that peak_lr is for"
+            )
         for name in ("sequence_length", "batch_size"):
             if not getattr(self, name) >= 1:
                 raise UserError(f"recipe {self.name!r}: {name}={getattr(self, name)} must be at least 1")
@@ -206,7 +212,8 @@ class Sweep:
 
     def __post_init__(self) -> None:
         if not self.cells:
-            raise UserError(f"sweep {self.name!r} has no cells")
+            named = f"sweep {self.name!r}" if self.name else "a sweep"
+            raise UserError(f"{named} has no cells; make some with diffusionlm.grid")
         for what, values in {
             "data.sequence_length": {cell.config.data.sequence_length for cell in self.cells},
             "model.vocab_size": {cell.config.model.vocab_size for cell in self.cells},

@@ -98,10 +98,10 @@ def run(
         trainer.fitting_mesh(cfg)
     keep_compiled()
     workdir = runtime.everywhere(lambda: run_path(workdir))
-    cells = _with_data(sweep, cells, workdir)
-    runtime.everywhere(lambda: _require_own_cells(sweep, workdir))
-    runtime.require_shared(workdir)
     try:
+        cells = _with_data(sweep, cells, workdir)
+        runtime.everywhere(lambda: require_own_cells(sweep, workdir))
+        runtime.require_shared(workdir)
         return _Worker(workdir, cells, lease_seconds, retry_failed, wait).run()
     except OSError as error:
         raise UserError(f"cannot go on with the sweep in {workdir}: {error}") from error
@@ -296,7 +296,7 @@ def _require_fit(cfg: Config) -> None:
         )
 
 
-def _require_own_cells(sweep: Sweep, workdir: epath.Path) -> None:
+def require_own_cells(sweep: Sweep, workdir: epath.Path) -> None:
     """Says which cells in the directory are not of this sweep, as when its recipe was changed; refuses if none is."""
     if jax.process_index() or not (workdir / "cells").exists():
         return
@@ -316,6 +316,8 @@ def _require_identity(workdir: epath.Path, identity: dict[str, Any]) -> None:
     there = as_identity(text, workdir / "sweep.json")
     if differ := [name for name in ("sweep", "dataset") if there[name] != identity[name]]:
         shown = ", ".join(f"{name} {there[name]} there, {identity[name]} here" for name in differ)
+        if differ == ["dataset"]:
+            raise UserError(f"{workdir} was begun with other data: {shown}; give its --data.path, or another --workdir")
         raise UserError(f"{workdir} holds another sweep: {shown}; use another --workdir")
 
 
