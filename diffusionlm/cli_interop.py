@@ -36,9 +36,11 @@ def _import(
     path = importing.import_weights(
         source, output, family, tokenizer=tokenizer, mask_id=mask_id, suppress_mask=suppress
     )
-    readable = checkpoint.load_sidecar(path).tokenizer is not None
-    then = f"diffusionlm sample {path}" if readable else "import it again with --tokenizer FILE, which texts need"
-    print(f"{path}: {importing.summary(path)}; next: {then}")
+    sidecar = checkpoint.load_sidecar(path)
+    then = (
+        f"diffusionlm sample {path}" if sidecar.tokenizer else "import it again with --tokenizer FILE, which texts need"
+    )
+    print(f"{path}: {importing.summary(sidecar)}; next: {then}")
     return 0
 
 

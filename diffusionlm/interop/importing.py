@@ -71,16 +71,15 @@ def import_weights(
     tensors = _named(kind, tensors)
     with _doubting(named, directory, tensors):
         cfg, mask_id = _model(kind, described, tensors, mask_id)
+        abstract = leaves(cfg, mesh)
+        wanted = places(kind, cfg, {name: leaf.shape for name, leaf in abstract.items()})
+        tensors = _checked(kind, cfg, tensors, wanted)
     own = _tokenizer(source, described, tokenizer)
     if own is not None and own.vocab_size > cfg.embedding_rows:
         raise UserError(
             f"the tokenizer has {own.vocab_size} ids, and the model {cfg.embedding_rows} input rows; give the model's "
             "own with --tokenizer"
         )
-    abstract = leaves(cfg, mesh)
-    wanted = places(kind, cfg, {name: leaf.shape for name, leaf in abstract.items()})
-    with _doubting(named, directory, tensors):
-        tensors = _checked(kind, cfg, tensors, wanted)
     sidecar = _sidecar(source.stem if source.is_file() else source.resolve().name, family, cfg, mask_id, own, described)
     if suppress_mask is not None:
         sidecar = _with_suppression(sidecar, cfg, suppress_mask)
@@ -92,9 +91,8 @@ def import_weights(
     return output
 
 
-def summary(path: str | os.PathLike) -> str:
+def summary(sidecar: checkpoint.Sidecar) -> str:
     """What an imported checkpoint is, in a few words."""
-    sidecar = checkpoint.load_sidecar(path)
     cfg = config_lib.from_dict(ModelConfig, sidecar.model)
     kind = "autoregressive" if sidecar.objective == "arm" else f"masked diffusion, mask id {sidecar.mask_id}"
     tokenizer = "its tokenizer" if sidecar.tokenizer else "no tokenizer"
