@@ -218,8 +218,8 @@ def _fits(hint: Any, text: str) -> bool:
 def _words(hint: Any) -> str:
     """A type as a user would name it."""
     names = {int: "an integer", float: "a number", str: "text", bool: "True or False", type(None): "None"}
-    if len(_alternatives(hint)) > 1:
-        return " or ".join(_words(part) for part in typing.get_args(hint))
+    if len(parts := _alternatives(hint)) > 1:
+        return " or ".join(map(_words, parts))
     if typing.get_origin(hint) is Literal:
         return "one of " + ", ".join(map(str, typing.get_args(hint)))
     return names.get(hint, "one or several texts")

@@ -150,6 +150,10 @@ WRONG = [
     ("data prepare --output {tmp}/o --sequence_length 8", ["SOURCE"]),
     ("data prepare {tmp}/file", ["--output"]),
     (
+        "export {tmp}/x --format llama --output {tmp}/o --dtype bf16",
+        ["dtype=bf16", "float32, bfloat16, float16 or None"],
+    ),
+    (
         "data prepare python_dcs --output {tmp}/o --sequence_length 8 --tokenizer byte",
         ["'python_dcs'", "'python_docs'"],
     ),
