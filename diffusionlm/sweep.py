@@ -90,12 +90,14 @@ def report(
       UserError: nothing is finished, the directory is of another sweep, or the report cannot be written.
     """
     from diffusionlm.progress import Progress
-    from diffusionlm.scaling import report, results, worker
+    from diffusionlm.scaling import report, results
 
     sweep = get(sweep)
     workdir = directory(sweep, workdir)
     found, missing = results.read(sweep, workdir, everything=everything)
     if not found:
+        from diffusionlm.scaling import worker  # with all of training, which a report does without
+
         worker.require_own_cells(sweep, workdir)  # which says it better
     cells = sweep.select(everything)
     context, warnings = report.describe(sweep, cells, workdir, results.read_identity(workdir))
