@@ -238,21 +238,19 @@ def test_a_second_ctrl_c_does_not_wait(capfd):
     assert [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)] == before
 
 
-@pytest.mark.parametrize("broken", [None, "closed", "no reader"])
+@pytest.mark.parametrize("broken", ["none", "no file", "closed", "no reader"])
 def test_a_stop_is_noted_where_nobody_can_be_told(monkeypatch, broken):
-    stream = None
-    if broken:
-        reader, writer = os.pipe()
-        stream = os.fdopen(writer, "w")
-        os.close(reader)
-        if broken == "closed":
-            stream.close()
+    reader, writer = os.pipe()
+    pipe = os.fdopen(writer, "w")
+    os.close(reader)
+    if broken == "closed":
+        pipe.close()
+    stream = {"none": None, "no file": object()}.get(broken, pipe)
     monkeypatch.setattr(sys, "stderr", stream)
     with runtime.stop_signals() as stopped:
         os.kill(os.getpid(), signal.SIGTERM)
         assert stopped.is_set()
-    if stream:
-        stream.close()
+    pipe.close()
 
 
 def test_in_a_thread_signals_are_left_to_the_program():
