@@ -10,22 +10,22 @@ from typing import Any
 from diffusionlm.version import __version__
 
 _NAMES = {  # public name -> the module that has it
-    "train": "trainer",
-    "Run": "trainer",
-    "experiment": "arguments",
-    "experiment_names": "arguments",
-    "register": "arguments",
-    "register_sweep": "sweep",
-    "Sweep": "scaling.recipe",
-    "ScalingRecipe": "scaling.recipe",
-    "grid": "scaling.recipe",
-    "compile": "aot",
-    "load": "sampling.load",
+    "train": "training.loop",
+    "Run": "training.loop",
+    "experiment": "registry",
+    "experiment_names": "registry",
+    "register": "registry",
+    "register_sweep": "scaling.sweep.commands",
+    "Sweep": "scaling.sweep.recipe",
+    "ScalingRecipe": "scaling.sweep.recipe",
+    "grid": "scaling.sweep.recipe",
+    "compile": "compile_check.compile",
+    "load": "pretrained.model",
     "import_weights": "interop.importing",
     "export_weights": "interop.exporting",
     "evaluate": "evaluation.tasks",
     "SamplingConfig": "sampling.config",
-    "LikelihoodConfig": "likelihood",
+    "LikelihoodConfig": "likelihood.monte_carlo",
     "prepare": "data.prepare",
     "inspect": "data.inspect",
     "open_dataset": "data.pipeline",
@@ -38,14 +38,19 @@ _NAMES = {  # public name -> the module that has it
     "RunConfig": "config",
     "UserError": "errors",
 }
-_MODULES = ("flops", "presets", "runtime", "sweep")  # public as modules
+_MODULES = {  # public as modules
+    "flops": "flops",
+    "presets": "presets",
+    "runtime": "parallel.processes",
+    "sweep": "scaling.sweep.commands",
+}
 
 __all__ = ["__version__", *_NAMES, *_MODULES]
 
 
 def __getattr__(name: str) -> Any:
     if name in _MODULES:
-        return importlib.import_module(f"diffusionlm.{name}")
+        return importlib.import_module(f"diffusionlm.{_MODULES[name]}")
     if name not in _NAMES:
         raise AttributeError(f"module 'diffusionlm' has no attribute {name!r}")
     value = getattr(importlib.import_module(f"diffusionlm.{_NAMES[name]}"), name)

@@ -1,6 +1,6 @@
 """`python -m diffusionlm` is the `diffusionlm` command."""
 
-from diffusionlm.cli import entry_point
+from diffusionlm.cli.main import entry_point
 
 if __name__ == "__main__":
     entry_point()

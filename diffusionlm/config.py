@@ -6,16 +6,12 @@ already is made with `later(...)`. This module imports no JAX.
 """
 
 import dataclasses
-import hashlib
-import json
 import math
 import typing
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from diffusionlm.errors import UserError
-from diffusionlm.registry import suggest
 
 VOCAB_MULTIPLE = 128  # embedding and head rows are padded to this, on every mesh, so checkpoints fit every mesh
 PROMPT, ANSWER = 1, 2  # segment ids with data.packing=examples; 0 is the padding behind them
@@ -434,23 +430,6 @@ def _positive(name: str, value: int) -> None:
         raise UserError(f"{name}={value} must be at least 1")
 
 
-def to_dict(config: Any) -> dict:
-    """A config dataclass as plain JSON types."""
-    return dataclasses.asdict(config)
-
-
-def from_dict(cls: type, values: dict) -> Any:
-    """Rebuilds a config dataclass: a missing key takes its default, an unknown one raises `UserError`."""
-    hints = typing.get_type_hints(cls)
-    unknown = sorted(set(values) - set(hints))
-    if unknown:
-        raise UserError(f"unknown field {unknown[0]!r} in {cls.__name__}{suggest(unknown[0], hints)}")
-    built = {k: from_dict(hints[k], v) if dataclasses.is_dataclass(hints[k]) else v for k, v in values.items()}
-    config = cls(**built)
-    check_types(config)
-    return config
-
-
 def check_types(config: Any, prefix: str = "") -> None:
     """Raises `UserError` for a value that is not of its field's type, or not one of its choices."""
     for name, hint in typing.get_type_hints(type(config)).items():
@@ -466,66 +445,3 @@ def check_types(config: Any, prefix: str = "") -> None:
             if not isinstance(value, allowed) or (isinstance(value, bool) and bool not in allowed):
                 names = " or ".join(kind.__name__ for kind in choices or (hint,))
                 raise UserError(f"{prefix}{name}={value!r} must be of type {names}")
-
-
-def to_json(config: Config) -> str:
-    return json.dumps(to_dict(config), indent=2) + "\n"
-
-
-def from_json(text: str) -> Config:
-    return from_dict(Config, json.loads(text))
-
-
-def flat(config: Any, prefix: str = "", operational: bool = True) -> dict[str, Any]:
-    """Dotted name -> value of every field, with or without the operational ones."""
-    found: dict[str, Any] = {}
-    for f in dataclasses.fields(config):
-        value = getattr(config, f.name)
-        if dataclasses.is_dataclass(value):
-            found |= flat(value, f"{prefix}{f.name}.", operational)
-        elif operational or not f.metadata.get("operational"):
-            found[prefix + f.name] = value
-    return found
-
-
-def scientific_fields(config: Any) -> dict[str, Any]:
-    """Dotted name -> value of every field that is part of a run's scientific identity.
-
-    Of a tokenizer that a checkpoint or a released model brings, the path is not: the dataset knows which it is.
-    """
-    found = flat(config, operational=False)
-    named = found.get("data.tokenizer")
-    if named and named not in ("byte", "sentencepiece") and not named.endswith(".model"):
-        found["data.tokenizer"] = "a checkpoint's"
-    return found
-
-
-def with_fields(config: Config, changes: Mapping[str, Any]) -> Config:
-    """`config` with other values for some dotted fields, validated."""
-    for name, value in changes.items():
-        section, _, field_name = name.rpartition(".")
-        if section:
-            value = dataclasses.replace(getattr(config, section), **{field_name: value})
-        config = dataclasses.replace(config, **{section or name: value})
-    return config.validate()
-
-
-def fingerprint(config: Config) -> str:
-    """Twelve hex digits that identify the science of a run, whatever its paths, mesh and logging."""
-    told = scientific_fields(config)
-    for name, default in _later_fields(type(config)).items():
-        if told[name] == default:
-            del told[name]
-    text = json.dumps(told, sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
-
-
-def _later_fields(cls: type, prefix: str = "") -> dict[str, Any]:
-    """Dotted name -> default of every field made with `later`."""
-    found: dict[str, Any] = {}
-    for f in dataclasses.fields(cls):
-        if dataclasses.is_dataclass(f.type):
-            found |= _later_fields(f.type, f"{prefix}{f.name}.")
-        elif f.metadata.get("later"):
-            found[prefix + f.name] = f.default
-    return found

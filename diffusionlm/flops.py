@@ -6,13 +6,11 @@ imports no JAX.
 """
 
 import math
-import re
 from dataclasses import dataclass
 from typing import Literal, get_args
 
 from diffusionlm.config import ModelConfig, OptimConfig
 from diffusionlm.errors import UserError
-from diffusionlm.topology import CHIPS
 
 Convention = Literal["6nd", "model", "executed"]
 SPLASH_LENGTHS = 128  # the TPU's attention kernel takes multiples of it
@@ -201,20 +199,3 @@ def memory(cfg: ModelConfig, optim: OptimConfig, shards: int = 1) -> Memory:
     stored, trained = -(-counted.stored // shards), -(-counted.trained // shards)
     first = 2 if optim.first_moment_dtype == "bfloat16" else 4
     return Memory(params=4 * stored, optimizer=(first + 4) * trained, gradients=4 * trained)
-
-
-# Dense bfloat16 peaks in FLOP/s, per JAX device; patterns match the whole of `jax.Device.device_kind`.
-# GPUs: NVIDIA's data sheets, without sparsity.
-_PEAKS = (
-    *((chip.device_kind, chip.peak_flops / chip.devices) for chip in CHIPS.values()),
-    (r"NVIDIA H100 PCIe", 756e12),
-    (r"NVIDIA H[12]00 NVL", 835e12),
-    (r"NVIDIA H[12]00\b(?!.*MIG).*", 989e12),  # SXM; a MIG slice is only part of the chip
-    (r"NVIDIA A100\b(?!.*MIG).*", 312e12),
-    (r"Tesla T4", 65e12),  # float16: it has no bfloat16 units
-)
-
-
-def peak_flops(device_kind: str) -> float | None:
-    """Peak FLOP/s of one JAX device, for MFU; None where it is unknown, as for CPUs."""
-    return next((peak for pattern, peak in _PEAKS if re.fullmatch(pattern, device_kind)), None)

@@ -1,25 +1,19 @@
 """Names to builders, with a suggestion for a mistyped name."""
 
 import dataclasses
-import difflib
 import importlib
 import importlib.util
 import pkgutil
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import ClassVar, Generic, TypeVar
+from typing import Annotated, Any, ClassVar, Generic, TypeVar
 
-from diffusionlm.errors import UserError
+from diffusionlm.config import Config
+from diffusionlm.errors import UserError, suggest
+from diffusionlm.options import SETTINGS, parse
 
 T = TypeVar("T")
-
-
-def suggest(name: str, known: Iterable[str]) -> str:
-    """`; did you mean 'x'?`, or the allowed names where nothing is close."""
-    known = sorted(known)
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
-    return f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(known)}"
 
 
 class Registry(Generic[T]):
@@ -109,3 +103,32 @@ experiments: Registry = Registry("experiment", package="diffusionlm.experiments"
 
 sweeps: Registry = Registry("sweep", package="diffusionlm.experiments", named=True)
 """Registered sweeps: functions without arguments that return a `scaling.recipe.Sweep`, in the same files."""
+
+
+def experiment(name: str, overrides: Mapping[str, Any] | None = None) -> Config:
+    """The registered experiment of that name, with some fields replaced.
+
+    Args:
+      name: as in `diffusionlm experiments`, or FILE.py:NAME for one that a file of your own registers.
+      overrides: dotted field -> value, read as the command line reads it: `{"run.steps": 100, "optim.peak_lr": 1e-3}`.
+
+    Raises:
+      UserError: an unknown experiment or field, or a value of another type.
+    """
+    cfg = experiments.get(name)
+
+    def resolve(config: Annotated[Config, *SETTINGS] = cfg) -> Config:
+        return config
+
+    args = [f"--{field}={value}" for field, value in (overrides or {}).items()]
+    return parse(resolve, args, f"diffusionlm train {name}")()
+
+
+def register(name: str) -> Callable[[Callable[[], Config]], Callable[[], Config]]:
+    """A decorator that makes a function without arguments, which returns a `Config`, an experiment of that name."""
+    return experiments.register(name)
+
+
+def experiment_names() -> list[str]:
+    """The names that `experiment` knows, sorted."""
+    return experiments.names()

@@ -6,8 +6,8 @@ from dataclasses import replace
 from diffusionlm import flops, presets
 from diffusionlm.config import ModelConfig
 from diffusionlm.registry import sweeps
-from diffusionlm.scaling import laws
-from diffusionlm.scaling.recipe import Cell, ScalingRecipe, Sweep, grid
+from diffusionlm.scaling.laws import published as laws
+from diffusionlm.scaling.sweep.recipe import Cell, ScalingRecipe, Sweep, grid
 
 BOTH = ("mdm", "arm")
 SMDM_LAWS = {"mdm": "smdm_mdm", "arm": "smdm_arm"}

@@ -6,7 +6,7 @@ from typing import Literal
 
 from diffusionlm.config import ModelConfig
 from diffusionlm.registry import sweeps
-from diffusionlm.scaling.recipe import Cell, ScalingRecipe, Sweep, grid
+from diffusionlm.scaling.sweep.recipe import Cell, ScalingRecipe, Sweep, grid
 
 
 def _size(d_model: int, n_layers: int, head_dim: int, vocab_size: int = 1023, length: int = 128) -> ModelConfig:

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from diffusionlm import config
-from diffusionlm.arguments import fields
-from diffusionlm.cli import VERBS
+from diffusionlm.cli.main import VERBS
+from diffusionlm.options import fields
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = sorted(

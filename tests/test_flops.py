@@ -9,11 +9,14 @@ import pytest
 from flax import linen as nn
 from jax.extend import core as jex
 
-from diffusionlm import flops, lora, optim, presets, sharding
+from diffusionlm import flops, hardware, presets
 from diffusionlm.config import MeshConfig, ModelConfig, OptimConfig
-from diffusionlm.cross_entropy import weighted_cross_entropy
+from diffusionlm.diffusion.cross_entropy import weighted_cross_entropy
 from diffusionlm.errors import UserError
-from diffusionlm.model import Transformer, suppression
+from diffusionlm.model import lora
+from diffusionlm.model.transformer import Transformer, suppression
+from diffusionlm.parallel import mesh as sharding
+from diffusionlm.training import optimizer as optim
 
 TINY = ModelConfig(
     d_model=16, n_layers=3, n_heads=4, n_kv_heads=4, head_dim=4, d_ff=24, vocab_size=40, max_length=32, head_chunk=24
@@ -215,7 +218,7 @@ def test_memory_is_that_of_the_sharded_training_state(dtype):
     ],
 )
 def test_peak_flops_of_devices(device_kind, peak):
-    assert flops.peak_flops(device_kind) == peak
+    assert hardware.peak_flops(device_kind) == peak
 
 
 def test_what_the_tpu_kernel_makes_again():

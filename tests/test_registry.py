@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 import pytest
 
-from diffusionlm.errors import UserError
-from diffusionlm.registry import Registry, suggest
+from diffusionlm.errors import UserError, suggest
+from diffusionlm.registry import Registry
 
 
 @pytest.fixture

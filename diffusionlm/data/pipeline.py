@@ -14,9 +14,10 @@ import numpy as np
 import tensorflow_datasets as tfds
 from etils import epath
 
+from diffusionlm.data import dialogues as sft
 from diffusionlm.data import metadata as metadata_lib
-from diffusionlm.data import sft, tokenizers
 from diffusionlm.data.metadata import Metadata
+from diffusionlm.data.tokenizers import kinds as tokenizers
 from diffusionlm.errors import UserError
 
 PREFETCH = grain.ReadOptions(num_threads=4, prefetch_buffer_size=8)  # batches read ahead, and by how many threads

@@ -24,14 +24,17 @@ from etils import epath
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
+from diffusionlm.data import chat_templates as templates
+from diffusionlm.data import dialogues as sft
 from diffusionlm.data import metadata as metadata_lib
-from diffusionlm.data import records, sft, templates, tokenizers
+from diffusionlm.data import stream as records
+from diffusionlm.data.chat_templates import Template
 from diffusionlm.data.metadata import Metadata, SplitMetadata
+from diffusionlm.data.ordered_map import DEATHS, Map, in_order_by
 from diffusionlm.data.sources import Item, Source, resolve_splits, text_of
-from diffusionlm.data.templates import Template
-from diffusionlm.data.workers import DEATHS, Map, in_order_by
+from diffusionlm.data.tokenizers import kinds as tokenizers
 from diffusionlm.errors import UserError
-from diffusionlm.files import whole_directory
+from diffusionlm.storage import whole_directory
 
 BATCH_BYTES = 1 << 20  # of source that a worker encodes at a time
 SHARD_TOKENS = 1 << 26  # a shard holds 32k records of 2048 tokens
@@ -367,7 +370,7 @@ def named_tokenizer(name: str) -> tokenizers.Tokenizer:
         return tokenizers.load(name)
     if (found := tokenizers.load_directory(name)) is not None:
         return found
-    from diffusionlm import checkpoint  # here, because it imports JAX
+    from diffusionlm.checkpoint import store as checkpoint  # here, because it imports JAX
 
     values = checkpoint.load_sidecar(name).tokenizer
     if values is None:
@@ -379,7 +382,7 @@ def begins_with_bos(name: str) -> bool:
     """Whether a name is that of a checkpoint in whose training documents began with BOS."""
     if not epath.Path(name).is_dir() or tokenizers.load_directory(name) is not None:
         return False
-    from diffusionlm import checkpoint
+    from diffusionlm.checkpoint import store as checkpoint
 
     sidecar = checkpoint.load_sidecar(name)
     # Where it is EOS as well, as in GPT-2, the one that ends the document before is enough.

@@ -14,8 +14,7 @@ from typing import Any, NamedTuple, Protocol
 from etils import epath
 
 from diffusionlm.data import corpora
-from diffusionlm.errors import UserError
-from diffusionlm.registry import suggest
+from diffusionlm.errors import UserError, suggest
 
 TEXT_ENDINGS = (".txt", ".md", ".txt.gz", ".md.gz")  # one document a file
 JSON_ENDINGS = (".jsonl", ".jsonl.gz")  # one document a line

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from diffusionlm.data.sources import Item, Source, checked_text, record_of, text_of
-from diffusionlm.data.tokenizers import Tokenizer
+from diffusionlm.data.tokenizers.kinds import Tokenizer
 from diffusionlm.errors import UserError
 
 PARTS = ("before", "middle", "after")

@@ -11,15 +11,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, NamedTuple
 
-from diffusionlm.arguments import SETTINGS
 from diffusionlm.data import sources
-from diffusionlm.errors import UserError
+from diffusionlm.errors import UserError, suggest
 from diffusionlm.evaluation import stories
-from diffusionlm.likelihood import LikelihoodConfig
-from diffusionlm.registry import suggest
+from diffusionlm.likelihood.monte_carlo import LikelihoodConfig
+from diffusionlm.options import SETTINGS
+from diffusionlm.pretrained.model import LoadedModel, load
 from diffusionlm.sampling.config import SamplingConfig
 from diffusionlm.sampling.generate import infill
-from diffusionlm.sampling.load import LoadedModel, load
 
 
 class Metric(NamedTuple):

@@ -11,16 +11,17 @@ import ml_dtypes
 import numpy as np
 from flax import traverse_util
 
-from diffusionlm import checkpoint, config, lora
+from diffusionlm import config, config_io
+from diffusionlm.checkpoint import store as checkpoint
 from diffusionlm.config import ModelConfig
-from diffusionlm.data import tokenizers
-from diffusionlm.errors import UserError
-from diffusionlm.files import whole_directory
+from diffusionlm.data.tokenizers import kinds as tokenizers
+from diffusionlm.errors import UserError, suggest
 from diffusionlm.interop import safetensors
 from diffusionlm.interop.families import FAMILIES, KEY, Family, Ours, config_json, ladder_config
 from diffusionlm.interop.layouts import pairs
 from diffusionlm.interop.places import Place, common_dtype, leaves, places, views
-from diffusionlm.registry import suggest
+from diffusionlm.model import lora
+from diffusionlm.storage import whole_directory
 
 DTYPES = {
     "float32": np.dtype(np.float32),
@@ -62,7 +63,7 @@ def export_weights(
     if dtype is not None and dtype not in DTYPES:
         raise UserError(f"unknown dtype {dtype!r}{suggest(str(dtype), DTYPES)}")
     sidecar = checkpoint.load_sidecar(path)
-    cfg = config.from_dict(ModelConfig, sidecar.model)
+    cfg = config_io.from_dict(ModelConfig, sidecar.model)
     family = FAMILIES[format]
     ids = {name: getattr(sidecar, f"{name}_id") for name in ("bos", "eos", "pad", "mask")}
     if sidecar.start_id is not None:  # what other libraries put before a text
@@ -70,14 +71,14 @@ def export_weights(
     try:
         _check_alignment(family, sidecar)
         described = config_json(family, cfg, cfg.embedding_rows, ids)
-        merged = config.from_dict(ModelConfig, {**sidecar.model, "lora_rank": 0})
+        merged = config_io.from_dict(ModelConfig, {**sidecar.model, "lora_rank": 0})
         wanted = places(family, cfg, {name: leaf.shape for name, leaf in leaves(merged).items()})
         if not described:  # a reader can only tell the network from the shapes
             ladder_config({name: place.shape for name, place in wanted.items()})
     except UserError as error:
         raise UserError(f"{path} cannot be written as format={format}: {error}") from error
     if described:
-        described[KEY] = config.to_dict(_ours(format, sidecar, cfg))
+        described[KEY] = config_io.to_dict(_ours(format, sidecar, cfg))
     saved = checkpoint.saved_params(path)
     held: dict[str, np.ndarray] = {}
 
@@ -116,7 +117,7 @@ def _ours(format: str, sidecar: checkpoint.Sidecar, cfg: ModelConfig) -> Ours:
         family=format,
         objective=sidecar.objective,
         alignment=sidecar.alignment,
-        diffusion=config.from_dict(config.DiffusionConfig, sidecar.diffusion),
+        diffusion=config_io.from_dict(config.DiffusionConfig, sidecar.diffusion),
         mask_row=cfg.mask_row,
         rope_bf16_tables=cfg.rope_bf16_tables,
         bos_id=sidecar.bos_id,

@@ -11,9 +11,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
-from diffusionlm import config, presets
+from diffusionlm import config_io, presets
 from diffusionlm.config import DiffusionConfig, ModelConfig
-from diffusionlm.data.templates import Template
+from diffusionlm.data.chat_templates import Template
 from diffusionlm.errors import UserError
 from diffusionlm.interop.layouts import Layout
 
@@ -97,10 +97,10 @@ class Ours:
         """What a config.json has of it; `UserError` where that is damaged."""
         if KEY not in described:
             return None
-        from diffusionlm import schedules  # with SciPy: 35 MB that other imports do without
+        from diffusionlm.diffusion import schedules  # with SciPy: 35 MB that other imports do without
 
         try:
-            found = config.from_dict(cls, described[KEY])
+            found = config_io.from_dict(cls, described[KEY])
             found.diffusion.validate()
             schedules.build(found.diffusion)
             if found.template is not None:

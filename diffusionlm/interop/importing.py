@@ -14,16 +14,15 @@ import jax
 import numpy as np
 from flax import traverse_util
 
-from diffusionlm import checkpoint, flops
-from diffusionlm import config as config_lib
+from diffusionlm import config_io, flops
+from diffusionlm.checkpoint import store as checkpoint
 from diffusionlm.config import DiffusionConfig, ModelConfig
-from diffusionlm.data import tokenizers
-from diffusionlm.errors import UserError
+from diffusionlm.data.tokenizers import kinds as tokenizers
+from diffusionlm.errors import UserError, suggest
 from diffusionlm.interop import safetensors
 from diffusionlm.interop.families import FAMILIES, KEY, Family, Ours, detect, ladder_config, model_config
 from diffusionlm.interop.layouts import pairs
 from diffusionlm.interop.places import Place, common_dtype, leaves, listed, places, views
-from diffusionlm.registry import suggest
 
 Tensors = dict[str, safetensors.Tensor]
 
@@ -93,7 +92,7 @@ def import_weights(
 
 def summary(sidecar: checkpoint.Sidecar) -> str:
     """What an imported checkpoint is, in a few words."""
-    cfg = config_lib.from_dict(ModelConfig, sidecar.model)
+    cfg = config_io.from_dict(ModelConfig, sidecar.model)
     kind = "autoregressive" if sidecar.objective == "arm" else f"masked diffusion, mask id {sidecar.mask_id}"
     tokenizer = "its tokenizer" if sidecar.tokenizer else "no tokenizer"
     return f"{sidecar.source['family']}, {flops.parameters(cfg).total:,} parameters, {kind}, {tokenizer}"
@@ -232,8 +231,8 @@ def _sidecar(
         )
     sidecar = checkpoint.Sidecar(
         objective="arm" if cfg.causal else "mdm",
-        model=config_lib.to_dict(cfg),
-        diffusion=config_lib.to_dict(
+        model=config_io.to_dict(cfg),
+        diffusion=config_io.to_dict(
             dataclasses.replace(
                 diffusion,
                 mask_id=None if cfg.mask_row else mask_id,

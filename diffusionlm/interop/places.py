@@ -11,8 +11,8 @@ from diffusionlm.config import MeshConfig, ModelConfig
 from diffusionlm.errors import UserError
 from diffusionlm.interop.families import Family, Rule
 from diffusionlm.interop.layouts import Shape, flat_shape, shape_of
-from diffusionlm.model import abstract_params
-from diffusionlm.sharding import make_mesh
+from diffusionlm.model.transformer import abstract_params
+from diffusionlm.parallel.mesh import make_mesh
 
 STACKED = "blocks/"  # parameters of the blocks have a leading axis of layers
 

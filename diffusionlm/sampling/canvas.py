@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from diffusionlm.errors import UserError
-from diffusionlm.sampling.config import ModelSpec
+from diffusionlm.model.spec import ModelSpec
 
 CANVAS_MULTIPLE = 64  # canvases are padded to a multiple of this, so that rows of similar lengths share a program
 

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from diffusionlm.config import ModelConfig
-from diffusionlm.model import Transformer, Window, put
+from diffusionlm.model.transformer import Transformer, Window, put
 
 
 class View(NamedTuple):

@@ -9,17 +9,18 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from diffusionlm import schedules
+from diffusionlm.diffusion import schedules
 from diffusionlm.errors import UserError
-from diffusionlm.model import suppression
+from diffusionlm.model.spec import ModelSpec
+from diffusionlm.model.transformer import suppression
+from diffusionlm.sampling import kv_cache as caches
 from diffusionlm.sampling import loop
-from diffusionlm.sampling import windows as caches
 from diffusionlm.sampling.canvas import Canvas, Template, build, candidates
-from diffusionlm.sampling.config import ModelSpec, SamplingConfig
+from diffusionlm.sampling.config import SamplingConfig
 from diffusionlm.sampling.denoiser import Denoiser, Guided, Memory, ModelDenoiser
+from diffusionlm.sampling.device_settings import Settings
+from diffusionlm.sampling.kv_cache import Windows
 from diffusionlm.sampling.loop import Job, State, Trace
-from diffusionlm.sampling.settings import Settings
-from diffusionlm.sampling.windows import Windows
 
 
 class Frame(NamedTuple):

@@ -17,13 +17,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from diffusionlm import schedules
+from diffusionlm.diffusion import schedules
 from diffusionlm.sampling.canvas import Canvas
 from diffusionlm.sampling.denoiser import Denoiser, Memory, View, real_positions
+from diffusionlm.sampling.device_settings import Settings
+from diffusionlm.sampling.kv_cache import Windows, members, places
 from diffusionlm.sampling.propose import propose
-from diffusionlm.sampling.settings import Settings
 from diffusionlm.sampling.strategies import REMASKING, SCORES, STRATEGIES, Decision, Proposal, Scores, Step
-from diffusionlm.sampling.windows import Windows, members, places
 
 
 @dataclass(frozen=True)

@@ -9,12 +9,12 @@ import operator
 import jax
 import jax.numpy as jnp
 
-from diffusionlm.model import put
+from diffusionlm.model.transformer import put
+from diffusionlm.parallel.mesh import rows_per_device
 from diffusionlm.sampling.denoiser import Denoiser, Memory
+from diffusionlm.sampling.device_settings import Settings
 from diffusionlm.sampling.draw import argmax, draw
-from diffusionlm.sampling.settings import Settings
 from diffusionlm.sampling.strategies import Proposal, Scores
-from diffusionlm.sharding import rows_per_device
 
 # Logits are made for about this many positions on a device at a time, and for 8 to 32 of each row. The number does not
 # depend on how many are wanted, so that the bits of a row do not depend on its mates.

@@ -13,12 +13,13 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-from diffusionlm import config, flops, metrics
+from diffusionlm import config_io, flops
+from diffusionlm.training import metrics
 
 
 def curve(workdir: Path) -> tuple[str, list[float], list[float]]:
     """A run's name, FLOPs (model convention) and held-out bits per byte at each of its evaluations."""
-    cfg = config.from_json((workdir / "config.json").read_text())
+    cfg = config_io.from_json((workdir / "config.json").read_text())
     per_token = flops.train(cfg.model, cfg.data.sequence_length, "model") / cfg.data.sequence_length
     lines = [line for line in metrics.read(workdir) if "eval_bits_per_byte" in line]
     return cfg.name, [line["tokens"] * per_token for line in lines], [line["eval_bits_per_byte"] for line in lines]

@@ -20,10 +20,12 @@ import tyro
 from etils import epath
 
 import diffusionlm as dlm
-from diffusionlm import config, files, flops, metrics
+from diffusionlm import config_io, flops
+from diffusionlm import storage as files
 from diffusionlm.config import Config
 from diffusionlm.evaluation import tasks
 from diffusionlm.sampling.config import SamplingConfig
+from diffusionlm.training import metrics
 
 SEEDS = (0, 1, 2)
 WAYS: dict[str, dict[str, object]] = {
@@ -59,18 +61,18 @@ class Arguments:
 
 def runs(args: Arguments) -> dict[tuple[str, int, float], Config]:
     """(way, seed, learning rate) -> a run; all have the FLOPs of `steps` steps of the whole model."""
-    base = config.with_fields(dlm.experiment("adapt_tinystories"), {"data.path": args.data})
+    base = config_io.with_fields(dlm.experiment("adapt_tinystories"), {"data.path": args.data})
     budget = args.steps * flops.train(base.model, base.data.sequence_length, "model")
     found = {}
     for way, changes in WAYS.items():
         for seed in SEEDS[:1] if args.tune else SEEDS:
-            cfg = config.with_fields(base, {**changes, "run.seed": seed})
+            cfg = config_io.with_fields(base, {**changes, "run.seed": seed})
             if way != "from scratch":
                 cfg = replace(cfg, run=replace(cfg.run, init_from=args.start))
             steps = round(budget / flops.train(cfg.model, cfg.data.sequence_length, "model"))
             for rate in RATES if args.tune else (BEST[way],):
                 rates = {"optim.peak_lr": rate, "optim.final_lr": rate / 10, "run.steps": steps}
-                found[way, seed, rate] = config.with_fields(cfg, rates)
+                found[way, seed, rate] = config_io.with_fields(cfg, rates)
     return found
 
 

@@ -14,12 +14,12 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")  # before JAX looks for a TPU
 
 import tyro
 
-from diffusionlm import aot
-from diffusionlm.aot_table import to_json, verdict
-from diffusionlm.arguments import experiment
+from diffusionlm.compile_check import compile as aot
+from diffusionlm.compile_check.table import to_json, verdict
 from diffusionlm.errors import UserError
+from diffusionlm.hardware import GIB
+from diffusionlm.registry import experiment
 from diffusionlm.sampling.config import SamplingConfig
-from diffusionlm.topology import GIB
 
 RECIPES = ("smdm_170m", "smdm_1028m", "llada_1b", "llada_8b", "llada_8b_sft")
 TOPOLOGIES = ("v5e-256", "v5p-128", "v6e-256")

@@ -16,13 +16,13 @@ import numpy as np
 from measure import console, environment, in_turns, read_texts, spread
 from rich.table import Table
 
-from diffusionlm.arguments import SETTINGS
 from diffusionlm.errors import UserError
 from diffusionlm.evaluation.baselines import fit_ngram, ngram_nats
-from diffusionlm.likelihood import estimate
+from diffusionlm.likelihood.monte_carlo import estimate
+from diffusionlm.options import SETTINGS
+from diffusionlm.pretrained.model import LoadedModel, load
 from diffusionlm.sampling.config import SamplingConfig
 from diffusionlm.sampling.generate import generate
-from diffusionlm.sampling.load import LoadedModel, load
 
 JUDGES = {"twin_bits_per_byte": "the autoregressive twin", "ngram_bits_per_byte": "a 5-gram model"}
 Judge = Callable[[Sequence[Sequence[int]]], dict[str, float]]

@@ -16,13 +16,13 @@ import numpy as np
 from measure import console, read_texts
 from rich.table import Table
 
-from diffusionlm.arguments import parse
 from diffusionlm.config import MeshConfig
 from diffusionlm.errors import UserError
+from diffusionlm.options import parse
+from diffusionlm.parallel.mesh import make_mesh
+from diffusionlm.pretrained.model import LoadedModel, load
 from diffusionlm.sampling.config import SamplingConfig
 from diffusionlm.sampling.generate import generate
-from diffusionlm.sampling.load import LoadedModel, load
-from diffusionlm.sharding import make_mesh
 
 MESHES = {
     "8 devices, data": MeshConfig(data=8, fsdp=1),

@@ -24,11 +24,11 @@ from rich.table import Table
 from scipy import stats
 
 from diffusionlm.errors import UserError
-from diffusionlm.estimators import ESTIMATORS, Request
-from diffusionlm.likelihood import LENGTH_MULTIPLE, LikelihoodConfig, choose, estimate
-from diffusionlm.model import Transformer, suppression
+from diffusionlm.likelihood.estimators import ESTIMATORS, Request
+from diffusionlm.likelihood.monte_carlo import LENGTH_MULTIPLE, LikelihoodConfig, choose, estimate
+from diffusionlm.model.transformer import Transformer, suppression
+from diffusionlm.pretrained.model import LoadedModel, load
 from diffusionlm.sampling.denoiser import predictors
-from diffusionlm.sampling.load import LoadedModel, load
 
 PASSES, DRAWS = 8, 16  # 128 forward passes, as LLaDA's evaluation takes for each answer
 FIXED = LikelihoodConfig(draws=DRAWS, passes=PASSES)

@@ -13,8 +13,8 @@ from typing import Any
 import jax
 from rich.console import Console
 
-from diffusionlm.arguments import parse
 from diffusionlm.errors import UserError
+from diffusionlm.options import parse
 
 
 def in_turns(contenders: Mapping[Any, Callable[[], float]], repetitions: int) -> dict[Any, list[float]]:

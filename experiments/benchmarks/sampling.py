@@ -24,12 +24,13 @@ from measure import console, environment, in_turns, spread
 from rich.table import Table
 
 from diffusionlm import presets
-from diffusionlm.arguments import parse
 from diffusionlm.config import Config
 from diffusionlm.errors import UserError
-from diffusionlm.model import Transformer
+from diffusionlm.model.spec import ModelSpec
+from diffusionlm.model.transformer import Transformer
+from diffusionlm.options import parse
 from diffusionlm.sampling.canvas import build
-from diffusionlm.sampling.config import ModelSpec, SamplingConfig
+from diffusionlm.sampling.config import SamplingConfig
 from diffusionlm.sampling.generate import generate
 
 OURS, EAGER, COMPILED = "ours", "torch eager", "torch.compile(network)"

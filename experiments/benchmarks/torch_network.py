@@ -1,4 +1,4 @@
-"""The network of `diffusionlm.model` in plain PyTorch, to compare with.
+"""The network of `diffusionlm.model.transformer` in plain PyTorch, to compare with.
 
 What a PyTorch user would write from SMDM's shapes: a module per block, `scaled_dot_product_attention`, float32. Needs
 `torch`.

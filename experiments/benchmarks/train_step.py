@@ -22,11 +22,13 @@ import numpy as np
 from measure import console, environment, in_turns, run, spread
 from rich.table import Table
 
-from diffusionlm import optim, presets, train_step
+from diffusionlm import presets
 from diffusionlm.config import Config, DataConfig, OptimConfig, RunConfig
 from diffusionlm.errors import UserError
-from diffusionlm.sharding import make_mesh
-from diffusionlm.train_state import TrainState, create_state
+from diffusionlm.parallel.mesh import make_mesh
+from diffusionlm.training import optimizer as optim
+from diffusionlm.training import step as train_step
+from diffusionlm.training.state import TrainState, create_state
 
 OURS, EAGER, COMPILED = "ours", "torch eager", "torch.compile"
 CHECKED_STEPS = 3
@@ -145,9 +147,9 @@ def _ours(cfg: Config, mesh: Any, start: TrainState, batch: Any) -> Callable[[],
 
 def _our_parts(cfg: Config, mesh: Any, start: TrainState, targets: Any) -> Mapping[str, Callable[[], float]]:
     """Seconds of the parts of our step, each a program of its own: what they add up to is not quite the step."""
-    from diffusionlm.cross_entropy import weighted_cross_entropy
-    from diffusionlm.losses import predicted_share
-    from diffusionlm.model import Transformer, suppression
+    from diffusionlm.diffusion.cross_entropy import weighted_cross_entropy
+    from diffusionlm.diffusion.objectives import predicted_share
+    from diffusionlm.model.transformer import Transformer, suppression
 
     model, params = Transformer(cfg.model), jax.device_put(start.params)
     inputs, suppressed = jnp.asarray(targets.inputs_BxT), jnp.asarray(suppression(cfg.model, cfg.suppressed_ids))

@@ -1,0 +1,72 @@
+"""The verbs `import` and `export`: thin, over `diffusionlm.interop`."""
+
+from typing import Literal
+
+from diffusionlm.options import parse
+
+
+def import_weights(args: list[str], prog: str) -> int:
+    """Make a checkpoint of released weights: import SOURCE --output DIR [--family NAME] [--tokenizer FILE]."""
+    return parse(_import, args, prog)()
+
+
+def _import(
+    source: str,
+    /,
+    output: str,
+    family: str | None = None,
+    tokenizer: str | None = None,
+    mask_id: int | None = None,
+    suppress_mask: Literal["auto", "yes", "no"] = "auto",
+) -> int:
+    """Make a checkpoint of released weights.
+
+    Args:
+      source: a Hugging Face directory (config.json, safetensors, tokenizer files), or a .safetensors file.
+      output: the checkpoint, a new directory.
+      family: gpt2, llama, qwen2, dream, llada, smdm, diffugpt or diffullama; None: what config.json says.
+      tokenizer: a tokenizer file or directory; None: that of the source, if it has one.
+      mask_id: the id that stands for [MASK]; None: what config.json says, or the family's published one.
+      suppress_mask: whether a mask id from the vocabulary is never predicted; auto: as the family's reference does.
+    """
+    from diffusionlm.checkpoint import store as checkpoint
+    from diffusionlm.interop import importing
+
+    suppress = {"auto": None, "yes": True, "no": False}[suppress_mask]
+    path = importing.import_weights(
+        source, output, family, tokenizer=tokenizer, mask_id=mask_id, suppress_mask=suppress
+    )
+    sidecar = checkpoint.load_sidecar(path)
+    then = (
+        f"diffusionlm sample {path}" if sidecar.tokenizer else "import it again with --tokenizer FILE, which texts need"
+    )
+    print(f"{path}: {importing.summary(sidecar)}; next: {then}")
+    return 0
+
+
+def export_weights(args: list[str], prog: str) -> int:
+    """Write a checkpoint for other libraries: export CHECKPOINT --format NAME --output DIR [--dtype NAME]."""
+    return parse(_export, args, prog)()
+
+
+def _export(
+    checkpoint: str,
+    /,
+    format: str,
+    output: str,
+    dtype: Literal["float32", "bfloat16", "float16"] | None = None,
+) -> int:
+    """Write a checkpoint for other libraries, as a Hugging Face directory.
+
+    Args:
+      checkpoint: a run directory (its latest step), a step directory, or a params-only model.
+      format: llama, gpt2, qwen2, llada, dream, smdm, diffugpt or diffullama (what was adapted from a LLaMA).
+      output: a new directory.
+      dtype: of the tensors; None: as they are stored.
+    """
+    from diffusionlm.interop.exporting import export_weights as export
+
+    for note in export(checkpoint, output, format, dtype=dtype):
+        print(f"note: {note}")
+    print(f"{output}: written as {format}")
+    return 0

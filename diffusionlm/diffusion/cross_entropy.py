@@ -1,0 +1,208 @@
+"""The cross-entropy of labels under the vocabulary projection, without the logits of many tokens at once.
+
+`weighted_cross_entropy` is what training pays for: only the positions that are predicted meet the vocabulary, and
+gradients are made where the logits are, so that nothing is computed twice. `cross_entropy` gives one number a position.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec
+
+from diffusionlm.flops import head_chunk
+from diffusionlm.parallel.mesh import axis_names, partition_spec, rows_per_device, sum_over_rows
+
+LOOP = "vocabulary"  # the scope of the loop over chunks, by which the compile check knows it
+
+
+def cross_entropy(
+    head: Callable[[jax.Array], jax.Array],
+    hidden_BxTxD: jax.Array,
+    labels_BxT: jax.Array,
+    suppressed_V: jax.Array,
+    chunk: int,
+) -> jax.Array:
+    """-log softmax(logits)[label] in float32 nats, (B, T), without suppressed ids; not meant to be differentiated.
+
+    Chunks are cut along T, which no mesh axis splits.
+
+    Args:
+      head: hidden states (B, t, D) to raw float32 logits (B, t, V).
+      hidden_BxTxD: final hidden states.
+      labels_BxT: int32 ids; none may be suppressed.
+      suppressed_V: bool, True for ids that get no probability.
+      chunk: most tokens that each device projects at a time; one position of each of its rows is the least.
+    """
+
+    def nll(hidden_BxCxD: jax.Array, labels_BxC: jax.Array) -> jax.Array:
+        logits_BxCxV = jnp.where(suppressed_V[None, None], -jnp.inf, head(hidden_BxCxD))
+        label_BxC = jnp.take_along_axis(logits_BxCxV, labels_BxC[..., None], axis=-1)[..., 0]
+        return jax.nn.logsumexp(logits_BxCxV, axis=-1) - label_BxC
+
+    B, T, D = hidden_BxTxD.shape
+    C = min(T, max(1, chunk // rows_per_device(B)))
+    if C == T:
+        return nll(hidden_BxTxD, labels_BxT)
+    S = -(-T // C)
+    padding = ((0, 0), (0, S * C - T))  # what it costs is cut off again below
+    hidden_SxBxCxD = jnp.pad(hidden_BxTxD, (*padding, (0, 0))).reshape(B, S, C, D).swapaxes(0, 1)
+    labels_SxBxC = jnp.pad(labels_BxT, padding).reshape(B, S, C).swapaxes(0, 1)
+    nll_SxBxC = jax.lax.map(lambda x: nll(*x), (hidden_SxBxCxD, labels_SxBxC))
+    return nll_SxBxC.swapaxes(0, 1).reshape(B, S * C)[:, :T]
+
+
+# --- for training
+
+
+def weighted_cross_entropy(
+    hidden_BxTxD: jax.Array,
+    head_DxV: jax.Array,
+    labels_BxT: jax.Array,
+    weight_BxT: jax.Array,
+    counted_BxT: jax.Array,
+    suppressed_V: jax.Array,
+    chunk: int,
+    share: float,
+) -> tuple[jax.Array, jax.Array]:
+    """The sums of weight * nll and of nll over the counted positions, where nll = -log softmax(logits)[label].
+
+    Each device collects its counted positions and takes them through the vocabulary in chunks, as many as it needs:
+    whatever the number of counted positions, all are taken and no others. Gradients are made along with the loss, chunk
+    by chunk, and are reduced over the mesh once, at the end. With the vocabulary split over devices, two numbers a
+    position are exchanged. Logits exist for one chunk at a time. Only the first sum is differentiable.
+
+    Args:
+      hidden_BxTxD: final hidden states, in the dtype of the products.
+      head_DxV: the projection, float32.
+      labels_BxT: int32 ids; none that is counted may be suppressed.
+      weight_BxT: float32; 0 where not counted.
+      counted_BxT: bool, where a label is predicted.
+      suppressed_V: bool, True for ids that get no probability.
+      chunk: most tokens that each device projects at a time.
+      share: of all positions that is usually counted; a hint for the size of chunks.
+
+    Returns:
+      Two float32 scalars, in nats.
+    """
+    B, T = labels_BxT.shape
+    shape = dict(jax.sharding.get_abstract_mesh().shape)
+    rows = partition_spec((B,), ("batch",), shape)[0]
+    embed, vocab = partition_spec(head_DxV.shape, ("embed", "vocab"), shape)
+    C = head_chunk(rows_per_device(B), T, chunk, share)
+    bias_V = jnp.where(suppressed_V, -jnp.inf, 0.0)
+    split = _Split(axis_names(rows), axis_names(embed), axis_names(vocab))
+    inputs = (hidden_BxTxD, head_DxV, labels_BxT, weight_BxT, counted_BxT, bias_V)
+    return _sums(C, split, _Inputs(*map(jnp.asarray, inputs)))
+
+
+class _Split(NamedTuple):
+    """The mesh axes that split each dimension."""
+
+    rows: tuple[str, ...]
+    embed: tuple[str, ...]
+    vocab: tuple[str, ...]
+
+
+class _Inputs(NamedTuple):
+    hidden_BxTxD: jax.Array
+    head_DxV: jax.Array
+    labels_BxT: jax.Array
+    weight_BxT: jax.Array
+    counted_BxT: jax.Array
+    bias_V: jax.Array
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _sums(C: int, split: _Split, inputs: _Inputs) -> tuple[jax.Array, jax.Array]:
+    return _on_each_device(C, split, inputs, gradients=False)[0]
+
+
+def _sums_forward(C: int, split: _Split, inputs: _Inputs) -> tuple[tuple[jax.Array, jax.Array], tuple]:
+    return _on_each_device(C, split, inputs, gradients=True)
+
+
+def _sums_backward(C: int, split: _Split, saved: tuple, outer: tuple[jax.Array, jax.Array]) -> tuple[_Inputs]:
+    grad_BxTxD, grad_DxV = saved
+    scale = outer[0]
+    grad_BxTxD = (scale * grad_BxTxD.astype(jnp.float32)).astype(grad_BxTxD.dtype)
+    return (_Inputs(grad_BxTxD, scale * grad_DxV, None, None, None, None),)
+
+
+_sums.defvjp(_sums_forward, _sums_backward)
+
+
+def _on_each_device(C: int, split: _Split, inputs: _Inputs, *, gradients: bool) -> Any:
+    body = functools.partial(_one_device, C, split, gradients)
+    if jax.sharding.get_abstract_mesh().empty:
+        return body(inputs)
+    rows, embed, vocab = (axes or None for axes in split)
+    by_row = PartitionSpec(rows)
+    specs = _Inputs(by_row, PartitionSpec(embed, vocab), by_row, by_row, by_row, PartitionSpec(vocab))
+    scalar = PartitionSpec()
+    out = ((scalar, scalar), (by_row, specs.head_DxV) if gradients else None)
+    return jax.shard_map(body, in_specs=(specs,), out_specs=out, check_vma=False)(inputs)
+
+
+def _one_device(C: int, split: _Split, gradients: bool, inputs: _Inputs) -> Any:
+    """The sums over all devices and, if wanted, the gradients that this device keeps."""
+    B, T, D = inputs.hidden_BxTxD.shape
+    N, dtype = B * T, inputs.hidden_BxTxD.dtype
+    hidden_NxD = inputs.hidden_BxTxD.reshape(N, D)
+    labels_N, weight_N = inputs.labels_BxT.reshape(N), inputs.weight_BxT.reshape(N)
+    head_DxV = inputs.head_DxV.astype(dtype)
+    if split.embed:  # gathered in the dtype of the products
+        head_DxV = jax.lax.all_gather(head_DxV, split.embed, axis=0, tiled=True)
+    V = head_DxV.shape[1]
+    first_id = jax.lax.axis_index(split.vocab) * V if split.vocab else 0
+    ids_1xV = first_id + jnp.arange(V, dtype=jnp.int32)[None]
+
+    counted_N = inputs.counted_BxT.reshape(N)
+    padded = -(-N // C) * C
+    places_P = jnp.sort(jnp.where(counted_N, jnp.arange(N, dtype=jnp.int32), N))
+    places_P = jnp.pad(places_P, (0, padded - N), constant_values=N)
+    turns = (counted_N.sum(dtype=jnp.int32) + C - 1) // C
+    if split.vocab and split.rows:
+        # All go round as often, so that no collective inside the loop is met by some devices and not by others.
+        turns = jax.lax.pmax(turns, split.rows)
+
+    def turn(j: jax.Array, carry: tuple) -> tuple:
+        (loss, unweighted), grads = carry
+        places_C = jax.lax.dynamic_slice_in_dim(places_P, j * C, C)
+        hidden_CxD = hidden_NxD.at[places_C].get(mode="fill", fill_value=0)
+        label_C = labels_N.at[places_C].get(mode="fill", fill_value=-1)
+        weight_C = weight_N.at[places_C].get(mode="fill", fill_value=0)
+        logits_CxV = jnp.dot(hidden_CxD, head_DxV, preferred_element_type=jnp.float32) + inputs.bias_V[None]
+        is_label_CxV = ids_1xV == label_C[:, None]
+        total_C = jax.nn.logsumexp(logits_CxV, axis=-1)
+        chosen_C = jnp.where(is_label_CxV, logits_CxV, 0.0).sum(-1)
+        if split.vocab:
+            totals_PxC, chosen_PxC = jax.lax.all_gather(jnp.stack([total_C, chosen_C]), split.vocab, axis=1)
+            total_C, chosen_C = jax.nn.logsumexp(totals_PxC, axis=0), chosen_PxC.sum(0)
+        nll_C = jnp.where(places_C < N, total_C - chosen_C, 0.0)
+        sums = (loss + (weight_C * nll_C).sum(), unweighted + nll_C.sum())
+        if not gradients:
+            return sums, grads
+        grad_NxD, grad_DxV = grads
+        probability_CxV = jnp.exp(logits_CxV - total_C[:, None])
+        error_CxV = (probability_CxV - is_label_CxV.astype(jnp.float32)) * weight_C[:, None]
+        error_CxV = error_CxV.astype(dtype)
+        grad_DxV += jnp.dot(hidden_CxD.T, error_CxV, preferred_element_type=jnp.float32)
+        grad_CxD = jnp.dot(error_CxV, head_DxV.T, preferred_element_type=jnp.float32)
+        return sums, (grad_NxD.at[places_C].set(grad_CxD.astype(grad_NxD.dtype), mode="drop"), grad_DxV)
+
+    # Parts of the sum over the vocabulary, which lie on several devices, are added up in float32.
+    part = jnp.float32 if split.vocab else dtype
+    grads = (jnp.zeros((N, D), part), jnp.zeros((D, V), jnp.float32)) if gradients else None
+    with jax.named_scope(LOOP):
+        sums, grads = jax.lax.fori_loop(0, turns, turn, ((jnp.float32(0), jnp.float32(0)), grads))
+    if split.rows:
+        sums = jax.lax.psum(sums, split.rows)
+    if not gradients:
+        return sums, None
+    grad_NxD, grad_DxV = grads
+    if split.vocab:
+        grad_NxD = jax.lax.psum(grad_NxD, split.vocab)
+    return sums, (grad_NxD.astype(dtype).reshape(B, T, D), sum_over_rows(grad_DxV, split.rows, split.embed, 0))

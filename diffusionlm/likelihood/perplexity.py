@@ -1,0 +1,140 @@
+"""Perplexity of documents, also of those longer than the context."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from diffusionlm.errors import UserError
+from diffusionlm.likelihood.estimators import ESTIMATORS
+from diffusionlm.likelihood.monte_carlo import Estimate, LikelihoodConfig, estimate
+from diffusionlm.model.spec import ModelSpec
+
+
+@dataclass(frozen=True)
+class Perplexity:
+    """What documents cost under a model, of which every token but the first is scored.
+
+    Attributes:
+      documents: the log-likelihood of each; of a masked diffusion model, a lower bound of it.
+      tokens: scored tokens of each.
+      n_bytes: bytes of each, where given.
+    """
+
+    documents: list[Estimate]
+    tokens: list[int]
+    n_bytes: list[int] | None = None
+
+    @property
+    def nats(self) -> float:
+        """Negative log-likelihood of all documents together; of a masked diffusion model, an upper bound of it."""
+        return -math.fsum(one.log_likelihood for one in self.documents)
+
+    @property
+    def stderr(self) -> float:
+        """Standard error of `nats` over documents, given the number of tokens; of a single document nan.
+
+        That of a ratio, nats per token, times the tokens (Cochran, Sampling Techniques, section 2.11). Noise of the
+        estimates is part of it.
+        """
+        D = len(self.documents)
+        if D < 2:
+            return math.nan
+        pairs = zip(self.documents, self.tokens, strict=True)
+        residuals = [-one.log_likelihood - self.nats_per_token * n for one, n in pairs]
+        return math.sqrt(D / (D - 1) * math.fsum(x * x for x in residuals))
+
+    @property
+    def estimate_stderr(self) -> float:
+        """Standard error of `nats` for exactly these documents: the noise of the estimates alone; 0 where exact."""
+        return math.sqrt(math.fsum(one.stderr**2 for one in self.documents))
+
+    @property
+    def nats_per_token(self) -> float:
+        """Per scored token; its standard errors are those of `nats`, divided by the number of scored tokens."""
+        return self.nats / sum(self.tokens)
+
+    @property
+    def perplexity(self) -> float:
+        """exp of the nats per scored token."""
+        return math.exp(self.nats_per_token)
+
+    @property
+    def bits_per_byte(self) -> float | None:
+        """Comparable between tokenizers; None without bytes."""
+        return None if self.n_bytes is None else self.nats / math.log(2) / sum(self.n_bytes)
+
+
+def perplexity(
+    params: Any,
+    cfg: ModelSpec,
+    documents: Sequence[Sequence[int]],
+    settings: LikelihoodConfig | None = None,
+    *,
+    stride: int | None = None,
+    n_bytes: Sequence[int] | None = None,
+) -> Perplexity:
+    """Scores documents of any length, in windows that overlap where one does not fit into the context.
+
+    Args:
+      params: the parameters of `Transformer(cfg.model)`; for a mesh, call this under `jax.set_mesh`.
+      cfg: the model.
+      documents: token ids, each from its start token on, which is given and not scored.
+      settings: how each window is estimated; None: the defaults.
+      stride: tokens by which a window advances: fewer give each token more context, and take more time; None: half of
+        the context.
+      n_bytes: bytes of the scored text of each document, for bits per byte.
+
+    Raises:
+      UserError: a setting without meaning, nothing to score, or a token that the model cannot score.
+    """
+    settings = settings or LikelihoodConfig()
+    if settings.estimator in ESTIMATORS and not ESTIMATORS[settings.estimator].summed:
+        raise UserError(f"estimator={settings.estimator} is a score per token, not a likelihood; leave it unset")
+    documents = [list(document) for document in documents]
+    if not any(len(document) > 1 for document in documents):
+        raise UserError("no document has a token after its first one; there is nothing to score")
+    if empty := [d for d, document in enumerate(documents) if not document]:
+        raise UserError(f"document {empty[0]} is empty; it needs at least its start token")
+    if n_bytes is not None and (len(n_bytes) != len(documents) or min(n_bytes) < 0 or not sum(n_bytes)):
+        raise UserError(f"n_bytes={list(n_bytes)!r} must have the bytes of each of the {len(documents)} documents")
+    stride = max(1, cfg.max_length // 2) if stride is None else stride
+    windows = [rolling_windows(document, cfg.max_length, stride) for document in documents]
+    estimates = iter(estimate(params, cfg, [pair for pairs in windows for pair in pairs], settings))
+    return Perplexity(
+        [_sum([next(estimates) for _ in pairs]) for pairs in windows],
+        [len(document) - 1 for document in documents],
+        None if n_bytes is None else list(n_bytes),
+    )
+
+
+def _sum(parts: Sequence[Estimate]) -> Estimate:
+    """Of independent estimates."""
+    return Estimate(
+        math.fsum(one.log_likelihood for one in parts),
+        math.sqrt(math.fsum(one.stderr**2 for one in parts)),
+        min((one.passes for one in parts), default=1),
+        sum(one.nfe for one in parts),
+    )
+
+
+def rolling_windows(tokens: Sequence[int], context: int, stride: int) -> list[tuple[list[int], list[int]]]:
+    """A document as (prefix, target) pairs in which every token but the first is scored once.
+
+    The first window scores all that fits behind the first token; each later one up to `stride` tokens, given as many
+    tokens before them as fit.
+
+    Args:
+      tokens: the document, from its start token on, which is given.
+      context: most tokens of prefix and target together.
+      stride: most tokens that a window after the first scores, at most context - 1.
+    """
+    if not isinstance(stride, int) or not 1 <= stride < context:
+        raise UserError(f"stride={stride} must lie in [1, {context - 1}], below the model's context of {context}")
+    tokens = list(tokens)
+    starts = [1, *range(context, len(tokens), stride)]
+    pairs = []
+    for start, end in zip(starts, [*starts[1:], len(tokens)], strict=True):
+        if start < end:
+            pairs.append((tokens[max(0, end - context) : start], tokens[start:end]))
+    return pairs

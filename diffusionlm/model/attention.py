@@ -1,0 +1,107 @@
+"""Attention: one entry point for every mask kind, on every device.
+
+Masks are full, causal, block-causal, within segments, or any other that is data; `flash` has the kernels for the first
+four, and what they do not cover takes `reference`.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+
+from diffusionlm.model import attention_kernels as flash
+
+
+class Keys(NamedTuple):
+    """What the S keys of an attention are, where they are not the T queries themselves."""
+
+    places_BxT: jax.Array  # int32: which key each query is; only causal attention looks at it
+    segment_ids_BxS: jax.Array  # int32
+
+
+def attention(
+    q_BxTxHxK: jax.Array,
+    k_BxSxGxK: jax.Array,
+    v_BxSxGxK: jax.Array,
+    *,
+    causal: bool,
+    block: int = 1,
+    segment_ids_BxT: jax.Array | None = None,
+    keys: Keys | None = None,
+    allowed_TxS: jax.Array | None = None,
+) -> jax.Array:
+    """Softmax attention of H query heads over G key/value heads, scaled by 1/sqrt(K), with the softmax in float32.
+
+    Args:
+      q_BxTxHxK: queries; H is a multiple of G, and query head h reads key/value head h // (H // G).
+      k_BxSxGxK: keys.
+      v_BxSxGxK: values.
+      causal: position i attends to positions j <= i only.
+      block: with `causal`, also to the later ones of its own block of this many positions.
+      segment_ids_BxT: positions attend within equal ids only; padding's own id is 0, so nothing else sees it.
+      keys: what the keys are; None: the queries themselves, S = T.
+      allowed_TxS: bool, a mask that is data, such as `annealed`; on top of the others.
+
+    Returns:
+      (B, T, H, K) in the dtype of the queries.
+    """
+    operands = (q_BxTxHxK, k_BxSxGxK, v_BxSxGxK)
+    kernel = flash.kernel(q_BxTxHxK) if keys is None and allowed_TxS is None else None
+    if kernel == "splash":
+        return flash.splash(*operands, causal=causal, block=block, segment_ids_BxT=segment_ids_BxT)
+    T = q_BxTxHxK.shape[1]
+    if kernel == "cudnn":
+        own = causal and block == 1  # the only mask that it knows without seeing it
+        mask_BxTxT = mask(T, causal and not own, block, segment_ids_BxT)
+        return flash.cudnn(*operands, causal=own, mask_BxTxT=mask_BxTxT)
+    mask_BxTxS = mask(T, causal, block, segment_ids_BxT, keys)
+    if allowed_TxS is not None:
+        mask_BxTxS = allowed_TxS[None] if mask_BxTxS is None else mask_BxTxS & allowed_TxS[None]
+    return reference(*operands, mask_BxTxS)
+
+
+def reference(
+    q_BxTxHxK: jax.Array, k_BxSxGxK: jax.Array, v_BxSxGxK: jax.Array, mask_BxTxS: jax.Array | None
+) -> jax.Array:
+    """Attention with all scores in memory, for any mask; a mask of one row is for all."""
+    B, T, H, K = q_BxTxHxK.shape
+    S, G = k_BxSxGxK.shape[1:3]
+    R = H // G
+    # Heads before positions, so that both products are plain batched matmuls: much faster on CPUs.
+    q_BxGxRTxK = q_BxTxHxK.reshape(B, T, G, R, K).transpose(0, 2, 3, 1, 4).reshape(B, G, R * T, K)
+    k_BxGxSxK, v_BxGxSxK = k_BxSxGxK.transpose(0, 2, 1, 3), v_BxSxGxK.transpose(0, 2, 1, 3)
+    scores_BxGxRTxS = jnp.einsum("bgqk,bgsk->bgqs", q_BxGxRTxK, k_BxGxSxK, preferred_element_type=jnp.float32)
+    scores_BxGxRxTxS = scores_BxGxRTxS.reshape(B, G, R, T, S) * K**-0.5
+    if mask_BxTxS is not None:
+        # Finite, so that a row with nothing to attend to gives numbers and not NaN.
+        floor = jnp.finfo(jnp.float32).min
+        scores_BxGxRxTxS = jnp.where(mask_BxTxS[:, None, None], scores_BxGxRxTxS, floor)
+    weights_BxGxRxTxS = jax.nn.softmax(scores_BxGxRxTxS, axis=-1).astype(v_BxSxGxK.dtype)
+    weights_BxGxRTxS = weights_BxGxRxTxS.reshape(B, G, R * T, S)
+    out_BxGxRTxK = checkpoint_name(jnp.einsum("bgqs,bgsk->bgqk", weights_BxGxRTxS, v_BxGxSxK), flash.CHECKPOINT)
+    return out_BxGxRTxK.reshape(B, G, R, T, K).transpose(0, 3, 1, 2, 4).reshape(B, T, H, K)
+
+
+def mask(
+    T: int, causal: bool, block: int, segment_ids_BxT: jax.Array | None, keys: Keys | None = None
+) -> jax.Array | None:
+    """True where a query (second-last axis) may attend to a key (last axis); None where every pair may."""
+    mask_BxTxS = None
+    if causal:
+        places_BxT = jnp.arange(T)[None] if keys is None else keys.places_BxT
+        S = T if keys is None else keys.segment_ids_BxS.shape[1]
+        mask_BxTxS = jnp.arange(S)[None, None] // block <= places_BxT[..., None] // block
+    if segment_ids_BxT is not None:
+        segment_ids_BxS = segment_ids_BxT if keys is None else keys.segment_ids_BxS
+        same_BxTxS = segment_ids_BxT[:, :, None] == segment_ids_BxS[:, None, :]
+        mask_BxTxS = same_BxTxS if mask_BxTxS is None else mask_BxTxS & same_BxTxS
+    return mask_BxTxS
+
+
+def annealed(key: jax.Array, T: int, fraction: jax.Array | float) -> jax.Array:
+    """Causal attention on its way to full attention: every later position is open with probability `fraction`.
+
+    One mask for all rows, heads and layers of a step (DiffuLLaMA, arXiv 2410.17891, Section 3.2). Bool (T, T).
+    """
+    return jnp.tri(T, dtype=bool) | jax.random.bernoulli(key, fraction, (T, T))

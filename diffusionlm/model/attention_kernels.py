@@ -1,0 +1,133 @@
+"""Attention that never holds all scores: splash attention on TPUs, cuDNN's on GPUs; `kernel` says where each will do.
+
+The choice is by the devices of the mesh of `jax.set_mesh`, never by the machine that traces the program, so that what
+is compiled ahead of time for another machine has that machine's kernel. Both are tested against `attention.reference`.
+"""
+
+import functools
+import re
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash_lib
+from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as splash_masks
+
+from diffusionlm.flops import SPLASH_LENGTHS, splash_tile
+from diffusionlm.parallel.mesh import partition_spec
+
+CHECKPOINT = "attention"  # what the backward pass needs of attention is saved under this name, if a policy wants it
+# NVIDIA's cards before Ampere (compute capability 8.0), for which cuDNN has no flash attention.
+BEFORE_AMPERE = re.compile(r"Tesla|Quadro|TITAN|GTX|GeForce MX|RTX 20\d0\b(?!.* Ada)|\b[KMPV]\d+|\bT\d+")
+
+
+def kernel(q_BxTxHxK: jax.Array) -> Literal["splash", "cudnn"] | None:
+    """The fast kernel for some queries on the devices of the mesh; None where only the reference will do."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    if device is None:  # no mesh
+        return None
+    T, K = q_BxTxHxK.shape[1], q_BxTxHxK.shape[3]
+    if device.platform == "tpu":
+        return "splash" if T % SPLASH_LENGTHS == 0 else None
+    nvidia = device.platform in ("gpu", "cuda") and device.device_kind.startswith("NVIDIA")
+    nvidia = nvidia and not BEFORE_AMPERE.search(device.device_kind)
+    if nvidia and q_BxTxHxK.dtype in (jnp.bfloat16, jnp.float16) and K <= 128 and K % 8 == 0:
+        return "cudnn"
+    return None
+
+
+def splash(
+    q_BxTxHxK: jax.Array,
+    k_BxTxGxK: jax.Array,
+    v_BxTxGxK: jax.Array,
+    *,
+    causal: bool,
+    block: int,
+    segment_ids_BxT: jax.Array | None,
+    interpret: bool = False,
+) -> jax.Array:
+    """Splash attention; arguments and result are those of `attention`, and T is a multiple of 128.
+
+    The kernel knows nothing of meshes, so each device runs it on its own rows and heads. `interpret` runs the kernel's
+    Python on any platform, for tests.
+    """
+    H, G = q_BxTxHxK.shape[2], k_BxTxGxK.shape[2]
+    mesh = dict(jax.sharding.get_abstract_mesh().shape)
+    spec = partition_spec(q_BxTxHxK.shape, ("batch", None, "heads", None), mesh)
+    kv_spec = partition_spec(k_BxTxGxK.shape, ("batch", None, "kv_heads", None), mesh)
+    if spec != kv_spec:  # key/value heads that the mesh does not divide go where their queries are
+        k_BxTxGxK, v_BxTxGxK = (jnp.repeat(x, H // G, axis=2) for x in (k_BxTxGxK, v_BxTxGxK))
+    body = functools.partial(_splash_one_device, causal, block, interpret)
+    operands = (q_BxTxHxK, k_BxTxGxK, v_BxTxGxK, segment_ids_BxT)
+    if not mesh:
+        return body(*operands)
+    rows = None if segment_ids_BxT is None else jax.sharding.PartitionSpec(spec[0])
+    return jax.shard_map(body, in_specs=(spec, spec, spec, rows), out_specs=spec, check_vma=False)(*operands)
+
+
+def _splash_one_device(
+    causal: bool,
+    block: int,
+    interpret: bool,
+    q_BxTxHxK: jax.Array,
+    k_BxTxGxK: jax.Array,
+    v_BxTxGxK: jax.Array,
+    segment_ids_BxT: jax.Array | None,
+) -> jax.Array:
+    _, T, H, K = q_BxTxHxK.shape
+    run = splash_lib.make_splash_mha(
+        _static_mask(T, H, causal, block),
+        block_sizes=_tiles(T),
+        head_shards=1,
+        q_seq_shards=1,
+        residual_checkpoint_name=CHECKPOINT,
+        interpret=interpret,
+    )
+    q_BxTxHxK = (q_BxTxHxK.astype(jnp.float32) * K**-0.5).astype(q_BxTxHxK.dtype)  # splash does not scale
+    q_BxHxTxK, k_BxGxTxK, v_BxGxTxK = (x.transpose(0, 2, 1, 3) for x in (q_BxTxHxK, k_BxTxGxK, v_BxTxGxK))
+    if segment_ids_BxT is None:
+        out_BxHxTxK = jax.vmap(lambda q, k, v: run(q, k, v))(q_BxHxTxK, k_BxGxTxK, v_BxGxTxK)
+    else:
+        within = jax.vmap(lambda q, k, v, ids: run(q, k, v, splash_lib.SegmentIds(ids, ids)))
+        out_BxHxTxK = within(q_BxHxTxK, k_BxGxTxK, v_BxGxTxK, segment_ids_BxT)
+    return out_BxHxTxK.transpose(0, 2, 1, 3)
+
+
+def _static_mask(T: int, H: int, causal: bool, block: int) -> splash_masks.MultiHeadMask:
+    if not causal:
+        mask = splash_masks.FullMask((T, T))
+    elif block == 1:
+        mask = splash_masks.CausalMask((T, T))
+    else:
+        blocks_T = np.arange(T) // block
+        mask = splash_masks.NumpyMask(blocks_T[None] <= blocks_T[:, None])
+    return splash_masks.MultiHeadMask([mask] * H)
+
+
+def _tiles(T: int) -> splash_lib.BlockSizes:
+    tile = splash_tile(T)
+    return splash_lib.BlockSizes(
+        block_q=tile,
+        block_kv=tile,
+        block_kv_compute=tile,
+        block_q_dkv=tile,
+        block_kv_dkv=tile,
+        block_kv_dkv_compute=tile,
+        block_q_dq=tile,
+        block_kv_dq=tile,
+    )
+
+
+def cudnn(
+    q_BxTxHxK: jax.Array, k_BxTxGxK: jax.Array, v_BxTxGxK: jax.Array, *, causal: bool, mask_BxTxT: jax.Array | None
+) -> jax.Array:
+    """cuDNN's flash attention; a mask costs the memory of a bias, but no scores."""
+    return jax.nn.dot_product_attention(
+        q_BxTxHxK,
+        k_BxTxGxK,
+        v_BxTxGxK,
+        mask=None if mask_BxTxT is None else mask_BxTxT[:, None],
+        is_causal=causal,
+        implementation="cudnn",
+    )

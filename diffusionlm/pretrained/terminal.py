@@ -1,0 +1,117 @@
+"""A denoising, shown in the terminal: masks as dim blocks that turn into text."""
+
+import time
+
+import numpy as np
+from rich.cells import cell_len
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.text import Text
+
+from diffusionlm.data.tokenizers.kinds import Tokenizer
+from diffusionlm.sampling.loop import Trace
+
+BLOCK = "░"
+STILLS = 4  # frames that are printed where nothing can move
+UNREADABLE = "\ufffd"  # what a tokenizer gives for a part of a character
+LONGEST = 8  # tokens that are tried together for a whole character
+
+
+def show(
+    trace: Trace, tokenizer: Tokenizer, *, prompt: str = "", seconds: float = 5.0, console: Console | None = None
+) -> None:
+    """Plays the trace of one row; prints a few stills instead where the output is no terminal.
+
+    Args:
+      trace: tokens and masked, arrays (frames, length), as in `Completion.trace`.
+      tokenizer: of the model.
+      prompt: shown before the new text.
+      seconds: how long the animation takes.
+      console: where to; None: stdout.
+    """
+    console = console or Console()
+    last = len(trace.tokens) - 1
+    coming = to_come(trace)
+    if not console.is_terminal:
+        for i in sorted({round(last * still / STILLS) for still in range(STILLS + 1)}):
+            console.print(f"step {i}/{last}", style="bold", highlight=False)
+            console.print(frame(trace, i, token_texts(coming[i], tokenizer), prompt), soft_wrap=True)
+        return
+    with Live(console=console, auto_refresh=False) as live:
+        for i in range(last + 1):
+            left = int(trace.masked[i].sum())
+            bar = ProgressBar(total=trace.masked[i].size, completed=trace.masked[i].size - left, width=40)
+            text = frame(trace, i, token_texts(coming[i], tokenizer), prompt)
+            live.update(Group(text, bar, Text(f"step {i}/{last}, {left} masked")), refresh=True)
+            time.sleep(seconds / (last + 1))
+
+
+def frame(trace: Trace, index: int, pieces: list[str], prompt: str = "") -> Text:
+    """One state as styled text; a mask is as wide as the text it will become, so that lines stay where they are.
+
+    Args:
+      trace: tokens and masked, arrays (frames, length).
+      index: which frame.
+      pieces: the text of each token of this frame, from `token_texts`; where there is a mask, of the token to come.
+      prompt: shown before the new text.
+    """
+    masked_N = trace.masked[index]
+    fresh_N = ~masked_N & trace.masked[index - 1] if index else np.zeros_like(masked_N)
+    text = Text(prompt, style="bold")
+    for piece, masked, fresh in zip(pieces, masked_N, fresh_N, strict=True):
+        if masked:
+            breaks = "\n" * piece.count("\n")
+            text.append(BLOCK * max(1, cell_len(piece.replace("\n", ""))) + breaks, style="not bold dim")
+        else:
+            text.append(piece, style="not bold black on green" if fresh else "not bold")
+    return text
+
+
+def to_come(trace: Trace) -> np.ndarray:
+    """The token at each position of each frame; where there is a mask, the next one to be there. (frames, length)."""
+    tokens = np.array(trace.tokens)
+    for i in range(len(tokens) - 2, -1, -1):
+        tokens[i] = np.where(trace.masked[i], tokens[i + 1], tokens[i])
+    return tokens
+
+
+def token_texts(tokens_N: np.ndarray, tokenizer: Tokenizer) -> list[str]:
+    """The text that each token adds, with its leading space, which a decoder drops at the start of a text.
+
+    A character that several tokens share is the first one's.
+    """
+    pieces = single_texts(tokens_N, tokenizer)
+    for first, count, character in characters(tokens_N, tokenizer):
+        pieces[first : first + count] = [character] + [""] * (count - 1)
+    return pieces
+
+
+def single_texts(tokens_N: np.ndarray, tokenizer: Tokenizer) -> list[str]:
+    """The text that each token adds by itself: `UNREADABLE` where it is only a part of a character."""
+    texts = {token: _added(tokenizer, [token]) for token in set(tokens_N.tolist())}
+    return [texts[token] for token in tokens_N.tolist()]
+
+
+def characters(tokens_N: np.ndarray, tokenizer: Tokenizer) -> list[tuple[int, int, str]]:
+    """The characters that several tokens share, as (first position, number of tokens, text)."""
+    tokens = tokens_N.tolist()
+    partial = [UNREADABLE in text for text in single_texts(tokens_N, tokenizer)]
+    found, n = [], 0
+    while n < len(tokens):
+        count = 1
+        while partial[n] and count < LONGEST and n + count < len(tokens) and partial[n + count]:
+            count += 1
+            text = _added(tokenizer, tokens[n : n + count])
+            if UNREADABLE not in text:
+                found.append((n, count, text))
+                break
+        else:
+            count = 1
+        n += count
+    return found
+
+
+def _added(tokenizer: Tokenizer, tokens: list[int]) -> str:
+    anchor = tokenizer.encode("a")[-1:]
+    return tokenizer.decode([*anchor, *tokens])[len(tokenizer.decode(anchor)) :]

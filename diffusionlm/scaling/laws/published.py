@@ -1,0 +1,92 @@
+"""Published scaling laws and points, with their sources (`laws.json`), to overlay on a report and to test fits with."""
+
+import functools
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import resources
+
+from diffusionlm.errors import UserError, suggest
+
+
+@dataclass(frozen=True)
+class PublishedLaw:
+    """A published law; what its source does not give is None, and then so is what would need it."""
+
+    name: str
+    title: str
+    source: str
+    how: str  # the numbers were obtained
+    objective: str
+    convention: Mapping[str, str]  # what N and C count
+    data: str | None
+    fitted_range: tuple[float, float] | None  # FLOPs
+    points: tuple[Mapping[str, float], ...]  # C, N, L
+    loss_law: Mapping[str, float] | None
+    params_law: Mapping[str, float | None] | None
+    tokens_law: Mapping[str, float] | None
+    parametric: Mapping[str, float] | None
+
+    def params(self, c: float) -> float | None:
+        """N* at C, by the source's power law, or else by the minimum of its parametric loss with C = 6 N D."""
+        if self.params_law:
+            coefficient, exponent = self.params_law["coefficient"], self.params_law["exponent"]
+            if coefficient is None:  # not published: the best one for the points
+                coefficient = math.exp(
+                    sum(math.log(p["N"]) - exponent * math.log(p["C"]) for p in self.points) / len(self.points)
+                )
+            return float(coefficient * c**exponent)
+        if self.parametric:
+            a, b, alpha, beta = (self.parametric[key] for key in ("A", "B", "alpha", "beta"))
+            # dL/dN = 0 along 6 N D = C (2203.15556, Eq. 4)
+            return float((alpha * a / (beta * b)) ** (1 / (alpha + beta)) * (c / 6) ** (beta / (alpha + beta)))
+        return None
+
+    def tokens(self, c: float) -> float | None:
+        """D* at C, by the source's power law, or else C / (6 N*)."""
+        if self.tokens_law:
+            return float(self.tokens_law["coefficient"] * c ** self.tokens_law["exponent"])
+        n = self.params(c)
+        return None if n is None else c / (6 * n)
+
+    def loss(self, c: float) -> float | None:
+        """L* at C, nats per token of the source's tokens and text."""
+        if self.loss_law:
+            return float(math.exp(self.loss_law["exponent"] * math.log(c) + self.loss_law["log_prefactor"]))
+        if self.parametric:
+            n, d = self.params(c), self.tokens(c)
+            p = self.parametric
+            return float(p["E"] + p["A"] / n ** p["alpha"] + p["B"] / d ** p["beta"])
+        return None
+
+
+@functools.cache
+def _file() -> Mapping:
+    return json.loads(resources.files("diffusionlm.scaling.laws").joinpath("laws.json").read_text())
+
+
+def names() -> list[str]:
+    """The names of all published laws."""
+    return sorted(_file()["laws"])
+
+
+def notes() -> list[str]:
+    """Units and conventions, and which published laws are missing and why."""
+    return list(_file()["notes"])
+
+
+def get(name: str) -> PublishedLaw:
+    """A published law by its name.
+
+    Raises:
+      UserError: there is none of this name.
+    """
+    known = _file()["laws"]
+    if name not in known:
+        raise UserError(f"unknown published law {name!r}{suggest(name, known)}")
+    entry = dict(known[name])
+    renamed = {f"{key}_law": entry.pop(key) for key in ("loss", "params", "tokens")}
+    entry["points"] = tuple(entry["points"])
+    entry["fitted_range"] = tuple(entry["fitted_range"]) if entry["fitted_range"] else None
+    return PublishedLaw(name=name, **renamed, **entry)

@@ -1,0 +1,61 @@
+"""The state of a training run: one dataclass, and how it lies on a mesh."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jax.sharding import Mesh
+
+from diffusionlm.config import Config
+from diffusionlm.diffusion.noise import INITIALISATION, stream_key
+from diffusionlm.model import lora
+from diffusionlm.model.transformer import Transformer
+from diffusionlm.parallel.mesh import tree_shardings, unbox
+from diffusionlm.training import optimizer as optim
+from diffusionlm.training.bad_batches import Guard, new_guard
+
+
+@struct.dataclass
+class TrainState:
+    """Everything that a step changes."""
+
+    step: jax.Array  # int32 scalar, optimizer steps taken
+    next_index: jax.Array  # int32 scalar, the next batch to train on; a skipped batch advances this alone
+    params: Any  # float32 tree, stacked over layers
+    opt_state: Any  # of optim.build, for the parameters that are trained
+    guard: Guard
+
+
+def abstract_state(cfg: Config, mesh: Mesh) -> TrainState:
+    """Shapes, dtypes and shardings of the state, without making it.
+
+    Moments take the shardings of their parameters explicitly: left to itself, XLA replicates them.
+    """
+    boxed = jax.eval_shape(lambda: _boxed_state(cfg, jax.random.key(0)))
+    return jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        unbox(boxed),
+        tree_shardings(boxed, mesh),
+    )
+
+
+def create_state(cfg: Config, mesh: Mesh) -> TrainState:
+    """The initial state, made in place on the mesh: no device ever holds more than its share."""
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(cfg, mesh))
+    with jax.set_mesh(mesh):
+        key = stream_key(cfg.run.seed, INITIALISATION)
+        return jax.jit(lambda key: init_state(cfg, key), out_shardings=shardings)(key)
+
+
+def init_state(cfg: Config, key: jax.Array) -> TrainState:
+    """A fresh state of plain arrays."""
+    return unbox(_boxed_state(cfg, key))
+
+
+def _boxed_state(cfg: Config, key: jax.Array) -> TrainState:
+    """A fresh state whose parameters, and so whose moments, carry the names of their dimensions."""
+    params = Transformer(cfg.model).init(key, jnp.zeros((1, 1), jnp.int32))["params"]
+    zero = jnp.zeros((), jnp.int32)
+    trained, _ = lora.split(cfg.model, params)
+    return TrainState(zero, zero, params, optim.build(cfg.optim, cfg.run.steps).init(trained), new_guard())

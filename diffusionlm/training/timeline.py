@@ -1,0 +1,267 @@
+"""Where the time of a run goes: `timeline.jsonl`, the goodput that follows from it, and a sign of life.
+
+timeline.jsonl is only ever added to: it is the history of a run, also of work that a kill or a roll-back undid. Each
+line is an object with "event", "time" (seconds since 1970) and "step":
+
+    start        a process began, and goes on from this step
+    spent        "seconds": {kind: seconds since the line before}
+    skip         a batch was left out: "batch", "loss", "grad_norm"
+    rollback     the run returned to this step, for what "batch" gave: "loss", "grad_norm", "lr_factor", "from_step"
+    stop, done   the process ended of its own accord
+"""
+
+import json
+import logging
+import math
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager, suppress
+from typing import Any
+
+from etils import epath
+
+from diffusionlm.storage import JsonLines, read_json_lines, write_atomically
+
+log = logging.getLogger(__name__)
+
+FILE, HEARTBEAT = "timeline.jsonl", "heartbeat"
+KINDS = ("start", "restore", "compile", "data", "train", "evaluate", "save", "lost", "between")
+SPENT_SECONDS = 60.0  # between two lines "spent": what a killed process leaves uncounted, at most
+BEAT_SECONDS = 10.0  # between two writes of the heartbeat, unless the work changes
+CLOSE_SECONDS = 5.0  # for which the end of a run waits for work that may hang
+
+
+class Total:
+    """Seconds of a run by kind, as its lines add up.
+
+    "train" is what its steps took: the only productive kind. Steps that were undone turn it to "lost". Between two
+    processes nothing is held, which is "between".
+    """
+
+    def __init__(self, lines: list[dict[str, Any]] = ()):
+        self.seconds = dict.fromkeys(KINDS, 0.0)
+        self._steps: list[tuple[int, int, float]] = []  # (from, to, seconds) of "train"
+        self._step = 0
+        self._time: float | None = None
+        for line in lines:
+            self.add(line)
+
+    def add(self, line: dict[str, Any]) -> None:
+        event, step = line["event"], line["step"]
+        if event == "start" and self._time is not None:
+            self.seconds["between"] += max(line["time"] - self._time, 0.0)
+        if event in ("start", "rollback"):
+            self._return_to(step)
+        if event == "spent":
+            for kind, spent in line["seconds"].items():
+                self.seconds[kind] += spent
+            self._steps.append((self._step, step, line["seconds"].get("train", 0.0)))
+        self._step, self._time = step, line["time"]
+
+    def _return_to(self, step: int) -> None:
+        kept = []
+        for first, last, spent in self._steps:
+            share = 1.0 if last <= step else max(step - first, 0) / (last - first or 1)
+            self.seconds["train"] -= spent * (1 - share)
+            self.seconds["lost"] += spent * (1 - share)
+            kept += [(first, min(last, step), spent * share)] if share else []
+        self._steps = kept
+
+
+class Timeline:
+    """Measures what the time of this process goes into, and adds it to the total of the run.
+
+    Time belongs to the innermost `measure` around it, and without one to "start" until `open`, then to "train".
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic, now: Callable[[], float] = time.time):
+        self._clock, self._now = clock, now
+        self._kinds = ["start"]
+        self._spent: dict[str, float] = {}
+        self._mark, self._began = clock(), now()
+        self._written = self._mark
+        self._total = Total()
+        self._lines: JsonLines | None = None
+        self._heartbeat: Heartbeat | None = None
+        self._watch = Watch(clock)
+        self._step = 0
+
+    def open(self, workdir: epath.Path, step: int, *, write: bool, check: Callable[[], None] = lambda: None) -> None:
+        """From here on steps are taken, after the restored `step`; one process of a run writes, after a `check`."""
+        self._step = step
+        if write:
+            self._lines = JsonLines(workdir / FILE, check=check)
+            self._heartbeat = Heartbeat(workdir / HEARTBEAT, self._clock, self._now, check)
+            self._total = Total(self._lines.kept)
+        self._write({"event": "start", "time": self._began, "step": step})
+        self._charge()
+        self._kinds = ["train"]
+        self.flush()
+
+    @contextmanager
+    def measure(self, kind: str) -> Iterator[None]:
+        """What is done inside is of `kind`."""
+        self._charge()
+        self._kinds.append(kind)
+        if self._heartbeat:
+            self._heartbeat.beat(self._step, kind)
+        try:
+            yield
+        finally:
+            self._charge()
+            self._kinds.pop()
+
+    def dispatched(self, wait: Callable[[], Any]) -> None:
+        """Notes that the devices have work; `wait` returns, on another thread, when it is done."""
+        self._watch.follow(wait)
+
+    @property
+    def dry_since(self) -> float | None:
+        """The clock when the devices ran out of work; None while they have some."""
+        return self._watch.ended
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """A wait for data; the part of it for which the devices had no work is of kind "data"."""
+        self._charge()
+        yield
+        if (dry := self.dry_since) is not None:
+            self._charge(until=max(dry, self._mark))
+            self._charge("data")
+
+    def took(self, step: int) -> None:
+        """Notes that the run stands at `step`."""
+        self._step = step
+        if self._heartbeat:
+            self._heartbeat.beat(step, self._kinds[-1])
+        if self._clock() - self._written >= SPENT_SECONDS:
+            self.flush()
+
+    def note(self, event: str, step: int, **values: Any) -> None:
+        """Writes a line about something that happened, as of `step`."""
+        self.flush()
+        self._step = step
+        self._write({"event": event, "time": self._now(), "step": step, **values})
+
+    def flush(self) -> None:
+        """Writes what was spent since the last time."""
+        self._charge()
+        spent, self._spent, self._written = self._spent, {}, self._clock()
+        self._write({"event": "spent", "time": self._now(), "step": self._step, "seconds": spent})
+        if self._lines:
+            self._lines.flush()
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """Seconds of the run so far, by kind."""
+        self._charge()
+        return {kind: spent + self._spent.get(kind, 0.0) for kind, spent in self._total.seconds.items()}
+
+    @property
+    def held(self) -> float:
+        """Seconds for which processes of the run have held the devices."""
+        return sum(spent for kind, spent in self.seconds.items() if kind != "between")
+
+    @property
+    def goodput(self) -> float:
+        """The productive share of those: steps that still count, while they did not wait for data."""
+        return self.seconds["train"] / max(self.held, 1e-9)
+
+    @property
+    def stepping(self) -> float:
+        """Seconds that went into steps, waits for data and steps that were undone included."""
+        return sum(self.seconds[kind] for kind in ("train", "data", "lost"))
+
+    def _charge(self, kind: str | None = None, until: float | None = None) -> None:
+        """Time since the last call is of `kind`, by default that of the innermost `measure`."""
+        now, kind = self._clock() if until is None else until, kind or self._kinds[-1]
+        self._spent[kind] = self._spent.get(kind, 0.0) + now - self._mark
+        self._mark = now
+
+    def _write(self, line: dict[str, Any]) -> None:
+        self._total.add(line)
+        if self._lines:
+            self._lines.write(line)
+
+    def __enter__(self) -> "Timeline":
+        return self
+
+    def __exit__(self, failure: type[BaseException] | None, *_: object) -> None:
+        self._watch.close()
+        try:
+            self.flush()
+        except OSError as error:
+            if failure is None:
+                raise
+            log.warning("cannot write %s: %s", FILE, error)  # and what ended the run is what is raised
+
+
+class Watch:
+    """Notes when work ends that is done elsewhere: a thread waits for it, in which whatever it raises stays."""
+
+    def __init__(self, clock: Callable[[], float]):
+        self._clock = clock
+        self._work: queue.SimpleQueue[tuple[Callable[[], Any], Future] | None] = queue.SimpleQueue()
+        self._ended: Future | None = None  # of the newest
+        self._thread: threading.Thread | None = None
+
+    def follow(self, wait: Callable[[], Any]) -> None:
+        """From here on it is about the work that `wait` waits for."""
+        if self._thread is None:  # a daemon: work that hangs must not keep the process from its end
+            self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
+            self._thread.start()
+        self._ended = Future()
+        self._work.put((wait, self._ended))
+
+    @property
+    def ended(self) -> float | None:
+        """The clock at the end of the newest work, minus infinity if there was none; None while it goes on."""
+        if self._ended is None:
+            return -math.inf
+        return self._ended.result() if self._ended.done() else None
+
+    def close(self) -> None:
+        if self._thread is not None:
+            self._work.put(None)
+            self._thread.join(CLOSE_SECONDS)
+
+    def _run(self) -> None:
+        while work := self._work.get():
+            wait, ended = work
+            with suppress(Exception):  # the loop meets it, too
+                wait()
+            ended.set_result(self._clock())
+            del work, wait  # with the arrays that they hold
+
+
+class Heartbeat:
+    """A file {"step", "time", "doing"} that is replaced every few seconds, for who watches a run."""
+
+    def __init__(
+        self,
+        path: epath.Path,
+        clock: Callable[[], float],
+        now: Callable[[], float],
+        check: Callable[[], None] = lambda: None,
+    ):
+        self._path, self._clock, self._now, self._check = path, clock, now, check
+        self._last, self._doing = -BEAT_SECONDS, ""
+
+    def beat(self, step: int, doing: str) -> None:
+        """Writes it if it is time to, or other work than training begins."""
+        if self._clock() - self._last < BEAT_SECONDS and doing in (self._doing, "train"):
+            return
+        self._last, self._doing = self._clock(), doing
+        try:
+            self._check()
+            write_atomically(self._path, json.dumps({"step": step, "time": self._now(), "doing": doing}) + "\n")
+        except OSError as error:  # of a bucket, for a moment: no reason to stop
+            log.warning("cannot write %s: %s", self._path, error)
+
+
+def read(workdir: epath.PathLike) -> list[dict[str, Any]]:
+    """The lines of WORKDIR/timeline.jsonl."""
+    return read_json_lines(epath.Path(workdir) / FILE)

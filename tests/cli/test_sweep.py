@@ -1,0 +1,169 @@
+"""The sweep verbs, as a user types them."""
+
+import io
+import json
+
+import jax
+import pytest
+from rich.console import Console
+from support import tiny_run, tiny_sweep
+from support.tiny_sweep import tiny_sweep as make_sweep
+
+from diffusionlm.cli.main import main
+from diffusionlm.parallel.mesh import make_mesh
+from diffusionlm.scaling.sweep import commands as sweep
+from diffusionlm.scaling.sweep import status as statuses
+from diffusionlm.scaling.sweep.lease import Board
+from diffusionlm.training import loop as trainer
+
+MINE = """
+from support.tiny_sweep import tiny_sweep
+import diffusionlm as dlm
+
+@dlm.register_sweep("mine")
+def mine() -> dlm.Sweep:
+    \"\"\"A sweep in a file of its own.\"\"\"
+    return tiny_sweep()
+"""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick(tmp_path_factory):
+    """Programs are kept between tests, and have one device."""
+    with tiny_run.compiled_programs(tmp_path_factory.getbasetemp() / "compiled"), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trainer, "make_mesh", lambda cfg: make_mesh(cfg, jax.devices()[:1]))
+        yield
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """What names a sweep in a user's file, and the directory where `sweep run` has finished it."""
+    folder = tmp_path_factory.mktemp("mine")
+    (folder / "mine.py").write_text(MINE)
+    name, workdir = f"{folder / 'mine.py'}:mine", folder / "sweep"
+    dataset = tiny_run.make_dataset(folder / "data")
+    assert main(["sweep", "run", name, "--workdir", str(workdir), "--data.path", str(dataset)]) == 0
+    return name, workdir, dataset
+
+
+def test_run_says_what_it_did_and_a_second_call_that_nothing_is_left(finished, capsys):
+    name, workdir, dataset = finished
+    assert main(["sweep", "run", name, "--workdir", str(workdir), "--data.path", str(dataset)]) == 0
+    said = capsys.readouterr().out
+    assert "cells it finished: 0; of the whole sweep done: 3, failed: 0" in said
+    assert f"diffusionlm sweep status {name} --workdir {workdir}" in said
+
+
+def test_status_as_json_and_as_a_table(finished, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    name, workdir, _ = finished
+    assert main(["sweep", "status", name, "--workdir", str(workdir), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [found[state] for state in ("done", "running", "failed", "pending")] == [3, 0, 0, 0]
+    assert found["flops_spent"] == found["flops"] == sum(cell["flops"] for cell in found["cells"])
+    assert all(cell["state"] == "done" and cell["loss"] > 0 for cell in found["cells"])
+    assert main(["sweep", "status", name, "--workdir", str(workdir)]) == 0
+    shown = capsys.readouterr().out
+    assert "3 done, 0 running, 0 failed, 0 pending" in shown and found["cells"][0]["id"] in shown
+
+
+def test_status_of_what_has_not_begun(capsys, tmp_path):
+    assert main(["sweep", "status", "smdm_isoflop", "--workdir", str(tmp_path / "none"), "--json", "--all"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["pending"] == 300 and found["flops_spent"] == 0
+    assert not (tmp_path / "none").exists(), "who only looks makes nothing"
+    assert main(["sweep", "status", "smdm_isoflop", "--workdir", str(tmp_path / "none"), "--json"]) == 0
+    assert f"no worker has begun in {tmp_path / 'none'}" in capsys.readouterr().err
+
+
+def test_a_dead_workers_cell_is_pending(tmp_path):
+    cells = make_sweep().select()
+    board = Board(tmp_path / "leases")
+    alive = board.claim(cells[0].id)
+    board.claim(cells[1].id, seconds=-100.0)  # it ended 100 s before it was written
+    found = sweep.status(make_sweep(), tmp_path)
+    assert [cell.state for cell in found.cells] == ["running", "pending", "pending"]
+    assert "no sign of life of" in found.cells[1].note
+    alive.release()
+
+
+def test_watch_ends_when_all_is_done_and_needs_a_terminal(finished, capsys):
+    name, workdir, _ = finished
+    shown = io.StringIO()
+    statuses.watch(sweep.get(name), workdir, console=Console(file=shown, force_terminal=True, width=120))
+    assert "3 done, 0 running, 0 failed, 0 pending" in shown.getvalue()
+    assert main(["sweep", "status", name, "--workdir", str(workdir), "--watch"]) == 2
+    assert "watch needs a terminal" in capsys.readouterr().err
+
+
+def test_report_writes_a_page_and_says_what_is_missing(finished, capsys, tmp_path):
+    name, workdir, _ = finished
+    assert main(["sweep", "report", name, "--workdir", str(workdir), "--output", str(tmp_path / "report")]) == 0
+    said = capsys.readouterr()
+    assert f"{tmp_path}/report/report.html" in said.out and "warning:" in said.err
+    written = {path.name for path in (tmp_path / "report").iterdir()}
+    assert {"report.html", "report.json", "results.json", "cells.csv"} <= written
+    assert len(json.loads((tmp_path / "report" / "results.json").read_text())) == 3
+    content = json.loads((tmp_path / "report" / "report.json").read_text())
+    identity = json.loads((workdir / "sweep.json").read_text())
+    assert identity["dataset"] in content["context"]["dataset"] and "held-out text, scored" in content["context"]
+    assert content["verdict"].startswith("This sweep determines no law")
+
+
+@pytest.mark.parametrize(("output", "why"), [("/etc/passwd", "File exists"), ("/proc/x", "No such file")])
+def test_a_report_that_cannot_be_written_is_one_line(finished, capsys, output, why):
+    name, workdir, _ = finished
+    assert main(["sweep", "report", name, "--workdir", str(workdir), "--output", output]) == 2
+    said = capsys.readouterr().err
+    assert f"cannot write the report to '{output}': {why}" in said and said.count("\n") == 1
+
+
+def test_a_report_of_nothing_leaves_nothing(finished, capsys, tmp_path):
+    name, workdir, _ = finished
+    (tmp_path / "sweep.json").write_bytes((workdir / "sweep.json").read_bytes())
+    assert main(["sweep", "report", name, "--workdir", str(tmp_path)]) == 2
+    assert "no finished cell to report" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["sweep.json"]
+    (tmp_path / "cells" / "mdm_of_another_recipe").mkdir(parents=True)
+    assert main(["sweep", "report", name, "--workdir", str(tmp_path)]) == 2
+    assert "none is of this sweep, whose recipe must have changed since" in capsys.readouterr().err
+
+
+def test_a_function_that_returns_no_sweep_is_one_line(capsys, tmp_path):
+    text = "import diffusionlm as dlm\n\n@dlm.register_sweep('none')\ndef none():\n    dlm.sweep.names()\n\n"
+    text += "@dlm.register_sweep('cells')\ndef cells():\n    return [1] * 1000\n\n"
+    text += "@dlm.register_sweep('config')\ndef config():\n    return dlm.experiment('demo')\n"
+    (tmp_path / "wrong.py").write_text(text)
+    for name, message in {
+        "none": "returns nothing: is its `return` missing?",
+        "config": "is a Config; give a Sweep",
+        "cells": "returns a list",
+    }.items():
+        assert main(["sweep", "plan", f"{tmp_path / 'wrong.py'}:{name}"]) == 2
+        said = capsys.readouterr().err
+        assert message in said and said.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["run"], "name the sweep first: diffusionlm sweep run NAME"),
+        (["run", "isoflop_cpuu"], "unknown sweep 'isoflop_cpuu'; did you mean 'isoflop_cpu'"),
+        (["run", "isoflop_cpu", "--workdir", "W"], "sweep 'isoflop_cpu' names no data: give --data.path"),
+        (["run", "isoflop_cpu", "--workdir", "W", "--run.seed", "3"], "run.seed=3 is part of what a cell measures"),
+        (["run", "isoflop_cpu", "--workdir", "W", "--data.path", "nowhere"], "dataset 'nowhere' does not exist"),
+        (["run", "isoflop_cpu", "--workers", "2"], "unknown option 'workers'"),
+        (["status", "isoflop_cpu", "--json", "--watch"], "json and watch exclude each other"),
+        (["report", "isoflop_cpu", "--workdir", "W"], "has no sweep.json, so no worker has begun there"),
+        (["reprot", "isoflop_cpu"], "unknown verb 'sweep reprot'; did you mean 'sweep report'"),
+    ],
+)
+def test_a_mistake_is_one_line(words, message, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["sweep", *words]) == 2
+    said = capsys.readouterr().err
+    assert message in said and said.count("\n") == 1
+
+
+def test_tiny_sweep_is_what_its_users_take_it_for():
+    assert [cell.steps for cell in tiny_sweep.tiny_sweep().select()] == [100, 100, 120]

@@ -1,0 +1,432 @@
+"""Instruction data: every format, dialogues as records, what is left out, and which answer a batch is about."""
+
+import hashlib
+import itertools
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from diffusionlm.data import chat_templates as templates
+from diffusionlm.data import dialogues as sft
+from diffusionlm.data import pipeline
+from diffusionlm.data import prepare as prepare_lib
+from diffusionlm.data import stream as records
+from diffusionlm.data.chat_templates import Message
+from diffusionlm.data.inspect import describe
+from diffusionlm.data.sources import Item
+from diffusionlm.data.tokenizers import kinds as tokenizers
+from diffusionlm.errors import UserError
+
+BYTE = tokenizers.ByteTokenizer()
+EOS = BYTE.eos_id
+LENGTH = 80
+QUESTION = [Message("user", "2+2?"), Message("assistant", "4")]
+TWO_TURNS = [*QUESTION, Message("user", "Sure?"), Message("assistant", "Yes.")]
+
+
+def item(record):
+    return Item("file:1", json.dumps(record).encode(), True, 0)
+
+
+def prepare(source, output, **settings):
+    settings = {"tokenizer": "byte", "sequence_length": LENGTH, "validation_fraction": 0, "format": "sft"} | settings
+    source = [str(one) for one in source] if isinstance(source, list) else str(source)
+    return prepare_lib.prepare(source, output, progress=False, **settings)
+
+
+def write(path: Path, found) -> Path:
+    path.write_text("".join(json.dumps(record) + "\n" for record in found))
+    return path
+
+
+def turns(messages, who="role", what="content"):
+    return [{who: role, what: content} for role, content in messages]
+
+
+# --- formats
+
+
+@pytest.mark.parametrize(
+    ("record", "messages"),
+    [
+        ({"prompt": "2+2?", "response": "4"}, QUESTION),
+        ({"prompt": "2+2?", "completion": "4", "id": 3}, QUESTION),
+        ({"question": "2+2?", "answer": "4"}, QUESTION),
+        ({"instruction": "2+2?", "input": "", "output": "4"}, QUESTION),
+        ({"instruction": "2+2?", "response": "4"}, QUESTION),
+        (
+            {"instruction": "Add", "input": "2+2", "output": "4"},
+            [Message("user", "Add\n\n2+2"), Message("assistant", "4")],
+        ),
+        ({"messages": turns(TWO_TURNS)}, TWO_TURNS),
+        ({"messages": turns([Message("system", "S"), *QUESTION])}, [Message("system", "S"), *QUESTION]),
+        ({"conversations": [{"from": "human", "value": "2+2?"}, {"from": "gpt", "value": "4"}]}, QUESTION),
+        ({"messages": turns([*QUESTION, Message("user", "Sure?")])}, QUESTION),  # nobody answered
+        ({"messages": turns([*QUESTION, Message("user", "Sure?"), Message("assistant", " ")])}, QUESTION),
+        ({"prompt": "2+2?", "response": " \n"}, []),
+        ({"messages": turns([Message("assistant", "Hello!")])}, []),
+        ({"messages": []}, []),
+    ],
+)
+def test_formats_are_known_by_their_fields(record, messages):
+    assert sft.messages_of(item(record)) == messages
+
+
+@pytest.mark.parametrize(
+    ("record", "said"),
+    [
+        (
+            {"prompt": "2+2?", "chosen": "4"},
+            "fields 'prompt', 'chosen' are of no known shape; known: prompt+response, ",
+        ),
+        ({}, "fields none are of no known shape"),
+        ({"prompt": 4, "response": "4"}, "field 'prompt' is int, not a string"),
+        ({"prompt": "2+2?", "completion": None}, "field 'completion' is NoneType, not a string"),
+        ({"question": "2+2?", "answer": ["4"]}, "field 'answer' is list, not a string"),
+        ({"instruction": "Add", "input": 4, "output": "4"}, "field 'input' is int, not a string"),
+        ({"messages": "hello"}, "field 'messages' is str, not a list of messages"),
+        ({"messages": [{"role": "user"}]}, "messages[0] is not an object with the fields 'role' and 'content'"),
+        (
+            {"messages": [{"role": "tool", "content": ""}]},
+            "messages[0] is by 'tool'; known: system, user, assistant",
+        ),
+        ({"messages": [{"role": ["user"], "content": ""}]}, "messages[0] is by ['user']; known: system"),
+        ({"messages": [{"role": {"a": 1}, "content": ""}]}, "messages[0] is by {'a': 1}; known: system"),
+        ({"conversations": [{"from": "human", "value": 3}]}, "conversations[0]['value'] is int, not a string"),
+        ([1], "a JSON list, not an object"),
+    ],
+)
+def test_what_is_of_no_known_shape_is_told_in_one_line(record, said, tmp_path):
+    with pytest.raises(ValueError, match=re.escape(said)):
+        sft.messages_of(item(record))
+    source = write(tmp_path / "data.jsonl", [record])
+    with pytest.raises(UserError, match=rf"data\.jsonl:1: {re.escape(said)}.*on_error=skip") as error:
+        prepare(source, tmp_path / "out")
+    assert "\n" not in str(error.value)
+
+
+def test_what_cannot_be_instruction_data_is_refused(tmp_path):
+    (tmp_path / "a.txt").write_text("text")
+    (tmp_path / "a.json").write_text('{"prompt": "2+2?", "response": "4"}')
+    (tmp_path / "b.json").write_text("[")
+    good = write(tmp_path / "good.jsonl", [{"prompt": "2+2?", "response": "4"}] * 9)
+    empty = write(tmp_path / "empty.jsonl", [{"prompt": "2+2?", "response": ""}] * 9)
+    for source, settings, said in (
+        (tmp_path / "a.txt", {"validation_fraction": None}, "format=sft reads .jsonl and .json files, not '.*a.txt'"),
+        ([tmp_path / "good.jsonl", tmp_path / "a.txt"], {}, "format=sft reads .jsonl and .json files, not '.*a.txt'"),
+        (
+            good,
+            {"validation": "tfds:no_such", "validation_fraction": None},
+            "reads .jsonl and .json files, not tfds:no",
+        ),
+        (good, {"text_field": "prompt"}, "text_field='prompt' is for format=text"),
+        (tmp_path / "a.json", {}, "a JSON dict, not a list of objects; name lines of JSON .jsonl"),
+        (tmp_path / "b.json", {}, "invalid JSON"),
+        ("python_docs", {"validation_fraction": None}, "format=sft reads .jsonl and .json files"),
+        (good, {"format": "chat"}, "format='chat' must be 'text' or 'sft'"),
+        (good, {"format": "text", "template": "plain"}, "template='plain' is for format=sft"),
+        (good, {"template": "lama"}, "unknown template 'lama'"),
+        (good, {"sequence_length": 10}, "split 'train': all 9 answers end behind 10 tokens; use a longer sequence_len"),
+        (good, {"validation_fraction": 1e-9}, "validation_fraction=1e-09 holds out none of 9 dialogues"),
+        (empty, {}, "split 'train' has no answer"),
+        (good, {"validation": str(empty), "validation_fraction": None}, "split 'validation' has no answer"),
+        (good, {"tokenizer": str(tmp_path)}, "no diffusionlm checkpoint"),
+    ):
+        with pytest.raises(UserError, match=said) as error:
+            prepare(source, tmp_path / "out", **settings)
+        assert "\n" not in str(error.value)
+        assert not (tmp_path / "out").exists()
+
+
+# --- records
+
+
+def rows(path, split="train"):
+    dataset = pipeline.open_dataset(path)
+    return dataset.rows(split, range(dataset.size(split)))
+
+
+def expected_record(messages, length=LENGTH):
+    """By hand, for the plain template and bytes."""
+    tokens, segments = [EOS], [1]
+    for number, (role, content) in enumerate(messages):
+        if role == "assistant":
+            before, after = "### assistant\n", "" if number == len(messages) - 1 else "\n\n"
+        else:
+            before, after = "", ""
+            content = f"### {role}\n{content}\n\n"
+        answers = sum(role == "assistant" for role, _ in messages[:number])
+        for text, part in ((before, 1), (content, 2 if role == "assistant" else 1), (after, 3)):
+            tokens += text.encode()
+            segments += [2 * answers + part] * len(text.encode())
+    answers = sum(role == "assistant" for role, _ in messages)
+    padding = length + 1 - len(tokens)
+    return tokens + [EOS] * padding, segments + [2 * answers] + [0] * (padding - 1)
+
+
+def test_a_record_is_a_dialogue_with_its_parts(tmp_path):
+    system = [Message("system", "Be brief."), *QUESTION]
+    source = write(tmp_path / "d.jsonl", [{"messages": turns(one)} for one in (QUESTION, TWO_TURNS, system)])
+    made = prepare(source, tmp_path / "out")
+    found = rows(tmp_path / "out")
+    for r, messages in enumerate((QUESTION, TWO_TURNS, system)):
+        tokens, segments = expected_record(messages)
+        assert found["tokens"][r].tolist() == tokens
+        assert found["segment_ids"][r].tolist() == segments
+    assert (made.packing, made.template["name"], made.too_long, made.empty) == ("examples", "plain", 0, 0)
+    split = made.splits["train"]
+    assert (split.records, split.documents, split.tokens, split.raw_bytes) == (3, 4, 2 + 2 + 5 + 2, 1 + 1 + 4 + 1)
+    assert split.token_bytes == split.raw_bytes
+    assert pipeline.open_dataset(tmp_path / "out").metadata == made
+
+
+def test_answers_that_end_behind_are_left_out_and_counted(tmp_path):
+    """With its EOS an answer must end within sequence_length; what follows it in a dialogue goes with it."""
+    before = len("### user\n2+2?\n\n### assistant\n") + 1
+    fits, exceeds = ("x" * n for n in (LENGTH - before - 1, LENGTH - before))
+    long = [*QUESTION, Message("user", "y" * LENGTH), Message("assistant", "No"), Message("user", "!"), TWO_TURNS[3]]
+    found = [
+        {"prompt": "2+2?", "response": fits},
+        {"prompt": "2+2?", "response": exceeds},
+        {"prompt": "2+2?", "response": ""},
+        {"messages": turns(long)},
+    ]
+    made = prepare(write(tmp_path / "d.jsonl", found), tmp_path / "out")
+    assert (made.too_long, made.empty, made.splits["train"].records, made.splits["train"].documents) == (3, 1, 2, 2)
+    stored = rows(tmp_path / "out")
+    assert (stored["segment_ids"][0] != 0).sum() == LENGTH
+    assert stored["tokens"][1].tolist() == expected_record(QUESTION)[0]
+
+
+def test_lists_and_lines_give_the_same(tmp_path):
+    found = [{"prompt": f"{i}?", "response": f"{i} é 😀"} for i in range(9)]
+    lines = prepare(write(tmp_path / "d.jsonl", found), tmp_path / "lines")
+    (tmp_path / "d.json").write_text(json.dumps(found, indent=1))
+    assert prepare(tmp_path / "d.json", tmp_path / "list").sha256 == lines.sha256
+    assert prepare(tmp_path / "d.jsonl", tmp_path / "none", template="none").sha256 != lines.sha256
+
+
+def test_a_directory_of_dialogues_is_its_lines_and_lists(tmp_path):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "README.md").write_text("about")
+    (tmp_path / "in" / "a.json").write_text(json.dumps([{"prompt": "2+2?", "response": "4"}]))
+    write(tmp_path / "in" / "b.jsonl", [{"prompt": "3+3?", "response": "6"}] * 2)
+    assert prepare(tmp_path / "in", tmp_path / "out").splits["train"].records == 3
+
+
+@pytest.mark.parametrize("batch_bytes", [1, 300, 1 << 20])
+def test_the_identity_is_that_of_the_content_however_it_was_read(batch_bytes, tmp_path, monkeypatch):
+    """All words, then all lengths."""
+    found = [{"prompt": f"{i}?", "response": "y" * i} for i in range(20)]
+    monkeypatch.setattr(prepare_lib, "BATCH_BYTES", batch_bytes)
+    made = prepare(write(tmp_path / "d.jsonl", found), tmp_path / "out")
+    words, lengths = [], []
+    for i in range(20):
+        tokens, segments = expected_record([Message("user", f"{i}?"), Message("assistant", "y" * i)])
+        if i:  # the first has no answer
+            length = sum(part != 0 for part in segments)
+            starts = [0, segments.index(2)]
+            words += [token | (1 << 15 if n in starts else 0) for n, token in enumerate(tokens[:length])]
+            lengths.append(length)
+    content = np.array(words, "<u2").tobytes() + np.array(lengths, "<i8").tobytes()
+    assert made.splits["train"].sha256 == hashlib.sha256(content).hexdigest()
+
+
+def test_a_tokenizer_may_be_a_path(tmp_path):
+    source = write(tmp_path / "d.jsonl", [{"prompt": "2+2?", "response": "4"}] * 3)
+    model = Path(__file__).parents[2] / "docs/results/models/tinystories"
+    by_name = prepare(source, tmp_path / "name", tokenizer=str(model))
+    assert prepare(source, tmp_path / "path", tokenizer=model).sha256 == by_name.sha256
+    with pytest.raises(UserError, match="unknown tokenizer"):
+        prepare(source, tmp_path / "out", tokenizer=tmp_path / "absent")
+
+
+def test_earlier_versions_read_texts_and_refuse_dialogues(tmp_path):
+    """What they know: these fields, and format 1."""
+    known = {
+        "tokenizer",
+        "vocab_size",
+        "sequence_length",
+        "splits",
+        "request",
+        "malformed",
+        "empty",
+        "packing",
+        "format",
+    }
+    source = write(tmp_path / "d.jsonl", [{"text": "word " * 40, "prompt": "2+2?", "response": "4"}] * 5)
+    prepare(source, tmp_path / "text", format="text")
+    prepare(source, tmp_path / "sft")
+    text, dialogues = (json.loads((tmp_path / name / "meta.json").read_text()) for name in ("text", "sft"))
+    assert set(text) == known | {"sha256"} and text["format"] == 1
+    assert dialogues["format"] == 2 and "text_field" not in dialogues["request"]
+    (tmp_path / "sft" / "meta.json").write_text(json.dumps(dialogues | {"format": 1}))
+    with pytest.raises(UserError, match="has format 1, not 2; prepare it again"):
+        pipeline.open_dataset(tmp_path / "sft")
+
+
+def test_equal_records_for_any_workers_and_shards(tmp_path, monkeypatch):
+    monkeypatch.setattr(prepare_lib, "BATCH_BYTES", 300)
+    monkeypatch.setattr(records, "BLOCK_TOKENS", 200)
+    found = [{"messages": turns(TWO_TURNS[: 2 + 2 * (i % 2)] + [Message("user", str(i))])} for i in range(60)]
+    found += [{"prompt": f"{i}?", "response": "y" * i} for i in range(40)]
+    source = write(tmp_path / "d.jsonl", found)
+    made = [prepare(source, tmp_path / "1", validation_fraction=0.3)]
+    monkeypatch.setattr(prepare_lib, "SHARD_TOKENS", 2000)
+    made.append(prepare(source, tmp_path / "2", workers=2, validation_fraction=0.3))
+    assert len(made[1].splits["train"].shards) > 1 and made[0].sha256 == made[1].sha256
+    for split, name in itertools.product(("train", "validation"), ("tokens", "segment_ids")):
+        np.testing.assert_array_equal(rows(tmp_path / "1", split)[name], rows(tmp_path / "2", split)[name])
+
+
+def test_equal_dialogues_fall_into_one_split(tmp_path):
+    found = [{"prompt": f"{i % 20}?", "response": "!"} for i in range(60)]
+    prepare(write(tmp_path / "d.jsonl", found), tmp_path / "out", validation_fraction=0.3)
+    train, held_out = (
+        {tuple(row) for row in rows(tmp_path / "out", split)["tokens"]} for split in ("train", "validation")
+    )
+    assert train and held_out and not train & held_out
+
+
+def test_a_dataset_of_texts_is_not_taken_for_one_of_dialogues(tmp_path):
+    source = write(tmp_path / "d.jsonl", [{"text": "word " * 40, "prompt": "2+2?", "response": "4"}] * 5)
+    prepare(source, tmp_path / "text", format="text")
+    prepare(source, tmp_path / "sft")
+    with pytest.raises(UserError, match="another dataset .format=None, not 'sft'"):
+        prepare(source, tmp_path / "text")
+    with pytest.raises(UserError, match="another dataset .*format='sft', not None"):
+        prepare(source, tmp_path / "sft", format="text")
+
+
+def test_a_tokenizer_is_trained_on_the_messages(tmp_path):
+    found = [{"messages": turns([Message("user", "zebra " * 9), Message("assistant", "quagga " * 9)])}] * 20
+    prepare(write(tmp_path / "d.jsonl", found), tmp_path / "out", tokenizer="sentencepiece", vocab_size=275)
+    tokenizer = pipeline.open_dataset(tmp_path / "out").tokenizer
+    assert len(tokenizer.encode(" zebra")) == len(tokenizer.encode(" quagga")) == 3
+    assert len(tokenizer.encode("content")) > 5  # of the JSON around them, nothing
+
+
+def test_inspecting_shows_prompts_and_answers(tmp_path):
+    prepare(write(tmp_path / "d.jsonl", [{"messages": turns(TWO_TURNS)}] * 3), tmp_path / "out")
+    found = describe(tmp_path / "out", 1)
+    assert found["records"][0]["documents"] == [
+        "### user\n2+2?\n\n### assistant\n",
+        "4",
+        "\n\n### user\nSure?\n\n### assistant\n",
+        "Yes.",
+    ]
+    assert found["template"] == "plain" and found["packing"] == "examples"
+    assert found["document_tokens"]["0.5"] == sum(part != 0 for part in expected_record(TWO_TURNS)[1])
+    eos = next(token for token in found["frequent_tokens"] if token["text"] == "EOS")
+    assert eos["share"] == pytest.approx(2 / found["document_tokens"]["0.5"])  # the start and the end, no padding
+
+
+# --- one turn of a dialogue
+
+
+def three_turns():
+    messages = [Message(role, f"{role[0]}{i}") for i in range(3) for role in ("user", "assistant")]
+    tokens, segments = expected_record(messages, length=120)
+    return {"tokens": np.array([tokens], np.int32), "segment_ids": np.array([segments], np.int32)}, messages
+
+
+@pytest.mark.parametrize("draw", range(5))
+def test_a_turn_is_the_record_of_the_shorter_dialogue(draw):
+    dialogue, messages = three_turns()
+    found = sft.one_turn(dialogue, [draw], EOS)
+    k = draw % 3 + 1
+    tokens, segments = expected_record(messages[: 2 * k], length=120)
+    assert found["tokens"][0].tolist() == tokens
+    answer = [2 if part == 2 * k else 1 if part else 0 for part in segments]
+    assert found["segment_ids"][0].tolist() == answer
+    assert {values.dtype for values in found.values()} == {np.dtype(np.int32)}
+
+
+def dialogues(tmp_path):
+    """Of one, two and three turns; the first token of a question says which dialogue it is."""
+    found = []
+    for i in range(24):
+        asked = [Message("user", f"{chr(65 + i)}?"), Message("assistant", "1")]
+        more = [[Message("user", "?"), Message("assistant", str(n))] for n in (2, 3)]
+        found.append({"messages": turns(sum(more[: i % 3], asked))})
+    source = write(tmp_path / "d.jsonl", found)
+    settings = {"sequence_length": 120, "validation": str(source), "validation_fraction": None}
+    prepare(source, tmp_path / "out", **settings)
+    return pipeline.open_dataset(tmp_path / "out")
+
+
+def chosen(batch):
+    """Dialogue and the number of its answer, of each row."""
+    number = [int(chr(row[parts == 2][0])) for row, parts in zip(batch["tokens"], batch["segment_ids"], strict=True)]
+    letter = [row[len("### user\n") + 1] - 65 for row in batch["tokens"]]
+    return list(zip(letter, number, strict=True))
+
+
+def test_a_dialogue_comes_once_an_epoch_with_any_of_its_answers(tmp_path):
+    dataset = dialogues(tmp_path)
+
+    def drawn(count, **settings):
+        batches = pipeline.train_batches(dataset, **{"batch_size": 8, "seed": 0, **settings})
+        return [chosen(batch) for batch in itertools.islice(batches, count)]
+
+    whole = drawn(90)
+    epochs = [sum(whole[3 * e : 3 * e + 3], []) for e in range(30)]
+    counts = np.zeros((24, 4))
+    for epoch in epochs:
+        assert sorted(i for i, _ in epoch) == list(range(24))
+        for i, number in epoch:
+            counts[i, number] += 1
+    for turns_there in range(3):
+        share = counts[turns_there::3].sum(0)[1 : turns_there + 2] / counts[turns_there::3].sum()
+        np.testing.assert_allclose(share, 1 / (turns_there + 1), atol=0.12)  # 240 draws: 3.7 standard errors
+        assert not counts[turns_there::3, turns_there + 2 :].any()
+    assert len({tuple(sorted(epoch)) for epoch in epochs}) > 25
+    # A function of (seed, k) alone, also for a host that reads some of the rows.
+    assert drawn(2, start=40) == whole[40:42]
+    assert drawn(1, start=40, rows=[5, 2])[0] == [whole[40][5], whole[40][2]]
+    assert drawn(3, seed=1) != whole[:3]
+
+
+def test_held_out_dialogues_are_always_asked_the_same(tmp_path):
+    dataset = dialogues(tmp_path)
+    first, again = ([chosen(batch) for batch in pipeline.eval_batches(dataset, batch_size=8)] for _ in range(2))
+    assert first == again
+    other = sum([chosen(batch) for batch in pipeline.eval_batches(dataset, batch_size=6)], [])
+    assert other == sum(first, [])
+    assert {number for i, number in other if i % 3 == 2} == {1, 2, 3}
+
+
+def test_draws_are_these_numbers():
+    """Runs of earlier versions go on with the same answers."""
+    assert [sft.draw(0, 0, np.int64(i)) for i in range(3)] == [1421166345, 1796504695, 1124654637]
+    assert sft.draw("validation", 7) == 4167884631
+
+
+def test_templates_of_a_dataset_are_those_of_its_tokenizer(tmp_path):
+    made = prepare(write(tmp_path / "d.jsonl", [{"prompt": "2+2?", "response": "4"}]), tmp_path / "out")
+    assert templates.Template.from_dict(made.template) == templates.choose("plain", BYTE)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "gsm8k/test.jsonl",
+        "chat/fastchat/dummy_conversation.json",
+        "chat/gpteacher/codegen-instruct.json",
+        "chat/dolly_hhrlhf/dolly_hhrlhf_train_small.jsonl",
+    ],
+)
+def test_real_instruction_data(name, data_dir, tmp_path):
+    source = Path(data_dir) / name
+    made = prepare(source, tmp_path / "out", sequence_length=1024)
+    there = source.read_text()
+    count = len(json.loads(there) if name.endswith(".json") else there.splitlines())
+    split = made.splits["train"]
+    assert made.malformed == 0 and split.raw_bytes == split.token_bytes
+    if "dummy" in name:
+        assert (split.records, split.documents) == (count, 2 * count)
+    else:
+        assert split.records + made.too_long + made.empty == count

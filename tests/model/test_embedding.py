@@ -1,0 +1,64 @@
+"""The look-up of rows and its gradient, against sums in float64, on meshes and in slabs."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+
+from diffusionlm.config import MeshConfig
+from diffusionlm.model import embedding
+from diffusionlm.parallel.mesh import make_mesh
+
+V, D, B, T = 16, 8, 8, 5
+RNG = np.random.default_rng(0)
+TABLE = RNG.normal(size=(V, D)).astype(np.float32)
+IDS = RNG.choice([0, 1, 7, 8, 15], size=(B, T)).astype(np.int32)  # the first and last of every part among them
+WEIGHT = RNG.normal(size=(B, T, D)).astype(np.float32)
+
+
+def gradient(dtype="float32"):
+    def loss(table, ids):
+        return (embedding.look_up(table, ids, dtype) * jnp.asarray(WEIGHT, dtype)).sum()
+
+    return jax.jit(jax.grad(loss))
+
+
+def expected():
+    grad = np.zeros((V, D))
+    np.add.at(grad, IDS, WEIGHT.astype(np.float64))
+    return grad
+
+
+def test_rows_are_those_of_the_table():
+    np.testing.assert_array_equal(embedding.look_up(TABLE, IDS, "float32"), TABLE[IDS])
+    assert embedding.look_up(TABLE, IDS, "bfloat16").dtype == jnp.bfloat16
+
+
+@pytest.mark.parametrize("slab", [embedding.SLAB, 2 * V * D // 3, V * D // 4, 1])
+@pytest.mark.parametrize("sizes", [None, (2, 2, 2), (1, 4, 2), (8, 1, 1), (1, 1, 8), (1, 8, 1), (2, 4, 1)])
+def test_the_gradient_of_a_row_is_the_sum_over_its_places(sizes, slab, monkeypatch):
+    monkeypatch.setattr(embedding, "SLAB", slab)
+    if not sizes:
+        np.testing.assert_allclose(gradient()(TABLE, IDS), expected(), rtol=1e-5, atol=1e-6)
+        return
+    mesh = make_mesh(MeshConfig(*sizes))
+    with jax.set_mesh(mesh):
+        table = jax.device_put(TABLE, NamedSharding(mesh, PartitionSpec("tensor", "fsdp")))
+        ids = jax.device_put(IDS, NamedSharding(mesh, PartitionSpec(("data", "fsdp"))))
+        np.testing.assert_allclose(jax.device_get(gradient()(table, ids)), expected(), rtol=1e-5, atol=1e-6)
+
+
+def test_rows_that_no_axis_divides_are_counted_once():
+    """As positions are: one row for the whole batch."""
+    places = np.arange(T, dtype=np.int32)[None]
+    with jax.set_mesh(make_mesh(MeshConfig(2, 2, 2))):
+        found = jax.jit(jax.grad(lambda table: (embedding.look_up(table, places, "float32", None) * 3).sum()))(TABLE)
+    np.testing.assert_array_equal(jax.device_get(found), np.where(np.arange(V)[:, None] < T, 3.0, 0.0) * np.ones(D))
+
+
+def test_a_gradient_of_bfloat16_is_summed_in_float32():
+    """257 times 1: in bfloat16 the sum would stop at 256."""
+    ids = np.zeros((1, 257), np.int32)
+    ones = jax.grad(lambda table: embedding.look_up(table, ids, "bfloat16").astype(jnp.float32).sum())(TABLE)
+    np.testing.assert_array_equal(ones[0], 257.0)

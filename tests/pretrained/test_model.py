@@ -1,0 +1,385 @@
+"""From a saved checkpoint to completions of text."""
+
+import dataclasses
+import json
+import re
+import subprocess
+import sys
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+
+from diffusionlm import config_io
+from diffusionlm.checkpoint import store as checkpoint
+from diffusionlm.config import Config, MeshConfig, ModelConfig
+from diffusionlm.data.chat_templates import Message, choose
+from diffusionlm.data.tokenizers.kinds import ByteTokenizer
+from diffusionlm.errors import UserError
+from diffusionlm.likelihood.monte_carlo import LikelihoodConfig, estimate
+from diffusionlm.model.spec import ModelSpec
+from diffusionlm.model.transformer import Transformer
+from diffusionlm.parallel.mesh import make_mesh
+from diffusionlm.pretrained.model import Completion, completions_json, load
+from diffusionlm.sampling.config import SamplingConfig
+from diffusionlm.sampling.generate import generate
+
+EOS = ByteTokenizer.eos_id
+MODEL = ModelConfig(
+    d_model=32, n_layers=2, n_heads=2, n_kv_heads=2, head_dim=16, d_ff=64, vocab_size=257, max_length=64
+)
+
+
+SPEC = dataclasses.replace(ModelSpec.of(Config(model=MODEL)), eos_ids=(EOS,))
+
+
+@pytest.fixture(scope="module")
+def params():
+    params = nn.unbox(jax.jit(Transformer(MODEL).init)(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"])
+    return {**params, "head": params["head"] * 8}
+
+
+def sidecar(cfg: Config = Config(model=MODEL), **changes) -> checkpoint.Sidecar:  # noqa: B008
+    values = dict(
+        objective=cfg.objective,
+        model=config_io.to_dict(cfg.model),
+        diffusion=config_io.to_dict(cfg.diffusion),
+        mask_id=cfg.mask_id,
+        eos_id=EOS,
+        suppressed_ids=cfg.suppressed_ids,
+        tokenizer=ByteTokenizer().to_dict(),
+        canvas={"max_length": 64},
+    )
+    return checkpoint.Sidecar(**{**values, **changes})
+
+
+@pytest.fixture
+def save(tmp_path, params):
+    def save(**changes) -> str:
+        path = tmp_path / "model"
+        checkpoint.save_params(path, changes.pop("params", params), sidecar(**changes))
+        return str(path)
+
+    return save
+
+
+def test_completions_are_those_of_generate_after_the_start_id(save, params):
+    model = load(save())
+    sampling = SamplingConfig(length=10, steps=5, strategy="low_confidence", seed=3)
+    completions = model.generate(["Once", "a longer prompt"], sampling)
+    prompts = [[EOS, *text.encode()] for text in ("Once", "a longer prompt")]
+    expected = generate(params, SPEC, prompts, sampling)
+    assert [completion.tokens for completion in completions] == expected.tokens.tolist()
+    assert [completion.prompt for completion in completions] == ["Once", "a longer prompt"]
+    assert all(completion.nfe == 5 and completion.seconds > 0 for completion in completions)
+
+
+@pytest.mark.parametrize("canvas, first", [({}, [EOS]), ({"start_id": 7}, [7]), ({"start_id": None}, [])])
+def test_prompts_begin_as_documents_did_in_training(save, params, canvas, first):
+    completions = load(save(canvas=canvas)).generate(["ab", "c"], length=8)
+    prompts = [[*first, *b"ab"], [*first, *b"c"]]
+    expected = generate(params, SPEC, prompts, SamplingConfig(length=8))
+    assert [completion.tokens for completion in completions] == expected.tokens.tolist()
+
+
+def test_text_stops_at_the_first_end_and_tokens_do_not(save, params):
+    ends_often = params["head"].at[:, EOS].multiply(6)
+    model = load(save(params={**params, "head": ends_often}))
+    completions = model.generate(["x"] * 2, length=50)
+    assert any(EOS in completion.tokens[:-1] for completion in completions)
+    for completion in completions:
+        assert len(completion.tokens) == 50
+        before = completion.tokens[: completion.tokens.index(EOS)] if EOS in completion.tokens else completion.tokens
+        assert completion.text == ByteTokenizer().decode(before)
+
+
+def test_the_text_keeps_the_space_that_a_decoder_drops_at_the_start(save):
+    class Words:
+        """Like a SentencePiece model with a dummy prefix: a text loses its first space."""
+
+        words = [" one", " two", " three"]
+
+        def encode(self, text):
+            return [0]
+
+        def decode(self, ids):
+            return "".join(self.words[i % 3] for i in ids if i != EOS).removeprefix(" ")
+
+    model = dataclasses.replace(load(save()), tokenizer=Words())
+    for completion in model.generate(["one"] * 2, length=3):
+        assert completion.text.startswith(" ")
+        assert "one" + completion.text == Words().decode([0, *completion.tokens])
+
+
+TEMPLATE = choose("plain", ByteTokenizer())
+
+
+def test_a_fine_tuned_model_is_asked_in_its_template(save, params):
+    """As its training wrote prompts; an empty text, `raw` and everything else take texts as they are."""
+    model = load(save(template=TEMPLATE.to_dict(), canvas={"max_length": 64, "start_id": EOS}))
+    sampling = SamplingConfig(length=10, steps=5)
+    asked = [EOS, *b"### user\n2+2?\n\n### assistant\n"]
+    assert model.template == TEMPLATE and model.encode_messages([Message("user", " 2+2? ")]) == asked
+    for prompts, encoded, settings in (
+        (["2+2?", ""], [asked, [EOS]], {}),
+        (["2+2?"], [[EOS, *b"2+2?"]], {"raw": True}),
+    ):
+        completions = model.generate(prompts, sampling, **settings)
+        expected = generate(params, SPEC, encoded, sampling)
+        assert [completion.tokens for completion in completions] == expected.tokens.tolist()
+    completion = model.generate("2+2?", sampling)[0]
+    assert completion.prompt == "2+2?" and completion.full_text == "2+2?\n\n" + completion.text
+    assert "### user" not in model.infill("a{mask:2} b")[0].text
+
+
+def test_what_a_template_cannot_write_is_one_line(save):
+    model = load(save())
+    with pytest.raises(UserError, match="no chat template"):
+        model.encode_messages([Message("user", "Hi")])
+    marked = dataclasses.replace(TEMPLATE, turn="<|eot_id|>{role}: {content}")
+    model = dataclasses.replace(model, sidecar=dataclasses.replace(model.sidecar, template=marked.to_dict()))
+    with pytest.raises(UserError, match="holds '<.eot_id.>'") as error:
+        model.generate("Hi<|eot_id|>")
+    assert "\n" not in str(error.value)
+
+
+def test_messages_come_as_mappings_too_and_nothing_else(save):
+    model = load(save(template=TEMPLATE.to_dict(), canvas={"max_length": 64, "start_id": EOS}))
+    asked = [Message("system", "S"), Message("user", "Hi")]
+    expected = [EOS, *b"### system\nS\n\n### user\nHi\n\n### assistant\n"]
+    assert model.encode_messages(asked) == expected
+    assert model.encode_messages([message._asdict() for message in asked]) == expected
+    for messages, said in (
+        ([], "no message of a user"),
+        ([{"role": "system", "content": "S"}], "no message of a user"),
+        ([{"role": "tool", "content": "x"}], "role 'tool' of messages[0] is none of system, user, assistant"),
+        ([Message("human", "x")], "role 'human' of messages[0] is none of"),
+        ([asked[1], {"role": "user"}], "messages[1]={'role': 'user'} is no Message"),
+        (["Hi"], "messages[0]='Hi' is no Message"),
+        ("Hi", "messages[0]='H' is no Message"),
+        ([{"role": "user", "content": 3}], "content of messages[0] is int, not a text"),
+        ([{"role": ["user"], "content": "x"}], "role of messages[0] is list, not a text"),
+    ):
+        with pytest.raises(UserError, match=re.escape(said)) as error:
+            model.encode_messages(messages)
+        assert "\n" not in str(error.value)
+
+
+def test_a_template_that_writes_nothing_sets_nothing_off(save):
+    """The new text goes on from the prompt, with or without `raw`."""
+    bare = choose("none", ByteTokenizer())
+    model = load(save(template=bare.to_dict(), canvas={"max_length": 64, "start_id": EOS}))
+    sampling = SamplingConfig(length=10, steps=5)
+    found, raw = (model.generate("Once", sampling, raw=raw)[0] for raw in (False, True))
+    assert found.full_text == "Once" + found.text == raw.full_text and not found.templated
+
+
+def test_autoregressive_checkpoints_sample_through_the_same_call(save, params):
+    cfg = Config(objective="arm", model=dataclasses.replace(MODEL, causal=True, mask_row=False))
+    completion = load(save(cfg=cfg, mask_id=None)).generate("", length=8)[0]
+    assert completion.nfe == 8 and len(completion.tokens) == 8
+    expected = generate(params, ModelSpec.of(cfg), [[EOS]], SamplingConfig(length=8))
+    assert completion.tokens == expected.tokens[0].tolist()
+
+
+def test_dtype_is_of_parameters_and_computation(save):
+    model = load(save(), dtype="bfloat16")
+    assert {leaf.dtype for leaf in jax.tree.leaves(model.params)} == {jnp.dtype("bfloat16")}
+    assert model.config.model.dtype == "bfloat16"
+    assert len(model.generate("a", length=4)[0].tokens) == 4
+
+
+def test_a_mesh_loads_shards_and_gives_the_same_tokens(save, params):
+    model = Transformer(MODEL)
+    row = [EOS, *b"Once", 257, 257]
+    for j in (-2, -1):
+        hidden = model.apply({"params": params}, jnp.array([row], jnp.int32))
+        logits = np.asarray(model.apply({"params": params}, hidden, method=Transformer.head))[0, j, :257]
+        assert np.diff(np.sort(logits)[-2:]) > 1e-3  # other devices sum in another order
+        row[j] = int(np.argmax(logits))
+    path = save()
+    many = load(path, mesh=make_mesh(MeshConfig(data=1, fsdp=4, tensor=2)))
+    assert not many.params["blocks"]["q"].sharding.is_fully_replicated
+    for loaded in (load(path), many):
+        completions = loaded.generate(["Once"] * 2, length=2, strategy="left_to_right", temperature=0.0)
+        assert [completion.tokens for completion in completions] == [row[-2:]] * 2
+
+
+def test_traces_belong_to_their_rows(save):
+    completions = load(save()).generate(["a", "b"], length=6, steps=8, strategy="ancestral", trace=True)
+    for completion in completions:
+        assert completion.trace.tokens.shape == completion.trace.masked.shape == completion.trace.confidence.shape
+        assert completion.trace.masked[-2].any() and not completion.trace.masked[-1].any()  # not those of its mates
+        assert completion.trace.masked[0].all() and not completion.trace.masked[-1].any()
+        assert completion.trace.tokens[-1].tolist() == completion.tokens
+
+
+def test_json_has_the_documented_keys(save):
+    model = load(save())
+    sampling = model.sampling_config(length=4, temperature=0.5)
+    document = json.loads(json.dumps(completions_json(model.generate(["a", "b"], sampling), sampling)))
+    assert set(document) == {"completions", "config"}
+    assert set(document["completions"][0]) == {"prompt", "text", "tokens", "nfe", "seconds"}
+    assert document["config"] == dataclasses.asdict(sampling)
+    assert {"length": 4, "steps": 4, "strategy": "ancestral", "temperature": 0.5}.items() <= document["config"].items()
+    assert completions_json([Completion("p", "t", [1], 2, 3.0)], sampling)["completions"][0]["nfe"] == 2
+
+
+@pytest.mark.parametrize(
+    "settings, words",
+    [
+        (dict(temprature=1.0), ["temprature", "did you mean 'temperature'"]),
+        (dict(length=64), ["prompt 0, of 2 tokens", "length=64", "context of 64", "at most 62"]),
+        (dict(prompts=[]), ["no prompts"]),
+        (dict(length=0), ["length=0"]),
+    ],
+)
+def test_mistakes_are_told_in_one_line(save, settings, words):
+    with pytest.raises(UserError) as error:
+        load(save()).generate(**{"prompts": "a", **settings})
+    assert all(word in str(error.value) for word in words) and "\n" not in str(error.value)
+
+
+def test_refuses_what_it_cannot_use(save, tmp_path):
+    with pytest.raises(UserError, match="no checkpoint"):
+        load(tmp_path / "nowhere")
+    path = save(tokenizer=None)
+    with pytest.raises(UserError, match="did you mean 'float32'"):
+        load(path, dtype="float23")
+    with pytest.raises(UserError, match="no tokenizer"):
+        load(path).generate("a")
+
+
+def test_needs_nothing_of_training():
+    code = (
+        "import sys, diffusionlm.sampling.load, diffusionlm.sampling.display\n"
+        "training = ('trainer', 'train_step', 'train_state', 'optim', 'losses', 'corruption')\n"
+        "print([name for name in training if f'diffusionlm.{name}' in sys.modules])"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+def test_settings_import_no_jax():
+    code = "import sys, diffusionlm.sampling.config; print('jax' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
+
+
+def test_infilling_keeps_the_text_around_the_gaps(save):
+    model = load(save())
+    texts = ["a {mask:3} b{mask:2}", "{mask:1} end"]
+    sampling = SamplingConfig(temperature=0.5, top_k=100, stop_at_eos=False, strategy="low_confidence")
+    long, short = model.infill(texts, sampling)
+    assert [long.prompt, short.prompt] == texts
+    assert long.text.startswith("a ") and " b" in long.text and short.text.endswith(" end")
+    for completion, tokens, gaps in ((long, 1 + 2 + 3 + 2 + 2, 5), (short, 1 + 1 + 4, 1)):
+        assert len(completion.tokens) == tokens and completion.tokens[0] == EOS
+        assert completion.text == completion.full_text == ByteTokenizer().decode(completion.tokens)
+        assert completion.nfe == gaps and completion.seconds > 0
+    assert model.infill_config(texts, sampling) == model.sampling_config(sampling, length=5)
+
+
+def test_the_trace_of_infilling_is_of_the_row(save):
+    texts, settings = ["a {mask:3} b", "long text {mask:2}"], dict(strategy="random", stop_at_eos=False)
+    for completion in load(save()).infill(texts, trace=True, **settings):
+        trace, tokens = completion.trace, np.array(completion.tokens)
+        assert trace.tokens.shape == trace.masked.shape == (completion.nfe + 1, len(tokens))
+        gap = trace.masked[0]
+        assert gap.sum() == completion.nfe and not trace.masked[-1].any()
+        assert (trace.tokens[:, ~gap] == tokens[~gap]).all() and (trace.tokens[-1] == tokens).all()
+        assert not trace.masked[:, ~gap].any()
+
+
+def test_likelihoods_of_text_are_those_of_its_ids(tmp_path, params):
+    """Bytes are tokens here: bits per byte are over the scored ones, with a start token or without."""
+    texts, settings = ["abc", "hello"], LikelihoodConfig(draws=4)
+    for name, changes, scored in (("without", {"eos_id": None}, [2, 4]), ("with", {}, [3, 5])):
+        checkpoint.save_params(tmp_path / name, params, sidecar(**changes))
+        model = load(tmp_path / name)
+        found = model.perplexity(texts, settings)
+        assert found.tokens == found.n_bytes == scored
+        assert found.bits_per_byte == pytest.approx(found.nats / sum(scored) / np.log(2))
+    answers = ["a", "b", "zz"]
+    pairs = [("x", answer) for answer in answers]
+    choice = model.choose("x", answers, LikelihoodConfig(max_passes=64))
+    exact = [one.log_likelihood for one in model.log_likelihood(pairs, LikelihoodConfig("any_order"))]
+    assert choice.best == int(np.argmax(exact))
+    greedy = model.generate("x", length=2, steps=2, strategy="low_confidence", temperature=0.0, stop_at_eos=False)[0]
+    text = ByteTokenizer().decode(greedy.tokens)
+    assert ByteTokenizer().encode(text) == greedy.tokens
+    assert model.is_greedy([("x", text), ("x", text[::-1] if text[0] != text[1] else "qz")]) == [True, False]
+
+
+def test_a_gap_may_have_bounds(save):
+    """In bytes, so that the length of the text tells what was filled in."""
+    model = load(save())
+    text = model.infill("a{mask:2-4}b", strategy="random", stop_at_eos=False)[0]
+    assert 1 + 1 + 2 + 1 <= len(text.tokens) <= 1 + 1 + 4 + 1
+    assert text.nfe == 2 + 3 + 4  # every length was tried
+    assert model.infill_config("a{mask:2-4}b").length == 4
+
+
+BAD_GAPS = (
+    "{mask:5-3}|{mask:0-3}|{mask:3-}|{mask:1-65}|{mask:0}|{mask:abc}|{mask: 8}|{mask:8 }|{ mask:8}|{mask}|{mask:}|"
+    "{mask:-1}|{mask:1.5}|{Mask:8}|{mask 8}|{mask:8|{mask:65}|{mask:99999999999}"
+).split("|")
+
+
+@pytest.mark.parametrize("gap", BAD_GAPS)
+def test_a_malformed_gap_is_refused_and_not_taken_for_text(save, gap):
+    model = load(save())
+    for text in (f"a{gap}", f"a{{mask:2}} {gap}"):
+        with pytest.raises(UserError) as caught:
+            model.infill(text)
+        message = str(caught.value)
+        assert f"{gap!r} is not a gap; write {{mask:N}} without spaces" in message and "from 1 to 64" in message
+        assert "\n" not in message
+
+
+def test_a_text_without_a_gap_is_refused_and_other_braces_are_text(save):
+    model = load(save())
+    with pytest.raises(UserError, match="'no gap' has no gap; write {mask:8}"):
+        model.infill("no gap")
+    text = model.infill("{masked} {x: 1} {}{mask:1}")[0].text
+    assert text.startswith("{masked} {x: 1} {}")
+
+
+def test_seconds_are_without_compilation(save, monkeypatch):
+    """A clock that jumps by a day at each compilation: no day may be in what was measured."""
+    compiled = []
+
+    def listen(event: str, duration: float, **_) -> None:
+        if "backend_compile" in event:
+            compiled.append(event)
+
+    clock = time.perf_counter
+    monkeypatch.setattr(time, "perf_counter", lambda: clock() + 86400 * len(compiled))
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        assert load(save()).generate(["a"] * 3, length=5)[0].seconds < 86400 and compiled
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
+
+
+def test_likelihoods_of_texts_are_those_of_their_tokens(save, params):
+    model = load(save())
+    exact = LikelihoodConfig(estimator="chain_rule")
+    pairs = [([EOS, *b"ab"], [*b" cd"]), ([EOS], [*b"xyz"])]
+    expected = estimate(params, SPEC, pairs, exact)
+    assert model.log_likelihood([("ab", " cd"), ("", "xyz")], exact) == expected
+    assert model.log_likelihood([("ab ", "cd")], exact)[0].log_likelihood == pytest.approx(
+        expected[0].log_likelihood, rel=1e-5
+    )
+
+
+def test_pairs_and_answers_of_another_shape_are_refused(save):
+    model = load(save())
+    for pairs in (("a", "b"), ["ab"], [("a", "b", "c")], "ab"):
+        with pytest.raises(UserError, match="must be a list of pairs"):
+            model.log_likelihood(pairs)
+    with pytest.raises(UserError, match="must be a list of texts"):
+        model.choose("a", "bc")
+    with pytest.raises(UserError, match="score per token"):
+        model.choose("a", ["b", "c"], LikelihoodConfig("diffullama"))

@@ -1,0 +1,307 @@
+"""Blocks, infilling, guidance, the end of text and streaming, against a slow reference of LLaDA's `generate`."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+from scipy import special
+
+from diffusionlm.config import Config, ModelConfig
+from diffusionlm.errors import UserError
+from diffusionlm.model.spec import ModelSpec
+from diffusionlm.model.transformer import Transformer
+from diffusionlm.sampling.canvas import Span, build
+from diffusionlm.sampling.config import SamplingConfig
+from diffusionlm.sampling.generate import generate, infill, stream
+
+TINY = ModelConfig(d_model=32, n_layers=2, n_heads=2, n_kv_heads=2, head_dim=16, d_ff=64, vocab_size=50, max_length=128)
+EOS = 48  # a token that this model likes
+SPEC = dataclasses.replace(ModelSpec.of(Config(model=TINY)), eos_ids=(EOS,))
+MASK = SPEC.mask_id
+PROMPTS = [[3, 1, 4, 1, 5], [9, 2], [7, 12, 44, 31, 18], [10, 6]]
+
+
+@pytest.fixture(autouse=True)
+def strict_dtypes():
+    with jax.numpy_dtype_promotion("strict"):
+        yield
+
+
+@functools.cache
+def params(eos_bias: float = 0.0):
+    found = nn.unbox(jax.jit(Transformer(TINY).init)(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"])
+    head = found["head"] * 8
+    return {**found, "head": head.at[:, EOS].multiply(1 + eos_bias)}
+
+
+@jax.jit
+def batch_logits(params, tokens_BxT):
+    model = Transformer(TINY)
+    return model.apply({"params": params}, model.apply({"params": params}, tokens_BxT), method=Transformer.head)
+
+
+def llada(params, prompt, length, steps, block_length, cfg_scale=0.0, eos_inf=False, eos_last=False):
+    """LLaDA's `generate` for one row at temperature 0, from its description; asserts that no choice is close.
+
+    With eos_last, tokens predicted as EOS have no confidence, as the paper has it (the code also takes EOS out of the
+    softmax of all others).
+    """
+    x = list(prompt) + [MASK] * length
+    blocks = -(-length // block_length)
+    for block in range(blocks):
+        first = len(prompt) + block * block_length
+        end = min(first + block_length, len(x))
+        S = steps // blocks + (block < steps % blocks)
+        N = end - first
+        for i in range(S):
+            rows = [x]
+            if cfg_scale:
+                rows.append([MASK] * len(prompt) + x[len(prompt) :])
+            logits = np.asarray(batch_logits(params, jnp.array(rows, jnp.int32)), np.float64)
+            mixed = logits[0] if not cfg_scale else logits[1] + (cfg_scale + 1) * (logits[0] - logits[1])
+            mixed[:, TINY.vocab_size :] = -np.inf
+            if eos_inf:
+                mixed[:, EOS] = -np.inf
+            p = special.softmax(mixed, -1)
+            masked = [j for j in range(first, end) if x[j] == MASK]
+            best = {j: int(np.argmax(p[j])) for j in masked}
+            score = {j: 0.0 if eos_last and best[j] == EOS else p[j, best[j]] for j in masked}
+            order = sorted(masked, key=lambda j: (-score[j], j))
+            count = N // S + (i < N % S)
+            for j in order[:count]:
+                top = np.sort(p[j])
+                assert top[-1] - top[-2] > 1e-4
+            if 0 < count < len(order):
+                a, b = score[order[count - 1]], score[order[count]]
+                assert a - b > 1e-6 or a == b == 0.0
+            for j in order[:count]:
+                x[j] = best[j]
+    assert MASK not in x
+    return x[len(prompt) :]
+
+
+def ours(weights, **settings):
+    sampling = SamplingConfig(strategy="low_confidence", temperature=0.0, stop_at_eos=False, **settings)
+    return generate(weights, SPEC, PROMPTS, sampling)
+
+
+@pytest.mark.parametrize(
+    "length, steps, block_length",
+    [(12, 12, 12), (12, 6, 6), (12, 12, 4), (10, 6, 4), (8, 16, 4), (9, 9, 1)],
+)
+@pytest.mark.parametrize("guidance", [0.0, 0.8])
+def test_blocks_and_guidance_match_the_slow_reference(length, steps, block_length, guidance):
+    found = ours(params(), length=length, steps=steps, block_length=block_length, guidance=guidance)
+    expected = [llada(params(), p, length, steps, block_length, guidance) for p in PROMPTS]
+    assert found.tokens.tolist() == expected
+
+
+@pytest.mark.parametrize("rule", ["none", "inf", "last"])
+def test_the_rules_of_the_end_of_text_match_the_slow_reference(rule):
+    weights = params(0.05)
+    settings = {"none": {}, "inf": {"eos_penalty": float("inf")}, "last": {"eos_last": True}}[rule]
+    found = ours(weights, length=12, steps=6, block_length=6, **settings)
+    expected = [llada(weights, p, 12, 6, 6, eos_inf=rule == "inf", eos_last=rule == "last") for p in PROMPTS]
+    assert found.tokens.tolist() == expected
+    assert (np.array(expected) == EOS).any() == (rule != "inf")
+
+
+def test_blocks_are_filled_from_left_to_right():
+    found = generate(params(), SPEC, PROMPTS, SamplingConfig(10, 10, block_length=4, stop_at_eos=False), trace=True)
+    masked = found.trace.masked
+    for frame in masked:
+        for row in frame:
+            sizes = [4, 4, 2]
+            counts = [row[a : a + 4].sum() for a in (0, 4, 8)]
+            for i in (0, 1):
+                assert counts[i] == 0 or counts[i + 1] == sizes[i + 1]
+    assert not masked[-1].any()
+
+
+def test_standard_guidance_leads_away_from_the_text_without_its_prompt():
+    """One step at temperature 0: raw logits l_u + (1 + w)(l_c - l_u), u the gap alone."""
+    w = 1.5
+    found = generate(
+        params(), SPEC, PROMPTS, SamplingConfig(7, 1, temperature=0.0, guidance=w, guidance_kind="standard")
+    ).tokens
+    alone = np.asarray(batch_logits(params(), jnp.full((1, 7), MASK, jnp.int32)), np.float64)[0]
+    for prompt, row in zip(PROMPTS, found, strict=True):
+        given = np.asarray(batch_logits(params(), jnp.array([[*prompt, *[MASK] * 7]], jnp.int32)), np.float64)
+        mixed = (alone + (1 + w) * (given[0, len(prompt) :] - alone))[:, : TINY.vocab_size]
+        top = np.sort(mixed, -1)
+        assert (top[:, -1] - top[:, -2]).min() > 1e-3
+        assert row.tolist() == mixed.argmax(-1).tolist()
+
+
+def test_a_growing_context_sees_nothing_of_later_blocks():
+    """The first block comes out as if it were the whole length."""
+    settings = {"strategy": "low_confidence", "temperature": 0.0, "stop_at_eos": False}
+    short = generate(params(), SPEC, PROMPTS, SamplingConfig(4, 4, **settings)).tokens
+    growing = generate(params(), SPEC, PROMPTS, SamplingConfig(12, 12, block_length=4, growing=True, **settings)).tokens
+    whole = generate(params(), SPEC, PROMPTS, SamplingConfig(12, 12, block_length=4, **settings)).tokens
+    np.testing.assert_array_equal(growing[:, :4], short)
+    assert (whole[:, :4] != short).any()
+    second = generate(
+        params(), SPEC, [p + t for p, t in zip(PROMPTS, short.tolist(), strict=True)], SamplingConfig(4, 4, **settings)
+    )
+    np.testing.assert_array_equal(growing[:, 4:8], second.tokens)
+
+
+def test_a_row_stops_at_its_end_of_text_and_needs_fewer_passes():
+    weights = params(0.05)
+    settings = {"strategy": "low_confidence", "temperature": 0.0, "block_length": 2}
+    full = generate(weights, SPEC, PROMPTS, SamplingConfig(16, 16, stop_at_eos=False, **settings))
+    stopped = generate(weights, SPEC, PROMPTS, SamplingConfig(16, 16, **settings))
+    ended = 0
+    for r, (a, b) in enumerate(zip(full.tokens.tolist(), stopped.tokens.tolist(), strict=True)):
+        end = b.index(EOS) if EOS in b else 16
+        assert a[:end] == b[:end] and set(b[end:]) <= {EOS}
+        if end < 14:
+            ended += 1
+            assert stopped.nfe[r] < full.nfe[r]
+    assert ended
+
+
+@pytest.mark.parametrize("strategy", ["ancestral", "remdm", "low_confidence", "confidence_threshold"])
+def test_batch_mates_and_their_blocks_do_not_change_a_row(strategy):
+    sampling = SamplingConfig(12, 9, strategy=strategy, block_length=5, threshold=0.3, remask=0.3, guidance=0.5)
+    together = generate(params(0.5), SPEC, PROMPTS, sampling)
+    for r, prompt in enumerate(PROMPTS):
+        mates = [[r + 1] * 3, prompt, [2], [5, 5]]
+        again = generate(params(0.5), SPEC, mates, sampling, row_ids=[50, r, 51, 52])
+        np.testing.assert_array_equal(again.tokens[1], together.tokens[r])
+        assert again.nfe[1] == together.nfe[r]
+
+
+def test_stream_goes_through_the_states_of_generate():
+    sampling = SamplingConfig(9, 7, block_length=4, strategy="entropy")
+    whole = generate(params(), SPEC, PROMPTS, sampling, trace=True)
+    frames = list(stream(params(), SPEC, PROMPTS, sampling))
+    assert [frame.step for frame in frames] == list(range(len(whole.trace.tokens)))
+    for k, frame in enumerate(frames):
+        np.testing.assert_array_equal(frame.tokens, whole.trace.tokens[k])
+        np.testing.assert_array_equal(frame.masked, whole.trace.masked[k])
+        np.testing.assert_allclose(frame.confidence, whole.trace.confidence[k], rtol=1e-5)
+    np.testing.assert_array_equal(frames[-1].tokens, whole.tokens)
+
+
+# --- infilling
+
+
+def test_infilling_keeps_what_was_given_and_fills_the_rest():
+    templates = [[3, None, None, 4, None, 5], [None, 9, 2, None], [6, 6, None]]
+    found = infill(params(), SPEC, templates, SamplingConfig(temperature=0.0, strategy="low_confidence")).rows
+    for template, row in zip(templates, found, strict=True):
+        assert len(row) == len(template) and max(row) < TINY.vocab_size
+        assert all(given in (None, token) for given, token in zip(template, row, strict=True))
+
+
+def test_a_prompt_is_a_template_with_its_gap_at_the_end():
+    sampling = SamplingConfig(8, 5, seed=4, stop_at_eos=False)
+    rows = infill(params(), SPEC, [[*p, *[None] * 8] for p in PROMPTS], sampling).rows
+    expected = generate(params(), SPEC, PROMPTS, sampling).tokens.tolist()
+    assert [row[len(p) :] for p, row in zip(PROMPTS, rows, strict=True)] == expected
+
+
+def test_a_gap_sees_both_sides():
+    one, other = ([3, None, 4, right] for right in (8, 30))
+    sampling = SamplingConfig(temperature=0.0)
+    found = [infill(params(), SPEC, [template], sampling).rows[0][1] for template in (one, other)]
+    assert found[0] != found[1]
+
+
+def test_blocks_run_through_all_gaps():
+    """Five places in three gaps, two a block; the given tokens belong to none."""
+    template = [3, None, 4, None, None, 8, None, None]
+    canvas = build(SPEC, [template], 2, [0])
+    assert canvas.block_BxT[0, :8].tolist() == [-1, 0, -1, 0, 1, -1, 1, 2]
+    assert (canvas.block_BxT[0, 8:] == -1).all()
+
+
+def test_a_span_takes_the_length_that_the_model_is_surest_of():
+    """By the mean log-probability of each token when it was revealed; compared with every length by itself."""
+    sampling = SamplingConfig(temperature=0.0, strategy="low_confidence")
+    templates = [[3, 1, Span(1, 3), 4, None, Span(2, 3), 5], [9, Span(2, 4)], [7, None]]
+    found = infill(params(), SPEC, templates, sampling, trace=True)
+    for r, lengths in enumerate(([(a, b) for a in (1, 2, 3) for b in (2, 3)], [(2,), (3,), (4,)], [()])):
+        best, passes = (-np.inf, None), 0
+        for chosen in lengths:
+            left = iter(chosen)
+            row = [x for token in templates[r] for x in ([None] * next(left) if isinstance(token, Span) else [token])]
+            alone = infill(params(), SPEC, [row], dataclasses.replace(sampling, steps=8), trace=True)
+            gap = alone.trace.masked[0, 0]
+            best = max(best, (np.log(alone.trace.confidence[-1, 0][gap]).mean(), alone.rows[0]))
+            passes += alone.nfe[0]
+        assert found.rows[r] == best[1] and found.nfe[r] == passes
+        assert found.trace.tokens[-1, r, : len(best[1])].tolist() == best[1]
+
+
+@pytest.mark.slow
+def test_a_span_that_ended_early_is_judged_by_what_was_revealed():
+    """With an end of text as good as sure, the long filling is the better one, by its one revealed token."""
+    weights = params(3.0)
+    found = infill(weights, SPEC, [[9, Span(1, 4)]], SamplingConfig(temperature=0.0, block_length=1))
+    sampling = SamplingConfig(temperature=0.0, block_length=1)
+    trials = [infill(weights, SPEC, [[9, *[None] * n]], sampling, trace=True) for n in (1, 2, 3, 4)]
+    means = []
+    for trial in trials:
+        confidence = trial.trace.confidence[-1, 0]
+        means.append(np.log(confidence[confidence > 0]).mean())
+    assert any(trial.rows[0][1] == EOS and trial.nfe[0] < len(trial.rows[0]) - 1 for trial in trials)
+    assert found.rows[0] == trials[int(np.argmax(means))].rows[0]
+
+
+def test_an_end_of_text_inside_a_gap_does_not_end_the_row():
+    weights = params(3.0)
+    found = infill(weights, SPEC, [[3, None, None, None, 4, None, 5]], SamplingConfig(temperature=0.0)).rows[0]
+    assert EOS in found and found[4] == 4 and MASK not in found
+
+
+@pytest.mark.parametrize(
+    "templates, cfg, parts",
+    [
+        ([[1, 2]], SPEC, ["row 0", "nothing to generate"]),
+        ([], SPEC, ["no prompts"]),
+        ([[1, None, 2]], "arm", ["row 0", "after a gap"]),
+        ([[None, 2]], dataclasses.replace(SPEC, shifted=True), ["prompt 0 is empty", "BOS"]),
+        ([[MASK, None]], SPEC, ["mask token"]),
+        ([[None] * 129], SPEC, ["context of 128"]),
+        ([[1] + [None] * 127 + [1]], SPEC, ["row 0", "129 tokens with its gaps", "context of 128"]),
+        ([[2, Span(1, 9), 3, Span(1, 8)]], SPEC, ["row 0", "72 combinations", "64", "narrow"]),
+        ([[2, Span(1, 9)], [1, 2]], SPEC, ["row 1", "nothing to generate"]),
+    ],
+)
+def test_templates_that_cannot_be_filled_are_refused(templates, cfg, parts):
+    if cfg == "arm":
+        cfg = ModelSpec.of(Config(objective="arm", model=dataclasses.replace(TINY, causal=True, mask_row=False)))
+    with pytest.raises(UserError) as caught:
+        infill(params(), cfg, templates, SamplingConfig())
+    assert all(part in str(caught.value) for part in parts) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("row_ids", [[0, 1], [0, 1, 2, 3, 4], [0, 1, 2, 2**31]])
+def test_row_ids_that_do_not_fit_are_refused(row_ids):
+    for call, rows in ((generate, PROMPTS), (infill, [[*p, None] for p in PROMPTS])):
+        with pytest.raises(UserError, match="row_ids"):
+            call(params(), SPEC, rows, SamplingConfig(4), row_ids=row_ids)
+
+
+@pytest.mark.parametrize(
+    "settings, parts",
+    [
+        ({"steps": 2, "block_length": 2, "length": 8}, ["steps=2", "4 blocks"]),
+        ({"top_p": 0.0}, ["top_p=0.0"]),
+        ({"top_k": -1}, ["top_k=-1"]),
+        ({"guidance": -0.1}, ["guidance=-0.1"]),
+        ({"threshold": 1.5}, ["threshold=1.5"]),
+        ({"strategy": "entropie"}, ["'entropie'", "'entropy'"]),
+    ],
+)
+def test_settings_without_meaning_are_refused(settings, parts):
+    with pytest.raises(UserError) as caught:
+        generate(params(), SPEC, PROMPTS, SamplingConfig(**settings))
+    assert all(part in str(caught.value) for part in parts) and "\n" not in str(caught.value)

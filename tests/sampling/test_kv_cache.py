@@ -1,0 +1,286 @@
+"""Key/value caches: the model's windows, decoding that stays exact, and approximations that are the published ones."""
+
+import dataclasses
+import re
+
+import jax
+import numpy as np
+import pytest
+from scipy import special
+from support.helpers import make_params
+from support.numpy_model import numpy_forward
+
+from diffusionlm.config import Config, ModelConfig
+from diffusionlm.errors import UserError
+from diffusionlm.model.spec import ModelSpec
+from diffusionlm.model.transformer import Transformer, Window
+from diffusionlm.sampling import generate as generation
+from diffusionlm.sampling import kv_cache as windows
+from diffusionlm.sampling import loop
+from diffusionlm.sampling.canvas import build
+from diffusionlm.sampling.config import SamplingConfig
+from diffusionlm.sampling.generate import generate, infill, stream
+
+TINY = ModelConfig(d_model=32, n_layers=2, n_heads=4, n_kv_heads=2, head_dim=8, d_ff=64, vocab_size=50, max_length=128)
+MDM = ModelSpec.of(Config(model=TINY))
+CAUSAL = dataclasses.replace(TINY, causal=True, mask_row=False)
+ARM = ModelSpec.of(Config(objective="arm", model=CAUSAL))
+MASK = MDM.mask_id
+PROMPTS = [[3, 1, 4, 1, 5], [9, 2], [7, 12, 44, 31, 18], [10, 6]]
+PARAMS = make_params(TINY)
+
+
+@pytest.fixture(autouse=True)
+def strict_dtypes():
+    with jax.numpy_dtype_promotion("strict"):
+        yield
+
+
+# --- the model's windows
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_a_window_sees_new_keys_inside_and_old_ones_outside(causal):
+    """Two rows, the second one padded on the left, with windows that are scattered and not full."""
+    cfg = CAUSAL if causal else TINY
+    rng = np.random.default_rng(0)
+    before = rng.integers(0, 50, (2, 10)).astype(np.int32)
+    segments = np.array([[1] * 10, [0, 0] + [1] * 8], np.int32)
+    positions = np.array([list(range(10)), [0, 0, *range(8)]], np.int32)
+    places = np.array([[2, 3, 7, 10], [4, 5, 6, 9]], np.int32)
+    after = before.copy()
+    fresh = np.zeros((2, 10), bool)
+    for r in range(2):
+        for place in places[r][places[r] < 10]:
+            after[r, place], fresh[r, place] = rng.integers(0, 50), True
+
+    @jax.jit
+    def run(params, before, after):
+        model = Transformer(cfg)
+        first, cache = model.apply({"params": params}, before, segments, positions, method=Transformer.refresh)
+        window = Window(places, segments)
+        return first, *model.apply({"params": params}, after, positions, window, cache, method=Transformer.extend)
+
+    first, hidden, cache = run(PARAMS, before, after)
+    for r in range(2):
+        old = numpy_forward(cfg, PARAMS, before[r], segments[r], positions[r])
+        new = numpy_forward(cfg, PARAMS, after[r], segments[r], positions[r], fresh[r], old)
+        np.testing.assert_allclose(first[r], old.hidden, rtol=1e-4, atol=1e-5)
+        inside = places[r][places[r] < 10]
+        np.testing.assert_allclose(hidden[r, : len(inside)], new.hidden[inside], rtol=1e-4, atol=1e-5)
+        for layer in range(cfg.n_layers):
+            np.testing.assert_allclose(cache.k_NxBxSxGxK[layer, r], new.keys[layer], rtol=1e-4, atol=1e-5)
+            np.testing.assert_allclose(cache.v_NxBxSxGxK[layer, r], new.values[layer], rtol=1e-4, atol=1e-5)
+
+
+def test_windows_hold_what_a_step_needs():
+    """One row with its gap in two parts, the block 1 of which lies on both sides of a given token."""
+    canvas = build(MDM, [[3, None, None, None, 4, None, None, 5]], 2, [0])  # blocks 0 0 1, 1 2
+
+    def members(cache, shifted):
+        return windows.members(windows.Windows(cache, shifted), canvas, np.array([1]))[0].nonzero()[0].tolist()
+
+    assert members("dual", False) == [3, 5]
+    assert members("dual", True) == [2, 3, 4, 5]  # what predicts them, too
+    assert members("prefix", False) == [3, 4, 5, 6, 7]
+    assert members("prefix", True) == [2, 3, 4, 5, 6, 7]
+    assert members("causal", True) == [2, 4]
+
+
+def test_widths_cover_every_block():
+    canvas = build(MDM, [[3] * 20 + [None] * 60, [3] * 2 + [None] * 70], 16, [0, 1])
+    assert windows.plan("dual", False, canvas).widths == (16,)
+    assert windows.plan("dual", True, canvas).widths == (24,)
+    prefix = windows.plan("prefix", False, canvas).widths
+    assert prefix[-1] == 72 and prefix == tuple(sorted(prefix)) and len(prefix) > 1
+    arm = build(ARM, [[3, 4, None, None], [5, None, None, None]], 1, [0, 1])
+    assert windows.plan("causal", True, arm).widths == (1,)
+
+
+# --- what stays exact
+
+
+@pytest.mark.parametrize("settings", [{"temperature": 0.0}, {"temperature": 1.0, "seed": 3}])
+def test_an_autoregressive_cache_changes_nothing(settings):
+    sampling = SamplingConfig(length=12, stop_at_eos=False, **settings)
+    cached = generate(PARAMS, ARM, PROMPTS, sampling)
+    plain = generate(PARAMS, ARM, PROMPTS, dataclasses.replace(sampling, cache="none"))
+    np.testing.assert_array_equal(cached.tokens, plain.tokens)
+    assert cached.nfe.tolist() == [12] * 4
+
+
+EXACT = {
+    "low confidence": {"strategy": "low_confidence", "temperature": 0.0},
+    "coins": {"strategy": "ancestral"},
+    "remasking": {"strategy": "remdm", "remask": 0.3},
+    "threshold": {"strategy": "confidence_threshold", "threshold": 0.3},
+    "guided": {"strategy": "entropy", "guidance": 0.7},
+    "growing": {"strategy": "low_confidence", "temperature": 0.0, "growing": True},
+    "standard guidance": {"strategy": "entropy", "guidance": 0.7, "guidance_kind": "standard"},
+    "shifted": {"strategy": "low_confidence", "temperature": 0.0},
+}
+
+
+@pytest.mark.parametrize("cache, name", [("dual", name) for name in EXACT] + [("prefix", "threshold")])
+def test_a_cache_that_is_always_refreshed_is_exact(cache, name):
+    spec = dataclasses.replace(MDM, shifted=name == "shifted")
+    sampling = SamplingConfig(15, 12, block_length=6, **EXACT[name])
+    plain = generate(PARAMS, spec, PROMPTS, sampling)
+    exact = generate(PARAMS, spec, PROMPTS, dataclasses.replace(sampling, cache=cache, refresh=1))
+    np.testing.assert_array_equal(exact.tokens, plain.tokens)
+
+
+def test_one_step_a_block_is_exact_however_little_is_refreshed():
+    """Every step is then the first of its block."""
+    sampling = SamplingConfig(12, 3, block_length=4, strategy="low_confidence", temperature=0.0)
+    plain = generate(PARAMS, MDM, PROMPTS, sampling)
+    np.testing.assert_array_equal(
+        generate(PARAMS, MDM, PROMPTS, dataclasses.replace(sampling, cache="dual")).tokens, plain.tokens
+    )
+
+
+# --- what is approximate
+
+
+def fast_dllm(template, cache, length, steps, block_length, refresh, shifted=False):
+    """Fast-dLLM's decoding of one row from its description, at temperature 0; asserts that no choice is close."""
+    N, first = len(template), len(template) - length
+    row = [MASK if token is None else token for token in template]
+    segments, positions = np.ones(N, int), np.arange(N)
+    blocks = -(-length // block_length)
+    for b in range(blocks):
+        begin = first + b * block_length
+        end = min(begin + block_length, N)
+        S = steps // blocks + (b < steps % blocks)
+        for i in range(S):
+            if i == 0 or (refresh and i % refresh == 0):
+                seen = numpy_forward(TINY, PARAMS, np.array(row), segments, positions)
+            else:
+                fresh = np.zeros(N, bool)
+                fresh[begin - shifted : end if cache == "dual" else N] = True
+                again = numpy_forward(TINY, PARAMS, np.array(row), segments, positions, fresh, seen)
+                seen = again._replace(logits=np.where(fresh[:, None], again.logits, seen.logits))
+            logits = np.concatenate([seen.logits[:1], seen.logits[:-1]]) if shifted else seen.logits.copy()
+            logits[:, 50:] = -np.inf
+            p = special.softmax(logits, -1)
+            masked = [j for j in range(begin, end) if row[j] == MASK]
+            order = sorted(masked, key=lambda j: -p[j].max())
+            count = (end - begin) // S + (i < (end - begin) % S)
+            for j in order[:count]:
+                top = np.sort(p[j])
+                assert top[-1] - top[-2] > 1e-4
+            if 0 < count < len(order):
+                kept, left = (special.logit(p[order[k]].max()) for k in (count - 1, count))
+                assert kept - left > 2e-5
+            for j in order[:count]:
+                row[j] = int(np.argmax(p[j]))
+    return row[first:]
+
+
+@pytest.mark.parametrize(
+    "cache, refresh, shifted",
+    [("dual", 0, False), ("dual", 2, False), ("dual", 0, True), ("prefix", 0, False), ("prefix", 0, True)],
+)
+def test_approximations_match_a_slow_reference(cache, refresh, shifted):
+    sampling = SamplingConfig(
+        14, 14, "low_confidence", 0.0, block_length=5, cache=cache, refresh=refresh, stop_at_eos=False
+    )
+    spec = dataclasses.replace(MDM, shifted=shifted)
+    found = generate(PARAMS, spec, PROMPTS, sampling).tokens.tolist()
+    expected = [fast_dllm([*p, *[None] * 14], cache, 14, 14, 5, refresh, shifted) for p in PROMPTS]
+    assert found == expected
+    plain = generate(PARAMS, spec, PROMPTS, dataclasses.replace(sampling, cache="none", refresh=0)).tokens.tolist()
+    assert found != plain  # an approximation
+
+
+@pytest.mark.parametrize("cache", ["dual", "prefix"])
+def test_batch_mates_do_not_change_a_row_with_a_cache(cache):
+    """Also mates of other lengths, whose windows are wider and whose blocks end at other steps."""
+    sampling = SamplingConfig(strategy="confidence_threshold", threshold=0.3, cache=cache, block_length=5, steps=14)
+    templates = [[*p, *[None] * 14] for p in PROMPTS]
+    together = infill(PARAMS, MDM, templates, sampling).rows
+    for r, template in enumerate(templates):
+        mates = [[3] * 20 + [None] * 14, template, [4, None, None, 5, None], [None] * 14]
+        assert infill(PARAMS, MDM, mates, sampling, row_ids=[50, r, 51, 52]).rows[1] == together[r]
+
+
+@pytest.mark.slow
+def test_streaming_goes_through_the_same_states_with_a_cache():
+    sampling = SamplingConfig(9, 9, block_length=4, strategy="entropy", cache="dual")
+    whole = generate(PARAMS, MDM, PROMPTS, sampling, trace=True)
+    frames = list(stream(PARAMS, MDM, PROMPTS, sampling))
+    assert [frame.step for frame in frames] == list(range(len(whole.trace.tokens)))
+    for k, frame in enumerate(frames):
+        np.testing.assert_array_equal(frame.tokens, whole.trace.tokens[k])
+
+
+# --- rows that are done
+
+
+@pytest.mark.parametrize(
+    "cache, strategy",
+    [
+        pytest.param("none", "low_confidence", marks=pytest.mark.slow),
+        ("dual", "low_confidence"),
+        ("causal", None),
+        pytest.param("none", "ancestral", marks=pytest.mark.slow),
+        ("dual", "remdm"),
+    ],
+)
+def test_rows_that_go_on_in_a_smaller_batch_end_the_same(cache, strategy):
+    """Also where a step may reveal nothing, so that the row needs no pass."""
+    spec = ARM if cache == "causal" else MDM
+    block_length = 0 if cache == "causal" else 4
+    steps = None if strategy in (None, "low_confidence") else 36
+    sampling = SamplingConfig(24, steps, strategy, 0.0, block_length=block_length, cache=cache)
+    prompts = [[3, k, 4 * k + 1] for k in range(7)]
+    tokens = generate(PARAMS, spec, prompts, sampling).tokens
+    # As an end of text, the token that comes up in the most different blocks first.
+    first = {v: {row.tolist().index(v) // 4 for row in tokens if v in row} for v in range(50)}
+    spec = dataclasses.replace(spec, eos_ids=(max(first, key=lambda v: len(first[v])),))
+    whole = generate(PARAMS, spec, prompts, sampling)
+    compact = generate(PARAMS, spec, prompts, dataclasses.replace(sampling, compact=True))
+    assert len(set(whole.nfe.tolist())) > 2  # rows end at different times
+    np.testing.assert_array_equal(compact.tokens, whole.tokens)
+    np.testing.assert_array_equal(compact.nfe, whole.nfe)
+
+
+# --- mistakes
+
+
+@pytest.mark.parametrize(
+    "spec, settings, parts",
+    [
+        (ARM, {"cache": "dual"}, ["cache=dual", "autoregressive", "causal or none"]),
+        (MDM, {"cache": "causal"}, ["cache=causal", "masked diffusion", "none or prefix or dual"]),
+        (MDM, {"cache": "duel"}, ["'duel'", "'dual'"]),
+        (MDM, {"refresh": 3}, ["refresh=3", "needs cache"]),
+        (MDM, {"guidance_kind": "standart"}, ["'standart'", "'standard'"]),
+        (dataclasses.replace(MDM, shifted=True), {"guidance_kind": "standard", "guidance": 1.0}, ["unsupervised"]),
+    ],
+)
+def test_caches_that_do_not_suit_are_refused(spec, settings, parts):
+    with pytest.raises(UserError) as caught:
+        generate(PARAMS, spec, PROMPTS, SamplingConfig(4, **settings))
+    assert all(part in str(caught.value) for part in parts) and "\n" not in str(caught.value)
+
+
+def test_logits_are_made_for_few_positions_at_a_time():
+    """The widest array over the vocabulary has 32 positions a row, of the 128 of the canvas."""
+    cfg = dataclasses.replace(TINY, vocab_size=640)
+    spec = ModelSpec.of(Config(model=cfg))
+    params = jax.eval_shape(lambda: make_params(cfg))
+    V = cfg.padded_vocab_size
+    for sampling in (SamplingConfig(guidance=0.5), SamplingConfig(cache="dual", block_length=50)):
+        request = generation._prepare(spec, [[3, *[None] * 100]] * 4, sampling, None, None)
+        state = loop.start(request.data.canvas)
+        text = generation._run.lower(params, request.data, state, np.int32(0), static=request.static).as_text()
+        rows_and_positions = {tuple(map(int, found)) for found in re.findall(rf"<(\d+)x(\d+)x{V}xf32>", text)}
+        assert (4, 32) in rows_and_positions and max(positions for _, positions in rows_and_positions) == 32
+    arm = dataclasses.replace(ARM, model=dataclasses.replace(ARM.model, vocab_size=640))
+    request = generation._prepare(arm, [[3, *[None] * 100]] * 4, SamplingConfig(), None, None)
+    state = loop.start(request.data.canvas)
+    params = jax.eval_shape(lambda: make_params(arm.model))
+    V = arm.model.padded_vocab_size
+    text = generation._run.lower(params, request.data, state, np.int32(0), static=request.static).as_text()
+    assert {int(positions) for _, positions in re.findall(rf"<(\d+)x(\d+)x{V}xf32>", text)} == {1}

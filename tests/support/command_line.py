@@ -1,0 +1,33 @@
+"""TODO: one sentence."""
+
+LENGTH = 16
+
+# `demo` at a size that trains in seconds, on the eight devices of the tests, with the byte tokenizer's vocabulary.
+TINY = {
+    "model.d_model": 16,
+    "model.n_layers": 1,
+    "model.n_heads": 2,
+    "model.n_kv_heads": 2,
+    "model.head_dim": 8,
+    "model.d_ff": 32,
+    "model.vocab_size": 257,
+    "data.sequence_length": LENGTH,
+    "data.batch_size": 8,
+    "optim.warmup_steps": 1,
+    "run.steps": 2,
+    "run.eval_records": 8,
+    "run.eval_draws": 2,
+    "run.showcase": False,
+}
+
+
+def options(values):
+    return [word for name, value in values.items() for word in (f"--{name}", str(value))]
+
+
+def assert_one_line(captured, parts):
+    assert captured.out == ""
+    assert captured.err.count("\n") == 1, captured.err
+    assert captured.err.startswith("diffusionlm: error: ")
+    for part in parts:
+        assert part in captured.err
