@@ -1,12 +1,17 @@
-"""Shared set-up: eight CPU devices, so that meshes are real, and strict numerics."""
+"""Shared set-up: eight CPU devices, so that meshes are real, strict numerics, and a cache of compiled programs."""
 
 import os
+from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Threads of XLA's pool: with only as many as there are devices, two collectives of one program can wait for each other.
 os.environ.setdefault("NPROC", "32")
 # Most of the time of these tests goes into compiling programs that run once.
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+# What one test module or one run has compiled, the next one loads; subprocesses share it through the environment.
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parents[1] / ".pytest_cache" / "xla"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
 import jax
 import pytest
@@ -19,7 +24,7 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 
 @pytest.fixture(scope="module", autouse=True)
 def forget_programs():
-    """Frees what a module compiled: the memory maps of all of them together exceed what Linux allows a process."""
+    """Free what a module compiled: the memory maps of all of them together exceed what Linux allows a process."""
     yield
     jax.clear_caches()
     for program in (train_step._train_program, train_step._eval_program):
@@ -28,7 +33,7 @@ def forget_programs():
 
 @pytest.fixture
 def data_dir():
-    """The folder of real corpora, for tests that want them."""
+    """Return the folder of real corpora, for tests that want them."""
     path = os.environ.get("DIFFUSIONLM_DATA")
     if not path:
         pytest.skip("needs the real corpora: set DIFFUSIONLM_DATA to their folder")

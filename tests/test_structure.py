@@ -1,0 +1,47 @@
+"""The tree keeps its plan: arrows go down only, files and functions stay short, and every package is installed."""
+
+import ast
+import configparser
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+MODULES = sorted([*(ROOT / "diffusionlm").rglob("*.py"), *(ROOT / "experiments").glob("*.py")])
+
+
+def test_imports_go_down_only():
+    """The contracts of setup.cfg hold: floors, no JAX on the ground floor, Orbax in one file."""
+    program = "from importlinter.cli import lint_imports_command; lint_imports_command()"
+    command = [sys.executable, "-c", program, "setup.cfg", "--no-cache"]
+    checked = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert checked.returncode == 0, checked.stdout + checked.stderr
+
+
+def test_every_module_of_the_ground_floor_is_in_its_contract():
+    settings = configparser.ConfigParser()
+    settings.read(ROOT / "setup.cfg")
+    listed = settings["importlinter:contract:ground"]["source_modules"].split()
+    modules = {f"diffusionlm.{path.stem}" for path in (ROOT / "diffusionlm").glob("*.py") if path.stem[:2] != "__"}
+    assert set(listed) == modules
+
+
+def test_setup_cfg_lists_every_package():
+    settings = configparser.ConfigParser()
+    settings.read(ROOT / "setup.cfg")
+    directories = {path.parent.relative_to(ROOT) for path in (ROOT / "diffusionlm").rglob("*.py")}
+    packages = {".".join(directory.parts) for directory in directories}
+    assert set(settings["options"]["packages"].split()) == packages | {"diffusionlm.experiments"}
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_files_and_functions_are_short(path):
+    text = path.read_text()
+    assert text.count("\n") <= 400
+    functions = [
+        node for node in ast.walk(ast.parse(text)) if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))
+    ]
+    long = {node.name: node.end_lineno - node.lineno + 1 for node in functions if node.end_lineno - node.lineno >= 60}
+    assert not long, f"functions of more than 60 lines: {long}"
