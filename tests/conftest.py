@@ -16,7 +16,7 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 import jax
 import pytest
 
-from diffusionlm.training import step as train_step
+from diffusionlm.training import programs
 
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -27,7 +27,7 @@ def forget_programs():
     """Free what a module compiled: the memory maps of all of them together exceed what Linux allows a process."""
     yield
     jax.clear_caches()
-    for program in (train_step._train_program, train_step._eval_program):
+    for program in (programs.train_program, programs.eval_program):
         program.cache_clear()
 
 

@@ -39,8 +39,8 @@ from diffusionlm.registry import experiments
 from diffusionlm.sampling import generate
 from diffusionlm.sampling.canvas import CANVAS_MULTIPLE
 from diffusionlm.sampling.config import SamplingConfig
+from diffusionlm.training.programs import make_train_step
 from diffusionlm.training.state import abstract_state
-from diffusionlm.training.step import make_train_step
 
 # libtpu compiles for any TPU anywhere; off a TPU these only keep it from asking the cloud what machine it is on, and
 # let several processes compile at once.

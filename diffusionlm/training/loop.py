@@ -37,9 +37,9 @@ from diffusionlm.training import dataset as datasets
 from diffusionlm.training import start as initial
 from diffusionlm.training.metrics import MetricsWriter, StepLog
 from diffusionlm.training.profiler import Profiler
+from diffusionlm.training.programs import make_eval_step, make_train_step
 from diffusionlm.training.run_directory import finished, record_run, refuse_another_run, require_same_command
 from diffusionlm.training.state import TrainState, abstract_state, create_state
-from diffusionlm.training.step import make_eval_step, make_train_step
 from diffusionlm.training.timeline import Timeline
 from diffusionlm.version import __version__
 

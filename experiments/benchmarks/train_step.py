@@ -27,6 +27,7 @@ from diffusionlm.config import Config, DataConfig, OptimConfig, RunConfig
 from diffusionlm.errors import UserError
 from diffusionlm.parallel.mesh import make_mesh
 from diffusionlm.training import optimizer as optim
+from diffusionlm.training import programs
 from diffusionlm.training import step as train_step
 from diffusionlm.training.state import TrainState, create_state
 
@@ -132,7 +133,7 @@ def _cell(cfg: Config, repetitions: int, steps: int) -> dict[str, Any]:
 
 def _ours(cfg: Config, mesh: Any, start: TrainState, batch: Any) -> Callable[[], float]:
     """One step of ours, which returns its loss; batch 0 each time, with its noise."""
-    compiled = train_step.make_train_step(cfg, mesh)
+    compiled = programs.make_train_step(cfg, mesh)
     state = jax.device_put(start)
 
     def step() -> float:

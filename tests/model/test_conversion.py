@@ -27,6 +27,7 @@ from diffusionlm.model import conversion as adaptation
 from diffusionlm.model.transformer import Transformer
 from diffusionlm.parallel.mesh import make_mesh
 from diffusionlm.presets import arm_twin
+from diffusionlm.training import programs
 from diffusionlm.training import step as train_step
 from diffusionlm.training.state import create_state
 
@@ -126,7 +127,7 @@ def test_the_step_is_that_of_its_mask_and_then_that_of_full_attention():
     with jax.set_mesh(mesh):
         state = create_state(CFG, mesh)
         kept = jax.tree.map(np.array, state.params)
-        step = train_step.make_train_step(CFG, mesh)
+        step = programs.make_train_step(CFG, mesh)
 
         @jax.jit
         def loss(n, allowed):

@@ -12,6 +12,7 @@ from diffusionlm.config import Config, DataConfig, MeshConfig, ModelConfig, Opti
 from diffusionlm.model import lora
 from diffusionlm.model.transformer import Transformer
 from diffusionlm.parallel.mesh import make_mesh
+from diffusionlm.training import programs
 from diffusionlm.training import step as train_step
 from diffusionlm.training.state import abstract_state, create_state
 
@@ -99,7 +100,7 @@ def test_a_step_changes_adapters_and_embedding_alone(microbatches):
     with jax.set_mesh(mesh):
         state = create_state(cfg, mesh)
         before = jax.tree.map(np.array, state.params)
-        after, metrics = train_step.make_train_step(cfg, mesh)(state, jax.device_put(BATCH), np.int32(0))
+        after, metrics = programs.make_train_step(cfg, mesh)(state, jax.device_put(BATCH), np.int32(0))
     assert metrics["applied"] == 1
 
     def compare(path, old, new):

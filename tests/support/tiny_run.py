@@ -31,8 +31,10 @@ from diffusionlm.errors import UserError
 from diffusionlm.parallel import processes as runtime
 from diffusionlm.training import dataset as datasets
 from diffusionlm.training import loop as trainer
+from diffusionlm.training import programs
 from diffusionlm.training import step as train_step
-from diffusionlm.training.step import make_train_step, targets
+from diffusionlm.training.programs import make_train_step
+from diffusionlm.training.step import targets
 
 LENGTH, BATCH, STEPS = 16, 16, 30
 WORDS = "the a little cat dog saw found red big house and then ran é 😀".split()
@@ -216,9 +218,9 @@ def announced(dataset, workdir):
 @contextlib.contextmanager
 def own_programs():
     """Inside, steps are traced anew: what was patched is in them, and in no other."""
-    train_step._train_program.cache_clear()
+    programs.train_program.cache_clear()
     yield
-    train_step._train_program.cache_clear()
+    programs.train_program.cache_clear()
 
 
 def spoil_batches(spoilt):

@@ -16,7 +16,7 @@ from diffusionlm.parallel import processes as runtime
 from diffusionlm.scaling.sweep import worker
 from diffusionlm.scaling.sweep.recipe import ScalingRecipe, Sweep, grid
 from diffusionlm.training import loop as trainer
-from diffusionlm.training.step import make_train_step
+from diffusionlm.training.programs import make_train_step
 from support.tiny_run import BATCH, LENGTH, tell
 
 RECIPE = ScalingRecipe(

@@ -19,7 +19,7 @@ from diffusionlm.data.pipeline import open_dataset, train_batches
 from diffusionlm.parallel.mesh import make_mesh
 from diffusionlm.training import bad_batches as safety
 from diffusionlm.training import loop as trainer
-from diffusionlm.training import metrics, timeline
+from diffusionlm.training import metrics, programs, timeline
 from diffusionlm.training import step as train_step
 from diffusionlm.training.state import abstract_state, create_state
 
@@ -71,7 +71,7 @@ def plain(dataset):
     """The mesh, the initial state, and the step without a policy."""
     cfg = config(dataset)
     mesh = mesh_of(cfg.mesh)
-    return mesh, jax.device_get(create_state(cfg, mesh)), train_step.make_train_step(cfg, mesh)
+    return mesh, jax.device_get(create_state(cfg, mesh)), programs.make_train_step(cfg, mesh)
 
 
 def by_hand(dataset, indices, factors):

@@ -28,7 +28,7 @@ from diffusionlm.parallel import processes as runtime
 from diffusionlm.parallel.mesh import make_mesh
 from diffusionlm.presets import arm_twin
 from diffusionlm.training import loop as trainer
-from diffusionlm.training import metrics, run_directory, timeline
+from diffusionlm.training import metrics, programs, run_directory, timeline
 from diffusionlm.training import step as train_step
 from diffusionlm.training.state import abstract_state
 from diffusionlm.version import __version__
@@ -582,7 +582,7 @@ def test_evaluation_scores_each_token_but_the_first_and_the_bytes_it_stands_for(
 def test_evaluation_is_the_mean_over_draws_and_its_error_theirs(uninterrupted, dataset):
     run, _ = uninterrupted
     params = checkpoint.load_params(run.workdir)  # on one device
-    step = train_step.make_eval_step(run.config)
+    step = programs.make_eval_step(run.config)
     token_bytes = open_dataset(dataset).tokenizer.token_bytes().astype(np.float32)
     draws = np.zeros((3, 2))
     for k, rows in enumerate(eval_batches(open_dataset(dataset), batch_size=BATCH, records=3 * BATCH)):
@@ -607,7 +607,7 @@ def test_twins_score_the_same_tokens_and_ignorance_costs_log_v(dataset, packing)
     for cfg in (mdm, arm):
         shapes = abstract_state(cfg, make_mesh(cfg.mesh)).params
         zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-        part = train_step.make_eval_step(cfg)(zeros, rows, token_bytes, np.int32(4), np.int32(0))
+        part = programs.make_eval_step(cfg)(zeros, rows, token_bytes, np.int32(4), np.int32(0))
         found[cfg.objective] = float(part["tokens"]), float(part["bytes"])
         assert float(part["nats"]) / float(part["tokens"]) == pytest.approx(math.log(257), rel=1e-6)
     assert found["mdm"] == found["arm"]

@@ -17,6 +17,7 @@ from scipy import special
 from diffusionlm.config import Config, DataConfig, DiffusionConfig, MeshConfig, ModelConfig, OptimConfig, RunConfig
 from diffusionlm.model.transformer import Transformer
 from diffusionlm.parallel.mesh import global_array, local_rows, make_mesh
+from diffusionlm.training import programs
 from diffusionlm.training import step as train_step
 from diffusionlm.training.bad_batches import new_guard
 from diffusionlm.training.state import TrainState, abstract_state, init_state
@@ -83,7 +84,7 @@ def placed_stepper(objective: str, sizes: tuple[int, int, int], microbatches: in
     """`make_train_step` on a mesh, and the functions that put a host state and a host batch there."""
     cfg, mesh = CONFIGS[objective], mesh_of(sizes)
     cfg = dataclasses.replace(cfg, run=dataclasses.replace(cfg.run, microbatches=microbatches)).validate()
-    step = train_step.make_train_step(cfg, mesh)
+    step = programs.make_train_step(cfg, mesh)
     shardings = jax.tree.map(lambda a: a.sharding, abstract_state(cfg, mesh))
     rows = local_rows(mesh, B)
 
@@ -567,7 +568,7 @@ def evaluator(objective: str, packing: str = "chunk", microbatches: int = 1):
         data=dataclasses.replace(cfg.data, packing=packing),
         run=dataclasses.replace(cfg.run, microbatches=microbatches),
     )
-    step = train_step.make_eval_step(cfg)
+    step = programs.make_eval_step(cfg)
 
     def run(batch, index=0, draw=0, params=None, mesh=None):
         params = host_state(objective).params if params is None else params

@@ -151,7 +151,7 @@ def _compile(cells: Sequence[Cell], topology: str, settings: Mapping[str, Any]) 
     from diffusionlm.compile_check import compile as aot
     from diffusionlm.compile_check.table import verdict
     from diffusionlm.progress import Progress
-    from diffusionlm.training.step import structure
+    from diffusionlm.training.programs import structure
 
     same: dict[Any, list[Cell]] = {}
     for cell in cells:

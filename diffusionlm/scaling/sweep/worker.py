@@ -39,7 +39,7 @@ from diffusionlm.scaling.sweep.status import heartbeat_step
 from diffusionlm.storage import in_bucket, run_path
 from diffusionlm.training import dataset as datasets
 from diffusionlm.training import loop as trainer
-from diffusionlm.training.step import structure
+from diffusionlm.training.programs import structure
 
 log = logging.getLogger(__name__)
 

@@ -22,8 +22,7 @@ from diffusionlm.scaling.sweep import results, status, worker
 from diffusionlm.scaling.sweep.lease import Board
 from diffusionlm.scaling.sweep.recipe import Sweep, grid
 from diffusionlm.training import loop as trainer
-from diffusionlm.training import metrics, timeline
-from diffusionlm.training import step as train_step
+from diffusionlm.training import metrics, programs, timeline
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -332,12 +331,12 @@ def test_cells_of_the_same_shape_share_a_program(dataset, sweep, tmp_path):
     recipe = replace(tiny_sweep.RECIPE, peak_lr=3e-3, weight_decay=0.0, warmup_steps=3)
     budgets = (130.5 * tiny_sweep.PER_STEP,)
     others = grid(recipe, objectives=("mdm",), sizes={"one": tiny_sweep.MODEL}, budgets=budgets, seeds=(2**31 + 1,))
-    train_step._train_program.cache_clear()
+    programs.train_program.cache_clear()
     worker.run(replace(sweep, cells=sweep.cells + tuple(others)), tmp_path, settings(dataset))
-    assert train_step._train_program.cache_info().misses == 1
+    assert programs.train_program.cache_info().misses == 1
     mesh = trainer.make_mesh(others[0].config.mesh)
-    program = train_step.make_train_step(others[0].config, mesh)._program
-    assert train_step._train_program.cache_info().misses == 1 and program._cache_size() <= 2
+    program = programs.make_train_step(others[0].config, mesh)._program
+    assert programs.train_program.cache_info().misses == 1 and program._cache_size() <= 2
 
 
 def test_what_is_science_cannot_be_set_for_a_worker(dataset, sweep, tmp_path):
