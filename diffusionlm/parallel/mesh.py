@@ -21,6 +21,11 @@ from diffusionlm.errors import UserError
 
 log = logging.getLogger(__name__)
 
+# Shared names for annotations; JAX has no type for "a tree of".
+PyTree = Any  # whatever `jax.tree.map` takes apart
+Params = Mapping[str, Any]  # nested dicts of arrays: parameters, their gradients, or their abstract shapes
+Shardings = Any  # a tree of `NamedSharding`, of the structure of what it places
+
 AXES = ("data", "fsdp", "tensor")
 
 # Logical dimension -> mesh axes, outermost first. Dimensions that are not listed are never split.
