@@ -1,7 +1,7 @@
 """Attention: one entry point for every mask kind, on every device.
 
 Masks are full, causal, block-causal, within segments, or any other that is data; `flash` has the kernels for the first
-four, and what they do not cover takes `reference`.
+four, and what they do not cover takes `reference_attention`.
 """
 
 from typing import NamedTuple
@@ -41,27 +41,27 @@ def attention(
       block: with `causal`, also to the later ones of its own block of this many positions.
       segment_ids_BxT: positions attend within equal ids only; padding's own id is 0, so nothing else sees it.
       keys: what the keys are; None: the queries themselves, S = T.
-      allowed_TxS: bool, a mask that is data, such as `annealed`; on top of the others.
+      allowed_TxS: bool, a mask that is data, such as `annealed_mask`; on top of the others.
 
     Returns:
       (B, T, H, K) in the dtype of the queries.
     """
     operands = (q_BxTxHxK, k_BxSxGxK, v_BxSxGxK)
-    kernel = flash.kernel(q_BxTxHxK) if keys is None and allowed_TxS is None else None
+    kernel = flash.choose_kernel(q_BxTxHxK) if keys is None and allowed_TxS is None else None
     if kernel == "splash":
         return flash.splash(*operands, causal=causal, block=block, segment_ids_BxT=segment_ids_BxT)
     T = q_BxTxHxK.shape[1]
     if kernel == "cudnn":
         own = causal and block == 1  # the only mask that it knows without seeing it
-        mask_BxTxT = mask(T, causal and not own, block, segment_ids_BxT)
+        mask_BxTxT = attention_mask(T, causal and not own, block, segment_ids_BxT)
         return flash.cudnn(*operands, causal=own, mask_BxTxT=mask_BxTxT)
-    mask_BxTxS = mask(T, causal, block, segment_ids_BxT, keys)
+    mask_BxTxS = attention_mask(T, causal, block, segment_ids_BxT, keys)
     if allowed_TxS is not None:
         mask_BxTxS = allowed_TxS[None] if mask_BxTxS is None else mask_BxTxS & allowed_TxS[None]
-    return reference(*operands, mask_BxTxS)
+    return reference_attention(*operands, mask_BxTxS)
 
 
-def reference(
+def reference_attention(
     q_BxTxHxK: jax.Array, k_BxSxGxK: jax.Array, v_BxSxGxK: jax.Array, mask_BxTxS: jax.Array | None
 ) -> jax.Array:
     """Attention with all scores in memory, for any mask; a mask of one row is for all."""
@@ -83,7 +83,7 @@ def reference(
     return out_BxGxRTxK.reshape(B, G, R, T, K).transpose(0, 3, 1, 2, 4).reshape(B, T, H, K)
 
 
-def mask(
+def attention_mask(
     T: int, causal: bool, block: int, segment_ids_BxT: jax.Array | None, keys: Keys | None = None
 ) -> jax.Array | None:
     """True where a query (second-last axis) may attend to a key (last axis); None where every pair may."""
@@ -99,7 +99,7 @@ def mask(
     return mask_BxTxS
 
 
-def annealed(key: jax.Array, T: int, fraction: jax.Array | float) -> jax.Array:
+def annealed_mask(key: jax.Array, T: int, fraction: jax.Array | float) -> jax.Array:
     """Causal attention on its way to full attention: every later position is open with probability `fraction`.
 
     One mask for all rows, heads and layers of a step (DiffuLLaMA, arXiv 2410.17891, Section 3.2). Bool (T, T).

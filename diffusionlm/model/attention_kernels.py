@@ -1,4 +1,4 @@
-"""Attention that never holds all scores: splash attention on TPUs, cuDNN's on GPUs; `kernel` says where each will do.
+"""Attention that never holds all scores: splash attention on TPUs, cuDNN's on GPUs; `choose_kernel` says where each will do.
 
 The choice is by the devices of the mesh of `jax.set_mesh`, never by the machine that traces the program, so that what
 is compiled ahead of time for another machine has that machine's kernel. Both are tested against `attention.reference`.
@@ -22,7 +22,7 @@ CHECKPOINT = "attention"  # what the backward pass needs of attention is saved u
 BEFORE_AMPERE = re.compile(r"Tesla|Quadro|TITAN|GTX|GeForce MX|RTX 20\d0\b(?!.* Ada)|\b[KMPV]\d+|\bT\d+")
 
 
-def kernel(q_BxTxHxK: jax.Array) -> Literal["splash", "cudnn"] | None:
+def choose_kernel(q_BxTxHxK: jax.Array) -> Literal["splash", "cudnn"] | None:
     """The fast kernel for some queries on the devices of the mesh; None where only the reference will do."""
     device = jax.sharding.get_abstract_mesh().abstract_device
     if device is None:  # no mesh

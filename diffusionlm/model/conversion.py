@@ -16,20 +16,20 @@ from diffusionlm.config import ModelConfig
 from diffusionlm.model import lora
 
 # What may differ between a model and the one that begins with its weights, with the only change that has a meaning.
-CHANGES = {"causal": (True, False), "mask_row": (False, True)}
+CONVERTIBLE = {"causal": (True, False), "mask_row": (False, True)}
 
 
 def same_parameters(theirs: ModelConfig, ours: ModelConfig) -> bool:
-    """Whether the trees of both models are alike, so that `adopt` would change nothing."""
+    """Whether the trees of both models are alike, so that `convert_params` would change nothing."""
     return not theirs.lora_rank and not ours.lora_rank and theirs.mask_row == ours.mask_row
 
 
-def convert(theirs: ModelConfig, ours: ModelConfig, params: Any, adapters: Any, shardings: Any) -> Any:
-    """`adopt` on a mesh, with as little memory besides `params`, which it consumes, as there can be.
+def convert_on_mesh(theirs: ModelConfig, ours: ModelConfig, params: Any, adapters: Any, shardings: Any) -> Any:
+    """`convert_params` on a mesh, with as little memory besides `params`, which it consumes, as there can be.
 
-    The first four arguments are those of `adopt`; `shardings` are of the result.
+    The first four arguments are those of `convert_params`; `shardings` are of the result.
     """
-    wanted = jax.eval_shape(functools.partial(adopt, theirs, ours), params, adapters)
+    wanted = jax.eval_shape(functools.partial(convert_params, theirs, ours), params, adapters)
     shapes = {path: leaf.shape for path, leaf in traverse_util.flatten_dict(wanted).items()}
     flat = traverse_util.flatten_dict(params)
     # Only what has a place in the result can be written over.
@@ -38,19 +38,19 @@ def convert(theirs: ModelConfig, ours: ModelConfig, params: Any, adapters: Any, 
 
     @functools.partial(jax.jit, donate_argnums=0, out_shardings=shardings)
     def program(kept: dict, others: dict, adapters: Any) -> Any:
-        return adopt(theirs, ours, traverse_util.unflatten_dict(kept | others), adapters)
+        return convert_params(theirs, ours, traverse_util.unflatten_dict(kept | others), adapters)
 
     return program(kept, others, adapters)
 
 
-def adopt(theirs: ModelConfig, ours: ModelConfig, params: Any, adapters: Any) -> Any:
+def convert_params(theirs: ModelConfig, ours: ModelConfig, params: Any, adapters: Any) -> Any:
     """The parameters that `ours` begins with, from those of `theirs`.
 
     The row of [MASK], where it is new, begins as the mean of all others; its column in the head is never looked at.
     Adapters of `theirs` go into its weights.
 
     Args:
-      theirs: the model of `params`; it differs from `ours` in nothing but `CHANGES` and `lora_rank`.
+      theirs: the model of `params`; it differs from `ours` in nothing but `CONVERTIBLE` and `lora_rank`.
       ours: the model that is asked for.
       params: the parameters of `theirs`.
       adapters: those of `ours` that are adapters, as they are initialised.

@@ -1,6 +1,9 @@
 """TODO: one sentence."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+
+import numpy as np
 
 from diffusionlm.config import Config, DiffusionConfig, ModelConfig
 
@@ -28,3 +31,10 @@ class ModelSpec:
     @property
     def autoregressive(self) -> bool:
         return self.mask_id is None
+
+
+def suppression_mask(cfg: ModelConfig, suppressed_ids: Sequence[int]) -> np.ndarray:
+    """The ids that are never predicted, bool (padded_vocab_size,): rows beyond the vocabulary, and those named."""
+    suppressed_V = np.arange(cfg.padded_vocab_size) >= cfg.vocab_size
+    suppressed_V[list(suppressed_ids)] = True
+    return suppressed_V

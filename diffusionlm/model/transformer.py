@@ -7,19 +7,19 @@ parameters are stacked along a leading "layers" axis. Parameters are float32 and
 Linear layers run on two-dimensional activations [batch*length, width]: the same numbers, and much faster on CPUs.
 """
 
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import linen as nn
 
 from diffusionlm.config import ModelConfig
 from diffusionlm.model import attention_kernels as flash
 from diffusionlm.model import lora
 from diffusionlm.model.attention import Keys, attention
+from diffusionlm.model.cache import Cache, Window, scatter_rows
 from diffusionlm.model.embedding import look_up
+from diffusionlm.model.positions import rope_tables, rotate
 from diffusionlm.parallel.mesh import constrain, tree_shardings, unbox
 
 REMAT_POLICIES = {
@@ -27,20 +27,6 @@ REMAT_POLICIES = {
     "attention": jax.checkpoint_policies.save_only_these_names(flash.CHECKPOINT),
     "full": jax.checkpoint_policies.nothing_saveable,
 }
-
-
-class Cache(NamedTuple):
-    """The keys and values of every position of a canvas, in every layer; N layers."""
-
-    k_NxBxSxGxK: jax.Array
-    v_NxBxSxGxK: jax.Array
-
-
-class Window(NamedTuple):
-    """Which positions of a canvas a forward pass computes, while those of all others are cached."""
-
-    places_BxW: jax.Array  # int32, rising; S or more: nowhere
-    segment_ids_BxS: jax.Array  # int32: of the whole canvas
 
 
 class Norm(nn.Module):
@@ -106,15 +92,15 @@ class Block(nn.Module):
         k_BxTxGxK = self._linear("k", x_BxTxD, (D,), (G, K), ("embed", "kv_heads", None), bias=bias)
         v_BxTxGxK = self._linear("v", x_BxTxD, (D,), (G, K), ("embed", "kv_heads", None), bias=bias)
         if rope_BxTx2xJ is not None:
-            q_BxTxHxK = _rotate(q_BxTxHxK, rope_BxTx2xJ)
-            k_BxTxGxK = _rotate(k_BxTxGxK, rope_BxTx2xJ)
+            q_BxTxHxK = rotate(q_BxTxHxK, rope_BxTx2xJ)
+            k_BxTxGxK = rotate(k_BxTxGxK, rope_BxTx2xJ)
         q_BxTxHxK = constrain(q_BxTxHxK, "batch", None, "heads", None)
         k_BxTxGxK = constrain(k_BxTxGxK, "batch", None, "kv_heads", None)
         v_BxTxGxK = constrain(v_BxTxGxK, "batch", None, "kv_heads", None)
         keys = None
         if window is not None:
             k_BxTxGxK, v_BxTxGxK = cache_BxSxGxK = tuple(
-                constrain(put(cached, window.places_BxW, new), "batch", None, "kv_heads", None)
+                constrain(scatter_rows(cached, window.places_BxW, new), "batch", None, "kv_heads", None)
                 for cached, new in zip(cache_BxSxGxK, (k_BxTxGxK, v_BxTxGxK), strict=True)
             )
             keys = Keys(window.places_BxW, window.segment_ids_BxS)
@@ -280,7 +266,7 @@ class Transformer(nn.Module):
         if cfg.positions == "learned":
             x_BxTxD += look_up(self.positions, positions_BxT, cfg.dtype, None)
         else:
-            rope_BxTx2xJ = _rope_tables(cfg, positions_BxT)
+            rope_BxTx2xJ = rope_tables(cfg, positions_BxT)
         x_BxTxD = constrain(x_BxTxD, "batch", None, None)
         layers = None if cache is None else tuple(cache)
         x_BxTxD, layers = self.blocks(x_BxTxD, rope_BxTx2xJ, segment_ids_BxT, allowed_TxT, window, layers)
@@ -309,21 +295,6 @@ def abstract_params(cfg: ModelConfig, mesh: jax.sharding.Mesh) -> Any:
     )
 
 
-def put(x_BxS: jax.Array, places_BxW: jax.Array, new_BxW: jax.Array) -> jax.Array:
-    """`x` with each row's `new` elements at its places, those of S or more left out; any further axes.
-
-    Row by row, so that on a mesh every device sees that its rows are its own.
-    """
-    return jax.vmap(lambda x_S, places_W, new_W: x_S.at[places_W].set(new_W, mode="drop"))(x_BxS, places_BxW, new_BxW)
-
-
-def suppression(cfg: ModelConfig, suppressed_ids: Sequence[int]) -> np.ndarray:
-    """The ids that are never predicted, bool (padded_vocab_size,): rows beyond the vocabulary, and those named."""
-    suppressed_V = np.arange(cfg.padded_vocab_size) >= cfg.vocab_size
-    suppressed_V[list(suppressed_ids)] = True
-    return suppressed_V
-
-
 def _param(
     module: nn.Module,
     name: str,
@@ -332,18 +303,3 @@ def _param(
     axes: tuple[str | None, ...],
 ) -> jax.Array:
     return module.param(name, nn.with_logical_partitioning(init, axes), shape, jnp.float32)
-
-
-def _rope_tables(cfg: ModelConfig, positions_BxT: jax.Array) -> jax.Array:
-    """cos and sin of the rotary angles, (B, T, 2, head_dim/2) float32 (RoFormer, arXiv 2104.09864)."""
-    frequencies = cfg.rope_theta ** (-np.arange(0, cfg.head_dim, 2, dtype=np.float64) / cfg.head_dim)
-    angles = positions_BxT[..., None].astype(jnp.float32) * jnp.asarray(frequencies, jnp.float32)[None, None]
-    tables = jnp.stack([jnp.cos(angles), jnp.sin(angles)], axis=2)
-    return tables.astype(jnp.bfloat16).astype(jnp.float32) if cfg.rope_bf16_tables else tables
-
-
-def _rotate(x_BxTxHxK: jax.Array, rope_BxTx2xJ: jax.Array) -> jax.Array:
-    """Rotates the two halves of each head (GPT-NeoX layout) in float32."""
-    cos, sin = rope_BxTx2xJ[:, :, None, 0], rope_BxTx2xJ[:, :, None, 1]
-    first, second = jnp.split(x_BxTxHxK.astype(jnp.float32), 2, axis=-1)
-    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x_BxTxHxK.dtype)

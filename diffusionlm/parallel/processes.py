@@ -138,7 +138,7 @@ def gather(text: str) -> list[str]:
     return [row[:size].tobytes().decode() for row, size in zip(rows, sizes, strict=True)]
 
 
-def everywhere(attempt: Callable[[], T]) -> T:
+def run_on_all_processes(attempt: Callable[[], T]) -> T:
     """`attempt()`, once it has succeeded on every process.
 
     Raises:
@@ -207,9 +207,9 @@ def require_shared(directory: epath.Path) -> None:
                 )
             time.sleep(0.1)
 
-    everywhere(write)
+    run_on_all_processes(write)
     try:
-        everywhere(see)
+        run_on_all_processes(see)
     finally:
         if jax.process_index() == 0:
             try:
@@ -218,7 +218,7 @@ def require_shared(directory: epath.Path) -> None:
                 log.warning("cannot delete %s: %s", probe, error)
 
 
-def any_process(*wishes: bool) -> list[bool]:
+def any_across_processes(*wishes: bool) -> list[bool]:
     """What any process wishes. To ask is to wait for the devices."""
     if jax.process_count() == 1:
         return list(wishes)
@@ -226,7 +226,7 @@ def any_process(*wishes: bool) -> list[bool]:
 
 
 @contextmanager
-def a_hint_at_deaths() -> Iterator[None]:
+def log_lost_processes() -> Iterator[None]:
     """Says where to look when a computation fails that several processes share."""
     try:
         yield

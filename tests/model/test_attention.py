@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from jax.extend.core import jaxprs_in_params
 
-from diffusionlm.model.attention import annealed, attention
+from diffusionlm.model.attention import annealed_mask, attention
 
 B, T, K = 2, 7, 6
 SEGMENTS = {
@@ -73,15 +73,15 @@ def test_a_mask_that_is_data_comes_on_top_of_the_others():
 def test_annealing_opens_a_share_of_the_later_positions():
     """Each independently; nothing that was open closes, and at 1 all are open (DiffuLLaMA's rule)."""
     n, fraction = 400, 0.3
-    found = np.asarray(jax.jit(annealed, static_argnums=1)(jax.random.key(0), n, fraction))
+    found = np.asarray(jax.jit(annealed_mask, static_argnums=1)(jax.random.key(0), n, fraction))
     assert found[np.tri(n, dtype=bool)].all()
     later = found[~np.tri(n, dtype=bool)]
     sigma = np.sqrt(fraction * (1 - fraction) / later.size)
     assert abs(later.mean() - fraction) < 4 * sigma
     rows = np.array([found[i, i + 1 :].mean() for i in range(n - 100)])  # no row is open or closed as a whole
     assert rows.std() < 0.1
-    np.testing.assert_array_equal(annealed(jax.random.key(0), 50, 0.0), np.tri(50, dtype=bool))
-    assert annealed(jax.random.key(0), 50, 1.0).all()
+    np.testing.assert_array_equal(annealed_mask(jax.random.key(0), 50, 0.0), np.tri(50, dtype=bool))
+    assert annealed_mask(jax.random.key(0), 50, 1.0).all()
 
 
 @pytest.mark.parametrize("causal", [False, True])

@@ -12,7 +12,7 @@ from jax.sharding import AbstractMesh, AxisType
 
 from diffusionlm.config import MeshConfig, ModelConfig
 from diffusionlm.model import attention_kernels as flash
-from diffusionlm.model.attention import attention, mask, reference
+from diffusionlm.model.attention import attention, attention_mask, reference_attention
 from diffusionlm.model.transformer import Transformer
 from diffusionlm.parallel.mesh import AXES, make_mesh
 
@@ -46,7 +46,7 @@ def both(causal, block):
         return flash.splash(q, k, v, causal=causal, block=block, segment_ids_BxT=ids, interpret=True)
 
     def slow(q, k, v, ids):
-        return reference(q, k, v, mask(T, causal, block, ids))
+        return reference_attention(q, k, v, attention_mask(T, causal, block, ids))
 
     return with_gradients(fast), with_gradients(slow)
 
@@ -79,7 +79,7 @@ def test_each_device_runs_splash_on_its_rows_and_heads(sizes, G):
 
 
 def test_bfloat16_is_as_good_as_the_reference():
-    exact = with_gradients(lambda q, k, v, ids: reference(q, k, v, None))
+    exact = with_gradients(lambda q, k, v, ids: reference_attention(q, k, v, None))
     operands = [x.astype(jnp.bfloat16) for x in inputs(1, 2, 2, 64)]
     (_, wanted), _ = exact(*(x.astype(jnp.float32) for x in operands), None)
     (_, found), _ = both(**MASKS["full"])[0](*operands, None)
@@ -127,11 +127,11 @@ def mesh_of(platform: str, kind: str):
 def test_the_kernel_is_chosen_by_the_devices_of_the_mesh(platform, kind, length, width, dtype, wanted):
     queries = jax.ShapeDtypeStruct((2, length, 4, width), dtype)
     with jax.sharding.use_abstract_mesh(mesh_of(platform, kind)):
-        assert flash.kernel(queries) == wanted
+        assert flash.choose_kernel(queries) == wanted
 
 
 def test_without_a_mesh_there_is_no_kernel():
-    assert flash.kernel(jax.ShapeDtypeStruct((2, 256, 4, 64), jnp.bfloat16)) is None
+    assert flash.choose_kernel(jax.ShapeDtypeStruct((2, 256, 4, 64), jnp.bfloat16)) is None
 
 
 def calls(platform, kind, dtype=jnp.bfloat16, **settings):

@@ -304,7 +304,7 @@ def test_the_mask_row_begins_as_the_mean_and_all_else_is_kept(tied):
     ours = dataclasses.replace(theirs, causal=False, mask_row=True)
     assert theirs.padded_vocab_size == 128 and ours.padded_vocab_size == 256
     given = nn.unbox(jax.jit(Transformer(theirs).init)(jax.random.key(1), jnp.zeros((1, 1), jnp.int32))["params"])
-    found = adaptation.adopt(theirs, ours, given, {})
+    found = adaptation.convert_params(theirs, ours, given, {})
     wanted = nn.unbox(jax.eval_shape(Transformer(ours).init, jax.random.key(1), jnp.zeros((1, 1), jnp.int32))["params"])
     assert jax.tree.map(jnp.shape, found) == jax.tree.map(jnp.shape, wanted)
     np.testing.assert_array_equal(found["embed"][:128], given["embed"])

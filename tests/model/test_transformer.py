@@ -17,7 +17,8 @@ from diffusionlm.diffusion.corruption import corrupt
 from diffusionlm.diffusion.cross_entropy import cross_entropy
 from diffusionlm.diffusion.noise import noise_key
 from diffusionlm.diffusion.objectives import mdm_targets
-from diffusionlm.model.transformer import Transformer, suppression
+from diffusionlm.model.spec import suppression_mask
+from diffusionlm.model.transformer import Transformer
 from diffusionlm.parallel.mesh import make_mesh
 
 B, T = 2, 8
@@ -179,7 +180,7 @@ def masked_loss():
         targets = mdm_targets(cfg, clean, corrupted)
         hidden = model.apply({"params": params}, targets.inputs_BxT, targets.segment_ids_BxT)
         head = lambda h: model.apply({"params": params}, h, method=Transformer.head)  # noqa: E731
-        nll = cross_entropy(head, hidden, targets.labels_BxT, jnp.asarray(suppression(BASE, ())), 4)
+        nll = cross_entropy(head, hidden, targets.labels_BxT, jnp.asarray(suppression_mask(BASE, ())), 4)
         return (nll * targets.weight_BxT).sum(), (targets.inputs_BxT, hidden, nll, corrupted.masked_BxT)
 
     return jax.jit(jax.value_and_grad(run, has_aux=True))
@@ -366,7 +367,7 @@ def test_layers_start_different(initial):
 
 def test_suppression_names_padding_rows_and_the_listed():
     cfg = dataclasses.replace(BASE, vocab_size=130)
-    suppressed = suppression(cfg, (5, 129))
+    suppressed = suppression_mask(cfg, (5, 129))
     assert suppressed.shape == (256,) and suppressed.dtype == bool
     assert np.flatnonzero(~suppressed).tolist() == [i for i in range(130) if i not in (5, 129)]
-    assert np.flatnonzero(~suppression(cfg, ())).tolist() == list(range(130))
+    assert np.flatnonzero(~suppression_mask(cfg, ())).tolist() == list(range(130))

@@ -17,11 +17,11 @@ from flax import linen as nn
 from support.helpers import make_params
 
 from diffusionlm.config import Config, MeshConfig, ModelConfig
-from diffusionlm.model.spec import ModelSpec
-from diffusionlm.model.transformer import Transformer, suppression
+from diffusionlm.model.spec import ModelSpec, suppression_mask
+from diffusionlm.model.transformer import Transformer
 from diffusionlm.parallel.mesh import make_mesh, tree_shardings
 from diffusionlm.sampling import generate as generation
-from diffusionlm.sampling import loop
+from diffusionlm.sampling import state
 from diffusionlm.sampling.canvas import Canvas
 from diffusionlm.sampling.config import SamplingConfig
 from diffusionlm.sampling.denoiser import real_positions
@@ -64,7 +64,7 @@ def expected(name: str) -> np.ndarray:
     return result.tokens
 
 
-def closest_call(spec: ModelSpec, prompt: list[int], trace: loop.Trace, r: int) -> float:
+def closest_call(spec: ModelSpec, prompt: list[int], trace: state.Trace, r: int) -> float:
     """The least lead of a token that was taken over the second, and of a position over the next, in logits."""
     leads = []
     for tokens, before, after in zip(trace.tokens[:-1, r], trace.masked[:-1, r], trace.masked[1:, r], strict=True):
@@ -156,7 +156,7 @@ def test_neither_logits_nor_keys_are_gathered(settings):
             )
             sampling = SamplingConfig(12, **settings)
             request = generation._prepare(spec, [[p, *[None] * 60] for p in range(8)], sampling, None, None)
-            state = loop.start(request.data.canvas)
+            state = state.initial_state(request.data.canvas)
             run = generation._run.lower(params, request.data, state, np.int32(0), static=request.static)
             found = set(re.findall(r"= \w+\[([\d,]*)\]\S* all-gather\(", run.compile().as_text()))
         gathered = [tuple(map(int, shape.split(","))) for shape in found]
@@ -181,4 +181,4 @@ def test_logits_do_not_depend_on_the_mesh():
 
 def test_suppressed_rows_are_the_padding():
     """What `logits_of` cuts off is what a sampler never draws."""
-    assert suppression(TINY, ()).tolist() == [False] * 50 + [True] * (TINY.padded_vocab_size - 50)
+    assert suppression_mask(TINY, ()).tolist() == [False] * 50 + [True] * (TINY.padded_vocab_size - 50)

@@ -65,14 +65,14 @@ def test_a_machine_for_itself_joins_nobody_and_asks_nobody(alone, joined):
     runtime.initialize()
     assert joined == []
     assert runtime.process_count() == 1
-    assert runtime.gather("é") == ["é"] and runtime.any_process(True, False) == [True, False]
+    assert runtime.gather("é") == ["é"] and runtime.any_across_processes(True, False) == [True, False]
     runtime.require_equal({"anything": 1}, "nothing to fix")
     runtime.check_joined()
 
 
 def test_alone_failures_keep_their_types_and_nothing_is_written(tmp_path):
     with pytest.raises(ZeroDivisionError):
-        runtime.everywhere(lambda: 1 // 0)
+        runtime.run_on_all_processes(lambda: 1 // 0)
     runtime.require_shared(epath.Path(tmp_path) / "run")
     assert list(tmp_path.iterdir()) == []
 
