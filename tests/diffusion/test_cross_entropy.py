@@ -12,7 +12,13 @@ from jax.extend.core import jaxprs_in_params
 from jax.sharding import NamedSharding, PartitionSpec
 
 from diffusionlm.config import MeshConfig
-from diffusionlm.diffusion.cross_entropy import cross_entropy, weighted_cross_entropy
+from diffusionlm.diffusion.cross_entropy import (
+    cross_entropy,
+    head_chunk,
+    head_turns,
+    slowest_share,
+    weighted_cross_entropy,
+)
 from diffusionlm.parallel.mesh import make_mesh
 
 V, PADDED = 13, 16  # tokens, and columns of the head
@@ -198,3 +204,16 @@ def test_logits_exist_for_one_chunk_at_a_time():
 
     assert most(1000) == 13 * columns  # of 22 positions on each device half and an eighth more: the test can see them
     assert most(3) == 3 * columns
+
+
+@pytest.mark.parametrize(("rows", "share", "slowest"), [(1, 0.5, 1.0), (2, 0.5, 0.5), (3, 0.5, 2 / 3), (5, 1.0, 1.0)])
+def test_a_row_without_its_antithetic_partner_may_be_masked_whole(rows, share, slowest):
+    """2 of 3 rows: a pair of which half is masked, and one more."""
+    assert slowest_share(rows, share) == pytest.approx(slowest)
+
+
+@pytest.mark.parametrize(("rows", "most_of_all"), [(1, 1.0), (2, 0.57), (3, 0.76), (4, 0.57), (5, 0.68)])
+def test_the_head_of_the_slowest_device_is_never_dearer_than_all_positions(rows, most_of_all):
+    length, most = 2048, 2048
+    chunk, turns = head_chunk(rows, length, most, 0.5), head_turns(rows, length, most, 0.5)
+    assert turns * chunk <= most_of_all * rows * length
