@@ -1,39 +1,43 @@
-"""The verb `evaluate`: thin, over `diffusionlm.evaluation.tasks`, whose parameters are its options."""
+"""The verb `evaluate`, over `diffusionlm.evaluation.tasks`: the parameters of a task are its options."""
 
 import inspect
-import json as json_lib
+import itertools
 import typing
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
 
+from diffusionlm.cli.output import print_json, summary
 from diffusionlm.errors import UserError
 from diffusionlm.options import parse
+
+if TYPE_CHECKING:
+    from diffusionlm.evaluation.tasks import Result
 
 
 def evaluate(args: list[str], prog: str) -> int:
     """Evaluate a model on a task: evaluate CHECKPOINT TASK --data FILE [--limit N] [--json] [...]."""
     from diffusionlm.evaluation import tasks
 
-    named = args[:2] if args[1:2] and not args[1].startswith("-") else args[:1]
-    if not named or named[0].startswith("-") or len(named) < 2:
+    positional = list(itertools.takewhile(lambda word: not word.startswith("-"), args[:2]))
+    if len(positional) < 2:
         if {"-h", "--help"} & set(args):
             print(_usage(prog, tasks.TASKS))
             return 0
-        missing = "TASK" if named and not named[0].startswith("-") else "CHECKPOINT"
+        missing = "TASK" if positional else "CHECKPOINT"
         raise UserError(f"{missing} is missing: {prog} CHECKPOINT TASK [...]; tasks: {', '.join(tasks.TASKS)}")
-    checkpoint, name = named
+    checkpoint, name = positional
     json, options = parse(_options(tasks.get(name)), args[2:], f"{prog} {checkpoint} {name}")()
-    found = tasks.evaluate(checkpoint, name, **options)
+    result = tasks.evaluate(checkpoint, name, **options)
     if json:
-        print(json_lib.dumps(found.to_json(name), indent=2))
+        print_json(result.to_json(name))
     else:
-        _show(name, found)
+        _show(name, result)
     return 0
 
 
-def _usage(prog: str, tasks: dict[str, Callable]) -> str:
+def _usage(prog: str, tasks: Mapping[str, Callable]) -> str:
     width = max(map(len, tasks))
-    lines = [f"  {name:{width}}  {inspect.getdoc(task).splitlines()[0]}" for name, task in tasks.items()]
+    lines = [f"  {name:{width}}  {summary(task)}" for name, task in tasks.items()]
     return "\n".join(
         [
             f"usage: {prog} CHECKPOINT TASK --data FILE [--limit N] [--json] [--OPTION VALUE ...]",
@@ -46,31 +50,31 @@ def _usage(prog: str, tasks: dict[str, Callable]) -> str:
 
 
 def _options(task: Callable) -> Callable[..., tuple[bool, dict[str, Any]]]:
-    """A function of the options of a task, and of --json, that gives them back."""
+    """Return a function of the options of a task, and of --json, that returns them."""
 
     def call(json: bool = False, **options: Any) -> tuple[bool, dict[str, Any]]:
         return json, options
 
-    model, *parameters = inspect.signature(task).parameters.values()
+    _, *parameters = inspect.signature(task).parameters.values()
     hints = typing.get_type_hints(task, include_extras=True)
-    call.__annotations__ = {one.name: hints[one.name] for one in parameters} | {"json": bool}
-    json = inspect.Parameter("json", inspect.Parameter.KEYWORD_ONLY, default=False)
-    call.__signature__ = inspect.Signature([*parameters, json])
-    call.__doc__ = inspect.getdoc(task).replace("\nArgs:\n", "\nArgs:\n  json: print JSON.\n")
+    call.__annotations__ = {parameter.name: hints[parameter.name] for parameter in parameters} | {"json": bool}
+    json_flag = inspect.Parameter("json", inspect.Parameter.KEYWORD_ONLY, default=False)
+    call.__signature__ = inspect.Signature([*parameters, json_flag])  # pyright: ignore[reportFunctionMemberAccess] read by inspect
+    call.__doc__ = (inspect.getdoc(task) or "").replace("\nArgs:\n", "\nArgs:\n  json: print JSON.\n")
     return call
 
 
-def _show(task: str, found: Any) -> None:
-    """The examples and a table of the metrics, for people."""
+def _show(task: str, result: "Result") -> None:
+    """Print the examples and a table of the metrics, for people."""
     from rich.console import Console
     from rich.table import Table
 
-    for example in found.examples or []:
+    for example in result.examples or []:
         print(f"{example['before']} >>>{example['fill']} <<<{example['after']}\n(was:{example['middle']})\n")
     table = Table(title=task, title_justify="left", box=None, pad_edge=False)
     for heading, justify in (("", "left"), ("value", "right"), ("+/-", "right")):
         table.add_column(heading, justify=justify)
-    for name, (value, stderr) in found.metrics.items():
+    for name, (value, stderr) in result.metrics.items():
         error = "?" if stderr is None else f"{stderr:.4f}" if stderr else ""
         table.add_row(name, f"{value:,}" if isinstance(value, int) else f"{value:.4f}", error)
     Console().print(table)

@@ -1,10 +1,10 @@
-"""The verbs `sweep plan | run | status | report`: thin, over `diffusionlm.scaling.sweep.commands`."""
+"""The verbs `sweep plan | run | status | report`, over `diffusionlm.scaling.commands`."""
 
-import json as json_lib
 import os
 import sys
 from typing import Annotated, Any
 
+from diffusionlm.cli.output import print_json
 from diffusionlm.config import Config
 from diffusionlm.config_io import flat
 from diffusionlm.errors import UserError
@@ -12,8 +12,8 @@ from diffusionlm.options import SETTINGS, parse
 
 
 def plan(args: list[str], prog: str) -> int:
-    """Say what a sweep will take: sweep plan NAME [--all] [--chip v5e --price 1.2] [--topology v5e-8] [--json]."""
-    args = _named(args, prog)
+    """Estimate what a sweep costs: sweep plan NAME [--all] [--chip v5e --price 1.2] [--topology v5e-8] [--json]."""
+    args = _sweep_first(args, prog)
 
     def bind(
         name: str,
@@ -27,20 +27,20 @@ def plan(args: list[str], prog: str) -> int:
         cells: bool = False,
         json: bool = False,
     ) -> int:
-        """Say what a sweep will take, before anything is rented.
+        """Estimate what a sweep costs, before anything is rented.
 
         Args:
           name: the sweep.
-          everything: (--all) also the cells of less use.
-          mfu: model FLOPs utilisation that chip-hours assume.
-          chip: whose hours are shown: v4, v5e, v5p, v6e, tpu7x, h100, h200 or a100; JSON has all.
-          price: of an hour of one such chip, in any currency; prices change, so none is built in.
-          topology: a TPU slice, such as v5e-8, for which every cell is compiled, on this machine, to see if it fits.
-          settings: for that check, operational fields such as --run.microbatches.
+          everything: (--all) include the less useful cells.
+          mfu: the model FLOPs utilisation that chip-hours assume.
+          chip: the chip whose hours are shown: v4, v5e, v5p, v6e, tpu7x, h100, h200 or a100; JSON has all.
+          price: the price of an hour of one such chip, in any currency; prices change, so none is built in.
+          topology: a TPU slice, such as v5e-8; every cell is compiled for it on this machine, to see if it fits.
+          settings: operational fields for that check, such as --run.microbatches.
           cells: show every cell.
           json: print JSON.
         """
-        from diffusionlm.scaling.sweep import commands as sweep
+        from diffusionlm.scaling import commands as sweep
         from diffusionlm.scaling.sweep import plan as planning
 
         planning.peak_flops(chip)
@@ -48,19 +48,21 @@ def plan(args: list[str], prog: str) -> int:
             raise UserError(f"price={price} must not be negative")
         if topology:
             os.environ.setdefault("JAX_PLATFORMS", "cpu")  # before JAX looks for a TPU
-        found = sweep.plan(name, everything=everything, mfu=mfu, topology=topology, settings=_given(settings, args))
+        planned = sweep.plan(
+            name, everything=everything, mfu=mfu, topology=topology, settings=_given_fields(settings, args)
+        )
         if json:
-            print(json_lib.dumps(found.to_json(), indent=2))
+            print_json(planned.to_json())
         else:
-            planning.show(found, chip, price, cells=cells)
-        return 1 if any(cell.fits is False for cell in found.cells) else 0
+            planning.show(planned, chip, price, cells=cells)
+        return 1 if any(cell.fits is False for cell in planned.cells) else 0
 
     return parse(bind, args, prog)()
 
 
 def run(args: list[str], prog: str) -> int:
-    """Work on a sweep, beside any number of other workers: sweep run NAME [--workdir DIR] [--data.path DIR]."""
-    args = _named(args, prog)
+    """Run cells of a sweep, beside any number of other workers: sweep run NAME [--workdir DIR] [--data.path DIR]."""
+    args = _sweep_first(args, prog)
 
     def bind(
         name: str,
@@ -72,61 +74,61 @@ def run(args: list[str], prog: str) -> int:
         leave: bool = False,
         lease_seconds: float = 120.0,
     ) -> int:
-        """Work on a sweep: run one cell after another, each claimed for as long as this worker lives.
+        """Run one cell of a sweep after another, each claimed for as long as this worker lives.
 
         Args:
           name: the sweep.
-          workdir: its directory, which all workers share, on a disk or in a bucket; None: sweeps/NAME.
+          workdir: the sweep's directory, which all workers share, on a disk or in a bucket; None: sweeps/NAME.
           settings: operational fields of every cell: the prepared data, the mesh, micro-batches.
-          everything: (--all) also the cells of less use.
-          retry_failed: begin cells again that have failed.
-          leave: return when no cell is free and those who have the others have given a sign of life, for rented chips;
-            without it, the worker stays until all cells are done, and goes on with those whose worker dies.
-          lease_seconds: after so long without a sign of life, a worker's cell is another's to go on with.
+          everything: (--all) include the less useful cells.
+          retry_failed: run failed cells again.
+          leave: for rented chips: return when no cell is free and every other worker has shown a heartbeat; without it,
+            the worker stays until all cells are done, and takes over those whose worker dies.
+          lease_seconds: after so long without a heartbeat, another worker may take a worker's cell over.
         """
-        from diffusionlm.scaling.sweep import commands as sweep
+        from diffusionlm.scaling import commands as sweep
 
-        found = sweep.run(
+        outcome = sweep.run(
             name,
             workdir,
-            _given(settings, args),
+            _given_fields(settings, args),
             everything=everything,
             retry_failed=retry_failed,
             wait=not leave,
             lease_seconds=lease_seconds,
         )
-        state = "was stopped" if found.stopped else "found no more cells to run"
+        state = "was stopped" if outcome.stopped else "found no more cells to run"
         where = f" --workdir {workdir}" if workdir else ""
         print(
-            f"{name}: this worker {state}; cells it finished: {len(found.ran)}; of the whole sweep done: "
-            f"{len(found.done)}, failed: {len(found.failed)}; next: diffusionlm sweep status {name}{where}"
+            f"{name}: this worker {state}; cells it finished: {len(outcome.ran)}; of the whole sweep done: "
+            f"{len(outcome.done)}, failed: {len(outcome.failed)}; next: diffusionlm sweep status {name}{where}"
         )
-        return 0  # also where cells have failed: to start this worker again would not help them
+        return 0  # even if cells have failed: starting this worker again would not help them
 
     return parse(bind, args, prog)()
 
 
 def status(args: list[str], prog: str) -> int:
-    """Show how far a sweep is: sweep status NAME [--workdir DIR] [--watch] [--json]."""
-    return parse(_status, _named(args, prog), prog)()
+    """Show the progress of a sweep: sweep status NAME [--workdir DIR] [--watch] [--json]."""
+    return parse(_status, _sweep_first(args, prog), prog)()
 
 
 def report(args: list[str], prog: str) -> int:
-    """Fit the scaling laws, and write a page about them: sweep report NAME [--workdir DIR] [--output DIR]."""
-    return parse(_report, _named(args, prog), prog)()
+    """Fit the scaling laws, and write a report: sweep report NAME [--workdir DIR] [--output DIR]."""
+    return parse(_report, _sweep_first(args, prog), prog)()
 
 
-def _named(args: list[str], prog: str) -> list[str]:
-    """`args`, whose first word must name the sweep, with --all under the name that Python has for it."""
-    from diffusionlm.scaling.sweep import commands as sweep
+def _sweep_first(args: list[str], prog: str) -> list[str]:
+    """Return `args`, whose first word must name the sweep, with --all spelled as the parameter `everything`."""
+    from diffusionlm.scaling import commands as sweep
 
     if not args or args[0].startswith("-") and args[0] not in ("-h", "--help"):
         raise UserError(f"name the sweep first: {prog} NAME [...]; known: {', '.join(sweep.names())}")
     return ["--everything" if word == "--all" else word for word in args]
 
 
-def _given(settings: Config, args: list[str]) -> dict[str, Any]:
-    """The fields that the user has given, whether or not they are the defaults of a config."""
+def _given_fields(settings: Config, args: list[str]) -> dict[str, Any]:
+    """Return the fields that the command line sets, including those set to a default."""
     words = {word.lstrip("-").partition("=")[0].replace("-", "_") for word in args if word.startswith("--")}
     return {name: value for name, value in flat(settings).items() if name in words}
 
@@ -134,16 +136,16 @@ def _given(settings: Config, args: list[str]) -> dict[str, Any]:
 def _status(
     name: str, /, workdir: str | None = None, everything: bool = False, watch: bool = False, json: bool = False
 ) -> int:
-    """Show how far a sweep is: which cells are done, running, failed and pending.
+    """Show the progress of a sweep: which cells are done, running, failed and pending.
 
     Args:
       name: the sweep.
-      workdir: its directory; None: sweeps/NAME.
-      everything: (--all) also the cells of less use.
-      watch: keep the table up to date until all is done.
+      workdir: the sweep's directory; None: sweeps/NAME.
+      everything: (--all) include the less useful cells.
+      watch: refresh the table until all cells are done.
       json: print JSON.
     """
-    from diffusionlm.scaling.sweep import commands as sweep
+    from diffusionlm.scaling import commands as sweep
     from diffusionlm.scaling.sweep import status as statuses
 
     if json and watch:
@@ -153,11 +155,11 @@ def _status(
     if watch:
         statuses.watch(sweep.get(name), sweep.directory(name, workdir), everything=everything)
         return 0
-    found = sweep.status(name, workdir, everything=everything)
+    progress = sweep.status(name, workdir, everything=everything)
     if json:
-        print(json_lib.dumps(found.to_json(), indent=2))
+        print_json(progress.to_json())
     else:
-        statuses.show(found)
+        statuses.show(progress)
     return 0
 
 
@@ -169,23 +171,23 @@ def _report(
     everything: bool = False,
     json: bool = False,
 ) -> int:
-    """Fit the scaling laws to the cells that are finished, and write a page, plots, CSV and JSON about them.
+    """Fit the scaling laws to the finished cells, and write a report: a page, plots, CSV and JSON.
 
     Args:
       name: the sweep.
-      workdir: its directory; None: sweeps/NAME.
-      output: where the report goes; None: WORKDIR/report.
-      everything: (--all) also the cells of less use.
+      workdir: the sweep's directory; None: sweeps/NAME.
+      output: the report's directory; None: WORKDIR/report.
+      everything: (--all) include the less useful cells.
       json: print report.json.
     """
-    from diffusionlm.scaling.sweep import commands as sweep
+    from diffusionlm.scaling import commands as sweep
 
-    found = sweep.report(name, workdir, everything=everything, output=output)
+    content = sweep.report(name, workdir, everything=everything, output=output)
     if json:
-        print(json_lib.dumps(found, indent=2))
+        print_json(content)
     else:
         where = output or sweep.directory(name, workdir) / "report"
-        for warning in found.get("warnings", []):
+        for warning in content.get("warnings", []):
             print(f"warning: {warning}", file=sys.stderr)
         print(f"written: {where}/report.html")
     return 0

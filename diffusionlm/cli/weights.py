@@ -1,4 +1,4 @@
-"""The verbs `import` and `export`: thin, over `diffusionlm.interop`."""
+"""The verbs `import` and `export`, over `diffusionlm.interop`."""
 
 from typing import Literal
 
@@ -6,7 +6,7 @@ from diffusionlm.options import parse
 
 
 def import_weights(args: list[str], prog: str) -> int:
-    """Make a checkpoint of released weights: import SOURCE --output DIR [--family NAME] [--tokenizer FILE]."""
+    """Convert released weights to a checkpoint: import SOURCE --output DIR [--family NAME] [--tokenizer FILE]."""
     return parse(_import, args, prog)()
 
 
@@ -19,15 +19,15 @@ def _import(
     mask_id: int | None = None,
     suppress_mask: Literal["auto", "yes", "no"] = "auto",
 ) -> int:
-    """Make a checkpoint of released weights.
+    """Convert released weights to a checkpoint.
 
     Args:
       source: a Hugging Face directory (config.json, safetensors, tokenizer files), or a .safetensors file.
       output: the checkpoint, a new directory.
-      family: gpt2, llama, qwen2, dream, llada, smdm, diffugpt or diffullama; None: what config.json says.
-      tokenizer: a tokenizer file or directory; None: that of the source, if it has one.
-      mask_id: the id that stands for [MASK]; None: what config.json says, or the family's published one.
-      suppress_mask: whether a mask id from the vocabulary is never predicted; auto: as the family's reference does.
+      family: gpt2, llama, qwen2, dream, llada, smdm, diffugpt or diffullama; None: as config.json says.
+      tokenizer: a tokenizer file or directory; None: the source's own, if it has one.
+      mask_id: the id that stands for [MASK]; None: as config.json says, or the family's published one.
+      suppress_mask: never predict a mask id that is in the vocabulary; auto: as the family's reference does.
     """
     from diffusionlm.checkpoint import store as checkpoint
     from diffusionlm.interop import importing
@@ -37,10 +37,10 @@ def _import(
         source, output, family, tokenizer=tokenizer, mask_id=mask_id, suppress_mask=suppress
     )
     sidecar = checkpoint.load_sidecar(path)
-    then = (
-        f"diffusionlm sample {path}" if sidecar.tokenizer else "import it again with --tokenizer FILE, which texts need"
+    next_step = (
+        f"diffusionlm sample {path}" if sidecar.tokenizer else "import it again with --tokenizer FILE to use texts"
     )
-    print(f"{path}: {importing.summary(sidecar)}; next: {then}")
+    print(f"{path}: {importing.summary(sidecar)}; next: {next_step}")
     return 0
 
 
@@ -60,9 +60,9 @@ def _export(
 
     Args:
       checkpoint: a run directory (its latest step), a step directory, or a params-only model.
-      format: llama, gpt2, qwen2, llada, dream, smdm, diffugpt or diffullama (what was adapted from a LLaMA).
+      format: llama, gpt2, qwen2, llada, dream, smdm, diffugpt or diffullama (adapted from a LLaMA).
       output: a new directory.
-      dtype: of the tensors; None: as they are stored.
+      dtype: the tensors' dtype; None: as they are stored.
     """
     from diffusionlm.interop.exporting import export_weights as export
 

@@ -1,0 +1,56 @@
+"""The verb `compile`, over `diffusionlm.compile_check`."""
+
+import os
+from typing import Annotated
+
+from diffusionlm.cli.experiments import experiment_first
+from diffusionlm.cli.output import print_json
+from diffusionlm.config import Config
+from diffusionlm.options import SETTINGS, parse
+from diffusionlm.sampling.config import SamplingConfig
+
+
+def compile_check(args: list[str], prog: str) -> int:
+    """Compile a run for a TPU slice, without a TPU: compile EXPERIMENT --topology v5p-128 [--slices N] [--json]."""
+    usage = f"{prog} EXPERIMENT --topology v5p-128 [--slices N] [--sampling] [--json] [--FIELD.SUBFIELD VALUE ...]"
+    cfg, words = experiment_first(args, prog, usage)
+    if cfg is None:
+        return 0
+
+    def run(
+        topology: str,
+        config: Annotated[Config, *SETTINGS] = cfg,
+        slices: int = 1,
+        sampling: bool = False,
+        count: int = 8,
+        settings: Annotated[SamplingConfig, *SETTINGS] = SamplingConfig(),  # noqa: B008
+        json: bool = False,
+    ) -> int:
+        """Compile a training step of this experiment, or its sampler, for a TPU slice, on a machine without a TPU.
+
+        Args:
+          topology: a slice as Google Cloud names it: v4-N, v5p-N or tpu7x-N (N TensorCores, two a chip), v5e-N or v6e-N
+            (N chips).
+          config: the experiment.
+          slices: how many such slices; mesh.data must be a multiple.
+          sampling: compile the sampler instead of the training step.
+          count: with sampling, texts at a time.
+          settings: the sampler's settings.
+          json: print the report as JSON.
+        """
+        return _compile(config, topology, slices, settings if sampling else None, count, json)
+
+    return parse(run, words, f"{prog} {cfg.name}")()
+
+
+def _compile(cfg: Config, topology: str, slices: int, sampling: SamplingConfig | None, count: int, json: bool) -> int:
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")  # before JAX looks for a TPU
+    from diffusionlm.compile_check import compile as aot
+    from diffusionlm.compile_check import table
+
+    report = aot.compile(cfg, topology, slices=slices, sampling=sampling, count=count)
+    if json:
+        print_json(table.to_json(report))
+    else:
+        table.show(report)
+    return 0 if report.fits else 1

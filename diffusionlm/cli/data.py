@@ -1,0 +1,35 @@
+"""The verbs `data prepare` and `data inspect`, over `diffusionlm.data`."""
+
+from diffusionlm.cli.output import print_json
+from diffusionlm.options import parse, retyped
+
+
+def data_prepare(args: list[str], prog: str) -> int:
+    """Turn text into a dataset: data prepare SOURCE --output DIR --sequence_length N --vocab_size V [...]."""
+    from diffusionlm.data.prepare import prepare
+
+    parse(retyped(prepare, positional=1, output=str, tokenizer=str), args, prog)()
+    return 0
+
+
+def data_inspect(args: list[str], prog: str) -> int:
+    """Show what a dataset holds, its documents decoded: data inspect DIR [--count N] [--json]."""
+    return parse(_inspect, args, prog)()
+
+
+def _inspect(path: str, /, count: int = 3, split: str = "train", json: bool = False) -> int:
+    """Show what a dataset holds, its documents decoded.
+
+    Args:
+      path: the directory that `data prepare` made.
+      count: records to decode, spread evenly over the split.
+      split: the split that these records and the token statistics come from.
+      json: print JSON.
+    """
+    from diffusionlm.data.inspect import describe, inspect
+
+    if json:
+        print_json(describe(path, count, split))
+    else:
+        inspect(path, count, split)
+    return 0

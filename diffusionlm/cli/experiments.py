@@ -1,0 +1,108 @@
+"""The verb `experiments`, and how other verbs read the experiment that their first word names."""
+
+import dataclasses
+from typing import Any
+
+from diffusionlm import config_io, flops
+from diffusionlm.cli.output import print_json, short_count, summary
+from diffusionlm.config import Config
+from diffusionlm.errors import UserError
+from diffusionlm.options import parse
+from diffusionlm.registry import experiments as registry
+
+
+def list_experiments(args: list[str], prog: str) -> int:
+    """List the experiments, or show one with its counts: experiments [NAME] [--json]."""
+    return parse(_experiments, args, prog)()
+
+
+def experiment_first(args: list[str], prog: str, usage: str) -> tuple[Config | None, list[str]]:
+    """Return the experiment that the first word names, and the other words; print the help for `--help`.
+
+    Args:
+      args: the words of the command line behind the verb.
+      prog: how the verb is called.
+      usage: the line that the help and an error show.
+
+    Returns:
+      The experiment and the remaining words, or None and no words after the help was printed.
+
+    Raises:
+      UserError: the first word names no experiment.
+    """
+    if args and not args[0].startswith("-"):
+        return registry.get(args[0]), args[1:]
+    if args and args[0] in ("-h", "--help"):
+        print(f"usage: {usage}\n\n`{prog} EXPERIMENT --help` lists all fields. Experiments:\n\n{_all_as_text()}")
+        return None, []
+    raise UserError(f"name the experiment first: {usage}; known: {', '.join(registry.names())}")
+
+
+def _experiments(name: str | None = None, /, json: bool = False) -> int:
+    """List the experiments, or show one with its counts.
+
+    Args:
+      name: the experiment to show; None: list all.
+      json: print JSON.
+    """
+    if name is None and json:
+        print_json({"experiments": [_describe(known) for known in registry.names()]})
+    elif name is None:
+        print(_all_as_text())
+    else:
+        cfg, description = registry.get(name), _describe(name)
+        if json:
+            print_json(description | {"config": config_io.to_dict(cfg)})
+        else:
+            print(_as_text(description, cfg))
+    return 0
+
+
+def _describe(name: str) -> dict[str, Any]:
+    """Return an experiment's description and its counts, in JSON types."""
+    cfg = registry.get(name)
+    sequences = cfg.run.steps * cfg.data.batch_size
+    conventions = ("6nd", "model")
+    return {
+        "name": name,
+        "description": summary(registry.builder(name)),
+        "objective": cfg.objective,
+        "fingerprint": config_io.fingerprint(cfg),
+        "parameters": dataclasses.asdict(flops.parameters(cfg.model)),
+        "tokens": sequences * cfg.data.sequence_length,
+        "flops": {c: sequences * flops.train(cfg.model, cfg.data.sequence_length, c) for c in conventions},
+        "memory_bytes": dataclasses.asdict(flops.memory(cfg.model, cfg.optim)),
+    }
+
+
+def _all_as_text() -> str:
+    descriptions = [_describe(name) for name in registry.names()]
+    width = max(len(item["name"]) for item in descriptions)
+    return "\n".join(
+        f"{item['name']:{width}}  {item['objective']}  {short_count(item['parameters']['total']):>6} parameters  "
+        f"{short_count(item['tokens']):>6} tokens  {item['description']}"
+        for item in descriptions
+    )
+
+
+def _as_text(description: dict[str, Any], cfg: Config) -> str:
+    parameters, flop_counts = description["parameters"], description["flops"]
+    counts = {
+        "objective": description["objective"],
+        "fingerprint": description["fingerprint"],
+        "parameters": f"{parameters['total']:,} ({parameters['non_embedding']:,} non-embedding)",
+        "tokens": f"{description['tokens']:,}",
+        "training FLOPs": f"{flop_counts['model']:.3e} ({flop_counts['6nd']:.3e} as 6ND)",
+        "training state": f"{short_count(sum(description['memory_bytes'].values()))}B over all devices, "
+        "and activations",
+    }
+    values = config_io.flat(cfg)
+    width = max(map(len, values))
+    return "\n".join(
+        [
+            f"{description['name']}: {description['description']}",
+            *(f"  {name:{width}}  {value}" for name, value in counts.items()),
+            "fields:",
+            *(f"  {name:{width}}  {value!r}" for name, value in values.items()),
+        ]
+    )

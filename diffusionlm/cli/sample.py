@@ -1,0 +1,125 @@
+"""The verb `sample`, over `diffusionlm.pretrained`."""
+
+import dataclasses
+import functools
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated
+
+from diffusionlm.cli.output import print_json
+from diffusionlm.errors import UserError
+from diffusionlm.options import SETTINGS, parse
+from diffusionlm.sampling.config import SamplingConfig
+
+if TYPE_CHECKING:
+    from diffusionlm.pretrained.completion import Completion
+    from diffusionlm.pretrained.model import LoadedModel
+
+
+def sample(args: list[str], prog: str) -> int:
+    """Generate text with a trained model: sample CHECKPOINT [--prompt TEXT] [--length N] [--json] [--html PAGE]."""
+    return parse(_sample, args, prog)()
+
+
+def _sample(
+    checkpoint: str,
+    /,
+    prompt: str = "",
+    prompt_file: str | None = None,
+    infill: str | None = None,
+    count: int = 1,
+    raw: bool = False,
+    sampling: Annotated[SamplingConfig, *SETTINGS] = SamplingConfig(),  # noqa: B008
+    json: bool = False,
+    trace: bool = False,
+    html: str | None = None,
+    agreement: bool = False,
+) -> int:
+    """Generate text with a trained model.
+
+    Args:
+      checkpoint: a run directory (its latest step), a step directory, or a params-only model.
+      prompt: the text to continue; empty: generate from nothing.
+      prompt_file: a file whose text is the prompt, without a line break at its end.
+      infill: instead of a prompt, a text with gaps to fill, "a{mask:8} b" for 8 tokens between a and b, or
+        "a{mask:3-8} b" for 3 to 8; most tokenizers want no space before a gap.
+      count: how many completions.
+      raw: for a model that was fine-tuned on instructions: continue the prompt as it is, without its chat template.
+      sampling: the settings.
+      json: print {"completions": [{"prompt", "text", "tokens", "nfe", "seconds"}], "config"}, and with agreement
+        {"agreement", "times"}; nfe: forward passes; with infill, the prompt is the text with gaps, and text and tokens
+        are the whole.
+      trace: show the denoising in the terminal.
+      html: also write the denoising to this file, as an animated web page.
+      agreement: also generate without the cache, and report the share of new tokens that are the same, and how many
+        times as fast the cache was.
+    """
+    _refuse_conflicts(prompt, prompt_file, infill, raw=raw, json=json, trace=trace, agreement=agreement)
+    if count < 1:
+        raise UserError(f"count={count} must be at least 1")
+    sampling.validate()
+    if prompt_file is not None:
+        prompt = _read_text(prompt_file).removesuffix("\n")
+    from diffusionlm.pretrained.completion import completions_json, token_agreement
+    from diffusionlm.pretrained.model import load
+    from diffusionlm.pretrained.webpage import check_page_path, save_page
+
+    if html is not None:
+        check_page_path(html)
+    model = load(checkpoint)
+    generate = functools.partial(model.generate, raw=raw) if infill is None else model.infill
+    texts = [prompt if infill is None else infill] * count
+    completions = generate(texts, sampling, trace=trace or html is not None)
+    comparison: dict[str, float] = {}
+    if agreement:
+        exact = generate(texts, dataclasses.replace(sampling, cache="none", refresh=0))
+        share, times = token_agreement(completions, exact), exact[0].seconds / completions[0].seconds
+        comparison = {"agreement": share, "times": times}
+    if html is not None:
+        save_page(completions, model.tokenizer, html)
+    if json:
+        settings = model.sampling_config(sampling) if infill is None else model.infill_config(infill, sampling)
+        print_json(completions_json(completions, settings) | comparison, indent=None)
+    else:
+        _show(model, completions, trace, comparison)
+    return 0
+
+
+def _refuse_conflicts(
+    prompt: str, prompt_file: str | None, infill: str | None, *, raw: bool, json: bool, trace: bool, agreement: bool
+) -> None:
+    """Raise `UserError` for options of `sample` that exclude each other."""
+    if prompt and prompt_file is not None:
+        raise UserError(f"prompt={prompt!r} and prompt_file={prompt_file!r} exclude each other; drop one")
+    if infill is not None and (prompt or prompt_file is not None):
+        raise UserError(f"infill={infill!r} goes without prompt and prompt_file; drop the others")
+    if json and trace:
+        raise UserError("json and trace both print; drop one (html goes with json)")
+    if raw and infill is not None:
+        raise UserError("raw is about prompts, and infill takes texts as they are; drop one")
+    if agreement and infill is not None:
+        raise UserError("agreement compares what follows a prompt; drop it, or infill")
+
+
+def _read_text(path: str) -> str:
+    try:
+        with open(path, encoding="utf-8") as file:
+            return file.read()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read prompt_file={path!r}: {error}") from error
+
+
+def _show(model: "LoadedModel", completions: Sequence["Completion"], trace: bool, comparison: dict[str, float]) -> None:
+    """Print the completions, or how they were denoised, and the comparison with the uncached loop if there is one."""
+    from diffusionlm.pretrained import terminal
+
+    for i, completion in enumerate(completions, start=1):
+        if len(completions) > 1:
+            print(f"--- {i} of {len(completions)}", flush=True)
+        if trace:
+            terminal.show(completion.trace, model.tokenizer, prompt=completion.before)
+        else:
+            print(completion.full_text)
+    if comparison:
+        share, times = comparison["agreement"], comparison["times"]
+        print(f"{share:.1%} of the tokens agree with the uncached loop; {times:.2f} times as fast", file=sys.stderr)

@@ -1,0 +1,69 @@
+"""The verb `train`, over `diffusionlm.training.loop.train`."""
+
+from typing import Annotated, Any
+
+from etils import epath
+
+from diffusionlm.cli.experiments import experiment_first
+from diffusionlm.cli.output import FILE_ERRORS, PROGRAM, fail, short_count
+from diffusionlm.config import Config
+from diffusionlm.errors import UserError
+from diffusionlm.options import SETTINGS, parse
+
+
+def train(args: list[str], prog: str) -> int:
+    """Train an experiment, or resume a run: train EXPERIMENT [--workdir DIR] [--FIELD.SUBFIELD VALUE ...]."""
+    cfg, words = experiment_first(args, prog, f"{prog} EXPERIMENT [--workdir DIR] [--FIELD.SUBFIELD VALUE ...]")
+    if cfg is None:
+        return 0
+
+    def bind(config: Annotated[Config, *SETTINGS] = cfg, workdir: str | None = None) -> tuple[Config, str]:
+        """Train this experiment, or resume the run that is in the directory.
+
+        Args:
+          config: the experiment.
+          workdir: the run directory; None: runs/NAME.
+        """
+        return config, workdir or f"runs/{config.name}"
+
+    return _train(*parse(bind, words, f"{prog} {args[0]}")())
+
+
+def _train(cfg: Config, workdir: str) -> int:
+    import jax
+
+    from diffusionlm.storage import run_path
+    from diffusionlm.training.loop import DivergenceError
+    from diffusionlm.training.loop import train as run_training
+
+    done_before = (run_path(workdir) / "DONE.json").exists()
+    try:
+        run = run_training(cfg, workdir)
+    except DivergenceError as error:
+        return fail(str(error), 1)
+    except OSError as error:
+        if error.errno not in FILE_ERRORS or error.filename:
+            raise
+        raise UserError(f"cannot write to the run directory {workdir}: {error.strerror}") from error  # a full disk
+    if jax.process_index():  # process 0 reports for all
+        return 0
+    if not run.done:
+        print(f"stopped and saved at step {run.step} of {cfg.run.steps} in {run.workdir}; the same command resumes it")
+        return 0
+    if cfg.run.showcase and not done_before and jax.process_count() == 1:  # other processes would not wait for it
+        from diffusionlm.evaluation import showcase
+
+        showcase.show(run)
+    print(_result_text(run.result, done_before, run.workdir, cfg))
+    return 0
+
+
+def _result_text(result: dict[str, Any], done_before: bool, workdir: epath.Path, cfg: Config) -> str:
+    held_out = result["eval"]
+    error = f" +/- {held_out['nelbo_stderr']:.3f}" if cfg.objective == "mdm" else ""
+    return (
+        f"{cfg.name} {'was done before' if done_before else 'is done'}: {result['step']} steps, "
+        f"{short_count(result['tokens'])} tokens; held out: {held_out['bits_per_byte']:.3f} bits per byte, "
+        f"{held_out['nelbo_nats_per_token']:.3f}{error} nats per token\n"
+        f"run directory: {workdir}; next: {PROGRAM} sample {workdir}"
+    )
