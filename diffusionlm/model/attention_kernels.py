@@ -14,7 +14,6 @@ import numpy as np
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash_lib
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as splash_masks
 
-from diffusionlm.flops import SPLASH_LENGTHS, splash_tile
 from diffusionlm.parallel.mesh import partition_spec
 
 CHECKPOINT = "attention"  # what the backward pass needs of attention is saved under this name, if a policy wants it
@@ -131,3 +130,11 @@ def cudnn(
         is_causal=causal,
         implementation="cudnn",
     )
+
+
+SPLASH_LENGTHS = 128  # the TPU's attention kernel takes multiples of it
+
+
+def splash_tile(length: int) -> int:
+    """Queries and keys that splash attention takes at a time: the most that divide the length, up to 512."""
+    return next(n for n in range(min(length, 512), 0, -SPLASH_LENGTHS) if length % n == 0)

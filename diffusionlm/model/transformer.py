@@ -12,19 +12,20 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from flax import struct
 
 from diffusionlm.config import ModelConfig
-from diffusionlm.model import attention_kernels as flash
 from diffusionlm.model import lora
 from diffusionlm.model.attention import Keys, attention
-from diffusionlm.model.cache import Cache, Window, scatter_rows
+from diffusionlm.model.attention_kernels import CHECKPOINT
+from diffusionlm.model.cache import Cache, LayerCache, Window, update_cache, update_layer
 from diffusionlm.model.embedding import look_up
 from diffusionlm.model.positions import rope_tables, rotate
 from diffusionlm.parallel.mesh import constrain, tree_shardings, unbox
 
 REMAT_POLICIES = {
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-    "attention": jax.checkpoint_policies.save_only_these_names(flash.CHECKPOINT),
+    "attention": jax.checkpoint_policies.save_only_these_names(CHECKPOINT),
     "full": jax.checkpoint_policies.nothing_saveable,
 }
 
@@ -49,6 +50,17 @@ class Norm(nn.Module):
         return y_BxTxD.astype(x_BxTxD.dtype)
 
 
+@struct.dataclass
+class AttentionContext:
+    """What attention must know of the positions of a pass besides their activations; the same in every layer."""
+
+    rope_BxTx2xJ: jax.Array | None  # of `rope_tables`; None: positions are learned
+    segment_ids_BxT: jax.Array | None  # int32, positions attend within equal ids only; None: there is one segment
+    allowed_TxT: jax.Array | None = None  # bool, a mask on top of the others
+    window: Window | None = None  # which positions of a cached canvas these are; None: they are a whole canvas
+    keep: bool = struct.field(pytree_node=False, default=False)  # static: blocks return their keys and values
+
+
 class Block(nn.Module):
     """Pre-norm attention and MLP, each added to the residual stream."""
 
@@ -56,66 +68,54 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(
-        self,
-        x_BxTxD: jax.Array,
-        rope_BxTx2xJ: jax.Array | None,
-        segment_ids_BxT: jax.Array | None,
-        allowed_TxT: jax.Array | None,
-        window: Window | None,
-        cache_BxSxGxK: tuple[jax.Array, jax.Array] | None,  # keys, values
-    ) -> tuple[jax.Array, tuple[jax.Array, jax.Array] | None]:
+        self, x_BxTxD: jax.Array, context: AttentionContext, cached: LayerCache | None
+    ) -> tuple[jax.Array, LayerCache | None]:
+        """Return the residual stream behind this block, and the new keys and values where they are kept.
+
+        Args:
+          x_BxTxD: the residual stream of T positions.
+          context: what attention must know of them.
+          cached: this layer's keys and values of the whole canvas; only with `context.window`.
+        """
         cfg = self.cfg
         with jax.named_scope("attention"):
             normed_BxTxD = Norm(cfg, name="attention_norm")(x_BxTxD)
-            out_BxTxD, cache_BxSxGxK = self._attention(
-                normed_BxTxD, rope_BxTx2xJ, segment_ids_BxT, allowed_TxT, window, cache_BxSxGxK
-            )
+            out_BxTxD, new = self._attention(normed_BxTxD, context, cached)
             x_BxTxD += out_BxTxD
         x_BxTxD = constrain(x_BxTxD, "batch", None, None)
         with jax.named_scope("mlp"):
             x_BxTxD += self._mlp(Norm(cfg, name="mlp_norm")(x_BxTxD))
-        return constrain(x_BxTxD, "batch", None, None), cache_BxSxGxK
+        return constrain(x_BxTxD, "batch", None, None), new
 
     def _attention(
-        self,
-        x_BxTxD: jax.Array,
-        rope_BxTx2xJ: jax.Array | None,
-        segment_ids_BxT: jax.Array | None,
-        allowed_TxT: jax.Array | None,
-        window: Window | None,
-        cache_BxSxGxK: tuple[jax.Array, jax.Array] | None,
-    ) -> tuple[jax.Array, tuple[jax.Array, jax.Array] | None]:
+        self, x_BxTxD: jax.Array, context: AttentionContext, cached: LayerCache | None
+    ) -> tuple[jax.Array, LayerCache | None]:
         cfg = self.cfg
         D, H, G, K = cfg.d_model, cfg.n_heads, cfg.n_kv_heads, cfg.head_dim
         bias = cfg.linear_bias or cfg.qkv_bias
         q_BxTxHxK = self._linear("q", x_BxTxD, (D,), (H, K), ("embed", "heads", None), bias=bias)
         k_BxTxGxK = self._linear("k", x_BxTxD, (D,), (G, K), ("embed", "kv_heads", None), bias=bias)
         v_BxTxGxK = self._linear("v", x_BxTxD, (D,), (G, K), ("embed", "kv_heads", None), bias=bias)
-        if rope_BxTx2xJ is not None:
-            q_BxTxHxK = rotate(q_BxTxHxK, rope_BxTx2xJ)
-            k_BxTxGxK = rotate(k_BxTxGxK, rope_BxTx2xJ)
+        if context.rope_BxTx2xJ is not None:
+            q_BxTxHxK = rotate(q_BxTxHxK, context.rope_BxTx2xJ)
+            k_BxTxGxK = rotate(k_BxTxGxK, context.rope_BxTx2xJ)
         q_BxTxHxK = constrain(q_BxTxHxK, "batch", None, "heads", None)
-        k_BxTxGxK = constrain(k_BxTxGxK, "batch", None, "kv_heads", None)
-        v_BxTxGxK = constrain(v_BxTxGxK, "batch", None, "kv_heads", None)
-        keys = None
+        new = LayerCache(*(constrain(x, "batch", None, "kv_heads", None) for x in (k_BxTxGxK, v_BxTxGxK)))
+        window, keys, visible = context.window, None, new
         if window is not None:
-            k_BxTxGxK, v_BxTxGxK = cache_BxSxGxK = tuple(
-                constrain(scatter_rows(cached, window.places_BxW, new), "batch", None, "kv_heads", None)
-                for cached, new in zip(cache_BxSxGxK, (k_BxTxGxK, v_BxTxGxK), strict=True)
-            )
+            assert cached is not None
             keys = Keys(window.places_BxW, window.segment_ids_BxS)
-        elif cache_BxSxGxK is not None:
-            cache_BxSxGxK = (k_BxTxGxK, v_BxTxGxK)
+            visible = update_layer(cached, window, new)
         out_BxTxHxK = attention(
             q_BxTxHxK,
-            k_BxTxGxK,
-            v_BxTxGxK,
+            *visible,
             causal=cfg.causal,
-            segment_ids_BxT=segment_ids_BxT,
+            segment_ids_BxT=context.segment_ids_BxT,
             keys=keys,
-            allowed_TxS=allowed_TxT,
+            allowed_TxS=context.allowed_TxT,
         )
-        return self._linear("o", out_BxTxHxK, (H, K), (D,), ("heads", None, "embed"), residual=True), cache_BxSxGxK
+        out_BxTxD = self._linear("o", out_BxTxHxK, (H, K), (D,), ("heads", None, "embed"), residual=True)
+        return out_BxTxD, new if context.keep else None
 
     def _mlp(self, x_BxTxD: jax.Array) -> jax.Array:
         D, F = self.cfg.d_model, self.cfg.d_ff
@@ -196,7 +196,7 @@ class Transformer(nn.Module):
             variable_axes={"params": 0},
             split_rngs={"params": True},
             length=cfg.n_layers,
-            in_axes=(nn.broadcast, nn.broadcast, nn.broadcast, nn.broadcast, 0),
+            in_axes=(nn.broadcast, 0),  # the context, and each layer's own part of a cache
             metadata_params={nn.PARTITION_NAME: "layers"},
         )(cfg)
         self.final_norm = Norm(cfg)
@@ -210,67 +210,70 @@ class Transformer(nn.Module):
         positions_BxT: jax.Array | None = None,
         allowed_TxT: jax.Array | None = None,
     ) -> jax.Array:
-        """Final hidden states, after the last norm.
+        """Return the final hidden states, behind the last norm.
 
         Args:
           tokens_BxT: int32 ids in [0, padded_vocab_size).
-          segment_ids_BxT: tokens attend within equal ids only; 0 is padding. None: everything attends to everything.
-          positions_BxT: positions of the tokens; None counts from 0.
-          allowed_TxT: bool, which positions (second axis) each may attend to besides, in every row, head and layer; for
-            `attention.annealed`. None: all.
+          segment_ids_BxT: int32; tokens attend within equal ids only, and 0 is padding. None: there is one segment.
+          positions_BxT: int32 positions of the tokens; None counts from 0.
+          allowed_TxT: bool, a mask on top of the others: the positions (second axis) that each may attend to, in every
+            row, head and layer, such as `attention.annealed_mask`.
 
         Returns:
           (B, T, d_model) in `cfg.dtype`.
         """
         if positions_BxT is None:
             positions_BxT = jnp.arange(tokens_BxT.shape[1], dtype=jnp.int32)[None]
-        return self._hidden(tokens_BxT, segment_ids_BxT, positions_BxT, allowed_TxT, None, None)[0]
+        context = self._context(segment_ids_BxT, positions_BxT, allowed_TxT=allowed_TxT)
+        return self._hidden(tokens_BxT, positions_BxT, context)[0]
 
     def refresh(
         self, tokens_BxS: jax.Array, segment_ids_BxS: jax.Array, positions_BxS: jax.Array
     ) -> tuple[jax.Array, Cache]:
-        """As `__call__`, and the keys and values of every position."""
-        cfg = self.cfg
-        shape = (cfg.n_layers, *tokens_BxS.shape, cfg.n_kv_heads, cfg.head_dim)
-        nothing = Cache(jnp.zeros(shape, cfg.dtype), jnp.zeros(shape, cfg.dtype))
-        return self._hidden(tokens_BxS, segment_ids_BxS, positions_BxS, None, None, nothing)
+        """Return the final hidden states of a whole canvas, as `__call__` does, and its keys and values."""
+        context = self._context(segment_ids_BxS, positions_BxS, keep=True)
+        hidden_BxSxD, layers = self._hidden(tokens_BxS, positions_BxS, context)
+        return hidden_BxSxD, Cache(*layers)
 
     def extend(
         self, tokens_BxS: jax.Array, positions_BxS: jax.Array, window: Window, cache: Cache
     ) -> tuple[jax.Array, Cache]:
-        """Final hidden states of the window's positions, (B, W, d_model), which see the cached ones of all others.
+        """Compute the positions of a window only; they attend to the cached keys and values of all others.
 
         Returns:
-          The states, and the cache with the window's own keys and values.
+          Final hidden states of the window, (B, W, d_model), and the cache with the window's own keys and values.
         """
         last = tokens_BxS.shape[1] - 1
 
-        def seen(x_BxS: jax.Array) -> jax.Array:
+        def take(x_BxS: jax.Array) -> jax.Array:
             return jnp.take_along_axis(x_BxS, jnp.minimum(window.places_BxW, last), axis=1)
 
-        segment_ids_BxW = jnp.where(window.places_BxW > last, 0, seen(window.segment_ids_BxS))
-        return self._hidden(seen(tokens_BxS), segment_ids_BxW, seen(positions_BxS), None, window, cache)
+        segment_ids_BxW = jnp.where(window.places_BxW > last, 0, take(window.segment_ids_BxS))
+        positions_BxW = take(positions_BxS)
+        context = self._context(segment_ids_BxW, positions_BxW, window=window, keep=True)
+        hidden_BxWxD, layers = self._hidden(take(tokens_BxS), positions_BxW, context, LayerCache(*cache))
+        return hidden_BxWxD, update_cache(cache, window, Cache(*layers))
+
+    def _context(
+        self, segment_ids_BxT: jax.Array | None, positions_BxT: jax.Array, **settings: Any
+    ) -> AttentionContext:
+        rope_BxTx2xJ = rope_tables(self.cfg, positions_BxT) if self.cfg.positions == "rope" else None
+        return AttentionContext(rope_BxTx2xJ, segment_ids_BxT, **settings)
 
     def _hidden(
         self,
         tokens_BxT: jax.Array,
-        segment_ids_BxT: jax.Array | None,
         positions_BxT: jax.Array,
-        allowed_TxT: jax.Array | None,
-        window: Window | None,
-        cache: Cache | None,
-    ) -> tuple[jax.Array, Cache | None]:
-        cfg = self.cfg
-        x_BxTxD = look_up(self.embed, tokens_BxT, cfg.dtype)
-        rope_BxTx2xJ = None
-        if cfg.positions == "learned":
-            x_BxTxD += look_up(self.positions, positions_BxT, cfg.dtype, None)
-        else:
-            rope_BxTx2xJ = rope_tables(cfg, positions_BxT)
+        context: AttentionContext,
+        cached_Nx: LayerCache | None = None,
+    ) -> tuple[jax.Array, LayerCache | None]:
+        """Return final hidden states and, with `context.keep`, new keys and values, stacked over layers."""
+        x_BxTxD = look_up(self.embed, tokens_BxT, self.cfg.dtype)
+        if self.cfg.positions == "learned":
+            x_BxTxD += look_up(self.positions, positions_BxT, self.cfg.dtype, None)
         x_BxTxD = constrain(x_BxTxD, "batch", None, None)
-        layers = None if cache is None else tuple(cache)
-        x_BxTxD, layers = self.blocks(x_BxTxD, rope_BxTx2xJ, segment_ids_BxT, allowed_TxT, window, layers)
-        return self.final_norm(x_BxTxD), None if cache is None else Cache(*layers)
+        x_BxTxD, new_Nx = self.blocks(x_BxTxD, context, cached_Nx)
+        return self.final_norm(x_BxTxD), new_Nx
 
     def head(self, hidden_BxTxD: jax.Array) -> jax.Array:
         """Raw float32 logits (B, T, padded_vocab_size) of final hidden states; `suppression` says which to ignore."""
