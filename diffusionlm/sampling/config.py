@@ -1,6 +1,6 @@
-"""The settings of a generation, and what the sampler must know of a model.
+"""The settings of a generation.
 
-Imports no JAX, so that the command line can show its help at once.
+This module imports no JAX, so that the command line can show its help at once.
 """
 
 import dataclasses
@@ -14,7 +14,7 @@ GUIDANCE_KINDS = ("unsupervised", "standard")
 
 @dataclass(frozen=True)
 class SamplingConfig:
-    """How new tokens are generated after a prompt, or in the gaps of a text.
+    """The settings of a generation after a prompt, or in the gaps of a text.
 
     `length` shapes the canvas, guidance doubles the batch, a cache is compiled for the width of its blocks, and
     `compact` for smaller batches; everything else is data to the compiled loop, so changing it does not recompile.
@@ -24,8 +24,8 @@ class SamplingConfig:
     # denoising steps over all blocks; those that follow a change take a forward pass. None: one per new token
     steps: int | None = None
     # what a step reveals: ancestral, remdm, fixed_count, random, low_confidence, entropy, margin, left_to_right,
-    # smdm_greedy, smdm_greedy_batch, confidence_threshold, confidence_factor, entropy_bound; None: ancestral
-    # (autoregressive: left_to_right)
+    # smdm_greedy, confidence_threshold, confidence_factor, entropy_bound; None: ancestral (autoregressive:
+    # left_to_right)
     strategy: str | None = None
     temperature: float = 1.0  # of the draw of each token; 0 takes the likeliest
     top_k: int = 0  # draw from the k likeliest tokens only; 0: from all
@@ -36,30 +36,30 @@ class SamplingConfig:
     threshold: float = 0.9  # confidence_threshold: the least probability
     factor: float = 1.0  # confidence_factor: more reveals more
     entropy_bound: float = 0.1  # entropy_bound: nats that a step may give away
-    remask: float = 0.04  # remdm: the most that revealed tokens may be taken back with, as a probability per step
-    # randomness of the choice among positions in low_confidence, entropy and margin; 0: the best first
+    remask: float = 0.04  # remdm: the largest probability per step with which revealed tokens become masks again
+    # randomness in the choice of positions by low_confidence, entropy and margin; 0: the best first
     position_temperature: float = 0.0
     # in random, low_confidence, entropy, margin and left_to_right: 0 reveals an even share a step; else the last time
     # of the schedule int(masks (1 - s/t)), which is 0.001 in Dream
     transfer_until: float = 0.0
     guidance: float = 0.0  # scale of classifier-free guidance; 0: none
-    # what guidance leads away from: "unsupervised", the prompt masked, or "standard", no prompt, for models that were
+    # what guidance leads away from: "unsupervised", a masked prompt, or "standard", no prompt, for models that were
     # trained with prompts left out
     guidance_kind: str = "unsupervised"
-    # keys and values that steps do not compute anew: "none", "prefix" (of what comes before the block) or "dual" (of
-    # all but the block); both approximate, see `refresh`. None: none (autoregressive: "causal", which is exact)
+    # keys and values that steps do not compute again: "none", "prefix" (of what comes before the block) or "dual" (of
+    # all but the block); both are approximate, see `refresh`. None: none (autoregressive: "causal", which is exact)
     cache: str | None = None
-    refresh: int = 0  # steps after which a cache is computed anew within a block; 0: only at its start; 1: exact
+    refresh: int = 0  # steps after which a cache is recomputed within a block; 0: only at its start; 1: exact
     # let rows that still have work go on in a smaller batch (not while a trace is recorded), which compiles once for
     # each power of two; a row's tokens may then differ with its batch mates where two choices are as good as equal
     compact: bool = False
     eos_penalty: float = 0.0  # nats taken off the logit of the end of text
     eos_last: bool = False  # the end of text has no confidence, so that it is revealed last
-    stop_at_eos: bool = True  # a row is done once all before its first end of text is there
+    stop_at_eos: bool = True  # a row is done once everything before its first end of text is revealed
     seed: int = 0  # the same seed gives the same tokens, whatever else is in the batch
 
     def validate(self) -> None:
-        """Raises `UserError` for a value that has no meaning."""
+        """Raise `UserError` for a value that has no meaning."""
         from diffusionlm.sampling.strategies import STRATEGIES  # here, because it imports JAX
 
         least = {"length": 1, "steps": 1, "top_k": 0, "block_length": 0, "refresh": 0, "seed": 0}
@@ -91,7 +91,7 @@ class SamplingConfig:
                 raise UserError(f"unknown {name} {value!r}{suggest(str(value), allowed)}")
 
     def resolve(self, *, autoregressive: bool) -> "SamplingConfig":
-        """A validated copy with the defaults of `steps`, `strategy` and `cache` filled in for the kind of model.
+        """Return a validated copy with the defaults of `steps`, `strategy` and `cache` for the kind of model.
 
         Raises:
           UserError: a value has no meaning, or asks an autoregressive model for another order than left to right, one
@@ -101,10 +101,10 @@ class SamplingConfig:
         strategy = self.strategy or ("left_to_right" if autoregressive else "ancestral")
         steps = self.steps or self.length
         if autoregressive and (strategy, steps) != ("left_to_right", self.length):
-            given = f"strategy={strategy}" + (f" with steps={self.steps}" if self.steps else "")
+            settings = f"strategy={strategy}" + (f" with steps={self.steps}" if self.steps else "")
             raise UserError(
-                f"{given} needs a masked diffusion model; this one is autoregressive: leave strategy and steps unset, "
-                f"or use left_to_right with steps={self.length}"
+                f"{settings} needs a masked diffusion model; this one is autoregressive: leave strategy and steps "
+                f"unset, or use left_to_right with steps={self.length}"
             )
         if autoregressive and self.guidance:
             raise UserError(f"guidance={self.guidance} needs a masked diffusion model, which can mask its prompt")

@@ -1,9 +1,10 @@
 """The settings of a generation as data for the device: changing them does not recompile."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
+from diffusionlm.sampling.canvas import Array
 from diffusionlm.sampling.config import SamplingConfig
 from diffusionlm.sampling.strategies import STRATEGIES, Rules
 
@@ -13,30 +14,31 @@ _SWITCHES = ("growing", "eos_last", "stop_at_eos")
 
 
 class Settings(NamedTuple):
-    """Fields of `SamplingConfig` of the same names, unless said otherwise."""
+    """The fields of `SamplingConfig` of the same names, unless said otherwise."""
 
-    steps: Any  # int32: over all blocks of a row
-    top_k: Any  # int32
-    refresh: Any  # int32
-    temperature: Any  # float32
-    top_p: Any  # float32
-    guidance: Any  # float32
-    eos_penalty: Any  # float32
-    growing: Any  # bool
-    eos_last: Any  # bool
-    stop_at_eos: Any  # bool
-    strategy: Any  # int32: an index into `STRATEGIES`
-    standard_guidance: Any  # bool
+    steps: Array  # int32: over all blocks of a row
+    top_k: Array  # int32
+    refresh: Array  # int32
+    temperature: Array  # float32
+    top_p: Array  # float32
+    guidance: Array  # float32
+    eos_penalty: Array  # float32
+    growing: Array  # bool
+    eos_last: Array  # bool
+    stop_at_eos: Array  # bool
+    strategy: Array  # int32: an index into `STRATEGIES`
+    standard_guidance: Array  # bool
     rules: Rules
 
     @classmethod
-    def of(cls, sampling: SamplingConfig) -> "Settings":
-        """Those of a resolved configuration."""
+    def from_config(cls, sampling: SamplingConfig) -> "Settings":
+        """Return the settings of a resolved configuration."""
+        assert sampling.strategy is not None  # `resolve` has filled it in
         return cls(
-            *(np.int32(getattr(sampling, name)) for name in _INTEGERS),
-            *(np.float32(getattr(sampling, name)) for name in _NUMBERS),
-            *(np.bool_(getattr(sampling, name)) for name in _SWITCHES),
-            strategy=np.int32(list(STRATEGIES).index(sampling.strategy)),
-            standard_guidance=np.bool_(sampling.guidance_kind == "standard"),
-            rules=Rules(*(np.float32(getattr(sampling, name)) for name in Rules._fields)),
+            *(np.asarray(getattr(sampling, name), np.int32) for name in _INTEGERS),
+            *(np.asarray(getattr(sampling, name), np.float32) for name in _NUMBERS),
+            *(np.asarray(getattr(sampling, name), np.bool_) for name in _SWITCHES),
+            strategy=np.asarray(list(STRATEGIES).index(sampling.strategy), np.int32),
+            standard_guidance=np.asarray(sampling.guidance_kind == "standard"),
+            rules=Rules(*(np.asarray(getattr(sampling, name), np.float32) for name in Rules._fields)),
         )

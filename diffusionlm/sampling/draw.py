@@ -1,8 +1,8 @@
-"""Drawing tokens: exact categorical draws in float32, temperature, top-k and top-p, with every setting as data.
+"""Token draws: exact categorical draws in float32, with temperature, top-k and top-p as data.
 
-A vocabulary is looked at in 128 parts: first one part is chosen, then one id in it. That is the same law, and takes
-noise for 128 + V/128 numbers instead of V, which would cost more than the network. Parts are cut so that a vocabulary
-that is split over devices stays split.
+The vocabulary is divided into 128 parts: first a part is drawn, then an id in it. That is the same law, and takes noise
+for 128 + V/128 numbers instead of V, which would cost more than the network. Parts are cut so that a vocabulary that is
+split over devices stays split.
 """
 
 import functools
@@ -10,20 +10,21 @@ import functools
 import jax
 import jax.numpy as jnp
 
+from diffusionlm.sampling.canvas import Array
+
 PARTS = 128  # vocabularies are padded to a multiple of this
-COLDEST = 1e-6  # temperatures below are 0
+COLDEST = 1e-6  # temperatures up to this count as 0
 
 
-def draw(
-    keys_BxT: jax.Array, logits_BxTxV: jax.Array, temperature: jax.Array, top_k: jax.Array, top_p: jax.Array
-) -> jax.Array:
-    """One token per position from softmax(logits / temperature), cut to the top k and then to the nucleus p.
+def draw(keys_BxT: jax.Array, logits_BxTxV: jax.Array, temperature: Array, top_k: Array, top_p: Array) -> jax.Array:
+    """Draw one token per position from softmax(logits / temperature), cut to the top k and then to the nucleus p.
 
-    By the Gumbel-max trick on the parts' total probabilities and then within a part. The high-resolution noise keeps
-    the tail: float32's usual uniforms have nothing below 1e-7, which acts like a lower temperature (arXiv 2409.02908).
+    The Gumbel-max trick chooses among the parts' total probabilities and then within a part. High-resolution noise
+    keeps the tail: float32's usual uniforms have nothing below 1e-7, which acts like a lower temperature (arXiv
+    2409.02908).
 
     Args:
-      keys_BxT: of the noise.
+      keys_BxT: the keys of the noise.
       logits_BxTxV: float32; -inf where a token must not be drawn.
       temperature: float32 scalar; 0 takes the likeliest token, of equal ones the first.
       top_k: int32 scalar; 0: all. Tokens that tie with the k-th are kept.
@@ -49,10 +50,9 @@ def draw(
 
 
 def argmax(x_BxTxV: jax.Array) -> jax.Array:
-    """The index of the largest element, the first of equal ones; several times as fast on CPUs as `jnp.argmax`.
+    """Return the index of the largest element, int32 (B, T); several times as fast on CPUs as `jnp.argmax`.
 
-    Returns:
-      int32 (B, T).
+    Of equal elements the first counts.
     """
     parts_BxTxPxI = _in_parts(x_BxTxV)
     part_BxT = jnp.argmax(parts_BxTxPxI.max(-1), axis=-1)
@@ -78,8 +78,8 @@ def _gumbel(keys_BxT: jax.Array, size: int) -> jax.Array:
     return jax.vmap(jax.vmap(noise))(keys_BxT)
 
 
-def _cut(logits_BxTxV: jax.Array, temperature: jax.Array, top_k: jax.Array, top_p: jax.Array) -> jax.Array:
-    """The logits with -inf for what top-k and top-p leave out."""
+def _cut(logits_BxTxV: jax.Array, temperature: Array, top_k: Array, top_p: Array) -> jax.Array:
+    """Return the logits with -inf for the ids that top-k and top-p leave out."""
     ones_BxTxV = jnp.ones_like(logits_BxTxV)
     V = logits_BxTxV.shape[-1]
     k = jnp.where(top_k > 0, jnp.minimum(top_k, V), V).astype(jnp.float32)
@@ -87,16 +87,16 @@ def _cut(logits_BxTxV: jax.Array, temperature: jax.Array, top_k: jax.Array, top_
     logits_BxTxV = jnp.where(logits_BxTxV >= least_BxT[..., None], logits_BxTxV, -jnp.inf)
     p_BxTxV = jax.nn.softmax(logits_BxTxV / temperature, axis=-1)
     # A sum of all probabilities may fall short of 1 by rounding, so p = 1 keeps all; p that rounds to 0 keeps the best.
-    wanted = jnp.where(top_p < 1, jnp.maximum(top_p, jnp.finfo(jnp.float32).tiny), 0.0)
-    least_BxT = smallest_kept(logits_BxTxV, p_BxTxV, jnp.broadcast_to(wanted, logits_BxTxV.shape[:-1]))
+    mass = jnp.where(top_p < 1, jnp.maximum(top_p, jnp.finfo(jnp.float32).tiny), 0.0)
+    least_BxT = smallest_kept(logits_BxTxV, p_BxTxV, jnp.broadcast_to(mass, logits_BxTxV.shape[:-1]))
     kept_BxTxV = (logits_BxTxV >= least_BxT[..., None]) | (top_p >= 1)
     return jnp.where(kept_BxTxV, logits_BxTxV, -jnp.inf)
 
 
-def smallest_kept(x_BxTxV: jax.Array, mass_BxTxV: jax.Array, wanted_BxT: jax.Array) -> jax.Array:
-    """The largest threshold for which the elements of `x` at or above it have at least the mass that is wanted.
+def smallest_kept(x_BxTxV: jax.Array, mass_BxTxV: jax.Array, least_mass_BxT: jax.Array) -> jax.Array:
+    """Return the largest threshold for which the elements of `x` at or above it have at least the given mass.
 
-    By bisection over the 32 bits of a float, so without a sort over the vocabulary: its cost is 32 sums, and the
+    The search bisects the 32 bits of a float and needs no sort over the vocabulary: its cost is 32 sums, and the
     vocabulary may be split over devices (MD4's released sampler finds its nucleus in the same way).
 
     Returns:
@@ -104,18 +104,18 @@ def smallest_kept(x_BxTxV: jax.Array, mass_BxTxV: jax.Array, wanted_BxT: jax.Arr
     """
     order_BxTxV = _ordered(x_BxTxV)
 
-    def one_bit(i: jax.Array, threshold_BxT: jax.Array) -> jax.Array:
+    def set_bit(i: jax.Array, threshold_BxT: jax.Array) -> jax.Array:
         candidate_BxT = threshold_BxT | (jnp.uint32(1) << (31 - i).astype(jnp.uint32))
         kept_BxTxV = order_BxTxV >= candidate_BxT[..., None]
-        enough_BxT = jnp.where(kept_BxTxV, mass_BxTxV, 0.0).sum(-1) >= wanted_BxT
+        enough_BxT = jnp.where(kept_BxTxV, mass_BxTxV, 0.0).sum(-1) >= least_mass_BxT
         return jnp.where(enough_BxT, candidate_BxT, threshold_BxT)
 
-    threshold_BxT = jax.lax.fori_loop(0, 32, one_bit, jnp.zeros(wanted_BxT.shape, jnp.uint32))
+    threshold_BxT = jax.lax.fori_loop(0, 32, set_bit, jnp.zeros(least_mass_BxT.shape, jnp.uint32))
     return jnp.where(order_BxTxV >= threshold_BxT[..., None], x_BxTxV, jnp.inf).min(-1)
 
 
 def _ordered(x: jax.Array) -> jax.Array:
-    """float32 to uint32 in the same order: the bits, with those of negative numbers flipped."""
+    """Map float32 to uint32 in the same order: the bits, with those of negative numbers flipped."""
     bits = jax.lax.bitcast_convert_type(x, jnp.uint32)
     sign = jnp.uint32(1 << 31)
     return jnp.where(bits & sign != 0, ~bits, bits | sign)

@@ -1,18 +1,19 @@
-"""Key/value caches: which positions a step computes while the others are remembered.
+"""Key/value caches: the window of positions that a step computes, while all others are remembered.
 
-At the start of a block everything is computed, and the steps of the block recompute a window: with "dual" the block
-alone, with "prefix" all from the block on (Fast-dLLM, arXiv 2505.22618). In a model that looks both ways what is
-remembered goes stale as tokens are revealed, so both are approximate; `refresh` says how often all is computed again,
-and 1 is exact. A causal model's past never changes, so its cache is always exact ("causal").
+At the start of a block everything is computed. Its later steps compute a window: with "dual" the block alone, with
+"prefix" everything from the block on (Fast-dLLM, arXiv 2505.22618). In a model with bidirectional attention the cached
+keys and values go stale as tokens are revealed, so both are approximate; `SamplingConfig.refresh` sets how often
+everything is computed again, and 1 is exact. The past of a causal model never changes, so its cache ("causal") is
+always exact.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffusionlm.sampling.canvas import Canvas
+from diffusionlm.sampling.canvas import Array, Canvas, bucket_size
 
 MOST_WIDTHS = 4
 
@@ -22,8 +23,8 @@ class Windows(NamedTuple):
 
     Attributes:
       cache: "none", "prefix", "dual" or "causal".
-      shifted: of the model; a block then needs what predicts its first position, too.
-      widths: of the windows, rising; each compiles once.
+      shifted: whether the model is shifted; a block then also needs the position before its first one.
+      widths: the widths of the windows in rising order; each is compiled once.
     """
 
     cache: str = "none"
@@ -36,21 +37,26 @@ class Windows(NamedTuple):
         return self.cache in ("prefix", "dual")
 
 
-def plan(cache: str, shifted: bool, canvas: Canvas) -> Windows:
-    """The windows of a canvas: as wide as its widest block needs, and for "prefix" halves of that, too."""
+def plan_windows(cache: str, shifted: bool, canvas: Canvas) -> Windows:
+    """Return the windows of a canvas: as wide as its widest block needs, and for "prefix" also halves of that."""
     if cache == "none":
         return Windows()
-    blocks = range(int(canvas.block_BxT.max()) + 1)
     windows = Windows(cache, shifted)
-    needed = [int(members(windows, canvas, np.full(len(canvas.block_BxT), b)).sum(-1).max()) for b in blocks]
-    widths = {_bucket(max(needed))}
-    while cache == "prefix" and len(widths) < MOST_WIDTHS and min(widths) > _bucket(min(needed)):
-        widths.add(_bucket(min(widths) // 2))
+    B = len(canvas.row_ids_B)
+    blocks = range(int(canvas.block_BxT.max()) + 1)
+    needed = [int(in_window(windows, canvas, np.full(B, b)).sum(-1).max()) for b in blocks]
+    widths = {bucket_size(max(needed))}
+    while cache == "prefix" and len(widths) < MOST_WIDTHS and min(widths) > bucket_size(min(needed)):
+        widths.add(bucket_size(min(widths) // 2))
     return windows._replace(widths=tuple(sorted(widths)))
 
 
-def members(windows: Windows, canvas: Canvas, block_B: Any) -> Any:
-    """The positions that a step of block `block_B` computes; of NumPy arrays a NumPy array. bool (B, T)."""
+def in_window(windows: Windows, canvas: Canvas, block_B: Array) -> Array:
+    """Mark the positions that a step of block `block_B` computes.
+
+    Returns:
+      bool (B, T), a NumPy array where the canvas holds NumPy arrays.
+    """
     xp = canvas.block_BxT.__array_namespace__()
     active_BxT = canvas.block_BxT == block_B[:, None]
     predicting_BxT = xp.zeros_like(active_BxT)
@@ -64,14 +70,9 @@ def members(windows: Windows, canvas: Canvas, block_B: Any) -> Any:
     return begun_BxT & (canvas.segment_ids_BxT != 0)
 
 
-def places(members_BxT: jax.Array, width: int) -> jax.Array:
-    """The members of each row in rising order, then T. int32 (B, width)."""
-    T = members_BxT.shape[1]
-    places_BxT = jnp.sort(jnp.where(members_BxT, jnp.arange(T, dtype=jnp.int32)[None], T), axis=-1)
+def window_indices(in_window_BxT: jax.Array, width: int) -> jax.Array:
+    """Return the positions of each row's window in rising order, filled up with T. int32 (B, width)."""
+    T = in_window_BxT.shape[1]
+    indices_BxT = jnp.sort(jnp.where(in_window_BxT, jnp.arange(T, dtype=jnp.int32)[None], T), axis=-1)
     padding = max(width - T, 0)
-    return jnp.pad(places_BxT, ((0, 0), (0, padding)), constant_values=T)[:, :width]
-
-
-def _bucket(width: int) -> int:
-    """The next multiple of 8; small ones are powers of two."""
-    return 1 << (width - 1).bit_length() if width <= 8 else -(-width // 8) * 8
+    return jnp.pad(indices_BxT, ((0, 0), (0, padding)), constant_values=T)[:, :width]

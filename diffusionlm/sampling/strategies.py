@@ -1,4 +1,4 @@
-"""Which masked positions a denoising step reveals, and which tokens it takes back.
+"""Strategies decide which masked positions a denoising step reveals, and which tokens it takes back.
 
 A strategy is a pure function of one `Step` that returns a `Decision`. The loop compiles all of them into one switch, so
 choosing another does not recompile. A new strategy is one new function and one entry in `STRATEGIES`. The loop keeps to
@@ -14,20 +14,22 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from diffusionlm.sampling.canvas import Array
+
 
 class Rules(NamedTuple):
     """The parameters of the strategies, as data."""
 
-    threshold: jax.Array  # float32: of `confidence_threshold`
-    factor: jax.Array  # float32: of `confidence_factor`
-    entropy_bound: jax.Array  # float32, nats: of `entropy_bound`
-    remask: jax.Array  # float32: the cap of `remdm`
-    position_temperature: jax.Array  # float32: of the order in which positions are chosen; 0: the best first
-    transfer_until: jax.Array  # float32: of `transfer_count`
+    threshold: Array  # float32: of `confidence_threshold`
+    factor: Array  # float32: of `confidence_factor`
+    entropy_bound: Array  # float32, nats: of `entropy_bound`
+    remask: Array  # float32: the cap of `remdm`
+    position_temperature: Array  # float32: of the order in which positions are chosen; 0: the best first
+    transfer_until: Array  # float32: of `transfer_count`
 
 
 class Scores(IntEnum):
-    """What a strategy looks at; entropy and margin come with the log-odds."""
+    """The scores that a strategy needs; entropy and margin come with the log-odds."""
 
     NONE = 0
     LOG_ODDS = 1
@@ -36,16 +38,16 @@ class Scores(IntEnum):
 
 
 class Proposal(NamedTuple):
-    """The token drawn at every masked position of the active block, and how sure of it the model is."""
+    """The token drawn at every masked position of the active block, and how confident the model is in it."""
 
     token_BxT: jax.Array  # int32
     log_odds_BxT: jax.Array  # float32: log(p / (1 - p)) of the un-tempered probability p of the token
     entropy_BxT: jax.Array  # float32, nats: of the un-tempered distribution
-    margin_BxT: jax.Array  # float32: how much more probable the likeliest token is than the second
+    margin_BxT: jax.Array  # float32: the probability of the likeliest token minus that of the second
 
 
 class Step(NamedTuple):
-    """What a strategy may look at: the state before the reveal, and the proposed tokens. S: steps of the block."""
+    """The state before a reveal and the proposed tokens, as a strategy sees them. S is the number of block steps."""
 
     index_B: jax.Array  # int32: this step of the active block, counted from 0
     steps_B: jax.Array  # int32: S
@@ -54,7 +56,7 @@ class Step(NamedTuple):
     proposal: Proposal  # with the scores that `SCORES` says
     masked_BxT: jax.Array  # bool: still to be revealed, in the active block
     revealed_BxT: jax.Array  # bool: generated already, in the active block
-    initial_B: jax.Array  # int32: how many positions of the block were masked before its first step
+    initial_B: jax.Array  # int32: masked positions of the block before its first step
     demoted_BxT: jax.Array  # bool: proposals that have no confidence (end of text, where the settings say so)
     uniform_BxT: jax.Array  # float32 in [0, 1): fresh noise
     gumbel_BxT: jax.Array  # float32: fresh noise
@@ -62,7 +64,7 @@ class Step(NamedTuple):
 
 
 class Decision(NamedTuple):
-    """What becomes of the active block."""
+    """The changes of the active block."""
 
     reveal_BxT: jax.Array  # bool: masked positions that keep their proposals
     remask_BxT: jax.Array  # bool: revealed positions that become masks again
@@ -72,19 +74,19 @@ class Decision(NamedTuple):
 
 
 def ancestral(step: Step) -> Decision:
-    """Each masked position on its own, with the reverse process's probability (MDLM, arXiv 2406.07524).
+    """Reveal each masked position on its own, with the reverse process's probability (MDLM, arXiv 2406.07524).
 
-    Approaches the model's own distribution as steps grow, so it suits models of any quality. Drawing the reveal and the
-    token apart is the same law as one categorical over the vocabulary and the mask (MD4's "ancestral"; with `top_p` its
-    "topp"), without the float32 tail that such a categorical loses when the reveal probability is small. MD4's "mean",
-    Dream's "origin" and DiffuLLaMA's sampler are this one.
+    This approaches the model's own distribution as steps grow, so it suits models of any quality. Drawing the reveal
+    and the token apart is the same law as one categorical over the vocabulary and the mask (MD4's "ancestral"; with
+    `top_p` its "topp"), and keeps the float32 tail that such a categorical loses when the reveal probability is small.
+    MD4's "mean", Dream's "origin" and DiffuLLaMA's sampler are this one.
     """
     reveal_B = 1 - step.mask_probability_s_B / step.mask_probability_t_B
     return _reveal(step.uniform_BxT < reveal_B[:, None])
 
 
 def remdm(step: Step) -> Decision:
-    """`ancestral`, but revealed tokens become masks again with probability sigma (ReMDM-cap, arXiv 2503.00307).
+    """Reveal as `ancestral`, and mask revealed tokens again with probability sigma (ReMDM-cap, arXiv 2503.00307).
 
     sigma is the cap `remask`, at most (1 - alpha(s)) / alpha(t), and masks are revealed with probability
     (alpha(s) - (1 - sigma) alpha(t)) / (1 - alpha(t)), which keeps the share of masks on schedule.
@@ -100,78 +102,66 @@ def remdm(step: Step) -> Decision:
 
 
 def fixed_count(step: Step) -> Decision:
-    """Random positions, leaving round((1 - alpha(s)) N) of the N masks: `ancestral` with its counts fixed."""
-    left_B = jnp.round(step.initial_B.astype(jnp.float32) * step.mask_probability_s_B).astype(jnp.int32)
-    count_B = jnp.maximum(step.masked_BxT.sum(-1, dtype=jnp.int32) - left_B, 0)
+    """Reveal random positions, leaving round((1 - alpha(s)) N) of the N masks: `ancestral` with its counts fixed."""
+    remaining_B = jnp.round(step.initial_B.astype(jnp.float32) * step.mask_probability_s_B).astype(jnp.int32)
+    count_B = jnp.maximum(step.masked_BxT.sum(-1, dtype=jnp.int32) - remaining_B, 0)
     return _reveal(highest(step.uniform_BxT, step.masked_BxT, count_B))
 
 
 def random(step: Step) -> Decision:
-    """Random positions, an even share a step (LLaDA's "random remasking", arXiv 2502.09992)."""
+    """Reveal random positions, an even share a step (LLaDA's "random remasking", arXiv 2502.09992)."""
     return _reveal(highest(step.uniform_BxT, step.masked_BxT, transfer_count(step)))
 
 
 def low_confidence(step: Step) -> Decision:
-    """The most confident proposals, an even share a step (LLaDA's "low-confidence remasking", arXiv 2502.09992).
+    """Reveal the most confident proposals, an even share a step (LLaDA's "low-confidence remasking", 2502.09992).
 
-    Confidence is the un-tempered probability of the proposed token, whatever the temperature it was drawn at. Suits
-    strong models: weak ones are surest of line breaks and commas, and repeat them. On a canvas of nothing but masks a
-    model with rotary positions sees all positions alike, and rounding decides.
+    Confidence is the un-tempered probability of the proposed token, whatever the temperature it was drawn at. This
+    suits strong models: weak ones are most confident in line breaks and commas, and repeat them. On a canvas of nothing
+    but masks a model with rotary positions sees all positions alike, and rounding decides.
     """
     return _best(step, step.proposal.log_odds_BxT, confidence(step))
 
 
 def entropy(step: Step) -> Decision:
-    """The positions whose distribution has the lowest entropy, an even share a step (Dream's "entropy")."""
+    """Reveal the positions whose distribution has the lowest entropy, an even share a step (Dream's "entropy")."""
     score_BxT = -step.proposal.entropy_BxT
     return _best(step, score_BxT, score_BxT)
 
 
 def margin(step: Step) -> Decision:
-    """The positions where the likeliest token leads by most, an even share a step (Dream's "topk_margin")."""
+    """Reveal the positions where the likeliest token leads by most, an even share a step (Dream's "topk_margin")."""
     return _best(step, step.proposal.margin_BxT, step.proposal.margin_BxT)
 
 
 def left_to_right(step: Step) -> Decision:
-    """The leftmost masked positions, an even share a step."""
+    """Reveal the leftmost masked positions, an even share a step."""
     T = step.masked_BxT.shape[1]
     score_BxT = jnp.broadcast_to(-jnp.arange(T, dtype=jnp.float32), step.masked_BxT.shape)
     return _reveal(highest(score_BxT, step.masked_BxT, transfer_count(step)))
 
 
 def smdm_greedy(step: Step) -> Decision:
-    """`low_confidence` on the schedule of SMDM's "greddy": int(M (1 - s/t)) of the M masks, on times from 1 to 1e-5.
+    """Reveal as `low_confidence` on SMDM's "greddy" schedule: int(M (1 - s/t)) of M masks, on times from 1 to 1e-5.
 
-    Rounding down, it may reveal nothing in its first steps. M is the row's own.
+    Rounding down, it may reveal nothing in its first steps. M counts the masks of the row; in SMDM's released code it
+    counts those of the whole batch, for which all rows compete.
     """
-    count_B = _on_time(step, step.masked_BxT.sum(-1, dtype=jnp.int32), SMDM_UNTIL)
-    return _reveal(highest(_demoted_last(step, step.proposal.log_odds_BxT), step.masked_BxT, count_B))
+    score_BxT = _demoted_last(step, step.proposal.log_odds_BxT)
+    return _reveal(highest(score_BxT, step.masked_BxT, _scheduled_count(step, SMDM_UNTIL)))
 
 
-def smdm_greedy_batch(step: Step) -> Decision:
-    """SMDM's "greddy" as it was released: M counts the masks of the whole batch, which all rows compete for.
-
-    For parity: a row then depends on its batch mates. Meant for one block, and rows that start with equal steps.
-    """
-    B, T = step.masked_BxT.shape
-    masked_1xN = step.masked_BxT.reshape(1, B * T)
-    count_B = _on_time(step, jnp.broadcast_to(masked_1xN.sum(dtype=jnp.int32), B), SMDM_UNTIL)
-    count_B = jnp.where(step.masked_BxT.any(-1), count_B, 0)  # rows that are done do not keep time
-    score_1xN = _demoted_last(step, step.proposal.log_odds_BxT).reshape(1, B * T)
-    return _reveal(highest(score_1xN, masked_1xN, count_B.max(keepdims=True)).reshape(B, T))
-
-
-# --- all positions that are sure enough
+# --- all positions that are confident enough
 
 
 def confidence_threshold(step: Step) -> Decision:
-    """All proposals of at least probability `threshold`, and always the best one (Fast-dLLM, arXiv 2505.22618)."""
-    sure_BxT = (confidence(step) >= step.rules.threshold) & ~step.demoted_BxT
-    return _reveal(sure_BxT | _first(step, _demoted_last(step, step.proposal.log_odds_BxT)))
+    """Reveal all proposals with a probability of at least `threshold`, and always the best (Fast-dLLM, 2505.22618)."""
+    confident_BxT = (confidence(step) >= step.rules.threshold) & ~step.demoted_BxT
+    return _reveal(confident_BxT | _first(step, _demoted_last(step, step.proposal.log_odds_BxT)))
 
 
 def confidence_factor(step: Step) -> Decision:
-    """The n most confident, for the largest n with (n + 1)(1 - n-th confidence) < `factor`, at least 1 (Fast-dLLM)."""
+    """Reveal the n most confident, n >= 1 the largest with (n + 1)(1 - n-th confidence) < `factor` (Fast-dLLM)."""
     score_BxT = _demoted_last(step, step.proposal.log_odds_BxT)
     order_BxT, rank_BxT = _ranks(score_BxT, step.masked_BxT)
     doubt_BxT = jnp.where(step.masked_BxT & ~step.demoted_BxT, 1 - confidence(step), 1.0)
@@ -182,7 +172,7 @@ def confidence_factor(step: Step) -> Decision:
 
 
 def entropy_bound(step: Step) -> Decision:
-    """Positions of low entropy, as many as keep sum(H) - max(H) at most `entropy_bound`; at least one (2505.24857).
+    """Reveal the lowest entropies, as many as keep sum(H) - max(H) within `entropy_bound`, at least one (2505.24857).
 
     The sum without its largest member bounds what drawing the tokens independently of each other can cost, in nats.
     """
@@ -207,30 +197,29 @@ STRATEGIES: dict[str, Callable[[Step], Decision]] = {
     "margin": margin,
     "left_to_right": left_to_right,
     "smdm_greedy": smdm_greedy,
-    "smdm_greedy_batch": smdm_greedy_batch,
     "confidence_threshold": confidence_threshold,
     "confidence_factor": confidence_factor,
     "entropy_bound": entropy_bound,
 }
 
-SCORES = dict.fromkeys(STRATEGIES, Scores.LOG_ODDS) | {  # what each looks at
+SCORES = dict.fromkeys(STRATEGIES, Scores.LOG_ODDS) | {  # the scores that each needs
     **dict.fromkeys(("ancestral", "remdm", "fixed_count", "random", "left_to_right"), Scores.NONE),
     **dict.fromkeys(("entropy", "entropy_bound"), Scores.ENTROPY),
     "margin": Scores.MARGIN,
 }
 SMDM_UNTIL = 1e-5  # the last time of its schedule
-REMASKING = ("remdm",)  # these use every step of a block: what is all revealed may be taken back
+REMASKING = ("remdm",)  # these use every step of a block, since they may take revealed tokens back
 
 
 # --- what they share
 
 
 def transfer_count(step: Step) -> jax.Array:
-    """How many positions of each row this step reveals: an even split of the initial masks, the remainder going first.
+    """Return how many positions of each row this step reveals: an even share of the masks, the remainder going first.
 
-    LLaDA's rule: 10 masks in 4 steps give 3, 3, 2, 2. With more steps than masks the last steps give 0. Where
-    `transfer_until` is not 0 it is Dream's rule, int(M (1 - s/t)) of the M masks that are left, on times from 1 to
-    `transfer_until`, which rounds down and leaves a rest to the last step.
+    This is LLaDA's rule: 10 masks in 4 steps give 3, 3, 2, 2. With more steps than masks the last steps give 0. Where
+    `transfer_until` is not 0 it is Dream's rule, int(M (1 - s/t)) of the M remaining masks, on times from 1 to
+    `transfer_until`, which rounds down and leaves the rest to the last step.
 
     Returns:
       int32 (B,).
@@ -238,33 +227,30 @@ def transfer_count(step: Step) -> jax.Array:
     remainder_B = step.initial_B % step.steps_B
     even_B = step.initial_B // step.steps_B + (step.index_B < remainder_B).astype(jnp.int32)
     until = step.rules.transfer_until
-    return jnp.where(until > 0, _on_time(step, step.masked_BxT.sum(-1, dtype=jnp.int32), until), even_B)
+    return jnp.where(until > 0, _scheduled_count(step, until), even_B)
 
 
-def _on_time(step: Step, masks_B: jax.Array, until: jax.Array | float) -> jax.Array:
-    """int(M (1 - s/t)) on times from 1 to `until`. int32 (B,)."""
+def _scheduled_count(step: Step, until: Array | float) -> jax.Array:
+    """Return int(M (1 - s/t)) for the M masks of each row, on times from 1 to `until`. int32 (B,)."""
+    masks_B = step.masked_BxT.sum(-1, dtype=jnp.int32)
     S = step.steps_B.astype(jnp.float32)
     t_B, s_B = (1 - (step.index_B + i).astype(jnp.float32) / S * (1 - until) for i in (0, 1))
     return jnp.floor(masks_B.astype(jnp.float32) * (1 - s_B / t_B)).astype(jnp.int32)
 
 
 def confidence(step: Step) -> jax.Array:
-    """The un-tempered probability of each proposed token, float32 (B, T)."""
+    """Return the un-tempered probability of each proposed token, float32 (B, T)."""
     return jax.nn.sigmoid(step.proposal.log_odds_BxT)
 
 
 def highest(score_BxT: jax.Array, masked_BxT: jax.Array, count_B: jax.Array) -> jax.Array:
-    """The `count_B` masked positions of each row with the highest scores.
-
-    Returns:
-      bool (B, T).
-    """
+    """Mark the `count_B` masked positions of each row with the highest scores. bool (B, T)."""
     _, rank_BxT = _ranks(score_BxT, masked_BxT)
     return masked_BxT & (rank_BxT < count_B[:, None])
 
 
 def _ranks(score_BxT: jax.Array, masked_BxT: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The positions of each row in falling order of score, those that are not masked last; and each one's place."""
+    """Return each row's positions in falling order of score, unmasked ones last; and the rank of each position."""
     lowest = jnp.finfo(jnp.float32).min
     score_BxT = jnp.where(masked_BxT, jnp.maximum(score_BxT, lowest), -jnp.inf)
     order_BxT = jnp.argsort(-score_BxT, axis=-1, stable=True)
@@ -272,7 +258,7 @@ def _ranks(score_BxT: jax.Array, masked_BxT: jax.Array) -> tuple[jax.Array, jax.
 
 
 def _best(step: Step, score_BxT: jax.Array, tempered_BxT: jax.Array) -> Decision:
-    """An even share of the masks by score; with a position temperature, drawn without replacement.
+    """Reveal an even share of the masks by score; with a position temperature, draw it without replacement.
 
     The draw is from softmax(tempered / position_temperature) over positions, as Dream's `alg_temp`, by Gumbel top-k.
     """

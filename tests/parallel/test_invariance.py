@@ -20,12 +20,13 @@ from diffusionlm.config import Config, MeshConfig, ModelConfig
 from diffusionlm.model.spec import ModelSpec, suppression_mask
 from diffusionlm.model.transformer import Transformer
 from diffusionlm.parallel.mesh import make_mesh, tree_shardings
-from diffusionlm.sampling import generate as generation
-from diffusionlm.sampling import state
+from diffusionlm.sampling import programs
 from diffusionlm.sampling.canvas import Canvas
 from diffusionlm.sampling.config import SamplingConfig
 from diffusionlm.sampling.denoiser import real_positions
-from diffusionlm.sampling.generate import generate
+from diffusionlm.sampling.generate import generate, lower_request
+from diffusionlm.sampling.request import prepare
+from diffusionlm.sampling.state import Trace
 
 TINY = ModelConfig(d_model=32, n_layers=2, n_heads=4, n_kv_heads=2, head_dim=8, d_ff=64, vocab_size=50, max_length=192)
 MDM = ModelSpec.of(Config(model=TINY))
@@ -64,7 +65,7 @@ def expected(name: str) -> np.ndarray:
     return result.tokens
 
 
-def closest_call(spec: ModelSpec, prompt: list[int], trace: state.Trace, r: int) -> float:
+def closest_call(spec: ModelSpec, prompt: list[int], trace: Trace, r: int) -> float:
     """The least lead of a token that was taken over the second, and of a position over the next, in logits."""
     leads = []
     for tokens, before, after in zip(trace.tokens[:-1, r], trace.masked[:-1, r], trace.masked[1:, r], strict=True):
@@ -102,8 +103,8 @@ def test_logits_do_not_depend_on_the_canvas_or_the_side_of_the_padding():
 def test_tokens_do_not_depend_on_the_side_of_the_padding(name):
     spec, sampling = SETTINGS[name]
     templates = [[*prompt, *[None] * sampling.length] for prompt in PROMPTS]
-    request = generation._prepare(spec, templates, sampling, None, None)
-    canvas = request.data.canvas
+    request = prepare(spec, templates, sampling)
+    canvas = request.inputs.canvas
     shift = [canvas.tokens_BxT.shape[1] - len(template) for template in templates]
 
     def rolled(x):
@@ -111,7 +112,7 @@ def test_tokens_do_not_depend_on_the_side_of_the_padding(name):
 
     left = Canvas(*map(rolled, canvas))
     assert (left.segment_ids_BxT[:, -1] == 1).all() and (left.segment_ids_BxT[:, 0] == 0).all()
-    state, _ = generation._timed(PARAMS, request._replace(data=request.data._replace(canvas=left)))
+    state, _ = programs.run(PARAMS, request.inputs._replace(canvas=left), request.structure)
     np.testing.assert_array_equal(state.tokens_BxT[:, -sampling.length :], expected(name))
 
 
@@ -155,12 +156,11 @@ def test_neither_logits_nor_keys_are_gathered(settings):
                 lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), nn.unbox(boxed), shardings
             )
             sampling = SamplingConfig(12, **settings)
-            request = generation._prepare(spec, [[p, *[None] * 60] for p in range(8)], sampling, None, None)
-            state = state.initial_state(request.data.canvas)
-            run = generation._run.lower(params, request.data, state, np.int32(0), static=request.static)
-            found = set(re.findall(r"= \w+\[([\d,]*)\]\S* all-gather\(", run.compile().as_text()))
+            request = prepare(spec, [[p, *[None] * 60] for p in range(8)], sampling)
+            text = lower_request(params, request).compile().as_text()
+            found = set(re.findall(r"= \w+\[([\d,]*)\]\S* all-gather\(", text))
         gathered = [tuple(map(int, shape.split(","))) for shape in found]
-        # One score a position, for the strategy in which all rows compete, and the proposals of one turn.
+        # The proposals of one turn, one number per position.
         few = [shape for shape in gathered if math.prod(shape) <= 8 * 64]
         # Parts of the embedding and the head, and one layer of the blocks.
         weights = [shape for shape in gathered if len(shape) == 2 and cfg.d_model in shape or shape[0] == 1]

@@ -14,7 +14,7 @@ from diffusionlm.config import Config, ModelConfig
 from diffusionlm.errors import UserError
 from diffusionlm.model.spec import ModelSpec
 from diffusionlm.model.transformer import Transformer
-from diffusionlm.sampling.canvas import Span, build
+from diffusionlm.sampling.canvas import Span, build_canvas
 from diffusionlm.sampling.config import SamplingConfig
 from diffusionlm.sampling.generate import generate, infill, stream
 
@@ -217,7 +217,7 @@ def test_a_gap_sees_both_sides():
 def test_blocks_run_through_all_gaps():
     """Five places in three gaps, two a block; the given tokens belong to none."""
     template = [3, None, 4, None, None, 8, None, None]
-    canvas = build(SPEC, [template], 2, [0])
+    canvas = build_canvas(SPEC, [template], 2, [0])
     assert canvas.block_BxT[0, :8].tolist() == [-1, 0, -1, 0, 1, -1, 1, 2]
     assert (canvas.block_BxT[0, 8:] == -1).all()
 

@@ -12,14 +12,14 @@ from support.numpy_model import numpy_forward
 
 from diffusionlm.config import Config, ModelConfig
 from diffusionlm.errors import UserError
+from diffusionlm.model.cache import Window
 from diffusionlm.model.spec import ModelSpec
-from diffusionlm.model.transformer import Transformer, Window
-from diffusionlm.sampling import generate as generation
-from diffusionlm.sampling import kv_cache as windows
-from diffusionlm.sampling import loop
-from diffusionlm.sampling.canvas import build
+from diffusionlm.model.transformer import Transformer
+from diffusionlm.sampling.canvas import build_canvas
 from diffusionlm.sampling.config import SamplingConfig
-from diffusionlm.sampling.generate import generate, infill, stream
+from diffusionlm.sampling.generate import generate, infill, lower_request, stream
+from diffusionlm.sampling.kv_cache import Windows, in_window, plan_windows
+from diffusionlm.sampling.request import prepare
 
 TINY = ModelConfig(d_model=32, n_layers=2, n_heads=4, n_kv_heads=2, head_dim=8, d_ff=64, vocab_size=50, max_length=128)
 MDM = ModelSpec.of(Config(model=TINY))
@@ -75,10 +75,10 @@ def test_a_window_sees_new_keys_inside_and_old_ones_outside(causal):
 
 def test_windows_hold_what_a_step_needs():
     """One row with its gap in two parts, the block 1 of which lies on both sides of a given token."""
-    canvas = build(MDM, [[3, None, None, None, 4, None, None, 5]], 2, [0])  # blocks 0 0 1, 1 2
+    canvas = build_canvas(MDM, [[3, None, None, None, 4, None, None, 5]], 2, [0])  # blocks 0 0 1, 1 2
 
     def members(cache, shifted):
-        return windows.members(windows.Windows(cache, shifted), canvas, np.array([1]))[0].nonzero()[0].tolist()
+        return in_window(Windows(cache, shifted), canvas, np.array([1]))[0].nonzero()[0].tolist()
 
     assert members("dual", False) == [3, 5]
     assert members("dual", True) == [2, 3, 4, 5]  # what predicts them, too
@@ -88,13 +88,13 @@ def test_windows_hold_what_a_step_needs():
 
 
 def test_widths_cover_every_block():
-    canvas = build(MDM, [[3] * 20 + [None] * 60, [3] * 2 + [None] * 70], 16, [0, 1])
-    assert windows.plan("dual", False, canvas).widths == (16,)
-    assert windows.plan("dual", True, canvas).widths == (24,)
-    prefix = windows.plan("prefix", False, canvas).widths
+    canvas = build_canvas(MDM, [[3] * 20 + [None] * 60, [3] * 2 + [None] * 70], 16, [0, 1])
+    assert plan_windows("dual", False, canvas).widths == (16,)
+    assert plan_windows("dual", True, canvas).widths == (24,)
+    prefix = plan_windows("prefix", False, canvas).widths
     assert prefix[-1] == 72 and prefix == tuple(sorted(prefix)) and len(prefix) > 1
-    arm = build(ARM, [[3, 4, None, None], [5, None, None, None]], 1, [0, 1])
-    assert windows.plan("causal", True, arm).widths == (1,)
+    arm = build_canvas(ARM, [[3, 4, None, None], [5, None, None, None]], 1, [0, 1])
+    assert plan_windows("causal", True, arm).widths == (1,)
 
 
 # --- what stays exact
@@ -265,22 +265,19 @@ def test_caches_that_do_not_suit_are_refused(spec, settings, parts):
     assert all(part in str(caught.value) for part in parts) and "\n" not in str(caught.value)
 
 
-def test_logits_are_made_for_few_positions_at_a_time():
-    """The widest array over the vocabulary has 32 positions a row, of the 128 of the canvas."""
-    cfg = dataclasses.replace(TINY, vocab_size=640)
-    spec = ModelSpec.of(Config(model=cfg))
-    params = jax.eval_shape(lambda: make_params(cfg))
-    V = cfg.padded_vocab_size
+def test_logits_are_computed_for_few_positions_at_a_time():
+    """The widest array over the vocabulary has 32 positions per row, of the 128 of the canvas."""
+
+    def logit_shapes(spec, sampling):
+        """Return the (rows, positions) of every float32 array over the vocabulary in the program."""
+        cfg = dataclasses.replace(spec.model, vocab_size=640)
+        params = jax.eval_shape(lambda: make_params(cfg))
+        spec = dataclasses.replace(spec, model=cfg)
+        request = prepare(spec, [[3, *[None] * 100]] * 4, sampling)
+        text = lower_request(params, request).as_text()
+        return {tuple(map(int, shape)) for shape in re.findall(rf"<(\d+)x(\d+)x{cfg.padded_vocab_size}xf32>", text)}
+
     for sampling in (SamplingConfig(guidance=0.5), SamplingConfig(cache="dual", block_length=50)):
-        request = generation._prepare(spec, [[3, *[None] * 100]] * 4, sampling, None, None)
-        state = loop.start(request.data.canvas)
-        text = generation._run.lower(params, request.data, state, np.int32(0), static=request.static).as_text()
-        rows_and_positions = {tuple(map(int, found)) for found in re.findall(rf"<(\d+)x(\d+)x{V}xf32>", text)}
-        assert (4, 32) in rows_and_positions and max(positions for _, positions in rows_and_positions) == 32
-    arm = dataclasses.replace(ARM, model=dataclasses.replace(ARM.model, vocab_size=640))
-    request = generation._prepare(arm, [[3, *[None] * 100]] * 4, SamplingConfig(), None, None)
-    state = loop.start(request.data.canvas)
-    params = jax.eval_shape(lambda: make_params(arm.model))
-    V = arm.model.padded_vocab_size
-    text = generation._run.lower(params, request.data, state, np.int32(0), static=request.static).as_text()
-    assert {int(positions) for _, positions in re.findall(rf"<(\d+)x(\d+)x{V}xf32>", text)} == {1}
+        shapes = logit_shapes(MDM, sampling)
+        assert (4, 32) in shapes and max(positions for _, positions in shapes) == 32
+    assert {positions for _, positions in logit_shapes(ARM, SamplingConfig())} == {1}

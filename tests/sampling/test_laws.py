@@ -16,6 +16,7 @@ from diffusionlm.sampling import loop
 from diffusionlm.sampling.canvas import Canvas
 from diffusionlm.sampling.config import SamplingConfig
 from diffusionlm.sampling.device_settings import Settings
+from diffusionlm.sampling.state import Job, initial_state
 
 
 @pytest.fixture(autouse=True)
@@ -68,8 +69,8 @@ def ancestral_law(alphas: list[float], temperature: float = 1.0) -> np.ndarray:
 @functools.partial(jax.jit, static_argnames="schedule")
 def denoise_with_oracle(canvas, key, settings, schedule):
     built = schedules.build(DiffusionConfig(schedule=schedule))
-    job = loop.Job(Oracle(oracle, V), built, jnp.zeros(V, bool), canvas, key, settings)
-    return loop.denoise(job, loop.start(canvas)).tokens_BxT
+    job = Job(Oracle(oracle, V), built, jnp.zeros(V, bool), canvas, key, settings)
+    return loop.denoise(job, initial_state(canvas)).tokens_BxT
 
 
 def oracle_counts(strategy: str, steps: int, schedule="linear", temperature=1.0, seed=0, **rules) -> np.ndarray:
@@ -86,7 +87,7 @@ def oracle_counts(strategy: str, steps: int, schedule="linear", temperature=1.0,
 
 def make_settings(strategy: str, steps: int, temperature: float = 1.0, **rules) -> Settings:
     sampling = SamplingConfig(length=steps, steps=steps, strategy=strategy, temperature=temperature, **rules)
-    return Settings.of(sampling.resolve(autoregressive=False))
+    return Settings.from_config(sampling.resolve(autoregressive=False))
 
 
 def p_value(counts: np.ndarray, law: np.ndarray) -> float:

@@ -16,12 +16,13 @@ from diffusionlm.diffusion import schedules
 from diffusionlm.errors import UserError
 from diffusionlm.model.spec import ModelSpec
 from diffusionlm.model.transformer import Transformer
-from diffusionlm.sampling import generate as generation
-from diffusionlm.sampling import loop
+from diffusionlm.sampling import loop, programs
 from diffusionlm.sampling.canvas import Canvas
 from diffusionlm.sampling.config import SamplingConfig
+from diffusionlm.sampling.device_settings import Settings
 from diffusionlm.sampling.generate import generate
-from diffusionlm.sampling.loop import Settings
+from diffusionlm.sampling.request import prepare
+from diffusionlm.sampling.state import Job, initial_state
 from diffusionlm.sampling.strategies import STRATEGIES
 
 TINY = ModelConfig(d_model=32, n_layers=2, n_heads=2, n_kv_heads=2, head_dim=16, d_ff=64, vocab_size=50, max_length=128)
@@ -42,13 +43,11 @@ PARAMS = make_params(TINY)
 # One of each kind by default: by coins, with remasking, by number, by sureness, from the left.
 QUICK = ("ancestral", "remdm", "low_confidence", "entropy_bound", "left_to_right")
 EVERY = [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in STRATEGIES]
-# Those whose rows do not look at each other: all but the released form of SMDM's greedy decoding.
-ALONE = [name for name in EVERY if name in QUICK or name.values != ("smdm_greedy_batch",)]
 
 
 def make_settings(strategy: str, steps: int, temperature: float = 1.0, **rules) -> Settings:
     sampling = SamplingConfig(length=steps, steps=steps, strategy=strategy, temperature=temperature, **rules)
-    return Settings.of(sampling.resolve(autoregressive=False))
+    return Settings.from_config(sampling.resolve(autoregressive=False))
 
 
 # ---- against a slow reference, on unpadded rows without segments -----------------------------------------------------
@@ -121,8 +120,8 @@ def test_autoregressive_models_complete_greedily_from_left_to_right():
 
 def run_canvas(strategy: str, params=PARAMS, spec: ModelSpec = MDM, steps: int = 4, length: int = 9, frames: int = 0):
     templates = [[*prompt, *[None] * length] for prompt in PROMPTS]
-    request = generation._prepare(spec, templates, SamplingConfig(length, steps, strategy), jax.random.key(0), None)
-    return request.data.canvas, generation._timed(params, request, frames)[0]
+    request = prepare(spec, templates, SamplingConfig(length, steps, strategy))
+    return request.inputs.canvas, programs.run(params, request.inputs, request.structure, frames=frames)[0]
 
 
 @pytest.mark.parametrize("strategy", EVERY)
@@ -155,8 +154,8 @@ def test_a_drawn_token_that_equals_the_mask_id_is_not_masked():
     ones = jnp.ones((2, 6), jnp.int32)
     canvas = Canvas(ones, ones > 0, ones, 0 * ones, jnp.arange(2, dtype=jnp.int32))
     settings = make_settings("low_confidence", 8, 0.0)
-    job = loop.Job(Oracle(always_one, 3), schedules.Linear(), jnp.zeros(3, bool), canvas, jax.random.key(0), settings)
-    result = loop.denoise(job, loop.start(canvas))
+    job = Job(Oracle(always_one, 3), schedules.Linear(), jnp.zeros(3, bool), canvas, jax.random.key(0), settings)
+    result = loop.denoise(job, initial_state(canvas))
     assert (np.asarray(result.tokens_BxT) == 1).all() and result.nfe_B.tolist() == [6, 6]
 
 
@@ -186,7 +185,7 @@ def test_trace_changes_nothing_and_covers_the_new_tokens():
 # ---- invariance ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("strategy", ALONE)
+@pytest.mark.parametrize("strategy", EVERY)
 def test_batch_mates_do_not_change_a_row(strategy):
     sampling = SamplingConfig(16, 12, strategy)
     mates = generate(PARAMS, MDM, PROMPTS, sampling, trace=True)
@@ -196,7 +195,7 @@ def test_batch_mates_do_not_change_a_row(strategy):
     assert (mates.tokens[0] == others.tokens[0]).all() and mates.nfe[0] == others.nfe[0]
 
 
-@pytest.mark.parametrize("strategy", ALONE)
+@pytest.mark.parametrize("strategy", EVERY)
 def test_rows_follow_their_ids_permuted_or_on_another_canvas(strategy):
     sampling = SamplingConfig(12, 6, strategy)
     together = generate(PARAMS, MDM, PROMPTS, sampling)

@@ -9,13 +9,15 @@ import pytest
 from scipy import special, stats
 
 from diffusionlm.sampling import strategies
-from diffusionlm.sampling.propose import judge
+from diffusionlm.sampling.propose import confidence_scores
 from diffusionlm.sampling.strategies import SCORES, STRATEGIES, Scores, Step
 
 
 @jax.jit
 def all_scores(logits, token):
-    by_entropy, by_margin = (judge(logits, token, jnp.int32(kind)) for kind in (Scores.ENTROPY, Scores.MARGIN))
+    by_entropy, by_margin = (
+        confidence_scores(logits, token, jnp.int32(kind)) for kind in (Scores.ENTROPY, Scores.MARGIN)
+    )
     return by_entropy._replace(margin_BxT=by_margin.margin_BxT)
 
 
@@ -240,23 +242,26 @@ def test_dreams_schedule_is_golden(name):
         assert counts(256, 512).count(0) == 257
 
 
-def test_smdms_batch_form_lets_rows_compete():
-    """Of the masks of the whole batch, int(M (1 - s/t)) of the surest go, wherever they are."""
-    steps, M = 4, int(MASKED.sum())
-    for index in (0, 2):
-        t, s = (1 - (index + i) / steps * (1 - 1e-5) for i in (0, 1))
-        count = int(M * (1 - s / t))
-        p = np.where(MASKED, P.max(-1), -1)
-        taken = np.argsort(-p.ravel())[:count]
-        expected = [{int(j % 9) for j in taken if j // 9 == r} for r in range(3)]
-        assert revealed("smdm_greedy_batch", index=index, steps=steps) == expected
-    # A row that is done does not keep time: its step counter stands still, or has run ahead.
-    masked = MASKED.copy()
-    masked[1] = False
-    step = make_step(logits=LOGITS, masked=masked, steps=steps)
-    step = step._replace(index_B=jnp.array([0, 4, 0], jnp.int32))
-    taken = int((STRATEGIES["smdm_greedy_batch"](step).reveal_BxT & masked).sum())
-    assert taken == int(masked.sum() * 0.25 * (1 - 1e-5))
+def released_smdm_greedy(step):
+    """SMDM's "greddy" as it was released: M counts the masks of the whole batch, which all rows compete for."""
+    M = int(step.masked_BxT.sum())
+    t, s = (1 - (int(step.index_B[0]) + i) / int(step.steps_B[0]) * (1 - strategies.SMDM_UNTIL) for i in (0, 1))
+    p = np.where(step.masked_BxT, special.expit(np.asarray(log_odds(step), np.float64)), -1)
+    taken = np.zeros(p.size, bool)
+    taken[np.argsort(-p.ravel())[: int(M * (1 - s / t))]] = True
+    return taken.reshape(p.shape)
+
+
+@pytest.mark.parametrize("index", [0, 2])
+def test_smdms_greedy_is_the_released_one_on_each_row_by_itself(index):
+    """In a batch the released form lets rows compete, so that a row depends on its mates."""
+    alone = []
+    for r in range(3):
+        step = make_step(index, 4, logits=LOGITS[r : r + 1], masked=MASKED[r : r + 1])
+        alone.append(released_smdm_greedy(step)[0])
+    together = make_step(index, 4, logits=LOGITS, masked=MASKED)
+    np.testing.assert_array_equal(STRATEGIES["smdm_greedy"](together).reveal_BxT, alone)
+    assert (released_smdm_greedy(together) != np.array(alone)).any()
 
 
 def test_demoted_proposals_come_last():

@@ -19,7 +19,7 @@ class Oracle(NamedTuple):
     function: Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
     V: int
 
-    def forget(self, B: int, T: int) -> Memory:
+    def empty_memory(self, B: int, T: int) -> Memory:
         return Memory(jnp.zeros((B, T, self.V)))
 
     def read(self, view: View) -> Memory:

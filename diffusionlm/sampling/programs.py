@@ -1,0 +1,131 @@
+"""The compiled programs of a generation: which part of a request is data, which is compiled in, and how they run."""
+
+import functools
+import time
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from diffusionlm.diffusion import schedules
+from diffusionlm.model.spec import ModelSpec
+from diffusionlm.parallel.mesh import Params, PyTree
+from diffusionlm.sampling import loop
+from diffusionlm.sampling.canvas import Array, Canvas
+from diffusionlm.sampling.denoiser import Denoiser, Guided, Memory, ModelDenoiser
+from diffusionlm.sampling.device_settings import Settings
+from diffusionlm.sampling.kv_cache import Windows
+from diffusionlm.sampling.state import Job, State, has_work, initial_state
+
+
+class Inputs(NamedTuple):
+    """The data that a generation gives to the device besides the parameters; another value does not recompile."""
+
+    suppressed_V: Array
+    canvas: Canvas
+    key: jax.Array
+    settings: Settings
+
+
+class Structure(NamedTuple):
+    """Everything that a generation is compiled for, besides shapes."""
+
+    spec: ModelSpec
+    schedule: schedules.Schedule
+    guided: bool
+    windows: Windows
+
+
+@functools.partial(jax.jit, static_argnames="structure")
+def denoise(params: Params, inputs: Inputs, state: State, leave: jax.Array, *, structure: Structure) -> State:
+    """Run the denoising loop until at most `leave` rows have work."""
+    return loop.denoise(_job(params, inputs, structure), state, leave)
+
+
+@functools.partial(jax.jit, static_argnames="structure")
+def step(
+    params: Params, inputs: Inputs, state: State, memory: Memory | None, *, structure: Structure
+) -> tuple[State, Memory]:
+    """Run one step of the denoising loop; the first has no memory yet."""
+    job = _job(params, inputs, structure)
+    memory = job.denoiser.empty_memory(*state.tokens_BxT.shape) if memory is None else memory
+    return loop.advance(job, state, memory)
+
+
+def run(
+    params: Params, inputs: Inputs, structure: Structure, *, frames: int = 0, compact: bool = False
+) -> tuple[State, float]:
+    """Denoise a canvas.
+
+    Args:
+      params: the parameters.
+      inputs: the canvas and the settings.
+      structure: what to compile for.
+      frames: as in `initial_state`.
+      compact: let the rows that still have work go on in a smaller batch, unless a trace is recorded.
+
+    Returns:
+      The final state, fetched to the host, and the seconds on the device, without compilation.
+    """
+    compact = compact and frames <= 1
+    state, seconds = _run_timed(params, inputs, structure, initial_state(inputs.canvas, frames), compact)
+    while compact and (working_B := np.asarray(has_work(inputs.canvas, state))).any():
+        rows = _rows_to_keep(working_B)
+        part = inputs._replace(canvas=_take_rows(inputs.canvas, rows))
+        done, more = _run_timed(params, part, structure, _take_rows(state, rows), True)
+        seconds += more
+        state = jax.tree.map(lambda whole, some, rows=rows: _put_rows(whole, some, rows), state, done)
+    return state, seconds
+
+
+def _run_timed(
+    params: Params, inputs: Inputs, structure: Structure, state: State, compact: bool
+) -> tuple[State, float]:
+    B = len(inputs.canvas.row_ids_B)
+    leave = np.int32((1 << (B - 1).bit_length()) // 2 if compact and B > 1 else 0)
+    program = functools.partial(denoise, params, structure=structure, leave=leave)
+    idle = inputs.canvas._replace(block_BxT=np.full_like(inputs.canvas.block_BxT, -1))
+    jax.block_until_ready(program(inputs._replace(canvas=idle), state))  # compiles, and takes no step
+    began = time.perf_counter()
+    result = jax.device_get(program(inputs, state))
+    return result, time.perf_counter() - began
+
+
+def _rows_to_keep(working_B: np.ndarray) -> np.ndarray:
+    """Return the indices of the rows that have work, filled up to a power of two with rows that have none."""
+    working_first_B = np.argsort(~working_B, kind="stable")
+    return working_first_B[: 1 << (int(working_B.sum()) - 1).bit_length()]
+
+
+def _take_rows(tree: PyTree, rows: np.ndarray) -> PyTree:
+    return jax.tree.map(lambda x: x[rows] if np.ndim(x) else x, tree)
+
+
+def _put_rows(whole: Array, some: Array, rows: np.ndarray) -> Array:
+    if not np.ndim(whole):
+        return some
+    whole = np.array(whole)
+    whole[rows] = some
+    return whole
+
+
+def _job(params: Params, inputs: Inputs, structure: Structure) -> Job:
+    spec, canvas, windows = structure.spec, inputs.canvas, structure.windows
+    denoiser: Denoiser = ModelDenoiser(params, spec.model, spec.shifted, cached=windows.cache != "none")
+    if structure.guided:
+        assert spec.mask_id is not None  # `SamplingConfig.resolve` refuses to guide an autoregressive model
+        segment_ids_BxT = jnp.asarray(canvas.segment_ids_BxT)
+        given_BxT = jnp.asarray(~canvas.masked_BxT) & (segment_ids_BxT != 0)
+        scale, standard = inputs.settings.guidance, inputs.settings.standard_guidance
+        denoiser = Guided(denoiser, given_BxT, segment_ids_BxT, spec.mask_id, scale, standard)
+    return Job(
+        denoiser,
+        structure.schedule,
+        inputs.suppressed_V,
+        canvas,
+        inputs.key,
+        inputs.settings,
+        spec.eos_ids,
+        windows,
+    )
