@@ -1,6 +1,6 @@
 """The scripts for TPU pods: their commands against the documentation of gcloud and XPK, and their work in a fake cloud.
 
-The stand-ins of gcloud, xpk, uv and diffusionlm are in tests/data/tpu; worker.sh, which runs on the hosts, is the real
+The stand-ins of gcloud, xpk, uv and diffusionlm are in tests/fixtures/tpu; worker.sh, which runs on the hosts, is the real
 one.
 """
 
@@ -19,7 +19,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 SCRIPTS = ROOT / "tpu_scripts"
-PROGRAMS = ROOT / "tests" / "data" / "tpu"
+PROGRAMS = ROOT / "tests" / "fixtures" / "tpu"
 COMMANDS = sorted(path.name for path in SCRIPTS.glob("*.sh") if path.name not in ("lib.sh", "worker.sh"))
 ZONE = "--zone=us-west4-a"
 RUN = "gs://bucket/run"

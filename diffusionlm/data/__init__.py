@@ -1,0 +1,1 @@
+"""Text and dialogues into prepared datasets, and these into batches."""

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-from diffusionlm.data.tokenizers.kinds import Tokenizer
+from diffusionlm.data.tokenizers import Tokenizer
 from diffusionlm.errors import UserError, suggest
 
 VERSION = 1

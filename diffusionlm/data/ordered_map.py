@@ -4,27 +4,35 @@ import contextlib
 import signal
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor
 from multiprocessing import get_context
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
-DEATHS = 'out of memory, or started by a script outside of its `if __name__ == "__main__"` block'  # what kills a worker
+# What kills a worker.
+WORKER_DEATHS = 'out of memory, or started by a script outside of its `if __name__ == "__main__"` block'
 
 J, R = TypeVar("J"), TypeVar("R")
-Map = Callable[[Callable[[J], R], Iterable[J]], Iterator[R]]
+
+
+class Map(Protocol):
+    """The builtin `map` over one iterable, or its equal in several processes."""
+
+    def __call__(self, function: Callable[[J], R], jobs: Iterable[J], /) -> Iterator[R]:
+        """Yield the result of each job, in order."""
+        ...
 
 
 @contextlib.contextmanager
-def in_order_by(workers: int) -> Iterator[Map]:
-    """A `map` whose results come in order: by `workers` processes and a little ahead, or in this process for one."""
+def ordered_map(workers: int) -> Iterator[Map]:
+    """Give a `map` that runs in `workers` processes, a little ahead of what is asked for; in this process for one."""
     if workers == 1:
         yield map
         return
     # spawn: a fork of a process in which JAX runs threads may hang
     executor = ProcessPoolExecutor(workers, get_context("spawn"), signal.signal, (signal.SIGINT, signal.SIG_IGN))
 
-    def in_order(function: Callable[[J], R], jobs: Iterable[J]) -> Iterator[R]:
-        pending = deque()
+    def map_ahead(function: Callable[[J], R], jobs: Iterable[J], /) -> Iterator[R]:
+        pending: deque[Future[R]] = deque()
         for job in jobs:
             pending.append(executor.submit(function, job))
             if len(pending) >= 2 * workers:
@@ -33,6 +41,6 @@ def in_order_by(workers: int) -> Iterator[Map]:
             yield pending.popleft().result()
 
     try:
-        yield in_order
+        yield map_ahead
     finally:
         executor.shutdown(cancel_futures=True)

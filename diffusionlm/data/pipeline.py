@@ -1,23 +1,22 @@
-"""Prepared datasets as batches: which rows batch k holds is a pure function of (seed, k).
+"""Prepared datasets as batches: the rows of batch k are a pure function of (seed, k).
 
 So there is no iterator state to save, any batch can be asked for, and each host reads only its own rows of it. Of a
-dialogue, which of its answers a batch is about is such a function too.
+dialogue, which of its answers a batch trains on is such a function too.
 """
 
 import functools
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import grain
 import numpy as np
 import tensorflow_datasets as tfds
 from etils import epath
 
-from diffusionlm.data import dialogues as sft
+from diffusionlm.data import dialogues, tokenizers
 from diffusionlm.data import metadata as metadata_lib
 from diffusionlm.data.metadata import Metadata
-from diffusionlm.data.tokenizers import kinds as tokenizers
 from diffusionlm.errors import UserError
 
 PREFETCH = grain.ReadOptions(num_threads=4, prefetch_buffer_size=8)  # batches read ahead, and by how many threads
@@ -26,7 +25,7 @@ Batch = dict[str, np.ndarray]  # "tokens" and "segment_ids", int32 (rows, sequen
 
 
 class Dataset:
-    """A prepared directory: its metadata and tokenizer, and its rows by number; dialogues are whole there."""
+    """A prepared directory: its metadata, its tokenizer, and its rows by number, in which dialogues are whole."""
 
     def __init__(self, path: epath.Path, metadata: Metadata):
         self.path, self.metadata = path, metadata
@@ -34,10 +33,11 @@ class Dataset:
 
     @functools.cached_property
     def tokenizer(self) -> tokenizers.Tokenizer:
+        """The tokenizer that made the dataset."""
         return tokenizers.from_dict(self.metadata.tokenizer)
 
     def size(self, split: str) -> int:
-        """Number of rows.
+        """Return the number of rows.
 
         Raises:
           UserError: there is no such split.
@@ -48,22 +48,23 @@ class Dataset:
             )
         return self.metadata.splits[split].records
 
-    def rows(self, split: str, indices: Sequence[int]) -> Batch:
-        """The rows with these numbers, in this order."""
+    def rows(self, split: str, indices: Iterable[int]) -> Batch:
+        """Return the rows with these numbers, in this order."""
         self.size(split)
-        found = self._source(split).__getitems__([int(i) for i in indices])
-        return {name: np.stack([row[name] for row in found]).astype(np.int32) for name in ("tokens", "segment_ids")}
+        rows = self._source(split).__getitems__([int(i) for i in indices])
+        return {name: np.stack([row[name] for row in rows]).astype(np.int32) for name in ("tokens", "segment_ids")}
 
-    def examples(self, split: str, indices: Sequence[int], addresses: Sequence[tuple]) -> Batch:
-        """The same rows, but of each dialogue up to one answer: which one is a function of the row's address alone."""
+    def examples(self, split: str, indices: Sequence[int], addresses: Iterable[tuple[int | str, ...]]) -> Batch:
+        """Return the same rows, but each dialogue only up to one answer, chosen by the row's address alone."""
         rows = self.rows(split, indices)
         if self.metadata.packing != "examples":
             return rows
-        return sft.one_turn(rows, (sft.draw(*address) for address in addresses), self.tokenizer.eos_id)
+        draws = (dialogues.draw(*address) for address in addresses)
+        return dialogues.select_turn(rows, draws, self.tokenizer.eos_id)
 
 
 def open_dataset(path: str | os.PathLike) -> Dataset:
-    """Opens a directory that `prepare` made.
+    """Open a directory that `prepare` made.
 
     Raises:
       UserError: it is not one, or not a whole one.
@@ -73,19 +74,22 @@ def open_dataset(path: str | os.PathLike) -> Dataset:
 
 
 def train_batches(
-    dataset: Dataset, *, batch_size: int, seed: int, start: int = 0, rows: Sequence[int] | None = None
+    dataset: Dataset, *, batch_size: int, seed: int, start: int = 0, rows: Sequence[int] | np.ndarray | None = None
 ) -> Iterator[Batch]:
-    """Batches k = start, start + 1, ... of the training split, without end, read ahead in the background.
+    """Yield batches start, start + 1, ... of the training split, without end, read ahead in the background.
 
     Every epoch is a new permutation of all rows; a batch may straddle two epochs. A dialogue comes once an epoch, with
     one of its answers, drawn anew.
 
     Args:
-      dataset: what `open_dataset` gave.
+      dataset: from `open_dataset`.
       batch_size: rows of the global batch.
       seed: of the permutations.
       start: the first batch.
       rows: numbers in [0, batch_size) of the rows of each global batch that this host needs, in order; None: all.
+
+    Raises:
+      UserError: the seed is out of range, or there is no training split.
     """
     if not 0 <= seed < 1 << 32:
         raise UserError(f"seed={seed} of the data order must lie in [0, 2**32)")
@@ -94,9 +98,9 @@ def train_batches(
     rows = np.arange(batch_size) if rows is None else np.asarray(rows)
 
     def batch(k: int) -> Batch:
-        places = [k * batch_size + int(row) for row in rows]
-        indices = [int(order[place]) for place in places]
-        epochs = [place // size for place in places]
+        positions = [k * batch_size + int(row) for row in rows]
+        indices = [int(order[position]) for position in positions]
+        epochs = [position // size for position in positions]
         return dataset.examples("train", indices, [(seed, *address) for address in zip(epochs, indices, strict=True)])
 
     return _read_ahead(batch, start, sys.maxsize)
@@ -108,30 +112,32 @@ def eval_batches(
     batch_size: int,
     records: int | None = None,
     split: str = "validation",
-    rows: Sequence[int] | None = None,
+    rows: Sequence[int] | np.ndarray | None = None,
 ) -> Iterator[Batch]:
-    """The rows of a split in order, once; the last batch is filled up with rows of token 0 in segment 0, the padding.
+    """Yield the rows of a split in order, once; the last batch is filled up with rows of token 0 in segment 0, padding.
 
-    Of a dialogue it is always the same answer.
-    Of `records` rows, the r-th is in batch r // batch_size.
+    A dialogue always comes with the same answer. Of `records` rows, the r-th is in batch r // batch_size.
 
     Args:
-      dataset: what `open_dataset` gave.
+      dataset: from `open_dataset`.
       batch_size: rows of the global batch.
       records: only so many rows, evenly spread over the split, whose sources often follow one another; None: all.
       split: whose rows.
       rows: as in `train_batches`.
+
+    Raises:
+      UserError: there is no such split.
     """
-    there = dataset.size(split)
-    size = there if records is None else min(there, records)
-    spread = np.arange(size) * there // size
+    total = dataset.size(split)
+    size = total if records is None else min(total, records)
+    spread = np.arange(size) * total // size
     rows = np.arange(batch_size) if rows is None else np.asarray(rows)
 
     def batch(k: int) -> Batch:
-        wanted = k * batch_size + rows
-        indices = spread[np.minimum(wanted, size - 1)].tolist()
-        found = dataset.examples(split, indices, [(split, index) for index in indices])
-        return {name: np.where(wanted[:, None] < size, values, 0) for name, values in found.items()}
+        positions = k * batch_size + rows
+        indices = spread[np.minimum(positions, size - 1)].tolist()
+        examples = dataset.examples(split, indices, [(split, index) for index in indices])
+        return {name: np.where(positions[:, None] < size, values, 0) for name, values in examples.items()}
 
     return _read_ahead(batch, 0, -(-size // batch_size))
 

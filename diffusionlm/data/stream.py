@@ -1,128 +1,96 @@
-"""The work of preparing that is done in parallel: a batch of documents to tokens, and a range of tokens to one shard.
+"""Token streams into records: one file of words a split, cut into shards of ArrayRecord that TFDS reads.
 
-Between the two lies one file a split, the token stream: all documents in order, each followed by EOS, a little-endian
-word a token, the top bit set on each document's first token. So the records do not depend on the number of workers.
-Instruction data go the same way (see `sft`): a document is a dialogue, the top bit marks its parts, and a file beside
-the stream has the length of each.
+The stream of a split holds all of its documents in order, each followed by EOS (see `words`). A file beside the stream
+of dialogues has the length of each. So the records do not depend on the number of workers.
 """
 
-import functools
 import hashlib
-import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from etils import epath
+from rich.progress import Progress
 
-from diffusionlm.data import dialogues as sft
-from diffusionlm.data.chat_templates import Template
-from diffusionlm.data.sources import Item, text_of
-from diffusionlm.data.tokenizers import kinds as tokenizers
+from diffusionlm.data import dialogues
+from diffusionlm.data.metadata import SplitMetadata
+from diffusionlm.data.ordered_map import Map
+from diffusionlm.data.words import Counts, split_words, word_type
+from diffusionlm.errors import UserError
 
-NAME = "diffusionlm"  # of the dataset, as TFDS sees it
+if TYPE_CHECKING:
+    import tensorflow_datasets as tfds
+
+DATASET_NAME = "diffusionlm"  # as TFDS sees it
+SHARD_TOKENS = 1 << 26  # a shard holds 32k records of 2048 tokens
 BLOCK_TOKENS = 1 << 20  # read at a time while a shard is written
 
 
-@dataclass(frozen=True)
-class TokenizeJob:
-    """Items of one source, in order."""
+class BuildContext(NamedTuple):
+    """Where and how a dataset is built."""
 
-    items: Sequence[Item]
-    split: str  # "train": documents are held out for validation by their hash
-    held_out: float  # fraction of the documents
-    text_field: str
-    tokenizer_file: Path  # JSON of `Tokenizer.to_dict`
-    sequence_length: int
-    template: Template | None = None  # of dialogues; None: the items are texts
-    bos: bool = False  # of texts: BOS stands before each
+    directory: Path
+    map: Map  # runs jobs, in this process or in several
+    bars: Progress
 
 
-@dataclass
-class Part:
-    """What a job adds to one split's stream."""
+class TokenStream:
+    """The token stream of one split while it grows, and its counts."""
 
-    words: np.ndarray
-    lengths: np.ndarray  # of dialogues, in words; of texts, nothing
-    documents: int
-    tokens: int
-    raw_bytes: int
-    token_bytes: int
-    too_long: int  # answers that are left out
+    def __init__(self, path: Path):
+        self.path, self.file, self.sha256 = path, path.open("wb"), hashlib.sha256()
+        self._lengths: list[np.ndarray] = []
+        self.words, self.counts = 0, Counts()
 
+    def append(self, words: np.ndarray, lengths: np.ndarray, counts: Counts) -> None:
+        """Append documents; `lengths` are the words of each dialogue, and empty for texts."""
+        self.file.write(words.data)
+        self.sha256.update(words.data)
+        self._lengths.append(lengths)
+        self.words += len(words)
+        self.counts = Counts.sum([self.counts, counts])
 
-@dataclass(frozen=True)
-class Tokenized:
-    """The outcome of a job."""
+    def content_sha256(self) -> str:
+        """Return the hash of all words and then of all lengths, however they were appended."""
+        content = self.sha256.copy()
+        content.update(self.lengths().data)
+        return content.hexdigest()
 
-    parts: dict[str, Part]
-    malformed: list[str]  # "location: reason"
-    empty: int
-    progress: int
-
-
-def word_type(vocab_size: int) -> np.dtype:
-    """The dtype of the token stream: a bit wider than the ids need."""
-    return np.dtype("<u2" if vocab_size <= 1 << 15 else "<u4")
-
-
-def is_held_out(text: str, fraction: float) -> bool:
-    """Whether a document belongs to validation: by its text alone, so that equal documents fall into one split."""
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8]) < fraction * 2**64
+    def lengths(self) -> np.ndarray:
+        """Return the words of each dialogue, int64 (dialogues,); of texts, nothing."""
+        return np.concatenate([np.empty(0, np.int64), *self._lengths]).astype("<i8")
 
 
-def tokenize(job: TokenizeJob) -> Tokenized:
-    """Encodes every document, ends it with EOS and sorts it into its split."""
-    tokenizer, token_bytes = _tokenizer(job.tokenizer_file)
-    word = word_type(tokenizer.vocab_size)
-    found: dict[str, list[sft.Encoded]] = {}
-    malformed, empty = [], 0
-    for item in job.items:
-        try:
-            if job.template:
-                one = sft.encode(item, job.template, tokenizer, token_bytes, word, job.sequence_length)
-            else:
-                one = _encode_text(item, job, tokenizer, token_bytes, word)
-        except ValueError as error:
-            malformed.append(f"{item.location}: {error}")
-            continue
-        if one is None:
-            empty += 1
-            continue
-        split = "validation" if is_held_out(one.key, job.held_out) else job.split
-        found.setdefault(split, []).append(one)
-    parts = {}
-    for split, documents in found.items():
-        parts[split] = Part(
-            np.concatenate([one.words for one in documents]),
-            np.array([len(one.words) for one in documents if len(one.words) and job.template], np.int64),
-            sum(one.documents for one in documents),
-            sum(one.tokens for one in documents),
-            sum(one.raw_bytes for one in documents),
-            sum(one.token_bytes for one in documents),
-            sum(one.too_long for one in documents),
+class RecordFormat(NamedTuple):
+    """The shape of records."""
+
+    sequence_length: int  # tokens that a model sees; a record holds one more
+    vocab_size: int
+    eos_id: int
+
+    @property
+    def length(self) -> int:
+        """Tokens of a record."""
+        return self.sequence_length + 1
+
+    @property
+    def word(self) -> np.dtype:
+        """The dtype of the stream's words."""
+        return word_type(self.vocab_size)
+
+    def features(self) -> "tfds.features.FeaturesDict":
+        """Return the TFDS features: `tokens`, and `segment_ids` that number a record's documents from 1."""
+        import tensorflow_datasets as tfds  # here, because workers that only encode do without
+
+        tokens, segment_ids = (np.uint16 if ids < 1 << 16 else np.uint32 for ids in (self.vocab_size, self.length))
+        return tfds.features.FeaturesDict(
+            {
+                "tokens": tfds.features.Tensor(shape=(self.length,), dtype=tokens, encoding="bytes"),
+                "segment_ids": tfds.features.Tensor(shape=(self.length,), dtype=segment_ids, encoding="bytes"),
+            }
         )
-    return Tokenized(parts, malformed, empty, sum(item.progress for item in job.items))
-
-
-def _encode_text(
-    item: Item, job: TokenizeJob, tokenizer: tokenizers.Tokenizer, token_bytes: np.ndarray, word: np.dtype
-) -> sft.Encoded | None:
-    """A text with its EOS, and BOS where asked for; None where there is none."""
-    text = text_of(item, job.text_field)
-    if not text:
-        return None
-    words = np.array([*([tokenizer.bos_id] if job.bos else []), *tokenizer.encode(text), tokenizer.eos_id], word)
-    stands_for = int(token_bytes[words].sum())
-    words[0] |= word.type(1 << (8 * word.itemsize - 1))
-    return sft.Encoded(text, words, 1, len(words), len(text.encode()), stands_for, 0)
-
-
-@functools.lru_cache(maxsize=1)
-def _tokenizer(file: Path) -> tuple[tokenizers.Tokenizer, np.ndarray]:
-    tokenizer = tokenizers.from_dict(json.loads(file.read_text()))
-    return tokenizer, tokenizer.token_bytes()
 
 
 @dataclass(frozen=True)
@@ -130,43 +98,91 @@ class ShardJob:
     """Records `first` to `stop` of a stream, which become one shard of a split."""
 
     stream: Path
+    format: RecordFormat
+    split: str
     first: int
     stop: int
-    sequence_length: int
-    vocab_size: int
-    split: str
     index: int
     shards: int
-    eos_id: int
     lengths: Path | None = None  # of dialogues: int64, the words of each in the stream; None: texts, to be cut
 
     @property
     def file(self) -> Path:
         """The shard, named as TFDS expects, beside the stream."""
-        return self.stream.with_name(f"{NAME}-{self.split}.array_record-{self.index:05d}-of-{self.shards:05d}")
+        return self.stream.with_name(f"{DATASET_NAME}-{self.split}.array_record-{self.index:05d}-of-{self.shards:05d}")
+
+    @property
+    def records(self) -> int:
+        """Number of records in the shard."""
+        return self.stop - self.first
 
 
-def features(sequence_length: int, vocab_size: int):
-    """The TFDS features of a record: `tokens`, and `segment_ids` that number its documents from 1."""
-    import tensorflow_datasets as tfds  # here, because workers that only encode do without
+def write_records(
+    context: BuildContext, format: RecordFormat, streams: Mapping[str, TokenStream], *, packing: str
+) -> dict[str, SplitMetadata]:
+    """Turn streams into shards of records, with the metadata of TFDS, and remove the streams.
 
-    length = sequence_length + 1
-    tokens, segment_ids = (np.uint16 if ids < 1 << 16 else np.uint32 for ids in (vocab_size, length))
-    return tfds.features.FeaturesDict(
-        {
-            "tokens": tfds.features.Tensor(shape=(length,), dtype=tokens, encoding="bytes"),
-            "segment_ids": tfds.features.Tensor(shape=(length,), dtype=segment_ids, encoding="bytes"),
-        }
-    )
+    Args:
+      context: the directory, and how jobs are run.
+      format: of the records.
+      streams: by split; each has enough words for one record (see `count_records`).
+      packing: "chunk", or "examples" for dialogues.
+
+    Returns:
+      The metadata of each split.
+    """
+    jobs = {split: _plan_shards(split, stream, format, packing) for split, stream in streams.items()}
+    all_jobs = [job for split in jobs.values() for job in split]
+    record_bytes = format.length * format.word.itemsize
+    bar = context.bars.add_task("writing", total=sum(job.records for job in all_jobs) * record_bytes)
+    sizes = []
+    for job, size in zip(all_jobs, context.map(write_shard, all_jobs), strict=True):
+        sizes.append(size)
+        context.bars.advance(bar, job.records * record_bytes)
+    write_tfds_metadata(context.directory, all_jobs, sizes)
+    splits = {}
+    for split, stream in streams.items():
+        stream.path.unlink()
+        stream.path.with_suffix(".lengths").unlink(missing_ok=True)
+        splits[split] = SplitMetadata(
+            records=jobs[split][-1].stop,
+            documents=stream.counts.documents,
+            tokens=stream.counts.tokens,
+            raw_bytes=stream.counts.raw_bytes,
+            token_bytes=stream.counts.token_bytes,
+            sha256=stream.content_sha256(),
+            shards={job.file.name: job.file.stat().st_size for job in jobs[split]},
+        )
+    return splits
+
+
+def _plan_shards(split: str, stream: TokenStream, format: RecordFormat, packing: str) -> list[ShardJob]:
+    lengths = None
+    if packing == "examples":
+        lengths = stream.path.with_suffix(".lengths")
+        stream.lengths().tofile(lengths)
+        count = len(stream.lengths())
+    elif not (count := stream.words // format.length):
+        raise UserError(
+            f"split {split!r} has {stream.words} tokens, too few for one record of {format.length}; give more text, "
+            "a shorter sequence_length or, for validation, a source or another validation_fraction"
+        )
+    shards = -(-count * format.length // SHARD_TOKENS)
+    bounds = [count * i // shards for i in range(shards + 1)]
+    return [ShardJob(stream.path, format, split, bounds[i], bounds[i + 1], i, shards, lengths) for i in range(shards)]
 
 
 def write_shard(job: ShardJob) -> int:
-    """Writes the records of one shard; returns their serialized bytes, before compression."""
+    """Write the records of one shard; return their serialized bytes, before compression.
+
+    Raises:
+      OSError: the disk is full, for instance.
+    """
     from array_record.python.array_record_module import ArrayRecordWriter
 
-    serializer = features(job.sequence_length, job.vocab_size)
-    serialized_bytes, step = 0, max(1, BLOCK_TOKENS // (job.sequence_length + 1))
-    rows = _dialogues(job) if job.lengths else _cut_texts(job)
+    serializer = job.format.features()
+    serialized_bytes, step = 0, max(1, BLOCK_TOKENS // job.format.length)
+    rows = _read_dialogues(job, job.lengths) if job.lengths else _cut_texts(job)
     writer = ArrayRecordWriter(str(job.file), "group_size:1")  # a record a group: random access reads no more
     try:
         for start in range(job.first, job.stop, step):
@@ -180,7 +196,7 @@ def write_shard(job: ShardJob) -> int:
                 serialized_bytes += len(record)
                 writer.write(record)
         writer.close()
-    except RuntimeError as error:  # how ArrayRecord tells of a full disk
+    except RuntimeError as error:  # how ArrayRecord reports a full disk
         raise OSError(str(error)) from error
     return serialized_bytes
 
@@ -189,52 +205,56 @@ Rows = Callable[[int, int], tuple[np.ndarray, np.ndarray]]  # records of a range
 
 
 def _cut_texts(job: ShardJob) -> Rows:
-    word, length = word_type(job.vocab_size), job.sequence_length + 1
-    top_bit = 8 * word.itemsize - 1
-    stream = np.memmap(job.stream, word, mode="r")
+    stream, length = np.memmap(job.stream, job.format.word, mode="r"), job.format.length
 
     def rows(start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
-        words_NxT = stream[start * length : stop * length].reshape(-1, length)
-        begins_NxT = (words_NxT >> top_bit).astype(np.uint32)
-        begins_NxT[:, 0] = 1  # the rest of a document that began in the record before
-        return words_NxT & ((1 << top_bit) - 1), np.cumsum(begins_NxT, axis=1, dtype=np.uint32)
+        tokens_NxT, starts_NxT = split_words(stream[start * length : stop * length].reshape(-1, length))
+        starts_NxT = starts_NxT.astype(np.uint32)
+        starts_NxT[:, 0] = 1  # the rest of a document that began in the record before
+        return tokens_NxT, np.cumsum(starts_NxT, axis=1, dtype=np.uint32)
 
     return rows
 
 
-def _dialogues(job: ShardJob) -> Rows:
-    stream = np.memmap(job.stream, word_type(job.vocab_size), mode="r")
-    lengths = np.fromfile(job.lengths, np.int64)
+def _read_dialogues(job: ShardJob, lengths_file: Path) -> Rows:
+    stream = np.memmap(job.stream, job.format.word, mode="r")
+    lengths = np.fromfile(lengths_file, np.int64)
     ends = np.concatenate([[0], np.cumsum(lengths)])
 
     def rows(start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
         words = stream[ends[start] : ends[stop]]
-        return sft.padded(words, lengths[start:stop], job.sequence_length + 1, job.eos_id)
+        return dialogues.pad_records(words, lengths[start:stop], job.format.length, job.format.eos_id)
 
     return rows
 
 
 def write_tfds_metadata(directory: Path, jobs: Sequence[ShardJob], sizes: Sequence[int]) -> None:
-    """Makes `directory`, with the shards of these jobs, readable by `tfds.builder_from_directory`."""
+    """Make `directory`, with the shards of these jobs, readable by `tfds.builder_from_directory`.
+
+    Args:
+      directory: where the shards are.
+      jobs: that wrote them.
+      sizes: serialized bytes of each, which `write_shard` returned.
+    """
     import tensorflow_datasets as tfds
 
     infos = []
     for split in dict.fromkeys(job.split for job in jobs):
         own = [(job, size) for job, size in zip(jobs, sizes, strict=True) if job.split == split]
         template = tfds.core.ShardedFileTemplate(
-            data_dir=epath.Path(directory), dataset_name=NAME, split=split, filetype_suffix="array_record"
+            data_dir=epath.Path(directory), dataset_name=DATASET_NAME, split=split, filetype_suffix="array_record"
         )
         infos.append(
             tfds.core.SplitInfo(
                 name=split,
-                shard_lengths=[job.stop - job.first for job, _ in own],
+                shard_lengths=[job.records for job, _ in own],
                 num_bytes=sum(size for _, size in own),
                 filename_template=template,
             )
         )
     tfds.folder_dataset.write_metadata(
         data_dir=str(directory),
-        features=features(jobs[0].sequence_length, jobs[0].vocab_size),
+        features=jobs[0].format.features(),
         split_infos=infos,
         description="Token records of diffusionlm; meta.json has the tokenizer and the counts.",
         check_data=False,  # the check needs TensorFlow

@@ -22,8 +22,8 @@ from orbax.checkpoint import v1 as ocp
 
 from diffusionlm import config, config_io
 from diffusionlm.checkpoint import store as checkpoint
-from diffusionlm.checkpoint.store import CheckpointManager, Sidecar
-from diffusionlm.data.chat_templates import Template
+from diffusionlm.checkpoint.sidecar import Sidecar
+from diffusionlm.checkpoint.store import CheckpointManager
 from diffusionlm.errors import UserError
 from diffusionlm.training.bad_batches import new_guard
 from diffusionlm.training.state import TrainState
@@ -192,9 +192,9 @@ def test_nothing_to_restore(tmp_path):
 def test_the_train_state_of_another_version_is_refused_and_its_parameters_are_not(tmp_path):
     state = save_run(tmp_path, 3)
     wanted = abstract_state(make_mesh(8))
-    items = checkpoint._rest(wanted)
+    items = checkpoint._train_items(wanted)
     with pytest.MonkeyPatch.context() as patch, CheckpointManager(tmp_path, 10) as manager:
-        patch.setattr(checkpoint, "_rest", lambda state: items | {"momentum": items["step"]})
+        patch.setattr(checkpoint, "_train_items", lambda state: items | {"momentum": items["step"]})
         message = refusal(manager.restore, wanted)
     assert "another version" in message and "momentum" in message and "guard" not in message
     assert bits(checkpoint.load_params(tmp_path)) == bits(state.params)
@@ -305,25 +305,27 @@ def test_sidecar_is_plain_json_and_round_trips(tmp_path):
     checkpoint.save_params(tmp_path / "model", {"embed": jnp.ones((4, 2))}, sidecar)
     assert checkpoint.load_sidecar(tmp_path / "model") == sidecar
     values = json.loads((tmp_path / "model" / "sidecar" / "data.json").read_text())
-    assert (values["format"], values["version"], values["alignment"]) == ("diffusionlm", 1, "same")
+    assert (values["format"], values["version"], values["alignment"]) == ("diffusionlm", 2, "same")
     assert values["suppressed_ids"] == [3, 5] and values["model"]["d_model"] == 256 and values["bos_id"] is None
-    assert "template" not in values
 
 
-def test_a_chat_template_makes_a_sidecar_of_version_2(tmp_path):
-    """Which earlier versions refuse: they would write prompts that the model does not know."""
-    template = Template("plain", "### {role}\n{content}\n\n", 2).to_dict()
+def test_a_chat_template_is_kept_as_data(tmp_path):
+    """Whoever samples checks it: a reader of the sidecar needs to know nothing of templates."""
+    template = {"version": 9, "anything": ["else"]}
     checkpoint.save_params(tmp_path / "model", {"embed": jnp.ones((4, 2))}, make_sidecar(template=template))
-    values = json.loads((tmp_path / "model" / "sidecar" / "data.json").read_text())
-    assert values["version"] == 2 and values["template"] == template
     assert checkpoint.load_sidecar(tmp_path / "model").template == template
+
+
+def test_version_1_is_read_as_a_sidecar_without_a_template():
+    sidecar = make_sidecar(eos_id=2)
+    values = {name: value for name, value in sidecar.to_dict().items() if name != "template"}
+    assert Sidecar.from_dict(values | {"version": 1}) == sidecar
 
 
 @pytest.mark.parametrize(
     "change, said",
     [
         ({"version": 3}, "written by a newer diffusionlm (version 3); this one reads 2: upgrade"),
-        ({"template": {"version": 2}}, "a chat template of version 2, and this diffusionlm knows 1: upgrade"),
         ({"version": None}, "not of format 'diffusionlm'"),
         ({"format": "other"}, "not of format 'diffusionlm'"),
         ({"alignmnt": "same"}, "unknown field 'alignmnt'; did you mean 'alignment'?"),
@@ -442,7 +444,7 @@ FAILURES = """
 import sys
 from pathlib import Path
 import jax.numpy as jnp
-from diffusionlm import checkpoint
+from diffusionlm.checkpoint import store as checkpoint
 from diffusionlm.errors import UserError
 
 source, target = map(Path, sys.argv[1:])

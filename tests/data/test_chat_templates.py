@@ -8,8 +8,8 @@ import pytest
 import sentencepiece
 
 from diffusionlm.data import chat_templates as templates
+from diffusionlm.data import tokenizers
 from diffusionlm.data.chat_templates import Message, Template
-from diffusionlm.data.tokenizers import kinds as tokenizers
 from diffusionlm.errors import UserError
 
 BYTE = tokenizers.ByteTokenizer()

@@ -11,13 +11,11 @@ import pytest
 
 from diffusionlm.data import chat_templates as templates
 from diffusionlm.data import dialogues as sft
-from diffusionlm.data import pipeline
+from diffusionlm.data import encode, pipeline, stream, tokenizers
 from diffusionlm.data import prepare as prepare_lib
-from diffusionlm.data import stream as records
 from diffusionlm.data.chat_templates import Message
 from diffusionlm.data.inspect import describe
 from diffusionlm.data.sources import Item
-from diffusionlm.data.tokenizers import kinds as tokenizers
 from diffusionlm.errors import UserError
 
 BYTE = tokenizers.ByteTokenizer()
@@ -129,11 +127,11 @@ def test_what_cannot_be_instruction_data_is_refused(tmp_path):
         (good, {"format": "chat"}, "format='chat' must be 'text' or 'sft'"),
         (good, {"format": "text", "template": "plain"}, "template='plain' is for format=sft"),
         (good, {"template": "lama"}, "unknown template 'lama'"),
-        (good, {"sequence_length": 10}, "split 'train': all 9 answers end behind 10 tokens; use a longer sequence_len"),
+        (good, {"sequence_length": 10}, "split 'train': all 9 answers end beyond 10 tokens; use a longer sequence_len"),
         (good, {"validation_fraction": 1e-9}, "validation_fraction=1e-09 holds out none of 9 dialogues"),
         (empty, {}, "split 'train' has no answer"),
         (good, {"validation": str(empty), "validation_fraction": None}, "split 'validation' has no answer"),
-        (good, {"tokenizer": str(tmp_path)}, "no diffusionlm checkpoint"),
+        (good, {"tokenizer": str(tmp_path)}, "unknown tokenizer"),
     ):
         with pytest.raises(UserError, match=said) as error:
             prepare(source, tmp_path / "out", **settings)
@@ -221,7 +219,7 @@ def test_a_directory_of_dialogues_is_its_lines_and_lists(tmp_path):
 def test_the_identity_is_that_of_the_content_however_it_was_read(batch_bytes, tmp_path, monkeypatch):
     """All words, then all lengths."""
     found = [{"prompt": f"{i}?", "response": "y" * i} for i in range(20)]
-    monkeypatch.setattr(prepare_lib, "BATCH_BYTES", batch_bytes)
+    monkeypatch.setattr(encode, "BATCH_BYTES", batch_bytes)
     made = prepare(write(tmp_path / "d.jsonl", found), tmp_path / "out")
     words, lengths = [], []
     for i in range(20):
@@ -235,47 +233,36 @@ def test_the_identity_is_that_of_the_content_however_it_was_read(batch_bytes, tm
     assert made.splits["train"].sha256 == hashlib.sha256(content).hexdigest()
 
 
-def test_a_tokenizer_may_be_a_path(tmp_path):
-    source = write(tmp_path / "d.jsonl", [{"prompt": "2+2?", "response": "4"}] * 3)
-    model = Path(__file__).parents[2] / "docs/results/models/tinystories"
-    by_name = prepare(source, tmp_path / "name", tokenizer=str(model))
-    assert prepare(source, tmp_path / "path", tokenizer=model).sha256 == by_name.sha256
-    with pytest.raises(UserError, match="unknown tokenizer"):
-        prepare(source, tmp_path / "out", tokenizer=tmp_path / "absent")
-
-
-def test_earlier_versions_read_texts_and_refuse_dialogues(tmp_path):
-    """What they know: these fields, and format 1."""
-    known = {
-        "tokenizer",
-        "vocab_size",
-        "sequence_length",
-        "splits",
-        "request",
-        "malformed",
-        "empty",
-        "packing",
-        "format",
-    }
+def test_a_text_and_a_dialogue_dataset_have_formats_of_their_own(tmp_path):
     source = write(tmp_path / "d.jsonl", [{"text": "word " * 40, "prompt": "2+2?", "response": "4"}] * 5)
     prepare(source, tmp_path / "text", format="text")
     prepare(source, tmp_path / "sft")
     text, dialogues = (json.loads((tmp_path / name / "meta.json").read_text()) for name in ("text", "sft"))
-    assert set(text) == known | {"sha256"} and text["format"] == 1
+    assert text["format"] == 1 and "text_field" in text["request"] and text["template"] is None
     assert dialogues["format"] == 2 and "text_field" not in dialogues["request"]
     (tmp_path / "sft" / "meta.json").write_text(json.dumps(dialogues | {"format": 1}))
     with pytest.raises(UserError, match="has format 1, not 2; prepare it again"):
         pipeline.open_dataset(tmp_path / "sft")
 
 
+def test_a_dataset_of_texts_opens_without_the_fields_that_were_optional(tmp_path):
+    source = write(tmp_path / "d.jsonl", [{"text": "word " * 40}] * 5)
+    made = prepare(source, tmp_path / "text", format="text")
+    values = json.loads((tmp_path / "text" / "meta.json").read_text())
+    for name in ("template", "too_long", "bos"):
+        del values[name]
+    (tmp_path / "text" / "meta.json").write_text(json.dumps(values))
+    assert pipeline.open_dataset(tmp_path / "text").metadata == made
+
+
 def test_equal_records_for_any_workers_and_shards(tmp_path, monkeypatch):
-    monkeypatch.setattr(prepare_lib, "BATCH_BYTES", 300)
-    monkeypatch.setattr(records, "BLOCK_TOKENS", 200)
+    monkeypatch.setattr(encode, "BATCH_BYTES", 300)
+    monkeypatch.setattr(stream, "BLOCK_TOKENS", 200)
     found = [{"messages": turns(TWO_TURNS[: 2 + 2 * (i % 2)] + [Message("user", str(i))])} for i in range(60)]
     found += [{"prompt": f"{i}?", "response": "y" * i} for i in range(40)]
     source = write(tmp_path / "d.jsonl", found)
     made = [prepare(source, tmp_path / "1", validation_fraction=0.3)]
-    monkeypatch.setattr(prepare_lib, "SHARD_TOKENS", 2000)
+    monkeypatch.setattr(stream, "SHARD_TOKENS", 2000)
     made.append(prepare(source, tmp_path / "2", workers=2, validation_fraction=0.3))
     assert len(made[1].splits["train"].shards) > 1 and made[0].sha256 == made[1].sha256
     for split, name in itertools.product(("train", "validation"), ("tokens", "segment_ids")):
@@ -336,7 +323,7 @@ def three_turns():
 @pytest.mark.parametrize("draw", range(5))
 def test_a_turn_is_the_record_of_the_shorter_dialogue(draw):
     dialogue, messages = three_turns()
-    found = sft.one_turn(dialogue, [draw], EOS)
+    found = sft.select_turn(dialogue, [draw], EOS)
     k = draw % 3 + 1
     tokens, segments = expected_record(messages[: 2 * k], length=120)
     assert found["tokens"][0].tolist() == tokens

@@ -16,11 +16,9 @@ import pytest
 import tensorflow_datasets as tfds
 
 from diffusionlm import storage as files
-from diffusionlm.data import corpora
+from diffusionlm.data import corpora, encode, stream, tokenizers
 from diffusionlm.data import prepare as prepare_lib
-from diffusionlm.data import stream as records
 from diffusionlm.data.pipeline import open_dataset
-from diffusionlm.data.tokenizers import kinds as tokenizers
 from diffusionlm.errors import UserError
 
 WORDS = "the a little cat dog saw found red big house and then ran é 😀 \n \t  you 好".split(" ")
@@ -92,11 +90,11 @@ def test_bytes_of_a_trained_tokenizer_are_the_raw_bytes(jsonl, texts, tmp_path):
 
 
 def test_equal_records_for_any_workers_and_shards(jsonl, tmp_path, monkeypatch):
-    monkeypatch.setattr(prepare_lib, "BATCH_BYTES", 1000)
-    monkeypatch.setattr(records, "BLOCK_TOKENS", 64)
+    monkeypatch.setattr(encode, "BATCH_BYTES", 1000)
+    monkeypatch.setattr(stream, "BLOCK_TOKENS", 64)
     made = [prepare(jsonl, tmp_path / "1", validation_fraction=0.3)]
     for workers, shard_tokens in ((2, 1 << 26), (3, 2000)):
-        monkeypatch.setattr(prepare_lib, "SHARD_TOKENS", shard_tokens)
+        monkeypatch.setattr(stream, "SHARD_TOKENS", shard_tokens)
         made.append(prepare(jsonl, tmp_path / str(workers), workers=workers, validation_fraction=0.3))
     assert len(made[0].splits["train"].shards) == 1 and len(made[2].splits["train"].shards) == 5
     assert made[0].sha256 == made[1].sha256 == made[2].sha256
@@ -320,12 +318,14 @@ def test_an_empty_directory_may_be_the_output(jsonl, tmp_path):
     assert prepare(jsonl, tmp_path / "out").splits["train"].records == open_dataset(tmp_path / "out").size("train")
 
 
-@pytest.mark.parametrize("moment", ["tokenize", "write_shard", "write_tfds_metadata"])
-def test_an_interrupted_job_leaves_nothing(moment, jsonl, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("module", "function"), [(encode, "encode"), (stream, "write_shard"), (stream, "write_tfds_metadata")]
+)
+def test_an_interrupted_job_leaves_nothing(module, function, jsonl, tmp_path, monkeypatch):
     def interrupted(*args):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(records, moment, interrupted)
+    monkeypatch.setattr(module, function, interrupted)
     with pytest.raises(KeyboardInterrupt):
         prepare(jsonl, tmp_path / "out")
     assert [p.name for p in tmp_path.iterdir()] == ["corpus.jsonl"]
@@ -333,8 +333,8 @@ def test_an_interrupted_job_leaves_nothing(moment, jsonl, tmp_path, monkeypatch)
 
 def test_what_a_killed_job_leaves_does_not_open(jsonl, tmp_path):
     program = (
-        "import os, signal; from diffusionlm.data import prepare, records;"
-        "records.write_tfds_metadata = lambda *args: os.kill(os.getpid(), signal.SIGKILL);"
+        "import os, signal; from diffusionlm.data import prepare, stream;"
+        "stream.write_tfds_metadata = lambda *args: os.kill(os.getpid(), signal.SIGKILL);"
         f"prepare.prepare({jsonl!r}, {str(tmp_path / 'out')!r}, tokenizer='byte', sequence_length=15,"
         "validation_fraction=0)"
     )
@@ -419,7 +419,7 @@ def test_a_tokenizer_without_eos_is_refused(jsonl, tmp_path, monkeypatch):
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs Linux's /dev/full")
 def test_a_full_disk_is_told(jsonl, tmp_path, monkeypatch):
-    monkeypatch.setattr(records.ShardJob, "file", Path("/dev/full"))
+    monkeypatch.setattr(stream.ShardJob, "file", Path("/dev/full"))
     with pytest.raises(UserError, match="cannot write the dataset .*No space left on device"):
         prepare(jsonl, tmp_path / "out")
     assert not (tmp_path / "out").exists()

@@ -1,0 +1,119 @@
+"""Tokenizers: text to token ids and back, behind one small interface, `Tokenizer`.
+
+A tokenizer travels inside datasets and checkpoints as the plain dictionary of `to_dict`, whole and with its hash, so
+neither needs a file beside it. A new kind is one class, and its entry in `KINDS` and, if it has files, in `FILES`.
+"""
+
+import os
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from etils import epath
+
+from diffusionlm.data.tokenizers.base import Tokenizer
+from diffusionlm.data.tokenizers.byte import ByteTokenizer
+from diffusionlm.data.tokenizers.huggingface import HuggingFaceTokenizer
+from diffusionlm.data.tokenizers.huggingface_files import ADDED_FILE, DEFINITION_FILE, parse_json, read_files
+from diffusionlm.data.tokenizers.sentencepiece import SENTENCEPIECE_FILE, SentencePieceTokenizer, train_sentencepiece
+from diffusionlm.errors import UserError, suggest
+
+__all__ = [
+    "FILES",
+    "KINDS",
+    "ByteTokenizer",
+    "HuggingFaceTokenizer",
+    "SentencePieceTokenizer",
+    "Tokenizer",
+    "from_dict",
+    "load",
+    "load_directory",
+    "train_sentencepiece",
+]
+
+
+def from_dict(values: Mapping[str, Any]) -> Tokenizer:
+    """Rebuild a tokenizer from its `to_dict`.
+
+    Raises:
+      UserError: the kind is unknown, or the content does not have the recorded hash.
+    """
+    kind = values.get("kind")
+    if kind not in KINDS:
+        raise UserError(f"unknown tokenizer kind {kind!r}{suggest(str(kind), KINDS)}")
+    return KINDS[kind].from_dict(dict(values))
+
+
+def load(name: str) -> Tokenizer:
+    """Return a tokenizer by name.
+
+    Args:
+      name: `byte`, a file that one of the kinds reads (see `FILES`), or the directory of a released model.
+
+    Raises:
+      UserError: there is no such tokenizer, or it cannot be read.
+    """
+    if name == ByteTokenizer.kind:
+        return ByteTokenizer()
+    if epath.Path(name).is_dir() and (tokenizer := load_directory(name)):
+        return tokenizer
+    for ending, read in FILES.items():
+        if name.endswith(ending):
+            return read(name)
+    raise UserError(
+        f"unknown tokenizer {name!r}; use byte, sentencepiece (trained on the data), a file ({', '.join(FILES)}) "
+        "or the directory of a released model"
+    )
+
+
+def load_directory(path: epath.PathLike, config: Mapping[str, Any] | None = None) -> Tokenizer | None:
+    """Return the tokenizer in a released model's directory, or None if there is none.
+
+    Its files are `tokenizer.json`; or else `vocab.json` and `merges.txt` (of GPT-2 also `encoder.json` and
+    `vocab.bpe`); or else `tokenizer.model`; with `tokenizer_config.json`, `special_tokens_map.json` and
+    `added_tokens.json`.
+
+    Args:
+      path: the directory.
+      config: the content of the model's config.json, whose `bos_token_id`, `eos_token_id`, `pad_token_id` and
+        `model_type` count where the files say nothing; None: the one in the directory, if any.
+
+    Raises:
+      UserError: a file is damaged, or the tokenizer is of an unknown kind.
+    """
+    directory = epath.Path(path)
+    if files := read_files(directory):
+        return HuggingFaceTokenizer.from_files(files, _read_config(directory) if config is None else config)
+    if not (directory / SENTENCEPIECE_FILE).exists():
+        return None
+    tokenizer = SentencePieceTokenizer.from_file(os.fspath(directory / SENTENCEPIECE_FILE))
+    added_file = directory / ADDED_FILE
+    added = parse_json(added_file.read_bytes(), added_file.name) if added_file.exists() else {}
+    if beyond := [piece for piece, i in added.items() if i >= tokenizer.vocab_size]:
+        raise UserError(
+            f"{ADDED_FILE} in {str(path)!r} adds {beyond[0]!r} to {SENTENCEPIECE_FILE}, which only a "
+            f"{DEFINITION_FILE} can hold; add that file"
+        )
+    return tokenizer
+
+
+def _load_definition(path: str) -> Tokenizer:
+    """Return the tokenizer of a tokenizer.json, with the settings beside it."""
+    file = epath.Path(path)
+    files = read_files(file.parent, file.name)
+    if DEFINITION_FILE not in files:
+        raise UserError(f"cannot read the tokenizer {path!r}: No such file or directory")
+    return HuggingFaceTokenizer.from_files(files, _read_config(file.parent))
+
+
+def _read_config(directory: epath.Path) -> dict[str, Any]:
+    file = directory / "config.json"
+    return parse_json(file.read_bytes(), file.name) if file.exists() else {}
+
+
+KINDS: dict[str, type[Tokenizer]] = {
+    cls.kind: cls for cls in (ByteTokenizer, SentencePieceTokenizer, HuggingFaceTokenizer)
+}
+FILES: dict[str, Callable[[str], Tokenizer]] = {  # by the end of the file's name
+    ".model": SentencePieceTokenizer.from_file,
+    DEFINITION_FILE: _load_definition,
+}

@@ -15,9 +15,8 @@ from sentencepiece import sentencepiece_model_pb2
 from support.texts import DOCUMENTS, TEXTS
 
 from diffusionlm import config, config_io
-from diffusionlm.data import prepare
+from diffusionlm.data import prepare, tokenizers
 from diffusionlm.data.chat_templates import Message, Template
-from diffusionlm.data.tokenizers import kinds as tokenizers
 from diffusionlm.errors import UserError
 
 END, MASK, CALL = "<|endoftext|>", "<|mdm_mask|>", "<tool_call>"

@@ -11,7 +11,7 @@ import pytest
 import sentencepiece
 from support.texts import DOCUMENTS, TEXTS
 
-from diffusionlm.data.tokenizers import kinds as tokenizers
+from diffusionlm.data import tokenizers
 from diffusionlm.errors import UserError
 
 

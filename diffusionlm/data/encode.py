@@ -1,0 +1,215 @@
+"""Documents into token streams, a batch of documents a job, and the tokenizer that is trained on them."""
+
+import contextlib
+import functools
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from diffusionlm.data import dialogues, tokenizers
+from diffusionlm.data.chat_templates import Template
+from diffusionlm.data.sources import Item, Source, text_of
+from diffusionlm.data.stream import BuildContext, TokenStream
+from diffusionlm.data.tokenizers import Tokenizer
+from diffusionlm.data.words import Counts, EncodedDocument, mark_starts, word_type
+from diffusionlm.errors import UserError
+
+BATCH_BYTES = 1 << 20  # of a source that a worker encodes at a time
+TRAINING_BYTES = 1 << 27  # of text that a tokenizer is trained on: the first training documents
+
+
+class EncodeRules(NamedTuple):
+    """How documents are encoded and sorted into splits."""
+
+    held_out: float  # fraction of "train" that goes to "validation", by a hash
+    text_field: str
+    sequence_length: int
+    template: Template | None = None  # of dialogues; None: the items are texts
+    bos: bool = False  # of texts: BOS stands before each
+
+
+@dataclass(frozen=True)
+class EncodeJob:
+    """Items of one source, in order."""
+
+    items: Sequence[Item]
+    split: str
+    rules: EncodeRules
+    tokenizer_file: Path  # JSON of `Tokenizer.to_dict`
+
+
+class Part(NamedTuple):
+    """What a job adds to one split's stream."""
+
+    words: np.ndarray
+    lengths: np.ndarray  # words of each dialogue; of texts, nothing
+    counts: Counts
+
+
+class Encoded(NamedTuple):
+    """The outcome of a job."""
+
+    parts: dict[str, Part]
+    malformed: list[str]  # "location: reason"
+    empty: int
+    progress: int  # bytes of the source
+
+
+class EncodedSplits(NamedTuple):
+    """The token stream of every split, and how many documents are in none."""
+
+    streams: dict[str, TokenStream]
+    malformed: int
+    empty: int
+
+
+def encode_splits(
+    context: BuildContext, sources: Mapping[str, Source], rules: EncodeRules, tokenizer: Tokenizer, *, on_error: str
+) -> EncodedSplits:
+    """Write the token stream of every split.
+
+    Args:
+      context: the directory, and how jobs are run.
+      sources: by split.
+      rules: how documents are encoded.
+      tokenizer: encodes them.
+      on_error: "stop" or "skip", for malformed documents.
+
+    Raises:
+      UserError: a document is malformed, and on_error is "stop".
+    """
+    tokenizer_file = context.directory / "tokenizer.json"
+    tokenizer_file.write_text(json.dumps(tokenizer.to_dict()))
+    jobs = (
+        EncodeJob(items, split, rules, tokenizer_file)
+        for split, source in sources.items()
+        for items in _batches(source)
+    )
+    names = [*sources, *(["validation"] if rules.held_out else [])]
+    bar = context.bars.add_task("encoding", total=sum(source.total for source in sources.values()))
+    malformed = empty = 0
+    with contextlib.ExitStack() as files:
+        streams = {split: TokenStream(context.directory / f"{split}.tokens") for split in names}
+        for stream in streams.values():
+            files.enter_context(stream.file)
+        for encoded in context.map(encode, jobs):
+            if encoded.malformed and on_error == "stop":
+                raise _malformed(encoded.malformed[0])
+            for split, part in encoded.parts.items():
+                streams[split].append(*part)
+            malformed += len(encoded.malformed)
+            empty += encoded.empty
+            context.bars.advance(bar, encoded.progress)
+    tokenizer_file.unlink()
+    return EncodedSplits(streams, malformed, empty)
+
+
+def _malformed(reason: str) -> UserError:
+    return UserError(f"{reason}; correct it, or leave such lines out with on_error=skip")
+
+
+def _batches(source: Source) -> Iterator[list[Item]]:
+    batch, size = [], 0
+    for item in source:
+        batch.append(item)
+        size += len(item.payload)
+        if size >= BATCH_BYTES:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+def encode(job: EncodeJob) -> Encoded:
+    """Encode every document of a job, end it with EOS and sort it into its split."""
+    rules = job.rules
+    tokenizer, token_bytes = _read_tokenizer(job.tokenizer_file)
+    word = word_type(tokenizer.vocab_size)
+    splits: dict[str, list[EncodedDocument]] = {}
+    malformed, empty = [], 0
+    for item in job.items:
+        try:
+            if rules.template:
+                codec = dialogues.Codec(rules.template, tokenizer, token_bytes, word)
+                document = dialogues.encode(item, codec, rules.sequence_length)
+            else:
+                document = _encode_text(item, rules, tokenizer, token_bytes, word)
+        except ValueError as error:
+            malformed.append(f"{item.location}: {error}")
+            continue
+        if document is None:
+            empty += 1
+            continue
+        split = "validation" if is_held_out(document.key, rules.held_out) else job.split
+        splits.setdefault(split, []).append(document)
+    parts = {}
+    for split, documents in splits.items():
+        lengths = [len(document.words) for document in documents if len(document.words) and rules.template]
+        parts[split] = Part(
+            np.concatenate([document.words for document in documents]),
+            np.array(lengths, np.int64),
+            Counts.sum(document.counts for document in documents),
+        )
+    return Encoded(parts, malformed, empty, sum(item.progress for item in job.items))
+
+
+def _encode_text(
+    item: Item, rules: EncodeRules, tokenizer: Tokenizer, token_bytes: np.ndarray, word: np.dtype
+) -> EncodedDocument | None:
+    """Return a text with its EOS, and with BOS if the rules ask for it; None for an empty text."""
+    text = text_of(item, rules.text_field)
+    if not text:
+        return None
+    bos = [tokenizer.bos_id] if rules.bos else []
+    words = np.array([*bos, *tokenizer.encode(text), tokenizer.eos_id], word)
+    counts = Counts(1, len(words), len(text.encode()), int(token_bytes[words].sum()))
+    mark_starts(words, 0)
+    return EncodedDocument(text, words, counts)
+
+
+def is_held_out(text: str, fraction: float) -> bool:
+    """Return whether a document belongs to validation, by its text alone: equal documents fall into one split."""
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8]) < fraction * 2**64
+
+
+@functools.lru_cache(maxsize=1)
+def _read_tokenizer(file: Path) -> tuple[Tokenizer, np.ndarray]:
+    tokenizer = tokenizers.from_dict(json.loads(file.read_text()))
+    return tokenizer, tokenizer.token_bytes()
+
+
+def training_texts(source: Source, *, held_out: float, text_field: str, sft: bool, on_error: str) -> Iterator[str]:
+    """Yield the first documents of a source that will be in the training split, to train a tokenizer on.
+
+    Args:
+      source: of "train".
+      held_out: fraction that goes to validation.
+      text_field: of texts.
+      sft: whether documents are dialogues, of which the messages are yielded.
+      on_error: "stop" or "skip", for malformed documents.
+
+    Raises:
+      UserError: a document is malformed, and on_error is "stop".
+    """
+    size = 0
+    for item in source:
+        try:
+            if sft:
+                messages = dialogues.messages_of(item)
+                key, text = json.dumps(messages), "\n".join(message.content for message in messages)
+            else:
+                key = text = text_of(item, text_field)
+        except ValueError as error:
+            if on_error == "stop":
+                raise _malformed(f"{item.location}: {error}") from None
+            continue
+        if not is_held_out(key, held_out):
+            yield text
+            size += len(item.payload)
+            if size >= TRAINING_BYTES:
+                return

@@ -1,0 +1,154 @@
+"""The request for a dataset: the arguments of `prepare`, checked, and compared with what a directory already holds."""
+
+import json
+import os
+import reprlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from etils import epath
+
+from diffusionlm.data import metadata as metadata_lib
+from diffusionlm.data import tokenizers
+from diffusionlm.data.metadata import Metadata
+from diffusionlm.data.sources import Source, resolve_splits
+from diffusionlm.data.tokenizers import SentencePieceTokenizer, Tokenizer
+from diffusionlm.errors import UserError
+
+
+@dataclass(frozen=True)
+class Request:
+    """A dataset to prepare; every field has been checked."""
+
+    output: Path
+    sources: Mapping[str, Source]  # by split
+    held_out: float  # fraction of "train" that goes to "validation"
+    sequence_length: int
+    tokenizer: Tokenizer | None  # None: a SentencePiece model of `vocab_size` pieces is trained
+    vocab_size: int
+    text_field: str
+    format: Literal["text", "sft"]
+    template: Literal["auto", "llada", "plain", "none"]  # of "sft"
+    bos: bool  # of "text"
+    on_error: Literal["stop", "skip"]
+
+    def identity(self) -> dict[str, Any]:
+        """Return what decides the records, in JSON types; equal for equal requests."""
+        tokenizer = self.tokenizer
+        identity = {
+            "sources": {split: source.describe() for split, source in self.sources.items()},
+            "held_out": self.held_out,
+            "tokenizer": {tokenizer.kind: tokenizer.sha256} if tokenizer else {"sentencepiece": self.vocab_size},
+            "sequence_length": self.sequence_length,
+            "text_field": self.text_field,
+            "on_error": self.on_error,
+        }
+        if self.format == "sft":
+            identity |= {"format": self.format, "template": self.template}
+            del identity["text_field"]
+        if self.bos:
+            identity["bos"] = True
+        return identity
+
+    def find_existing(self) -> Metadata | None:
+        """Return the metadata of the dataset at `output` if it is the one asked for, None if there is nothing.
+
+        Raises:
+          UserError: something else is there.
+        """
+        output = self.output
+        if not output.exists() or (output.is_dir() and not any(output.iterdir())):
+            return None
+        try:
+            metadata = metadata_lib.read(epath.Path(output))
+        except UserError as error:
+            raise UserError(
+                f"output {str(output)!r} exists and cannot be reused ({error}); name another output"
+            ) from error
+        asked, stored = json.loads(json.dumps(self.identity())), metadata.request
+        if differ := [name for name in asked | stored if asked.get(name) != stored.get(name)]:
+            shown = ", ".join(
+                f"{name}={reprlib.repr(stored.get(name))}, not {reprlib.repr(asked.get(name))}" for name in differ
+            )
+            raise UserError(f"output {str(output)!r} holds another dataset ({shown}); name another, or remove it")
+        return metadata
+
+
+def check_request(
+    source: str | Sequence[str],
+    output: str | os.PathLike,
+    *,
+    sequence_length: int,
+    tokenizer: str | os.PathLike | Tokenizer,
+    vocab_size: int | None,
+    validation: str | Sequence[str] | None,
+    validation_fraction: float | None,
+    text_field: str,
+    format: Literal["text", "sft"],
+    template: Literal["auto", "llada", "plain", "none"],
+    bos: bool,
+    on_error: Literal["stop", "skip"],
+) -> Request:
+    """Check and resolve the arguments of `prepare`, which describes them.
+
+    Raises:
+      UserError: an argument is not usable, or there is no such source or tokenizer.
+    """
+    if sequence_length < 1:
+        raise UserError(f"sequence_length={sequence_length} must be at least 1")
+    if on_error not in ("stop", "skip"):
+        raise UserError(f"on_error={on_error!r} must be 'stop' or 'skip'")
+    _check_format(format, template, text_field, bos)
+    if "://" in str(output):
+        raise UserError(f"output {str(output)!r} must be a local or mounted directory; prepare there, then copy it")
+    chosen = _resolve_tokenizer(tokenizer, vocab_size)
+    if bos and chosen and chosen.bos_id is None:
+        raise UserError(f"bos=True needs a tokenizer with a BOS piece, which {chosen.kind} has not; drop it")
+    sources, held_out = resolve_splits(
+        source, validation, validation_fraction, text_field=None if format == "sft" else text_field
+    )
+    return Request(
+        output=Path(output),
+        sources=sources,
+        held_out=held_out,
+        sequence_length=sequence_length,
+        tokenizer=chosen,
+        vocab_size=vocab_size or 0,
+        text_field=text_field,
+        format=format,
+        template=template,
+        bos=bos,
+        on_error=on_error,
+    )
+
+
+def _check_format(format: str, template: str, text_field: str, bos: bool) -> None:
+    if format not in ("text", "sft"):
+        raise UserError(f"format={format!r} must be 'text' or 'sft'")
+    if format == "text" and template != "auto":
+        raise UserError(f"template={template!r} is for format=sft; drop it, or add format=sft")
+    if format == "sft" and text_field != "text":
+        raise UserError(f"text_field={text_field!r} is for format=text, and format=sft has its own fields; drop it")
+    if format == "sft" and bos:
+        raise UserError("bos=True is for format=text, and a template says how format=sft begins; drop it")
+
+
+def _resolve_tokenizer(tokenizer: str | os.PathLike | Tokenizer, vocab_size: int | None) -> Tokenizer | None:
+    """Return the tokenizer that was named, or None if one is to be trained."""
+    if isinstance(tokenizer, os.PathLike):
+        tokenizer = os.fspath(tokenizer)
+    if tokenizer == SentencePieceTokenizer.kind:
+        if vocab_size is not None and vocab_size < 1:
+            raise UserError(f"vocab_size={vocab_size} must be at least 1, and in practice a thousand or more")
+        if not vocab_size:
+            raise UserError("tokenizer=sentencepiece is trained on the data and needs vocab_size, such as 2048")
+        return None
+    name = repr(tokenizer) if isinstance(tokenizer, str) else f"a {tokenizer.kind} tokenizer"
+    if vocab_size:
+        raise UserError(f"vocab_size={vocab_size} is for tokenizer=sentencepiece only; drop it with {name}")
+    chosen = tokenizers.load(tokenizer) if isinstance(tokenizer, str) else tokenizer
+    if chosen.eos_id is None:
+        raise UserError(f"tokenizer {name} has no EOS piece, which ends every document; use one that has")
+    return chosen

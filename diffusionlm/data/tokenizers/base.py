@@ -1,0 +1,74 @@
+"""The interface of a tokenizer."""
+
+from collections.abc import Sequence
+from typing import Any, ClassVar, Protocol, Self
+
+import numpy as np
+
+SPACE_MARK = "\u2581"  # stands for a space inside pieces of text
+
+
+class Tokenizer(Protocol):
+    """Text to token ids and back.
+
+    Attributes:
+      kind: the key of `tokenizers.KINDS`.
+      vocab_size: ids are 0 to vocab_size - 1.
+      bos_id: starts a document; None without such a piece.
+      eos_id: ends a document; `encode` never produces it.
+      pad_id: fills what is not text; it is EOS where there is no piece of its own, as SMDM and LLaDA pad.
+      sha256: equal for equal tokenizers.
+      marks: strings, such as the mask of a chat model, that `encode` turns into one token although they are no text.
+    """
+
+    kind: ClassVar[str]
+    vocab_size: int
+    bos_id: int | None
+    eos_id: int | None
+    pad_id: int | None
+
+    @property
+    def sha256(self) -> str:
+        """See the class."""
+        ...
+
+    @property
+    def marks(self) -> tuple[str, ...]:
+        """See the class."""
+        ...
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Self:
+        """Rebuild a tokenizer from its `to_dict`.
+
+        Raises:
+          UserError: the values are damaged.
+        """
+        ...
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return everything needed to rebuild the tokenizer, in JSON types."""
+        ...
+
+    def files(self) -> dict[str, bytes]:
+        """Return the files that other programs need to load it, by name; {} if it has none."""
+        ...
+
+    def encode(self, text: str) -> list[int]:
+        """Return the ids of `text`, without BOS or EOS."""
+        ...
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Return the text of `ids`.
+
+        Control ids and ids beyond the vocabulary stand for nothing, broken UTF-8 for U+FFFD.
+        """
+        ...
+
+    def token_bytes(self) -> np.ndarray:
+        """Return the UTF-8 bytes of text that each id stands for, 0 for control ids: int32 (vocab_size,)."""
+        ...
+
+    def piece_id(self, piece: str) -> int | None:
+        """Return the id of a piece that is one token whatever surrounds it, such as `<|eot_id|>`, or None."""
+        ...

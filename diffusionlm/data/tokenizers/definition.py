@@ -1,0 +1,120 @@
+"""A tokenizer's definition, the parsed content of a tokenizer.json: what is in it, and what follows from it."""
+
+import functools
+import json
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from diffusionlm.data.tokenizers.base import SPACE_MARK
+from diffusionlm.errors import UserError
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer as LibraryTokenizer
+
+Definition = dict[str, Any]
+
+
+def added_token(content: str, i: int) -> dict[str, Any]:
+    """Return an added token without any flags."""
+    flags = ("single_word", "lstrip", "rstrip", "normalized", "special")
+    return {"id": i, "content": content, **dict.fromkeys(flags, False)}
+
+
+def all_pieces(definition: Definition) -> dict[str, int]:
+    """Return the ids of all pieces, added tokens included."""
+    return definition["model"]["vocab"] | {token["content"]: token["id"] for token in definition["added_tokens"]}
+
+
+def make_special(definition: Definition, texts: set[str], pieces: Mapping[str, int]) -> None:
+    """Turn those of `texts` that are `pieces` into special tokens, in place."""
+    added = {token["content"]: token for token in definition["added_tokens"]}
+    for text in texts & set(pieces):
+        added.setdefault(text, added_token(text, pieces[text]))["special"] = True
+    definition["added_tokens"] = sorted(added.values(), key=lambda token: token["id"])
+
+
+def build(definition: Definition) -> "LibraryTokenizer":
+    """Return the tokenizer of the `tokenizers` library, which encodes special tokens in a text as text.
+
+    Raises:
+      UserError: the library refuses the definition.
+    """
+    from tokenizers import Tokenizer  # here, because only released models need it
+
+    try:
+        tokenizer = Tokenizer.from_str(json.dumps(definition))
+    except Exception as error:  # the library raises nothing narrower
+        raise UserError(f"the tokenizer's files are damaged, or newer than `tokenizers` here: {error}") from error
+    tokenizer.encode_special_tokens = True
+    return tokenizer
+
+
+@functools.cache
+def byte_alphabet() -> frozenset[str]:
+    """Return the characters that stand for the 256 bytes in byte-level pieces."""
+    from tokenizers.pre_tokenizers import ByteLevel
+
+    return frozenset(ByteLevel.alphabet())
+
+
+def decoders_of(definition: Definition) -> tuple[bool, dict[str, dict[str, Any]]]:
+    """Return whether pieces are bytes, and the decoders by type.
+
+    Raises:
+      UserError: the decoders are of another kind, for which the bytes of a token are not known.
+    """
+    decoders = {step["type"]: step for step in _steps(definition.get("decoder"), "decoders")}
+    if set(decoders) - {"Fuse"} == {"ByteLevel"}:
+        return True, decoders
+    replaces = "Metaspace" in decoders or "String" in decoders.get("Replace", {}).get("pattern", {})
+    if not replaces or set(decoders) - {"Replace", "Metaspace", "ByteFallback", "Fuse", "Strip"}:
+        raise UserError(
+            f"tokenizer.json decodes by {' and '.join(decoders) or 'nothing'}, for which the bytes of a token are not "
+            "known; use a tokenizer with byte-level or SentencePiece-like pieces"
+        )
+    return False, decoders
+
+
+def without_prefix(definition: Definition) -> Definition:
+    """Return a copy that does not put a space before a text."""
+    normalizers = [step for step in _steps(definition.get("normalizer"), "normalizers") if step["type"] != "Prepend"]
+    cutters = [
+        {**step, "prepend_scheme": "never", "add_prefix_space": False} if step["type"] == "Metaspace" else step
+        for step in _steps(definition.get("pre_tokenizer"), "pretokenizers")
+    ]
+    return definition | {
+        "normalizer": {"type": "Sequence", "normalizers": normalizers},
+        "pre_tokenizer": {"type": "Sequence", "pretokenizers": cutters},
+    }
+
+
+def is_lossless(definition: Definition, *, byte_level: bool, splits_at_mark: bool) -> bool:
+    """Return whether decoding what was encoded gives every text back, and its bytes are counted exactly.
+
+    Args:
+      definition: the definition.
+      byte_level: whether pieces are bytes.
+      splits_at_mark: whether the caller encodes U+2581, the mark that stands for a space, by its bytes.
+    """
+    pieces = all_pieces(definition)
+    normalizers = list(_steps(definition.get("normalizer"), "normalizers"))
+    cutters = list(_steps(definition.get("pre_tokenizer"), "pretokenizers"))
+    keep = {"ByteLevel", "Split", "Digits", "Punctuation", "Metaspace"}  # others drop whitespace
+    if any(step["type"] not in keep or step.get("behavior") == "Removed" for step in cutters):
+        return False
+    if byte_level:
+        prefix = any(step.get("add_prefix_space") for step in cutters)
+        return not normalizers and not prefix and byte_alphabet() <= set(pieces)
+    spaces = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE_MARK}
+    prefix = any(step["type"] == "Metaspace" and step.get("prepend_scheme") != "never" for step in cutters)
+    all_bytes = all(f"<0x{byte:02X}>" in pieces for byte in range(256))
+    return splits_at_mark and all_bytes and not prefix and all(step == spaces for step in normalizers)
+
+
+def _steps(part: Mapping[str, Any] | None, inside: str) -> Iterator[dict[str, Any]]:
+    """Yield the simple normalizers, pre-tokenizers or decoders that `part` is made of."""
+    if part is not None and part["type"] == "Sequence":
+        for step in part[inside]:
+            yield from _steps(step, inside)
+    elif part is not None:
+        yield dict(part)

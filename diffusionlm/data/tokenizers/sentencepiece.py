@@ -1,0 +1,181 @@
+"""Tokenizers of the SentencePiece library: trained here, or read from a tokenizer.model."""
+
+import base64
+import functools
+import hashlib
+import io
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import sentencepiece
+from sentencepiece import sentencepiece_model_pb2
+
+from diffusionlm.data.tokenizers.base import SPACE_MARK
+from diffusionlm.errors import UserError
+
+SENTENCEPIECE_FILE = "tokenizer.model"
+
+
+class SentencePieceTokenizer:
+    """A SentencePiece model, trained by `train_sentencepiece` or elsewhere.
+
+    With `lossless` models, which include those trained here, `decode(encode(text)) == text` and `token_bytes` counts
+    every byte of every text. A model from elsewhere that rewrites text or adds a leading space keeps doing so, and its
+    `token_bytes` count that space, which `decode` takes off again.
+
+    Args:
+      model: the serialized model, the content of a `tokenizer.model` file.
+
+    Raises:
+      UserError: `model` is not a SentencePiece model.
+    """
+
+    kind = "sentencepiece"
+
+    def __init__(self, model: bytes):
+        self._serialized = model
+        try:
+            self._model = sentencepiece.SentencePieceProcessor(model_proto=model)
+            proto = sentencepiece_model_pb2.ModelProto.FromString(model)
+        except Exception as error:  # the library's RuntimeError, or protobuf's DecodeError
+            raise UserError(
+                f"not a SentencePiece model ({len(model)} bytes): give the content of a tokenizer.model file"
+            ) from error
+        normalizer = proto.normalizer_spec
+        self.lossless = (
+            proto.trainer_spec.byte_fallback
+            and not normalizer.precompiled_charsmap
+            and not normalizer.add_dummy_prefix
+            and not normalizer.remove_extra_whitespaces
+        )
+        self.sha256 = hashlib.sha256(model).hexdigest()
+        self.vocab_size: int = self._model.get_piece_size()
+        self.bos_id, self.eos_id, pad_id = (
+            i if i >= 0 else None for i in (self._model.bos_id(), self._model.eos_id(), self._model.pad_id())
+        )
+        self.pad_id = self.eos_id if pad_id is None else pad_id
+
+    @classmethod
+    def from_file(cls, path: str) -> Self:
+        """Read a tokenizer.model.
+
+        Raises:
+          UserError: there is no such file, or it is not a SentencePiece model.
+        """
+        try:
+            return cls(Path(path).read_bytes())
+        except OSError as error:
+            raise UserError(f"cannot read the tokenizer {path!r}: {error.strerror}") from error
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Self:
+        """See `Tokenizer`."""
+        try:
+            model = base64.b64decode(values["model"], validate=True)
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(
+                "the stored sentencepiece tokenizer has no readable model; restore the original file"
+            ) from error
+        sha256, recorded = hashlib.sha256(model).hexdigest(), values.get("sha256")
+        if sha256 != recorded:
+            raise UserError(
+                f"the stored tokenizer is damaged: sha256 {sha256}, not {recorded}; restore the original file"
+            )
+        return cls(model)
+
+    def __reduce__(self):
+        return type(self), (self._serialized,)
+
+    def to_dict(self) -> dict[str, Any]:
+        """See `Tokenizer`."""
+        return {"kind": self.kind, "sha256": self.sha256, "model": base64.b64encode(self._serialized).decode()}
+
+    def files(self) -> dict[str, bytes]:
+        """See `Tokenizer`."""
+        return {SENTENCEPIECE_FILE: self._serialized}
+
+    def encode(self, text: str) -> list[int]:
+        """See `Tokenizer`."""
+        if not self.lossless:
+            return self._model.encode(text)
+        first, *rest = text.split(SPACE_MARK)
+        ids = self._model.encode(first)
+        for part in rest:  # SentencePiece would take the mark itself for a space
+            ids += self._space_mark_ids
+            ids += self._model.encode(part)
+        return ids
+
+    @functools.cached_property
+    def _space_mark_ids(self) -> list[int]:
+        return [self._model.piece_to_id(f"<0x{byte:02X}>") for byte in SPACE_MARK.encode()]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """See `Tokenizer`."""
+        return self._model.decode([int(i) for i in ids if i < self.vocab_size])
+
+    def token_bytes(self) -> np.ndarray:
+        """See `Tokenizer`."""
+        return np.array([self._count_bytes(i) for i in range(self.vocab_size)], np.int32)
+
+    def _count_bytes(self, i: int) -> int:
+        if self._model.is_control(i) or self._model.is_unknown(i):
+            return 0
+        if self._model.is_byte(i):
+            return 1
+        return len(self._model.id_to_piece(i).replace(SPACE_MARK, " ").encode())
+
+    def piece_id(self, piece: str) -> int | None:
+        """See `Tokenizer`."""
+        i = self._model.piece_to_id(piece)
+        types = sentencepiece_model_pb2.ModelProto.SentencePiece
+        return i if self._piece_types[i] in (types.CONTROL, types.USER_DEFINED) else None
+
+    @functools.cached_property
+    def marks(self) -> tuple[str, ...]:
+        """See `Tokenizer`; control pieces are encoded as text, and runs of spaces and line breaks are text."""
+        defined = sentencepiece_model_pb2.ModelProto.SentencePiece.USER_DEFINED
+        pieces = [self._model.id_to_piece(i) for i, type_ in enumerate(self._piece_types) if type_ == defined]
+        return tuple(piece for piece in pieces if piece.replace(SPACE_MARK, " ").strip())
+
+    @functools.cached_property
+    def _piece_types(self) -> list[int]:
+        return [piece.type for piece in sentencepiece_model_pb2.ModelProto.FromString(self._serialized).pieces]
+
+
+def train_sentencepiece(texts: Iterable[str], vocab_size: int) -> SentencePieceTokenizer:
+    """Train a lossless byte-pair-encoding model with exactly `vocab_size` pieces; equal texts give equal models.
+
+    Ids: 0 unknown (never produced), 1 BOS, 2 EOS, 3-258 the bytes, then the learned pieces. Pieces never cross a line
+    break, which is a byte piece itself. Nothing is normalised, and runs of whitespace may become pieces.
+
+    Raises:
+      UserError: the text is too small, or has too many different characters, for that many pieces.
+    """
+    lines = [line for text in texts for line in text.splitlines() if line]  # SentencePiece hides a generator's errors
+    model = io.BytesIO()
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(lines),
+            model_writer=model,
+            model_type="bpe",
+            vocab_size=vocab_size,
+            byte_fallback=True,
+            normalization_rule_name="identity",
+            add_dummy_prefix=False,
+            remove_extra_whitespaces=False,
+            allow_whitespace_only_pieces=True,
+            max_sentence_length=1 << 30,  # the default silently skips longer lines
+            minloglevel=2,
+        )
+    except RuntimeError as error:
+        if largest := re.search(r"value <= (\d+)", str(error)):
+            reason = f"is more pieces than this text yields; use at most {largest[1]}, or more text"
+        elif smallest := re.search(r"required_chars\. \d+ vs (\d+)", str(error)):
+            reason = f"is too small for the 256 bytes and the characters of this text; use at least {smallest[1]}"
+        else:
+            reason = "cannot be reached: there is no text to train on"
+        raise UserError(f"vocab_size={vocab_size} of a SentencePiece tokenizer {reason}") from error
+    return SentencePieceTokenizer(model.getvalue())
