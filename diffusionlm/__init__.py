@@ -15,7 +15,7 @@ _NAMES = {  # public name -> the module that has it
     "experiment": "registry",
     "experiment_names": "registry",
     "register": "registry",
-    "register_sweep": "scaling.sweep.commands",
+    "register_sweep": "scaling.commands",
     "Sweep": "scaling.sweep.recipe",
     "ScalingRecipe": "scaling.sweep.recipe",
     "grid": "scaling.sweep.recipe",
@@ -25,8 +25,8 @@ _NAMES = {  # public name -> the module that has it
     "export_weights": "interop.exporting",
     "evaluate": "evaluation.tasks",
     "SamplingConfig": "sampling.config",
-    "LikelihoodConfig": "likelihood.monte_carlo",
-    "prepare": "data.prepare",
+    "LikelihoodConfig": "likelihood.config",
+    "prepare": "training.prepare",
     "inspect": "data.inspect",
     "open_dataset": "data.pipeline",
     "Config": "config",
@@ -42,7 +42,7 @@ _MODULES = {  # public as modules
     "flops": "flops",
     "presets": "presets",
     "runtime": "parallel.processes",
-    "sweep": "scaling.sweep.commands",
+    "sweep": "scaling.commands",
 }
 
 __all__ = ["__version__", *_NAMES, *_MODULES]

@@ -1,0 +1,1 @@
+"""Log-likelihoods of text under a model: estimates with standard errors, perplexity, and choices between answers."""

@@ -1,24 +1,25 @@
-"""Perplexity of documents, also of those longer than the context."""
+"""Perplexity of documents, which may be longer than the context."""
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from diffusionlm.errors import UserError
-from diffusionlm.likelihood.estimators import ESTIMATORS
-from diffusionlm.likelihood.monte_carlo import Estimate, LikelihoodConfig, estimate
+from diffusionlm.likelihood.config import LikelihoodConfig
+from diffusionlm.likelihood.monte_carlo import Estimate, estimate
+from diffusionlm.likelihood.pairs import Pair
 from diffusionlm.model.spec import ModelSpec
+from diffusionlm.parallel.mesh import Params
 
 
 @dataclass(frozen=True)
 class Perplexity:
-    """What documents cost under a model, of which every token but the first is scored.
+    """The cost of documents under a model; every token but the first of a document is scored.
 
     Attributes:
       documents: the log-likelihood of each; of a masked diffusion model, a lower bound of it.
       tokens: scored tokens of each.
-      n_bytes: bytes of each, where given.
+      n_bytes: bytes of each; None where they are not known.
     """
 
     documents: list[Estimate]
@@ -28,45 +29,45 @@ class Perplexity:
     @property
     def nats(self) -> float:
         """Negative log-likelihood of all documents together; of a masked diffusion model, an upper bound of it."""
-        return -math.fsum(one.log_likelihood for one in self.documents)
+        return -math.fsum(document.log_likelihood for document in self.documents)
 
     @property
     def stderr(self) -> float:
-        """Standard error of `nats` over documents, given the number of tokens; of a single document nan.
+        """Standard error of `nats` over documents, given the number of tokens; nan for a single document.
 
-        That of a ratio, nats per token, times the tokens (Cochran, Sampling Techniques, section 2.11). Noise of the
-        estimates is part of it.
+        It is that of a ratio, nats per token, times the tokens (Cochran, Sampling Techniques, section 2.11). Noise of
+        the estimates is part of it.
         """
         D = len(self.documents)
         if D < 2:
             return math.nan
         pairs = zip(self.documents, self.tokens, strict=True)
-        residuals = [-one.log_likelihood - self.nats_per_token * n for one, n in pairs]
+        residuals = [-document.log_likelihood - self.nats_per_token * n for document, n in pairs]
         return math.sqrt(D / (D - 1) * math.fsum(x * x for x in residuals))
 
     @property
     def estimate_stderr(self) -> float:
         """Standard error of `nats` for exactly these documents: the noise of the estimates alone; 0 where exact."""
-        return math.sqrt(math.fsum(one.stderr**2 for one in self.documents))
+        return math.sqrt(math.fsum(document.stderr**2 for document in self.documents))
 
     @property
     def nats_per_token(self) -> float:
-        """Per scored token; its standard errors are those of `nats`, divided by the number of scored tokens."""
+        """Nats per scored token; to get its standard errors, divide those of `nats` by the number of scored tokens."""
         return self.nats / sum(self.tokens)
 
     @property
     def perplexity(self) -> float:
-        """exp of the nats per scored token."""
+        """The exponential of the nats per scored token."""
         return math.exp(self.nats_per_token)
 
     @property
     def bits_per_byte(self) -> float | None:
-        """Comparable between tokenizers; None without bytes."""
+        """Bits per byte of text, which are comparable between tokenizers; None where bytes are not known."""
         return None if self.n_bytes is None else self.nats / math.log(2) / sum(self.n_bytes)
 
 
 def perplexity(
-    params: Any,
+    params: Params,
     cfg: ModelSpec,
     documents: Sequence[Sequence[int]],
     settings: LikelihoodConfig | None = None,
@@ -74,13 +75,13 @@ def perplexity(
     stride: int | None = None,
     n_bytes: Sequence[int] | None = None,
 ) -> Perplexity:
-    """Scores documents of any length, in windows that overlap where one does not fit into the context.
+    """Score documents of any length, in overlapping windows where one does not fit into the context.
 
     Args:
       params: the parameters of `Transformer(cfg.model)`; for a mesh, call this under `jax.set_mesh`.
       cfg: the model.
       documents: token ids, each from its start token on, which is given and not scored.
-      settings: how each window is estimated; None: the defaults.
+      settings: the settings of each window's estimate; None: the defaults.
       stride: tokens by which a window advances: fewer give each token more context, and take more time; None: half of
         the context.
       n_bytes: bytes of the scored text of each document, for bits per byte.
@@ -88,9 +89,6 @@ def perplexity(
     Raises:
       UserError: a setting without meaning, nothing to score, or a token that the model cannot score.
     """
-    settings = settings or LikelihoodConfig()
-    if settings.estimator in ESTIMATORS and not ESTIMATORS[settings.estimator].summed:
-        raise UserError(f"estimator={settings.estimator} is a score per token, not a likelihood; leave it unset")
     documents = [list(document) for document in documents]
     if not any(len(document) > 1 for document in documents):
         raise UserError("no document has a token after its first one; there is nothing to score")
@@ -100,7 +98,9 @@ def perplexity(
         raise UserError(f"n_bytes={list(n_bytes)!r} must have the bytes of each of the {len(documents)} documents")
     stride = max(1, cfg.max_length // 2) if stride is None else stride
     windows = [rolling_windows(document, cfg.max_length, stride) for document in documents]
-    estimates = iter(estimate(params, cfg, [pair for pairs in windows for pair in pairs], settings))
+    estimates = iter(
+        estimate(params, cfg, [pair for pairs in windows for pair in pairs], settings or LikelihoodConfig())
+    )
     return Perplexity(
         [_sum([next(estimates) for _ in pairs]) for pairs in windows],
         [len(document) - 1 for document in documents],
@@ -109,20 +109,20 @@ def perplexity(
 
 
 def _sum(parts: Sequence[Estimate]) -> Estimate:
-    """Of independent estimates."""
+    """Add up independent estimates."""
     return Estimate(
-        math.fsum(one.log_likelihood for one in parts),
-        math.sqrt(math.fsum(one.stderr**2 for one in parts)),
-        min((one.passes for one in parts), default=1),
-        sum(one.nfe for one in parts),
+        math.fsum(part.log_likelihood for part in parts),
+        math.sqrt(math.fsum(part.stderr**2 for part in parts)),
+        min((part.passes for part in parts), default=1),
+        sum(part.nfe for part in parts),
     )
 
 
-def rolling_windows(tokens: Sequence[int], context: int, stride: int) -> list[tuple[list[int], list[int]]]:
-    """A document as (prefix, target) pairs in which every token but the first is scored once.
+def rolling_windows(tokens: Sequence[int], context: int, stride: int) -> list[Pair]:
+    """Cut a document into (prefix, target) pairs in which every token but the first is scored once.
 
-    The first window scores all that fits behind the first token; each later one up to `stride` tokens, given as many
-    tokens before them as fit.
+    The first window scores all that fits behind the first token; each later one scores up to `stride` tokens, given as
+    many tokens before them as fit.
 
     Args:
       tokens: the document, from its start token on, which is given.

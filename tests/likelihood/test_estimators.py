@@ -12,8 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy import stats
+from support.released_estimators import DIFFULLAMA_DRAWS, RELEASED, llada_counts
 
-from diffusionlm.likelihood.estimators import ESTIMATORS, Request, llada_counts
+from diffusionlm.likelihood import estimators
+from diffusionlm.likelihood.estimators import Request
+
+ESTIMATORS = estimators.ESTIMATORS | RELEASED
 
 N = 5  # target tokens, in K places
 K = 8
@@ -165,8 +169,7 @@ def test_times_are_a_lattice_with_one_offset(name, least):
 
 def test_diffullamas_score_is_the_mean_of_means():
     """Against a loop over its own masks: 32 noise levels k/32, unweighted, nothing masked counting as 0."""
-    assert ESTIMATORS["diffullama"].draws == 32 and not ESTIMATORS["diffullama"].summed
-    plan = planner("diffullama", 32)(jax.random.split(jax.random.key(0), 3000), jnp.int32(0))
+    plan = planner("diffullama", DIFFULLAMA_DRAWS)(jax.random.split(jax.random.key(0), 3000), jnp.int32(0))
     masked = np.asarray(plan.masked_DxK)
     expected = []
     for one in masked[:50, :, :N]:
@@ -185,7 +188,7 @@ def test_diffullamas_score_is_the_mean_of_means():
 @pytest.mark.parametrize("n, factor", [(1, 0.51), (2, 0.68), (4, 0.82), (8, 0.90)])
 def test_diffullamas_score_favours_short_answers(n, factor):
     """Of a constant cross-entropy it gives this share (each to one unit of the last place)."""
-    plan = planner("diffullama", 32, n)(jax.random.split(jax.random.key(n), 20_000), jnp.int32(0))
+    plan = planner("diffullama", DIFFULLAMA_DRAWS, n)(jax.random.split(jax.random.key(n), 20_000), jnp.int32(0))
     found = np.asarray(plan.weight_DxK).sum((1, 2)).mean()
     assert found == pytest.approx(np.mean([1 - (1 - k / 32) ** n for k in range(1, 33)]), abs=0.003)
     assert found == pytest.approx(factor, abs=0.011)
