@@ -101,13 +101,29 @@ def _refresh_memory(job: Job, state: State, memory: Memory, stepping_B: jax.Arra
     # A row that needs nothing must not be touched because of its mates.
     in_window_BxT = jnp.asarray(in_window(windows, canvas, state.block_B)) & needed_B[:, None]
 
-    def reread(width: int) -> Callable[[], Memory]:
-        return lambda: job.denoiser.reread(view, memory, window_indices(in_window_BxT, width))
+    def reread(width: int, memory: Memory) -> Memory:
+        return job.denoiser.reread(view, memory, window_indices(in_window_BxT, width))
 
     widths = jnp.array(windows.widths, jnp.int32)
     window = (widths < in_window_BxT.sum(-1, dtype=jnp.int32).max()[None]).sum(dtype=jnp.int32)
-    choice = jnp.where(refreshed_B.any(), 1, jnp.where(needed_B.any(), 2 + window, 0))
-    return jax.lax.switch(choice, [keep, read, *map(reread, windows.widths)]), counted_B
+    refresh, extend = refreshed_B.any(), needed_B.any() & ~refreshed_B.any()
+    memory = _update_in_place(refresh, lambda _: read(), memory)
+    for i, width in enumerate(windows.widths):
+        memory = _update_in_place(extend & (window == i), functools.partial(reread, width), memory)
+    return memory, counted_B
+
+
+def _update_in_place(condition: jax.Array, update: Callable[[Memory], Memory], memory: Memory) -> Memory:
+    """Return `update(memory)` where a scalar condition holds, and `memory` itself otherwise.
+
+    As `cond`, but XLA copies the whole result of a conditional, also that of a branch that changes nothing; what a loop
+    carries it updates in place. The caches of a large canvas are most of what a decoding step would move.
+    """
+
+    def once(carry: tuple[jax.Array, Memory]) -> tuple[jax.Array, Memory]:
+        return jnp.bool_(False), update(carry[1])
+
+    return jax.lax.while_loop(lambda carry: carry[0], once, (condition, memory))[1]
 
 
 def _decide(
