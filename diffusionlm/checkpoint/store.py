@@ -61,7 +61,8 @@ class CheckpointManager:
             self._checkpointer = ocp.training.Checkpointer(
                 self._directory,
                 context=_context(),
-                preservation_policy=policies.AnyPreservationPolicy(preserved),
+                # Orbax annotates its policies and what takes them differently.
+                preservation_policy=policies.AnyPreservationPolicy(preserved),  # pyright: ignore[reportArgumentType]
                 cleanup_tmp_directories=True,
             )
         for checkpoint in self._checkpointer.checkpoints:  # it would count among the newest and push whole ones out
@@ -235,7 +236,7 @@ def load_params(
 
 def param_shapes(path: epath.PathLike) -> dict[str, jax.ShapeDtypeStruct]:
     """Return the shape and dtype of each parameter of a checkpoint by name, such as "blocks/q"; no array is read."""
-    flat = traverse_util.flatten_dict(_saved_tree(find(path), "params"), sep="/")
+    flat: dict[str, Any] = traverse_util.flatten_dict(_saved_tree(find(path), "params"), sep="/")
     return {name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for name, leaf in flat.items()}
 
 
@@ -247,7 +248,8 @@ def load_subset(path: epath.PathLike, shapes: Mapping[str, jax.ShapeDtypeStruct]
     context.pytree.loading.partial_load = True
     with context:
         params = _load(find(path), "params", traverse_util.unflatten_dict(flat, sep="/"))
-    return traverse_util.flatten_dict(params, sep="/")
+    arrays: dict[str, Any] = traverse_util.flatten_dict(params, sep="/")
+    return arrays
 
 
 def save_params(directory: epath.PathLike, params: Params, sidecar: Sidecar, *, compress: bool = True) -> None:

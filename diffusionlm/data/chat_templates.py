@@ -1,7 +1,7 @@
 """Chat templates: how messages become the tokens of a prompt, in fine-tuning and in sampling alike.
 
-A template travels as plain JSON in the dataset's metadata and from there in the sidecar of checkpoints, so that what
-samples from a model writes prompts as its training did. A further template is one entry in `TURNS`.
+A template travels as plain JSON in the dataset's metadata, and from there in the sidecar of checkpoints, so a sampler
+writes prompts as training did. A new template is one entry in `TURNS`.
 """
 
 import dataclasses
@@ -9,9 +9,9 @@ import functools
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Any, NamedTuple
 
-from diffusionlm.data.tokenizers import Tokenizer
+from diffusionlm.data.tokenizers import Tokenizer, require_eos
 from diffusionlm.errors import UserError, suggest
 
 VERSION = 1
@@ -50,20 +50,20 @@ class Template:
     turn: str  # a turn, with {role} and {content}
     start_id: int  # the token that every prompt begins with
 
-    def to_dict(self) -> dict:
-        """Everything needed to rebuild it, in JSON types."""
+    def to_dict(self) -> dict[str, Any]:
+        """Return everything needed to rebuild the template, in JSON types."""
         return {"version": VERSION, **dataclasses.asdict(self)}
 
     @classmethod
-    def from_dict(cls, values: dict) -> "Template":
-        """Rebuilds what `to_dict` gave.
+    def from_dict(cls, values: dict[str, Any]) -> "Template":
+        """Rebuild a template from its `to_dict`.
 
         Raises:
-          UserError: another version, or something else.
+          UserError: the values are of another version, or damaged.
         """
         if not isinstance(values, dict) or values.get("version") != VERSION:
-            found = values.get("version") if isinstance(values, dict) else values
-            raise UserError(f"a chat template of version {found!r}, and this diffusionlm knows {VERSION}: upgrade")
+            version = values.get("version") if isinstance(values, dict) else values
+            raise UserError(f"a chat template of version {version!r}, and this diffusionlm knows {VERSION}: upgrade")
         try:
             template = cls(**{name: value for name, value in values.items() if name != "version"})
             _, _ = template.turn.split("{content}")
@@ -74,10 +74,10 @@ class Template:
         return template
 
     def prompt_ids(self, messages: Sequence[Message], tokenizer: Tokenizer) -> list[int]:
-        """The tokens that an answer to the last of these messages follows.
+        """Return the tokens after which an answer to the last of these messages comes.
 
         Raises:
-          ValueError: the messages cannot be written in this template; the reason.
+          ValueError: the messages cannot be written in this template; the message is the reason.
         """
         if not any(message.role == "user" for message in messages):
             raise ValueError("no message of a user, whom an answer would follow")
@@ -85,46 +85,52 @@ class Template:
         return [i for part in parts for i in part.ids]
 
     def parts(self, messages: Sequence[Message], tokenizer: Tokenizer) -> list[Part]:
-        """The prompts and answers of a dialogue in turn, up to its last answer; each is encoded on its own.
+        """Return the prompts and answers of a dialogue alternately, up to its last answer; each is encoded on its own.
 
-        So the tokens of a longer history are those of a shorter one and more, and an answer's tokens do not depend on
-        what stands before it. An answer that follows a user's message is one; the EOS after it is not included.
+        So the tokens of a shorter history begin those of a longer one, and an answer's tokens do not depend on what
+        stands before it. A message of the assistant is an answer once a user has spoken; the EOS after it is not
+        included.
 
         Raises:
-          ValueError: the messages cannot be written in this template; the reason.
+          ValueError: the messages cannot be written in this template; the message is the reason.
         """
         if self.bare and len(messages) > 2:
             raise ValueError("several turns, which template=none cannot tell apart; use another template")
         reserved = [*self._pieces, *tokenizer.marks]
         before, after = self.turn.split("{content}")
-        found, text, asked = [], "", False
+        parts: list[Part] = []
+        pending, asked = "", False
         for role, content in messages:
             if not self.bare:
                 content = content.strip()
-            for piece in reserved:
-                if piece in content:
-                    raise ValueError(f"a text holds {piece!r}, which is a token of its own and no text; remove it")
-            if self._marking_lines and (line := self._marking_lines.search(content)):
-                raise ValueError(f"a text holds the line {line[0]!r}, which marks turns in the template; remove it")
-            text += before.replace("{role}", role)
+            self._require_plain_text(content, reserved)
+            pending += before.replace("{role}", role)
             if role == "assistant" and asked:
-                start = [] if found else [self.start_id]
-                found.append(Part([*start, *self._encode(text, tokenizer)], False, ""))
-                found.append(Part(tokenizer.encode(content), True, content))
-                text = after
+                start = [] if parts else [self.start_id]
+                parts.append(Part([*start, *self._encode(pending, tokenizer)], False, ""))
+                parts.append(Part(tokenizer.encode(content), True, content))
+                pending = after
             else:
-                text += content + after
+                pending += content + after
                 asked = asked or role == "user"
-        return found
+        return parts
 
     @property
     def bare(self) -> bool:
-        """Whether it writes nothing, so that a prompt is only gone on from."""
+        """True if the template writes nothing of its own, so that an answer just continues the prompt."""
         return self.turn == "{content}"
 
+    def _require_plain_text(self, content: str, reserved: Sequence[str]) -> None:
+        """Raise `ValueError` if a text holds what marks turns, or another token that is no text."""
+        for piece in reserved:
+            if piece in content:
+                raise ValueError(f"a text holds {piece!r}, which is a token of its own and no text; remove it")
+        if self._marking_lines and (line := self._marking_lines.search(content)):
+            raise ValueError(f"a text holds the line {line[0]!r}, which marks turns in the template; remove it")
+
     @functools.cached_property
-    def _marking_lines(self) -> re.Pattern | None:
-        """Lines that begin a turn, where they are no tokens of their own."""
+    def _marking_lines(self) -> re.Pattern[str] | None:
+        """The lines that begin a turn; None where turns are marked by tokens of their own."""
         line = self.turn.split("{content}")[0].strip()
         if self._pieces or not line:
             return None
@@ -136,25 +142,29 @@ class Template:
         return _PIECE.findall(self.turn)
 
     def _encode(self, text: str, tokenizer: Tokenizer) -> list[int]:
-        return [i for ids in self._encoded(text, tokenizer) for i in ids]
+        return [i for ids in self._encode_pieces(text, tokenizer) for i in ids]
 
-    def _encoded(self, text: str, tokenizer: Tokenizer) -> Iterator[list[int]]:
-        """The ids of a text in which the template's own pieces are single tokens."""
+    def _encode_pieces(self, text: str, tokenizer: Tokenizer) -> Iterator[list[int]]:
+        """Yield the ids of a text in which the template's own pieces are single tokens."""
         if not self._pieces:
             yield tokenizer.encode(text)
             return
         for part in re.split(f"({'|'.join(map(re.escape, self._pieces))})", text):
             if part in self._pieces:
-                yield [tokenizer.piece_id(part)]
+                yield [_required_id(tokenizer, part)]
             elif part:
                 yield tokenizer.encode(part)
 
 
-def choose(name: Literal["auto", "llada", "plain", "none"], tokenizer: Tokenizer) -> Template:
-    """The template of that name for a tokenizer; auto: llada where the tokenizer has its pieces, else plain.
+def choose(name: str, tokenizer: Tokenizer) -> Template:
+    """Return a template for a tokenizer.
+
+    Args:
+      name: a key of `TURNS`, or "auto": llada if the tokenizer has its pieces, else plain.
+      tokenizer: writes the prompts.
 
     Raises:
-      UserError: an unknown name, or a tokenizer that lacks pieces of the template.
+      UserError: the name is unknown, or the tokenizer lacks pieces of the template.
     """
     if name not in ("auto", *TURNS):
         raise UserError(f"unknown template {name!r}{suggest(str(name), ('auto', *TURNS))}")
@@ -162,7 +172,15 @@ def choose(name: Literal["auto", "llada", "plain", "none"], tokenizer: Tokenizer
     missing = [piece for piece in needed if tokenizer.piece_id(piece) is None]
     if name == "llada" and missing:
         raise UserError(f"template=llada needs the piece {missing[0]!r}, which this tokenizer lacks; use plain")
-    name = ("plain" if missing else "llada") if name == "auto" else name
-    # Elsewhere a prompt begins as documents do in pre-training here, after the end of the one before.
-    start_id = tokenizer.piece_id(LLADA_START) if name == "llada" else tokenizer.eos_id
+    if name == "auto":
+        name = "plain" if missing else "llada"
+    # Other prompts begin as documents do in pre-training here, after the end of the one before.
+    start_id = _required_id(tokenizer, LLADA_START) if name == "llada" else require_eos(tokenizer)
     return Template(name, TURNS[name], start_id)
+
+
+def _required_id(tokenizer: Tokenizer, piece: str) -> int:
+    i = tokenizer.piece_id(piece)
+    if i is None:
+        raise ValueError(f"the template's piece {piece!r} is no token of this tokenizer")
+    return i

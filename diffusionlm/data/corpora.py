@@ -1,4 +1,4 @@
-"""Named corpora that need no download. `python_docs`: the documentation that Python and installed packages carry.
+"""Named corpora that need no download, such as `python_docs`, the documentation in Python and installed packages.
 
 A new corpus is one registered function that returns its documents by split.
 """
@@ -31,15 +31,17 @@ SKIPPED = {
     "_vendor",
 }
 VALIDATION_SHARE = 0.05  # of the modules
-PROSE_SHARE = 0.15  # of a file; those with fewer docstrings take most of the time to parse and hold little text
+PROSE_SHARE = 0.15  # of a file; files with fewer docstrings take most of the time to parse and hold little text
 TRIPLE_QUOTED = re.compile(rb"\"\"\"(.*?)\"\"\"|'''(.*?)'''", re.DOTALL)
-NO_LETTERS = re.compile(r"[\W\d_]+")
-BOILERPLATE = 40  # letters; a paragraph at least this long is kept only where it comes first
+NON_LETTERS = re.compile(r"[\W\d_]+")
+BOILERPLATE = 40  # letters; a paragraph at least this long is kept only at its first occurrence
 
 
 @dataclass(frozen=True)
 class Document:
-    name: str  # module:definition, or what else tells where the text comes from
+    """A text of a corpus."""
+
+    name: str  # module:definition, or another description of where the text comes from
     text: str
 
 
@@ -47,17 +49,21 @@ CORPORA: Registry[dict[str, list[Document]]] = Registry("corpus")
 
 
 def get(name: str) -> dict[str, list[Document]]:
-    """The documents of a corpus, by split ("train" and "validation")."""
+    """Return the documents of a corpus by split, "train" and "validation".
+
+    Raises:
+      UserError: the name is unknown.
+    """
     return CORPORA.get(name)
 
 
 @CORPORA.register("python_docs")
 def python_docs() -> dict[str, list[Document]]:
-    """Docstrings of the standard library and of installed packages, and the topics of Python's `help`.
+    """Collect docstrings of the standard library and of installed packages, and the topics of Python's `help`.
 
-    Sources are parsed, never run. A document is what one top-level class or function, module head or help topic says.
-    Whole modules (and topics) are held out by a hash of their name, so that machines agree; a paragraph that occurs
-    again, but for case, digits and punctuation, is kept only in the first place, so none is in both splits.
+    Sources are parsed, never run. A document is the text of one top-level class or function, module head or help topic.
+    Whole modules (and topics) are held out by a hash of their name, so machines agree. Of paragraphs that differ only
+    in case, digits and punctuation the first is kept, so none is in both splits.
     """
     splits: dict[str, list[Document]] = {"train": [], "validation": []}
     seen: set[str] = set()
@@ -71,12 +77,12 @@ def python_docs() -> dict[str, list[Document]]:
 
 
 def _help_topics() -> list[tuple[str, list[Document]]]:
-    if not importlib.util.find_spec("pydoc_data"):  # some distributions package it apart
+    if not importlib.util.find_spec("pydoc_data"):  # some distributions package it separately
         return []
     from pydoc_data.topics import topics
 
-    named = {f"help:{topic}": text for topic, text in topics.items()}
-    return [(name, [Document(name, text.strip("\n") + "\n")]) for name, text in sorted(named.items())]
+    texts = {f"help:{topic}": text for topic, text in topics.items()}
+    return [(name, [Document(name, text.strip("\n") + "\n")]) for name, text in sorted(texts.items())]
 
 
 def _modules() -> list[tuple[str, list[Document]]]:
@@ -84,20 +90,20 @@ def _modules() -> list[tuple[str, list[Document]]]:
     for package in PACKAGES:
         if (spec := importlib.util.find_spec(package)) and spec.submodule_search_locations:
             roots.append((package, Path(spec.submodule_search_locations[0])))
-    found = []
+    modules = []
     with _no_garbage_collection():
         for package, root in roots:
             for file in sorted(root.rglob("*.py")):
                 parts = file.relative_to(root).with_suffix("").parts
                 if not SKIPPED.intersection(parts) and not file.name.endswith("_test.py"):
                     module = ".".join([package, *parts]).strip(".").removesuffix(".__init__")
-                    found.append((module, list(_docstrings(module, file))))
-    return found
+                    modules.append((module, list(_docstrings(module, file))))
+    return modules
 
 
 @contextlib.contextmanager
 def _no_garbage_collection() -> Iterator[None]:
-    """Syntax trees have no cycles, and collecting would go through everything that JAX has loaded, time after time."""
+    """Suspend collection: syntax trees have no cycles, and each collection would visit all that JAX has loaded."""
     was_enabled = gc.isenabled()
     gc.disable()
     try:
@@ -108,7 +114,7 @@ def _no_garbage_collection() -> Iterator[None]:
 
 
 def _docstrings(module: str, file: Path) -> Iterator[Document]:
-    """One document for the module head and one for each top-level definition, with all that it contains."""
+    """Yield one document for the module head and one for each top-level definition, with all that it contains."""
     try:
         source = file.read_bytes()
         prose = sum(len(a) + len(b) for a, b in TRIPLE_QUOTED.findall(source))
@@ -127,7 +133,7 @@ def _docstrings(module: str, file: Path) -> Iterator[Document]:
 
 
 def _statements(body: Sequence[ast.stmt]) -> Iterator[ast.stmt]:
-    """The statements of a body, those under a condition included."""
+    """Yield the statements of a body, including those under a condition."""
     for node in body:
         yield node
         if isinstance(node, ast.If | ast.Try | ast.With):
@@ -136,7 +142,7 @@ def _statements(body: Sequence[ast.stmt]) -> Iterator[ast.stmt]:
 
 
 def _texts(node: ast.stmt) -> Iterator[str]:
-    """The docstring of a definition and of those inside it, or the text that numpy attaches with `add_newdoc`."""
+    """Yield the docstring of a definition and of those inside it, or the text that numpy attaches with `add_newdoc`."""
     if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
         if text := ast.get_docstring(node):
             yield text
@@ -150,14 +156,14 @@ def _texts(node: ast.stmt) -> Iterator[str]:
 
 
 def _unseen(text: str, seen: set[str]) -> str:
-    """`text` without the paragraphs in `seen`, to which the others are added; "" where nothing of length is left."""
-    kept, news = [], False
+    """Return `text` without its `seen` paragraphs, and add the others to them; "" if only short ones remain."""
+    kept, has_new = [], False
     for paragraph in re.split(r"\n[ \t]*\n", text.strip("\n")):
-        letters = NO_LETTERS.sub("", paragraph.lower())
+        letters = NON_LETTERS.sub("", paragraph.lower())
         if len(letters) >= BOILERPLATE:
             if letters in seen:
                 continue
             seen.add(letters)
-            news = True
+            has_new = True
         kept.append(paragraph)
-    return "\n\n".join(kept) + "\n" if news else ""
+    return "\n\n".join(kept) + "\n" if has_new else ""

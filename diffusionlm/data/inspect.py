@@ -1,6 +1,7 @@
 """A prepared dataset for human eyes: decoded records and statistics (`diffusionlm data inspect`)."""
 
 import os
+from typing import Any
 
 import numpy as np
 from rich.console import Console
@@ -11,44 +12,35 @@ from rich.text import Text
 from diffusionlm.data.pipeline import Dataset, open_dataset
 from diffusionlm.errors import UserError
 
-EXAMINED = 2048  # rows, from the first on, behind the token frequencies and document lengths
+EXAMINED_ROWS = 2048  # from the first on: behind the token frequencies and document lengths
 FREQUENT = 12  # tokens listed
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 COLOURS = ("", "cyan")  # of documents in turn
 
 
-def describe(path: str | os.PathLike, count: int = 3, split: str = "train") -> dict:
-    """What `inspect` shows, in JSON types.
+def describe(path: str | os.PathLike, count: int = 3, split: str = "train") -> dict[str, Any]:
+    """Return what `inspect` shows, in JSON types.
 
     Args:
       path: a directory that `prepare` made.
       count: records to decode, spread evenly over the split.
-      split: where they and the token statistics come from.
+      split: the split that these records and the token statistics come from.
 
     Returns:
       {"path", "sha256", "tokenizer", "sequence_length", "packing", "template": its name, "splits": {name: counts},
       "examined": rows behind the next two, "frequent_tokens": [{"id", "text", "share"}], "document_tokens": {quantile:
       tokens}, "records": [{"index", "documents": [text]}]}; with packing "examples" documents are dialogues there, and
-      the texts of a record are prompts and answers in turn
+      the texts of a record are prompts and answers in turn.
 
     Raises:
-      UserError: no dataset, no such split, or a negative count.
+      UserError: there is no dataset or no such split, or the count is negative.
     """
     if count < 0:
         raise UserError(f"count={count} must not be negative")
     dataset = open_dataset(path)
-    metadata, tokenizer = dataset.metadata, dataset.tokenizer
-    rows = dataset.rows(split, range(min(EXAMINED, dataset.size(split))))
-    examined = rows["tokens"]
-    counts = np.bincount(examined.ravel(), minlength=metadata.vocab_size)
-    frequent = np.argsort(-counts, kind="stable")[:FREQUENT]
-    if metadata.packing == "examples":
-        real = rows["segment_ids"] != 0
-        counts, lengths = np.bincount(examined[real], minlength=metadata.vocab_size), real.sum(1)
-    else:
-        ends = np.flatnonzero(examined.ravel() == tokenizer.eos_id)
-        lengths = np.diff(ends, prepend=-1)  # rows follow each other without a gap, so documents are whole here
-    indices = np.linspace(0, dataset.size(split) - 1, min(count, dataset.size(split))).astype(int)
+    metadata = dataset.metadata
+    size = dataset.size(split)
+    indices = np.linspace(0, size - 1, min(count, size)).astype(int)
     return {
         "path": str(dataset.path),
         "sha256": metadata.sha256,
@@ -59,68 +51,98 @@ def describe(path: str | os.PathLike, count: int = 3, split: str = "train") -> d
         "template": metadata.template and metadata.template["name"],
         "splits": {
             name: {
-                "records": one.records,
-                "documents": one.documents,
-                "tokens": one.tokens,
-                "raw_bytes": one.raw_bytes,
-                "bytes_per_token": one.raw_bytes / one.tokens,
+                "records": counts.records,
+                "documents": counts.documents,
+                "tokens": counts.tokens,
+                "raw_bytes": counts.raw_bytes,
+                "bytes_per_token": counts.raw_bytes / counts.tokens,
             }
-            for name, one in metadata.splits.items()
+            for name, counts in metadata.splits.items()
         },
-        "examined": len(examined),
-        "frequent_tokens": [
-            {"id": int(i), "text": _name(dataset, int(i)), "share": float(counts[i] / counts.sum())}
-            for i in frequent
-            if counts[i]
-        ],
-        "document_tokens": {str(q): float(np.quantile(lengths, q)) for q in QUANTILES} if len(lengths) else {},
+        **_statistics(dataset, split),
         "records": [{"index": int(i), "documents": _documents(dataset, split, int(i))} for i in indices],
     }
 
 
-def inspect(path: str | os.PathLike, count: int = 3, split: str = "train") -> dict:
-    """Prints what `describe` gives, with documents in alternating colours and their ends marked; returns it too."""
-    found = describe(path, count, split)
-    console = Console(highlight=False)
-    kind, vocab_size = found["tokenizer"]["kind"], found["tokenizer"]["vocab_size"]
-    console.print(
-        f"{found['path']}: records of {found['sequence_length']} + 1 tokens, {kind} tokenizer of {vocab_size:,} ids, "
-        f"sha256 {found['sha256'][:12]}",
-        soft_wrap=True,
-        markup=False,
-    )
-    what = "documents" if found["packing"] == "chunk" else "answers"
-    table = Table("split", "records", what, "tokens", "bytes", "bytes/token")
-    for name, one in found["splits"].items():
-        whole = (f"{one[key]:,}" for key in ("records", "documents", "tokens", "raw_bytes"))
-        table.add_row(name, *whole, f"{one['bytes_per_token']:.3f}")
-    console.print(table)
-    console.print(f"first {found['examined']:,} rows of {split}", markup=False)
-    quantiles = (f"{float(q):.0%} {length:.0f}" for q, length in found["document_tokens"].items())
-    console.print(
-        f"  tokens a {'document' if found['packing'] == 'chunk' else 'dialogue'}, quantiles: " + ", ".join(quantiles),
-        markup=False,
-    )
-    frequent = (f"{token['text']!r} {token['share']:.1%}" for token in found["frequent_tokens"])
-    console.print("  most frequent tokens: " + ", ".join(frequent), markup=False)
-    for record in found["records"]:
-        body = Text()
-        for i, text in enumerate(record["documents"]):
-            if i and found["packing"] == "chunk":
-                body.append(" ■ end of document\n", style="bold red")
-            body.append(text, style=COLOURS[i % 2])
-        console.print(Panel(body, title=f"{split} record {record['index']:,}", title_align="left"))
-    return found
-
-
-def _name(dataset: Dataset, i: int) -> str:
-    return "EOS" if i == dataset.tokenizer.eos_id else dataset.tokenizer.decode([i])
+def _statistics(dataset: Dataset, split: str) -> dict[str, Any]:
+    """Return the token frequencies and document lengths of the first rows."""
+    tokenizer, vocab_size = dataset.tokenizer, dataset.metadata.vocab_size
+    rows = dataset.rows(split, range(min(EXAMINED_ROWS, dataset.size(split))))
+    if dataset.metadata.packing == "examples":
+        real = rows["segment_ids"] != 0
+        tokens, lengths = rows["tokens"][real], real.sum(1)
+    else:
+        tokens = rows["tokens"].ravel()
+        ends = np.flatnonzero(tokens == tokenizer.eos_id)
+        lengths = np.diff(ends, prepend=-1)  # rows follow each other without a gap, so documents are whole here
+    counts = np.bincount(tokens, minlength=vocab_size)
+    stored = np.bincount(rows["tokens"].ravel(), minlength=vocab_size)  # padding of dialogues, which is EOS, included
+    frequent = np.argsort(-stored, kind="stable")[:FREQUENT]
+    return {
+        "examined": len(rows["tokens"]),
+        "frequent_tokens": [
+            {
+                "id": int(i),
+                "text": "EOS" if i == tokenizer.eos_id else tokenizer.decode([int(i)]),
+                "share": float(counts[i] / counts.sum()),
+            }
+            for i in frequent
+            if counts[i]
+        ],
+        "document_tokens": {str(q): float(np.quantile(lengths, q)) for q in QUANTILES} if len(lengths) else {},
+    }
 
 
 def _documents(dataset: Dataset, split: str, index: int) -> list[str]:
-    """The decoded pieces of documents in one record."""
+    """Return the decoded pieces of documents in one record."""
     row = {name: values[0] for name, values in dataset.rows(split, [index]).items()}
     if dataset.metadata.packing == "examples":
         row = {name: values[row["segment_ids"] != 0] for name, values in row.items()}
     starts = np.flatnonzero(np.diff(row["segment_ids"])) + 1
     return [dataset.tokenizer.decode(ids.tolist()) for ids in np.split(row["tokens"], starts)]
+
+
+def inspect(path: str | os.PathLike, count: int = 3, split: str = "train") -> dict[str, Any]:
+    """Print what `describe` returns, with documents in alternating colours and their ends marked; return it too.
+
+    Args:
+      path: a directory that `prepare` made.
+      count: records to decode, spread evenly over the split.
+      split: the split that these records and the token statistics come from.
+
+    Raises:
+      UserError: there is no dataset or no such split, or the count is negative.
+    """
+    values = describe(path, count, split)
+    dialogues = values["packing"] == "examples"
+    console = Console(highlight=False)
+    kind, vocab_size = values["tokenizer"]["kind"], values["tokenizer"]["vocab_size"]
+    console.print(
+        f"{values['path']}: records of {values['sequence_length']} + 1 tokens, {kind} tokenizer of {vocab_size:,} ids, "
+        f"sha256 {values['sha256'][:12]}",
+        soft_wrap=True,
+        markup=False,
+    )
+    table = Table("split", "records", "answers" if dialogues else "documents", "tokens", "bytes", "bytes/token")
+    for name, counts in values["splits"].items():
+        integers = (f"{counts[key]:,}" for key in ("records", "documents", "tokens", "raw_bytes"))
+        table.add_row(name, *integers, f"{counts['bytes_per_token']:.3f}")
+    console.print(table)
+    console.print(f"first {values['examined']:,} rows of {split}", markup=False)
+    quantiles = (f"{float(q):.0%} {length:.0f}" for q, length in values["document_tokens"].items())
+    unit = "dialogue" if dialogues else "document"
+    console.print(f"  tokens a {unit}, quantiles: " + ", ".join(quantiles), markup=False)
+    frequent = (f"{token['text']!r} {token['share']:.1%}" for token in values["frequent_tokens"])
+    console.print("  most frequent tokens: " + ", ".join(frequent), markup=False)
+    for record in values["records"]:
+        console.print(_panel(record, split, dialogues))
+    return values
+
+
+def _panel(record: dict[str, Any], split: str, dialogues: bool) -> Panel:
+    body = Text()
+    for i, text in enumerate(record["documents"]):
+        if i and not dialogues:
+            body.append(" ■ end of document\n", style="bold red")
+        body.append(text, style=COLOURS[i % 2])
+    return Panel(body, title=f"{split} record {record['index']:,}", title_align="left")

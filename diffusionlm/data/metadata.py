@@ -99,7 +99,7 @@ def read(directory: epath.Path) -> Metadata:
 def _parse(values: Any, directory: epath.Path) -> Metadata:
     file = directory / FILE
     format, packing = (values.get("format"), values.get("packing")) if isinstance(values, dict) else (None, None)
-    expected = FORMATS.get(packing, FORMATS["chunk"])
+    expected = FORMATS.get(str(packing), FORMATS["chunk"])
     if format != expected:
         raise UserError(
             f"dataset {str(directory)!r} has format {format!r}, not {expected}; prepare it again with this version"

@@ -11,7 +11,8 @@ from typing import Protocol, TypeVar
 # What kills a worker.
 WORKER_DEATHS = 'out of memory, or started by a script outside of its `if __name__ == "__main__"` block'
 
-J, R = TypeVar("J"), TypeVar("R")
+J = TypeVar("J")
+R = TypeVar("R")
 
 
 class Map(Protocol):

@@ -8,6 +8,7 @@ import functools
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
 
 import grain
 import numpy as np
@@ -29,7 +30,7 @@ class Dataset:
 
     def __init__(self, path: epath.Path, metadata: Metadata):
         self.path, self.metadata = path, metadata
-        self._source = functools.cache(tfds.builder_from_directory(path).as_data_source)
+        self._source: Callable[[str], Any] = functools.cache(tfds.builder_from_directory(path).as_data_source)
 
     @functools.cached_property
     def tokenizer(self) -> tokenizers.Tokenizer:
@@ -60,7 +61,7 @@ class Dataset:
         if self.metadata.packing != "examples":
             return rows
         draws = (dialogues.draw(*address) for address in addresses)
-        return dialogues.select_turn(rows, draws, self.tokenizer.eos_id)
+        return dialogues.select_turn(rows, draws, tokenizers.require_eos(self.tokenizer))
 
 
 def open_dataset(path: str | os.PathLike) -> Dataset:
@@ -94,7 +95,7 @@ def train_batches(
     if not 0 <= seed < 1 << 32:
         raise UserError(f"seed={seed} of the data order must lie in [0, 2**32)")
     size = dataset.size("train")
-    order = grain.MapDataset.range(size).seed(seed).shuffle().repeat()
+    order: Any = grain.MapDataset.range(size).seed(seed).shuffle().repeat()
     rows = np.arange(batch_size) if rows is None else np.asarray(rows)
 
     def batch(k: int) -> Batch:

@@ -125,7 +125,7 @@ def _build(context: BuildContext, request: Request) -> Metadata:
     encoded = encode_splits(context, request.sources, rules, tokenizer, on_error=request.on_error)
     if template:
         _require_answers(request, encoded.streams)
-    record_format = RecordFormat(request.sequence_length, tokenizer.vocab_size, tokenizer.eos_id)
+    record_format = RecordFormat(request.sequence_length, tokenizer.vocab_size, tokenizers.require_eos(tokenizer))
     metadata = Metadata(
         tokenizer=tokenizer.to_dict(),
         vocab_size=tokenizer.vocab_size,

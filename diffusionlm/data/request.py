@@ -145,10 +145,11 @@ def _resolve_tokenizer(tokenizer: str | os.PathLike | Tokenizer, vocab_size: int
         if not vocab_size:
             raise UserError("tokenizer=sentencepiece is trained on the data and needs vocab_size, such as 2048")
         return None
-    name = repr(tokenizer) if isinstance(tokenizer, str) else f"a {tokenizer.kind} tokenizer"
+    name = repr(tokenizer) if isinstance(tokenizer, str) else f"of kind {tokenizer.kind}"
     if vocab_size:
-        raise UserError(f"vocab_size={vocab_size} is for tokenizer=sentencepiece only; drop it with {name}")
+        raise UserError(
+            f"vocab_size={vocab_size} is for tokenizer=sentencepiece only; drop it with the tokenizer {name}"
+        )
     chosen = tokenizers.load(tokenizer) if isinstance(tokenizer, str) else tokenizer
-    if chosen.eos_id is None:
-        raise UserError(f"tokenizer {name} has no EOS piece, which ends every document; use one that has")
+    tokenizers.require_eos(chosen, name)
     return chosen

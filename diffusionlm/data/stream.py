@@ -4,6 +4,7 @@ The stream of a split holds all of its documents in order, each followed by EOS 
 of dialogues has the length of each. So the records do not depend on the number of workers.
 """
 
+import functools
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -80,17 +81,18 @@ class RecordFormat(NamedTuple):
         """The dtype of the stream's words."""
         return word_type(self.vocab_size)
 
+    @property
+    def dtypes(self) -> dict[str, np.dtype]:
+        """The dtypes of the arrays of a record."""
+        limits = {"tokens": self.vocab_size, "segment_ids": self.length}
+        return {name: np.dtype(np.uint16 if limit < 1 << 16 else np.uint32) for name, limit in limits.items()}
+
     def features(self) -> "tfds.features.FeaturesDict":
         """Return the TFDS features: `tokens`, and `segment_ids` that number a record's documents from 1."""
         import tensorflow_datasets as tfds  # here, because workers that only encode do without
 
-        tokens, segment_ids = (np.uint16 if ids < 1 << 16 else np.uint32 for ids in (self.vocab_size, self.length))
-        return tfds.features.FeaturesDict(
-            {
-                "tokens": tfds.features.Tensor(shape=(self.length,), dtype=tokens, encoding="bytes"),
-                "segment_ids": tfds.features.Tensor(shape=(self.length,), dtype=segment_ids, encoding="bytes"),
-            }
-        )
+        tensor = functools.partial(tfds.features.Tensor, shape=(self.length,), encoding="bytes")
+        return tfds.features.FeaturesDict({name: tensor(dtype=dtype) for name, dtype in self.dtypes.items()})
 
 
 @dataclass(frozen=True)
@@ -180,17 +182,15 @@ def write_shard(job: ShardJob) -> int:
     """
     from array_record.python.array_record_module import ArrayRecordWriter
 
-    serializer = job.format.features()
+    serializer, dtypes = job.format.features(), job.format.dtypes
     serialized_bytes, step = 0, max(1, BLOCK_TOKENS // job.format.length)
     rows = _read_dialogues(job, job.lengths) if job.lengths else _cut_texts(job)
     writer = ArrayRecordWriter(str(job.file), "group_size:1")  # a record a group: random access reads no more
     try:
         for start in range(job.first, job.stop, step):
-            stop = min(start + step, job.stop)
-            tokens_NxT, segment_ids_NxT = (
-                values.astype(serializer[name].np_dtype)
-                for name, values in zip(("tokens", "segment_ids"), rows(start, stop), strict=True)
-            )
+            tokens_NxT, segment_ids_NxT = rows(start, min(start + step, job.stop))
+            tokens_NxT = tokens_NxT.astype(dtypes["tokens"])
+            segment_ids_NxT = segment_ids_NxT.astype(dtypes["segment_ids"])
             for tokens, segment_ids in zip(tokens_NxT, segment_ids_NxT, strict=True):
                 record = serializer.serialize_example({"tokens": tokens, "segment_ids": segment_ids})
                 serialized_bytes += len(record)

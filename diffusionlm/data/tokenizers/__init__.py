@@ -10,7 +10,7 @@ from typing import Any
 
 from etils import epath
 
-from diffusionlm.data.tokenizers.base import Tokenizer
+from diffusionlm.data.tokenizers.base import Tokenizer, require_eos
 from diffusionlm.data.tokenizers.byte import ByteTokenizer
 from diffusionlm.data.tokenizers.huggingface import HuggingFaceTokenizer
 from diffusionlm.data.tokenizers.huggingface_files import ADDED_FILE, DEFINITION_FILE, parse_json, read_files
@@ -27,6 +27,7 @@ __all__ = [
     "from_dict",
     "load",
     "load_directory",
+    "require_eos",
     "train_sentencepiece",
 ]
 

@@ -5,6 +5,8 @@ from typing import Any, ClassVar, Protocol, Self
 
 import numpy as np
 
+from diffusionlm.errors import UserError
+
 SPACE_MARK = "\u2581"  # stands for a space inside pieces of text
 
 
@@ -26,16 +28,8 @@ class Tokenizer(Protocol):
     bos_id: int | None
     eos_id: int | None
     pad_id: int | None
-
-    @property
-    def sha256(self) -> str:
-        """See the class."""
-        ...
-
-    @property
-    def marks(self) -> tuple[str, ...]:
-        """See the class."""
-        ...
+    sha256: str
+    marks: tuple[str, ...]
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:
@@ -72,3 +66,15 @@ class Tokenizer(Protocol):
     def piece_id(self, piece: str) -> int | None:
         """Return the id of a piece that is one token whatever surrounds it, such as `<|eot_id|>`, or None."""
         ...
+
+
+def require_eos(tokenizer: Tokenizer, name: str = "") -> int:
+    """Return the EOS id.
+
+    Raises:
+      UserError: the tokenizer, called `name` in the message, has none.
+    """
+    if tokenizer.eos_id is None:
+        name = name or f"of kind {tokenizer.kind}"
+        raise UserError(f"tokenizer {name} has no EOS piece, which ends every document; use one that has")
+    return tokenizer.eos_id

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Sequence
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 
@@ -10,7 +10,7 @@ import numpy as np
 class ByteTokenizer:
     """One id per UTF-8 byte: 0 to 255 are the bytes, 256 is EOS and padding; there is no BOS."""
 
-    kind = "byte"
+    kind: ClassVar[str] = "byte"
     vocab_size = 257
     bos_id: int | None = None
     eos_id: int | None = 256

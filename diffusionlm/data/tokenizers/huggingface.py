@@ -1,10 +1,9 @@
 """Tokenizers of released models in Hugging Face's files: `tokenizer.json`, or a vocabulary with BPE merges."""
 
 import base64
-import functools
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 
@@ -44,7 +43,7 @@ class HuggingFaceTokenizer:
       UserError: a file is damaged, or the pieces are of another kind.
     """
 
-    kind = "huggingface"
+    kind: ClassVar[str] = "huggingface"
 
     def __init__(self, files: Mapping[str, bytes], family: str, ids: Sequence[int | None]):
         self._contents, self._family = dict(files), family
@@ -57,6 +56,9 @@ class HuggingFaceTokenizer:
         control_ids = {self.bos_id, self.eos_id, self.pad_id}
         make_special(definition, {texts[i] for i in control_ids if i in texts}, pieces)
         self._added: dict[str, dict[str, Any]] = {token["content"]: token for token in definition["added_tokens"]}
+        # Runs of spaces and line breaks, which some tokenizers add, are text.
+        ordinary = [content for content, token in self._added.items() if not token["special"]]
+        self.marks = tuple(text for text in ordinary if text.replace(SPACE_MARK, " ").strip())
         self.vocab_size = max(pieces.values()) + 1
         self._byte_level, self._decoders = decoders_of(definition)
         self._library = build(definition)
@@ -89,9 +91,9 @@ class HuggingFaceTokenizer:
         def id_of(role: str) -> int | None:
             if f"{role}_token" in named:  # also where the files say that there is none
                 return pieces.get(named[f"{role}_token"] or "")
-            configured = config.get(f"{role}_token_id")
-            configured = configured[0] if isinstance(configured, list) and configured else configured
-            return configured if configured in pieces.values() else pieces.get(usual.get(role, ""))
+            value = config.get(f"{role}_token_id")  # an id, or several
+            first: Any = value[0] if isinstance(value, list) and value else value
+            return first if first in pieces.values() else pieces.get(usual.get(role, ""))
 
         return cls(files, family, [id_of(role) for role in ("bos", "eos", "pad")])
 
@@ -155,12 +157,6 @@ class HuggingFaceTokenizer:
     def piece_id(self, piece: str) -> int | None:
         """See `Tokenizer`."""
         return self._added[piece]["id"] if piece in self._added else None
-
-    @functools.cached_property
-    def marks(self) -> tuple[str, ...]:
-        """See `Tokenizer`; runs of spaces and line breaks, which some tokenizers add, are text."""
-        texts = [content for content, token in self._added.items() if not token["special"]]
-        return tuple(text for text in texts if text.replace(SPACE_MARK, " ").strip())
 
     def _count_bytes(self, piece: str) -> int:
         if self._byte_level:  # a character a byte; the decoder takes a piece with any other character for plain text

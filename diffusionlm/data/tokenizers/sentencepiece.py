@@ -7,7 +7,7 @@ import io
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import sentencepiece
@@ -17,6 +17,8 @@ from diffusionlm.data.tokenizers.base import SPACE_MARK
 from diffusionlm.errors import UserError
 
 SENTENCEPIECE_FILE = "tokenizer.model"
+
+_ModelProto: Any = sentencepiece_model_pb2.ModelProto  # pyright: ignore[reportAttributeAccessIssue]: made at import
 
 
 class SentencePieceTokenizer:
@@ -33,13 +35,13 @@ class SentencePieceTokenizer:
       UserError: `model` is not a SentencePiece model.
     """
 
-    kind = "sentencepiece"
+    kind: ClassVar[str] = "sentencepiece"
 
     def __init__(self, model: bytes):
         self._serialized = model
         try:
             self._model = sentencepiece.SentencePieceProcessor(model_proto=model)
-            proto = sentencepiece_model_pb2.ModelProto.FromString(model)
+            proto = _ModelProto.FromString(model)
         except Exception as error:  # the library's RuntimeError, or protobuf's DecodeError
             raise UserError(
                 f"not a SentencePiece model ({len(model)} bytes): give the content of a tokenizer.model file"
@@ -57,6 +59,13 @@ class SentencePieceTokenizer:
             i if i >= 0 else None for i in (self._model.bos_id(), self._model.eos_id(), self._model.pad_id())
         )
         self.pad_id = self.eos_id if pad_id is None else pad_id
+        types = _ModelProto.SentencePiece
+        self._single_tokens = {
+            p.piece: i for i, p in enumerate(proto.pieces) if p.type in (types.CONTROL, types.USER_DEFINED)
+        }
+        # Control pieces in a text are encoded as text, and runs of spaces and line breaks are text.
+        defined = [p.piece for p in proto.pieces if p.type == types.USER_DEFINED]
+        self.marks = tuple(piece for piece in defined if piece.replace(SPACE_MARK, " ").strip())
 
     @classmethod
     def from_file(cls, path: str) -> Self:
@@ -129,20 +138,7 @@ class SentencePieceTokenizer:
 
     def piece_id(self, piece: str) -> int | None:
         """See `Tokenizer`."""
-        i = self._model.piece_to_id(piece)
-        types = sentencepiece_model_pb2.ModelProto.SentencePiece
-        return i if self._piece_types[i] in (types.CONTROL, types.USER_DEFINED) else None
-
-    @functools.cached_property
-    def marks(self) -> tuple[str, ...]:
-        """See `Tokenizer`; control pieces are encoded as text, and runs of spaces and line breaks are text."""
-        defined = sentencepiece_model_pb2.ModelProto.SentencePiece.USER_DEFINED
-        pieces = [self._model.id_to_piece(i) for i, type_ in enumerate(self._piece_types) if type_ == defined]
-        return tuple(piece for piece in pieces if piece.replace(SPACE_MARK, " ").strip())
-
-    @functools.cached_property
-    def _piece_types(self) -> list[int]:
-        return [piece.type for piece in sentencepiece_model_pb2.ModelProto.FromString(self._serialized).pieces]
+        return self._single_tokens.get(piece)
 
 
 def train_sentencepiece(texts: Iterable[str], vocab_size: int) -> SentencePieceTokenizer:
