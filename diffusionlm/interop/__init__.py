@@ -1,1 +1,1 @@
-"""Weights of other systems, in and out: `import_weights` and `export_weights`."""
+"""Import and export of weights in the formats of other systems: `import_weights` and `export_weights`."""

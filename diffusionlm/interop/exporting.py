@@ -1,25 +1,28 @@
-"""From a checkpoint of ours to the files that other libraries read."""
+"""A checkpoint of ours -> the files that other libraries read."""
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import ml_dtypes
 import numpy as np
 from flax import traverse_util
 
-from diffusionlm import config, config_io
+from diffusionlm import config_io
 from diffusionlm.checkpoint import store as checkpoint
+from diffusionlm.checkpoint.sidecar import Sidecar
 from diffusionlm.config import ModelConfig
-from diffusionlm.data.tokenizers import kinds as tokenizers
+from diffusionlm.data import tokenizers
 from diffusionlm.errors import UserError, suggest
-from diffusionlm.interop import safetensors
-from diffusionlm.interop.families import FAMILIES, KEY, Family, Ours, config_json, ladder_config
-from diffusionlm.interop.layouts import pairs
-from diffusionlm.interop.places import Place, common_dtype, leaves, places, views
+from diffusionlm.interop import config_json, safetensors
+from diffusionlm.interop.families import FAMILIES, Family
+from diffusionlm.interop.layouts import paired_views
+from diffusionlm.interop.placement import Placement, abstract_leaves, common_dtype, parameter_views, placements
+from diffusionlm.interop.sidecars import native_fields
 from diffusionlm.model import lora
 from diffusionlm.storage import whole_directory
 
@@ -37,23 +40,24 @@ def export_weights(
     *,
     dtype: Literal["float32", "bfloat16", "float16"] | None = None,
 ) -> list[str]:
-    """Writes a checkpoint as a Hugging Face directory: config.json, safetensors, and the tokenizer's own files.
+    """Write a checkpoint as a Hugging Face directory: config.json, safetensors, and the tokenizer's own files.
 
-    Files above 5 GB are several with an index. Adapters go into the weights that they are of. Little more is in memory
-    than the parameters of one kind. What the format's config.json has no field for is in it under `families.KEY`.
+    Weights above 5 GB are split into several files with an index. LoRA adapters are merged into the weights that they
+    adapt. Peak memory is little more than the parameters of one rule. Properties that the format's config.json has no
+    fields for are stored in it under `config_json.NATIVE_KEY`.
 
     Args:
       path: a run directory (its newest step), a step directory, or a params-only model.
       output: a new directory.
       format: llama, gpt2, qwen2, llada, or another family that `import_weights` reads.
-      dtype: of the tensors; None: as they are stored.
+      dtype: the dtype of the tensors; None: as they are stored.
 
     Returns:
-      What a reader of the files should know, a sentence each.
+      What users of the files should know, a sentence each.
 
     Raises:
-      UserError: no checkpoint, an unknown format or dtype, a model that the format cannot express, values that the
-        dtype cannot; `output` exists.
+      UserError: there is no checkpoint; the format or the dtype is unknown, or cannot express the model or its values;
+        `output` exists.
     """
     output = Path(output)
     if output.exists():
@@ -64,110 +68,123 @@ def export_weights(
         raise UserError(f"unknown dtype {dtype!r}{suggest(str(dtype), DTYPES)}")
     sidecar = checkpoint.load_sidecar(path)
     cfg = config_io.from_dict(ModelConfig, sidecar.model)
-    family = FAMILIES[format]
-    ids = {name: getattr(sidecar, f"{name}_id") for name in ("bos", "eos", "pad", "mask")}
-    if sidecar.start_id is not None:  # what other libraries put before a text
-        ids["bos"] = sidecar.start_id
     try:
-        _check_alignment(family, sidecar)
-        described = config_json(family, cfg, cfg.embedding_rows, ids)
-        merged = config_io.from_dict(ModelConfig, {**sidecar.model, "lora_rank": 0})
-        wanted = places(family, cfg, {name: leaf.shape for name, leaf in leaves(merged).items()})
-        if not described:  # a reader can only tell the network from the shapes
-            ladder_config({name: place.shape for name, place in wanted.items()})
+        fields, placed = _plan(format, sidecar, cfg)
     except UserError as error:
         raise UserError(f"{path} cannot be written as format={format}: {error}") from error
-    if described:
-        described[KEY] = config_io.to_dict(_ours(format, sidecar, cfg))
-    saved = checkpoint.saved_params(path)
-    held: dict[str, np.ndarray] = {}
+    tensors = _ForeignTensors(path, cfg, placed, dtype)
+    specs = {name: safetensors.Spec(place.shape, tensors.dtype_of(place)) for name, place in placed.items()}
+    with whole_directory(output) as partial:
+        if fields:
+            first = next(iter(specs.values())).dtype
+            fields["torch_dtype"] = next(name for name, known in DTYPES.items() if known == first)
+            (partial / "config.json").write_text(json.dumps(fields, indent=2) + "\n")
+        safetensors.write(partial, specs, tensors.read)
+        if sidecar.tokenizer:
+            for name, content in tokenizers.from_dict(dict(sidecar.tokenizer)).files().items():
+                (partial / name).write_bytes(content)
+    return _notes(FAMILIES[format], format, cfg, sidecar.alignment)
 
-    def stored(place: Place) -> np.dtype:
-        return DTYPES[dtype] if dtype else common_dtype(saved[name].dtype for name in place.rule.ours)
 
-    def make(name: str) -> np.ndarray:
-        place = wanted[name]
-        if not set(place.rule.ours) <= set(held):  # tensors of a rule are neighbours, and share the parameters
-            held.clear()
-            held.update(_loaded(path, saved, place.rule.ours))
-        tensor = np.empty(place.shape, stored(place))
-        for mine, theirs in pairs(place.rule.layout, views(place, held), tensor, cfg):
+def _plan(format: str, sidecar: Sidecar, cfg: ModelConfig) -> tuple[dict[str, Any], dict[str, Placement]]:
+    """Return the config.json, empty in a format without one, and the placements of a checkpoint in a format.
+
+    Raises:
+      UserError: the format cannot express the model.
+    """
+    family = FAMILIES[format]
+    _require_same_alignment(family, sidecar)
+    special_ids = {name: getattr(sidecar, f"{name}_id") for name in ("bos", "eos", "pad", "mask")}
+    if sidecar.start_id is not None:  # other libraries begin texts with BOS
+        special_ids["bos"] = sidecar.start_id
+    fields = config_json.from_model_config(family, cfg, cfg.embedding_rows, special_ids)
+    merged = config_io.from_dict(ModelConfig, {**sidecar.model, "lora_rank": 0})
+    placed = placements(family, cfg, {name: leaf.shape for name, leaf in abstract_leaves(merged).items()})
+    if fields:
+        fields[config_json.NATIVE_KEY] = config_io.to_dict(native_fields(format, sidecar, cfg))
+    else:  # a reader can only infer the network from the shapes
+        config_json.ladder_config({name: placement.shape for name, placement in placed.items()})
+    return fields, placed
+
+
+def _require_same_alignment(family: Family, sidecar: Sidecar) -> None:
+    """Refuse a masked diffusion model whose alignment differs from the one that the format implies."""
+    shifted = sidecar.alignment == "shifted"
+    if family.mdm and sidecar.objective == "mdm" and family.shifted != shifted:
+        implied, actual = ("token i + 1" if value else "token i" for value in (family.shifted, shifted))
+        fitting = ", ".join(name for name, other in FAMILIES.items() if other.mdm and other.shifted == shifted)
+        raise UserError(
+            f"position i predicts {implied} in it, and {actual} in this model; formats that fit are {fitting}"
+        )
+
+
+@dataclass
+class _ForeignTensors:
+    """The tensors of an export, made one at a time from a checkpoint.
+
+    Attributes:
+      path: the checkpoint.
+      cfg: its network.
+      placed: the placements of the tensors by name.
+      dtype: the name of their dtype; None: as the parameters are stored.
+    """
+
+    path: str | os.PathLike
+    cfg: ModelConfig
+    placed: Mapping[str, Placement]
+    dtype: str | None
+    saved: Mapping[str, jax.ShapeDtypeStruct] = field(init=False)
+    loaded: dict[str, np.ndarray] = field(init=False, default_factory=dict)  # the parameters of one rule
+
+    def __post_init__(self):
+        self.saved = checkpoint.param_shapes(self.path)
+
+    def dtype_of(self, placement: Placement) -> np.dtype:
+        if self.dtype:
+            return DTYPES[self.dtype]
+        return common_dtype(self.saved[name].dtype for name in placement.rule.parameters)
+
+    def read(self, name: str) -> np.ndarray:
+        placement = self.placed[name]
+        if not set(placement.rule.parameters) <= set(self.loaded):  # the tensors of a rule follow each other
+            self.loaded.clear()
+            self.loaded.update(self._load(placement.rule.parameters))
+        tensor = np.empty(placement.shape, self.dtype_of(placement))
+        views = parameter_views(placement, self.loaded)
+        for parameter, target in paired_views(placement.rule.layout, views, tensor, self.cfg):
             with np.errstate(over="ignore"):
-                theirs[...] = mine
-            if dtype == "float16" and (np.isinf(theirs) & np.isfinite(mine)).any():
+                target[...] = parameter
+            if self.dtype == "float16" and (np.isinf(target) & np.isfinite(parameter)).any():
                 raise UserError(
-                    f"dtype=float16 ends at 65,504, and {name} has a value of {np.abs(mine).max():g}; use bfloat16"
+                    f"dtype=float16 ends at 65,504, and {name} has a value of {np.abs(parameter).max():g}; use bfloat16"
                 )
         return tensor
 
-    specs = {name: safetensors.Spec(place.shape, stored(place)) for name, place in wanted.items()}
-    with whole_directory(output) as partial:
-        if described:
-            torch_dtype = next(name for name, one in DTYPES.items() if one == specs[next(iter(specs))].dtype)
-            (partial / "config.json").write_text(json.dumps(described | {"torch_dtype": torch_dtype}, indent=2) + "\n")
-        safetensors.write(partial, specs, make)
-        if sidecar.tokenizer:
-            for name, content in _tokenizer_files(sidecar.tokenizer).items():
-                (partial / name).write_bytes(content)
-    return _notes(format, cfg, sidecar.alignment)
+    def _load(self, names: tuple[str, ...]) -> dict[str, np.ndarray]:
+        """Return these parameters with their adapters, if any, merged into them."""
+        stored = [name + suffix for name in names for suffix in ("", lora.DOWN, lora.UP) if name + suffix in self.saved]
+        params = checkpoint.load_subset(self.path, {name: self.saved[name] for name in stored})
+        if len(stored) > len(names):
+            merged = jax.jit(lora.merge)(traverse_util.unflatten_dict(params, sep="/"))
+            params = {name: np.asarray(leaf) for name, leaf in traverse_util.flatten_dict(merged, sep="/").items()}
+        return params
 
 
-def _ours(format: str, sidecar: checkpoint.Sidecar, cfg: ModelConfig) -> Ours:
-    return Ours(
-        family=format,
-        objective=sidecar.objective,
-        alignment=sidecar.alignment,
-        diffusion=config_io.from_dict(config.DiffusionConfig, sidecar.diffusion),
-        mask_row=cfg.mask_row,
-        rope_bf16_tables=cfg.rope_bf16_tables,
-        bos_id=sidecar.bos_id,
-        start_id=sidecar.start_id,
-        max_length=sidecar.canvas.get("max_length", cfg.max_length),
-        template=sidecar.template,
-    )
-
-
-def _check_alignment(family: Family, sidecar: checkpoint.Sidecar) -> None:
-    """Of the formats of masked diffusion models each has one alignment."""
-    shifted = sidecar.alignment == "shifted"
-    if family.mdm and sidecar.objective == "mdm" and family.shifted != shifted:
-        theirs, ours = ("token i + 1" if one else "token i" for one in (family.shifted, shifted))
-        fitting = ", ".join(name for name, one in FAMILIES.items() if one.mdm and one.shifted == shifted)
-        raise UserError(f"position i predicts {theirs} in it, and {ours} in this model; formats of those are {fitting}")
-
-
-def _loaded(
-    path: str | os.PathLike, saved: Mapping[str, jax.ShapeDtypeStruct], names: Sequence[str]
-) -> dict[str, np.ndarray]:
-    """These parameters, with the adapters of each in it."""
-    wanted = {
-        name + end: saved[name + end] for name in names for end in ("", lora.DOWN, lora.UP) if name + end in saved
-    }
-    some = checkpoint.load_some(path, wanted)
-    if len(some) > len(names):
-        merged = jax.jit(lora.merge)(traverse_util.unflatten_dict(some, sep="/"))
-        some = {name: np.asarray(leaf) for name, leaf in traverse_util.flatten_dict(merged, sep="/").items()}
-    return some
-
-
-def _tokenizer_files(values: Mapping) -> dict[str, bytes]:
-    return tokenizers.from_dict(dict(values)).files()
-
-
-def _notes(format: str, cfg: ModelConfig, alignment: str) -> list[str]:
-    family = FAMILIES[format]
+def _notes(family: Family, format: str, cfg: ModelConfig, alignment: str) -> list[str]:
     notes = []
     if cfg.mask_row and family.mask_in_head:
-        rows = f"the mask token is row {cfg.vocab_size} of {cfg.embedding_rows}"
-        notes.append(f"{rows}: the vocabulary grew by one, and the head can predict it, which readers must not let it")
+        notes.append(
+            f"the mask token is row {cfg.vocab_size} of {cfg.embedding_rows}: the vocabulary grew by one, and the head "
+            "can predict it, which readers must suppress"
+        )
     if not cfg.causal and not family.mdm:
         predicted = "i + 1" if alignment == "shifted" else "i, not i + 1"
         notes.append(
-            f"the model attends in both directions, and what reads the format {format} is causal by default; position "
+            f"the model attends in both directions, and readers of the format {format} are causal by default; position "
             f"i predicts token {predicted}"
         )
     if cfg.rope_bf16_tables and family.fields:
         notes.append(
-            "the model rounds its rotary tables to bfloat16, which the format cannot say: logits differ a little"
+            "the model rounds its rotary tables to bfloat16, which the format cannot express: logits differ slightly"
         )
     return notes

@@ -1,7 +1,7 @@
-"""The safetensors format, read and written one tensor at a time, so that no more than that is in memory.
+"""The safetensors format, read and written one tensor at a time, so that only one is in memory.
 
 A file is a length (8 bytes, little-endian), a JSON header {name: {"dtype", "shape", "data_offsets"}} of that many
-bytes, and the tensors behind it. Larger models are several files with an index {"weight_map": {name: file}}.
+bytes, and the tensors. Larger models are several files with an index {"weight_map": {name: file}}.
 """
 
 import json
@@ -21,11 +21,11 @@ DTYPES = {"F32": np.dtype(np.float32), "F16": np.dtype(np.float16), "BF16": np.d
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 SHARD_BYTES = 5 * 10**9
-_MAX_HEADER = 100 * 10**6  # what the format allows
+_MAX_HEADER = 100 * 10**6  # bytes; the format's limit
 
 
 class Tensor(NamedTuple):
-    """A tensor of a file, not read yet."""
+    """A tensor in a file, not read yet."""
 
     file: Path
     dtype: np.dtype
@@ -33,6 +33,11 @@ class Tensor(NamedTuple):
     offset: int  # bytes from the start of the file
 
     def read(self) -> np.ndarray:
+        """Return the tensor.
+
+        Raises:
+          UserError: the file is cut short.
+        """
         out = np.empty(self.shape, self.dtype)
         with self.file.open("rb") as file:
             file.seek(self.offset)
@@ -42,37 +47,39 @@ class Tensor(NamedTuple):
 
 
 def find(source: Path) -> dict[str, Tensor]:
-    """Every tensor of a .safetensors file, or of the directory that holds one or an index of several.
+    """Return every tensor of a .safetensors file, or of a directory with one or with an index of several.
 
     Raises:
-      UserError: no such file, another format, a shard that is missing or cut short, or a dtype other than `DTYPES`.
+      UserError: there is no such file, it has another format, a shard is missing or cut short, or a dtype is not in
+        `DTYPES`.
     """
     if source.is_file():
-        files = {source: None}
+        files: dict[Path, set[str] | None] = {source: None}
     elif (source / SINGLE).is_file():
         files = {source / SINGLE: None}
     elif (source / INDEX).is_file():
-        files = _indexed(source / INDEX)
+        files = _read_index(source / INDEX)
     else:
         pickles = sorted(file.name for file in source.glob("*") if file.suffix in PICKLES)
         if pickles:
-            raise UserError(_pickled(source / pickles[0]))
-        what = f"holds neither {SINGLE} nor {INDEX}" if source.is_dir() else "does not exist"
+            raise UserError(_pickle_message(source / pickles[0]))
+        reason = f"holds neither {SINGLE} nor {INDEX}" if source.is_dir() else "does not exist"
         raise UserError(
-            f"no weights at {source}: it {what}; give a directory that does, or a .safetensors file (nothing is "
+            f"no weights at {source}: it {reason}; give a directory that does, or a .safetensors file (nothing is "
             "downloaded from a hub)"
         )
-    found: dict[str, Tensor] = {}
+    tensors: dict[str, Tensor] = {}
     for file, names in files.items():
-        inside = _header(file)
-        if names is not None and (lacking := sorted(names - set(inside))):
-            raise UserError(f"{file} lacks the tensor {lacking[0]!r}, which {INDEX} says it has; download it again")
-        # What the index does not have in this file is what another left there.
-        found |= inside if names is None else {name: inside[name] for name in inside if name in names}
-    return found
+        stored = _read_header(file)
+        if names is not None:
+            if missing := sorted(names - set(stored)):
+                raise UserError(f"{file} lacks the tensor {missing[0]!r}, which {INDEX} says it has; download it again")
+            stored = {name: tensor for name, tensor in stored.items() if name in names}  # the index decides
+        tensors |= stored
+    return tensors
 
 
-def _indexed(index: Path) -> dict[Path, set[str]]:
+def _read_index(index: Path) -> dict[Path, set[str]]:
     try:
         weight_map = json.loads(index.read_text())["weight_map"]
         files: dict[Path, set[str]] = {}
@@ -87,24 +94,24 @@ def _indexed(index: Path) -> dict[Path, set[str]]:
     return files
 
 
-def _pickled(path: Path) -> str:
+def _pickle_message(path: Path) -> str:
     return (
-        f"{path} is a pickle, which runs code when it is read; convert it to safetensors first (load it where it came "
-        "from, and save_pretrained(..., safe_serialization=True))"
+        f"{path} is a pickle, which runs code when it is read; convert it to safetensors first (load it with the "
+        "library that wrote it, and save_pretrained(..., safe_serialization=True))"
     )
 
 
-def _header(path: Path) -> dict[str, Tensor]:
+def _read_header(path: Path) -> dict[str, Tensor]:
     if path.suffix in PICKLES:
-        raise UserError(_pickled(path))
+        raise UserError(_pickle_message(path))
     size = path.stat().st_size
     with path.open("rb") as file:
         start = file.read(8)
         length = struct.unpack("<Q", start)[0] if len(start) == 8 else size
         if length > min(_MAX_HEADER, size - 8):
-            raise UserError(f"{path} is no safetensors file, or is cut short ({size:,} bytes); download it again")
+            raise UserError(f"{path} is not a safetensors file, or is cut short ({size:,} bytes); download it again")
         text = file.read(length)
-    found = {}
+    tensors = {}
     try:
         for name, entry in json.loads(text).items():
             if name == "__metadata__":
@@ -121,42 +128,43 @@ def _header(path: Path) -> dict[str, Tensor]:
                 raise UserError(
                     f"{path} is cut short: {size:,} bytes, and {name!r} ends at {8 + length + end:,}; download it again"
                 )
-            found[name] = Tensor(path, DTYPES[dtype], shape, 8 + length + begin)
+            tensors[name] = Tensor(path, DTYPES[dtype], shape, 8 + length + begin)
     except UserError:
         raise
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path} has a damaged header: {error!r}; download it again") from error
-    return found
+    return tensors
 
 
 class Spec(NamedTuple):
-    """A tensor that will be written."""
+    """The shape and dtype of a tensor that will be written."""
 
     shape: tuple[int, ...]
     dtype: np.dtype
 
     @property
     def nbytes(self) -> int:
+        """Return the size of the tensor in bytes."""
         return math.prod(self.shape) * self.dtype.itemsize
 
 
 def write(
     directory: Path, specs: Mapping[str, Spec], make: Callable[[str], np.ndarray], shard_bytes: int = SHARD_BYTES
 ) -> list[str]:
-    """Writes tensors into a directory, each made when its turn comes; returns the names of the files.
+    """Write tensors into a directory and return the names of the files.
 
     Args:
-      directory: exists.
-      specs: shape and dtype of each tensor by name, in the order of the files.
-      make: the tensor of a name.
-      shard_bytes: most bytes of tensors in a file; above, there are several and an index.
+      directory: an existing directory.
+      specs: the shape and dtype of each tensor by name, in the order in which they are written.
+      make: returns the tensor of a name; called when it is that tensor's turn.
+      shard_bytes: the most bytes of tensors in a file; larger models get several files and an index.
     """
     shards: list[list[str]] = [[]]
-    filled = 0
+    filled = 0  # bytes in the last shard
     for name, spec in specs.items():
         if filled and filled + spec.nbytes > shard_bytes:
             shards.append([])
-            filled = 0
+            filled = 0  # bytes in the last shard
         shards[-1].append(name)
         filled += spec.nbytes
     if len(shards) == 1:
@@ -174,7 +182,7 @@ def write(
 
 
 def _write_file(path: Path, specs: Mapping[str, Spec], names: Sequence[str], make: Callable[[str], np.ndarray]) -> None:
-    header: dict[str, dict] = {"__metadata__": {"format": "pt"}}  # other readers want to know whose layout it is
+    header: dict[str, dict] = {"__metadata__": {"format": "pt"}}  # transformers requires it
     offset = 0
     for name in names:
         shape, dtype = specs[name]
@@ -182,11 +190,11 @@ def _write_file(path: Path, specs: Mapping[str, Spec], names: Sequence[str], mak
         header[name] = {"dtype": _NAMES[dtype], "shape": list(shape), "data_offsets": [offset, end]}
         offset = end
     text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)  # so that tensors are aligned
+    text += b" " * (-len(text) % 8)  # aligns the tensors
     with path.open("wb") as file:
         file.write(struct.pack("<Q", len(text)) + text)
         for name in names:
             tensor = np.ascontiguousarray(make(name))
             if (tensor.shape, tensor.dtype) != specs[name]:
-                raise ValueError(f"{name} is {tensor.dtype}{tensor.shape}, announced as {specs[name]}")
+                raise ValueError(f"{name} is {tensor.dtype}{tensor.shape}, but its header says {specs[name]}")
             file.write(tensor.reshape(-1).view(np.uint8).data)
