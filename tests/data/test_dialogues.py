@@ -8,41 +8,24 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from support.dialogues import (
+    BYTE,
+    EOS,
+    LENGTH,
+    QUESTION,
+    TWO_TURNS,
+    expected_record,
+    item,
+    prepare_dialogues,
+    turns,
+    write_dialogues,
+)
 
 from diffusionlm.data import chat_templates as templates
 from diffusionlm.data import dialogues as sft
-from diffusionlm.data import encode, pipeline, stream, tokenizers
-from diffusionlm.data import prepare as prepare_lib
+from diffusionlm.data import encode, pipeline, stream
 from diffusionlm.data.chat_templates import Message
-from diffusionlm.data.inspect import describe
-from diffusionlm.data.sources import Item
 from diffusionlm.errors import UserError
-
-BYTE = tokenizers.ByteTokenizer()
-EOS = BYTE.eos_id
-LENGTH = 80
-QUESTION = [Message("user", "2+2?"), Message("assistant", "4")]
-TWO_TURNS = [*QUESTION, Message("user", "Sure?"), Message("assistant", "Yes.")]
-
-
-def item(record):
-    return Item("file:1", json.dumps(record).encode(), True, 0)
-
-
-def prepare(source, output, **settings):
-    settings = {"tokenizer": "byte", "sequence_length": LENGTH, "validation_fraction": 0, "format": "sft"} | settings
-    source = [str(one) for one in source] if isinstance(source, list) else str(source)
-    return prepare_lib.prepare(source, output, progress=False, **settings)
-
-
-def write(path: Path, found) -> Path:
-    path.write_text("".join(json.dumps(record) + "\n" for record in found))
-    return path
-
-
-def turns(messages, who="role", what="content"):
-    return [{who: role, what: content} for role, content in messages]
-
 
 # --- formats
 
@@ -100,9 +83,9 @@ def test_formats_are_known_by_their_fields(record, messages):
 def test_what_is_of_no_known_shape_is_told_in_one_line(record, said, tmp_path):
     with pytest.raises(ValueError, match=re.escape(said)):
         sft.messages_of(item(record))
-    source = write(tmp_path / "data.jsonl", [record])
+    source = write_dialogues(tmp_path / "data.jsonl", [record])
     with pytest.raises(UserError, match=rf"data\.jsonl:1: {re.escape(said)}.*on_error=skip") as error:
-        prepare(source, tmp_path / "out")
+        prepare_dialogues(source, tmp_path / "out")
     assert "\n" not in str(error.value)
 
 
@@ -110,8 +93,8 @@ def test_what_cannot_be_instruction_data_is_refused(tmp_path):
     (tmp_path / "a.txt").write_text("text")
     (tmp_path / "a.json").write_text('{"prompt": "2+2?", "response": "4"}')
     (tmp_path / "b.json").write_text("[")
-    good = write(tmp_path / "good.jsonl", [{"prompt": "2+2?", "response": "4"}] * 9)
-    empty = write(tmp_path / "empty.jsonl", [{"prompt": "2+2?", "response": ""}] * 9)
+    good = write_dialogues(tmp_path / "good.jsonl", [{"prompt": "2+2?", "response": "4"}] * 9)
+    empty = write_dialogues(tmp_path / "empty.jsonl", [{"prompt": "2+2?", "response": ""}] * 9)
     for source, settings, said in (
         (tmp_path / "a.txt", {"validation_fraction": None}, "format=sft reads .jsonl and .json files, not '.*a.txt'"),
         ([tmp_path / "good.jsonl", tmp_path / "a.txt"], {}, "format=sft reads .jsonl and .json files, not '.*a.txt'"),
@@ -134,7 +117,7 @@ def test_what_cannot_be_instruction_data_is_refused(tmp_path):
         (good, {"tokenizer": str(tmp_path)}, "unknown tokenizer"),
     ):
         with pytest.raises(UserError, match=said) as error:
-            prepare(source, tmp_path / "out", **settings)
+            prepare_dialogues(source, tmp_path / "out", **settings)
         assert "\n" not in str(error.value)
         assert not (tmp_path / "out").exists()
 
@@ -147,28 +130,10 @@ def rows(path, split="train"):
     return dataset.rows(split, range(dataset.size(split)))
 
 
-def expected_record(messages, length=LENGTH):
-    """By hand, for the plain template and bytes."""
-    tokens, segments = [EOS], [1]
-    for number, (role, content) in enumerate(messages):
-        if role == "assistant":
-            before, after = "### assistant\n", "" if number == len(messages) - 1 else "\n\n"
-        else:
-            before, after = "", ""
-            content = f"### {role}\n{content}\n\n"
-        answers = sum(role == "assistant" for role, _ in messages[:number])
-        for text, part in ((before, 1), (content, 2 if role == "assistant" else 1), (after, 3)):
-            tokens += text.encode()
-            segments += [2 * answers + part] * len(text.encode())
-    answers = sum(role == "assistant" for role, _ in messages)
-    padding = length + 1 - len(tokens)
-    return tokens + [EOS] * padding, segments + [2 * answers] + [0] * (padding - 1)
-
-
 def test_a_record_is_a_dialogue_with_its_parts(tmp_path):
     system = [Message("system", "Be brief."), *QUESTION]
-    source = write(tmp_path / "d.jsonl", [{"messages": turns(one)} for one in (QUESTION, TWO_TURNS, system)])
-    made = prepare(source, tmp_path / "out")
+    source = write_dialogues(tmp_path / "d.jsonl", [{"messages": turns(one)} for one in (QUESTION, TWO_TURNS, system)])
+    made = prepare_dialogues(source, tmp_path / "out")
     found = rows(tmp_path / "out")
     for r, messages in enumerate((QUESTION, TWO_TURNS, system)):
         tokens, segments = expected_record(messages)
@@ -192,7 +157,7 @@ def test_answers_that_end_behind_are_left_out_and_counted(tmp_path):
         {"prompt": "2+2?", "response": ""},
         {"messages": turns(long)},
     ]
-    made = prepare(write(tmp_path / "d.jsonl", found), tmp_path / "out")
+    made = prepare_dialogues(write_dialogues(tmp_path / "d.jsonl", found), tmp_path / "out")
     assert (made.too_long, made.empty, made.splits["train"].records, made.splits["train"].documents) == (3, 1, 2, 2)
     stored = rows(tmp_path / "out")
     assert (stored["segment_ids"][0] != 0).sum() == LENGTH
@@ -201,18 +166,18 @@ def test_answers_that_end_behind_are_left_out_and_counted(tmp_path):
 
 def test_lists_and_lines_give_the_same(tmp_path):
     found = [{"prompt": f"{i}?", "response": f"{i} é 😀"} for i in range(9)]
-    lines = prepare(write(tmp_path / "d.jsonl", found), tmp_path / "lines")
+    lines = prepare_dialogues(write_dialogues(tmp_path / "d.jsonl", found), tmp_path / "lines")
     (tmp_path / "d.json").write_text(json.dumps(found, indent=1))
-    assert prepare(tmp_path / "d.json", tmp_path / "list").sha256 == lines.sha256
-    assert prepare(tmp_path / "d.jsonl", tmp_path / "none", template="none").sha256 != lines.sha256
+    assert prepare_dialogues(tmp_path / "d.json", tmp_path / "list").sha256 == lines.sha256
+    assert prepare_dialogues(tmp_path / "d.jsonl", tmp_path / "none", template="none").sha256 != lines.sha256
 
 
 def test_a_directory_of_dialogues_is_its_lines_and_lists(tmp_path):
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "README.md").write_text("about")
     (tmp_path / "in" / "a.json").write_text(json.dumps([{"prompt": "2+2?", "response": "4"}]))
-    write(tmp_path / "in" / "b.jsonl", [{"prompt": "3+3?", "response": "6"}] * 2)
-    assert prepare(tmp_path / "in", tmp_path / "out").splits["train"].records == 3
+    write_dialogues(tmp_path / "in" / "b.jsonl", [{"prompt": "3+3?", "response": "6"}] * 2)
+    assert prepare_dialogues(tmp_path / "in", tmp_path / "out").splits["train"].records == 3
 
 
 @pytest.mark.parametrize("batch_bytes", [1, 300, 1 << 20])
@@ -220,7 +185,7 @@ def test_the_identity_is_that_of_the_content_however_it_was_read(batch_bytes, tm
     """All words, then all lengths."""
     found = [{"prompt": f"{i}?", "response": "y" * i} for i in range(20)]
     monkeypatch.setattr(encode, "BATCH_BYTES", batch_bytes)
-    made = prepare(write(tmp_path / "d.jsonl", found), tmp_path / "out")
+    made = prepare_dialogues(write_dialogues(tmp_path / "d.jsonl", found), tmp_path / "out")
     words, lengths = [], []
     for i in range(20):
         tokens, segments = expected_record([Message("user", f"{i}?"), Message("assistant", "y" * i)])
@@ -233,37 +198,15 @@ def test_the_identity_is_that_of_the_content_however_it_was_read(batch_bytes, tm
     assert made.splits["train"].sha256 == hashlib.sha256(content).hexdigest()
 
 
-def test_a_text_and_a_dialogue_dataset_have_formats_of_their_own(tmp_path):
-    source = write(tmp_path / "d.jsonl", [{"text": "word " * 40, "prompt": "2+2?", "response": "4"}] * 5)
-    prepare(source, tmp_path / "text", format="text")
-    prepare(source, tmp_path / "sft")
-    text, dialogues = (json.loads((tmp_path / name / "meta.json").read_text()) for name in ("text", "sft"))
-    assert text["format"] == 1 and "text_field" in text["request"] and text["template"] is None
-    assert dialogues["format"] == 2 and "text_field" not in dialogues["request"]
-    (tmp_path / "sft" / "meta.json").write_text(json.dumps(dialogues | {"format": 1}))
-    with pytest.raises(UserError, match="has format 1, not 2; prepare it again"):
-        pipeline.open_dataset(tmp_path / "sft")
-
-
-def test_a_dataset_of_texts_opens_without_the_fields_that_were_optional(tmp_path):
-    source = write(tmp_path / "d.jsonl", [{"text": "word " * 40}] * 5)
-    made = prepare(source, tmp_path / "text", format="text")
-    values = json.loads((tmp_path / "text" / "meta.json").read_text())
-    for name in ("template", "too_long", "bos"):
-        del values[name]
-    (tmp_path / "text" / "meta.json").write_text(json.dumps(values))
-    assert pipeline.open_dataset(tmp_path / "text").metadata == made
-
-
 def test_equal_records_for_any_workers_and_shards(tmp_path, monkeypatch):
     monkeypatch.setattr(encode, "BATCH_BYTES", 300)
     monkeypatch.setattr(stream, "BLOCK_TOKENS", 200)
     found = [{"messages": turns(TWO_TURNS[: 2 + 2 * (i % 2)] + [Message("user", str(i))])} for i in range(60)]
     found += [{"prompt": f"{i}?", "response": "y" * i} for i in range(40)]
-    source = write(tmp_path / "d.jsonl", found)
-    made = [prepare(source, tmp_path / "1", validation_fraction=0.3)]
+    source = write_dialogues(tmp_path / "d.jsonl", found)
+    made = [prepare_dialogues(source, tmp_path / "1", validation_fraction=0.3)]
     monkeypatch.setattr(stream, "SHARD_TOKENS", 2000)
-    made.append(prepare(source, tmp_path / "2", workers=2, validation_fraction=0.3))
+    made.append(prepare_dialogues(source, tmp_path / "2", workers=2, validation_fraction=0.3))
     assert len(made[1].splits["train"].shards) > 1 and made[0].sha256 == made[1].sha256
     for split, name in itertools.product(("train", "validation"), ("tokens", "segment_ids")):
         np.testing.assert_array_equal(rows(tmp_path / "1", split)[name], rows(tmp_path / "2", split)[name])
@@ -271,44 +214,21 @@ def test_equal_records_for_any_workers_and_shards(tmp_path, monkeypatch):
 
 def test_equal_dialogues_fall_into_one_split(tmp_path):
     found = [{"prompt": f"{i % 20}?", "response": "!"} for i in range(60)]
-    prepare(write(tmp_path / "d.jsonl", found), tmp_path / "out", validation_fraction=0.3)
+    prepare_dialogues(write_dialogues(tmp_path / "d.jsonl", found), tmp_path / "out", validation_fraction=0.3)
     train, held_out = (
         {tuple(row) for row in rows(tmp_path / "out", split)["tokens"]} for split in ("train", "validation")
     )
     assert train and held_out and not train & held_out
 
 
-def test_a_dataset_of_texts_is_not_taken_for_one_of_dialogues(tmp_path):
-    source = write(tmp_path / "d.jsonl", [{"text": "word " * 40, "prompt": "2+2?", "response": "4"}] * 5)
-    prepare(source, tmp_path / "text", format="text")
-    prepare(source, tmp_path / "sft")
-    with pytest.raises(UserError, match="another dataset .format=None, not 'sft'"):
-        prepare(source, tmp_path / "text")
-    with pytest.raises(UserError, match="another dataset .*format='sft', not None"):
-        prepare(source, tmp_path / "sft", format="text")
-
-
 def test_a_tokenizer_is_trained_on_the_messages(tmp_path):
     found = [{"messages": turns([Message("user", "zebra " * 9), Message("assistant", "quagga " * 9)])}] * 20
-    prepare(write(tmp_path / "d.jsonl", found), tmp_path / "out", tokenizer="sentencepiece", vocab_size=275)
+    prepare_dialogues(
+        write_dialogues(tmp_path / "d.jsonl", found), tmp_path / "out", tokenizer="sentencepiece", vocab_size=275
+    )
     tokenizer = pipeline.open_dataset(tmp_path / "out").tokenizer
     assert len(tokenizer.encode(" zebra")) == len(tokenizer.encode(" quagga")) == 3
     assert len(tokenizer.encode("content")) > 5  # of the JSON around them, nothing
-
-
-def test_inspecting_shows_prompts_and_answers(tmp_path):
-    prepare(write(tmp_path / "d.jsonl", [{"messages": turns(TWO_TURNS)}] * 3), tmp_path / "out")
-    found = describe(tmp_path / "out", 1)
-    assert found["records"][0]["documents"] == [
-        "### user\n2+2?\n\n### assistant\n",
-        "4",
-        "\n\n### user\nSure?\n\n### assistant\n",
-        "Yes.",
-    ]
-    assert found["template"] == "plain" and found["packing"] == "examples"
-    assert found["document_tokens"]["0.5"] == sum(part != 0 for part in expected_record(TWO_TURNS)[1])
-    eos = next(token for token in found["frequent_tokens"] if token["text"] == "EOS")
-    assert eos["share"] == pytest.approx(2 / found["document_tokens"]["0.5"])  # the start and the end, no padding
 
 
 # --- one turn of a dialogue
@@ -339,9 +259,9 @@ def dialogues(tmp_path):
         asked = [Message("user", f"{chr(65 + i)}?"), Message("assistant", "1")]
         more = [[Message("user", "?"), Message("assistant", str(n))] for n in (2, 3)]
         found.append({"messages": turns(sum(more[: i % 3], asked))})
-    source = write(tmp_path / "d.jsonl", found)
+    source = write_dialogues(tmp_path / "d.jsonl", found)
     settings = {"sequence_length": 120, "validation": str(source), "validation_fraction": None}
-    prepare(source, tmp_path / "out", **settings)
+    prepare_dialogues(source, tmp_path / "out", **settings)
     return pipeline.open_dataset(tmp_path / "out")
 
 
@@ -393,7 +313,9 @@ def test_draws_are_these_numbers():
 
 
 def test_templates_of_a_dataset_are_those_of_its_tokenizer(tmp_path):
-    made = prepare(write(tmp_path / "d.jsonl", [{"prompt": "2+2?", "response": "4"}]), tmp_path / "out")
+    made = prepare_dialogues(
+        write_dialogues(tmp_path / "d.jsonl", [{"prompt": "2+2?", "response": "4"}]), tmp_path / "out"
+    )
     assert templates.Template.from_dict(made.template) == templates.choose("plain", BYTE)
 
 
@@ -408,7 +330,7 @@ def test_templates_of_a_dataset_are_those_of_its_tokenizer(tmp_path):
 )
 def test_real_instruction_data(name, data_dir, tmp_path):
     source = Path(data_dir) / name
-    made = prepare(source, tmp_path / "out", sequence_length=1024)
+    made = prepare_dialogues(source, tmp_path / "out", sequence_length=1024)
     there = source.read_text()
     count = len(json.loads(there) if name.endswith(".json") else there.splitlines())
     split = made.splits["train"]

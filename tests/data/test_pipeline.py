@@ -1,42 +1,17 @@
-"""The pipeline: batch k is a pure function of (seed, k), on any number of hosts; and what is no dataset is refused."""
+"""The pipeline: batch k is a pure function of (seed, k), on any number of hosts."""
 
 import itertools
-import json
-import shutil
 import threading
 
 import grain
 import numpy as np
 import pytest
+from support.datasets import SHORT_LENGTH, SHORT_TEXTS
 
-from diffusionlm.data import inspect as inspect_lib
 from diffusionlm.data import pipeline
-from diffusionlm.data.prepare import prepare
 from diffusionlm.errors import UserError
 
-LENGTH, BATCH = 9, 8
-TEXTS = [f"document {i} says {'word ' * (i % 7)}and [ends]" for i in range(40)]
-EVAL_TEXTS = [f"held-out document {i}" for i in range(20)]
-
-
-@pytest.fixture(scope="module")
-def path(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("pipeline")
-    for name, texts in (("train", TEXTS), ("valid", EVAL_TEXTS)):
-        (folder / f"{name}.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
-    sources = {"source": str(folder / "train.jsonl"), "validation": str(folder / "valid.jsonl")}
-    prepare(**sources, output=folder / "out", tokenizer="byte", sequence_length=LENGTH, progress=False)
-    return folder / "out"
-
-
-@pytest.fixture(scope="module")
-def dataset(path):
-    return pipeline.open_dataset(path)
-
-
-@pytest.fixture(scope="module")
-def stored(dataset):
-    return dataset.rows("train", range(dataset.size("train")))["tokens"]
+BATCH = 8
 
 
 def take(dataset, count, **settings):
@@ -45,14 +20,14 @@ def take(dataset, count, **settings):
 
 
 def test_rows_come_as_asked(dataset, stored):
-    text = "".join(text + "\0" for text in TEXTS).encode()  # EOS, 256, stands where \0 is
+    text = "".join(text + "\0" for text in SHORT_TEXTS).encode()  # EOS, 256, stands where \0 is
     flat = [256 if byte == 0 else byte for byte in text][: stored.size]
     np.testing.assert_array_equal(stored.ravel(), flat)
     found = dataset.rows("train", [5, 0, 5])
     np.testing.assert_array_equal(found["tokens"], stored[[5, 0, 5]])
     assert {name: (values.shape, values.dtype) for name, values in found.items()} == {
-        "tokens": ((3, LENGTH + 1), np.int32),
-        "segment_ids": ((3, LENGTH + 1), np.int32),
+        "tokens": ((3, SHORT_LENGTH + 1), np.int32),
+        "segment_ids": ((3, SHORT_LENGTH + 1), np.int32),
     }
 
 
@@ -101,7 +76,7 @@ def test_rows_need_not_be_neighbours(dataset):
 
 def test_a_batch_may_exceed_the_data(dataset):
     size = dataset.size("train")
-    assert take(dataset, 1, batch_size=2 * size + 1)[0]["tokens"].shape == (2 * size + 1, LENGTH + 1)
+    assert take(dataset, 1, batch_size=2 * size + 1)[0]["tokens"].shape == (2 * size + 1, SHORT_LENGTH + 1)
 
 
 def test_batches_are_read_ahead(dataset, monkeypatch):
@@ -127,7 +102,7 @@ def test_evaluation_reads_once_in_order_and_pads(dataset):
     for name in ("tokens", "segment_ids"):
         joined = np.concatenate([batch[name] for batch in batches])
         np.testing.assert_array_equal(joined[:size], rows[name])
-        assert joined.shape == (len(batches) * BATCH, LENGTH + 1) and not joined[size:].any()
+        assert joined.shape == (len(batches) * BATCH, SHORT_LENGTH + 1) and not joined[size:].any()
     assert rows["segment_ids"].min() == 1
 
 
@@ -163,63 +138,3 @@ def test_refuses_splits_and_seeds(dataset):
     for seed in (-1, 2**32):
         with pytest.raises(UserError, match=f"seed={seed}"):
             pipeline.train_batches(dataset, batch_size=2, seed=seed)
-
-
-def shard(folder):
-    return next(folder.glob("*-train.array_record*"))
-
-
-def edit(change):
-    def damage(folder):
-        values = json.loads((folder / "meta.json").read_text())
-        change(values)
-        (folder / "meta.json").write_text(json.dumps(values))
-
-    return damage
-
-
-DAMAGES = {
-    "no metadata": (lambda folder: (folder / "meta.json").unlink(), "no meta.json"),
-    "no directory": (shutil.rmtree, "does not exist"),
-    "a shard is missing": (lambda folder: shard(folder).unlink(), "damaged: diffusionlm-train.* has 0 bytes"),
-    "a shard is cut": (lambda folder: shard(folder).write_bytes(shard(folder).read_bytes()[:-9]), "damaged"),
-    "metadata is cut": (lambda folder: (folder / "meta.json").write_text('{"format": 1,'), "cannot read"),
-    "metadata is no object": (lambda folder: (folder / "meta.json").write_text("[]"), "has format None, not 1"),
-    "another format": (edit(lambda values: values.update(format=2)), "has format 2, not 1"),
-    "a length was edited": (edit(lambda values: values.update(sequence_length=4)), "was changed"),
-    "a key is missing": (edit(lambda values: values.pop("splits")), "not the metadata"),
-    "a key is too many": (edit(lambda values: values.update(extra=1)), "not the metadata"),
-}
-
-
-@pytest.mark.parametrize("name", DAMAGES)
-def test_refuses_what_is_no_whole_dataset(name, path, tmp_path):
-    damage, message = DAMAGES[name]
-    shutil.copytree(path, tmp_path / "copy")
-    assert pipeline.open_dataset(tmp_path / "copy").metadata == pipeline.open_dataset(path).metadata
-    damage(tmp_path / "copy")
-    with pytest.raises(UserError, match=message) as error:
-        pipeline.open_dataset(tmp_path / "copy")
-    assert "\n" not in str(error.value) and str(tmp_path / "copy") in str(error.value)
-
-
-def test_inspect_shows_documents_and_counts(path, dataset, stored, capsys):
-    found = inspect_lib.inspect(path, count=2)
-    printed = capsys.readouterr().out
-    assert json.loads(json.dumps(found)) == found
-    assert found["splits"]["train"]["documents"] == len(TEXTS)
-    tokens = sum(len(text) + 1 for text in TEXTS)
-    assert found["splits"]["train"]["bytes_per_token"] == pytest.approx((tokens - len(TEXTS)) / tokens)
-    assert found["document_tokens"]["0.5"] == np.median([len(text) + 1 for text in TEXTS][: (stored == 256).sum()])
-    assert found["frequent_tokens"][0]["share"] == pytest.approx(np.bincount(stored.ravel()).max() / stored.size)
-    assert [record["index"] for record in found["records"]] == [0, len(stored) - 1]
-    assert found["records"][0]["documents"] == [TEXTS[0][: LENGTH + 1]]
-    assert TEXTS[0][: LENGTH + 1] in printed and "byte tokenizer of 257 ids" in printed
-
-
-def test_inspect_marks_where_documents_end(path, dataset, capsys):
-    index = int(np.flatnonzero(dataset.rows("train", range(8))["segment_ids"].max(axis=1) > 1)[0])
-    found = inspect_lib.describe(path, count=dataset.size("train"))["records"][index]["documents"]
-    assert len(found) == 2 and TEXTS[0].endswith(found[0]) and TEXTS[1].startswith(found[1])
-    inspect_lib.inspect(path, count=dataset.size("train"))
-    assert f"{found[0]} ■ end of document" in capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""TODO: one sentence."""
+"""Documents to train tokenizers on, and texts that are hard to encode."""
 
 DOCUMENTS = [
     f"def f{i}(x):\n    return x + {i}  # two  spaces\n\n\tThe tab, the  emoji 😀 and the word naïve number {i}.\n"

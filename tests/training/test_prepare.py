@@ -1,0 +1,51 @@
+"""Preparing with the tokenizer of a checkpoint, as `diffusionlm.prepare` and the command line do."""
+
+import inspect
+from pathlib import Path
+
+import pytest
+from support.dialogues import write_dialogues
+
+import diffusionlm
+from diffusionlm.checkpoint import store
+from diffusionlm.data import prepare as data_prepare
+from diffusionlm.data import tokenizers
+from diffusionlm.errors import UserError
+from diffusionlm.training import prepare as training_prepare
+
+MODEL = Path(__file__).parents[2] / "docs/results/models/tinystories"
+SETTINGS = {"sequence_length": 80, "validation_fraction": 0, "progress": False}
+
+
+@pytest.fixture
+def source(tmp_path):
+    records = [{"prompt": "2+2?", "response": "4", "text": "word " * 200}] * 3
+    return str(write_dialogues(tmp_path / "d.jsonl", records))
+
+
+def test_the_public_function_has_the_parameters_of_preparing():
+    assert diffusionlm.prepare is training_prepare.prepare
+    assert inspect.signature(diffusionlm.prepare) == inspect.signature(data_prepare.prepare)
+
+
+@pytest.mark.parametrize("format", ["text", "sft"])
+def test_a_checkpoint_gives_its_tokenizer_by_name_or_path(format, source, tmp_path):
+    by_name = training_prepare.prepare(source, tmp_path / "name", tokenizer=str(MODEL), format=format, **SETTINGS)
+    by_path = training_prepare.prepare(source, tmp_path / "path", tokenizer=MODEL, format=format, **SETTINGS)
+    sidecar = store.load_sidecar(MODEL)
+    assert by_path.sha256 == by_name.sha256 and by_name.tokenizer == sidecar.tokenizer
+    assert training_prepare.named_tokenizer(str(MODEL)).sha256 == sidecar.tokenizer["sha256"]
+
+
+def test_other_names_are_those_of_tokenizers(source, tmp_path):
+    assert training_prepare.named_tokenizer("byte").sha256 == tokenizers.load("byte").sha256
+    with pytest.raises(UserError, match="unknown tokenizer"):
+        training_prepare.prepare(source, tmp_path / "out", tokenizer=tmp_path / "absent", **SETTINGS)
+    with pytest.raises(UserError, match="no diffusionlm checkpoint") as error:
+        training_prepare.prepare(source, tmp_path / "out", tokenizer=str(tmp_path), **SETTINGS)
+    assert "\n" not in str(error.value) and not (tmp_path / "out").exists()
+
+
+def test_preparing_itself_knows_no_checkpoints(source, tmp_path):
+    with pytest.raises(UserError, match="unknown tokenizer"):
+        data_prepare.prepare(source, tmp_path / "out", tokenizer=MODEL, **SETTINGS)
