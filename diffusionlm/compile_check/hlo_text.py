@@ -1,4 +1,4 @@
-"""Optimised HLO text as instructions; what they mean is in `diffusionlm.compile_check.hlo`."""
+"""Optimised HLO text as instructions; `diffusionlm.compile_check.hlo` interprets them."""
 
 import functools
 import math
@@ -10,31 +10,48 @@ from dataclasses import dataclass, replace
 class Array:
     """One array of a result."""
 
-    bits: int
+    bits: int  # of an element
     shape: tuple[int, ...]
-    hbm: bool  # and not in one of the small memories
+    hbm: bool  # False: in one of the small memories of the chip
 
     @property
     def bytes(self) -> int:
+        """Return the size of the array in bytes."""
         return -(-self.bits * math.prod(self.shape) // 8)
 
 
 @dataclass(frozen=True)
 class Instruction:
-    """One line."""
+    """One line of a computation.
+
+    Attributes:
+      name: its name, without %.
+      opcode: its operation.
+      arrays: the arrays of its result.
+      operands: the names of its operands.
+      arguments: the text between its brackets.
+      attributes: the text behind its brackets.
+      root: True if its result is that of the computation.
+    """
 
     name: str
     opcode: str
-    arrays: tuple[Array, ...]  # of the result
+    arrays: tuple[Array, ...]
     operands: tuple[str, ...]
-    arguments: str  # the text between the brackets
+    arguments: str
     attributes: str
     root: bool
 
-    def refers(self, attribute: str) -> str:
-        """The computation that an attribute names; empty: none."""
-        found = re.search(rf"\b{attribute}=%?([\w.\-]+)", self.attributes)
-        return found[1] if found else ""
+    @property
+    def jax_operation(self) -> str:
+        """Return the JAX operation that the instruction came from, with its scopes; empty if unknown."""
+        match = re.search(r'op_name="([^"]*)"', self.attributes)
+        return match[1] if match else ""
+
+    def reference(self, attribute: str) -> str:
+        """Return the name of the computation in an attribute; empty if the attribute is absent."""
+        match = re.search(rf"\b{attribute}=%?([\w.\-]+)", self.attributes)
+        return match[1] if match else ""
 
 
 Computation = dict[str, Instruction]  # by name, in order
@@ -42,23 +59,23 @@ Computation = dict[str, Instruction]  # by name, in order
 
 @dataclass(frozen=True)
 class Module:
-    """The computations by name."""
+    """The computations of a program by name, and the name of the one that it starts with."""
 
     computations: dict[str, Computation]
     entry: str
 
 
 def parse(text: str) -> Module:
-    """The instructions of a module.
+    """Return the computations of a module.
 
     Raises:
-      ValueError: the text is no HLO module.
+      ValueError: the text is not an HLO module.
     """
     computations: dict[str, Computation] = {}
     entry, current = "", None
     for line in text.splitlines():
         if line.startswith(("%", "ENTRY ")) and line.endswith("{"):
-            name = re.match(r"(?:ENTRY )?%?([\w.\-]+)", line)[1]
+            name = re.split(r"[^\w.\-]", line.removeprefix("ENTRY ").lstrip("%"), maxsplit=1)[0]
             current = computations.setdefault(name, {})
             entry = name if line.startswith("ENTRY ") else entry
         elif line == "}":
@@ -66,12 +83,17 @@ def parse(text: str) -> Module:
         elif current is not None and line.startswith("  ") and " = " in line:
             instruction = _instruction(line)
             current[instruction.name] = instruction
-        elif current:  # kernels carry texts of several lines in their attributes
+        elif current:  # attributes of kernels contain text of several lines
             last = next(reversed(current))
             current[last] = replace(current[last], attributes=f"{current[last].attributes}\n{line}")
     if not entry:
-        raise ValueError("the text has no ENTRY computation: it is no HLO module")
+        raise ValueError("the text has no ENTRY computation: it is not an HLO module")
     return Module(computations, entry)
+
+
+def root(computation: Computation) -> Instruction:
+    """Return the instruction whose result is that of the computation."""
+    return next(instruction for instruction in computation.values() if instruction.root)
 
 
 def _instruction(line: str) -> Instruction:
@@ -93,25 +115,24 @@ def _instruction(line: str) -> Instruction:
 
 
 def _closing(text: str, opening: int) -> int:
-    """Where the bracket that opens at `opening` closes."""
+    """Return the position at which the bracket that opens at `opening` closes."""
     depth = 0
-    for found in re.compile(r"[()]").finditer(text, opening):
-        depth += 1 if found[0] == "(" else -1
+    for bracket in re.compile(r"[()]").finditer(text, opening):
+        depth += 1 if bracket[0] == "(" else -1
         if not depth:
-            return found.start()
+            return bracket.start()
     raise ValueError(f"brackets do not close in {text[:80]!r}")
 
 
 def _arrays(text: str) -> tuple[Array, ...]:
-    found = re.findall(r"([a-z]\w*)\[([\d,<=]*)\](\{[^}]*\})?", text)
     return tuple(
-        Array(_bits(kind), tuple(int(size.lstrip("<=")) for size in sizes.split(",") if size), "S(" not in layout)
-        for kind, sizes, layout in found
+        Array(_bits(dtype), tuple(int(size.lstrip("<=")) for size in sizes.split(",") if size), "S(" not in layout)
+        for dtype, sizes, layout in re.findall(r"([a-z]\w*)\[([\d,<=]*)\](\{[^}]*\})?", text)
     )
 
 
 @functools.cache
-def _bits(kind: str) -> int:
-    """Of one element: bf16 and f8e4m3fn name theirs, pred has a byte, token nothing."""
-    found = re.match(r"[a-z]+?(\d+)", kind)
-    return int(found[1]) if found else 8 if kind == "pred" else 0
+def _bits(dtype: str) -> int:
+    """Return the bits of an element: bf16 and f8e4m3fn name theirs, pred has 8, token none."""
+    match = re.match(r"[a-z]+?(\d+)", dtype)
+    return int(match[1]) if match else 8 if dtype == "pred" else 0

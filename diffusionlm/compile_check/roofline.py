@@ -1,22 +1,24 @@
 """How long a compiled program should take on a TPU: a roofline, from its operations and the data sheet of the chip.
 
 The terms add up to the estimate:
-- compute: FLOPs of the matmuls at the peak of the chip;
-- memory: what kernels spend beyond that on moving their operands and results through HBM, kernel by kernel;
-- ici, dcn: collectives that the compiler left synchronous, and what asynchronous ones take beyond compute and memory.
+- compute: the FLOPs of the matmuls at the peak of the chip;
+- memory: for each kernel, how much longer than its matmuls its operands and results need to pass through HBM;
+- ici, dcn: the time of synchronous collectives, and what asynchronous ones need beyond compute and memory.
 
 Every kernel and link is taken at its full published speed and nothing waits for the host, so the estimate is a lower
-bound of the time and an upper bound of MFU. Matmuls of awkward shapes, element-wise arithmetic that is not hidden, and
+bound of the time and an upper bound of MFU. Matmuls of awkward shapes, element-wise arithmetic that nothing hides, and
 stragglers come on top.
 """
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import jax
 
-from diffusionlm.compile_check.hlo import Collective, Program, wire_bytes
+from diffusionlm.compile_check.collectives import Collective, wire_bytes
+from diffusionlm.compile_check.hlo import ProgramCosts
 from diffusionlm.hardware import Topology
 
 HOP_SECONDS = 1e-6  # latency of an ICI hop (jax-ml.github.io/scaling-book/sharding)
@@ -25,7 +27,7 @@ DCN_SECONDS = 100e-6  # latency of a message between slices; an order of magnitu
 
 @dataclass(frozen=True)
 class Cost:
-    """Bytes that each chip sends for one run of a collective, and how long that takes."""
+    """The bytes that each chip sends in one run of a collective, and the time that takes."""
 
     ici_bytes: float
     dcn_bytes: float
@@ -35,16 +37,27 @@ class Cost:
 
 @dataclass(frozen=True)
 class Traffic:
-    """All collectives of one kind, network, group size and synchrony, in one run of the program."""
+    """All collectives of the same kind, network, group size and synchrony, in one run of the program.
+
+    Attributes:
+      kind: one of `collectives.KINDS`.
+      network: "ici" or "dcn".
+      group_size: the number of devices of a group.
+      asynchronous: True if computation may continue meanwhile.
+      runs: how often they run.
+      bytes: the bytes that each chip sends.
+      seconds: the time they take.
+      largest: the JAX operation behind most of these bytes.
+    """
 
     kind: str
-    network: str  # ici or dcn
+    network: str
     group_size: int
     asynchronous: bool
     runs: int
-    bytes: float  # that each chip sends
+    bytes: float
     seconds: float
-    largest: str  # the JAX operation behind the most of these bytes
+    largest: str
 
 
 @dataclass(frozen=True)
@@ -58,20 +71,24 @@ class Terms:
 
     @property
     def total(self) -> float:
+        """Return the estimate, in seconds."""
         return self.compute + self.memory + self.ici + self.dcn
 
 
 class Network:
-    """Where the devices of a mesh, in the order of the compiled program, stand in a topology."""
+    """The position in a topology of each device of a mesh, in the order of the compiled program."""
 
     def __init__(self, topology: Topology, devices: Sequence[jax.Device]):
         self.topology = topology
         axes = range(len(topology.shape))
-        self.places = [tuple(device.coords[axis] for axis in axes) for device in devices]
+        self.coordinates = [tuple(device.coords[axis] for axis in axes) for device in devices]
         self.slices = [getattr(device, "slice_index", 0) for device in devices]
 
     def cost(self, collective: Collective) -> Cost:
-        """A group that spans slices works within each slice first, so that each byte crosses only once."""
+        """Return the cost of one run of a collective.
+
+        A group that spans slices works within each slice first, so that each byte crosses only once.
+        """
         chip, kind, operand = self.topology.chip, collective.kind, collective.operand_bytes
         group = collective.groups[0] if collective.groups else ()
         n = collective.group_size
@@ -83,26 +100,25 @@ class Network:
             speed, hops, slices = chip.link_bandwidth / chip.devices, 1, 1 + crossing
         else:
             slices = len({self.slices[device] for device in group}) or 1
-            within = n // slices
-            ici, dcn = _split(kind, operand, within, slices)
+            ici, dcn = _split(kind, operand, n // slices, slices)
             speed, hops = self._within([device for device in group if self.slices[device] == self.slices[group[0]]])
-        per_chip = chip.devices  # the devices of a chip share its network card
         phases = 2 if kind == "all-reduce" else 1
+        dcn *= chip.devices  # the devices of a chip share its network card
         return Cost(
-            ici_bytes=ici * per_chip,
-            dcn_bytes=dcn * per_chip,
+            ici_bytes=ici * chip.devices,
+            dcn_bytes=dcn,
             ici_seconds=ici / speed + hops * phases * HOP_SECONDS if ici else 0.0,
-            dcn_seconds=dcn * per_chip / chip.dcn_bandwidth + phases * DCN_SECONDS if slices > 1 else 0.0,
+            dcn_seconds=dcn / chip.dcn_bandwidth + phases * DCN_SECONDS if slices > 1 else 0.0,
         )
 
     def _within(self, group: Sequence[int]) -> tuple[float, int]:
-        """Bytes/s that each device of a group sends over all links that its axes have, and the longest way in hops.
+        """Return the bytes/s that each device of a group sends over its links, and the longest path in hops.
 
-        A full ring sends both ways along its axis; a line, or a part of a ring, moves as fast as one link.
+        A full ring sends both ways along its axis; a line, or a part of a ring, is as fast as one link.
         """
         chip, links, hops = self.topology.chip, 0, 0
         for axis, side in enumerate(self.topology.shape):
-            spanned = len({self.places[device][axis] for device in group})
+            spanned = len({self.coordinates[device][axis] for device in group})
             if spanned > 1:
                 ring = spanned == side and self.topology.wraps(axis)
                 links += 2 if ring else 1
@@ -113,7 +129,7 @@ class Network:
 
 
 def _split(kind: str, operand: float, within: int, slices: int) -> tuple[float, float]:
-    """Bytes that a device sends inside its slice and to others, for a group of `within` devices in each slice."""
+    """Return the bytes that a device sends inside its slice and to others; a group has `within` devices in each."""
     if slices == 1:
         return wire_bytes(kind, operand, within), 0.0
     if kind == "all-gather":
@@ -124,46 +140,68 @@ def _split(kind: str, operand: float, within: int, slices: int) -> tuple[float, 
     return wire_bytes(kind, operand, within), wire_bytes(kind, operand / within, slices)
 
 
-def traffic(program: Program, network: Network) -> list[Traffic]:
-    """The collectives of a program, summed by kind and network, the slowest first."""
-    found: dict[tuple, list[tuple[int, float, float, str]]] = {}
-    for one in program.collectives:
-        cost = network.cost(one)
+class _Class(NamedTuple):
+    """The properties that the collectives of one `Traffic` share."""
+
+    kind: str
+    network: str
+    group_size: int
+    asynchronous: bool
+
+
+class _Share(NamedTuple):
+    """The part of one collective in a `Traffic`."""
+
+    runs: int
+    bytes: float
+    seconds: float
+    where: str
+
+
+def traffic(costs: ProgramCosts, network: Network) -> list[Traffic]:
+    """Return the collectives of a program, summed by kind and network, the slowest first."""
+    shares: dict[_Class, list[_Share]] = {}
+    for collective in costs.collectives:
+        cost, runs = network.cost(collective), collective.runs
         for name, size, seconds in (
             ("ici", cost.ici_bytes, cost.ici_seconds),
             ("dcn", cost.dcn_bytes, cost.dcn_seconds),
         ):
             if size:
-                key = (one.kind, name, one.group_size, one.asynchronous)
-                found.setdefault(key, []).append((one.runs, one.runs * size, one.runs * seconds, one.where))
+                key = _Class(collective.kind, name, collective.group_size, collective.asynchronous)
+                shares.setdefault(key, []).append(_Share(runs, runs * size, runs * seconds, collective.where))
     sums = [
-        Traffic(*key, *(sum(part[i] for part in parts) for i in range(3)), max(parts, key=lambda part: part[1])[3])
-        for key, parts in found.items()
+        Traffic(
+            **key._asdict(),
+            runs=sum(part.runs for part in parts),
+            bytes=sum(part.bytes for part in parts),
+            seconds=sum(part.seconds for part in parts),
+            largest=max(parts, key=lambda part: part.bytes).where,
+        )
+        for key, parts in shares.items()
     ]
-    return sorted(sums, key=lambda one: -one.seconds)
+    return sorted(sums, key=lambda entry: -entry.seconds)
 
 
-def terms(program: Program, collectives: Sequence[Traffic], topology: Topology, flops: float) -> Terms:
-    """The estimate.
+def terms(costs: ProgramCosts, collectives: Sequence[Traffic], topology: Topology, flops: float) -> Terms:
+    """Return the estimate.
 
     Args:
-      program: of one device.
-      collectives: from `traffic`.
-      topology: where it runs.
-      flops: of all matmuls of one device, those inside of hand-written kernels included.
+      costs: the work of one device.
+      collectives: its collectives, from `traffic`.
+      topology: where the program runs.
+      flops: FLOPs of all matmuls of one device, those inside hand-written kernels included.
     """
     chip = topology.chip
     peak, bandwidth = chip.peak_flops / chip.devices, chip.hbm_bandwidth / chip.devices
-    waiting = [k for k in program.kernels if not k.asynchronous]
-    beyond = math.fsum(k.runs * max(0.0, k.hbm_bytes / bandwidth - k.flops / peak) for k in waiting)
+    synchronous = [kernel for kernel in costs.kernels if not kernel.asynchronous]
+    beyond = math.fsum(k.runs * max(0.0, k.hbm_bytes / bandwidth - k.flops / peak) for k in synchronous)
     compute = flops / peak
-    everything = math.fsum(k.runs * k.hbm_bytes for k in program.kernels) / bandwidth
-    memory = max(beyond, everything - compute)  # prefetches run beside the rest, until HBM is busy all the time
+    everything = math.fsum(k.runs * k.hbm_bytes for k in costs.kernels) / bandwidth
+    memory = max(beyond, everything - compute)  # prefetches are hidden until HBM is busy all the time
     exposed = {}
     for network in ("ici", "dcn"):
-        seconds = {
-            flag: sum(t.seconds for t in collectives if (t.network, t.asynchronous) == (network, flag))
-            for flag in (False, True)
-        }
-        exposed[network] = seconds[False] + max(0.0, seconds[True] - compute - memory)
+        hidden = sum(t.seconds for t in collectives if t.network == network and t.asynchronous)
+        waiting = sum(t.seconds for t in collectives if t.network == network and not t.asynchronous)
+        exposed[network] = waiting + max(0.0, hidden - compute - memory)
     return Terms(compute, memory, **exposed)

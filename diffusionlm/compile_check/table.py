@@ -1,4 +1,4 @@
-"""A compile report for readers: a table in the terminal, JSON for programs."""
+"""A compile report for readers, as a table in the terminal, and for programs, as JSON."""
 
 import dataclasses
 from typing import Any
@@ -6,7 +6,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from diffusionlm.compile_check.compile import CompileReport
+from diffusionlm.compile_check.report import CompileReport
+from diffusionlm.compile_check.roofline import Traffic
 from diffusionlm.hardware import GIB
 
 TERMS = {
@@ -18,14 +19,14 @@ TERMS = {
 
 
 def to_json(report: CompileReport) -> dict[str, Any]:
-    """The report as plain JSON types, under the names of its attributes."""
-    found = dataclasses.asdict(report)
-    found["hbm_per_chip_bytes"]["headroom"] = report.hbm_per_chip_bytes.headroom
-    return found
+    """Return the report as plain JSON types, under the names of its attributes."""
+    values = dataclasses.asdict(report)
+    values["hbm_per_chip_bytes"]["headroom"] = report.hbm_per_chip_bytes.headroom
+    return values
 
 
 def verdict(report: CompileReport) -> str:
-    """One line: whether it fits, and what to do if not."""
+    """Return one line: whether the run fits and, if not, what to change."""
     hbm, place = report.hbm_per_chip_bytes, _place(report)
     if report.fits:
         return (
@@ -42,8 +43,17 @@ def verdict(report: CompileReport) -> str:
 
 
 def show(report: CompileReport, console: Console | None = None) -> None:
-    """Prints the report."""
+    """Print the report as tables, with its warnings and the verdict."""
     console = console or Console()
+    console.print(_summary(report))
+    if report.collectives:
+        console.print(_collectives(report.collectives))
+    for warning in report.warnings:
+        console.print(f"note: {warning}", soft_wrap=True, highlight=False, markup=False)
+    console.print(verdict(report), soft_wrap=True, highlight=False, markup=False)
+
+
+def _summary(report: CompileReport) -> Table:
     hbm = report.hbm_per_chip_bytes
     split = " x ".join(f"{axis} {size}" for axis, size in report.mesh.items())
     title = f"{report.experiment} ({report.program}) on {_place(report)}, {report.chips} chips: {split}"
@@ -56,30 +66,31 @@ def show(report: CompileReport, console: Console | None = None) -> None:
     table.add_section()
     table.add_row("model FLOPs a step", f"{report.model_flops:.3e}")
     if report.executed_flops:
-        again = report.executed_flops / report.model_flops - 1
-        why = f"{again:+.0%}, computed again to save memory" if again else ""
-        table.add_row("executed FLOPs", f"{report.executed_flops:.3e}", why)
+        extra = report.executed_flops / report.model_flops - 1
+        note = f"{extra:+.0%}, computed again to save memory" if extra else ""
+        table.add_row("executed FLOPs", f"{report.executed_flops:.3e}", note)
     table.add_row("compile time", f"{report.compile_seconds:.0f} s")
     if report.roofline_seconds:
+        terms = report.roofline_seconds
         table.add_section()
-        table.add_row("a step, at least", _seconds(report.estimated_step_seconds))
+        table.add_row("a step, at least", _seconds(terms.total))
         for name, meaning in TERMS.items():
-            seconds = getattr(report.roofline_seconds, name)
-            share = f"{seconds / report.estimated_step_seconds:.0%}, "
+            seconds = getattr(terms, name)
             if seconds:
-                table.add_row(f"  {name}", _seconds(seconds), share + meaning)
+                table.add_row(f"  {name}", _seconds(seconds), f"{seconds / terms.total:.0%}, {meaning}")
         table.add_row("MFU, at most", f"{report.estimated_mfu:.1%}")
-    console.print(table)
-    if report.collectives:
-        traffic = Table("collective", "over", "group", "overlapped", "runs", "sent per chip", "time", title="Traffic")
-        for one in report.collectives:
-            overlapped = "yes" if one.asynchronous else "no"
-            size, seconds = f"{one.bytes / GIB:.3f} GiB", _seconds(one.seconds)
-            traffic.add_row(one.kind, one.network, str(one.group_size), overlapped, str(one.runs), size, seconds)
-        console.print(traffic)
-    for warning in report.warnings:
-        console.print(f"note: {warning}", soft_wrap=True, highlight=False, markup=False)
-    console.print(verdict(report), soft_wrap=True, highlight=False, markup=False)
+    return table
+
+
+def _collectives(collectives: tuple[Traffic, ...]) -> Table:
+    table = Table("collective", "over", "group", "overlapped", "runs", "sent per chip", "time", title="Traffic")
+    for traffic in collectives:
+        overlapped = "yes" if traffic.asynchronous else "no"
+        size, seconds = f"{traffic.bytes / GIB:.3f} GiB", _seconds(traffic.seconds)
+        table.add_row(
+            traffic.kind, traffic.network, str(traffic.group_size), overlapped, str(traffic.runs), size, seconds
+        )
+    return table
 
 
 def _place(report: CompileReport) -> str:
