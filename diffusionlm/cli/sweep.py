@@ -41,9 +41,10 @@ def plan(args: list[str], prog: str) -> int:
           json: print JSON.
         """
         from diffusionlm.scaling import commands as sweep
-        from diffusionlm.scaling.sweep import plan as planning
+        from diffusionlm.scaling.sweep import tables
+        from diffusionlm.scaling.sweep.plan import peak_flops
 
-        planning.peak_flops(chip)
+        peak_flops(chip)
         if price is not None and not price >= 0:
             raise UserError(f"price={price} must not be negative")
         if topology:
@@ -54,7 +55,7 @@ def plan(args: list[str], prog: str) -> int:
         if json:
             print_json(planned.to_json())
         else:
-            planning.show(planned, chip, price, cells=cells)
+            tables.show_plan(planned, chip, price, cells=cells)
         return 1 if any(cell.fits is False for cell in planned.cells) else 0
 
     return parse(bind, args, prog)()
@@ -146,20 +147,20 @@ def _status(
       json: print JSON.
     """
     from diffusionlm.scaling import commands as sweep
-    from diffusionlm.scaling.sweep import status as statuses
+    from diffusionlm.scaling.sweep import tables
 
     if json and watch:
         raise UserError("json and watch exclude each other; drop one")
     if not sweep.directory(name, workdir).exists():
         print(f"no worker has begun in {sweep.directory(name, workdir)}", file=sys.stderr)
     if watch:
-        statuses.watch(sweep.get(name), sweep.directory(name, workdir), everything=everything)
+        tables.watch(sweep.get(name), sweep.directory(name, workdir), everything=everything)
         return 0
     progress = sweep.status(name, workdir, everything=everything)
     if json:
         print_json(progress.to_json())
     else:
-        statuses.show(progress)
+        tables.show_status(progress)
     return 0
 
 

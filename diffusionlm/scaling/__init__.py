@@ -1,1 +1,1 @@
-"""Scaling laws: IsoFLOP sweeps from plan to law to next run. Nothing here is imported by a single run."""
+"""IsoFLOP sweeps from plan to law to next run: `sweep`, then `laws`, then `report`, then `commands` over them all."""

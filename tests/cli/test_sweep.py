@@ -11,9 +11,9 @@ from support.tiny_sweep import tiny_sweep as make_sweep
 
 from diffusionlm.cli.main import main
 from diffusionlm.parallel.mesh import make_mesh
-from diffusionlm.scaling.sweep import commands as sweep
-from diffusionlm.scaling.sweep import status as statuses
-from diffusionlm.scaling.sweep.lease import Board
+from diffusionlm.scaling import commands as sweep
+from diffusionlm.scaling.sweep import tables
+from diffusionlm.scaling.sweep.lease import Leases
 from diffusionlm.training import loop as trainer
 
 MINE = """
@@ -78,19 +78,19 @@ def test_status_of_what_has_not_begun(capsys, tmp_path):
 
 def test_a_dead_workers_cell_is_pending(tmp_path):
     cells = make_sweep().select()
-    board = Board(tmp_path / "leases")
-    alive = board.claim(cells[0].id)
-    board.claim(cells[1].id, seconds=-100.0)  # it ended 100 s before it was written
+    leases = Leases(tmp_path / "leases")
+    alive = leases.claim(cells[0].id)
+    leases.claim(cells[1].id, seconds=-100.0)  # it ended 100 s before it was written
     found = sweep.status(make_sweep(), tmp_path)
     assert [cell.state for cell in found.cells] == ["running", "pending", "pending"]
-    assert "no sign of life of" in found.cells[1].note
+    assert "no heartbeat of" in found.cells[1].note
     alive.release()
 
 
 def test_watch_ends_when_all_is_done_and_needs_a_terminal(finished, capsys):
     name, workdir, _ = finished
     shown = io.StringIO()
-    statuses.watch(sweep.get(name), workdir, console=Console(file=shown, force_terminal=True, width=120))
+    tables.watch(sweep.get(name), workdir, console=Console(file=shown, force_terminal=True, width=120))
     assert "3 done, 0 running, 0 failed, 0 pending" in shown.getvalue()
     assert main(["sweep", "status", name, "--workdir", str(workdir), "--watch"]) == 2
     assert "watch needs a terminal" in capsys.readouterr().err

@@ -1,61 +1,75 @@
-"""How far a parabola is from the loss that it stands for: a test against the noise, and the bias that it causes.
+"""The misfit of the parabolas and of the laws: a test against the noise, and the bias that asymmetric curves cause.
 
 Loss over log N is steeper on one side than on the other, so a parabola misplaces the minimum by an amount that no
-number of seeds removes. It is reported beside the interval, never inside it.
+number of seeds removes. This bias is reported beside the interval, never inside it.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy import stats
 
+from diffusionlm.scaling.laws.bootstrap import CONFIDENCE, Estimate
 from diffusionlm.scaling.laws.fit import Parabola, PowerLaw
-from diffusionlm.scaling.laws.uncertainty import CONFIDENCE, Estimate, Noise
+from diffusionlm.scaling.laws.noise import Noise
 
 
 @dataclass(frozen=True)
 class LackOfFit:
-    """What residuals say beyond the noise: the deviation that is left (nats or log units), and the F test's p value."""
+    """The part of the residuals that noise does not explain, and the p value of the F test."""
 
-    sd: float
+    sd: float  # nats, or log units for a law
     p: float | None  # None where the noise is unknown
 
 
 @dataclass(frozen=True)
 class Asymmetry:
-    """A cubic term in log N, common to the budgets of an objective, and where it would put their minima."""
+    """A cubic term in log N, common to the budgets of an objective, and how it would move their minima."""
 
     cubic: Estimate  # nats per unit of log N cubed, around the minimum of the parabola
-    p: float | None  # of no cubic term at all; None where the noise is unknown
-    shift_log_n: tuple[float, ...]  # per budget: with the term minus without it; NaN where no minimum is left
-    shift_loss: tuple[float, ...]  # nats
+    p: float | None  # p value of no cubic term; None where the noise is unknown
+    shift_log_n: tuple[float, ...]  # per budget, the minimum with the term minus that without; NaN if there is none
+    shift_loss: tuple[float, ...]  # the same for the loss, nats
 
 
-def parabola_lack_of_fit(fit: Parabola, log_n: Sequence[float], noise: Noise | None) -> LackOfFit | None:
-    """Residuals of the sizes' mean losses against the noise between seeds (the classic lack-of-fit F test).
+def parabola_lack_of_fit(fit: Parabola, log_n: ArrayLike, noise: Noise | None) -> LackOfFit | None:
+    """Test the residuals of the sizes' mean losses against the noise between seeds (the lack-of-fit F test).
 
-    None with three sizes, through which a parabola always goes.
+    Args:
+      fit: the parabola of one budget.
+      log_n: (runs,) natural logarithms of the sizes.
+      noise: the noise between seeds.
+
+    Returns:
+      The misfit, or None with three sizes, through which a parabola always goes.
     """
-    sizes, where = np.unique(np.asarray(log_n), return_inverse=True)
+    sizes, index = np.unique(np.asarray(log_n), return_inverse=True)
     dof = len(sizes) - 3
     if dof < 1:
         return None
-    counts = np.bincount(where)
-    means = np.bincount(where, fit.residuals) / counts
+    counts = np.bincount(index)
+    means = np.bincount(index, fit.residuals) / counts
     return _against_noise(float((counts * means**2).sum()), dof, noise)
 
 
 def law_lack_of_fit(law: PowerLaw, variances: Sequence[float], noise: Noise | None) -> LackOfFit | None:
-    """The same for minima around a power law that was fitted with these variances, over that of one run.
+    """Test the residuals of optima around a power law in the same way.
 
-    None with two points, through which a line always goes.
+    Args:
+      law: the law.
+      variances: the variances that it was fitted with, in units of the variance of one run.
+      noise: the noise between seeds.
+
+    Returns:
+      The misfit, or None with two points, through which a line always goes.
     """
     dof = len(variances) - 2
     if dof < 1:
         return None
-    found = _against_noise(law.chi_square, dof, noise)
-    return LackOfFit(found.sd * float(np.sqrt(np.mean(variances))), found.p)
+    unscaled = _against_noise(law.chi_square, dof, noise)
+    return LackOfFit(unscaled.sd * float(np.sqrt(np.mean(variances))), unscaled.p)
 
 
 def _against_noise(square_sum: float, dof: int, noise: Noise | None) -> LackOfFit:
@@ -67,13 +81,13 @@ def _against_noise(square_sum: float, dof: int, noise: Noise | None) -> LackOfFi
 def asymmetry(
     fits: Sequence[Parabola], log_n: Sequence[np.ndarray], loss: Sequence[np.ndarray], noise: Noise | None
 ) -> Asymmetry | None:
-    """Adds one cubic term to all parabolas of an objective; None without a residual degree of freedom to see it.
+    """Fit one cubic term to all parabolas of an objective; None without a residual degree of freedom for it.
 
     Args:
-      fits: convex parabolas.
-      log_n: of the runs of each, (runs,).
-      loss: of the same runs, nats.
-      noise: between seeds.
+      fits: convex parabolas, one for each budget.
+      log_n: natural logarithms of the sizes of each budget, (runs,).
+      loss: losses of the same runs, nats.
+      noise: the noise between seeds.
     """
     fitted = [(fit, x, y) for fit, x, y in zip(fits, log_n, loss, strict=True)]
     if not fitted or sum(len(np.unique(x)) for x in log_n) <= 3 * len(fitted):
@@ -94,16 +108,15 @@ def asymmetry(
         cubic = Estimate(float(d), float(d - half), float(d + half))
         p = float(2 * stats.t.sf(abs(d) / (noise.sd * scale), noise.dof))
     shifts = [_shift(coefficients[3 * i : 3 * i + 3], d, fit.loss) for i, (fit, _, _) in enumerate(fitted)]
-    return Asymmetry(cubic, p, *map(tuple, zip(*shifts, strict=True)))
+    return Asymmetry(cubic, p, tuple(n for n, _ in shifts), tuple(loss for _, loss in shifts))
 
 
 def _shift(coefficients: Sequence[float], cubic: float, loss: float) -> tuple[float, float]:
-    """Of the minimum of a + b z + c z^2 + d z^3 from z = 0 and from `loss`."""
+    """Return the minimum of a + b z + c z^2 + d z^3, and its loss minus `loss`."""
     a, b, c = coefficients
     discriminant = c**2 - 3 * b * cubic
     if c <= 0 or discriminant <= 0:
         return float("nan"), float("nan")
-    z = -b / (
-        c + np.sqrt(discriminant)
-    )  # the root that stays finite as d goes to zero, where the second derivative > 0
+    # Of the two roots, the one that stays finite as d goes to zero, where the second derivative is positive.
+    z = -b / (c + np.sqrt(discriminant))
     return float(z), float(a + b * z + c * z**2 + cubic * z**3 - loss)

@@ -1,13 +1,14 @@
-"""The optimum of one objective at one budget: N*, D* and L* of its parabola, with intervals and what to distrust."""
+"""The optimum of one objective at one budget: N*, D* and L* of its parabola, with intervals and reasons for doubt."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from diffusionlm.scaling.laws import misfit, uncertainty
+from diffusionlm.scaling.laws.bootstrap import Estimate, estimate
 from diffusionlm.scaling.laws.fit import Parabola, vertex
-from diffusionlm.scaling.laws.uncertainty import Estimate, Noise, PairedError, estimate
+from diffusionlm.scaling.laws.misfit import LackOfFit, parabola_lack_of_fit
+from diffusionlm.scaling.laws.noise import Noise, PairedError, paired_error
 from diffusionlm.scaling.sweep.results import CellResult
 
 QUANTITIES = ("params", "tokens", "loss")  # N*, D*, L*
@@ -15,94 +16,114 @@ REACH = 1.0  # spacings of the grid by which the interval of N* may pass its out
 
 
 @dataclass(frozen=True)
+class Optimum:
+    """The minimum of the parabola of one objective at one budget."""
+
+    objective: str
+    budget: float  # FLOPs
+    parabola: Parabola
+    log_n: np.ndarray  # (runs,) natural logarithms of the sizes
+    losses: np.ndarray  # (runs,) nats per token
+    params: Estimate  # N*
+    tokens: Estimate  # D*
+    loss: Estimate  # L*, nats per token
+    lack_of_fit: LackOfFit | None
+    logs: Mapping[str, float] = field(repr=False)  # natural logarithms, by QUANTITIES
+    draws: Mapping[str, np.ndarray] = field(repr=False)  # (draws,) of the same; empty where the noise is unknown
+    shift_log_n: float | None = None  # the bias of log N* that the asymmetry of the curves means
+    shift_loss: float | None = None  # the bias of L*, nats
+
+    @property
+    def sizes(self) -> np.ndarray:
+        """Natural logarithms of the different sizes, sorted."""
+        return np.unique(self.log_n)
+
+    @property
+    def spacing(self) -> float:
+        """The median distance of neighbouring sizes in log N."""
+        return float(np.median(np.diff(self.sizes)))
+
+    @property
+    def inside(self) -> bool:
+        """True if N* lies between the smallest and the largest size."""
+        return bool(self.sizes[0] <= self.logs["params"] <= self.sizes[-1])
+
+    @property
+    def at_edge(self) -> bool:
+        """True if N* lies beyond the second-smallest or the second-largest size."""
+        return not self.sizes[1] <= self.logs["params"] <= self.sizes[-2]
+
+    @property
+    def determined(self) -> bool:
+        """True if the interval of N* ends within `REACH` of the grid on both sides, or if the noise is unknown.
+
+        A bounded interval is not enough: it may end at 12 parameters, where nothing was measured and the parabola is no
+        more than a formula. Nor need it end inside the grid: an optimum next to the last size but one would have to be
+        known to half a spacing. One spacing beyond is where one more run would settle it; an interval that goes further
+        holds sizes that no run is near to. The delta method, by which the laws weigh optima, is only good where the
+        interval is that short: the draws of a wider one are far more skewed than their weight accounts for.
+        """
+        if self.params.interval is None:
+            return True
+        low, high = self.params.interval
+        smallest, largest, reach = *np.exp(self.sizes[[0, -1]]), np.exp(REACH * self.spacing)
+        return bool(smallest / reach <= low and high <= largest * reach)
+
+    @property
+    def usable(self) -> bool:
+        """True if the laws use it: a minimum inside the grid that is determined."""
+        return self.inside and self.determined
+
+    def variances(self) -> dict[str, float]:
+        """Return the variances of `logs`, in units of the variance of one run (delta method)."""
+        params, loss = self.parabola.variances()
+        return {"params": params, "tokens": params, "loss": loss / np.exp(2 * self.logs["loss"])}
+
+
+@dataclass(frozen=True)
 class BudgetFit:
-    """One objective at one budget; what a parabola is needed for is None without a minimum."""
+    """One objective at one budget."""
 
     objective: str
     budget: float  # FLOPs
     runs: tuple[CellResult, ...]
-    parabola: Parabola | None = None  # None with fewer than three sizes
-    params: Estimate | None = None  # N*
-    tokens: Estimate | None = None  # D*
-    loss: Estimate | None = None  # L*, nats per token
-    inside: bool = False  # N* lies between the smallest and the largest size
-    at_edge: bool = False  # it lies beyond the second-smallest or second-largest size
-    lack_of_fit: misfit.LackOfFit | None = None
-    shift_log_n: float | None = None  # bias that the asymmetry would mean: log N*, and nats
-    shift_loss: float | None = None
-    paired: PairedError | None = None
-    logs: Mapping[str, float] = field(default_factory=dict, repr=False)  # natural logarithms, by QUANTITIES
-    draws: Mapping[str, np.ndarray] = field(default_factory=dict, repr=False)  # of the same; empty without noise
+    parabola: Parabola | None  # None with fewer than three sizes
+    optimum: Optimum | None  # None without a minimum
+    paired: PairedError | None
 
     @property
     def log_n(self) -> np.ndarray:
-        """(runs,) natural logarithm of the sizes."""
+        """(runs,) natural logarithms of the sizes."""
         return np.log([run.params for run in self.runs])
 
     @property
-    def losses(self) -> np.ndarray:
-        """(runs,) nats per token."""
-        return np.array([run.loss for run in self.runs])
-
-    @property
     def sizes(self) -> int:
+        """The number of different sizes."""
         return len({run.params for run in self.runs})
 
     @property
-    def spacing(self) -> float:
-        """Of neighbouring sizes in log N, the median."""
-        return float(np.median(np.diff(np.unique(self.log_n))))
-
-    @property
-    def determined(self) -> bool:
-        """Whether the interval of N* ends within `REACH` of the grid on both sides; so it does with unknown noise.
-
-        A bounded interval is not enough: it may end at 12 parameters, where nothing was measured and the parabola is
-        no more than a formula. Nor need it end inside the grid: an optimum next to the last size but one would have
-        to be known to half a spacing. One spacing beyond is where one more run would settle it; an interval that goes
-        further holds sizes that no run is near to. The delta method, by which the laws weigh optima, is only good
-        where the interval is that short: the draws of a wider one are skewed far more than their weight knows.
-        """
-        if self.params is None or self.params.low is None:
-            return self.params is not None
-        sizes, reach = np.exp([self.log_n.min(), self.log_n.max()]), np.exp(REACH * self.spacing)
-        return bool(sizes[0] / reach <= self.params.low and self.params.high <= sizes[1] * reach)
-
-    @property
     def usable(self) -> bool:
-        """Whether the laws use it: a minimum inside the grid, and determined."""
-        return self.inside and self.determined
-
-    def variances(self) -> dict[str, float]:
-        """Of `logs`, over the variance of one run (delta method)."""
-        of_n, of_loss = self.parabola.variances()
-        return {"params": of_n, "tokens": of_n, "loss": of_loss / np.exp(2 * self.logs["loss"])}
+        """True if the laws use the optimum."""
+        return self.optimum is not None and self.optimum.usable
 
 
-def optimum(
-    objective: str,
-    budget: float,
-    runs: Sequence[CellResult],
-    parabola: Parabola | None,
-    drawn: np.ndarray | None,
-    noise: Noise | None,
+def fit_budget(
+    runs: Sequence[CellResult], parabola: Parabola | None, drawn: np.ndarray | None, noise: Noise | None
 ) -> BudgetFit:
-    """Reads the optimum off a parabola.
+    """Read the optimum off a parabola.
 
     Args:
-      objective: of the runs.
-      budget: of the runs, FLOPs.
-      runs: all of this objective and budget.
-      parabola: through them, or None.
+      runs: all runs of one objective and budget.
+      parabola: the fit through them, or None.
       drawn: (draws, 3) coefficients that it could have had, or None where the noise is unknown.
-      noise: between seeds.
+      noise: the noise between seeds.
     """
-    row = {"objective": objective, "budget": budget, "runs": tuple(runs), "parabola": parabola}
-    row["paired"] = uncertainty.paired_error(runs)
-    if parabola is None or not parabola.convex:
-        return BudgetFit(**row)
-    log_n = np.log([run.params for run in runs])
-    sizes = np.unique(log_n)
+    optimum = _optimum(runs, parabola, drawn, noise) if parabola and parabola.convex else None
+    return BudgetFit(runs[0].objective, runs[0].budget, tuple(runs), parabola, optimum, paired_error(runs))
+
+
+def _optimum(runs: Sequence[CellResult], parabola: Parabola, drawn: np.ndarray | None, noise: Noise | None) -> Optimum:
+    budget, log_n = runs[0].budget, np.log([run.params for run in runs])
     # Tokens of a cell that spends exactly the budget, as a smooth function of its size: no convention is assumed.
     log_d = np.log([run.tokens * budget / run.flops for run in runs])
     tokens = np.polynomial.polynomial.polyfit(log_n - parabola.centre, log_d, 2)
@@ -117,12 +138,17 @@ def optimum(
 
     best = {key: float(value) for key, value in logs(parabola.coefficients).items()}
     draws = {} if drawn is None else logs(drawn)
-    return BudgetFit(
-        **row,
-        **{key: estimate(best[key], draws.get(key), np.exp) for key in QUANTITIES},
-        inside=bool(sizes[0] <= best["params"] <= sizes[-1]),
-        at_edge=not sizes[1] <= best["params"] <= sizes[-2],
-        lack_of_fit=misfit.parabola_lack_of_fit(parabola, log_n, noise),
+    params, optimal_tokens, loss = (estimate(best[key], draws.get(key), np.exp) for key in QUANTITIES)
+    return Optimum(
+        objective=runs[0].objective,
+        budget=budget,
+        parabola=parabola,
+        log_n=log_n,
+        losses=np.array([run.loss for run in runs]),
+        params=params,
+        tokens=optimal_tokens,
+        loss=loss,
+        lack_of_fit=parabola_lack_of_fit(parabola, log_n, noise),
         logs=best,
         draws=draws,
     )

@@ -1,7 +1,7 @@
 """Approach 3 of Hoffmann et al. (2203.15556, section 3.3): L(N, D) = E + A / N^alpha + B / D^beta through all cells.
 
 A, B and E trade off against each other and against the exponents over any range that a sweep can afford, so they are
-fitted and shown, and nothing is built on them. What the fit does determine is the exponents of N*(C) and D*(C), and L*.
+fitted and shown, and nothing is built on them. The fit does determine the exponents of N*(C) and D*(C), and L*.
 """
 
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from scipy import optimize, special
 
 from diffusionlm.scaling.sweep.results import CellResult
 
-DELTA = 1e-3  # of the Huber loss on residuals of log L, as published
+DELTA = 1e-3  # where the Huber loss of residuals of log L becomes linear, as published
 
 
 @dataclass(frozen=True)
@@ -25,84 +25,83 @@ class Parametric:
     log_b: float
     alpha: float
     beta: float
-    k: float  # FLOPs per parameter and token: 6, or what the recipe's count comes to on average
-    objective: float  # sum of Huber losses of log L, over delta squared
-    residuals: np.ndarray  # (runs,) of log L, in the order of the results
+    k: float  # FLOPs per parameter and token: 6, or the average in the recipe's convention
+    objective: float  # sum of the Huber losses of log L, in units of DELTA^2
     stderr: tuple[float, float] | None  # of params_exponent and tokens_exponent; None where the noise is unknown
 
     @property
     def params_exponent(self) -> float:
-        """a of N* = G (C / k)^a (Hoffmann et al., Eq. 4)."""
+        """The a of N* = G (C / k)^a (Hoffmann et al., Eq. 4)."""
         return self.beta / (self.alpha + self.beta)
 
     @property
     def tokens_exponent(self) -> float:
-        """b of D* = G^-1 (C / k)^b."""
+        """The b of D* = G^-1 (C / k)^b."""
         return self.alpha / (self.alpha + self.beta)
 
     @property
     def determined(self) -> bool:
-        """Whether the exponents mean anything, so far as the noise tells."""
+        """True if no standard error exceeds half of its exponent."""
         exponents = self.params_exponent, self.tokens_exponent
         errors = self.stderr or (0.0, 0.0)
-        # One that is 0 or NaN is of a fit that diverged.
+        # An exponent of 0 or NaN comes from a fit that diverged.
         return all(e > 1e-3 and s <= e / 2 for s, e in zip(errors, exponents, strict=True))
 
     def optimum(self, c: float) -> tuple[float, float, float]:
-        """N*, D* and L* at C."""
+        """Return N*, D* and L* at C FLOPs."""
         log_g = (np.log(self.alpha / self.beta) + self.log_a - self.log_b) / (self.alpha + self.beta)
         log_n = log_g + self.params_exponent * np.log(c / self.k)
         log_d = np.log(c / self.k) - log_n
         return float(np.exp(log_n)), float(np.exp(log_d)), float(self.loss(np.exp(log_n), np.exp(log_d)))
 
     def loss(self, n: float, d: float) -> float:
-        """L(N, D), nats per token."""
+        """Return L(N, D), nats per token."""
         return self.e + np.exp(self.log_a - self.alpha * np.log(n)) + np.exp(self.log_b - self.beta * np.log(d))
 
 
 def fit(results: Sequence[CellResult], noise_sd: float | None = None, refits: int = 40) -> Parametric | None:
-    """Fits the surface to all runs of one objective; None with fewer than six different cells (it has five numbers).
+    """Fit the surface to all runs of one objective; None with fewer than six different cells (it has five numbers).
 
     Args:
-      results: of one objective.
-      noise_sd: between seeds, nats, for standard errors by parametric bootstrap.
-      refits: of that bootstrap, each started from the fit.
+      results: the runs of one objective.
+      noise_sd: the noise between seeds, nats, for standard errors by a parametric bootstrap; None: no errors.
+      refits: fits of that bootstrap, each started from the fit to the runs.
     """
     if len({(r.params, r.tokens) for r in results}) < 6:
         return None
     log_n, log_d = np.log([r.params for r in results]), np.log([r.tokens for r in results])
     loss = np.array([r.loss for r in results])
-    centre = log_n.mean(), log_d.mean()  # of both, or the level of a term and its exponent are nearly one number
+    centre = log_n.mean(), log_d.mean()  # without centring, the level of a term and its exponent are nearly one number
     x, y = log_n - centre[0], log_d - centre[1]
-    rough = min((_minimise(start, x, y, np.log(loss), 2) for start in _starts(loss)), key=lambda found: found.fun)
-    best = _minimise(rough.x, x, y, np.log(loss), 10)
+    candidates = [_minimise(start, x, y, np.log(loss), evaluations=50) for start in _starts(loss)]
+    rough = min(candidates, key=lambda candidate: candidate.cost)
+    best = _minimise(rough.x, x, y, np.log(loss), evaluations=1000)
     a, b, e = best.x[:3]
     alpha, beta = np.exp(best.x[3:])
-    predicted = np.exp(_log_loss(best.x, x, y)[0])
     stderr = None
     if noise_sd:
-        rng = np.random.default_rng(0)
-        again = [
-            _minimise(best.x, x, y, np.log(predicted + noise_sd * rng.standard_normal(len(loss))), 2).x
-            for _ in range(refits)
-        ]
-        exponents = [(special.expit(q[4] - q[3]), special.expit(q[3] - q[4])) for q in again]
-        stderr = tuple(np.std(exponents, axis=0, ddof=1).tolist())
+        rng, predicted = np.random.default_rng(0), np.exp(_log_loss(best.x, x, y)[0])
+        exponents = []
+        for _ in range(refits):
+            noisy = np.log(predicted + noise_sd * rng.standard_normal(len(loss)))
+            *_, log_alpha, log_beta = _minimise(best.x, x, y, noisy, evaluations=1000).x
+            exponents.append((special.expit(log_beta - log_alpha), special.expit(log_alpha - log_beta)))
+        of_params, of_tokens = np.std(exponents, axis=0, ddof=1).tolist()
+        stderr = of_params, of_tokens
     return Parametric(
-        float(np.exp(e)),
-        float(a + alpha * centre[0]),
-        float(b + beta * centre[1]),
-        float(alpha),
-        float(beta),
-        float(np.exp(np.mean(np.log([r.flops for r in results]) - log_n - log_d))),
-        float(best.fun),
-        np.log(loss) - np.log(predicted),
-        stderr,
+        e=float(np.exp(e)),
+        log_a=float(a + alpha * centre[0]),
+        log_b=float(b + beta * centre[1]),
+        alpha=float(alpha),
+        beta=float(beta),
+        k=float(np.exp(np.mean(np.log([r.flops for r in results]) - log_n - log_d))),
+        objective=float(best.cost / DELTA**2),
+        stderr=stderr,
     )
 
 
 def _starts(loss: np.ndarray) -> list[np.ndarray]:
-    """A grid over both exponents, the irreducible share of the least loss, and how the rest divides into two terms."""
+    """Return a grid over both exponents, the share of E in the smallest loss, and how A and B divide the rest."""
     starts = []
     for alpha, beta, share, part in product((0.2, 0.6), (0.2, 0.6), (0.2, 0.7), (0.3, 0.7)):
         e = share * loss.min()
@@ -111,40 +110,38 @@ def _starts(loss: np.ndarray) -> list[np.ndarray]:
     return starts
 
 
+def _minimise(
+    start: np.ndarray, x: np.ndarray, y: np.ndarray, log_loss: np.ndarray, evaluations: int
+) -> optimize.OptimizeResult:
+    """Minimise the sum (not the mean: 2404.10102) of the Huber losses of log L."""
+    return optimize.least_squares(
+        lambda q: _log_loss(q, x, y)[0] - log_loss,
+        start,
+        jac=lambda q: _log_loss(q, x, y)[1],  # pyright: ignore[reportArgumentType]  # its stubs know names only
+        loss="huber",
+        f_scale=DELTA,
+        x_scale="jac",  # E and the exponents are nearly collinear
+        ftol=1e-12,
+        xtol=1e-12,
+        gtol=1e-12,
+        max_nfev=evaluations,
+    )
+
+
 def _log_loss(q: np.ndarray, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """log L of the runs, and its (runs, 5) derivatives by q = log of (A, B, E, alpha, beta), A and B at x = y = 0."""
+    """Return log L of the runs, and its derivatives by q.
+
+    Args:
+      q: (5,) logarithms of A, B, E, alpha and beta, with A and B at x = y = 0.
+      x: (runs,) centred log N.
+      y: (runs,) centred log D.
+
+    Returns:
+      (runs,) log L and its (runs, 5) derivatives.
+    """
     a, b, e = q[:3]
     alpha, beta = np.exp(q[3:])
     terms = np.stack([a - alpha * x, b - beta * y, np.full_like(x, e)], 1)
     total = np.logaddexp.reduce(terms, axis=1)
     shares = np.exp(terms - total[:, None])
     return total, np.column_stack([shares, -alpha * x * shares[:, 0], -beta * y * shares[:, 1]])
-
-
-def _huber(q: np.ndarray, x: np.ndarray, y: np.ndarray, log_loss: np.ndarray) -> tuple[float, np.ndarray]:
-    """Sum (a mean is so small that the optimiser stops early, 2404.10102) of Huber losses over delta^2; gradient."""
-    predicted, derivatives = _log_loss(q, x, y)
-    residuals = (predicted - log_loss) / DELTA
-    gradient = (np.clip(residuals, -1, 1) / DELTA) @ derivatives
-    return float(special.huber(1.0, residuals).sum()), gradient
-
-
-def _minimise(
-    start: np.ndarray, x: np.ndarray, y: np.ndarray, log_loss: np.ndarray, rounds: int
-) -> optimize.OptimizeResult:
-    """L-BFGS in coordinates where the Gauss-Newton matrix is the identity, for E and exponents are nearly collinear."""
-    best, value = start, np.inf
-    for _ in range(rounds):  # the coordinates are those of its start, so it starts again where it ended
-        values, vectors = np.linalg.eigh((matrix := _log_loss(best, x, y)[1]).T @ matrix)
-        root = vectors / np.sqrt(np.maximum(values, 1e-9 * values.max()))
-
-        def objective(p, origin=best, root=root):
-            value, gradient = _huber(origin + root @ p, x, y, log_loss)
-            return value, root.T @ gradient
-
-        found = optimize.minimize(objective, np.zeros(5), method="L-BFGS-B", jac=True, options={"ftol": 1e-12})
-        best = best + root @ found.x
-        if not found.fun < value * (1 - 1e-9) - 1e-9:
-            break
-        value = found.fun
-    return optimize.OptimizeResult(x=best, fun=min(value, float(found.fun)))

@@ -1,4 +1,7 @@
-"""Published scaling laws and points, with their sources (`laws.json`), to overlay on a report and to test fits with."""
+"""Published scaling laws and points with their sources, which a report overlays and tests of the fits use.
+
+The numbers are in `published.json`, whose notes give units and conventions, and say which laws are missing and why.
+"""
 
 import functools
 import json
@@ -12,12 +15,12 @@ from diffusionlm.errors import UserError, suggest
 
 @dataclass(frozen=True)
 class PublishedLaw:
-    """A published law; what its source does not give is None, and then so is what would need it."""
+    """A published law; numbers that its source does not give are None, as is everything that needs them."""
 
     name: str
     title: str
     source: str
-    how: str  # the numbers were obtained
+    how: str  # how the numbers were obtained
     objective: str
     convention: Mapping[str, str]  # what N and C count
     data: str | None
@@ -29,10 +32,11 @@ class PublishedLaw:
     parametric: Mapping[str, float] | None
 
     def params(self, c: float) -> float | None:
-        """N* at C, by the source's power law, or else by the minimum of its parametric loss with C = 6 N D."""
+        """Return N* at C by the source's power law, or by the minimum of its parametric loss with C = 6 N D."""
         if self.params_law:
             coefficient, exponent = self.params_law["coefficient"], self.params_law["exponent"]
-            if coefficient is None:  # not published: the best one for the points
+            assert exponent is not None  # only a coefficient may be unpublished
+            if coefficient is None:  # not published: use the best one for the points
                 coefficient = math.exp(
                     sum(math.log(p["N"]) - exponent * math.log(p["C"]) for p in self.points) / len(self.points)
                 )
@@ -44,43 +48,37 @@ class PublishedLaw:
         return None
 
     def tokens(self, c: float) -> float | None:
-        """D* at C, by the source's power law, or else C / (6 N*)."""
+        """Return D* at C by the source's power law, or as C / (6 N*)."""
         if self.tokens_law:
             return float(self.tokens_law["coefficient"] * c ** self.tokens_law["exponent"])
         n = self.params(c)
         return None if n is None else c / (6 * n)
 
     def loss(self, c: float) -> float | None:
-        """L* at C, nats per token of the source's tokens and text."""
+        """Return L* at C, nats per token of the source's tokenizer and text."""
         if self.loss_law:
             return float(math.exp(self.loss_law["exponent"] * math.log(c) + self.loss_law["log_prefactor"]))
-        if self.parametric:
-            n, d = self.params(c), self.tokens(c)
-            p = self.parametric
+        n, d, p = self.params(c), self.tokens(c), self.parametric
+        if n is not None and d is not None and p:
             return float(p["E"] + p["A"] / n ** p["alpha"] + p["B"] / d ** p["beta"])
         return None
 
 
 @functools.cache
 def _file() -> Mapping:
-    return json.loads(resources.files("diffusionlm.scaling.laws").joinpath("laws.json").read_text())
+    return json.loads(resources.files("diffusionlm.scaling.laws").joinpath("published.json").read_text())
 
 
 def names() -> list[str]:
-    """The names of all published laws."""
+    """Return the names of all published laws."""
     return sorted(_file()["laws"])
 
 
-def notes() -> list[str]:
-    """Units and conventions, and which published laws are missing and why."""
-    return list(_file()["notes"])
-
-
 def get(name: str) -> PublishedLaw:
-    """A published law by its name.
+    """Return a published law.
 
     Raises:
-      UserError: there is none of this name.
+      UserError: an unknown name.
     """
     known = _file()["laws"]
     if name not in known:

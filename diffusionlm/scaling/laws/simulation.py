@@ -1,7 +1,7 @@
-"""Whether the intervals of a report hold on a given grid: simulated sweeps with known laws, analysed as real ones are.
+"""Simulated sweeps with known laws, which show whether the intervals of a report hold on a given grid.
 
-The grid is that of a real sweep or a planned one. Losses are parabolas in log N whose minima follow power laws exactly,
-plus normal noise, so this checks the statistics and not whether real losses are parabolas.
+The grid is that of a real sweep or of a planned one. Losses are parabolas in log N whose minima follow power laws
+exactly, plus normal noise, so this checks the statistics, not whether real losses are parabolas.
 """
 
 from collections import defaultdict
@@ -11,7 +11,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from diffusionlm.scaling.laws.analysis import Analysis, analyse
-from diffusionlm.scaling.laws.uncertainty import Estimate
+from diffusionlm.scaling.laws.bootstrap import Estimate
+from diffusionlm.scaling.laws.gap import Gap
+from diffusionlm.scaling.laws.optima import QUANTITIES
 from diffusionlm.scaling.sweep.results import CellResult
 
 
@@ -27,7 +29,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Truth:
-    """What an objective does: laws as (value at 1e13 FLOPs, exponent)."""
+    """The true laws of an objective, as (value at 1e13 FLOPs, exponent), its curvature and its noise."""
 
     params: tuple[float, float]
     loss: tuple[float, float]
@@ -35,6 +37,7 @@ class Truth:
     noise: float  # standard deviation between seeds, nats
 
     def log_at(self, quantity: str, c: float) -> float:
+        """Return the natural logarithm of one of `optima.QUANTITIES` at C."""
         if quantity == "tokens":
             return float(np.log(c / 6) - self.log_at("params", c))
         value, exponent = getattr(self, quantity)
@@ -42,19 +45,19 @@ class Truth:
 
 
 def grid_of(results: Sequence[CellResult]) -> list[Cell]:
-    """The grid of a real sweep."""
+    """Return the grid of a real sweep."""
     return [Cell(result.objective, result.budget, result.params, result.seed) for result in results]
 
 
 def truths_of(analysis: Analysis) -> dict[str, Truth]:
-    """The laws, mean curvature and noise that a real sweep was found to have, of objectives that have all of them."""
-    found = {}
+    """Return the laws, mean curvature and noise of a real sweep, for the objectives that have all of them."""
+    truths = {}
     for name, fit in analysis.objectives.items():
-        curvatures = [row.parabola.coefficients[2] for row in fit.budgets if row.usable]
+        curvatures = [row.parabola.coefficients[2] for row in fit.budgets if row.parabola and row.usable]
         if fit.laws and fit.noise:
             params, loss = ((fit.laws[key].at(1e13).value, fit.laws[key].fit.exponent) for key in ("params", "loss"))
-            found[name] = Truth(params, loss, float(np.mean(curvatures)), fit.noise.sd)
-    return found
+            truths[name] = Truth(params, loss, float(np.mean(curvatures)), fit.noise.sd)
+    return truths
 
 
 def make_grid(
@@ -65,15 +68,15 @@ def make_grid(
     off_centre: float = 0.2,
     repeated: int = 1,
 ) -> list[Cell]:
-    """A grid around the optima, with three seeds in some cells of the two smallest budgets and one elsewhere.
+    """Return a grid around the optima, with three seeds in some cells of the two smallest budgets and one elsewhere.
 
     Args:
-      truths: by objective.
+      truths: the truth by objective.
       budgets: FLOPs.
-      sizes: of each budget.
-      spacing: between neighbours, a factor.
-      off_centre: how far the middle of the sizes is from the optimum, in spacings, up and down by turns.
-      repeated: cells with three seeds in each of the two smallest budgets.
+      sizes: the number of sizes at each budget.
+      spacing: the ratio of neighbouring sizes.
+      off_centre: the distance of the middle of the sizes from the optimum, in spacings, up and down by turns.
+      repeated: the number of cells with three seeds in each of the two smallest budgets.
     """
     cells = []
     for objective, truth in truths.items():
@@ -88,7 +91,7 @@ def make_grid(
 
 
 def simulate(grid: Sequence[Cell], truths: Mapping[str, Truth], rng: np.random.Generator) -> list[CellResult]:
-    """One sweep on the grid."""
+    """Return the results of one simulated sweep on a grid."""
     results = []
     for cell in grid:
         truth = truths[cell.objective]
@@ -122,51 +125,58 @@ def simulate(grid: Sequence[Cell], truths: Mapping[str, Truth], rng: np.random.G
 def coverage(
     grid: Sequence[Cell], truths: Mapping[str, Truth], replicates: int, *, draws: int = 2000, seed: int = 0
 ) -> dict[str, tuple[float, int]]:
-    """How often the 95% intervals contain the truth: (share, intervals) by quantity.
+    """Measure how often the 95% intervals contain the truth.
 
     Args:
-      grid: of the sweeps.
-      truths: by objective.
-      replicates: simulated sweeps.
-      draws: of the bootstrap of each; quantiles from fewer are rougher, and not biased.
-      seed: of everything.
+      grid: the grid of the sweeps.
+      truths: the truth by objective.
+      replicates: the number of simulated sweeps.
+      draws: draws of the bootstrap of each; quantiles from fewer are rougher, but not biased.
+      seed: the seed of everything.
+
+    Returns:
+      (share of intervals that contain the truth, number of intervals) by quantity.
     """
     rng = np.random.default_rng(seed)
     hits = defaultdict(list)
     for replicate in range(replicates):
         analysis = analyse(simulate(grid, truths, rng), draws=draws, seed=replicate, full=False)
         for quantity, estimate, truth in _pairs(analysis, truths):
-            hits[quantity].append(estimate.low is not None and estimate.low <= truth <= estimate.high)
-    return {quantity: (float(np.mean(found)), len(found)) for quantity, found in hits.items()}
+            hits[quantity].append(estimate.interval is not None and not estimate.excludes(truth))
+    return {quantity: (float(np.mean(contained)), len(contained)) for quantity, contained in hits.items()}
 
 
 def _pairs(analysis: Analysis, truths: Mapping[str, Truth]) -> list[tuple[str, Estimate, float]]:
-    """(quantity, its estimate, the truth) of everything with an interval."""
+    """Return (quantity, estimate, truth) for everything that has an interval."""
     pairs = []
-    for name, fitted in analysis.objectives.items():
+    for name, fit in analysis.objectives.items():
         truth = truths[name]
-        for row in fitted.budgets:
-            for key in ("params", "tokens", "loss"):
-                if row.params is not None:
-                    pairs.append((f"{name} {key}", getattr(row, key), np.exp(truth.log_at(key, row.budget))))
-        for key, law in fitted.laws.items():
+        for optimum in (row.optimum for row in fit.budgets if row.optimum):
+            for key in QUANTITIES:
+                pairs.append((f"{name} {key}", getattr(optimum, key), np.exp(truth.log_at(key, optimum.budget))))
+        for key, law in fit.laws.items():
             exponent = truth.log_at(key, np.e) - truth.log_at(key, 1.0)
             pairs.append((f"{name} {key} exponent", law.exponent, exponent))
-        if ahead := fitted.prediction:
-            for key in ("params", "tokens", "loss"):
+        if ahead := fit.prediction:
+            for key in QUANTITIES:
                 pairs.append((f"{name} predicted {key}", getattr(ahead, key), np.exp(truth.log_at(key, ahead.budget))))
     for gap in analysis.gaps:
-        of, reference = truths[gap.objective], truths[gap.reference]
-        for c, estimate, _ in gap.at_budgets:
-            value, exponent = of.loss
-            factor = 1e13 * np.exp((reference.log_at("loss", c) - np.log(value)) / exponent) / c
-            pairs.append(("gap", estimate, factor))
-        if of.loss[1] == reference.loss[1] and gap.common is not None:
-            pairs.append(("common gap", gap.common, (of.loss[0] / reference.loss[0]) ** (-1 / reference.loss[1])))
-        for c, estimate in gap.at_own:
-            value, exponent = reference.loss
-            needed = 1e13 * np.exp((of.log_at("loss", c) - np.log(value)) / exponent)
-            pairs.append(("gap at own budgets", estimate, c / needed))
-        for c, estimate in gap.size_ratio:
-            pairs.append(("size ratio", estimate, np.exp(of.log_at("params", c) - reference.log_at("params", c))))
+        pairs += _gap_pairs(gap, truths[gap.objective], truths[gap.reference])
+    return pairs
+
+
+def _gap_pairs(gap: Gap, truth: Truth, reference: Truth) -> list[tuple[str, Estimate, float]]:
+    pairs = []
+    for c, estimate, _ in gap.at_budgets:
+        value, exponent = truth.loss
+        factor = 1e13 * np.exp((reference.log_at("loss", c) - np.log(value)) / exponent) / c
+        pairs.append(("gap", estimate, factor))
+    if truth.loss[1] == reference.loss[1] and gap.common is not None:
+        pairs.append(("common gap", gap.common, (truth.loss[0] / reference.loss[0]) ** (-1 / reference.loss[1])))
+    for c, estimate in gap.at_own:
+        value, exponent = reference.loss
+        needed = 1e13 * np.exp((truth.log_at("loss", c) - np.log(value)) / exponent)
+        pairs.append(("gap at own budgets", estimate, c / needed))
+    for c, estimate in gap.size_ratio:
+        pairs.append(("size ratio", estimate, np.exp(truth.log_at("params", c) - reference.log_at("params", c))))
     return pairs

@@ -1,0 +1,1 @@
+"""Recipes and cells of a sweep, the workers that run them, and what the finished cells measured."""

@@ -1,9 +1,9 @@
-"""Which worker has which cell: leases in a directory that all workers share, on a disk or in a bucket.
+"""Leases, which say which worker has which cell, in a directory that all workers share, on a disk or in a bucket.
 
-A lease is one small object, and every change to it is a write that happens only if the object is still the one that was
-read (TensorStore's key-value stores do this on file systems and on object stores alike): of several workers that want
-a cell, one gets it. The holder rewrites its lease every so often. Who sees the same lease for longer than it lasts, by
-their own clock, takes it over; clocks of different machines are never compared.
+A lease is one small object, and each change to it takes effect only if the object is still the one that was read, so of
+several workers that want a cell exactly one gets it. The holder renews its lease regularly. A worker that has seen the
+same lease for longer than it lasts, by the worker's own clock, takes it over: clocks of different machines are never
+compared.
 """
 
 import json
@@ -13,8 +13,7 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Collection
 from dataclasses import asdict, dataclass, replace
 from typing import Literal
 
@@ -22,180 +21,182 @@ import tensorstore as ts
 from etils import epath
 
 from diffusionlm.errors import UserError
-from diffusionlm.storage import in_bucket
+from diffusionlm.scaling.sweep.conditional_writes import open_store, store_errors
 
 log = logging.getLogger(__name__)
 
-SECONDS = 120.0  # that a lease lasts without being renewed
-RENEWALS = 4  # in that time
-MOST_DEATHS = 4  # of workers one after another that get a cell no further, before it counts as failed
-# It also goes on while the machine sleeps, where there is such a clock.
+LEASE_SECONDS = 120.0  # how long a lease lasts without being renewed
+RENEWALS = 4  # renewals in that time
+MAX_DEATHS = 4  # workers in a row that may die without progress before the cell counts as failed
+# CLOCK_BOOTTIME, where it exists, also counts the time for which the machine sleeps.
 _CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 
 
 def clock() -> float:
-    """Seconds, by which this machine judges leases."""
+    """Return the time by which this machine judges leases, in seconds."""
     return time.clock_gettime(_CLOCK)
 
 
 class LeaseLost(OSError):
-    """The cell belongs to another worker by now. An OSError: nothing more can be written about it."""
+    """Another worker has the cell. This is an `OSError` because nothing more can be written about the cell."""
 
 
 @dataclass(frozen=True)
-class Record:
-    """What a lease says."""
+class LeaseRecord:
+    """The content of a lease."""
 
     state: Literal["running", "failed", "done"]
-    holder: str  # host and process, for people
-    token: str  # of the claim
-    seconds: float  # that it lasts without being renewed
-    time: float  # of the holder's clock when it was written, for people
+    holder: str  # host and process, for people to read
+    token: str  # unique to the claim
+    seconds: float  # how long the lease lasts without being renewed
+    time: float  # the holder's clock when the lease was written, for people to read
     starts: int = 1  # claims of this cell so far
-    step: int = 0  # the furthest that the cell is known to have come
-    deaths: int = 0  # of the workers right before, that got no further than this step
-    reason: str = ""  # why it failed
+    step: int = 0  # the furthest step that the cell is known to have reached
+    deaths: int = 0  # workers in a row that died without getting past this step
+    reason: str = ""  # why the cell failed
 
 
-class Board:
+class Leases:
     """The leases of a sweep, as one worker sees them."""
 
     def __init__(self, directory: epath.PathLike, clock: Callable[[], float] = clock):
         self._kv = open_store(epath.Path(directory))
         self._clock = clock
-        self._seen: dict[str, tuple[bytes, float]] = {}  # cell -> the lease as it was last seen, and since when
+        self._seen: dict[str, tuple[bytes, float]] = {}  # cell -> generation of the lease, and since when it is seen
 
-    def records(self, cells: Collection[str]) -> dict[str, Record]:
-        """What the leases of these cells say; those that have none are not in it."""
-        with _store_errors():
-            there = {key.decode(errors="replace") for key in self._kv.list().result()}
-            reads = {cell: self._kv.read(cell) for cell in cells if cell in there}
-            found = {cell: read.result() for cell, read in reads.items()}
-        return {cell: record for cell, read in found.items() if (record := _record(cell, read))}
+    def records(self, cells: Collection[str]) -> dict[str, LeaseRecord]:
+        """Return the leases of those of these cells that have one."""
+        with store_errors():
+            existing = {key.decode(errors="replace") for key in self._kv.list().result()}
+            reads = {cell: self._kv.read(cell) for cell in cells if cell in existing}
+            contents = {cell: read.result() for cell, read in reads.items()}
+        return {cell: record for cell, content in contents.items() if (record := _record(cell, content))}
 
-    def claim(self, cell: str, seconds: float = SECONDS, *, step: int = 0, failed: bool = False) -> "Lease | None":
-        """The lease of a cell that is free, or whose holder has not been heard of for as long as its lease lasts.
+    def claim(
+        self, cell: str, seconds: float = LEASE_SECONDS, *, step: int = 0, retry_failed: bool = False
+    ) -> "Lease | None":
+        """Claim a cell that is free, or whose lease has expired.
 
-        A cell whose workers died several times without getting it any further is not free, but has failed.
+        A cell whose workers died several times without any progress is marked as failed instead.
 
         Args:
-          cell: its id.
+          cell: the id of the cell.
           seconds: how long the lease lasts without being renewed.
-          step: where the cell stands.
-          failed: whether one that has failed is free.
+          step: the step that the cell has reached.
+          retry_failed: treat a failed cell as free.
 
         Returns:
-          None where another worker has it, or was faster.
+          The lease, or None if another worker has the cell or was faster.
         """
         record, generation = self._read(cell)
         starts = deaths = 0
         if record:
-            if record.state == "done" or (record.state == "failed" and not failed):
+            if record.state == "done" or (record.state == "failed" and not retry_failed):
                 return None
-            if record.state == "running" and not self._overdue(cell, record, generation):
+            if record.state == "running" and not self._expired(cell, record, generation):
                 return None
             starts = record.starts
             if record.state == "running" and step <= record.step:
-                # Where they died may vary by some steps, as heartbeats do: none was further than the furthest.
+                # Heartbeats lag, so the step at which workers die varies a little: compare with the furthest one.
                 deaths, step = record.deaths + 1, record.step
         holder = f"{socket.gethostname()}:{os.getpid()}"
-        mine = Record("running", holder, uuid.uuid4().hex, seconds, time.time(), starts + 1, step, deaths)
-        if deaths >= MOST_DEATHS:
-            reason = f"its workers died {deaths} times in a row without getting past step {step}, and could not say why"
-            self._write(cell, replace(mine, state="failed", reason=reason), generation)
+        claim = LeaseRecord("running", holder, uuid.uuid4().hex, seconds, time.time(), starts + 1, step, deaths)
+        if deaths >= MAX_DEATHS:
+            reason = f"its workers died {deaths} times in a row without getting past step {step}, leaving no reason"
+            self._write(cell, replace(claim, state="failed", reason=reason), generation)
             return None
-        began = self._clock()
-        written = self._write(cell, mine, generation)
-        return Lease(self, cell, mine, written, began) if written else None
+        claimed_at = self._clock()
+        written = self._write(cell, claim, generation)
+        return Lease(self, cell, claim, written, claimed_at) if written else None
 
-    def seen(self, cell: str) -> bytes:
-        """Which lease of this cell `claim` saw last: another value means that it was renewed, or is another's."""
+    def last_seen(self, cell: str) -> bytes:
+        """Return the generation of the lease that `claim` saw last; it changes whenever the lease does."""
         return self._seen.get(cell, (b"", 0.0))[0]
 
-    def _overdue(self, cell: str, record: Record, generation: bytes) -> bool:
-        """Whether this lease has been seen here, unchanged, for as long as it lasts."""
+    def _expired(self, cell: str, record: LeaseRecord, generation: bytes) -> bool:
+        """Return whether this worker has seen the lease unchanged for longer than it lasts."""
         now = self._clock()
-        before, since = self._seen.get(cell, (b"", now))
-        if before != generation:
+        previous, since = self._seen.get(cell, (b"", now))
+        if previous != generation:
             since = now
             self._seen[cell] = (generation, since)
         return now - since > record.seconds
 
-    def _read(self, cell: str) -> tuple[Record | None, bytes]:
-        with _store_errors():
-            found = self._kv.read(cell).result()
-        return _record(cell, found), found.stamp.generation
+    def _read(self, cell: str) -> tuple[LeaseRecord | None, bytes]:
+        with store_errors():
+            content = self._kv.read(cell).result()
+        return _record(cell, content), content.stamp.generation
 
-    def _write(self, cell: str, record: Record | None, generation: bytes) -> bytes | None:
-        """Replaces (None: deletes) a lease that is still of that generation; its new one, or None if it is not."""
+    def _write(self, cell: str, record: LeaseRecord | None, generation: bytes) -> bytes | None:
+        """Replace (None: delete) a lease that still has this generation; return the new one, or None if it has not."""
         text = None if record is None else json.dumps(asdict(record)).encode()
-        with _store_errors():
+        with store_errors():
             return self._kv.write(cell, text, if_equal=generation).result().generation or None
 
 
 class Lease:
-    """A cell that is this worker's, renewed in the background for as long as the `with` block lasts."""
+    """A cell that belongs to this worker; inside a `with` block the lease is renewed in the background."""
 
-    def __init__(self, board: Board, cell: str, record: Record, generation: bytes, began: float):
-        self._board, self.cell, self._record, self._generation = board, cell, record, generation
+    def __init__(self, leases: Leases, cell: str, record: LeaseRecord, generation: bytes, claimed_at: float):
+        self._leases, self.cell, self._record, self._generation = leases, cell, record, generation
         self._lock = threading.Lock()
-        self._over = threading.Event()
-        self._renewed = began  # before the write: its answer may have taken long
-        self.lost = False  # or given back
-        self._thread = threading.Thread(target=self._keep, name=f"lease of {cell}", daemon=True)
+        self._closed = threading.Event()
+        self._renewed_at = claimed_at  # before the write, whose answer may take long
+        self.lost = False  # taken over, or given up by one of the methods below
+        self._thread = threading.Thread(target=self._keep_renewing, name=f"lease of {cell}", daemon=True)
 
     @property
     def starts(self) -> int:
-        """Claims of this cell so far, with this one."""
+        """The number of claims of this cell so far, this one included."""
         return self._record.starts
 
     def check(self) -> None:
-        """Raises `LeaseLost` if another worker may have the cell by now; asks only when renewals are overdue.
+        """Raise `LeaseLost` if another worker has the cell; reads the store only when renewals are overdue.
 
-        So it is after this process, or its machine, was asleep for a while.
+        Renewals are overdue after this process, or its machine, was asleep for a while.
         """
-        if self.lost or self._board._clock() - self._renewed > self._record.seconds / 2:
+        if self.lost or self._leases._clock() - self._renewed_at > self._record.seconds / 2:
             self.confirm()
 
     def confirm(self) -> None:
-        """Renews the lease; raises `LeaseLost` if another worker has the cell by now."""
+        """Renew the lease, or raise `LeaseLost` if another worker has the cell."""
         self._replace(replace(self._record, time=time.time()))
 
     def release(self) -> None:
-        """Gives the cell back, for another worker to go on with."""
+        """Give the cell back, for any worker to resume."""
         self._replace(None, last=True)
 
     def done(self) -> None:
-        """Notes that the cell is finished."""
+        """Record that the cell is finished."""
         self._replace(replace(self._record, state="done", time=time.time()), last=True)
 
     def fail(self, reason: str) -> None:
-        """Notes that the cell cannot be run, and why."""
+        """Record that the cell failed, and why."""
         self._replace(replace(self._record, state="failed", reason=reason, time=time.time()), last=True)
 
-    def _replace(self, record: Record | None, *, last: bool = False) -> None:
+    def _replace(self, record: LeaseRecord | None, *, last: bool = False) -> None:
         with self._lock:
             if self.lost:
                 raise LeaseLost(f"cell {self.cell} was taken over by another worker")
-            self.lost = last  # a renewal in the background that comes after it must not bring it back
-            began = self._board._clock()
-            written = self._board._write(self.cell, record, self._generation)
-            if written is None:  # it is another's, or an answer to a write of ours was lost on its way
-                there, generation = self._board._read(self.cell)
-                if there and there.token == self._record.token:
-                    written = self._board._write(self.cell, record, generation)
+            self.lost = last  # so that a later renewal in the background does not bring the lease back
+            now = self._leases._clock()
+            written = self._leases._write(self.cell, record, self._generation)
+            if written is None:  # another worker has it, or the answer to an earlier write got lost
+                current, generation = self._leases._read(self.cell)
+                if current and current.token == self._record.token:
+                    written = self._leases._write(self.cell, record, generation)
             if written is None:
                 self.lost = True
                 raise LeaseLost(f"cell {self.cell} was taken over by another worker")
-            self._generation, self._renewed = written, began
+            self._generation, self._renewed_at = written, now
 
-    def _keep(self) -> None:
-        while not self._over.wait(self._record.seconds / RENEWALS):
+    def _keep_renewing(self) -> None:
+        while not self._closed.wait(self._record.seconds / RENEWALS):
             try:
                 self.confirm()
             except LeaseLost:
                 return
-            except OSError as error:  # of a network, for a moment; who writes asks again
+            except OSError as error:  # a network may fail for a moment; whoever writes next asks again
                 log.warning("cannot renew the lease of %s: %s", self.cell, error)
 
     def __enter__(self) -> "Lease":
@@ -203,48 +204,14 @@ class Lease:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._over.set()
+        self._closed.set()
         self._thread.join()
 
 
-def open_store(directory: epath.Path) -> ts.KvStore:
-    """The directory as a key-value store with conditional writes.
-
-    Raises:
-      OSError: it cannot be opened.
-    """
-    if in_bucket(directory):
-        spec: object = f"{str(directory).rstrip('/')}/"
-    else:
-        spec = {"driver": "file", "path": f"{os.path.abspath(directory)}/"}
-    with _store_errors():
-        return ts.KvStore.open(spec).result()
-
-
-def write_once(directory: epath.Path, name: str, text: str) -> str:
-    """Writes a file unless there is one; returns what it holds then, whoever was first."""
-    store = open_store(directory)
-    with _store_errors():
-        found = store.read(name).result()
-        if found.state == "missing":
-            store.write(name, text.encode(), if_equal=found.stamp.generation).result()
-            found = store.read(name).result()
-        return found.value.decode(errors="replace")
-
-
-def _record(cell: str, found: ts.KvStore.ReadResult) -> Record | None:
-    if found.state == "missing":
+def _record(cell: str, content: ts.KvStore.ReadResult) -> LeaseRecord | None:
+    if content.state == "missing":
         return None
     try:
-        return Record(**json.loads(found.value))
+        return LeaseRecord(**json.loads(content.value))
     except (ValueError, TypeError) as error:
         raise UserError(f"the lease of cell {cell} is damaged ({error}); delete it, and start again") from error
-
-
-@contextmanager
-def _store_errors() -> Iterator[None]:
-    """What TensorStore says of a disk or network that fails is an OSError here, as it is elsewhere."""
-    try:
-        yield
-    except ValueError as error:
-        raise OSError(f"cannot reach the leases: {' '.join(str(error).split())}") from error

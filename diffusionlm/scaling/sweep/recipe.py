@@ -1,6 +1,7 @@
-"""From a scaling recipe and a grid to the cells of a sweep: full configurations, each of one budget and one size.
+"""Scaling recipes, and the cells that they make: complete configurations, each for one size and one budget.
 
-Solving a cell is arithmetic on its config (no tracing), so that a thousand take a moment. This module imports no JAX.
+Solving a cell is arithmetic on its config, without tracing, so a thousand cells take a moment. This module imports no
+JAX.
 """
 
 import itertools
@@ -11,46 +12,50 @@ from functools import cached_property
 from typing import Any, Literal
 
 from diffusionlm import flops
-from diffusionlm.config import Config, DataConfig, DiffusionConfig, ModelConfig, OptimConfig, RunConfig, check_types
-from diffusionlm.config_io import fingerprint, flat, scientific_fields
+from diffusionlm.config import Config, DataConfig, DiffusionConfig, ModelConfig, OptimConfig, RunConfig
+from diffusionlm.config_fields import check_fields
+from diffusionlm.config_io import flat, scientific_fields
 from diffusionlm.errors import UserError, suggest
 from diffusionlm.presets import arm_twin
+from diffusionlm.scaling.sweep.identity import digest
 
-LEAST_STEPS = 100  # whole steps then meet the budget to within 1%
+Objective = Literal["mdm", "arm"]
+
+LEAST_STEPS = 100  # with fewer, whole steps would miss the budget by more than 1%
 
 
 @dataclass(frozen=True)
 class ScalingRecipe:
-    """What turns a size and a budget into a run: the hidden part of a scaling law.
+    """Everything that turns a size and a budget into a run: the hidden part of a scaling law.
 
-    All else (Adam's constants, clipping, packing, time sampling, the loss's normalisation) is as `Config` has it by
-    default, and is written out in the config.json of every cell.
+    All other fields (Adam's constants, clipping, packing, time sampling, the normalisation of the loss) have the
+    defaults of `Config`, and are written out in the config.json of every cell.
     """
 
     name: str
     sequence_length: int
-    batch_size: int  # sequences a step, in every cell
+    batch_size: int  # sequences per step, in every cell
     peak_lr: float  # at `lr_width`
-    # "6nd": C = 6 N D with N non-embedding parameters (SMDM, LLaDA); "model": three times the forward pass's matmuls,
-    # attention and head included, with N the parameters that are multiplied, the head's included
+    # "6nd": C = 6 N D with N non-embedding parameters (SMDM, LLaDA). "model": C is three times the matmuls of the
+    # forward pass, attention and head included, and N counts the parameters that are multiplied, the head's included.
     convention: Literal["6nd", "model"] = "6nd"
-    lr_width: int = 0  # the width that peak_lr is for, where it depends on the width; 0: it does not
+    lr_width: int = 0  # the width that peak_lr is tuned for; 0: the learning rate does not depend on the width
     lr_exponent: float = 0.0  # the peak is peak_lr * (d_model / lr_width) ** lr_exponent
-    final_lr_ratio: float = 0.1  # of the peak, reached at the last step (cosine)
+    final_lr_ratio: float = 0.1  # final over peak learning rate (cosine)
     schedule: Literal["cosine", "constant"] = "cosine"
-    # linear, for so many steps or, if that is more, for so large a part of all; but never for more than a quarter
+    # Linear warm-up lasts the larger of this many steps and this fraction of all steps, but at most a quarter of them.
     warmup_steps: int = 100
     warmup_fraction: float = 0.01
     weight_decay: float = 0.1
     decay_mask: Literal["matrices", "all"] = "matrices"
-    random_length: float = 0.0  # fraction of an MDM's examples cut to a uniform random length
-    mask_id: int | None = None  # None: the appended row of the model
+    random_length: float = 0.0  # fraction of an MDM's examples that are cut to a uniform random length
+    mask_id: int | None = None  # None: a row that is appended to the embedding
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     eval_records: int = 2048  # held-out sequences, the same for all cells
-    eval_draws: int = 8  # noise draws, which all MDM cells have in common
+    eval_draws: int = 8  # noise draws per sequence, the same for all MDM cells
 
     def __post_init__(self) -> None:
-        check_types(self, f"recipe {self.name!r}: ")
+        check_fields(self, f"recipe {self.name!r}: ")
         if self.lr_exponent and not self.lr_width:
             raise UserError(
                 f"recipe {self.name!r}: lr_exponent={self.lr_exponent} needs lr_width, the width that peak_lr is for"
@@ -62,92 +67,94 @@ class ScalingRecipe:
             raise UserError(f"recipe {self.name!r}: random_length={self.random_length} must lie in [0, 1]")
 
     def params(self, model: ModelConfig) -> int:
-        """The N of this recipe's laws."""
+        """Return the size N of a model, as the laws of this recipe count it."""
         counts = flops.parameters(model)
         if self.convention == "6nd":
             return counts.non_embedding
         return counts.non_embedding + model.vocab_size * model.d_model
 
     def tokens_per_sequence(self, objective: str) -> float:
-        """Tokens of a sequence that count, on average: what a random length cuts off does not (SMDM, Section 5)."""
+        """Return the mean number of tokens of a sequence that count: those cut off do not (SMDM, Section 5)."""
         L, cut = self.sequence_length, self.random_length if objective == "mdm" else 0.0
         return L * (1 - cut) + (L + 1) / 2 * cut
 
     def flops_per_step(self, model: ModelConfig, objective: str) -> float:
-        """FLOPs of one optimizer step, as this recipe counts them; of twins alike."""
+        """Return the FLOPs of one optimizer step in the recipe's convention, the same for an MDM and its ARM twin."""
         share = self.tokens_per_sequence(objective) / self.sequence_length
-        twin = arm_twin(model)  # the row of [MASK] could fill up another 128 rows of the head
+        twin = arm_twin(model)  # the row of [MASK] alone could add another 128 padded rows to the head
         return self.batch_size * share * flops.train(twin, self.sequence_length, self.convention)
 
     def lr(self, model: ModelConfig) -> float:
-        """The peak learning rate of that size."""
+        """Return the peak learning rate of a model."""
         return self.peak_lr * ((model.d_model / self.lr_width) ** self.lr_exponent if self.lr_width else 1.0)
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One run of a sweep. Its identity is the science of its config; neither hardware nor paths are in it."""
+    """One run of a sweep, identified by the scientific fields of its config: neither hardware nor paths are in it."""
 
     recipe: ScalingRecipe
-    objective: Literal["mdm", "arm"]
+    objective: Objective
     preset: str  # name of the size
     budget: float  # FLOPs
     config: Config
 
     @cached_property
     def id(self) -> str:
-        """Unique, and readable; nothing is ever read back from it."""
-        return f"{self.objective}_{self.preset}_{self.budget:.3g}_{fingerprint(self.config)}"
+        """A unique, readable name, which no code parses."""
+        return f"{self.objective}_{self.preset}_{self.budget:.3g}_{digest(self.config)}"
 
     @property
     def seed(self) -> int:
+        """The seed of initialisation, data order and noise."""
         return self.config.run.seed
 
     @property
     def params(self) -> int:
-        """The N of the recipe's laws."""
+        """The size N, as the laws of the recipe count it."""
         return self.recipe.params(self.config.model)
 
     @property
     def params_non_embedding(self) -> int:
+        """The number of parameters outside the embedding and the head."""
         return flops.parameters(self.config.model).non_embedding
 
     @property
     def steps(self) -> int:
+        """The number of optimizer steps."""
         return self.config.run.steps
 
     @property
     def tokens(self) -> int:
-        """That count: those of random lengths' cut-off ends do not."""
+        """The number of training tokens that count, without those that random lengths cut off."""
         return round(self.steps * self.recipe.batch_size * self.recipe.tokens_per_sequence(self.objective))
 
     @property
     def flops(self) -> float:
-        """Of all steps, in the recipe's convention."""
+        """The FLOPs of all steps, in the recipe's convention."""
         return self.steps * self.recipe.flops_per_step(self.config.model, self.objective)
 
 
 def solve(
     recipe: ScalingRecipe,
-    objective: Literal["mdm", "arm"],
+    objective: Objective,
     preset: str,
     model: ModelConfig,
     budget: float,
     seed: int = 0,
 ) -> Cell:
-    """The cell that spends `budget` FLOPs on a size: as many whole steps as the budget pays for.
+    """Return the cell that trains one size for as many whole steps as a budget pays for.
 
     Args:
-      recipe: all other choices.
+      recipe: every other choice.
       objective: mdm, or arm for the autoregressive twin of `model`.
       preset: the name of the size.
-      model: the network of an MDM of that size.
+      model: the network of an MDM of this size.
       budget: FLOPs, in the recipe's convention.
-      seed: of initialisation, data order and noise.
+      seed: the seed of initialisation, data order and noise.
 
     Raises:
-      UserError: the budget is no positive number, or pays for so few steps that whole ones would miss it by more than
-        1%.
+      UserError: the budget is not a positive, finite number, or pays for fewer than `LEAST_STEPS` steps.
     """
     if not 0 < budget < math.inf:
         raise UserError(
@@ -182,7 +189,7 @@ def solve(
             eval_records=recipe.eval_records,
             eval_draws=recipe.eval_draws,
             log_every=max(1, steps // 400),
-            checkpoint_every=steps,  # between them, it is the clock that says when
+            checkpoint_every=steps,  # before the last step, checkpoint_minutes decides
             keep=1,
         ),
     )
@@ -191,73 +198,91 @@ def solve(
 
 @dataclass(frozen=True)
 class Sweep:
-    """A set of cells to run in one directory, and the data that they are trained on."""
+    """A set of cells that run in one directory, and the data that they are trained on."""
 
     cells: tuple[Cell, ...]
-    name: str = ""  # the one it is registered under
-    others: tuple[Cell, ...] = ()  # of less use; part of it with `everything`
-    overlay: tuple[str, ...] = ()  # published laws that its report shows beside its own
-    source: str = ""  # text that is prepared where no dataset is given
+    name: str = ""  # the name that it is registered under
+    others: tuple[Cell, ...] = ()  # cells of less use, which are included with `everything`
+    overlay: tuple[str, ...] = ()  # published laws that the report shows beside its own
+    source: str = ""  # the text to prepare where no dataset is given
 
     def __post_init__(self) -> None:
         if not self.cells:
-            named = f"sweep {self.name!r}" if self.name else "a sweep"
-            raise UserError(f"{named} has no cells; make some with diffusionlm.grid")
-        for what, values in {
+            subject = f"sweep {self.name!r}" if self.name else "a sweep"
+            raise UserError(f"{subject} has no cells; make some with diffusionlm.grid")
+        for name, values in {
             "data.sequence_length": {cell.config.data.sequence_length for cell in self.cells},
             "model.vocab_size": {cell.config.model.vocab_size for cell in self.cells},
             "convention": {cell.recipe.convention for cell in self.cells},
         }.items():
             if len(values) > 1:
                 raise UserError(
-                    f"sweep {self.name!r} has cells of {what} {' and '.join(map(str, sorted(values)))}, which are not "
-                    "comparable; make two sweeps of it"
+                    f"sweep {self.name!r} has cells of {name} {' and '.join(map(str, sorted(values)))}, which are not "
+                    "comparable; make two sweeps of them"
                 )
 
     @property
     def convention(self) -> str:
-        """Of FLOPs and N, in all its cells."""
+        """The convention by which all cells count FLOPs and N."""
         return self.cells[0].recipe.convention
 
     def select(self, everything: bool = False) -> tuple[Cell, ...]:
-        """The cells, each once, cheap ones first: laws can be looked at before the dear ones are done."""
-        chosen = {cell.id: cell for cell in (*self.cells, *(self.others if everything else ()))}
-        return tuple(sorted(chosen.values(), key=lambda cell: (cell.budget, cell.seed, cell.objective, cell.params)))
+        """Return each cell once, the cheapest first, so that laws take shape before the expensive cells are done.
+
+        Args:
+          everything: include `others`.
+        """
+        cells = {cell.id: cell for cell in (*self.cells, *(self.others if everything else ()))}
+        return tuple(sorted(cells.values(), key=lambda cell: (cell.budget, cell.seed, cell.objective, cell.params)))
 
 
 def check_operational(settings: Mapping[str, Any]) -> None:
-    """Raises `UserError` for a dotted field that is unknown, or part of what a cell measures."""
+    """Refuse settings that would change what a cell measures.
+
+    Args:
+      settings: values by dotted field.
+
+    Raises:
+      UserError: a field is unknown, or part of a cell's identity.
+    """
     known = flat(Config())
-    science = {*scientific_fields(Config()), "run.init_from"}  # whose weights a cell starts from is in its run.init_id
+    science = {*scientific_fields(Config()), "run.init_from"}  # the weights that a run starts from are science too
     for name, value in settings.items():
         if name not in known:
             raise UserError(f"unknown field {name!r}{suggest(name, known)}")
         if name in science:
             raise UserError(
-                f"{name}={value} is part of what a cell measures, so it cannot be set here; register a sweep of your "
-                "own with another recipe"
+                f"{name}={value} is part of what a cell measures, so it cannot be set here; register your own sweep "
+                "with another recipe"
             )
 
 
 def grid(
     recipe: ScalingRecipe,
     *,
-    objectives: Iterable[Literal["mdm", "arm"]],
-    sizes: dict[str, ModelConfig],
+    objectives: Iterable[Objective],
+    sizes: Mapping[str, ModelConfig],
     budgets: Iterable[float],
     seeds: Iterable[int] = (0,),
 ) -> list[Cell]:
-    """Every combination of them as a cell.
+    """Return a cell for every combination of objective, budget, size and seed.
+
+    Args:
+      recipe: every other choice.
+      objectives: mdm, arm or both.
+      sizes: networks by the name of their size.
+      budgets: FLOPs, in the recipe's convention.
+      seeds: seeds of initialisation, data order and noise.
 
     Raises:
-      UserError: as in `solve`; it says how many cells there are like the first.
+      UserError: `solve` refuses a cell; the message counts how many more it refuses.
     """
-    cells, refused = [], []
+    cells, refusals = [], []
     for objective, budget, name, seed in itertools.product(objectives, budgets, sizes, seeds):
         try:
             cells.append(solve(recipe, objective, name, sizes[name], budget, seed))
         except UserError as error:
-            refused.append(str(error))
-    if refused:
-        raise UserError(refused[0] + (f" (and {len(refused) - 1} more cells like it)" if refused[1:] else ""))
+            refusals.append(str(error))
+    if refusals:
+        raise UserError(refusals[0] + (f" (and {len(refusals) - 1} more cells like it)" if refusals[1:] else ""))
     return cells

@@ -1,7 +1,7 @@
-"""What the finished cells of a sweep measured, read from their files, as the fits and the report take it."""
+"""What the finished cells of a sweep measured: the input of the fits and of the report."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Any, TypeVar
@@ -9,13 +9,15 @@ from typing import Any, TypeVar
 from etils import epath
 
 from diffusionlm.errors import UserError
+from diffusionlm.scaling.sweep.directory import cell_directory, read_identity
 from diffusionlm.scaling.sweep.recipe import Cell, Sweep
-from diffusionlm.storage import read_json_lines, run_path, write_atomically
+from diffusionlm.storage import read_json_lines, run_path
 
-CURVE_POINTS = 100  # of a training curve that are kept
-READS = 32  # at once, as a bucket takes some 50 ms for each
+CURVE_POINTS = 100  # points of a training curve that are kept
+CONCURRENT_READS = 32  # a bucket takes some 50 ms for each
 
-T, R = TypeVar("T"), TypeVar("R")
+T = TypeVar("T")
+R = TypeVar("R")
 
 
 @dataclass(frozen=True)
@@ -24,39 +26,39 @@ class CellResult:
 
     id: str
     objective: str  # mdm, arm
-    preset: str  # name of the model size
+    preset: str  # the name of the model size
     seed: int
     budget: float  # FLOPs that the cell was planned for
     flops: float  # FLOPs that it spent, in the convention of the sweep's recipe
     params: int  # the N that the fits use, as the recipe counts it
     params_non_embedding: int
-    tokens: int  # that it was trained on
-    unique_tokens: int  # of the training split; fewer than `tokens` means that data were repeated
+    tokens: int  # tokens that it was trained on
+    unique_tokens: int  # tokens of the training split; fewer than `tokens` means that data were repeated
     steps: int
     loss: float  # held-out nats per token: the bound of an MDM, the cross-entropy of an ARM
-    loss_stderr: float  # of the Monte Carlo noise of the masks; 0 for an ARM
-    loss_per_draw: tuple[float, ...]  # the same by noise draw, which all cells of a sweep have in common
+    loss_stderr: float  # Monte Carlo error of the masks; 0 for an ARM
+    loss_per_draw: tuple[float, ...]  # the loss by noise draw; all cells of a sweep share the draws
     bits_per_byte: float
     curve: tuple[tuple[float, float], ...]  # (FLOPs spent, training loss) along the run, thinned
 
 
 def read(sweep: Sweep, workdir: epath.PathLike, *, everything: bool = False) -> tuple[list[CellResult], int]:
-    """The results of the finished cells, and how many cells are not finished.
+    """Return the results of the finished cells, and the number of unfinished ones.
 
     Raises:
-      UserError: the directory is not that of this sweep, or a file in it is damaged.
+      UserError: the directory does not belong to this sweep, or a file in it is damaged.
     """
     workdir = run_path(workdir)
     identity = read_identity(workdir)
     if identity is None or identity["sweep"] != sweep.name:
-        there = f"is of sweep {identity['sweep']!r}" if identity else "has no sweep.json, so no worker has begun there"
-        raise UserError(f"{workdir} {there}; give the --workdir of `diffusionlm sweep run {sweep.name}`")
-    cells = sweep.select(everything)
+        state = f"is of sweep {identity['sweep']!r}" if identity else "has no sweep.json, so no worker has begun there"
+        raise UserError(f"{workdir} {state}; give the --workdir of `diffusionlm sweep run {sweep.name}`")
+    tokens, cells = identity["unique_tokens"], sweep.select(everything)
     try:
-        found = at_once(lambda cell: _result(cell, workdir / "cells" / cell.id, identity["unique_tokens"]), cells)
+        results = read_concurrently(lambda cell: _result(cell, cell_directory(workdir, cell.id), tokens), cells)
     except OSError as error:
         raise UserError(f"cannot read the sweep in {workdir}: {error}") from error
-    finished = [result for result in found if result]
+    finished = [result for result in results if result]
     return finished, len(cells) - len(finished)
 
 
@@ -65,92 +67,55 @@ def _result(cell: Cell, directory: epath.Path, unique_tokens: int) -> CellResult
     if not path.exists():
         return None
     try:
-        held_out = json.loads(path.read_text())["eval"]
-        measured = {
-            "loss": float(held_out["nelbo_nats_per_token"]),
-            "loss_stderr": float(held_out["nelbo_stderr"]),
-            "loss_per_draw": tuple(map(float, held_out["nelbo_per_draw"])),
-            "bits_per_byte": float(held_out["bits_per_byte"]),
-            "curve": _curve(read_json_lines(directory / "metrics.jsonl"), cell.flops / cell.steps),
-        }
+        evaluation = json.loads(path.read_text())["eval"]
+        return CellResult(
+            id=cell.id,
+            objective=cell.objective,
+            preset=cell.preset,
+            seed=cell.seed,
+            budget=cell.budget,
+            flops=cell.flops,
+            params=cell.params,
+            params_non_embedding=cell.params_non_embedding,
+            tokens=cell.tokens,
+            unique_tokens=unique_tokens,
+            steps=cell.steps,
+            loss=float(evaluation["nelbo_nats_per_token"]),
+            loss_stderr=float(evaluation["nelbo_stderr"]),
+            loss_per_draw=tuple(map(float, evaluation["nelbo_per_draw"])),
+            bits_per_byte=float(evaluation["bits_per_byte"]),
+            curve=_curve(read_json_lines(directory / "metrics.jsonl"), cell.flops / cell.steps),
+        )
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"{path}, or metrics.jsonl beside it, is damaged ({type(error).__name__}: {error}); delete {directory} and "
             "the cell's lease"
         ) from error
-    return CellResult(
-        id=cell.id,
-        objective=cell.objective,
-        preset=cell.preset,
-        seed=cell.seed,
-        budget=cell.budget,
-        flops=cell.flops,
-        params=cell.params,
-        params_non_embedding=cell.params_non_embedding,
-        tokens=cell.tokens,
-        unique_tokens=unique_tokens,
-        steps=cell.steps,
-        **measured,
-    )
 
 
-def _curve(lines: Sequence[dict[str, Any]], flops_per_step: float) -> tuple[tuple[float, float], ...]:
-    """The training loss, averaged over stretches of equal length."""
+def _curve(lines: Sequence[Mapping[str, Any]], flops_per_step: float) -> tuple[tuple[float, float], ...]:
+    """Average the logged training losses over at most `CURVE_POINTS` stretches of equal length."""
     points = [(line["step"], line["loss"]) for line in lines if "loss" in line]
-    group = -(-len(points) // CURVE_POINTS)
-    groups = [points[i : i + group] for i in range(0, len(points), group)] if points else []
-    return tuple((part[-1][0] * flops_per_step, sum(loss for _, loss in part) / len(part)) for part in groups)
+    length = -(-len(points) // CURVE_POINTS)
+    stretches = [points[i : i + length] for i in range(0, len(points), length)] if points else []
+    return tuple((part[-1][0] * flops_per_step, sum(loss for _, loss in part) / len(part)) for part in stretches)
 
 
-def as_json(results: Sequence[CellResult]) -> str:
-    """Results as JSON, small enough to keep."""
+def to_json(results: Sequence[CellResult]) -> str:
+    """Return results as the content of results.json, which `load` reads."""
     return json.dumps([asdict(result) for result in results]) + "\n"
 
 
-def save(results: Sequence[CellResult], path: epath.Path) -> None:
-    """Writes results to a JSON file."""
-    write_atomically(path, as_json(results))
-
-
 def load(path: epath.PathLike) -> list[CellResult]:
-    """Reads what `save` wrote."""
-    values = json.loads(epath.Path(path).read_text())
-    for value in values:
-        value["loss_per_draw"] = tuple(value["loss_per_draw"])
-        value["curve"] = tuple(map(tuple, value["curve"]))
-    return [CellResult(**value) for value in values]
+    """Read the results.json of a report."""
+    rows = json.loads(epath.Path(path).read_text())
+    for row in rows:
+        row["loss_per_draw"] = tuple(row["loss_per_draw"])
+        row["curve"] = tuple(map(tuple, row["curve"]))
+    return [CellResult(**row) for row in rows]
 
 
-def at_once(read: Callable[[T], R], of: Sequence[T]) -> list[R]:
-    """`read` of each, many at a time, in order."""
-    with ThreadPoolExecutor(READS) as pool:
-        return list(pool.map(read, of))
-
-
-def read_identity(workdir: epath.Path) -> dict[str, Any] | None:
-    """The content of sweep.json, by which a directory is that of one sweep on one dataset; None where there is none.
-
-    Raises:
-      UserError: it is damaged.
-    """
-    path = workdir / "sweep.json"
-    if not path.exists():
-        return None
-    try:
-        return as_identity(path.read_bytes(), path)
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
-
-
-def as_identity(text: str | bytes, path: epath.Path) -> dict[str, Any]:
-    """The content of sweep.json, which has been read from `path`; a `UserError` if it is damaged."""
-    try:
-        found = json.loads(text)
-        if not isinstance(found, dict):
-            raise ValueError("it holds no object")
-        for name, kind in {"sweep": str, "dataset": str, "unique_tokens": int}.items():
-            if not isinstance(found.get(name), kind):
-                raise ValueError(f"{name} is {found.get(name)!r}")
-    except ValueError as error:
-        raise UserError(f"{path} is damaged ({error}); delete it, and the next worker writes it anew") from error
-    return found
+def read_concurrently(read: Callable[[T], R], items: Sequence[T]) -> list[R]:
+    """Apply `read` to many items at a time, and return its values in order."""
+    with ThreadPoolExecutor(CONCURRENT_READS) as pool:
+        return list(pool.map(read, items))

@@ -1,28 +1,26 @@
-"""How far a sweep is, from its files alone: done, running, failed, pending."""
+"""Where a sweep stands, from its files alone: which cells are done, running, failed and pending."""
 
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, TypeVar
 
 from etils import epath
-from rich.console import Console
-from rich.live import Live
-from rich.table import Table
 
 from diffusionlm.errors import UserError
-from diffusionlm.scaling.sweep.lease import Board, Record
-from diffusionlm.scaling.sweep.plan import wide_console
+from diffusionlm.scaling.sweep.directory import cell_directory, leases_directory, read_identity, unplanned_cells
+from diffusionlm.scaling.sweep.lease import LeaseRecord, Leases
 from diffusionlm.scaling.sweep.recipe import Cell, Sweep
-from diffusionlm.scaling.sweep.results import at_once, read_identity
+from diffusionlm.scaling.sweep.results import read_concurrently
 from diffusionlm.storage import read_json_lines, run_path
-from diffusionlm.training import timeline
+from diffusionlm.training import heartbeat
 
 T = TypeVar("T")
+State = Literal["done", "running", "failed", "pending"]
 
-# A lease that its holder, by its own clock, has not renewed for so much longer than it lasts is that of a dead worker;
-# clocks of hosts may differ by seconds. This is for people only: who takes a cell over goes by what it has seen itself.
+# A lease that has not been renewed for this much longer than it lasts, by its holder's clock, is a dead worker's; hosts'
+# clocks may differ by seconds. This is for people: a worker that takes a cell over trusts its own clock alone.
 SLACK_SECONDS = 60.0
 
 
@@ -31,15 +29,15 @@ class CellStatus:
     """Where one cell stands."""
 
     id: str
-    state: Literal["done", "running", "failed", "pending"]
+    state: State
     step: int
     steps: int
-    flops: float  # spent on the steps so far
-    holder: str = ""  # the worker that has it
+    flops: float  # FLOPs of the steps so far
+    holder: str = ""  # the worker that has the cell
     starts: int = 0  # claims so far
     eta_seconds: float | None = None  # of a running cell
-    loss: float | None = None  # held-out nats per token of a finished one
-    note: str = ""  # why it failed, or what became of its worker
+    loss: float | None = None  # held-out nats per token of a finished cell
+    note: str = ""  # why the cell failed, or what became of its worker
 
 
 @dataclass(frozen=True)
@@ -48,23 +46,26 @@ class SweepStatus:
 
     sweep: str
     cells: tuple[CellStatus, ...]
-    flops: float  # of all cells when they are done
-    unplanned: tuple[str, ...] = ()  # cells in the directory that the sweep has not, as its recipe has changed
+    flops: float  # FLOPs of all cells when they are done
+    unplanned: tuple[str, ...] = ()  # cells in the directory that the sweep does not have, as when its recipe changed
 
-    def count(self, state: str) -> int:
+    def count(self, state: State) -> int:
+        """Return the number of cells in a state."""
         return sum(cell.state == state for cell in self.cells)
 
     @property
     def spent(self) -> float:
-        """FLOPs of the steps that were taken, those of unfinished cells included."""
+        """FLOPs of all steps so far, those of unfinished cells included."""
         return sum(cell.flops for cell in self.cells)
 
     def to_json(self) -> dict[str, Any]:
-        states = ("done", "running", "failed", "pending")
-        counts = {state: self.count(state) for state in states}
+        """Return the status as `sweep status --json` prints it."""
         return {
             "sweep": self.sweep,
-            **counts,
+            "done": self.count("done"),
+            "running": self.count("running"),
+            "failed": self.count("failed"),
+            "pending": self.count("pending"),
             "flops_spent": self.spent,
             "flops": self.flops,
             "unplanned": list(self.unplanned),
@@ -73,130 +74,77 @@ class SweepStatus:
 
 
 def status(sweep: Sweep, workdir: epath.PathLike, *, everything: bool = False) -> SweepStatus:
-    """Where the sweep in this directory stands.
+    """Return where a sweep stands.
 
     Args:
-      sweep: what is run there.
+      sweep: the sweep that runs in `workdir`.
       workdir: its directory, which need not exist yet.
-      everything: also the cells of less use.
+      everything: include the cells of less use.
 
     Raises:
-      UserError: it is of another sweep, or a file in it is damaged.
+      UserError: the directory belongs to another sweep, or a file in it is damaged.
     """
-    workdir, cells = run_path(workdir), sweep.select(everything)
-    if (identity := read_identity(workdir)) and identity["sweep"] != sweep.name:
-        raise UserError(f"{workdir} is of sweep {identity['sweep']!r}, not {sweep.name!r}; give its own --workdir")
+    directory, cells = run_path(workdir), sweep.select(everything)
+    if (identity := read_identity(directory)) and identity["sweep"] != sweep.name:
+        raise UserError(f"{directory} is of sweep {identity['sweep']!r}, not {sweep.name!r}; give its own --workdir")
     try:
-        records = Board(workdir / "leases").records([cell.id for cell in cells])
-        found = at_once(lambda cell: _cell_status(cell, workdir / "cells" / cell.id, records.get(cell.id)), cells)
-        planned = {cell.id for cell in sweep.select(everything=True)}
-        there = (path.name for path in (workdir / "cells").iterdir()) if (workdir / "cells").exists() else ()
-        others = sorted(name for name in there if name not in planned)
+        records = Leases(leases_directory(directory)).records([cell.id for cell in cells])
+        statuses = read_concurrently(
+            lambda cell: _cell_status(cell, cell_directory(directory, cell.id), records.get(cell.id)), cells
+        )
+        unplanned, _ = unplanned_cells(sweep, directory)
     except OSError as error:
-        raise UserError(f"cannot read the sweep in {workdir}: {error}") from error
-    return SweepStatus(sweep.name, tuple(found), sum(cell.flops for cell in cells), tuple(others))
+        raise UserError(f"cannot read the sweep in {directory}: {error}") from error
+    return SweepStatus(sweep.name, tuple(statuses), sum(cell.flops for cell in cells), tuple(unplanned))
 
 
-def _cell_status(cell: Cell, directory: epath.Path, record: Record | None) -> CellStatus:
-    done = directory / "DONE.json"
+def _cell_status(cell: Cell, directory: epath.Path, record: LeaseRecord | None) -> CellStatus:
+    result = directory / "DONE.json"
     starts = record.starts if record else 0
-    if done.exists():
-        loss = _read(done, lambda: float(json.loads(done.read_text())["eval"]["nelbo_nats_per_token"]))
+    if result.exists():
+        loss = _parse(result, lambda: float(json.loads(result.read_text())["eval"]["nelbo_nats_per_token"]))
         return CellStatus(cell.id, "done", cell.steps, cell.steps, cell.flops, starts=starts, loss=loss)
     step, eta = _progress(cell, directory)
-    known = {"step": step, "steps": cell.steps, "flops": cell.flops * step / cell.steps, "starts": starts}
+    flops = cell.flops * step / cell.steps
     if record is None:
-        return CellStatus(cell.id, "pending", **known, note="stopped on the way" if step else "")
+        note = "stopped on the way" if step else ""
+        return CellStatus(cell.id, "pending", step, cell.steps, flops, starts=starts, note=note)
     if record.state == "failed":
-        return CellStatus(cell.id, "failed", **known, note=record.reason)
+        return CellStatus(cell.id, "failed", step, cell.steps, flops, starts=starts, note=record.reason)
     if time.time() - record.time > record.seconds + SLACK_SECONDS:
-        return CellStatus(cell.id, "pending", **known, note=f"no sign of life of {record.holder}")
-    return CellStatus(cell.id, "running", **known, holder=record.holder, eta_seconds=eta)
+        note = f"no heartbeat of {record.holder}"
+        return CellStatus(cell.id, "pending", step, cell.steps, flops, starts=starts, note=note)
+    return CellStatus(cell.id, "running", step, cell.steps, flops, record.holder, starts, eta)
 
 
 def _progress(cell: Cell, directory: epath.Path) -> tuple[int, float | None]:
-    """Steps taken, and seconds that the others will take."""
+    """Return the number of steps taken, and the seconds that the remaining ones will take if that is known."""
     metrics = directory / "metrics.jsonl"
 
-    def last() -> tuple[int, list[float]]:
+    def last_steps() -> tuple[int, list[float]]:
         lines = [line for line in read_json_lines(metrics) if "step_seconds" in line]
         return int(lines[-1]["step"]) if lines else 0, [float(line["step_seconds"]) for line in lines[-10:]]
 
-    logged, recent = _read(metrics, last)
+    logged, seconds = _parse(metrics, last_steps)
     step = max(logged, heartbeat_step(directory))
-    return step, (cell.steps - step) * sum(recent) / len(recent) if recent else None
+    return step, (cell.steps - step) * sum(seconds) / len(seconds) if seconds else None
 
 
 def heartbeat_step(directory: epath.Path) -> int:
-    """The step at which the run in this directory last gave a sign of life; 0 where there is none."""
-    beat = directory / timeline.HEARTBEAT
-    return _read(beat, lambda: int(json.loads(beat.read_text())["step"])) if beat.exists() else 0
+    """Return the step of the last heartbeat of the run in a directory; 0 if there is none.
+
+    Raises:
+      UserError: the file is damaged.
+    """
+    path = directory / heartbeat.FILE
+    return _parse(path, lambda: int(json.loads(path.read_text())["step"])) if path.exists() else 0
 
 
-def _read(path: epath.Path, how: Callable[[], T]) -> T:
+def _parse(path: epath.Path, parse: Callable[[], T]) -> T:
     try:
-        return how()
+        return parse()
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"{path} is damaged ({type(error).__name__}: {error}); delete {path.parent} and the cell's lease to "
             "repeat it"
         ) from error
-
-
-def show(found: SweepStatus, console: Console | None = None) -> None:
-    """Prints it as a table."""
-    (console or wide_console()).print(_table(found))
-
-
-def watch(
-    sweep: Sweep,
-    workdir: epath.PathLike,
-    *,
-    everything: bool = False,
-    seconds: float = 5.0,
-    console: Console | None = None,
-) -> None:
-    """Shows it, always up to date, until all cells are done or have failed, or until Ctrl-C.
-
-    Raises:
-      UserError: there is no terminal.
-    """
-    console = console or Console()
-    if not console.is_terminal:
-        raise UserError("watch needs a terminal; leave it out, or use json")
-    with Live(console=console, refresh_per_second=4) as live:
-        while True:
-            found = status(sweep, workdir, everything=everything)
-            live.update(_table(found, most=max(live.console.height - 8, 5)))
-            if found.count("done") + found.count("failed") == len(found.cells):
-                return
-            time.sleep(seconds)
-
-
-def _table(found: SweepStatus, most: int | None = None) -> Table:
-    """Of at most `most` rows, where what moves comes first; None: all, as planned."""
-    title = (
-        f"{found.sweep}: {found.count('done')} done, {found.count('running')} running, {found.count('failed')} failed, "
-        f"{found.count('pending')} pending; {found.spent:.3g} of {found.flops:.3g} FLOPs"
-    )
-    table = Table("cell", "state", "steps", "ETA", "loss", "worker or note", title=title, title_justify="left")
-    rows: Sequence[CellStatus] = found.cells
-    if most and len(rows) > most:
-        order = ("running", "failed", "pending", "done")
-        rows = sorted(rows, key=lambda cell: order.index(cell.state))[:most]
-        table.caption = f"{len(found.cells) - most} more"
-    if found.unplanned:
-        more = f"; {table.caption}" if table.caption else ""
-        table.caption = f"{len(found.unplanned)} cells in the directory are not in the sweep{more}"
-    colours = {"done": "green", "running": "cyan", "failed": "red", "pending": ""}
-    for cell in rows:
-        share = f"{cell.step}/{cell.steps}"
-        eta = _duration(cell.eta_seconds) if cell.eta_seconds is not None else ""
-        loss = f"{cell.loss:.4f}" if cell.loss is not None else ""
-        table.add_row(cell.id, cell.state, share, eta, loss, cell.note or cell.holder, style=colours[cell.state])
-    return table
-
-
-def _duration(seconds: float) -> str:
-    minutes = round(seconds / 60)
-    return f"{minutes // 60} h {minutes % 60:02d} min" if minutes >= 60 else f"{minutes} min" if minutes else "< 1 min"

@@ -1,0 +1,133 @@
+"""IsoFLOP sweeps from plan to law: the module `dlm.sweep`, with the functions `plan`, `run`, `status` and `report`."""
+
+import itertools
+import time
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from etils import epath
+
+from diffusionlm.errors import UserError
+from diffusionlm.registry import sweeps
+from diffusionlm.scaling.sweep.recipe import Sweep
+from diffusionlm.storage import run_path
+
+if TYPE_CHECKING:
+    from diffusionlm.scaling.sweep.plan import Plan
+    from diffusionlm.scaling.sweep.status import SweepStatus
+    from diffusionlm.scaling.sweep.worker import Finished
+
+CONVENTIONS = {
+    "6nd": "C = 6 N D with N non-embedding parameters; neither attention nor the head is counted.",
+    "model": "C is three times the matmuls of a forward pass, attention and head included; N are the parameters that "
+    "are multiplied, the head's too. Both objectives are charged alike.",
+}
+
+SLOW = 3.0  # seconds after which a report prints its progress as lines
+
+
+def names() -> list[str]:
+    """Return the names of the registered sweeps, sorted."""
+    return sweeps.names()
+
+
+def register_sweep(name: str) -> Callable[[Callable[[], Sweep]], Callable[[], Sweep]]:
+    """Return a decorator that registers a sweep: a function without arguments that returns a `Sweep`."""
+    return sweeps.register(name)
+
+
+def get(sweep: str | Sweep) -> Sweep:
+    """Return a sweep by its registered name, or by FILE.py:NAME if a file of the user's own registers it.
+
+    Raises:
+      UserError: an unknown name, or an object that is not a sweep.
+    """
+    built = sweeps.get(sweep) if isinstance(sweep, str) else sweep
+    if not isinstance(built, Sweep):
+        raise UserError(f"sweep={sweep!r} is a {type(built).__name__}; give a Sweep, or the name of a registered one")
+    return built
+
+
+def directory(sweep: str | Sweep, workdir: epath.PathLike | None) -> epath.Path:
+    """Return the directory of a sweep: `workdir`, or sweeps/NAME."""
+    return run_path(workdir or f"sweeps/{get(sweep).name}")
+
+
+def plan(sweep: str | Sweep, **options: Any) -> "Plan":
+    """Work out what a sweep will cost, before anything is rented; `options` are those of `scaling.sweep.plan.plan`."""
+    from diffusionlm.scaling.sweep.plan import plan
+
+    return plan(get(sweep), **options)
+
+
+def run(
+    sweep: str | Sweep,
+    workdir: epath.PathLike | None = None,
+    settings: Mapping[str, Any] | None = None,
+    **options: Any,
+) -> "Finished":
+    """Run a sweep until it is done, beside any number of other workers; `options` as in `scaling.sweep.worker.run`."""
+    from diffusionlm.scaling.sweep import worker
+
+    return worker.run(get(sweep), directory(sweep, workdir), settings, **options)
+
+
+def status(sweep: str | Sweep, workdir: epath.PathLike | None = None, *, everything: bool = False) -> "SweepStatus":
+    """Return where a sweep stands; the arguments are those of `scaling.sweep.status.status`."""
+    from diffusionlm.scaling.sweep.status import status
+
+    return status(get(sweep), directory(sweep, workdir), everything=everything)
+
+
+def report(
+    sweep: str | Sweep,
+    workdir: epath.PathLike | None = None,
+    *,
+    everything: bool = False,
+    output: epath.PathLike | None = None,
+) -> dict[str, Any]:
+    """Fit the laws to the finished cells, and write the report: a page, plots, CSV and JSON.
+
+    Args:
+      sweep: the sweep, or its name.
+      workdir: its directory.
+      everything: include the cells of less use.
+      output: the directory of the report; None: WORKDIR/report.
+
+    Returns:
+      The content of report.json.
+
+    Raises:
+      UserError: no cell has finished, the directory belongs to another sweep, or the report cannot be written.
+    """
+    from diffusionlm.progress import Progress
+    from diffusionlm.scaling.report import document
+    from diffusionlm.scaling.report.context import describe
+    from diffusionlm.scaling.sweep import results
+    from diffusionlm.scaling.sweep.directory import read_identity, require_own_cells
+
+    sweep = get(sweep)
+    path = directory(sweep, workdir)
+    finished, unfinished = results.read(sweep, path, everything=everything)
+    if not finished:
+        require_own_cells(sweep, path)  # its message says more than that of an empty report
+    context, warnings = describe(sweep, sweep.select(everything), path, read_identity(path))
+    steps, start = itertools.count(), time.monotonic()
+    with Progress("report", len({result.objective for result in finished}) + 1) as bar:
+
+        def note(step: str) -> None:
+            bar.update(next(steps), step)
+            if time.monotonic() - start > SLOW:  # a line of its own, which also appears without a terminal
+                bar.say(f"report: {step}")
+
+        return document.write(
+            finished,
+            output or path / "report",
+            title=sweep.name,
+            convention=CONVENTIONS[sweep.convention],
+            overlay=sweep.overlay,
+            incomplete=unfinished,
+            context=context,
+            warnings=warnings,
+            note=note,
+        )

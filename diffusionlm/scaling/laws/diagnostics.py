@@ -1,0 +1,50 @@
+"""Doubts about the fits, as predicates: what a budget lacks, and which misfits are too large to be noise."""
+
+from typing import Literal
+
+import numpy as np
+
+from diffusionlm.scaling.laws.misfit import LackOfFit
+from diffusionlm.scaling.laws.noise import by_cell
+from diffusionlm.scaling.laws.optima import BudgetFit
+
+SUSPICIOUS = 0.05  # p value below which a misfit is mentioned
+REJECTED = 0.01  # p value below which a parabola is not the curve of its budget, or one of its runs went wrong
+
+SYMBOLS = {"params": "N*", "tokens": "D*", "loss": "L*"}
+
+Lack = Literal["sizes", "smaller", "larger", "seeds"]
+REASONS: dict[Lack, str] = {
+    "sizes": "fewer than three sizes have finished, so finish those",
+    "smaller": "the smallest size is the best, so run smaller ones",
+    "larger": "the largest size is the best, so run larger ones",
+    "seeds": "the noise hides which size is the best, so run more seeds",
+}
+
+
+def suspicious(misfit: LackOfFit | None) -> bool:
+    """Return whether a misfit is larger than noise explains."""
+    return misfit is not None and misfit.p is not None and misfit.p < SUSPICIOUS
+
+
+def rejected(fit: BudgetFit) -> bool:
+    """Return whether the residuals of a budget are too large to be noise about its parabola."""
+    misfit = fit.optimum.lack_of_fit if fit.optimum else None
+    return misfit is not None and misfit.p is not None and misfit.p < REJECTED
+
+
+def outermost(fit: BudgetFit) -> Literal["smallest", "largest", ""]:
+    """Return at which end of the grid the smallest mean loss of a budget is; "" if it is between the ends."""
+    losses = {params: float(np.mean([run.loss for run in runs])) for (_, _, params), runs in by_cell(fit.runs).items()}
+    best = min(losses, key=lambda params: losses[params])
+    return "largest" if best == max(losses) else "smallest" if best == min(losses) else ""
+
+
+def lack(fit: BudgetFit) -> Lack | None:
+    """Return what a budget needs for an optimum that the laws can use; None if it has one."""
+    if fit.parabola is None:
+        return "sizes"
+    if fit.usable:
+        return None
+    ends: dict[str, Lack] = {"smallest": "smaller", "largest": "larger", "": "seeds"}
+    return ends[outermost(fit)]

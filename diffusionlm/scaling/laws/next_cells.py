@@ -1,0 +1,137 @@
+"""Candidates for the next cell: what one more run would take off the variance of the prediction, and what it costs.
+
+The model is linearised at the fits. A run at a budget of the sweep adds a row to the parabola of that budget, whose
+minimum then has a smaller variance, and so has the law through the minima. A run at the next budget, where there is no
+parabola yet, measures L* + c (log N - log N*)^2 with the prediction as its prior (a Kalman update) and the curvature c
+of the budgets below. The noise of a run cancels in all ratios, so no repeated seeds are needed.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from diffusionlm.scaling.laws.diagnostics import lack
+from diffusionlm.scaling.laws.fit import gls_weights
+from diffusionlm.scaling.laws.noise import by_cell
+from diffusionlm.scaling.laws.optima import BudgetFit, Optimum
+from diffusionlm.scaling.laws.power_laws import Law
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One run that could be added."""
+
+    objective: str
+    budget: float  # FLOPs: its cost
+    params: float
+    kind: str  # repeat (of a size of the sweep), new size, next budget
+    # The shares of the variance of the next budget's log L* and log N* that it takes away; None without laws.
+    loss_reduction: float | None
+    params_reduction: float | None
+    relative_cost: float  # its FLOPs over the next budget's
+
+
+def candidates(optima: Sequence[Optimum], laws: Mapping[str, Law], next_budget: float) -> tuple[Candidate, ...]:
+    """Return all candidates of one objective, first those that reduce the variance of the predicted L* most.
+
+    Args:
+      optima: the optima that `laws` go through.
+      laws: the laws of the objective, by QUANTITIES.
+      next_budget: the budget that is predicted, FLOPs.
+    """
+    step = float(np.median(np.concatenate([np.diff(optimum.sizes) for optimum in optima])))
+    before = _variances([_design(optimum) for optimum in optima], optima, next_budget)
+    ranked = _at_measured_budgets(optima, before, next_budget, step)
+    ranked += _at_next_budget(optima, laws, before, next_budget, step)
+    return tuple(candidate for _, candidate in sorted(ranked, key=lambda item: -item[0]))
+
+
+def _at_measured_budgets(
+    optima: Sequence[Optimum], before: np.ndarray, next_budget: float, step: float
+) -> list[tuple[float, Candidate]]:
+    """Return pairs of the reduction of Var log L* and a candidate at a budget of the sweep."""
+    pairs = []
+    for i, optimum in enumerate(optima):
+        sizes = optimum.sizes
+        new = [sizes[0] - step, *((sizes[1:] + sizes[:-1]) / 2), sizes[-1] + step]
+        for log_n, kind in [*((x, "repeat") for x in sizes), *((x, "new size") for x in new)]:
+            designs = [_design(other, log_n if j == i else None) for j, other in enumerate(optima)]
+            reductions = 1 - _variances(designs, optima, next_budget) / before
+            pairs.append(_ranked(optimum.objective, optimum.budget, log_n, kind, reductions, next_budget))
+    return pairs
+
+
+def _at_next_budget(
+    optima: Sequence[Optimum], laws: Mapping[str, Law], before: np.ndarray, next_budget: float, step: float
+) -> list[tuple[float, Candidate]]:
+    """Return pairs of the reduction of Var log L* and a candidate at the next budget."""
+    log_n_star, log_loss = laws["params"].log_at(next_budget)[0], laws["loss"].log_at(next_budget)[0]
+    loss, curvature = np.exp(log_loss), float(np.mean([optimum.parabola.coefficients[2] for optimum in optima]))
+    pairs = []
+    for offset in step * np.arange(-2, 3):
+        prior = np.diag(before)  # of (log L*, log N*), in units of the variance of a run
+        observed = np.array([loss, -2 * curvature * offset])
+        gain = prior @ observed / (observed @ prior @ observed + 1)
+        reductions = gain * observed + 0.0  # no negative zero
+        pairs.append(
+            _ranked(optima[0].objective, next_budget, log_n_star + offset, "next budget", reductions, next_budget)
+        )
+    return pairs
+
+
+def _ranked(
+    objective: str, budget: float, log_n: float, kind: str, reductions: np.ndarray, next_budget: float
+) -> tuple[float, Candidate]:
+    loss, params = reductions.tolist()
+    return loss, Candidate(objective, budget, float(np.exp(log_n)), kind, loss, params, budget / next_budget)
+
+
+def towards_optima(fits: Sequence[BudgetFit], next_budget: float | None) -> tuple[Candidate, ...]:
+    """Return, for each budget without an optimum, the run that its smallest measured loss points to.
+
+    If the best size is at an edge of the grid, that is the size one spacing beyond the edge; if it is between the
+    others, the best size once more.
+
+    Args:
+      fits: all budgets of one objective, which has no laws.
+      next_budget: the unit of costs, FLOPs; None: each budget itself.
+    """
+    runs_to_add = []
+    for fit in fits:
+        need, sizes = lack(fit), np.unique(fit.log_n)
+        if need in (None, "sizes"):
+            continue
+        step = float(np.median(np.diff(sizes)))
+        best = min(by_cell(fit.runs).values(), key=lambda runs: float(np.mean([run.loss for run in runs])))
+        log_n = {"smaller": sizes[0] - step, "larger": sizes[-1] + step}.get(need, np.log(best[0].params))
+        kind = "repeat" if need == "seeds" else "new size"
+        cost = fit.budget / (next_budget or fit.budget)
+        runs_to_add.append(Candidate(fit.objective, fit.budget, float(np.exp(log_n)), kind, None, None, cost))
+    return tuple(runs_to_add)
+
+
+def _design(optimum: Optimum, extra: float | None = None) -> np.ndarray:
+    """Return the design matrix of a budget's parabola, with one more run at log N = `extra`."""
+    log_n = optimum.log_n if extra is None else np.append(optimum.log_n, extra)
+    return np.vander(log_n - optimum.parabola.centre, 3, increasing=True)
+
+
+def _variances(designs: Sequence[np.ndarray], optima: Sequence[Optimum], next_budget: float) -> np.ndarray:
+    """Return the variances of the predicted log L* and log N*, (2,), in units of the variance of a run."""
+    loss_variances, params_variances = [], []
+    for design, optimum in zip(designs, optima, strict=True):
+        b, c = optimum.parabola.coefficients[1:]
+        u = -b / (2 * c)
+        unscaled = np.linalg.inv(design.T @ design)
+        at_minimum, slope = np.array([1, u, u**2]), np.array([0, 1, 2 * u]) / (2 * c)
+        loss_variances.append(at_minimum @ unscaled @ at_minimum / np.exp(2 * optimum.logs["loss"]))
+        params_variances.append(slope @ unscaled @ slope)
+    log_c = np.log([optimum.budget for optimum in optima])
+    lines = np.vander(log_c - log_c.mean(), 2, increasing=True)
+    ahead = np.array([1, np.log(next_budget) - log_c.mean()])
+    variances = []
+    for minima in (loss_variances, params_variances):
+        weights = ahead @ gls_weights(lines, np.diag(minima))
+        variances.append(weights**2 @ minima)
+    return np.array(variances)

@@ -1,0 +1,280 @@
+"""The warnings of a report: a line for everything that is missing or not to be trusted."""
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+from scipy import stats
+
+from diffusionlm.scaling.laws.diagnostics import (
+    REASONS,
+    SUSPICIOUS,
+    SYMBOLS,
+    lack,
+    outermost,
+    rejected,
+    suspicious,
+)
+from diffusionlm.scaling.laws.gap import Gap
+from diffusionlm.scaling.laws.noise import MIN_REPEATED, MIN_SEEDS, by_cell, variance_ratio
+from diffusionlm.scaling.laws.objective import ObjectiveFit
+from diffusionlm.scaling.laws.optima import BudgetFit, Optimum
+from diffusionlm.scaling.laws.verdict import budgets
+from diffusionlm.scaling.sweep.results import CellResult
+
+Warnings = Iterator[tuple[int, str]]  # weight (0 is the gravest) and text
+
+DISAGREE = 0.01  # p value below which the seeds of one cell scatter more than those of the others
+LOUD = 0.25  # the share of the effect over sizes that the noise of a seed may have
+OFF_BUDGET = 0.02  # the share of the budget by which a cell may miss it
+
+
+def warnings(results: Sequence[CellResult], objectives: Mapping[str, ObjectiveFit], gaps: Sequence[Gap]) -> list[str]:
+    """Return all warnings, the gravest first: what is missing, then what is not to be trusted, then what is less exact.
+
+    Args:
+      results: all finished cells, including those that the fits leave out.
+      objectives: the fits by objective.
+      gaps: the gaps between objectives.
+    """
+    lines = list(_all(results, objectives, gaps))
+    return [
+        line for _, line in sorted(lines, key=lambda item: item[0])
+    ]  # a stable sort: equal weights keep their order
+
+
+def _all(results: Sequence[CellResult], objectives: Mapping[str, ObjectiveFit], gaps: Sequence[Gap]) -> Warnings:
+    not_finite = [result.id for result in results if not (np.isfinite(result.loss) and result.loss > 0)]
+    if not_finite:
+        yield 0, f"left out for want of a finite loss: {', '.join(not_finite)}"
+    for fit in objectives.values():
+        yield from _missing(fit)
+        for row in fit.budgets:
+            if row.optimum:
+                yield from _optimum(row, row.optimum)
+        yield from _misfits(fit)
+        yield from ((3, line) for line in predictions(fit))
+        yield from ((4, line) for line in _seeds(fit))
+        yield from ((4, line) for line in _evaluation(fit))
+    if len(objectives) < 2:
+        only = next(iter(objectives))
+        yield 2, f"only the objective {only} has finished cells, so there is no gap between objectives"
+    elif not gaps:
+        yield 2, "no gap between objectives: it needs a falling loss law of arm and an optimum of one other objective"
+    for gap in gaps:
+        yield from _gap(gap)
+    yield from ((5, line) for line in _data(results))
+    louder = variance_ratio([result for result in results if np.isfinite(result.loss)])
+    if louder and louder.p < SUSPICIOUS:
+        yield (
+            5,
+            f"seeds of {louder.objective} scatter {np.sqrt(louder.ratio):.1f} times more than those of the other "
+            f"objective (F test, p = {louder.p:.2g}); each has its own noise in the intervals",
+        )
+
+
+def _missing(fit: ObjectiveFit) -> Warnings:
+    name = fit.objective
+    usable = sum(row.usable for row in fit.budgets)
+    if not fit.laws:
+        yield 0, f"{name}: no power laws and no prediction: {budgets(usable)} with a usable optimum, a law needs 2"
+    elif usable == 2:
+        yield 2, f"{name}: the laws go through two budgets only, so nothing shows whether they are straight lines"
+    elif usable < len(fit.budgets):
+        yield 2, f"{name}: the laws go through {usable} of {len(fit.budgets)} budgets"
+    if fit.noise is None:
+        yield (
+            2,
+            f"{name}: no intervals, because the noise is unknown: it takes {MIN_SEEDS} seeds in at least "
+            f"{MIN_REPEATED} cells",
+        )
+    elif fit.noise.pooled:
+        yield 4, f"{name}: too few repeated seeds of its own; its intervals use the noise of all objectives together"
+    for row in fit.budgets:
+        if row.parabola is None:
+            yield 1, f"{_where(row)}: sizes finished: {row.sizes}, and a parabola needs 3; it has no optimum"
+        elif not row.parabola.convex:
+            yield 1, f"{_where(row)}: the parabola opens downwards, so these sizes show no optimum; {_reason(row)}"
+
+
+def _optimum(row: BudgetFit, optimum: Optimum) -> Warnings:
+    where, params = _where(row), optimum.params
+    smallest, largest = np.exp(optimum.sizes[[0, -1]])
+    value = f"N* = {params.value:.3g}"
+    if not optimum.inside:
+        yield 1, f"{where}: {value} is outside the grid; it is in no law; {_reason(row)}"
+    elif params.interval and not params.bounded:
+        yield (
+            1,
+            f"{where}: the curvature is not significant, so N* is not determined; it is in no law; {_reason(row)}",
+        )
+    elif not optimum.determined:
+        yield (
+            1,
+            f"{where}: {value} [{params.low:.3g}, {params.high:.3g}] is not determined: its interval goes "
+            f"more than a spacing beyond the grid ({smallest:.3g} to {largest:.3g}); it is in no law; {_reason(row)}",
+        )
+    elif optimum.at_edge:
+        yield 3, f"{where}: {value} is in the last interval of the grid; add sizes beyond"
+    elif params.interval and not smallest <= params.interval[0] <= params.interval[1] <= largest:
+        yield 3, f"{where}: the interval of N* reaches beyond the grid"
+    if optimum.usable and (end := outermost(row)):
+        yield 3, f"{where}: the {end} size is the best that was measured, so one side of the optimum is only noise"
+
+
+def _misfits(fit: ObjectiveFit) -> Warnings:
+    for row in fit.budgets:
+        yield from _misfit_of_budget(fit, row)
+    for key, law in fit.laws.items():
+        if law.decisive:
+            without = " and ".join(f"{e.value:.4g} without that of {c:.3g} FLOPs" for c, e in law.decisive)
+            yield (
+                2,
+                f"{fit.objective}: the exponent of {SYMBOLS[key]} leaves its interval without one of the budgets: it "
+                f"is {law.exponent.value:.4g} [{law.exponent.low:.4g}, {law.exponent.high:.4g}], but {without}",
+            )
+    if fit.asymmetry and fit.asymmetry.p is not None and fit.asymmetry.p < SUSPICIOUS:
+        factors = np.exp(np.abs([s for s in fit.asymmetry.shift_log_n if np.isfinite(s)]))
+        moved = f"moves N* by up to a factor of {factors.max():.2f}" if len(factors) else "leaves no optimum"
+        yield (
+            3,
+            f"{fit.objective}: the curves are not symmetric in log N (p = {fit.asymmetry.p:.2g}); a cubic term "
+            f"{moved}: see the bias columns",
+        )
+    for key, law in fit.laws.items():
+        misfit = law.lack_of_fit
+        if misfit and suspicious(misfit):
+            yield (
+                3,
+                f"{fit.objective}: the optima leave the power law of {SYMBOLS[key]} by {100 * misfit.sd:.2g}% "
+                f"beyond the noise (p = {misfit.p:.2g}); extrapolating it is less certain than its interval",
+            )
+
+
+def _misfit_of_budget(fit: ObjectiveFit, row: BudgetFit) -> Warnings:
+    optimum = row.optimum
+    misfit = optimum.lack_of_fit if optimum else None
+    if optimum and misfit and fit.noise and rejected(row) and row.usable:
+        worst = int(np.argmax(np.abs(optimum.parabola.residuals)))
+        off = optimum.parabola.residuals[worst]
+        yield (
+            2,
+            f"{_where(row)}: the parabola is rejected (p = {misfit.p:.2g}), and yet the laws use its optimum; the run "
+            f"of {row.runs[worst].params:,} parameters is off by {off:+.3g} nats, {abs(off) / fit.noise.sd:.1f} times "
+            "what seeds scatter by",
+        )
+    elif misfit and suspicious(misfit):
+        yield (
+            3,
+            f"{_where(row)}: losses leave the parabola by {misfit.sd:.3g} nats beyond the noise (p = {misfit.p:.2g}), "
+            "which no interval contains",
+        )
+
+
+def predictions(fit: ObjectiveFit) -> Iterator[str]:
+    """Yield a warning for each reason to doubt the prediction of an objective."""
+    ahead = fit.prediction
+    if not ahead:
+        return
+    error = ahead.hindcast
+    if error and error.excludes(0):
+        yield (
+            f"{fit.objective}: the other budgets predict the L* of the largest {abs(error.value):.2g} nats too "
+            f"{'low' if error.value < 0 else 'high'} (hindcast [{error.low:.2g}, {error.high:.2g}]), so the next "
+            "prediction may be off alike"
+        )
+    if fit.parametric and fit.parametric.determined:
+        loss = fit.parametric.optimum(ahead.budget)[2]
+        if ahead.loss.excludes(loss):
+            yield (
+                f"{fit.objective}: Approach 3 predicts L* = {loss:.4g} at {ahead.budget:.3g} FLOPs, outside of the "
+                f"interval of Approach 2, {ahead.loss.value:.4g} [{ahead.loss.low:.4g}, {ahead.loss.high:.4g}]"
+            )
+
+
+def _gap(gap: Gap) -> Warnings:
+    pair = f"the gap between {gap.objective} and {gap.reference}"
+    if gap.law is None:
+        count = "one optimum" if len(gap.at_own) == 1 else f"{len(gap.at_own)} optima"
+        yield 2, f"{pair} is only known at {count} of {gap.objective}, for want of a falling loss law of it"
+    elif not gap.parallel:
+        yield (
+            3,
+            f"{pair} is not one number: their loss laws have different exponents (p = {gap.equal_p:.2g}), so it is "
+            "given at each budget only",
+        )
+    by_law = list(zip((gap.objective, gap.reference), gap.extrapolations, strict=True))
+    if all(factor > 1 for _, factors in by_law for factor in factors):
+        clauses = [
+            f"that of {name} by a factor of {min(factors):.3g}"
+            + (f" to {max(factors):.3g}" if len(factors) > 1 else "")
+            for name, factors in by_law
+            if factors
+        ]
+        yield (
+            3,
+            f"{pair} is larger than the range of budgets, so that a loss law is extrapolated wherever it is evaluated: "
+            + ", or ".join(clauses),
+        )
+
+
+def _seeds(fit: ObjectiveFit) -> Iterator[str]:
+    runs = [run for row in fit.budgets for run in row.runs]
+    repeated = {key: np.array([r.loss for r in cell]) for key, cell in by_cell(runs).items() if len(cell) > 1}
+    for (_, budget, params), losses in repeated.items():
+        others = [other for key, other in repeated.items() if key[1:] != (budget, params)]
+        dof = sum(len(other) - 1 for other in others)
+        variance = sum(((other - other.mean()) ** 2).sum() for other in others) / dof if dof else 0.0
+        if variance > 0 and stats.f.sf(losses.var(ddof=1) / variance, len(losses) - 1, dof) < DISAGREE:
+            yield (
+                f"{fit.objective} at {budget:.3g} FLOPs, N = {params:.3g}: its seeds disagree (sd "
+                f"{losses.std(ddof=1):.3g} nats, {np.sqrt(variance):.3g} in the other repeated cells)"
+            )
+    compute = [row.budget for row in fit.budgets]
+    larger = compute[(len(compute) + 1) // 2 :]
+    which = "largest budget" if len(larger) == 1 else f"{len(larger)} largest budgets"
+    if fit.noise and larger and not any(budget in larger for _, budget, _ in repeated):
+        yield (
+            f"{fit.objective}: no cell of the {which} is repeated, so misfits and intervals there rest on "
+            "noise that was measured at smaller ones"
+        )
+    effects = [row.paired.effect for row in fit.budgets if row.paired]
+    if fit.noise and effects and fit.noise.sd > LOUD * np.median(effects):
+        yield (
+            f"{fit.objective}: seeds scatter by {fit.noise.sd:.3g} nats, which is more than a quarter of what the "
+            f"sizes of a budget differ by ({np.median(effects):.3g})"
+        )
+
+
+def _evaluation(fit: ObjectiveFit) -> Iterator[str]:
+    for row in fit.budgets:
+        if row.sizes > 1 and row.paired is None:
+            yield (
+                f"{_where(row)}: cells lack common noise draws, so the evaluation error of their differences is unknown"
+            )
+        elif row.paired and not row.paired.small:
+            yield (
+                f"{_where(row)}: the evaluation error of differences between sizes ({row.paired.stderr:.3g} nats) is "
+                f"not below a tenth of what they differ by ({row.paired.effect:.3g}); evaluate with more draws"
+            )
+
+
+def _data(results: Sequence[CellResult]) -> Iterator[str]:
+    epochs = np.array([result.tokens / result.unique_tokens for result in results])
+    if (epochs > 1).any():
+        yield (
+            f"data repeat in {(epochs > 1).sum()} of {len(results)} cells, up to {epochs.max():.1f} epochs; laws for "
+            "unique data do not apply to those"
+        )
+    off = [abs(result.flops / result.budget - 1) for result in results]
+    if max(off) > OFF_BUDGET:
+        yield f"cells miss their budget by up to {100 * max(off):.1f}%, which the fits ignore"
+
+
+def _where(row: BudgetFit) -> str:
+    return f"{row.objective} at {row.budget:.3g} FLOPs"
+
+
+def _reason(row: BudgetFit) -> str:
+    """Return what to run for an optimum that the laws can use."""
+    need = lack(row)
+    return REASONS[need] if need else ""

@@ -1,0 +1,58 @@
+"""The CSV files of a report: a row for each cell, and a row for each optimum."""
+
+import csv
+import dataclasses
+import io
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from diffusionlm.scaling.laws.analysis import Analysis
+from diffusionlm.scaling.laws.bootstrap import Estimate
+from diffusionlm.scaling.laws.optima import QUANTITIES
+from diffusionlm.scaling.sweep.results import CellResult
+
+
+def cells_csv(results: Sequence[CellResult], analysis: Analysis) -> bytes:
+    """Return cells.csv: what each cell measured, and the loss that its parabola fits."""
+    return _csv(list(_cell_rows(results, analysis)))
+
+
+def optima_csv(analysis: Analysis) -> bytes:
+    """Return optima.csv: the optimum of each objective at each budget."""
+    return _csv(list(_optimum_rows(analysis)))
+
+
+def _csv(rows: Sequence[Mapping[str, Any]]) -> bytes:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue().encode()
+
+
+def _cell_rows(results: Sequence[CellResult], analysis: Analysis) -> Iterator[dict[str, Any]]:
+    fitted = {
+        run.id: float(run.loss - residual)
+        for fit in analysis.objectives.values()
+        for row in fit.budgets
+        if row.parabola
+        for run, residual in zip(row.runs, row.parabola.residuals, strict=True)
+    }
+    names = [field.name for field in dataclasses.fields(CellResult) if field.name not in ("loss_per_draw", "curve")]
+    for result in results:
+        yield {name: getattr(result, name) for name in names} | {"fitted_loss": fitted.get(result.id, "")}
+
+
+def _optimum_rows(analysis: Analysis) -> Iterator[dict[str, Any]]:
+    for fit in analysis.objectives.values():
+        for row in fit.budgets:
+            cells = {"objective": row.objective, "budget": row.budget, "sizes": row.sizes, "runs": len(row.runs)}
+            for key in QUANTITIES:
+                estimate = getattr(row.optimum, key, Estimate(math.nan))
+                for part in ("value", "low", "high"):
+                    number = getattr(estimate, part)
+                    cells[f"{key}_{part}"] = "" if number is None or math.isnan(number) else number
+            shifts = (row.optimum.shift_log_n, row.optimum.shift_loss) if row.optimum else (None, None)
+            log_params, loss = ("" if shift is None else shift for shift in shifts)
+            yield cells | {"in_laws": row.usable, "bias_log_params": log_params, "bias_loss": loss}

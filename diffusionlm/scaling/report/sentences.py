@@ -1,0 +1,98 @@
+"""The sentences at the top of the page: what the sweep shows, and what it cannot show."""
+
+from collections.abc import Sequence
+from typing import TypeVar
+
+from diffusionlm.scaling.laws.analysis import Analysis
+from diffusionlm.scaling.laws.diagnostics import SUSPICIOUS
+from diffusionlm.scaling.laws.gap import Gap
+from diffusionlm.scaling.laws.objective import ObjectiveFit
+from diffusionlm.scaling.laws.verdict import doubts
+from diffusionlm.scaling.report.formatting import number, with_unit
+
+T = TypeVar("T")
+
+
+def summary(analysis: Analysis) -> list[str]:
+    """Return the sentences, one for each paragraph."""
+    sentences = []
+    for fit in analysis.objectives.values():
+        sentences += _about_objective(fit)
+    sentences += [_about_gap(gap) for gap in analysis.gaps]
+    sentences.append(
+        "Intervals hold the noise between training seeds and, for diffusion, of the evaluation masks. They do not "
+        "hold the misfit of the curves, which stands beside them as bias, nor the choice of held-out text, learning "
+        "rate or data."
+    )
+    sentences += [_about_bend(fit) for fit in analysis.objectives.values() if fit.laws]
+    sentences.append("The loss of a masked diffusion model is an upper bound, that of an autoregressive one is exact.")
+    return sentences
+
+
+def _about_objective(fit: ObjectiveFit) -> list[str]:
+    name, sentences = fit.objective.upper(), []
+    if fit.laws:
+        params, loss = fit.laws["params"].exponent, fit.laws["loss"].exponent
+        sentences.append(
+            f"For {name}, the best model size grows as C to the power {number(params)} and the best loss changes "
+            f"as C to the power {number(loss)}."
+        )
+    if ahead := fit.prediction:
+        sentences.append(
+            f"With {ahead.budget:.3g} FLOPs, {name} should reach {number(ahead.loss)} nats per token with about "
+            f"{number(ahead.params)} parameters" + (", but its laws are in doubt." if doubts(fit) else ".")
+        )
+    if fit.candidates and fit.candidates[0].loss_reduction is not None:
+        best = fit.candidates[0]
+        sentences.append(
+            f"The run that would most reduce the uncertainty of that loss has {with_unit(best.params, 3)} parameters "
+            f"and {best.budget:.3g} FLOPs: it takes {100 * fit.candidates[0].loss_reduction:.0f}% off the variance."
+        )
+    return sentences
+
+
+def _about_gap(gap: Gap) -> str:
+    name, reference = gap.objective.upper(), gap.reference.upper()
+    largest = max(factor for factors in gap.extrapolations for factor in factors)
+    beyond = f", with a law extrapolated by up to {largest:.3g} times in compute" if largest > 1 else ""
+    if gap.parallel:
+        return (
+            f"{name} needs {number(gap.common)} times the compute of {reference} for the same loss, if their laws are "
+            f"taken to be parallel{beyond}."
+        )
+    parts = [f"{number(e)} at {reference}'s {c:.3g} FLOPs" for c, e, _ in _ends(gap.at_budgets)]
+    parts += [f"{number(e)} at its own {c:.3g} FLOPs" for c, e in _ends(gap.at_own)]
+    sentence = f"For the same loss {name} needs a multiple of the compute of {reference}: {', '.join(parts)}{beyond}."
+    if gap.law is None:
+        return f"{sentence} There is no falling loss law of {name} that would say it at other budgets."
+    return f"{sentence} No one number is the gap, since the exponents of the two laws differ."
+
+
+def _ends(rows: Sequence[T]) -> Sequence[T]:
+    """Return the first and the last item."""
+    return rows if len(rows) < 2 else (rows[0], rows[-1])
+
+
+def _about_bend(fit: ObjectiveFit) -> str:
+    """Say whether the sweep would have shown an irreducible term of the loss."""
+    name, law, ahead = fit.objective.upper(), fit.laws["loss"], fit.prediction
+    bent = ahead.bent_loss if ahead else None
+    p = law.lack_of_fit.p if law.lack_of_fit else None
+    if p is None:
+        return (
+            f"The law of {name}'s loss has no irreducible term, and nothing here tests whether there is one. Far "
+            "beyond the next budget it will be too optimistic."
+        )
+    if p >= SUSPICIOUS and not (ahead and bent and bent.excludes(ahead.loss.value)):
+        return (
+            f"The law of {name}'s loss has no irreducible term, and its optima do not show one (misfit p = {p:.2g}): "
+            "so small a bend cannot be told from a slightly different exponent. Far beyond the next budget it will be "
+            "too optimistic."
+        )
+    sentence = f"The law of {name}'s loss is no straight line in logarithms (misfit p = {p:.2g})."
+    if ahead is None or bent is None or bent.value <= ahead.loss.value:
+        return f"{sentence} It is not to be trusted at the next budget."
+    return (
+        f"{sentence} It bends upwards, as an irreducible term makes it: at the next budget a second-order term would "
+        f"give {number(bent)} instead of {number(ahead.loss)}, which is too optimistic."
+    )

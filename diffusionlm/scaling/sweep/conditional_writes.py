@@ -1,0 +1,51 @@
+"""Files that are written only if they are still as they were read, on a disk or in a bucket.
+
+TensorStore's key-value stores offer such writes on file systems and on object stores alike.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import tensorstore as ts
+from etils import epath
+
+from diffusionlm.storage import in_bucket
+
+
+def open_store(directory: epath.Path) -> ts.KvStore:
+    """Open a directory as a key-value store with conditional writes.
+
+    Raises:
+      OSError: the directory cannot be opened.
+    """
+    if in_bucket(directory):
+        spec: object = f"{str(directory).rstrip('/')}/"
+    else:
+        spec = {"driver": "file", "path": f"{os.path.abspath(directory)}/"}
+    with store_errors():
+        return ts.KvStore.open(spec).result()
+
+
+def write_once(directory: epath.Path, name: str, text: str) -> str:
+    """Write a file unless it exists, and return its content, whichever process wrote it.
+
+    Raises:
+      OSError: the directory cannot be read or written.
+    """
+    store = open_store(directory)
+    with store_errors():
+        content = store.read(name).result()
+        if content.state == "missing":
+            store.write(name, text.encode(), if_equal=content.stamp.generation).result()
+            content = store.read(name).result()
+        return content.value.decode(errors="replace")
+
+
+@contextmanager
+def store_errors() -> Iterator[None]:
+    """Raise TensorStore's errors about a failing disk or network as `OSError`, as the standard library does."""
+    try:
+        yield
+    except ValueError as error:
+        raise OSError(f"cannot reach the leases: {' '.join(str(error).split())}") from error

@@ -1,0 +1,83 @@
+"""The dataset of a sweep: the same for all its cells and workers, at all times."""
+
+import dataclasses
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+from etils import epath
+
+from diffusionlm import config_io
+from diffusionlm.config import Config
+from diffusionlm.data.pipeline import open_dataset
+from diffusionlm.data.tokenizers import ByteTokenizer
+from diffusionlm.errors import UserError
+from diffusionlm.parallel import processes
+from diffusionlm.scaling.sweep.directory import Identity, require_identity
+from diffusionlm.scaling.sweep.recipe import Cell, Sweep
+from diffusionlm.storage import in_bucket
+from diffusionlm.training import dataset as run_dataset
+
+log = logging.getLogger(__name__)
+
+
+def with_settings(cell: Cell, settings: Mapping[str, Any]) -> Cell:
+    """Return a cell with other values for dotted operational fields of its config."""
+    return dataclasses.replace(cell, config=config_io.with_fields(cell.config, settings))
+
+
+def with_dataset(sweep: Sweep, cells: Sequence[Cell], workdir: epath.Path) -> list[Cell]:
+    """Return the cells with the path of the sweep's dataset, which is prepared first where the sweep names a source.
+
+    Every process of a worker calls this.
+
+    Args:
+      sweep: the sweep.
+      cells: the cells that the worker will run.
+      workdir: the sweep's directory, whose sweep.json is written, or compared with the dataset.
+
+    Raises:
+      UserError: the sweep has no data, the dataset does not fit the cells, or the directory belongs to another sweep or
+        another dataset.
+    """
+    config = cells[0].config
+    if config.data.path:
+        processes.run_on_all_processes(lambda: _require_fit(config))
+    elif sweep.source and not in_bucket(workdir):
+        prepared = dataclasses.replace(config, data=dataclasses.replace(config.data, source=sweep.source))
+        run_dataset.open_or_prepare(prepared, workdir)
+        cells = [with_settings(cell, {"data.path": str(workdir / "data")}) for cell in cells]
+    else:
+        reason = "cannot prepare its data in a bucket" if sweep.source else "names no data"
+        raise UserError(
+            f"sweep {sweep.name!r} {reason}: give --data.path, a directory made by {_how_to_prepare(config)}"
+        )
+    metadata = run_dataset.open_or_prepare(cells[0].config, workdir).metadata
+    held_out, eval_records = metadata.splits["validation"].records, cells[0].recipe.eval_records
+    if held_out < eval_records and jax.process_index() == 0:
+        log.warning("there are %d held-out records, and the recipe asks for %d", held_out, eval_records)
+    identity = Identity(
+        sweep=sweep.name,
+        dataset=metadata.sha256,
+        unique_tokens=metadata.splits["train"].records * config.data.sequence_length,
+    )
+    processes.run_on_all_processes(lambda: require_identity(workdir, identity) if jax.process_index() == 0 else None)
+    return list(cells)
+
+
+def _require_fit(config: Config) -> None:
+    """Refuse a dataset that the cells cannot use, since cells are never changed to fit their data."""
+    metadata, data = open_dataset(config.data.path).metadata, config.data
+    if (metadata.vocab_size, metadata.sequence_length) != (config.model.vocab_size, data.sequence_length):
+        raise UserError(
+            f"dataset {data.path} has {metadata.vocab_size} tokens and sequences of {metadata.sequence_length}, and "
+            f"the cells need {config.model.vocab_size} and {data.sequence_length}: make one by "
+            f"{_how_to_prepare(config)}"
+        )
+
+
+def _how_to_prepare(config: Config) -> str:
+    size = config.model.vocab_size
+    tokens = "--tokenizer byte" if size == ByteTokenizer.vocab_size else f"--vocab_size {size}"
+    return f"`diffusionlm data prepare TEXT {tokens} --sequence_length {config.data.sequence_length} --output DIR`"
