@@ -240,15 +240,15 @@ def write_tfds_metadata(directory: Path, jobs: Sequence[ShardJob], sizes: Sequen
 
     infos = []
     for split in dict.fromkeys(job.split for job in jobs):
-        own = [(job, size) for job, size in zip(jobs, sizes, strict=True) if job.split == split]
+        shards = [(job, size) for job, size in zip(jobs, sizes, strict=True) if job.split == split]
         template = tfds.core.ShardedFileTemplate(
             data_dir=epath.Path(directory), dataset_name=DATASET_NAME, split=split, filetype_suffix="array_record"
         )
         infos.append(
             tfds.core.SplitInfo(
                 name=split,
-                shard_lengths=[job.records for job, _ in own],
-                num_bytes=sum(size for _, size in own),
+                shard_lengths=[job.records for job, _ in shards],
+                num_bytes=sum(size for _, size in shards),
                 filename_template=template,
             )
         )

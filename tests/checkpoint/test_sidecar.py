@@ -45,7 +45,7 @@ def test_version_1_is_read_as_a_sidecar_without_a_template():
 
 
 @pytest.mark.parametrize(
-    "change, said",
+    "change, reason",
     [
         ({"version": 3}, "written by a newer diffusionlm (version 3); this one reads 2: upgrade"),
         ({"version": None}, "not of format 'diffusionlm'"),
@@ -58,13 +58,13 @@ def test_version_1_is_read_as_a_sidecar_without_a_template():
         ({"model": None}, "damaged"),
     ],
 )
-def test_a_sidecar_that_is_not_understood_is_refused(tmp_path, change, said):
+def test_a_sidecar_that_is_not_understood_is_refused(tmp_path, change, reason):
     save_run(tmp_path, 1)
     path = tmp_path / "checkpoints" / "1" / "sidecar" / "data.json"
     values = json.loads(path.read_text())
     path.write_text(json.dumps({**values, **change}))
     message = refusal(checkpoint.load_sidecar, tmp_path)
-    assert said in message and str(path.parent.parent) in message
+    assert reason in message and str(path.parent.parent) in message
 
 
 def test_an_incomplete_sidecar_is_refused(tmp_path):

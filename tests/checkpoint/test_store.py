@@ -28,15 +28,15 @@ from diffusionlm.checkpoint.store import CheckpointManager
 @pytest.mark.parametrize("sizes", [(8,), (1,), (2, 4)])
 def test_state_comes_back_bit_for_bit_on_any_mesh(tmp_path, sizes):
     saved = save_run(tmp_path, 7)
-    wanted = abstract_state(make_mesh(*sizes))
+    abstract = abstract_state(make_mesh(*sizes))
     with CheckpointManager(tmp_path, keep=1) as manager:
         assert manager.latest_step() == 7
         assert manager.sidecar(7) == make_sidecar(source={"step": 7})
-        restored = manager.restore(wanted)
+        restored = manager.restore(abstract)
     assert jax.tree.structure(restored) == jax.tree.structure(saved)
     assert bits(restored) == bits(saved)
-    for leaf, want in zip(jax.tree.leaves(restored), jax.tree.leaves(wanted), strict=True):
-        assert leaf.sharding == want.sharding and leaf.dtype == want.dtype
+    for leaf, expected in zip(jax.tree.leaves(restored), jax.tree.leaves(abstract), strict=True):
+        assert leaf.sharding == expected.sharding and leaf.dtype == expected.dtype
 
 
 def test_moments_keep_the_shardings_of_their_parameters(tmp_path):
@@ -60,8 +60,10 @@ def test_save_returns_only_when_the_state_may_be_overwritten(tmp_path):
         manager.save(1, state, make_sidecar())
         state = overwrite(state)
         jax.block_until_ready(state)
-        wanted = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), state)
-        assert bits(manager.restore(wanted)) == bits(before)
+        abstract = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), state
+        )
+        assert bits(manager.restore(abstract)) == bits(before)
 
 
 def test_params_alone_need_no_optimizer_and_convert_to_bfloat16(tmp_path):
@@ -80,9 +82,9 @@ def test_params_load_onto_given_shardings(tmp_path):
     everywhere = NamedSharding(make_mesh(2, 4), PartitionSpec())
     replicated = checkpoint.load_params(tmp_path, shardings=everywhere)
     assert bits(replicated) == bits(saved) and replicated["embed"].sharding == everywhere
-    wanted = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(make_mesh(2, 4)).params)
-    split = checkpoint.load_params(tmp_path, jnp.bfloat16, wanted, expected=saved)
-    assert jax.tree.map(lambda leaf: leaf.sharding, split) == wanted
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(make_mesh(2, 4)).params)
+    split = checkpoint.load_params(tmp_path, jnp.bfloat16, shardings, expected=saved)
+    assert jax.tree.map(lambda leaf: leaf.sharding, split) == shardings
 
 
 def test_keeps_the_newest_and_every_kth(tmp_path):
@@ -109,29 +111,29 @@ def test_nothing_to_restore(tmp_path):
 
 def test_the_train_state_of_another_version_is_refused_and_its_parameters_are_not(tmp_path):
     state = save_run(tmp_path, 3)
-    wanted = abstract_state(make_mesh(8))
-    items = checkpoint._train_items(wanted)
+    abstract = abstract_state(make_mesh(8))
+    items = checkpoint._train_items(abstract)
     with pytest.MonkeyPatch.context() as patch, CheckpointManager(tmp_path, 10) as manager:
         patch.setattr(checkpoint, "_train_items", lambda state: items | {"momentum": items["step"]})
-        message = refusal(manager.restore, wanted)
+        message = refusal(manager.restore, abstract)
     assert "another version" in message and "momentum" in message and "guard" not in message
     assert bits(checkpoint.load_params(tmp_path)) == bits(state.params)
 
 
 def test_another_model_is_refused_with_names_and_both_shapes(tmp_path):
     save_run(tmp_path, 1)
-    wanted = abstract_state(make_mesh(1))
-    params = {**wanted.params, "embed": jax.ShapeDtypeStruct((32, 8), jnp.float32, sharding=wanted.step.sharding)}
+    abstract = abstract_state(make_mesh(1))
+    params = {**abstract.params, "embed": jax.ShapeDtypeStruct((32, 8), jnp.float32, sharding=abstract.step.sharding)}
     params["head"] = params["embed"]
     for message in (
         refusal(checkpoint.load_params, tmp_path, expected=params),
-        refusal(CheckpointManager(tmp_path, keep=1).restore, wanted.replace(params=params)),
+        refusal(CheckpointManager(tmp_path, keep=1).restore, abstract.replace(params=params)),
     ):
         assert "embed saved (64, 64) wanted (32, 8)" in message and "head saved absent wanted (32, 8)" in message
         assert "attention" not in message
-    renamed = {f"other_{name}": leaf for name, leaf in wanted.params.items()}
+    renamed = {f"other_{name}": leaf for name, leaf in abstract.params.items()}
     assert "and 5 more" in refusal(checkpoint.load_params, tmp_path, expected=renamed)  # 4 leaves each, 3 shown
-    plain = wanted.replace(opt_state=optax.sgd(1e-3, momentum=0.9).init(wanted.params))
+    plain = abstract.replace(opt_state=optax.sgd(1e-3, momentum=0.9).init(abstract.params))
     assert "opt_state" in refusal(CheckpointManager(tmp_path, keep=1).restore, plain)
 
 

@@ -134,8 +134,8 @@ def test_a_text_cannot_hold_a_token_that_is_no_text(name, llada):
             template.parts([*messages, Message("assistant", "b")][:2], llada)
         assert "\n" not in str(error.value)
     start = llada.piece_id("<|startoftext|>")
-    found = template.prompt_ids([Message("user", "a</s><|startoftext|>b")], llada)
-    assert llada.eos_id not in found[1:] and start not in found[1:]
+    ids = template.prompt_ids([Message("user", "a</s><|startoftext|>b")], llada)
+    assert llada.eos_id not in ids[1:] and start not in ids[1:]
     assert template.prompt_ids([Message("user", "a\n\n\n b")], llada)[1:]
 
 
@@ -177,13 +177,13 @@ def test_what_is_stored_is_rebuilt_and_what_is_newer_refused(llada):
     template = templates.choose("llada", llada)
     values = json.loads(json.dumps(template.to_dict()))
     assert Template.from_dict(values) == template
-    for change, said in {
+    for change, message in {
         "version": "version 2, and this diffusionlm knows 1",
         "turn": "damaged",
         "start": "damaged",
         "name": "damaged",
     }.items():
-        with pytest.raises(UserError, match=said) as error:
+        with pytest.raises(UserError, match=message) as error:
             Template.from_dict({**values, change: 2})
         assert "\n" not in str(error.value)
     with pytest.raises(UserError, match="version None"):

@@ -118,8 +118,8 @@ def odd_package(tmp_path, monkeypatch):
 
 
 def test_sources_are_parsed_and_not_run(odd_package):
-    found = [document for documents in corpora.get("python_docs").values() for document in documents]
-    assert {document.name: document.text for document in found} == {
+    documents = [document for split in corpora.get("python_docs").values() for document in split]
+    assert {document.name: document.text for document in documents} == {
         "odd.source": "What the head of the module has to say about all of it, at some length.\n",
         "odd.source:first": "The first function has a docstring that is long enough to be kept.\n",
         "odd.source:Second": "The second definition is a class under a condition, documented.\n\n"

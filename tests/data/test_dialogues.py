@@ -57,7 +57,7 @@ def test_formats_are_known_by_their_fields(record, messages):
 
 
 @pytest.mark.parametrize(
-    ("record", "said"),
+    ("record", "message"),
     [
         (
             {"prompt": "2+2?", "chosen": "4"},
@@ -80,22 +80,22 @@ def test_formats_are_known_by_their_fields(record, messages):
         ([1], "a JSON list, not an object"),
     ],
 )
-def test_what_is_of_no_known_shape_is_told_in_one_line(record, said, tmp_path):
-    with pytest.raises(ValueError, match=re.escape(said)):
+def test_records_of_no_known_shape_are_refused_in_one_line(record, message, tmp_path):
+    with pytest.raises(ValueError, match=re.escape(message)):
         sft.messages_of(item(record))
     source = write_dialogues(tmp_path / "data.jsonl", [record])
-    with pytest.raises(UserError, match=rf"data\.jsonl:1: {re.escape(said)}.*on_error=skip") as error:
+    with pytest.raises(UserError, match=rf"data\.jsonl:1: {re.escape(message)}.*on_error=skip") as error:
         prepare_dialogues(source, tmp_path / "out")
     assert "\n" not in str(error.value)
 
 
-def test_what_cannot_be_instruction_data_is_refused(tmp_path):
+def test_sources_and_settings_that_do_not_suit_are_refused(tmp_path):
     (tmp_path / "a.txt").write_text("text")
     (tmp_path / "a.json").write_text('{"prompt": "2+2?", "response": "4"}')
     (tmp_path / "b.json").write_text("[")
     good = write_dialogues(tmp_path / "good.jsonl", [{"prompt": "2+2?", "response": "4"}] * 9)
     empty = write_dialogues(tmp_path / "empty.jsonl", [{"prompt": "2+2?", "response": ""}] * 9)
-    for source, settings, said in (
+    for source, settings, message in (
         (tmp_path / "a.txt", {"validation_fraction": None}, "format=sft reads .jsonl and .json files, not '.*a.txt'"),
         ([tmp_path / "good.jsonl", tmp_path / "a.txt"], {}, "format=sft reads .jsonl and .json files, not '.*a.txt'"),
         (
@@ -116,7 +116,7 @@ def test_what_cannot_be_instruction_data_is_refused(tmp_path):
         (good, {"validation": str(empty), "validation_fraction": None}, "split 'validation' has no answer"),
         (good, {"tokenizer": str(tmp_path)}, "unknown tokenizer"),
     ):
-        with pytest.raises(UserError, match=said) as error:
+        with pytest.raises(UserError, match=message) as error:
             prepare_dialogues(source, tmp_path / "out", **settings)
         assert "\n" not in str(error.value)
         assert not (tmp_path / "out").exists()
@@ -132,42 +132,45 @@ def rows(path, split="train"):
 
 def test_a_record_is_a_dialogue_with_its_parts(tmp_path):
     system = [Message("system", "Be brief."), *QUESTION]
-    source = write_dialogues(tmp_path / "d.jsonl", [{"messages": turns(one)} for one in (QUESTION, TWO_TURNS, system)])
-    made = prepare_dialogues(source, tmp_path / "out")
-    found = rows(tmp_path / "out")
+    records = [{"messages": turns(messages)} for messages in (QUESTION, TWO_TURNS, system)]
+    source = write_dialogues(tmp_path / "d.jsonl", records)
+    metadata = prepare_dialogues(source, tmp_path / "out")
+    stored = rows(tmp_path / "out")
     for r, messages in enumerate((QUESTION, TWO_TURNS, system)):
         tokens, segments = expected_record(messages)
-        assert found["tokens"][r].tolist() == tokens
-        assert found["segment_ids"][r].tolist() == segments
-    assert (made.packing, made.template["name"], made.too_long, made.empty) == ("examples", "plain", 0, 0)
-    split = made.splits["train"]
+        assert stored["tokens"][r].tolist() == tokens
+        assert stored["segment_ids"][r].tolist() == segments
+    assert (metadata.packing, metadata.template["name"]) == ("examples", "plain")
+    assert (metadata.too_long, metadata.empty) == (0, 0)
+    split = metadata.splits["train"]
     assert (split.records, split.documents, split.tokens, split.raw_bytes) == (3, 4, 2 + 2 + 5 + 2, 1 + 1 + 4 + 1)
     assert split.token_bytes == split.raw_bytes
-    assert pipeline.open_dataset(tmp_path / "out").metadata == made
+    assert pipeline.open_dataset(tmp_path / "out").metadata == metadata
 
 
-def test_answers_that_end_behind_are_left_out_and_counted(tmp_path):
+def test_answers_that_end_beyond_the_length_are_left_out_and_counted(tmp_path):
     """With its EOS an answer must end within sequence_length; what follows it in a dialogue goes with it."""
     before = len("### user\n2+2?\n\n### assistant\n") + 1
     fits, exceeds = ("x" * n for n in (LENGTH - before - 1, LENGTH - before))
     long = [*QUESTION, Message("user", "y" * LENGTH), Message("assistant", "No"), Message("user", "!"), TWO_TURNS[3]]
-    found = [
+    records = [
         {"prompt": "2+2?", "response": fits},
         {"prompt": "2+2?", "response": exceeds},
         {"prompt": "2+2?", "response": ""},
         {"messages": turns(long)},
     ]
-    made = prepare_dialogues(write_dialogues(tmp_path / "d.jsonl", found), tmp_path / "out")
-    assert (made.too_long, made.empty, made.splits["train"].records, made.splits["train"].documents) == (3, 1, 2, 2)
+    metadata = prepare_dialogues(write_dialogues(tmp_path / "d.jsonl", records), tmp_path / "out")
+    split = metadata.splits["train"]
+    assert (metadata.too_long, metadata.empty, split.records, split.documents) == (3, 1, 2, 2)
     stored = rows(tmp_path / "out")
     assert (stored["segment_ids"][0] != 0).sum() == LENGTH
     assert stored["tokens"][1].tolist() == expected_record(QUESTION)[0]
 
 
-def test_lists_and_lines_give_the_same(tmp_path):
-    found = [{"prompt": f"{i}?", "response": f"{i} é 😀"} for i in range(9)]
-    lines = prepare_dialogues(write_dialogues(tmp_path / "d.jsonl", found), tmp_path / "lines")
-    (tmp_path / "d.json").write_text(json.dumps(found, indent=1))
+def test_lists_and_lines_give_the_same_records(tmp_path):
+    records = [{"prompt": f"{i}?", "response": f"{i} é 😀"} for i in range(9)]
+    lines = prepare_dialogues(write_dialogues(tmp_path / "d.jsonl", records), tmp_path / "lines")
+    (tmp_path / "d.json").write_text(json.dumps(records, indent=1))
     assert prepare_dialogues(tmp_path / "d.json", tmp_path / "list").sha256 == lines.sha256
     assert prepare_dialogues(tmp_path / "d.jsonl", tmp_path / "none", template="none").sha256 != lines.sha256
 
@@ -183,9 +186,9 @@ def test_a_directory_of_dialogues_is_its_lines_and_lists(tmp_path):
 @pytest.mark.parametrize("batch_bytes", [1, 300, 1 << 20])
 def test_the_identity_is_that_of_the_content_however_it_was_read(batch_bytes, tmp_path, monkeypatch):
     """All words, then all lengths."""
-    found = [{"prompt": f"{i}?", "response": "y" * i} for i in range(20)]
+    records = [{"prompt": f"{i}?", "response": "y" * i} for i in range(20)]
     monkeypatch.setattr(encode, "BATCH_BYTES", batch_bytes)
-    made = prepare_dialogues(write_dialogues(tmp_path / "d.jsonl", found), tmp_path / "out")
+    metadata = prepare_dialogues(write_dialogues(tmp_path / "d.jsonl", records), tmp_path / "out")
     words, lengths = [], []
     for i in range(20):
         tokens, segments = expected_record([Message("user", f"{i}?"), Message("assistant", "y" * i)])
@@ -195,26 +198,26 @@ def test_the_identity_is_that_of_the_content_however_it_was_read(batch_bytes, tm
             words += [token | (1 << 15 if n in starts else 0) for n, token in enumerate(tokens[:length])]
             lengths.append(length)
     content = np.array(words, "<u2").tobytes() + np.array(lengths, "<i8").tobytes()
-    assert made.splits["train"].sha256 == hashlib.sha256(content).hexdigest()
+    assert metadata.splits["train"].sha256 == hashlib.sha256(content).hexdigest()
 
 
 def test_equal_records_for_any_workers_and_shards(tmp_path, monkeypatch):
     monkeypatch.setattr(encode, "BATCH_BYTES", 300)
     monkeypatch.setattr(stream, "BLOCK_TOKENS", 200)
-    found = [{"messages": turns(TWO_TURNS[: 2 + 2 * (i % 2)] + [Message("user", str(i))])} for i in range(60)]
-    found += [{"prompt": f"{i}?", "response": "y" * i} for i in range(40)]
-    source = write_dialogues(tmp_path / "d.jsonl", found)
-    made = [prepare_dialogues(source, tmp_path / "1", validation_fraction=0.3)]
+    records = [{"messages": turns(TWO_TURNS[: 2 + 2 * (i % 2)] + [Message("user", str(i))])} for i in range(60)]
+    records += [{"prompt": f"{i}?", "response": "y" * i} for i in range(40)]
+    source = write_dialogues(tmp_path / "d.jsonl", records)
+    datasets = [prepare_dialogues(source, tmp_path / "1", validation_fraction=0.3)]
     monkeypatch.setattr(stream, "SHARD_TOKENS", 2000)
-    made.append(prepare_dialogues(source, tmp_path / "2", workers=2, validation_fraction=0.3))
-    assert len(made[1].splits["train"].shards) > 1 and made[0].sha256 == made[1].sha256
+    datasets.append(prepare_dialogues(source, tmp_path / "2", workers=2, validation_fraction=0.3))
+    assert len(datasets[1].splits["train"].shards) > 1 and datasets[0].sha256 == datasets[1].sha256
     for split, name in itertools.product(("train", "validation"), ("tokens", "segment_ids")):
         np.testing.assert_array_equal(rows(tmp_path / "1", split)[name], rows(tmp_path / "2", split)[name])
 
 
 def test_equal_dialogues_fall_into_one_split(tmp_path):
-    found = [{"prompt": f"{i % 20}?", "response": "!"} for i in range(60)]
-    prepare_dialogues(write_dialogues(tmp_path / "d.jsonl", found), tmp_path / "out", validation_fraction=0.3)
+    records = [{"prompt": f"{i % 20}?", "response": "!"} for i in range(60)]
+    prepare_dialogues(write_dialogues(tmp_path / "d.jsonl", records), tmp_path / "out", validation_fraction=0.3)
     train, held_out = (
         {tuple(row) for row in rows(tmp_path / "out", split)["tokens"]} for split in ("train", "validation")
     )
@@ -222,9 +225,9 @@ def test_equal_dialogues_fall_into_one_split(tmp_path):
 
 
 def test_a_tokenizer_is_trained_on_the_messages(tmp_path):
-    found = [{"messages": turns([Message("user", "zebra " * 9), Message("assistant", "quagga " * 9)])}] * 20
+    records = [{"messages": turns([Message("user", "zebra " * 9), Message("assistant", "quagga " * 9)])}] * 20
     prepare_dialogues(
-        write_dialogues(tmp_path / "d.jsonl", found), tmp_path / "out", tokenizer="sentencepiece", vocab_size=275
+        write_dialogues(tmp_path / "d.jsonl", records), tmp_path / "out", tokenizer="sentencepiece", vocab_size=275
     )
     tokenizer = pipeline.open_dataset(tmp_path / "out").tokenizer
     assert len(tokenizer.encode(" zebra")) == len(tokenizer.encode(" quagga")) == 3
@@ -243,23 +246,23 @@ def three_turns():
 @pytest.mark.parametrize("draw", range(5))
 def test_a_turn_is_the_record_of_the_shorter_dialogue(draw):
     dialogue, messages = three_turns()
-    found = sft.select_turn(dialogue, [draw], EOS)
+    turn = sft.select_turn(dialogue, [draw], EOS)
     k = draw % 3 + 1
     tokens, segments = expected_record(messages[: 2 * k], length=120)
-    assert found["tokens"][0].tolist() == tokens
+    assert turn["tokens"][0].tolist() == tokens
     answer = [2 if part == 2 * k else 1 if part else 0 for part in segments]
-    assert found["segment_ids"][0].tolist() == answer
-    assert {values.dtype for values in found.values()} == {np.dtype(np.int32)}
+    assert turn["segment_ids"][0].tolist() == answer
+    assert {values.dtype for values in turn.values()} == {np.dtype(np.int32)}
 
 
 def dialogues(tmp_path):
-    """Of one, two and three turns; the first token of a question says which dialogue it is."""
-    found = []
+    """Return dialogues of one, two and three turns; the first token of a question says which dialogue it is."""
+    records = []
     for i in range(24):
         asked = [Message("user", f"{chr(65 + i)}?"), Message("assistant", "1")]
-        more = [[Message("user", "?"), Message("assistant", str(n))] for n in (2, 3)]
-        found.append({"messages": turns(sum(more[: i % 3], asked))})
-    source = write_dialogues(tmp_path / "d.jsonl", found)
+        later = [[Message("user", "?"), Message("assistant", str(n))] for n in (2, 3)]
+        records.append({"messages": turns(sum(later[: i % 3], asked))})
+    source = write_dialogues(tmp_path / "d.jsonl", records)
     settings = {"sequence_length": 120, "validation": str(source), "validation_fraction": None}
     prepare_dialogues(source, tmp_path / "out", **settings)
     return pipeline.open_dataset(tmp_path / "out")
@@ -297,7 +300,7 @@ def test_a_dialogue_comes_once_an_epoch_with_any_of_its_answers(tmp_path):
     assert drawn(3, seed=1) != whole[:3]
 
 
-def test_held_out_dialogues_are_always_asked_the_same(tmp_path):
+def test_evaluation_always_takes_the_same_answer_of_a_dialogue(tmp_path):
     dataset = dialogues(tmp_path)
     first, again = ([chosen(batch) for batch in pipeline.eval_batches(dataset, batch_size=8)] for _ in range(2))
     assert first == again
@@ -306,17 +309,17 @@ def test_held_out_dialogues_are_always_asked_the_same(tmp_path):
     assert {number for i, number in other if i % 3 == 2} == {1, 2, 3}
 
 
-def test_draws_are_these_numbers():
+def test_draws_never_change():
     """Runs of earlier versions go on with the same answers."""
     assert [sft.draw(0, 0, np.int64(i)) for i in range(3)] == [1421166345, 1796504695, 1124654637]
     assert sft.draw("validation", 7) == 4167884631
 
 
 def test_templates_of_a_dataset_are_those_of_its_tokenizer(tmp_path):
-    made = prepare_dialogues(
+    metadata = prepare_dialogues(
         write_dialogues(tmp_path / "d.jsonl", [{"prompt": "2+2?", "response": "4"}]), tmp_path / "out"
     )
-    assert templates.Template.from_dict(made.template) == templates.choose("plain", BYTE)
+    assert templates.Template.from_dict(metadata.template) == templates.choose("plain", BYTE)
 
 
 @pytest.mark.parametrize(
@@ -330,12 +333,12 @@ def test_templates_of_a_dataset_are_those_of_its_tokenizer(tmp_path):
 )
 def test_real_instruction_data(name, data_dir, tmp_path):
     source = Path(data_dir) / name
-    made = prepare_dialogues(source, tmp_path / "out", sequence_length=1024)
+    metadata = prepare_dialogues(source, tmp_path / "out", sequence_length=1024)
     there = source.read_text()
     count = len(json.loads(there) if name.endswith(".json") else there.splitlines())
-    split = made.splits["train"]
-    assert made.malformed == 0 and split.raw_bytes == split.token_bytes
+    split = metadata.splits["train"]
+    assert metadata.malformed == 0 and split.raw_bytes == split.token_bytes
     if "dummy" in name:
         assert (split.records, split.documents) == (count, 2 * count)
     else:
-        assert split.records + made.too_long + made.empty == count
+        assert split.records + metadata.too_long + metadata.empty == count

@@ -16,10 +16,10 @@ def test_documents_are_held_out_by_their_hash(texts, tmp_path):
     doubled = [*texts, *texts[::-1]]
     metadata = prepare(str(write_jsonl(tmp_path / "corpus.jsonl", doubled)), tmp_path / "out", validation_fraction=0.25)
     tokenizer = tokenizers.load("byte")
-    for split, wanted in (("train", False), ("validation", True)):
-        own = [text for text in doubled if is_held_out(text, 0.25) == wanted]
-        assert metadata.splits[split].documents == len(own)
-        np.testing.assert_array_equal(rows(tmp_path / "out", split)["tokens"], expected_rows(own, tokenizer)[0])
+    for split, held_out in (("train", False), ("validation", True)):
+        expected = [text for text in doubled if is_held_out(text, 0.25) == held_out]
+        assert metadata.splits[split].documents == len(expected)
+        np.testing.assert_array_equal(rows(tmp_path / "out", split)["tokens"], expected_rows(expected, tokenizer)[0])
     assert 0.1 < metadata.splits["validation"].documents / len(doubled) < 0.4
 
 

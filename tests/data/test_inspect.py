@@ -12,39 +12,39 @@ from diffusionlm.data.inspect import describe
 
 
 def test_inspect_shows_documents_and_counts(path, dataset, stored, capsys):
-    found = inspect_lib.inspect(path, count=2)
+    values = inspect_lib.inspect(path, count=2)
     printed = capsys.readouterr().out
-    assert json.loads(json.dumps(found)) == found
-    assert found["splits"]["train"]["documents"] == len(SHORT_TEXTS)
+    assert json.loads(json.dumps(values)) == values
+    assert values["splits"]["train"]["documents"] == len(SHORT_TEXTS)
     tokens = sum(len(text) + 1 for text in SHORT_TEXTS)
-    assert found["splits"]["train"]["bytes_per_token"] == pytest.approx((tokens - len(SHORT_TEXTS)) / tokens)
-    assert found["document_tokens"]["0.5"] == np.median(
+    assert values["splits"]["train"]["bytes_per_token"] == pytest.approx((tokens - len(SHORT_TEXTS)) / tokens)
+    assert values["document_tokens"]["0.5"] == np.median(
         [len(text) + 1 for text in SHORT_TEXTS][: (stored == 256).sum()]
     )
-    assert found["frequent_tokens"][0]["share"] == pytest.approx(np.bincount(stored.ravel()).max() / stored.size)
-    assert [record["index"] for record in found["records"]] == [0, len(stored) - 1]
-    assert found["records"][0]["documents"] == [SHORT_TEXTS[0][: SHORT_LENGTH + 1]]
+    assert values["frequent_tokens"][0]["share"] == pytest.approx(np.bincount(stored.ravel()).max() / stored.size)
+    assert [record["index"] for record in values["records"]] == [0, len(stored) - 1]
+    assert values["records"][0]["documents"] == [SHORT_TEXTS[0][: SHORT_LENGTH + 1]]
     assert SHORT_TEXTS[0][: SHORT_LENGTH + 1] in printed and "byte tokenizer of 257 ids" in printed
 
 
 def test_inspect_marks_where_documents_end(path, dataset, capsys):
     index = int(np.flatnonzero(dataset.rows("train", range(8))["segment_ids"].max(axis=1) > 1)[0])
-    found = inspect_lib.describe(path, count=dataset.size("train"))["records"][index]["documents"]
-    assert len(found) == 2 and SHORT_TEXTS[0].endswith(found[0]) and SHORT_TEXTS[1].startswith(found[1])
+    pieces = inspect_lib.describe(path, count=dataset.size("train"))["records"][index]["documents"]
+    assert len(pieces) == 2 and SHORT_TEXTS[0].endswith(pieces[0]) and SHORT_TEXTS[1].startswith(pieces[1])
     inspect_lib.inspect(path, count=dataset.size("train"))
-    assert f"{found[0]} ■ end of document" in capsys.readouterr().out
+    assert f"{pieces[0]} ■ end of document" in capsys.readouterr().out
 
 
-def test_inspecting_shows_prompts_and_answers(tmp_path):
+def test_inspect_shows_prompts_and_answers(tmp_path):
     prepare_dialogues(write_dialogues(tmp_path / "d.jsonl", [{"messages": turns(TWO_TURNS)}] * 3), tmp_path / "out")
-    found = describe(tmp_path / "out", 1)
-    assert found["records"][0]["documents"] == [
+    values = describe(tmp_path / "out", 1)
+    assert values["records"][0]["documents"] == [
         "### user\n2+2?\n\n### assistant\n",
         "4",
         "\n\n### user\nSure?\n\n### assistant\n",
         "Yes.",
     ]
-    assert found["template"] == "plain" and found["packing"] == "examples"
-    assert found["document_tokens"]["0.5"] == sum(part != 0 for part in expected_record(TWO_TURNS)[1])
-    eos = next(token for token in found["frequent_tokens"] if token["text"] == "EOS")
-    assert eos["share"] == pytest.approx(2 / found["document_tokens"]["0.5"])  # the start and the end, no padding
+    assert values["template"] == "plain" and values["packing"] == "examples"
+    assert values["document_tokens"]["0.5"] == sum(part != 0 for part in expected_record(TWO_TURNS)[1])
+    eos = next(token for token in values["frequent_tokens"] if token["text"] == "EOS")
+    assert eos["share"] == pytest.approx(2 / values["document_tokens"]["0.5"])  # the start and the end, no padding

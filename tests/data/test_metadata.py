@@ -62,9 +62,9 @@ def test_a_text_and_a_dialogue_dataset_have_formats_of_their_own(tmp_path):
 
 def test_a_dataset_of_texts_opens_without_the_fields_that_were_optional(tmp_path):
     source = write_dialogues(tmp_path / "d.jsonl", [{"text": "word " * 40}] * 5)
-    made = prepare_dialogues(source, tmp_path / "text", format="text")
+    metadata = prepare_dialogues(source, tmp_path / "text", format="text")
     values = json.loads((tmp_path / "text" / "meta.json").read_text())
     for name in ("template", "too_long", "bos"):
         del values[name]
     (tmp_path / "text" / "meta.json").write_text(json.dumps(values))
-    assert pipeline.open_dataset(tmp_path / "text").metadata == made
+    assert pipeline.open_dataset(tmp_path / "text").metadata == metadata

@@ -23,9 +23,9 @@ def test_rows_come_as_asked(dataset, stored):
     text = "".join(text + "\0" for text in SHORT_TEXTS).encode()  # EOS, 256, stands where \0 is
     flat = [256 if byte == 0 else byte for byte in text][: stored.size]
     np.testing.assert_array_equal(stored.ravel(), flat)
-    found = dataset.rows("train", [5, 0, 5])
-    np.testing.assert_array_equal(found["tokens"], stored[[5, 0, 5]])
-    assert {name: (values.shape, values.dtype) for name, values in found.items()} == {
+    rows = dataset.rows("train", [5, 0, 5])
+    np.testing.assert_array_equal(rows["tokens"], stored[[5, 0, 5]])
+    assert {name: (values.shape, values.dtype) for name, values in rows.items()} == {
         "tokens": ((3, SHORT_LENGTH + 1), np.int32),
         "segment_ids": ((3, SHORT_LENGTH + 1), np.int32),
     }
@@ -69,9 +69,9 @@ def test_host_slices_make_the_global_batch(dataset, hosts):
 
 
 def test_rows_need_not_be_neighbours(dataset):
-    wanted = [6, 1, 2]
-    (whole,), (some,) = take(dataset, 1), take(dataset, 1, rows=wanted)
-    np.testing.assert_array_equal(some["tokens"], whole["tokens"][wanted])
+    numbers = [6, 1, 2]
+    (whole,), (some,) = take(dataset, 1), take(dataset, 1, rows=numbers)
+    np.testing.assert_array_equal(some["tokens"], whole["tokens"][numbers])
 
 
 def test_a_batch_may_exceed_the_data(dataset):

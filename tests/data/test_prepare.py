@@ -20,10 +20,10 @@ from diffusionlm.errors import UserError
 
 def test_records_are_the_documents_with_eos_cut(jsonl, texts, tmp_path):
     metadata = prepare(jsonl, tmp_path / "out")
-    found = rows(tmp_path / "out")
+    stored = rows(tmp_path / "out")
     tokens, segments = expected_rows(texts, tokenizers.load("byte"))
-    np.testing.assert_array_equal(found["tokens"], tokens)
-    np.testing.assert_array_equal(found["segment_ids"], segments)
+    np.testing.assert_array_equal(stored["tokens"], tokens)
+    np.testing.assert_array_equal(stored["segment_ids"], segments)
     split = metadata.splits["train"]
     assert (split.records, split.documents) == (len(tokens), len(texts))
     assert split.raw_bytes == split.token_bytes == sum(len(text.encode()) for text in texts)
@@ -46,16 +46,16 @@ def test_bytes_of_a_trained_tokenizer_are_the_raw_bytes(jsonl, texts, tmp_path):
 def test_equal_records_for_any_workers_and_shards(jsonl, tmp_path, monkeypatch):
     monkeypatch.setattr(encode, "BATCH_BYTES", 1000)
     monkeypatch.setattr(stream, "BLOCK_TOKENS", 64)
-    made = [prepare(jsonl, tmp_path / "1", validation_fraction=0.3)]
+    datasets = [prepare(jsonl, tmp_path / "1", validation_fraction=0.3)]
     for workers, shard_tokens in ((2, 1 << 26), (3, 2000)):
         monkeypatch.setattr(stream, "SHARD_TOKENS", shard_tokens)
-        made.append(prepare(jsonl, tmp_path / str(workers), workers=workers, validation_fraction=0.3))
-    assert len(made[0].splits["train"].shards) == 1 and len(made[2].splits["train"].shards) == 5
-    assert made[0].sha256 == made[1].sha256 == made[2].sha256
+        datasets.append(prepare(jsonl, tmp_path / str(workers), workers=workers, validation_fraction=0.3))
+    assert len(datasets[0].splits["train"].shards) == 1 and len(datasets[2].splits["train"].shards) == 5
+    assert datasets[0].sha256 == datasets[1].sha256 == datasets[2].sha256
     for split, name in itertools.product(("train", "validation"), ("tokens", "segment_ids")):
-        one, two, three = (rows(tmp_path / str(workers), split)[name] for workers in (1, 2, 3))
-        np.testing.assert_array_equal(one, two)
-        np.testing.assert_array_equal(one, three)
+        first, second, third = (rows(tmp_path / str(workers), split)[name] for workers in (1, 2, 3))
+        np.testing.assert_array_equal(first, second)
+        np.testing.assert_array_equal(first, third)
 
 
 def test_identity_tells_contents_apart(texts, tmp_path):
@@ -122,7 +122,7 @@ def test_quiet_without_a_main_module(jsonl, tmp_path):
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs Linux's /dev/full")
-def test_a_full_disk_is_told(jsonl, tmp_path, monkeypatch):
+def test_a_full_disk_is_one_line(jsonl, tmp_path, monkeypatch):
     monkeypatch.setattr(stream.ShardJob, "file", Path("/dev/full"))
     with pytest.raises(UserError, match="cannot write the dataset .*No space left on device"):
         prepare(jsonl, tmp_path / "out")

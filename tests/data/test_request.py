@@ -12,10 +12,10 @@ from diffusionlm.errors import UserError
 
 
 def test_the_same_request_reuses_and_another_refuses(jsonl, texts, tmp_path, capfd):
-    made = prepare(jsonl, tmp_path / "out")
+    metadata = prepare(jsonl, tmp_path / "out")
     written = {p.name: p.stat().st_mtime_ns for p in (tmp_path / "out").iterdir()}
     request = {"tokenizer": "byte", "sequence_length": LENGTH, "validation_fraction": 0}
-    assert prepare_lib.prepare(jsonl, tmp_path / "out", **request) == made
+    assert prepare_lib.prepare(jsonl, tmp_path / "out", **request) == metadata
     assert {p.name: p.stat().st_mtime_ns for p in (tmp_path / "out").iterdir()} == written
     assert "already holds this dataset" in capfd.readouterr().err
     with pytest.raises(UserError, match="another dataset .sequence_length=15, not 20"):

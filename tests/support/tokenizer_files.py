@@ -14,21 +14,21 @@ ASCII_WORDS = re.compile(r"'(?:s|t|re|ve|m|ll|d)| ?[A-Za-z]+| ?[0-9]+| ?[^\sA-Za
 
 
 def train_byte_level():
-    made = library.Tokenizer(library.models.BPE())
-    made.pre_tokenizer = library.pre_tokenizers.ByteLevel(add_prefix_space=False)
-    made.decoder = library.decoders.ByteLevel()
+    tokenizer = library.Tokenizer(library.models.BPE())
+    tokenizer.pre_tokenizer = library.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = library.decoders.ByteLevel()
     alphabet = library.pre_tokenizers.ByteLevel.alphabet()
     trainer = library.trainers.BpeTrainer(vocab_size=400, initial_alphabet=alphabet, show_progress=False)
-    made.train_from_iterator(DOCUMENTS, trainer)
-    made.add_special_tokens([END, MASK])
-    made.add_tokens([CALL, "    "])
-    return made
+    tokenizer.train_from_iterator(DOCUMENTS, trainer)
+    tokenizer.add_special_tokens([END, MASK])
+    tokenizer.add_tokens([CALL, "    "])
+    return tokenizer
 
 
 def write_byte_level(directory, *, settings=None):
     train_byte_level().save(str(directory / "tokenizer.json"))
-    named = {"eos_token": END, "mask_token": {"content": MASK}} if settings is None else settings
-    (directory / "tokenizer_config.json").write_text(json.dumps(named))
+    settings = {"eos_token": END, "mask_token": {"content": MASK}} if settings is None else settings
+    (directory / "tokenizer_config.json").write_text(json.dumps(settings))
     return directory
 
 
@@ -44,7 +44,7 @@ def write_merges(directory, name):
 
 
 def merges_of(definition):
-    return [tuple(one.split(" ")) if isinstance(one, str) else tuple(one) for one in definition["model"]["merges"]]
+    return [tuple(merge.split(" ") if isinstance(merge, str) else merge) for merge in definition["model"]["merges"]]
 
 
 def write_metaspace(directory, model):
@@ -80,8 +80,8 @@ def write_metaspace(directory, model):
         },
     }
     (directory / "tokenizer.json").write_text(json.dumps(definition))
-    named = {"bos_token": {"content": "<s>"}, "eos_token": {"content": "</s>"}, "unk_token": "<unk>"}
-    (directory / "special_tokens_map.json").write_text(json.dumps(named))
+    special_tokens = {"bos_token": {"content": "<s>"}, "eos_token": {"content": "</s>"}, "unk_token": "<unk>"}
+    (directory / "special_tokens_map.json").write_text(json.dumps(special_tokens))
     return directory
 
 

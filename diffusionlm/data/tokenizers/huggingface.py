@@ -85,12 +85,12 @@ class HuggingFaceTokenizer:
             not known.
         """
         family = family_of(files, config)
-        pieces, named = all_pieces(definition_of(files, family)), control_tokens(files)
+        pieces, control = all_pieces(definition_of(files, family)), control_tokens(files)
         usual = FAMILIES[family].special if family else {}
 
         def id_of(role: str) -> int | None:
-            if f"{role}_token" in named:  # also where the files say that there is none
-                return pieces.get(named[f"{role}_token"] or "")
+            if f"{role}_token" in control:  # also where the files say that there is none
+                return pieces.get(control[f"{role}_token"] or "")
             value = config.get(f"{role}_token_id")  # an id, or several
             first: Any = value[0] if isinstance(value, list) and value else value
             return first if first in pieces.values() else pieces.get(usual.get(role, ""))

@@ -11,13 +11,13 @@ from diffusionlm.data import tokenizers
 
 @pytest.fixture(scope="session")
 def trained():
-    """A SentencePiece tokenizer of ours."""
+    """A SentencePiece tokenizer that was trained here."""
     return tokenizers.train_sentencepiece(DOCUMENTS, 400)
 
 
 @pytest.fixture(scope="session")
 def models(trained):
-    """The serialized SentencePiece models: ours, and one with LLaMA's settings."""
+    """The serialized SentencePiece models: one trained here, and one with LLaMA's settings."""
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(DOCUMENTS),
@@ -30,5 +30,4 @@ def models(trained):
         allow_whitespace_only_pieces=True,
         minloglevel=2,
     )
-    ours = trained.files()["tokenizer.model"]
-    return {"metaspace": ours, "prefixed": model.getvalue()}
+    return {"metaspace": trained.files()["tokenizer.model"], "prefixed": model.getvalue()}

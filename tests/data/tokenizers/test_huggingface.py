@@ -50,7 +50,7 @@ def test_round_trip_and_bytes(tokenizer, text):
     assert tokenizer.decode([*ids, *control]) == text
 
 
-def test_lossless_ones_say_so(byte_level, models, tmp_path):
+def test_lossless_tokenizers_say_so(byte_level, models, tmp_path):
     assert byte_level.lossless
     assert tokenizers.load(str(write_metaspace(tmp_path, models["metaspace"]))).lossless
     assert not tokenizers.load(str(write_metaspace(tmp_path, models["prefixed"]))).lossless
@@ -69,12 +69,12 @@ def test_bytes_are_those_that_a_token_decodes_to(tokenizer):
 
 @pytest.mark.parametrize("kind", ["metaspace", "prefixed"])
 def test_agrees_with_sentencepiece(kind, models, tmp_path):
-    ours = tokenizers.load(str(write_metaspace(tmp_path, models[kind])))
-    theirs = sentencepiece.SentencePieceProcessor(model_proto=models[kind])
+    tokenizer = tokenizers.load(str(write_metaspace(tmp_path, models[kind])))
+    library = sentencepiece.SentencePieceProcessor(model_proto=models[kind])
     for text in [*DOCUMENTS, *(text for text in TEXTS if text.strip() and "\u2581" not in text)]:
-        assert ours.encode(text) == theirs.encode(text), text
-        assert ours.decode(ours.encode(text)) == theirs.decode(theirs.encode(text))
-    assert (ours.bos_id, ours.eos_id, ours.pad_id) == (1, 2, 2)
+        assert tokenizer.encode(text) == library.encode(text), text
+        assert tokenizer.decode(tokenizer.encode(text)) == library.decode(library.encode(text))
+    assert (tokenizer.bos_id, tokenizer.eos_id, tokenizer.pad_id) == (1, 2, 2)
 
 
 def test_added_tokens_that_are_text_are_marks(byte_level):
@@ -122,19 +122,21 @@ def test_refuses_damaged_dictionaries(byte_level):
 def test_preparing_takes_a_directory(tmp_path):
     write_byte_level(tmp_path)
     (tmp_path / "text.txt").write_text("".join(DOCUMENTS))
-    made = prepare.prepare(str(tmp_path / "text.txt"), tmp_path / "made", sequence_length=16, tokenizer=str(tmp_path))
-    stored = tokenizers.from_dict(made.tokenizer)
+    metadata = prepare.prepare(
+        str(tmp_path / "text.txt"), tmp_path / "out", sequence_length=16, tokenizer=str(tmp_path)
+    )
+    stored = tokenizers.from_dict(metadata.tokenizer)
     assert stored.sha256 == tokenizers.load(str(tmp_path)).sha256
-    split = made.splits["train"]
+    split = metadata.splits["train"]
     assert split.token_bytes == split.raw_bytes
 
 
-def test_where_a_tokenizer_lies_is_no_part_of_a_run():
-    told = [
+def test_the_path_of_a_tokenizer_is_no_part_of_a_run():
+    fields = [
         config_io.scientific_fields(config.Config(data=config.DataConfig(source="x", tokenizer=name)))["data.tokenizer"]
         for name in ("a/tokenizer.json", "b/tokenizer.json", "b")
     ]
-    assert len(set(told)) == 1
+    assert len(set(fields)) == 1
 
 
 def test_gpt2(data_dir):
@@ -169,12 +171,15 @@ def test_qwen2(data_dir):
 
 def test_mistral(data_dir, tmp_path):
     model = Path(data_dir, "tokenizers", "mistral-v1", "tokenizer.model").read_bytes()
-    ours, theirs = tokenizers.load(str(write_metaspace(tmp_path, model))), tokenizers.SentencePieceTokenizer(model)
+    tokenizer, original = (
+        tokenizers.load(str(write_metaspace(tmp_path, model))),
+        tokenizers.SentencePieceTokenizer(model),
+    )
     stories = Path(data_dir, "tinystories", "valid.jsonl").read_text().splitlines()[:20]
     for text in [*(json.loads(line)["text"] for line in stories), *CONTROLS, "\u4f60\u597d \U0001f600\n\ttab"]:
-        assert ours.encode(text) == theirs.encode(text)
-        assert ours.decode(ours.encode(text)) == text
-    np.testing.assert_array_equal(ours.token_bytes(), theirs.token_bytes())
+        assert tokenizer.encode(text) == original.encode(text)
+        assert tokenizer.decode(tokenizer.encode(text)) == text
+    np.testing.assert_array_equal(tokenizer.token_bytes(), original.token_bytes())
 
 
 def check_stories(tokenizer, data_dir):

@@ -51,14 +51,14 @@ def test_a_role_makes_a_control_token(tmp_path):
 
 def test_ids_of_the_model_count_where_the_files_are_silent(tmp_path):
     write_byte_level(tmp_path, settings={"bos_token": None, "eos_token": END})
-    told = {"bos_token_id": 7, "eos_token_id": [7, 8], "pad_token_id": 9}
-    tokenizer = tokenizers.load_directory(tmp_path, told)
+    config = {"bos_token_id": 7, "eos_token_id": [7, 8], "pad_token_id": 9}
+    tokenizer = tokenizers.load_directory(tmp_path, config)
     assert (tokenizer.bos_id, tokenizer.eos_id, tokenizer.pad_id) == (None, tokenizer.piece_id(END), 9)
     assert tokenizers.load(str(tmp_path)).pad_id == tokenizer.eos_id
-    (tmp_path / "config.json").write_text(json.dumps(told))
+    (tmp_path / "config.json").write_text(json.dumps(config))
     assert tokenizers.load(str(tmp_path)).sha256 == tokenizer.sha256
     (tmp_path / "tokenizer_config.json").unlink()
-    silent = tokenizers.load_directory(tmp_path, told)
+    silent = tokenizers.load_directory(tmp_path, config)
     assert (silent.bos_id, silent.eos_id) == (7, 7)
 
 
@@ -78,8 +78,8 @@ def test_the_original_names_of_gpt2(tmp_path):
     write_merges(tmp_path / "new", "GPT2Tokenizer")
     for name in ("tokenizer_config.json", "added_tokens.json"):
         (tmp_path / "new" / name).unlink()
-    for ours, theirs in (("vocab.json", "encoder.json"), ("merges.txt", "vocab.bpe")):
-        (tmp_path / "old" / theirs).write_bytes((tmp_path / "new" / ours).read_bytes())
+    for name, openai_name in (("vocab.json", "encoder.json"), ("merges.txt", "vocab.bpe")):
+        (tmp_path / "old" / openai_name).write_bytes((tmp_path / "new" / name).read_bytes())
     new, old = tokenizers.load(str(tmp_path / "new")), tokenizers.load(str(tmp_path / "old"))
     assert new.sha256 == old.sha256 and sorted(old.files()) == ["merges.txt", "vocab.json"]
     assert old.eos_id is None  # this vocabulary has no such piece
