@@ -3,7 +3,8 @@
 Documents are encoded, each followed by EOS (and after BOS, if asked for), concatenated in the order of the source and
 cut into records of sequence_length + 1 tokens, across documents (as SMDM and LLaDA do). Every record also numbers its
 documents (`segment_ids`, from 1), so that a trainer may keep them from attending to each other. The last, partial
-record of a split is dropped. The directory appears whole, under its name, or not at all.
+record of a split is dropped. Empty documents are skipped and counted. Equal arguments give equal records in equal
+order, for any number of workers. The directory appears whole, under its name, or not at all.
 
 With format "sft" documents are dialogues, and each is a record of its own (see `dialogues`).
 """
@@ -45,7 +46,7 @@ def prepare(
     on_error: Literal["stop", "skip"] = "stop",
     progress: bool = True,
 ) -> Metadata:
-    """Prepare a dataset, or find that `output` already holds it; equal arguments give equal records in equal order.
+    """Prepare a dataset, or find that `output` already holds it; return its metadata, which is also in its `meta.json`.
 
     Args:
       source: a registered corpus (`python_docs`), `tfds:NAME[:split]`, or one or several files, directories or glob
@@ -55,32 +56,24 @@ def prepare(
       sequence_length: tokens that a model will see; records hold one more.
       tokenizer: `byte`, `sentencepiece` (trained on the training documents), a tokenizer file (tokenizer.model,
         tokenizer.json), the directory of a released model or of a checkpoint (its tokenizer), or an object.
-      vocab_size: pieces of the `sentencepiece` that is trained; for no other tokenizer.
+      vocab_size: pieces of the `sentencepiece` that is trained; not for other tokenizers.
       validation: a source, like `source`, for the validation split.
       validation_fraction: share of the documents held out by a hash of their text if there is no validation source,
         0.01 by default; a single text file gives its last part instead. 0: no validation split.
       text_field: the field of jsonl, or feature of TFDS, that holds the text; not for "sft".
-      format: "text"; or "sft", instruction data in jsonl or json files (of a directory, both kinds): each record has
-        the fields prompt and response or completion, instruction (and input) and output or response, question and
-        answer, or a dialogue, messages of role and content or conversations of from and value. Answers that end beyond
-        sequence_length tokens are left out and counted.
+      format: "text"; or "sft", instruction data in jsonl or json files (of a directory, both kinds), of the shapes in
+        docs/sft.md. Answers that end beyond sequence_length tokens are left out and counted.
       template: of "sft", how prompts are written: "llada", "plain", "none" (as they are), or "auto", which is llada if
         the tokenizer has its pieces and else plain.
       bos: of "text", whether BOS stands before each document; None: yes if the tokenizer is that of a checkpoint whose
         documents begin so.
-      workers: processes. A script that asks for more than one needs the `if __name__ == "__main__"` guard.
+      workers: processes; a script that asks for several needs the `if __name__ == "__main__"` guard.
       on_error: what to do about a malformed line or file, one without valid UTF-8 text: "stop", or "skip" and count.
-        Empty documents are always skipped and counted.
       progress: show progress and a summary on stderr.
-
-    Returns:
-      The metadata, which is also in the directory's `meta.json`.
 
     Raises:
       UserError: arguments or input are not usable, or `output` holds something else.
     """
-    if workers < 1:
-        raise UserError(f"workers={workers} must be at least 1")
     request = check_request(
         source,
         output,
@@ -99,6 +92,8 @@ def prepare(
 
 
 def _prepare(request: Request, workers: int, console: Console) -> Metadata:
+    if workers < 1:
+        raise UserError(f"workers={workers} must be at least 1")
     output = request.output
     if (existing := request.find_existing()) is not None:
         console.print(f"{output} already holds this dataset; reusing it", markup=False)
