@@ -151,7 +151,8 @@ def stream(
     """
     templates, new = _completion_templates(prompts, sampling)
     request = prepare(cfg, templates, sampling, key, row_ids)
-    state, memory = initial_state(request.inputs.canvas, frames=1), None
+    state = initial_state(request.inputs.canvas, frames=1)
+    memory = programs.empty_memory(params, request.inputs, structure=request.structure)
     while True:
         fetched = jax.device_get(state)
         request.check_finite(fetched)

@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from diffusionlm.config import ModelConfig
 from diffusionlm.diffusion import schedules
-from diffusionlm.model.spec import ModelSpec
 from diffusionlm.parallel.mesh import Params, PyTree
 from diffusionlm.sampling import loop
 from diffusionlm.sampling.canvas import Array, Canvas
@@ -31,8 +31,11 @@ class Inputs(NamedTuple):
 class Structure(NamedTuple):
     """Everything that a generation is compiled for, besides shapes."""
 
-    spec: ModelSpec
+    model: ModelConfig
     schedule: schedules.Schedule
+    shifted: bool
+    mask_id: int | None
+    eos_ids: tuple[int, ...]
     guided: bool
     windows: Windows
 
@@ -44,13 +47,15 @@ def denoise(params: Params, inputs: Inputs, state: State, leave: jax.Array, *, s
 
 
 @functools.partial(jax.jit, static_argnames="structure")
-def step(
-    params: Params, inputs: Inputs, state: State, memory: Memory | None, *, structure: Structure
-) -> tuple[State, Memory]:
-    """Run one step of the denoising loop; the first has no memory yet."""
-    job = _job(params, inputs, structure)
-    memory = job.denoiser.empty_memory(*state.tokens_BxT.shape) if memory is None else memory
-    return loop.advance(job, state, memory)
+def step(params: Params, inputs: Inputs, state: State, memory: Memory, *, structure: Structure) -> tuple[State, Memory]:
+    """Run one step of the denoising loop; the first takes an empty memory."""
+    return loop.advance(_job(params, inputs, structure), state, memory)
+
+
+@functools.partial(jax.jit, static_argnames="structure")
+def empty_memory(params: Params, inputs: Inputs, *, structure: Structure) -> Memory:
+    """Return the memory before the first step."""
+    return _job(params, inputs, structure).denoiser.empty_memory(*inputs.canvas.tokens_BxT.shape)
 
 
 def run(
@@ -111,21 +116,21 @@ def _put_rows(whole: Array, some: Array, rows: np.ndarray) -> Array:
 
 
 def _job(params: Params, inputs: Inputs, structure: Structure) -> Job:
-    spec, canvas, windows = structure.spec, inputs.canvas, structure.windows
-    denoiser: Denoiser = ModelDenoiser(params, spec.model, spec.shifted, cached=windows.cache != "none")
+    canvas, settings, windows = inputs.canvas, inputs.settings, structure.windows
+    denoiser: Denoiser = ModelDenoiser(params, structure.model, structure.shifted, cached=windows.cache != "none")
     if structure.guided:
-        assert spec.mask_id is not None  # `SamplingConfig.resolve` refuses to guide an autoregressive model
+        assert structure.mask_id is not None  # `SamplingConfig.resolve` refuses to guide an autoregressive model
         segment_ids_BxT = jnp.asarray(canvas.segment_ids_BxT)
         given_BxT = jnp.asarray(~canvas.masked_BxT) & (segment_ids_BxT != 0)
-        scale, standard = inputs.settings.guidance, inputs.settings.standard_guidance
-        denoiser = Guided(denoiser, given_BxT, segment_ids_BxT, spec.mask_id, scale, standard)
+        scale, standard = settings.guidance, settings.standard_guidance
+        denoiser = Guided(denoiser, given_BxT, segment_ids_BxT, structure.mask_id, scale, standard)
     return Job(
-        denoiser,
-        structure.schedule,
-        inputs.suppressed_V,
-        canvas,
-        inputs.key,
-        inputs.settings,
-        spec.eos_ids,
-        windows,
+        denoiser=denoiser,
+        schedule=structure.schedule,
+        suppressed_V=inputs.suppressed_V,
+        canvas=canvas,
+        key=inputs.key,
+        settings=settings,
+        eos_ids=structure.eos_ids,
+        windows=windows,
     )

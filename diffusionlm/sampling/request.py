@@ -96,8 +96,11 @@ def prepare(
         settings=Settings.from_config(sampling),
     )
     structure = Structure(
-        spec=cfg,
+        model=cfg.model,
         schedule=schedules.build(cfg.diffusion),
+        shifted=cfg.shifted,
+        mask_id=cfg.mask_id,
+        eos_ids=cfg.eos_ids,
         guided=sampling.guidance > 0,
         windows=plan_windows(sampling.cache, cfg.shifted, canvas),
     )

@@ -11,12 +11,6 @@ from diffusionlm.sampling.draw import argmax, draw, smallest_kept
 V = 50
 
 
-@pytest.fixture(autouse=True)
-def strict_dtypes():
-    with jax.numpy_dtype_promotion("strict"):
-        yield
-
-
 LOGITS = np.random.default_rng(0).normal(scale=2.0, size=V).astype(np.float32)
 
 

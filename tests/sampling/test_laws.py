@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy import stats
-from support.helpers import Oracle
+from support.oracles import Oracle
 
 from diffusionlm.config import DiffusionConfig
 from diffusionlm.diffusion import schedules
@@ -17,13 +17,6 @@ from diffusionlm.sampling.canvas import Canvas
 from diffusionlm.sampling.config import SamplingConfig
 from diffusionlm.sampling.device_settings import Settings
 from diffusionlm.sampling.state import Job, initial_state
-
-
-@pytest.fixture(autouse=True)
-def strict_dtypes():
-    with jax.numpy_dtype_promotion("strict"):
-        yield
-
 
 V, L = 3, 3
 SEQUENCES = np.array(list(itertools.product(range(V), repeat=L)))
@@ -39,6 +32,7 @@ def oracle(tokens_BxT, segment_ids_BxT, masked_BxT):
     return jnp.log(jnp.einsum("bx,xtv->btv", weight_BxX, is_v_XxTxV) + 1e-30)
 
 
+@functools.cache
 def conditional(state: tuple[int, ...]) -> np.ndarray:
     """p(x_i = v | the revealed tokens of `state`), (L, V); a masked position is V."""
     agrees = [all(s in (V, x) for s, x in zip(state, sequence, strict=True)) for sequence in SEQUENCES]

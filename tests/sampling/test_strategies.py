@@ -214,14 +214,16 @@ def test_entropy_bound_is_its_definition(bound):
 
 
 def counts_on_time(name: str, masks: int, steps: int, **rules) -> list[int]:
-    """How many of a row's masks each step reveals; the last reveals what is left."""
-    left, counts = masks, []
+    """How many of a row's masks each step reveals; the last reveals all that remain."""
+    decide = jax.jit(STRATEGIES[name])
+    step = make_step(0, steps, logits=np.zeros((1, masks, 2)), initial=[masks], **rules)
+    remaining, counts = masks, []
     for i in range(steps - 1):
-        masked = (np.arange(masks) < left)[None]
-        step = make_step(i, steps, logits=np.zeros((1, masks, 2)), masked=masked, initial=[masks], **rules)
-        counts.append(int((STRATEGIES[name](step).reveal_BxT & masked).sum()))
-        left -= counts[-1]
-    return [*counts, left]
+        masked = (np.arange(masks) < remaining)[None]
+        step = step._replace(index_B=np.array([i], np.int32), masked_BxT=masked, revealed_BxT=~masked)
+        counts.append(int((np.asarray(decide(step).reveal_BxT) & masked).sum()))
+        remaining -= counts[-1]
+    return [*counts, remaining]
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,131 @@
+"""The compiled programs: what compiles once, rows that go on in a smaller batch, and what a program never holds."""
+
+import dataclasses
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from support.compilations import count_compilations
+from support.random_params import make_params
+from support.tiny_sampler import ARM, MDM, PARAMS, PROMPTS
+
+from diffusionlm.sampling.canvas import Span
+from diffusionlm.sampling.config import SamplingConfig
+from diffusionlm.sampling.generate import generate, infill, lower_request
+from diffusionlm.sampling.request import prepare
+from diffusionlm.sampling.strategies import STRATEGIES
+
+OTHERS = [[3, 1, 4, 1, 5], [9, 2], [], [6, 5, 3, 5, 8, 9, 7]]
+
+
+def test_only_shapes_compile():
+    generate(PARAMS, MDM, PROMPTS, SamplingConfig(10, 4, "ancestral"))
+    with count_compilations() as compiled:
+        jax.jit(lambda x: x * 3)(jnp.ones(7))
+    assert compiled  # so the count counts
+    with count_compilations() as compiled:
+        for strategy in STRATEGIES:
+            generate(PARAMS, MDM, OTHERS, SamplingConfig(12, 7, strategy, 0.3, seed=5))
+        generate(PARAMS, MDM, PROMPTS, SamplingConfig(10, 9, "low_confidence", 0.0))
+        for block_length in (3, 8):
+            generate(PARAMS, MDM, PROMPTS, SamplingConfig(10, 6, block_length=block_length, growing=True))
+        every = dict(top_k=5, top_p=0.9, threshold=0.5, factor=2.0, entropy_bound=0.3, remask=0.2, transfer_until=1e-3)
+        for changed in every.items():
+            generate(PARAMS, MDM, PROMPTS, SamplingConfig(10, 4, "margin", **dict([changed]), position_temperature=0.1))
+        generate(PARAMS, MDM, PROMPTS, SamplingConfig(10, 4, eos_penalty=2.0, eos_last=True, stop_at_eos=False))
+    assert not compiled
+
+
+def test_structure_compiles_once():
+    """Guidance, and a cache of one block width; the numbers that go with them are data."""
+    first = SamplingConfig(10, 4, "entropy", block_length=4, guidance=0.3, cache="dual")
+    generate(PARAMS, MDM, PROMPTS, first)
+    with count_compilations() as compiled:
+        for changed in (
+            {"guidance": 1.0, "guidance_kind": "standard"},
+            {"refresh": 2},
+            {"block_length": 3, "steps": 9},  # of the same bucket of widths
+            {"strategy": "confidence_threshold", "threshold": 0.2},
+        ):
+            generate(PARAMS, MDM, PROMPTS, dataclasses.replace(first, **changed))
+    assert not compiled
+
+
+def test_batches_of_one_bucket_compile_once_and_a_row_has_the_same_bits_in_each():
+    """Batches of 1 to 9 are programs of 1, 2, 4, 8 and 16 rows; the rows that fill them up do nothing."""
+    prompts = [[3, r, 4 * r + 1] for r in range(9)]
+    sampling = SamplingConfig(8, 5, "entropy")
+    compiled, results = set(), {}
+    for B in range(1, 10):
+        with count_compilations() as events:
+            results[B] = generate(PARAMS, MDM, prompts[:B], sampling)
+        compiled |= {B} if events else set()
+        assert results[B].tokens.shape == (B, 8) and results[B].nfe.tolist() == [5] * B
+    assert 9 in compiled and compiled <= {1, 2, 3, 5, 9}  # the first of its bucket, unless another test compiled that
+    for B, bucket in ((3, 4), (5, 8), (6, 8), (7, 8)):
+        np.testing.assert_array_equal(results[B].tokens, results[bucket].tokens[:B])
+    with count_compilations() as events:
+        again = [generate(PARAMS, MDM, prompts[:B], sampling).tokens for B in (9, 7, 3)]
+    assert not events
+    for tokens in again:
+        np.testing.assert_array_equal(tokens, results[len(tokens)].tokens)
+
+
+def test_ranges_of_gap_lengths_of_one_bucket_compile_once():
+    """Three and four lengths are a program of four rows, and so are two gaps of two lengths each."""
+    sampling = SamplingConfig(temperature=0.0)
+    infill(PARAMS, MDM, [[9, Span(1, 3)]], sampling)
+    with count_compilations() as events:
+        for template in ([9, Span(1, 4)], [9, Span(5, 8), 3], [9, Span(1, 2), 4, Span(7, 8)]):
+            filled = infill(PARAMS, MDM, [template], sampling)
+            assert len(filled.rows) == len(filled.nfe) == 1
+        filled = infill(PARAMS, MDM, [[9, Span(1, 3)], [4, None, 7]], sampling)
+        assert len(filled.rows) == len(filled.nfe) == 2
+    assert not events
+
+
+@pytest.mark.parametrize(
+    "cache, strategy, eos_id",
+    [
+        pytest.param("none", "low_confidence", 2, marks=pytest.mark.slow),
+        ("dual", "low_confidence", 2),
+        ("causal", None, 0),
+        pytest.param("none", "ancestral", 2, marks=pytest.mark.slow),
+        ("dual", "remdm", 2),
+    ],
+)
+def test_rows_that_go_on_in_a_smaller_batch_end_the_same(cache, strategy, eos_id):
+    """Also where a step may reveal nothing, so that the row needs no pass.
+
+    The end of text is a token that comes up early in some rows and late in others.
+    """
+    spec = dataclasses.replace(ARM if cache == "causal" else MDM, eos_ids=(eos_id,))
+    block_length = 0 if cache == "causal" else 4
+    steps = None if strategy in (None, "low_confidence") else 36
+    sampling = SamplingConfig(24, steps, strategy, 0.0, block_length=block_length, cache=cache)
+    prompts = [[3, k, 4 * k + 1] for k in range(7)]
+    whole = generate(PARAMS, spec, prompts, sampling)
+    compact = generate(PARAMS, spec, prompts, dataclasses.replace(sampling, compact=True))
+    assert len(set(whole.nfe.tolist())) > 2  # rows end at different times
+    np.testing.assert_array_equal(compact.tokens, whole.tokens)
+    np.testing.assert_array_equal(compact.nfe, whole.nfe)
+
+
+def test_logits_are_computed_for_few_positions_at_a_time():
+    """The widest array over the vocabulary has 32 positions per row, of the 128 of the canvas."""
+
+    def logit_shapes(spec, sampling):
+        """Return the (rows, positions) of every float32 array over the vocabulary in the program."""
+        cfg = dataclasses.replace(spec.model, vocab_size=640)
+        params = jax.eval_shape(lambda: make_params(cfg))
+        spec = dataclasses.replace(spec, model=cfg)
+        request = prepare(spec, [[3, *[None] * 100]] * 4, sampling)
+        text = lower_request(params, request).as_text()
+        return {tuple(map(int, shape)) for shape in re.findall(rf"<(\d+)x(\d+)x{cfg.padded_vocab_size}xf32>", text)}
+
+    for sampling in (SamplingConfig(guidance=0.5), SamplingConfig(cache="dual", block_length=50)):
+        shapes = logit_shapes(MDM, sampling)
+        assert (4, 32) in shapes and max(positions for _, positions in shapes) == 32
+    assert {positions for _, positions in logit_shapes(ARM, SamplingConfig())} == {1}
