@@ -19,8 +19,8 @@ from diffusionlm.training import heartbeat
 T = TypeVar("T")
 State = Literal["done", "running", "failed", "pending"]
 
-# A lease that has not been renewed for this much longer than it lasts, by its holder's clock, is a dead worker's; hosts'
-# clocks may differ by seconds. This is for people: a worker that takes a cell over trusts its own clock alone.
+# A lease that has not been renewed for this much longer than it lasts, by its holder's clock, is a dead worker's; two
+# hosts' clocks may differ by seconds. This is for people: a worker that takes a cell over trusts its own clock alone.
 SLACK_SECONDS = 60.0
 
 

@@ -1,0 +1,30 @@
+"""The verdict, in one sentence."""
+
+import pytest
+from support.simulated_sweep import REPORT_TRUTHS, complete, simulated, tilted
+
+from diffusionlm.scaling.laws.analysis import analyse
+
+
+def test_laws_without_doubts():
+    clean = complete(seed=2)  # in seed 0, noise alone puts the optima of arm off their law
+    assert analyse(clean, draws=500, full=False).verdict == (
+        "This sweep determines the laws of mdm from 4 budgets and of arm from 4 budgets."
+    )
+
+
+@pytest.mark.parametrize(("slope", "which", "side"), [(0.5, "smallest", "smaller"), (-0.5, "largest", "larger")])
+def test_it_says_what_is_known_and_what_to_run(slope, which, side):
+    assert analyse(tilted(complete(seed=2), slope), draws=500, full=False).verdict == (
+        "This sweep determines the laws of arm from 4 budgets; none of mdm: at 4 budgets the "
+        f"{which} size is the best, so run {side} ones."
+    )
+
+
+def test_a_law_through_two_budgets_is_in_doubt():
+    results = simulated(seed=2, truths=REPORT_TRUTHS)
+    few = [r for r in results if r.objective == "arm" or r.budget < 1e13]
+    assert "but of mdm nothing shows whether the laws, through two budgets, are straight lines" in (
+        analyse(few, draws=500, full=False).verdict
+    )
+    assert "straight lines" not in analyse(results, draws=500, full=False).verdict

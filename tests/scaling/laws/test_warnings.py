@@ -1,0 +1,127 @@
+"""Warnings: everything that is missing or not to be trusted is named."""
+
+from dataclasses import replace
+
+import numpy as np
+from support.simulated_sweep import complete, loose, moved, opening_downwards, select, tilted
+
+from diffusionlm.scaling.laws.analysis import analyse
+from diffusionlm.scaling.laws.warnings import predictions
+
+
+def warned(results, text):
+    return [line for line in analyse(results, draws=500, full=False).warnings if text in line]
+
+
+def test_an_optimum_at_the_edge_or_outside_of_the_grid_is_named():
+    assert not warned(complete(), "interval of the grid") and not warned(complete(), "outside the grid")
+    results = complete(off_centre=1.4)
+    assert len(warned(results, "in the last interval of the grid")) == 8
+    outside = analyse(complete(off_centre=2.6), draws=500, full=False)
+    assert sum("outside the grid; it is in no law; the " in line for line in outside.warnings) == 8
+    assert outside.objectives["mdm"].laws == {}
+
+
+def test_curves_that_open_downwards_have_no_optimum():
+    results = opening_downwards(complete())
+    [line] = warned(results, "mdm at 5e+13 FLOPs: the parabola opens downwards")
+    best = min((r for r in results if r in select(results)), key=lambda r: r.loss)
+    assert (
+        "smallest size is the best" if best.params == min(r.params for r in select(results)) else "run larger"
+    ) in line
+
+
+def test_the_gravest_warnings_come_first():
+    analysis = analyse([replace(r, flops=1.1 * r.flops) for r in tilted(complete(), 0.5)], draws=500)
+    lines = list(analysis.warnings)
+    assert lines[0].startswith("mdm: no power laws") and "miss their budget" in lines[-1]
+    assert (
+        "outside the grid" in lines[1] and lines.index(lines[1]) < [i for i, x in enumerate(lines) if "no gap" in x][0]
+    )
+
+
+def test_seeds_that_disagree_are_named():
+    results = complete(repeated=2)
+    assert not warned(results, "disagree")
+    victim = next(r for r in results if r.seed == 2)
+    results = [replace(r, loss=r.loss + 0.1) if r is victim else r for r in results]
+    assert len(warned(results, "disagree")) == 1
+    loud = [replace(r, loss=r.loss + (0.2 if r.seed == 1 else 0)) for r in results]
+    assert warned(loud, "more than a quarter")
+
+
+def test_repeated_data_lost_cells_and_missed_budgets_are_named():
+    results = complete()
+    assert warned(
+        [replace(r, unique_tokens=r.tokens // 2) if r.budget == 5e13 else r for r in results], "10 of 48 cells"
+    )
+    assert not warned(results, "data repeat")
+    lost = [replace(r, loss=float("nan")) if r is results[3] else r for r in results]
+    assert warned(lost, f"left out for want of a finite loss: {results[3].id}")
+    assert warned([replace(r, flops=1.1 * r.flops) for r in results], "miss their budget by up to 10.0%")
+
+
+def test_an_evaluation_that_is_too_noisy_is_named():
+    rng = np.random.default_rng(0)
+    noisy = [
+        replace(r, loss_per_draw=tuple(r.loss + 0.2 * rng.standard_normal(8)), loss_stderr=0.07)
+        if r.objective == "mdm"
+        else r
+        for r in complete()
+    ]
+    assert len(warned(noisy, "evaluate with more draws")) == 4
+    unknown = [replace(r, loss_per_draw=()) for r in complete()]
+    assert len(warned(unknown, "lack common noise draws")) == 4  # nothing is random for the ARM
+
+
+def test_a_rejected_parabola_that_is_in_the_laws_is_named():
+    clean = complete(seed=2)
+    assert not warned(clean, "the parabola is rejected")
+    victim = next(
+        r for r in select(clean, budget=1.6e12)[1:] if len([run for run in clean if run.params == r.params]) == 1
+    )
+    results = moved(clean, -0.06, lambda r: r is victim)
+    [line] = warned(results, "the parabola is rejected")
+    assert "mdm at 1.6e+12 FLOPs" in line and f"the run of {victim.params:,} parameters is off by -0.0" in line
+    verdict = analyse(results, draws=500, full=False).verdict
+    assert ", but of mdm at 1 budget the parabola is rejected" in verdict
+
+
+def test_an_approach_3_that_contradicts_the_prediction_is_named():
+    fit = analyse(complete(seed=2)).objectives["arm"]
+    inside, outside = fit.prediction.loss.value, fit.prediction.loss.high + 0.01
+    for loss, count in ((inside, 0), (outside, 1)):
+        surface = replace(fit.parametric, e=fit.parametric.e + loss - fit.parametric.optimum(fit.prediction.budget)[2])
+        lines = list(predictions(replace(fit, parametric=surface)))
+        assert sum("Approach 3 predicts" in line for line in lines) == count
+
+
+def test_the_louder_objective_is_named_and_unrepeated_budgets_are():
+    loud = moved(complete(seed=2), 0.1, lambda r: r.objective == "arm" and r.seed == 1)
+    [line] = warned(loud, "scatter")[-1:]
+    assert line.startswith("seeds of arm scatter")
+    assert len(warned(complete(), "no cell of the 2 largest budgets is repeated")) == 2
+    more = [replace(r, seed=1, loss=r.loss + 0.004) for r in select(complete())[2:3]]
+    [line] = warned([*complete(), *more], "no cell of the 2 largest budgets is repeated")
+    assert line.startswith("arm: ")
+
+
+def test_an_optimum_that_is_bounded_far_outside_of_the_grid_is_in_no_law():
+    analysis = analyse(loose(), full=False)
+    fit = analysis.objectives["mdm"]
+    [optimum] = [
+        row.optimum for row in fit.budgets if row.optimum and row.optimum.params.bounded and not row.optimum.determined
+    ]
+    assert optimum.inside and optimum.budget not in fit.laws["loss"].budgets
+    [line] = [x for x in analysis.warnings if f"{optimum.budget:.3g} FLOPs" in x and "is not determined" in x]
+    assert "more than a spacing beyond the grid" in line and f"[{optimum.params.low:.3g}, " in line
+
+
+def test_a_best_size_at_an_end_of_the_grid_is_a_warning_and_a_doubt():
+    assert not warned(complete(seed=2), "size is the best that was measured")
+    results = complete(off_centre=1.8)
+    lines = warned(results, "size is the best that was measured")
+    assert lines and all("smallest" in line or "largest" in line for line in lines)
+    verdict = analyse(results, draws=500, full=False).verdict
+    assert "the optimum is in the last interval of the grid" in verdict
+    assert "the best measured size is at an end of the grid" in verdict

@@ -1,0 +1,104 @@
+"""The plots: they show every optimum as what it is, and stay readable."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+from support.simulated_sweep import (
+    REPORT_TRUTHS,
+    complete,
+    loose,
+    moved,
+    opening_downwards,
+    simulated,
+    tilted,
+    undetermined,
+)
+
+from diffusionlm.scaling.laws import published
+from diffusionlm.scaling.laws.analysis import analyse
+from diffusionlm.scaling.laws.bootstrap import Estimate
+from diffusionlm.scaling.report import plot_elements, plots
+
+
+def drawn(draw, results, overlays=()):
+    """Return a figure, and whether there was anything to draw."""
+    figure = Figure()
+    return figure, draw(figure, analyse(results, full=False), overlays)
+
+
+def labels_of(axes):
+    return [text.get_text() for text in axes.get_legend().get_texts()]
+
+
+def test_an_optimum_in_no_law_is_a_hollow_star_and_one_outside_none():
+    figure, _ = drawn(plots.draw_isoflop, undetermined(complete()))
+    assert "optimum in no law" in labels_of(figure.axes[0]) and "optimum" not in labels_of(figure.axes[0])
+    assert labels_of(figure.axes[1])[-1] == "optimum"
+    figure, _ = drawn(plots.draw_isoflop, tilted(complete(), 0.5))
+    assert not any("optimum" in label for label in labels_of(figure.axes[0]))
+    sizes = [r.params for r in complete() if r.objective == "mdm"]
+    low, high = figure.axes[0].get_xlim()
+    assert min(sizes) / 2 < low and high < 2 * max(sizes)
+
+
+def test_an_interval_far_beyond_the_grid_stretches_nothing():
+    figure, _ = drawn(plots.draw_isoflop, loose())
+    low, high = figure.axes[0].get_xlim()
+    sizes = [r.params for r in loose()]
+    assert low > min(sizes) / 1.81 and high < max(sizes) * 1.81
+
+
+def test_the_plot_of_laws_names_what_it_lacks_and_overlays_do_not_stretch_it():
+    overlays = [published.get("smdm_mdm"), published.get("smdm_arm")]
+    figure, shown = drawn(plots.draw_laws, tilted(complete(), 0.5), overlays)
+    [legend] = figure.legends
+    labels = [text.get_text() for text in legend.get_texts()]
+    assert shown and "no law of mdm" in labels and any("slope only" in label for label in labels)
+    sizes = [r.params for r in complete() if r.objective == "arm"]
+    low, high = figure.axes[0].get_ylim()
+    assert min(sizes) / 5 < low and high < 5 * max(sizes)
+    ticks = figure.axes[0].xaxis.get_major_locator()()
+    assert 2 <= len(ticks) <= 6 and not figure.axes[0].xaxis.get_minorticklocs().size
+    assert not drawn(plots.draw_laws, tilted(complete()[:24], 0.5))[1]  # no law at all
+
+
+def test_residuals_name_the_budgets_without_a_minimum():
+    figure, _ = drawn(plots.draw_residuals, opening_downwards(complete()))
+    assert [text.get_text() for text in figure.axes[0].texts] == [r"no minimum at $5 \times 10^{13}$ FLOPs"]
+    assert not figure.axes[1].texts
+
+
+@pytest.mark.parametrize("differ", [True, False])
+def test_one_exponent_is_drawn_only_where_exponents_are_equal(differ):
+    equal = REPORT_TRUTHS | {"mdm": replace(REPORT_TRUTHS["mdm"], loss=(4.6, REPORT_TRUTHS["arm"].loss[1]))}
+    figure, _ = drawn(plots.draw_gap, simulated(seed=2, truths=REPORT_TRUTHS if differ else equal))
+    assert any("one exponent" in label for label in labels_of(figure.axes[0])) != differ
+
+
+def test_legends_cover_nothing_and_name_only_what_is_drawn():
+    figure, _ = drawn(plots.draw_residuals, complete())
+    assert all(axes.get_legend() is None for axes in figure.axes)
+    assert all("seed sd" in axes.get_title() for axes in figure.axes)
+    figure, _ = drawn(plots.draw_gap, moved(complete(), 1.0, lambda r: r.objective == "mdm"))  # beyond all budgets
+    for line in figure.axes[0].get_lines():
+        if not line.get_label().startswith("_"):
+            assert np.isfinite(line.get_ydata()).any(), line.get_label()
+
+
+@pytest.mark.parametrize("decades", [1, 2.5, 6])
+def test_ticks_do_not_touch(decades):
+    axes = Figure().subplots()
+    axes.set(xscale="log", xlim=(1e3, 1e3 * 10**decades))
+    plot_elements.few_ticks(axes.xaxis)
+    shown = [tick for tick in axes.xaxis.get_major_locator()() if 1e3 <= tick <= 1e3 * 10**decades]
+    assert 3 <= len(shown) <= 8
+
+
+def test_a_bar_is_cut_at_its_limit_with_an_arrow():
+    axes = Figure().subplots()
+    style = plot_elements.Style("black", "o", "-", True)
+    plot_elements.points(axes, [1.0], [Estimate(5.0, 1e-9, 6.0)], style, "", [(2.0, 9.0)])
+    assert axes.dataLim.y0 == 2 and [line.get_marker() for line in axes.get_lines()].count("v") == 1
+    assert [line.get_marker() for line in axes.get_lines()].count("^") == 0
