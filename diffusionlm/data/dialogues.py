@@ -8,15 +8,14 @@ gets one example of it at a time (`select_turn`), in which segment 1 is the whol
 import hashlib
 import json
 from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from diffusionlm.config import ANSWER, PROMPT
 from diffusionlm.data.chat_templates import ROLES, Message, Template
 from diffusionlm.data.sources import Item, checked_text, record_of
-from diffusionlm.data.tokenizers import Tokenizer
-from diffusionlm.data.words import Counts, EncodedDocument, mark_starts, split_words
+from diffusionlm.data.words import Codec, Counts, EncodedDocument, mark_starts, split_words
 
 # Fields of a record with one question; an "instruction" may have an "input".
 PAIRS = (
@@ -75,16 +74,7 @@ def _message(location: str, turn: Any, role_key: str, content_key: str) -> Messa
     return Message(SPEAKERS[speaker], checked_text(f"{location}[{content_key!r}]", turn[content_key]))
 
 
-class Codec(NamedTuple):
-    """What turns messages into words."""
-
-    template: Template
-    tokenizer: Tokenizer
-    token_bytes: np.ndarray  # of the tokenizer
-    word: np.dtype  # of the token stream
-
-
-def encode(item: Item, codec: Codec, length: int) -> EncodedDocument | None:
+def encode(item: Item, codec: Codec, template: Template, length: int) -> EncodedDocument | None:
     """Encode a dialogue up to the last answer that ends, with its EOS, within `length` tokens.
 
     Answers that end beyond `length` are left out; that may be all of them.
@@ -98,7 +88,7 @@ def encode(item: Item, codec: Codec, length: int) -> EncodedDocument | None:
     messages = messages_of(item)
     if not messages:
         return None
-    parts = codec.template.parts(messages, codec.tokenizer)
+    parts = template.parts(messages, codec.tokenizer)
     sizes = np.array([len(part.ids) for part in parts])
     if not sizes.all():
         raise ValueError("an answer that the tokenizer makes no token of")

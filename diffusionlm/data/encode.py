@@ -16,7 +16,7 @@ from diffusionlm.data.chat_templates import Template
 from diffusionlm.data.sources import Item, Source, text_of
 from diffusionlm.data.stream import BuildContext, TokenStream
 from diffusionlm.data.tokenizers import Tokenizer
-from diffusionlm.data.words import Counts, EncodedDocument, mark_starts, word_type
+from diffusionlm.data.words import Codec, Counts, EncodedDocument, mark_starts
 from diffusionlm.errors import UserError
 
 BATCH_BYTES = 1 << 20  # of a source that a worker encodes at a time
@@ -128,17 +128,15 @@ def _batches(source: Source) -> Iterator[list[Item]]:
 def encode(job: EncodeJob) -> Encoded:
     """Encode every document of a job, end it with EOS and sort it into its split."""
     rules = job.rules
-    tokenizer, token_bytes = _read_tokenizer(job.tokenizer_file)
-    word = word_type(tokenizer.vocab_size)
+    codec = _read_codec(job.tokenizer_file)
     splits: dict[str, list[EncodedDocument]] = {}
     malformed, empty = [], 0
     for item in job.items:
         try:
             if rules.template:
-                codec = dialogues.Codec(rules.template, tokenizer, token_bytes, word)
-                document = dialogues.encode(item, codec, rules.sequence_length)
+                document = dialogues.encode(item, codec, rules.template, rules.sequence_length)
             else:
-                document = _encode_text(item, rules, tokenizer, token_bytes, word)
+                document = _encode_text(item, codec, rules)
         except ValueError as error:
             malformed.append(f"{item.location}: {error}")
             continue
@@ -158,16 +156,15 @@ def encode(job: EncodeJob) -> Encoded:
     return Encoded(parts, malformed, empty, sum(item.progress for item in job.items))
 
 
-def _encode_text(
-    item: Item, rules: EncodeRules, tokenizer: Tokenizer, token_bytes: np.ndarray, word: np.dtype
-) -> EncodedDocument | None:
+def _encode_text(item: Item, codec: Codec, rules: EncodeRules) -> EncodedDocument | None:
     """Return a text with its EOS, and with BOS if the rules ask for it; None for an empty text."""
     text = text_of(item, rules.text_field)
     if not text:
         return None
+    tokenizer = codec.tokenizer
     bos = [tokenizer.bos_id] if rules.bos else []
-    words = np.array([*bos, *tokenizer.encode(text), tokenizer.eos_id], word)
-    counts = Counts(1, len(words), len(text.encode()), int(token_bytes[words].sum()))
+    words = np.array([*bos, *tokenizer.encode(text), tokenizer.eos_id], codec.word)
+    counts = Counts(1, len(words), len(text.encode()), int(codec.token_bytes[words].sum()))
     mark_starts(words, 0)
     return EncodedDocument(text, words, counts)
 
@@ -178,9 +175,8 @@ def is_held_out(text: str, fraction: float) -> bool:
 
 
 @functools.lru_cache(maxsize=1)
-def _read_tokenizer(file: Path) -> tuple[Tokenizer, np.ndarray]:
-    tokenizer = tokenizers.from_dict(json.loads(file.read_text()))
-    return tokenizer, tokenizer.token_bytes()
+def _read_codec(tokenizer_file: Path) -> Codec:
+    return Codec.of(tokenizers.from_dict(json.loads(tokenizer_file.read_text())))
 
 
 def training_texts(source: Source, *, held_out: float, text_field: str, sft: bool, on_error: str) -> Iterator[str]:

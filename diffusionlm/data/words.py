@@ -5,6 +5,21 @@ from typing import NamedTuple, Self
 
 import numpy as np
 
+from diffusionlm.data.tokenizers import Tokenizer
+
+
+class Codec(NamedTuple):
+    """What turns texts into words."""
+
+    tokenizer: Tokenizer
+    token_bytes: np.ndarray  # of the tokenizer: int32 (vocab_size,)
+    word: np.dtype  # of the token stream
+
+    @classmethod
+    def of(cls, tokenizer: Tokenizer) -> Self:
+        """Return the codec of a tokenizer."""
+        return cls(tokenizer, tokenizer.token_bytes(), word_type(tokenizer.vocab_size))
+
 
 class Counts(NamedTuple):
     """What is counted of documents; of dialogues, the counts are of their answers."""
