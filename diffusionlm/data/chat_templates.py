@@ -44,7 +44,7 @@ class Part(NamedTuple):
 
 @dataclass(frozen=True)
 class Template:
-    """How the turns of a dialogue are written."""
+    """The form in which the turns of a dialogue are written."""
 
     name: str  # for people
     turn: str  # a turn, with {role} and {content}

@@ -24,7 +24,7 @@ TRAINING_BYTES = 1 << 27  # of text that a tokenizer is trained on: the first tr
 
 
 class EncodeRules(NamedTuple):
-    """How documents are encoded and sorted into splits."""
+    """The rules by which documents are encoded and sorted into splits."""
 
     held_out: float  # fraction of "train" that goes to "validation", by a hash
     text_field: str
@@ -44,7 +44,7 @@ class EncodeJob:
 
 
 class Part(NamedTuple):
-    """What a job adds to one split's stream."""
+    """The part of one split's stream that a job adds."""
 
     words: np.ndarray
     lengths: np.ndarray  # words of each dialogue; of texts, nothing

@@ -30,7 +30,7 @@ BLOCK_TOKENS = 1 << 20  # read at a time while a shard is written
 
 
 class BuildContext(NamedTuple):
-    """Where and how a dataset is built."""
+    """The directory in which a dataset is built, and the means."""
 
     directory: Path
     map: Map  # runs jobs, in this process or in several

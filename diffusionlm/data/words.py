@@ -9,7 +9,7 @@ from diffusionlm.data.tokenizers import Tokenizer
 
 
 class Codec(NamedTuple):
-    """What turns texts into words."""
+    """A tokenizer with what turns its ids into words."""
 
     tokenizer: Tokenizer
     token_bytes: np.ndarray  # of the tokenizer: int32 (vocab_size,)
@@ -22,7 +22,7 @@ class Codec(NamedTuple):
 
 
 class Counts(NamedTuple):
-    """What is counted of documents; of dialogues, the counts are of their answers."""
+    """Counts of documents; of dialogues, they are of the answers."""
 
     documents: int = 0
     tokens: int = 0  # with the EOS of each document or answer

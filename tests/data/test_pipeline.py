@@ -122,7 +122,8 @@ def test_evaluation_takes_its_rows_from_the_whole_split(dataset, monkeypatch):
     asked, read = {}, dataset.rows
 
     def rows(split, indices):
-        asked[int(indices[0])] = indices
+        if split == "validation":  # training batches of other tests may still be read ahead
+            asked[int(indices[0])] = indices
         return read(split, indices)
 
     monkeypatch.setattr(dataset, "rows", rows)

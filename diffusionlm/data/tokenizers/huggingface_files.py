@@ -18,7 +18,7 @@ _OPENAI_NAMES = {VOCAB_FILE: "encoder.json", MERGES_FILE: "vocab.bpe"}  # of GPT
 
 
 class Family(NamedTuple):
-    """What a vocabulary with merges leaves open: how texts are cut into words, and which tokens are special."""
+    """The settings that a vocabulary with merges leaves open: cutting texts into words, and special tokens."""
 
     normalizer: dict[str, Any] | None
     pre_tokenizer: dict[str, Any]
