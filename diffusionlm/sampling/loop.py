@@ -107,23 +107,19 @@ def _refresh_memory(job: Job, state: State, memory: Memory, stepping_B: jax.Arra
     widths = jnp.array(windows.widths, jnp.int32)
     window = (widths < in_window_BxT.sum(-1, dtype=jnp.int32).max()[None]).sum(dtype=jnp.int32)
     refresh, extend = refreshed_B.any(), needed_B.any() & ~refreshed_B.any()
-    memory = _update_in_place(refresh, lambda _: read(), memory)
+    memory = _update_if(refresh, lambda _: read(), memory)
     for i, width in enumerate(windows.widths):
-        memory = _update_in_place(extend & (window == i), functools.partial(reread, width), memory)
+        memory = _update_if(extend & (window == i), functools.partial(reread, width), memory)
     return memory, counted_B
 
 
-def _update_in_place(condition: jax.Array, update: Callable[[Memory], Memory], memory: Memory) -> Memory:
+def _update_if(condition: jax.Array, update: Callable[[Memory], Memory], memory: Memory) -> Memory:
     """Return `update(memory)` where a scalar condition holds, and `memory` itself otherwise.
 
-    As `cond`, but XLA copies the whole result of a conditional, also that of a branch that changes nothing; what a loop
-    carries it updates in place. The caches of a large canvas are most of what a decoding step would move.
+    One `cond` for every update, each with the memory as its operand, is what XLA can do in place; a `switch` over all
+    of them copies the whole cache several times in every step.
     """
-
-    def once(carry: tuple[jax.Array, Memory]) -> tuple[jax.Array, Memory]:
-        return jnp.bool_(False), update(carry[1])
-
-    return jax.lax.while_loop(lambda carry: carry[0], once, (condition, memory))[1]
+    return jax.lax.cond(condition, update, lambda memory: memory, memory)
 
 
 def _decide(
