@@ -21,7 +21,7 @@ from diffusionlm.model.spec import ModelSpec
 from diffusionlm.model.transformer import Transformer
 from diffusionlm.parallel.mesh import PyTree, batch_sharding, check_batch, tree_shardings
 from diffusionlm.sampling import generate
-from diffusionlm.sampling.canvas import CANVAS_MULTIPLE
+from diffusionlm.sampling.canvas import CANVAS_MULTIPLE, bucket_size
 from diffusionlm.sampling.config import SamplingConfig
 from diffusionlm.training.programs import make_train_step
 from diffusionlm.training.state import abstract_state
@@ -99,6 +99,7 @@ def sampling_loop(cfg: Config, mesh: Mesh, sampling: SamplingConfig, count: int)
     )
     length = math.ceil((sampling.length + 1) / CANVAS_MULTIPLE) * CANVAS_MULTIPLE
     forward, passes = flops.forward(cfg.model, length), count * (2 if sampling.guidance else 1)
+    executed_passes = passes // count * bucket_size(count)  # the batch is padded to a bucket of rows
     attention = forward["attention_scores"] + forward["attention_values"]
     return Workload(
         kind="sample",
@@ -107,5 +108,5 @@ def sampling_loop(cfg: Config, mesh: Mesh, sampling: SamplingConfig, count: int)
         optimizer=None,
         model_flops=passes * (sum(forward.values()) - forward["head"]),
         executed_flops=None,
-        kernel_flops=passes * attention if length % SPLASH_LENGTHS == 0 else 0,
+        kernel_flops=executed_passes * attention if length % SPLASH_LENGTHS == 0 else 0,
     )

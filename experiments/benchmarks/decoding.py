@@ -30,7 +30,7 @@ Judge = Callable[[Sequence[Sequence[int]]], dict[str, float]]
 
 @dataclass(frozen=True)
 class Run:
-    """One way to generate; `like` is the name of the run whose tokens it should give."""
+    """One way to generate; `like` names the run whose tokens it should give."""
 
     name: str
     sampling: SamplingConfig
@@ -40,7 +40,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Setup:
-    """What is compared on what."""
+    """The models and the texts of a comparison."""
 
     model: str = "docs/results/models/tinystories"  # the masked diffusion model
     twin: str = "docs/results/models/tinystories_arm"  # the autoregressive model, which judges
@@ -59,8 +59,8 @@ def frontier(setup: Annotated[Setup, *SETTINGS] = Setup(), temperature: float = 
     """Measure caches and parallel decoding against the uncached loop: agreement, quality, passes and tokens/s.
 
     Args:
-      setup: what is compared on what.
-      temperature: of the draws; 0 is greedy.
+      setup: the models and the texts.
+      temperature: the temperature of the draws; 0 is greedy.
     """
     length = setup.length
     base = SamplingConfig(length, block_length=setup.block_length, temperature=temperature, stop_at_eos=False)
@@ -82,7 +82,7 @@ def twins(setup: Annotated[Setup, *SETTINGS] = Setup()) -> int:
     """Measure a masked diffusion model against its autoregressive twin with a key/value cache: quality and time.
 
     Args:
-      setup: what is compared on what.
+      setup: the models and the texts.
     """
     length = setup.length
     base = SamplingConfig(length, stop_at_eos=False)
@@ -109,9 +109,9 @@ def _compare(runs: Sequence[Run], setup: Setup, judge_of_picture: str) -> int:
         raise UserError(
             f"output={str(setup.output)!r}: there is no directory {str(setup.output.parent)!r}; make it first"
         )
-    given, written = _prompts(models["arm"], setup)
-    judge = _judge(models["arm"], given, setup.judge_texts)
-    batches = [given[i : i + setup.batch] for i in range(0, len(given), setup.batch)]
+    prompts, written = _prompts(models["arm"], setup)
+    judge = _judge(models["arm"], prompts, setup.judge_texts)
+    batches = [prompts[i : i + setup.batch] for i in range(0, len(prompts), setup.batch)]
     tokens: dict[str, np.ndarray] = {}
     passes: dict[str, float] = {}
 
@@ -147,35 +147,35 @@ def _compare(runs: Sequence[Run], setup: Setup, judge_of_picture: str) -> int:
     console().print(_table(rows, setup.batch))
     if setup.output:
         names = {"output": None, "texts": Path(setup.texts).name, "judge_texts": Path(setup.judge_texts).name}
-        found = {"environment": environment(), "setup": asdict(setup) | names, "rows": rows}
-        setup.output.write_text(json.dumps(found, indent=1) + "\n")
+        report = {"environment": environment(), "setup": asdict(setup) | names, "rows": rows}
+        setup.output.write_text(json.dumps(report, indent=1) + "\n")
         _plot(rows, judge_of_picture, setup.output.with_suffix(".png"))
     return 0
 
 
 def _prompts(model: LoadedModel, setup: Setup) -> tuple[list[list[int]], list[list[int]]]:
-    """The beginnings of the first texts that are long enough, and what follows them."""
+    """Return the beginnings of the first texts that are long enough, and what follows them."""
     first, least = setup.prompt_length, setup.prompt_length + setup.length
-    found = [ids for ids in map(model.encode, read_texts(setup.texts, "texts")) if len(ids) >= least][: setup.prompts]
-    if len(found) < setup.prompts:
-        raise UserError(f"texts={setup.texts!r} has only {len(found)} texts of {least} tokens; ask for fewer prompts")
-    return [ids[:first] for ids in found], [ids[first:least] for ids in found]
+    texts = [ids for ids in map(model.encode, read_texts(setup.texts, "texts")) if len(ids) >= least][: setup.prompts]
+    if len(texts) < setup.prompts:
+        raise UserError(f"texts={setup.texts!r} has only {len(texts)} texts of {least} tokens; ask for fewer prompts")
+    return [ids[:first] for ids in texts], [ids[first:least] for ids in texts]
 
 
-def _judge(model: LoadedModel, given: Sequence[Sequence[int]], judge_texts: str) -> Judge:
-    """Bits per byte under the twin and under a 5-gram model, and the share of distinct 4-grams of each text."""
+def _judge(model: LoadedModel, prompts: Sequence[Sequence[int]], judge_texts: str) -> Judge:
+    """Return a judge: bits per byte under the twin and under a 5-gram model, and the share of distinct 4-grams."""
     train = [model.encode(text) for text in read_texts(judge_texts, "judge_texts")]
     width = model.config.max_length
-    ids = np.concatenate([np.asarray(one, np.int64) for one in train])
+    ids = np.concatenate([np.asarray(text, np.int64) for text in train])
     ngrams = fit_ngram(ids[: len(ids) // width * width].reshape(-1, width), model.config.model.vocab_size, 5)
     decode = model.tokenizer.decode
 
     def judge(tokens: Sequence[Sequence[int]]) -> dict[str, float]:
-        pairs = list(zip(given, tokens, strict=True))
+        pairs = list(zip(prompts, tokens, strict=True))
         n_bytes = sum(len(decode([*a, *b]).encode()) - len(decode(list(a)).encode()) for a, b in pairs)
-        twin = -sum(one.log_likelihood for one in estimate(model.params, model.config, pairs))
+        twin = -sum(score.log_likelihood for score in estimate(model.params, model.config, pairs))
         whole = np.array([[*a, *b] for a, b in pairs])
-        grams = float(ngram_nats(ngrams, whole)[-1][:, len(given[0]) :].sum())
+        grams = float(ngram_nats(ngrams, whole)[-1][:, len(prompts[0]) :].sum())
         distinct = [len(set(zip(*(b[i:] for i in range(4)), strict=False))) / (len(b) - 3) for b in tokens]
         return {
             "twin_bits_per_byte": twin / n_bytes / np.log(2),
@@ -206,7 +206,7 @@ def _table(rows: Sequence[dict[str, Any]], batch: int) -> Table:
 
 
 def _plot(rows: Sequence[dict[str, Any]], judge: str, path: Path) -> None:
-    """Quality against passes and against tokens/s, a line for each cache."""
+    """Plot quality against passes and against tokens/s, with a colour for each cache."""
     import matplotlib
 
     matplotlib.use("Agg")

@@ -1,4 +1,4 @@
-"""How many tokens change with the canvas, the batch and the mesh: python experiments/benchmarks/invariance.py [--help].
+"""Tokens that change with the canvas, the batch and the mesh: python experiments/benchmarks/invariance.py [--help].
 
 The same prompts with the same seeds on eight CPU devices, in float32 and in bfloat16. Inside one compiled program a row
 gives the same bits whatever its mates; in other programs sums are rounded differently, which changes a token where two
@@ -8,6 +8,7 @@ choices are as good as equal, and then what follows from it.
 import json
 import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -44,9 +45,9 @@ def mismatches(
     Args:
       model: a checkpoint.
       texts: a .jsonl file of texts, the beginnings of which are the prompts.
-      prompts: how many, a multiple of 8.
-      prompt_length: tokens of each.
-      length: new tokens of each.
+      prompts: the number of prompts, a multiple of 8.
+      prompt_length: tokens of each prompt.
+      length: new tokens of each prompt.
       output: a JSON file for the numbers.
     """
     os.environ.setdefault("NPROC", "32")  # threads of XLA's pool; as many as devices can deadlock in collectives
@@ -58,40 +59,46 @@ def mismatches(
         "low confidence": SamplingConfig(length, strategy="low_confidence", block_length=32),
         "ancestral": SamplingConfig(length, strategy="ancestral"),
     }
-    found: list[dict[str, Any]] = []
+    rows: list[dict[str, Any]] = []
     for dtype in ("float32", "bfloat16"):
         alone = load(model, dtype=dtype)
-        given = [ids[:prompt_length] for ids in map(alone.encode, lines)]
-        given = [ids for ids in given if len(ids) == prompt_length][:prompts]
+        starts = [ids[:prompt_length] for ids in map(alone.encode, lines)]
+        starts = [ids for ids in starts if len(ids) == prompt_length][:prompts]
         meshes = {name: load(model, dtype=dtype, mesh=make_mesh(cfg)) for name, cfg in MESHES.items()}
         for name, sampling in settings.items():
-            expected = _tokens(alone, given, sampling)
-            row = {"dtype": dtype, "settings": name}
-            row["mates"] = _share(
-                _tokens(alone, given[:1] + [[i] * 9 for i in range(1, prompts)], sampling), expected, 1
-            )
-            longer = [*given, [1] * (alone.config.max_length - length)]
-            row["longer canvas"] = _share(_tokens(alone, longer, sampling), expected, prompts)
-            parts = [_tokens(alone, given[i : i + 4], sampling, i) for i in range(0, prompts, 4)]
-            row["batches of 4"] = _share(np.concatenate(parts), expected, prompts)
-            for where, loaded in meshes.items():
-                row[where] = _share(_tokens(loaded, given, sampling), expected, prompts)
-            found.append(row)
+            rows.append({"dtype": dtype, "settings": name, **_mismatches(alone, meshes, starts, sampling)})
     table = Table(title=f"share of tokens that differ, {prompts} prompts of {length} new tokens")
-    for column in found[0]:
+    for column in rows[0]:
         table.add_column(column)
-    for row in found:
+    for row in rows:
         table.add_row(*(value if isinstance(value, str) else f"{value:.4f}" for value in row.values()))
     console().print(table)
     if output:
-        output.write_text(json.dumps(found, indent=1) + "\n")
+        output.write_text(json.dumps(rows, indent=1) + "\n")
     return 0
 
 
-def _tokens(model: LoadedModel, given: list[list[int]], sampling: SamplingConfig, first: int = 0) -> np.ndarray:
+def _mismatches(
+    alone: LoadedModel, meshes: Mapping[str, LoadedModel], prompts: list[list[int]], sampling: SamplingConfig
+) -> dict[str, float]:
+    """Return the share of tokens that differ from those of one batch on one device, for each change."""
+    B = len(prompts)
+    expected = _tokens(alone, prompts, sampling)
+    mates = [[i] * 9 for i in range(1, B)]
+    longer = [*prompts, [1] * (alone.config.max_length - sampling.length)]
+    batches = [_tokens(alone, prompts[i : i + 4], sampling, i) for i in range(0, B, 4)]
+    return {
+        "mates": _share(_tokens(alone, prompts[:1] + mates, sampling), expected, 1),
+        "longer canvas": _share(_tokens(alone, longer, sampling), expected, B),
+        "batches of 4": _share(np.concatenate(batches), expected, B),
+        **{name: _share(_tokens(loaded, prompts, sampling), expected, B) for name, loaded in meshes.items()},
+    }
+
+
+def _tokens(model: LoadedModel, prompts: list[list[int]], sampling: SamplingConfig, first: int = 0) -> np.ndarray:
     with model.on_mesh():
-        ids = range(first, first + len(given))
-        return generate(model.params, model.config, given, sampling, row_ids=ids).tokens
+        ids = range(first, first + len(prompts))
+        return generate(model.params, model.config, prompts, sampling, row_ids=ids).tokens
 
 
 def _share(tokens: np.ndarray, expected: np.ndarray, rows: int) -> float:

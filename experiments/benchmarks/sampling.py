@@ -5,6 +5,7 @@ ratios are taken turn by turn. A new command is one function and one entry in `C
 """
 
 import functools
+import itertools
 import json
 import os
 import statistics
@@ -13,7 +14,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,12 +25,13 @@ from measure import console, environment, in_turns, spread
 from rich.table import Table
 
 from diffusionlm import presets
-from diffusionlm.config import Config
+from diffusionlm.config import Config, ModelConfig
 from diffusionlm.errors import UserError
 from diffusionlm.model.spec import ModelSpec
 from diffusionlm.model.transformer import Transformer
 from diffusionlm.options import parse
-from diffusionlm.sampling.canvas import build
+from diffusionlm.parallel.mesh import Params
+from diffusionlm.sampling.canvas import build_canvas
 from diffusionlm.sampling.config import SamplingConfig
 from diffusionlm.sampling.generate import generate
 
@@ -88,7 +90,7 @@ def port(
     """
     if repetitions < 1:
         raise UserError(f"repetitions={repetitions} must be positive")
-    if length % block_length or any(one % (length // block_length) for one in steps):
+    if length % block_length or any(count % (length // block_length) for count in steps):
         raise UserError(f"length={length} and steps={steps} must be divisible: LLaDA's blocks are all alike")
     try:
         import torch
@@ -102,80 +104,62 @@ def port(
             presets.get(preset), vocab_size=size, max_length=max_length or prompt_length + length, dtype="float32"
         )
         params = _random_params(cfg, seed)
-        for rows in batch:
+        for rows, count in itertools.product(batch, steps):
+            cell = Cell(size, rows, count)
             prompts = np.random.default_rng(seed).integers(0, size, (rows, prompt_length))
-            for one in steps:
-                cell = Cell(size, rows, one)
-                sampling = SamplingConfig(
-                    length, one, "low_confidence", 0.0, block_length=block_length, stop_at_eos=False
-                )
-                found = _port_cell(cell, params, ModelSpec.of(Config(model=cfg)), prompts, sampling, repetitions)
-                report["cells"].append(found)
-                terminal.print(_port_table(cell, found, rows * length))
-                if output:  # after each cell, so that an interrupted run leaves something
-                    output.parent.mkdir(parents=True, exist_ok=True)
-                    output.write_text(json.dumps(report, indent=1) + "\n")
+            sampling = SamplingConfig(
+                length, count, "low_confidence", 0.0, block_length=block_length, stop_at_eos=False
+            )
+            comparison = Comparison(params, ModelSpec.of(Config(model=cfg)), prompts, sampling)
+            result = _port_cell(cell, comparison, repetitions)
+            report["cells"].append(result)
+            terminal.print(_port_table(cell, result, rows * length))
+            if output:  # after each cell, so that an interrupted run leaves something
+                output.parent.mkdir(parents=True, exist_ok=True)
+                output.write_text(json.dumps(report, indent=1) + "\n")
     return 0
 
 
-def _port_cell(
-    cell: Cell, params: Any, spec: ModelSpec, prompts: np.ndarray, sampling: SamplingConfig, repetitions: int
-) -> dict[str, Any]:
-    """Everything measured of one cell, ready for JSON."""
+class Comparison(NamedTuple):
+    """The network, the prompts and the settings that the samplers of one cell share."""
+
+    params: Params
+    spec: ModelSpec
+    prompts: np.ndarray
+    sampling: SamplingConfig
+
+
+def _port_cell(cell: Cell, comparison: Comparison, repetitions: int) -> dict[str, Any]:
+    """Measure one cell; the result is ready for JSON."""
     import torch
     import torch_network
-    import torch_sampler
 
-    model = torch_network.from_params(params, spec.model)
-    ours_network, ours_logits = _our_network(params, spec, prompts, sampling)
+    _, spec, prompts, sampling = comparison
+    model = torch_network.from_params(comparison.params, spec.model)
+    our_network, our_logits = _our_network(comparison)
     canvas_BxT = torch.from_numpy(np.pad(prompts, ((0, 0), (0, sampling.length)), constant_values=spec.mask_id))
     with torch.inference_mode():
-        theirs_BxTxV = model(canvas_BxT).numpy()
-    difference = float(np.abs(ours_logits() - theirs_BxTxV).max())
+        torch_logits_BxTxV = model(canvas_BxT).numpy()
+    difference = float(np.abs(our_logits() - torch_logits_BxTxV).max())
     assert difference < LOGITS_TOLERANCE, f"logits differ by {difference}"
 
-    torch.compiler.reset()  # programs of earlier shapes count towards its limit of recompilations
-    # The mask, block and counts are tensors, so that a step compiles once for each number of reveals.
-    steps = {
-        EAGER: functools.partial(torch_sampler.one_step, model, spec.mask_id),
-        COMPILED: functools.partial(torch_sampler.one_step, torch.compile(model, dynamic=False), spec.mask_id),
-        "torch.compile(step)": functools.partial(
-            torch.compile(torch_sampler.one_step, dynamic=False, fullgraph=True), model, spec.mask_id
-        ),
-    }
-    tokens = {}
-
-    def ours() -> float:
-        result = generate(params, spec, prompts.tolist(), sampling)
-        tokens[OURS] = result.tokens
-        return result.seconds
-
-    def theirs(name: str) -> float:
-        prompts_BxP = torch.from_numpy(prompts)
-        began = time.perf_counter()
-        new_BxN = torch_sampler.generate(
-            steps[name], prompts_BxP, sampling.length, sampling.steps, sampling.block_length, spec.mask_id
-        )
-        seconds = time.perf_counter() - began
-        tokens[name] = new_BxN.numpy()
-        return seconds
-
-    def their_network(hidden: Callable) -> float:
+    def torch_seconds(hidden: Callable) -> float:
         began = time.perf_counter()
         with torch.inference_mode():
             for _ in range(NETWORK_CALLS):
                 hidden(canvas_BxT)
         return (time.perf_counter() - began) / NETWORK_CALLS
 
+    tokens: dict[str, np.ndarray] = {}
+    samplers = _samplers(model, comparison, tokens)
     contenders = {
-        OURS: ours,
-        **{name: functools.partial(theirs, name) for name in steps},
-        (OURS, "network"): ours_network,
-        (EAGER, "network"): functools.partial(their_network, model.hidden),
-        (COMPILED, "network"): functools.partial(their_network, torch.compile(model.hidden, dynamic=False)),
+        **samplers,
+        (OURS, "network"): our_network,
+        (EAGER, "network"): functools.partial(torch_seconds, model.hidden),
+        (COMPILED, "network"): functools.partial(torch_seconds, torch.compile(model.hidden, dynamic=False)),
     }
     measured = in_turns(contenders, repetitions)
-    for name in (OURS, *steps):
+    for name in samplers:
         measured[name, "network"] = measured[name if (name, "network") in measured else COMPILED, "network"]
     return {
         **cell.__dict__,
@@ -193,29 +177,66 @@ def _port_cell(
                 ],
                 "times_ours": [a / b for a, b in zip(measured[name], measured[OURS], strict=True)],
             }
-            for name in (OURS, *steps)
+            for name in samplers
         },
     }
 
 
-def _our_network(
-    params: Any, spec: ModelSpec, prompts: np.ndarray, sampling: SamplingConfig
-) -> tuple[Callable[[], float], Callable[[], np.ndarray]]:
-    """Our network on the canvas as `generate` pads it: its seconds, and its logits (B, prompt and length, vocab)."""
-    canvas = build(spec, [[*prompt, *[None] * sampling.length] for prompt in prompts.tolist()], 0, range(len(prompts)))
+def _samplers(model: Any, comparison: Comparison, tokens: dict[str, np.ndarray]) -> dict[str, Callable[[], float]]:
+    """Return the samplers by name; each returns its seconds and leaves what it generated in `tokens`."""
+    import torch
+    import torch_sampler
+
+    params, spec, prompts, sampling = comparison
+    torch.compiler.reset()  # programs of earlier shapes count towards its limit of recompilations
+    # The mask, block and counts are tensors, so that a step compiles once for each number of reveals.
+    steps = {
+        EAGER: functools.partial(torch_sampler.one_step, model, spec.mask_id),
+        COMPILED: functools.partial(torch_sampler.one_step, torch.compile(model, dynamic=False), spec.mask_id),
+        "torch.compile(step)": functools.partial(
+            torch.compile(torch_sampler.one_step, dynamic=False, fullgraph=True), model, spec.mask_id
+        ),
+    }
+
+    def run_ours() -> float:
+        result = generate(params, spec, prompts.tolist(), sampling)
+        tokens[OURS] = result.tokens
+        return result.seconds
+
+    def run_torch(name: str) -> float:
+        prompts_BxP = torch.from_numpy(prompts)
+        began = time.perf_counter()
+        new_BxN = torch_sampler.generate(
+            steps[name], prompts_BxP, sampling.length, sampling.steps, sampling.block_length, spec.mask_id
+        )
+        seconds = time.perf_counter() - began
+        tokens[name] = new_BxN.numpy()
+        return seconds
+
+    return {OURS: run_ours, **{name: functools.partial(run_torch, name) for name in steps}}
+
+
+def _our_network(comparison: Comparison) -> tuple[Callable[[], float], Callable[[], np.ndarray]]:
+    """Return functions for the seconds and the logits (B, prompt and length, vocab) of our network.
+
+    It sees the canvas as `generate` pads it.
+    """
+    params, spec, prompts, sampling = comparison
+    templates = [[*prompt, *[None] * sampling.length] for prompt in prompts.tolist()]
+    canvas = build_canvas(spec, templates, 0, range(len(prompts)))
     model, ids_BxT = Transformer(spec.model), jnp.asarray(canvas.segment_ids_BxT)
 
     @jax.jit
-    def hidden(params: Any, tokens_BxT: jax.Array, calls: int) -> jax.Array:
-        def one(_: int, tokens_BxT: jax.Array) -> jax.Array:
+    def hidden(params: Params, tokens_BxT: jax.Array, calls: int) -> jax.Array:
+        def evaluate(_: int, tokens_BxT: jax.Array) -> jax.Array:
             hidden_BxTxD = model.apply({"params": params}, tokens_BxT, ids_BxT)
             # Something that each evaluation depends on, and that needs all of the one before it.
             return jnp.where(jnp.isnan(hidden_BxTxD).any(-1), 0, tokens_BxT)
 
-        return jax.lax.fori_loop(0, calls, one, tokens_BxT)
+        return jax.lax.fori_loop(0, calls, evaluate, tokens_BxT)
 
     @jax.jit
-    def logits(params: Any, tokens_BxT: jax.Array) -> jax.Array:
+    def logits(params: Params, tokens_BxT: jax.Array) -> jax.Array:
         hidden_BxTxD = model.apply({"params": params}, tokens_BxT, ids_BxT)
         return model.apply({"params": params}, hidden_BxTxD, method=Transformer.head)
 
@@ -226,40 +247,42 @@ def _our_network(
         jax.block_until_ready(hidden(params, tokens_BxT, NETWORK_CALLS))
         return (time.perf_counter() - began) / NETWORK_CALLS
 
-    def found() -> np.ndarray:
-        return np.asarray(logits(params, tokens_BxT))[:, : prompts.shape[1] + sampling.length, : spec.model.vocab_size]
+    def fetched_logits() -> np.ndarray:
+        B, N = len(prompts), prompts.shape[1] + sampling.length
+        return np.asarray(logits(params, tokens_BxT))[:B, :N, : spec.model.vocab_size]
 
-    return seconds, found
+    return seconds, fetched_logits
 
 
-def _port_table(cell: Cell, found: Mapping[str, Any], new_tokens: int) -> Table:
-    samplers = found["samplers"]
+def _port_table(cell: Cell, result: Mapping[str, Any], new_tokens: int) -> Table:
+    samplers = result["samplers"]
     best = min((name for name in samplers if name != OURS), key=lambda n: statistics.median(samplers[n]["seconds"]))
     ratio = spread(samplers[best]["times_ours"], "{:.2f}")
     table = Table(title=f"{cell}: the best of PyTorch ({best}) takes {ratio} times as long as ours")
     table.add_column("sampler")
     for name in ("seconds", "tokens/s", "network ms/step", "rest ms/step", "times ours", "(fastest)", "equal"):
         table.add_column(name, justify="right")
-    for name, one in samplers.items():
+    for name, sampler in samplers.items():
         table.add_row(
             name,
-            spread(one["seconds"], "{:.3f}"),
-            f"{new_tokens / statistics.median(one['seconds']):.0f}",
-            spread([1e3 * x for x in one["network_seconds_per_step"]], "{:.2f}"),
-            spread([1e3 * x for x in one["rest_seconds_per_step"]], "{:.2f}"),
-            spread(one["times_ours"], "{:.2f}"),
-            f"{min(one['seconds']) / min(samplers[OURS]['seconds']):.2f}",
-            f"{one['equal_tokens']:.4f}",
+            spread(sampler["seconds"], "{:.3f}"),
+            f"{new_tokens / statistics.median(sampler['seconds']):.0f}",
+            spread([1e3 * x for x in sampler["network_seconds_per_step"]], "{:.2f}"),
+            spread([1e3 * x for x in sampler["rest_seconds_per_step"]], "{:.2f}"),
+            spread(sampler["times_ours"], "{:.2f}"),
+            f"{min(sampler['seconds']) / min(samplers[OURS]['seconds']):.2f}",
+            f"{sampler['equal_tokens']:.4f}",
         )
     table.caption = (
         f"median (least to most of {len(samplers[OURS]['seconds'])} turns), and the ratio of the fastest turns; "
-        f"load average {found['load_average']:.1f} on {os.cpu_count()} cores\n"
-        f"logits differ by at most {found['largest_logit_difference']:.1e}; {found['distinct_tokens']} distinct tokens"
+        f"load average {result['load_average']:.1f} on {os.cpu_count()} cores\n"
+        f"logits differ by at most {result['largest_logit_difference']:.1e}; "
+        f"{result['distinct_tokens']} distinct tokens"
     )
     return table
 
 
-def _random_params(cfg: Any, seed: int) -> Any:
+def _random_params(cfg: ModelConfig, seed: int) -> Params:
     tokens_1x1 = jnp.zeros((1, 1), jnp.int32)
     params = nn.unbox(jax.jit(Transformer(cfg).init)(jax.random.key(seed), tokens_1x1)["params"])
     return {**params, "head": params["head"] * HEAD_SCALE}
@@ -269,7 +292,7 @@ COMMANDS = {"port": port, "frontier": frontier, "twins": twins}
 
 
 def main(argv: Sequence[str]) -> int:
-    """Runs one command; returns its exit code, 2 for a user's mistake."""
+    """Run one command and return its exit code, 2 for a user's mistake."""
     try:
         if not argv or argv[0] not in COMMANDS:
             raise UserError(f"name a command: {', '.join(COMMANDS)}")

@@ -1,6 +1,6 @@
 """LLaDA's generation loop (arXiv 2502.09992) in plain PyTorch, to compare with.
 
-What a PyTorch user would write from the paper: a Python loop over the steps, each of which predicts the whole canvas.
+A PyTorch user would write it like this from the paper: a Python loop over steps that each predict the whole canvas.
 Needs `torch`.
 """
 
@@ -16,7 +16,7 @@ Step = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, int], torch.Tensor]
 def generate(
     step: Step, prompts_BxP: torch.Tensor, length: int, steps: int, block_length: int, mask_id: int
 ) -> torch.Tensor:
-    """LLaDA's generation at temperature 0, with low-confidence remasking and without guidance.
+    """Generate as LLaDA at temperature 0, with low-confidence remasking and without guidance.
 
     Args:
       step: `one_step` with its network, compiled or not.
@@ -45,7 +45,7 @@ def generate(
 
 
 def transfer_counts(masks_B: torch.Tensor, steps: int) -> torch.Tensor:
-    """An even share of a block's masks for each of its steps, the remainder going first. int64 (B, steps)."""
+    """Return an even share of a block's masks for each of its steps, the remainder going first. int64 (B, steps)."""
     share_Bx1, rest_Bx1 = (masks_B // steps)[:, None], (masks_B % steps)[:, None]
     return share_Bx1 + (torch.arange(steps) < rest_Bx1).long()
 
@@ -58,7 +58,7 @@ def one_step(
     counts_B: torch.Tensor,
     most: int,
 ) -> torch.Tensor:
-    """Predicts the whole canvas, and reveals the most confident masks of the active block.
+    """Predict the whole canvas, and reveal the most confident masks of the active block.
 
     Args:
       network: tokens (B, T) -> logits (B, T, V).
