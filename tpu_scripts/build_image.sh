@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# build_image.sh REPOSITORY [options]: the image for XPK, of the commit that is checked out, as REPOSITORY:COMMIT.
+# build_image.sh REPOSITORY [options]: builds the image for XPK from the checked-out commit, as REPOSITORY:COMMIT.
 #
-#   REPOSITORY   for instance us-docker.pkg.dev/PROJECT/REPO/diffusionlm
-#   --push       then push it
-#   --dry-run    print the commands, run none
+#   REPOSITORY   for example us-docker.pkg.dev/PROJECT/REPO/diffusionlm
+#   --push       push it afterwards
+#   --dry-run    print the commands without running them
 #
-# The last line of its output is the image's name. A commit that is built already is not built again.
+# The last line of the output is the name of the image. A commit is built only once.
 
 # shellcheck source-path=SCRIPTDIR source=lib.sh
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
@@ -14,11 +14,11 @@ push=''
 parse "" "push" "$@"
 [[ $NAME =~ ^[a-z0-9]([a-z0-9./_-]*[a-z0-9])?$ ]] ||
   fail "repository '$NAME' must be like us-docker.pkg.dev/PROJECT/REPO/diffusionlm, without a tag"
-root=$(git -C "$HERE" rev-parse --show-toplevel 2>/dev/null) || fail "$HERE is no git checkout"
+root=$(git -C "$HERE" rev-parse --show-toplevel 2>/dev/null) || fail "$HERE is not a git checkout"
 [[ -n $dry_run || -z $(git -C "$root" status --porcelain) ]] || fail "uncommitted changes in $root; commit them, or stash them"
 image=$NAME:$(git -C "$root" rev-parse --short=12 HEAD)
 if [[ -n $dry_run ]] || ! docker image inspect "$image" >/dev/null 2>&1; then
-  # TPU hosts are x86-64, laptops need not be.
+  # TPU hosts are x86-64; this machine may not be.
   run docker build --platform linux/amd64 --file "$HERE/Dockerfile" --tag "$image" "$root"
 fi
 if [[ -n $push ]]; then run docker push "$image"; fi

@@ -1,19 +1,19 @@
 #!/usr/bin/env bash
-# create.sh NAME --type TYPE --zone ZONE [options]: asks for a TPU slice, or several, as a queued resource.
+# create.sh NAME --type TYPE --zone ZONE [options]: requests one or several TPU slices as a queued resource.
 #
-#   --type TYPE                  v5e-8, v5e-256, v6e-64 (chips), v4-32, v5p-128 (TensorCores, two a chip)
+#   --type TYPE                  v5e-8, v5e-256, v6e-64 (chips), v4-32, v5p-128 (TensorCores, two per chip)
 #   --zone ZONE                  or CLOUDSDK_COMPUTE_ZONE; --project PROJECT, or CLOUDSDK_CORE_PROJECT, or gcloud's
-#   --spot                       cheaper, may be taken away at any time; --reserved: from your reservation
+#   --spot                       cheaper, may be preempted at any time; --reserved: from your reservation
 #   --slices N                   several slices that train one model over the data-centre network (Multislice)
 #   --runtime-version VERSION    software of the hosts; default: the one for JAX on this generation
-#   --valid-until-duration TIME  give up waiting after TIME, for instance 6h
-#   --service-account EMAIL      whom the hosts are, and so which buckets they may use
+#   --valid-until-duration TIME  give up waiting after TIME, for example 6h
+#   --service-account EMAIL      the account of the hosts, which decides the buckets that they may use
 #   --network NAME --subnetwork NAME --internal-ips
-#   --replace                    if it is there, but failed or was preempted: delete it and ask anew
-#   --wait                       until it is active; --poll SECONDS between looks (30)
-#   --dry-run                    print the commands, run none
+#   --replace                    delete an existing request that failed or was preempted, and request it again
+#   --wait                       wait until it is active; --poll SECONDS between checks (30)
+#   --dry-run                    print the commands without running them
 #
-# Run it again whenever you like: what exists is left alone.
+# It may be repeated: an existing request is left alone.
 
 # shellcheck source-path=SCRIPTDIR source=lib.sh
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
@@ -23,7 +23,7 @@ internal_ips='' replace='' wait='' poll=30
 parse "type zone project slices runtime-version valid-until-duration service-account network subnetwork poll" \
   "spot reserved internal-ips replace wait" "$@"
 check_name
-[[ -n $type ]] || fail "give --type, for instance v5e-8"
+[[ -n $type ]] || fail "give --type, for example v5e-8"
 resolve_type "$type"
 [[ $generation != tpu7x ]] || fail "--type '$type' is rented through GKE only; use xpk_run.sh"
 check_location
@@ -45,7 +45,7 @@ if [[ -n $reserved ]]; then request+=(--reserved); fi
 if [[ -n $internal_ips ]]; then request+=(--internal-ips); fi
 if [[ -n $valid_until_duration ]]; then request+=("--valid-until-duration=$valid_until_duration"); fi
 if [[ -n $service_account ]]; then
-  # Without the scope the account could do everything but reach its buckets.
+  # Without this scope the account could not reach its buckets.
   request+=("--service-account=$service_account" --scopes=https://www.googleapis.com/auth/cloud-platform)
 fi
 if [[ -n $network ]]; then request+=("--network=$network"); fi
@@ -55,11 +55,11 @@ state=$(queue_state ABSENT) || fail "cannot read the state of $NAME" 1
 case $state in
   ABSENT) run "${request[@]}" ;;
   FAILED | SUSPENDED)
-    [[ -n $replace ]] || fail "$NAME is there, but $state; --replace deletes it and asks anew" 1
+    [[ -n $replace ]] || fail "$NAME exists, but is $state; --replace deletes it and requests it again" 1
     delete_queue
     run "${request[@]}"
     ;;
-  *) say "$NAME is there already: $state" ;;
+  *) say "$NAME exists already: $state" ;;
 esac
 
 if [[ -n $wait ]]; then

@@ -1,22 +1,22 @@
 #!/usr/bin/env bash
 # keep_running.sh NAME --type TYPE --zone ZONE --workdir gs://BUCKET/RUN [options] -- train EXPERIMENT [...]
 #
-# From nothing to a finished run: creates the TPUs, sets up their hosts, launches, and looks every minute. When the TPUs
-# are taken away, or their creation fails, it deletes them, asks anew, and launches again: the same command on the same run
-# directory goes on from the newest checkpoint. Let it run where it can stay, in tmux for instance.
+# Takes a run from nothing to its end: creates the TPUs, sets up their hosts, launches the command, and checks it every
+# minute. If the TPUs are preempted, or cannot be created, it deletes and requests them again and relaunches: the same
+# command on the same run directory resumes from the newest checkpoint. Run it where it can stay up, for example in tmux.
 #
 #   --type --spot --reserved --runtime-version --valid-until-duration --service-account
 #   --network --subnetwork --internal-ips     as for create.sh
 #   --package --wheel --python --uv           as for setup.sh
 #   --workdir --flags --env                   as for launch.sh
-#   --poll SECONDS       between looks (60)
-#   --max-failures N     creations, installations or launches that fail in a row (5); being preempted does not count
-#   --max-restarts N     ends of the command in a row within an hour of its start (3)
-#   --delete             give the TPUs back when the command is done, has failed, or was stopped by stop.sh
+#   --poll SECONDS       between checks (60)
+#   --max-failures N     creations, installations or launches that may fail in a row (5); preemptions do not count
+#   --max-restarts N     how often in a row the command may end within an hour of its start (3)
+#   --delete             delete the TPUs when the command is done, has failed, or was stopped by stop.sh
 #   --slices N --zone ZONE --project PROJECT, as for create.sh
-#   --dry-run            print the commands of the way without incidents, run none
+#   --dry-run            print the commands of a run without incidents, without running them
 #
-# Exit code 0: done. 1: it failed too often. 2: a mistake in the command. 4: ended by stop.sh.
+# Exit codes: 0, done; 1, failed too often; 2, a mistake in the command; 4, ended by stop.sh.
 
 # shellcheck source-path=SCRIPTDIR source=lib.sh
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
@@ -28,7 +28,7 @@ type='' workdir='' poll=60 max_failures=5 max_restarts=3 delete=''
 parse "$of_create $of_setup $of_launch poll max-failures max-restarts zone project slices" \
   "spot reserved internal-ips delete" "$@"
 check_name
-[[ -n $type ]] || fail "give --type, for instance v5e-8"
+[[ -n $type ]] || fail "give --type, for example v5e-8"
 resolve_type "$type"
 check_location
 check_slices
@@ -40,8 +40,8 @@ check_count max-failures "$max_failures" 1
 check_count max-restarts "$max_restarts" 0
 for set in ${FLAG_SETS[@]+"${FLAG_SETS[@]}"}; do flags_of "$set" "$generation" >/dev/null; done
 
-HEALTHY_SECONDS=3600 # a command that lived that long did not end for the same reason again
-MIXED_LOOKS=4        # looks at hosts that ended while others run, before all are started anew: JAX ends those itself
+HEALTHY_SECONDS=3600 # a command that ran this long does not count as failing in a row
+MIXED_LOOKS=4        # checks that find only some hosts running before all are restarted: JAX ends the others itself
 
 where=("$NAME" "${LOCATION[@]}" "--slices=$slices")
 if [[ -n $dry_run ]]; then where+=(--dry-run); fi
@@ -68,18 +68,18 @@ fi
 
 preemptions=0 failures=0 restarts=0 ready='' launched=0 mixed=0
 
-# leave CODE MESSAGE: the end.
+# leave CODE MESSAGE: ends this script, and deletes the TPUs if asked to.
 leave() {
   say "$2 (preempted $preemptions times)"
   if [[ -n $delete ]]; then
-    delete_queue || fail "could not delete $NAME: it still costs" 1
+    delete_queue || fail "could not delete $NAME: it is still billed" 1
   else
-    say "$NAME stays, and costs; delete.sh $NAME --zone=$zone gives it back"
+    say "$NAME stays and is billed; delete.sh $NAME --zone=$zone deletes it"
   fi
   exit "$1"
 }
 
-# failed MESSAGE: counts, waits, and gives up at some time.
+# failed MESSAGE: counts a failure and waits, or gives up after the last one.
 failed() {
   failures=$((failures + 1))
   say "$1 ($failures of $max_failures in a row)"
@@ -87,15 +87,15 @@ failed() {
   sleep "$poll"
 }
 
-trap 'say "no longer watching; $NAME and its command go on: status.sh, stop.sh, delete.sh"; exit 130' INT
+trap 'say "no longer watching; $NAME and its command continue: status.sh, stop.sh, delete.sh"; exit 130' INT
 
-# Deletes what was taken away; the next look creates it anew.
+# Deletes what was preempted; the next check creates it again.
 recreate() {
   ready=''
   delete_queue || say "could not delete $NAME; trying again"
 }
 
-# The first TPU VM that was taken away while the queued resource says nothing of it.
+# Prints the first TPU VM that was preempted although the queued resource does not show it.
 lost_node() {
   local node
   for node in $(nodes); do
@@ -113,7 +113,7 @@ start_again() {
       "$HERE/logs.sh" "${where[@]}" --lines 30 >&2 || true
       leave 1 "the command ended $restarts times in a row soon after its start"
     fi
-    say "starting again ($restarts of $max_restarts in a row): $1"
+    say "restarting ($restarts of $max_restarts in a row): $1"
   fi
   if launch; then
     launched=$(date +%s) failures=0
@@ -122,17 +122,17 @@ start_again() {
   fi
 }
 
-# What the hosts of a working pod do, and what follows.
+# Checks the hosts of an active pod and acts on their states.
 look_at_hosts() {
   local states node
   if ! states=$(worker_states); then
     node=$(lost_node)
     if [[ -n $node ]]; then
       preemptions=$((preemptions + 1))
-      say "$node was taken away"
+      say "$node was preempted"
       recreate
     else
-      say "not every host answers; looking again" # its command most likely goes on
+      say "not every host answers; checking again" # its command most likely continues
     fi
     return
   fi
@@ -143,13 +143,13 @@ look_at_hosts() {
     leave 0 "done"
   elif grep -q ' failed 2$' <<<"$states"; then
     "$HERE/logs.sh" "${where[@]}" --lines 30 >&2 || true
-    leave 2 "the command has a mistake in it, see above"
+    leave 2 "the command has a mistake, see above"
   elif grep -q ' stopped ' <<<"$states"; then
     ((running)) || leave 4 "stopped by stop.sh"
   elif ((running == all)); then
     mixed=0
   elif ((running)) && ((++mixed < MIXED_LOOKS)); then
-    say "$running of $all hosts run; waiting for the others to notice"
+    say "$running of $all hosts are running; waiting for these to notice"
   else
     if ((running)); then on_hosts all bash "$WORKER" stop --timeout 60 --kill --again >/dev/null || true; fi
     mixed=0
@@ -162,10 +162,10 @@ while :; do
   case $state in
     ABSENT)
       if [[ ${COMMAND[0]} == train ]] && gcloud storage ls "$workdir/DONE.json" >/dev/null 2>&1; then
-        say "done: $workdir/DONE.json is there (preempted $preemptions times)"
+        say "done: $workdir/DONE.json exists (preempted $preemptions times)"
         exit 0
       fi
-      say "asking for $type in $zone"
+      say "requesting $type in $zone"
       launched=0
       create || failed "could not create $NAME"
       continue
@@ -178,7 +178,7 @@ while :; do
       ;;
     SUSPENDED)
       preemptions=$((preemptions + 1))
-      say "preempted; asking anew"
+      say "preempted; requesting it again"
       recreate
       continue
       ;;
@@ -193,7 +193,7 @@ while :; do
       fi
       look_at_hosts
       ;;
-    UNKNOWN) say "the state of $NAME cannot be read; looking again" ;;
+    UNKNOWN) say "cannot read the state of $NAME; checking again" ;;
     *) say "$NAME is $state" ;;
   esac
   sleep "$poll"

@@ -1,6 +1,6 @@
 # shellcheck shell=bash
-# What the scripts of this folder share: options, checks, dry runs, and the calls of gcloud that more than one makes.
-# It is sourced, never run. It works with bash 3.2 (macOS): no associative arrays, no mapfile.
+# Shared by the scripts of this folder: options, checks, dry runs, and calls of gcloud that more than one of them makes.
+# It is sourced, never executed. It works with bash 3.2 (macOS): no associative arrays, no mapfile.
 
 set -euo pipefail
 
@@ -8,14 +8,14 @@ HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 PROGRAM=${0##*/}
 WORKER=diffusionlm_worker.sh # the name of worker.sh in the home directory of every host
 
-exec 3>&1 # where dry runs print, also inside $(...)
+exec 3>&1 # dry runs print here, also inside $(...)
 
-# Options of all scripts; a script sets the defaults of its own before it calls `parse`.
+# Options of all scripts; a script sets the defaults of its own options before it calls `parse`.
 NAME='' zone=${CLOUDSDK_COMPUTE_ZONE:-} project=${CLOUDSDK_CORE_PROJECT:-} slices=1 dry_run=''
 ENVIRONMENT=() FLAG_SETS=() COMMAND=()
-GIVEN=() # the options as they came, for the scripts that hand them on
+GIVEN=() # the options as given, for scripts that pass them on
 
-# fail MESSAGE [CODE]: one line on stderr; code 2 is a user's mistake.
+# fail MESSAGE [CODE]: prints one line on stderr and exits; code 2 is a user's mistake.
 fail() {
   printf '%s: error: %s\n' "$PROGRAM" "$1" >&2
   exit "${2:-2}"
@@ -74,7 +74,7 @@ parse() {
   done
 }
 
-# pass_on "OPTIONS": sets WORDS to those of the given options.
+# pass_on "OPTIONS": sets WORDS to the given options that are among OPTIONS.
 pass_on() {
   local word name options=" ${1//$'\n'/ } "
   WORDS=()
@@ -88,7 +88,7 @@ known_options() {
   usage | grep -oE -- '--[a-z][a-z-]+' | sort -u | tr '\n' ' '
 }
 
-# --- checks: each says the value, and what is allowed
+# --- checks: each failure names the value and what is allowed
 
 check_name() {
   [[ -n $NAME ]] || fail "give a name first: $(usage | sed -n 1p)"
@@ -96,9 +96,9 @@ check_name() {
     fail "name '$NAME' must be 1 to 40 of a-z, 0-9 and -, start with a letter and not end with -"
 }
 
-# check_location: a zone, as far as its form goes; gcloud knows which ones exist.
+# check_location: checks the form of the zone; gcloud knows which zones exist.
 check_location() {
-  [[ -n $zone ]] || fail "give --zone, or set CLOUDSDK_COMPUTE_ZONE; zones of each generation are in README.md"
+  [[ -n $zone ]] || fail "give --zone, or set CLOUDSDK_COMPUTE_ZONE; README.md lists the zones of each generation"
   [[ $zone =~ ^[a-z]+-[a-z]+[0-9]+-[a-z0-9]+$ ]] || fail "zone '$zone' is not of the form us-west4-a"
   LOCATION=("--zone=$zone")
   if [[ -n $project ]]; then LOCATION+=("--project=$project"); fi
@@ -115,7 +115,7 @@ check_slices() {
 
 check_workdir() {
   [[ $workdir =~ ^gs://[a-z0-9][-a-z0-9_.]+(/[^[:space:]]*)?$ ]] ||
-    fail "--workdir '$workdir' must be on a bucket, like gs://my-bucket/runs/llada: the disks of TPU hosts die with them"
+    fail "--workdir '$workdir' must be on a bucket, like gs://my-bucket/runs/llada: the disks of TPU hosts are deleted with them"
   workdir=${workdir%/}
 }
 
@@ -131,10 +131,10 @@ check_environment() {
   done
 }
 
-# check_command: what follows --. The run directory is an option of the script, which needs it itself.
+# check_command: checks what follows --. The run directory is an option of the script, which needs it too.
 check_command() {
   local word
-  [[ ${#COMMAND[@]} -gt 0 ]] || fail "give the command after --, for instance: -- train smdm_170m --data.path gs://..."
+  [[ ${#COMMAND[@]} -gt 0 ]] || fail "give the command after --, for example: -- train smdm_170m --data.path gs://..."
   case "${COMMAND[0]} ${COMMAND[1]:-}" in
     "train "[!-]*) ;;
     "sweep run") [[ ${COMMAND[2]:-} == [!-]* ]] || fail "name the sweep: -- sweep run SWEEP" ;;
@@ -146,7 +146,7 @@ check_command() {
   done
 }
 
-# --- accelerator types. v4 and v5p count TensorCores, two a chip; v5e and v6e count chips.
+# --- accelerator types. v4 and v5p count TensorCores, two per chip; v5e and v6e count chips.
 # Sizes: https://docs.cloud.google.com/tpu/docs/v4, /v5e, /v5p, /v6e (November 2026).
 
 # resolve_type TYPE: sets accelerator (gcloud's and XPK's name) and generation.
@@ -162,19 +162,19 @@ resolve_type() {
       sizes="8, 16, 32, 64 or a multiple of 128 up to"
       if [[ $generation == v5p ]]; then largest=12288; fi
       [[ " 8 16 32 64 " == *" $size "* ]] || ((size >= 128 && size % 128 == 0 && size <= largest)) ||
-        fail "--type '$1': sizes of $generation are $sizes $largest (TensorCores, two a chip)"
+        fail "--type '$1': sizes of $generation are $sizes $largest (TensorCores, two per chip)"
       return
       ;;
     tpu7x)
-      ((size % 2 == 0)) || fail "--type '$1': sizes of tpu7x are even (TensorCores, two a chip)"
+      ((size % 2 == 0)) || fail "--type '$1': sizes of tpu7x are even (TensorCores, two per chip)"
       return
       ;;
-    *) fail "--type '$1' must be v5e-N or v6e-N (N chips), v4-N or v5p-N (N TensorCores), for instance v5e-256" ;;
+    *) fail "--type '$1' must be v5e-N or v6e-N (N chips), v4-N or v5p-N (N TensorCores), for example v5e-256" ;;
   esac
   [[ " $sizes " == *" $size "* ]] || fail "--type '$1': sizes of $generation are $sizes (chips)"
 }
 
-# The software of the TPU VM for a generation: https://docs.cloud.google.com/tpu/docs/runtimes
+# runtime_of GENERATION: prints the software of its TPU VMs: https://docs.cloud.google.com/tpu/docs/runtimes
 runtime_of() {
   case $1 in
     v6e) echo v2-alpha-tpuv6e ;;
@@ -186,7 +186,7 @@ runtime_of() {
 
 # --- compiler flags
 
-# flags_of SET GENERATION: the flags of a set of xla_flags.conf, on one line; GENERATION '' is not checked.
+# flags_of SET GENERATION: prints the flags of a set of xla_flags.conf on one line; GENERATION '' is not checked.
 flags_of() {
   local file=$HERE/xla_flags.conf name generations flag found=''
   while read -r name generations flag; do
@@ -214,7 +214,7 @@ compiler_flags() {
 
 # --- commands
 
-# quote WORD...: the words as any POSIX shell reads them.
+# quote WORD...: prints the words quoted for any POSIX shell.
 quote() {
   local word separator='' quoted="'\\''"
   for word; do
@@ -226,7 +226,7 @@ quote() {
   done
 }
 
-# run COMMAND...: in a dry run, print it.
+# run COMMAND...: runs it; in a dry run, prints it.
 run() {
   if [[ -n $dry_run ]]; then
     quote "$@" >&3
@@ -236,17 +236,17 @@ run() {
   fi
 }
 
-# worker_words START...: what makes a host run COMMAND, after the words that start worker.sh. Sets WORDS.
+# worker_words START...: sets WORDS to the command line that makes a host run COMMAND; START calls worker.sh.
 worker_words() {
   local pair
   WORDS=("$@")
   for pair in ${ENVIRONMENT[@]+"${ENVIRONMENT[@]}"}; do WORDS+=(--env "$pair"); done
-  # Only the end of training is written down as DONE.json; a sweep is done when it says so itself.
+  # Only training writes DONE.json at its end; a sweep is done when its exit code says so.
   if [[ ${COMMAND[0]} == train ]]; then WORDS+=(--done "$workdir/DONE.json"); fi
   WORDS+=(-- "${COMMAND[@]}" --workdir "$workdir")
 }
 
-# The TPU VMs of a queued resource: one a slice; gcloud numbers them behind the prefix.
+# nodes: prints the TPU VMs of a queued resource, one per slice; gcloud appends numbers to the prefix.
 nodes() {
   local i
   if ((slices == 1)); then
@@ -256,7 +256,7 @@ nodes() {
   fi
 }
 
-# on_hosts WORKERS WORD...: the command on the hosts of all slices at once; fails if it fails on one of them.
+# on_hosts WORKERS WORD...: runs the command on the hosts of all slices at once; fails if it fails on one of them.
 on_hosts() {
   local workers=$1 node pids=() pid status=0
   shift
@@ -280,7 +280,8 @@ to_hosts() {
   done
 }
 
-# queue_state ASSUMED: the state of the queued resource NAME, or ABSENT; ASSUMED in a dry run. Fails if it cannot be read.
+# queue_state ASSUMED: prints the state of the queued resource NAME, or ABSENT; in a dry run, ASSUMED. Fails if the state
+# cannot be read.
 queue_state() {
   local command=(gcloud compute tpus queued-resources describe "$NAME" "${LOCATION[@]}" '--format=value(state.state)')
   local errors status=0
@@ -301,14 +302,14 @@ queue_state() {
   return "$status"
 }
 
-# worker_states: one line a host, "HOST STATE CODE" (see worker.sh); fails unless every host answered.
+# worker_states: prints one line per host, "HOST STATE CODE" (see worker.sh); fails unless every host answers.
 worker_states() {
   local answers
   answers=$(on_hosts all bash "$WORKER" state) || return 1
   if [[ -z $dry_run ]]; then grep -E '^[^ ]+ (idle|running|finished|stopped|failed) [^ ]+$' <<<"$answers"; fi
 }
 
-# delete_queue: the queued resource and its TPU VMs.
+# delete_queue: deletes the queued resource and its TPU VMs.
 delete_queue() {
   run gcloud compute tpus queued-resources delete "$NAME" "${LOCATION[@]}" --force --quiet
 }

@@ -1,20 +1,20 @@
 #!/usr/bin/env bash
 # profile.sh NAME --zone ZONE --workdir gs://BUCKET/RUN --output DIR [options] -- train EXPERIMENT [...]
 #
-# A profiler trace of some steps of a run: stops it if it is running (it saves), starts it again with the trainer's
-# --run.profile_start and --run.profile_steps a few steps further on, waits for the trace and copies it to DIR. The run
-# then goes on. Give the command of launch.sh. A keep_running.sh of the run would take the stop as its end: end it before,
-# and start it again afterwards.
+# Traces some steps of a run with the profiler: stops the run if it is running (it saves), restarts it with
+# --run.profile_start and --run.profile_steps set to a few steps later, waits for the trace and copies it to DIR. The run
+# then continues. Give the command of launch.sh. A keep_running.sh would take the stop for the end of the run: end it
+# first, and start it again afterwards.
 #
-#   --output DIR        on this machine
-#   --steps N           to trace (5); --skip N, before that, so that nothing is compiled in the trace (10)
-#   --timeout SECONDS   to wait for the trace (1800); --poll SECONDS between looks (20)
-#   --fetch-only        only copy the traces that are there; needs no command
+#   --output DIR        a directory on this machine
+#   --steps N           steps to trace (5); --skip N before them, so that the trace has no compilation in it (10)
+#   --timeout SECONDS   how long to wait for the trace (1800); --poll SECONDS between checks (20)
+#   --fetch-only        only copy the existing traces; needs no command
 #   --flags --env       as for launch.sh
 #   --slices N --zone ZONE --project PROJECT, as for create.sh
-#   --dry-run           print the commands, run none
+#   --dry-run           print the commands without running them
 #
-# To look at it: pip install xprof && xprof --logdir=DIR --port=8791, then http://localhost:8791.
+# To view it: pip install xprof && xprof --logdir=DIR --port=8791, then http://localhost:8791.
 
 # shellcheck source-path=SCRIPTDIR source=lib.sh
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
@@ -31,7 +31,7 @@ check_count skip "$skip" 1
 check_count timeout "$timeout" 1
 check_count poll "$poll" 0
 
-# traces: how many there are; a trace is finished when the file of a host is there.
+# traces: prints the number of traces; a trace is finished when the file of a host exists.
 traces() {
   gcloud storage ls "$workdir/profile/plugins/profile/**.xplane.pb" 2>/dev/null | grep -c . || true
 }
@@ -47,7 +47,7 @@ if [[ -n $fetch_only ]]; then
   exit 0
 fi
 check_command
-[[ ${COMMAND[0]} == train ]] || fail "the command must be train EXPERIMENT [...], that of launch.sh"
+[[ ${COMMAND[0]} == train ]] || fail "the command must be train EXPERIMENT [...], the same as for launch.sh"
 
 where=("$NAME" "${LOCATION[@]}" "--slices=$slices")
 if [[ -n $dry_run ]]; then where+=(--dry-run); fi
@@ -57,7 +57,7 @@ if [[ -n $dry_run ]]; then
   before=0 step=0
 else
   before=$(traces)
-  # The newest step; a run that has no metrics yet starts at 0.
+  # The newest step; 0 for a run without metrics.
   step=$(gcloud storage cat --range=-65536 "$workdir/metrics.jsonl" 2>/dev/null |
     sed -n 's/.*"step": *\([0-9][0-9]*\).*/\1/p' | tail -n 1 || true)
 fi

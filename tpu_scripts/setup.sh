@@ -1,16 +1,16 @@
 #!/usr/bin/env bash
 # setup.sh NAME --zone ZONE [options]: installs Python, diffusionlm[tpu] and gcsfs on every host of NAME.
 #
-#   (default)          the commit that is checked out where this script lies; uncommitted changes are refused
-#   --package SPEC     instead, what pip calls it: "diffusionlm[tpu] @ git+https://...@COMMIT" (on PyPI the
-#                      name belongs to another project)
-#   --wheel FILE       instead, a wheel of yours
-#   --python VERSION   (3.12); --uv VERSION, of the installer (0.13.5)
-#   --check            then let all hosts count their chips together
+#   (default)          the checked-out commit of the repository of this script; uncommitted changes are refused
+#   --package SPEC     instead, a requirement for pip: "diffusionlm[tpu] @ git+https://...@COMMIT" (on PyPI
+#                      the name belongs to another project)
+#   --wheel FILE       instead, a wheel on this machine
+#   --python VERSION   of Python (3.12); --uv VERSION, of the installer (0.13.5)
+#   --check            afterwards, let all hosts count their chips together
 #   --slices N --zone ZONE --project PROJECT, as for create.sh
-#   --dry-run          print the commands, run none
+#   --dry-run          print the commands without running them
 #
-# Hosts that have that version already are left alone.
+# Hosts that already have this version are left alone.
 
 # shellcheck source-path=SCRIPTDIR source=lib.sh
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
@@ -31,11 +31,11 @@ if [[ -n $package ]]; then
   install+=(--package "$package")
 elif [[ -n $wheel ]]; then
   [[ -f $wheel && $wheel == *.whl ]] || fail "--wheel '$wheel' is not a file that ends with .whl"
-  # The checksum makes a rebuilt wheel of the same name another version.
+  # With the checksum, a rebuilt wheel of the same name is another version.
   upload=$wheel
   install+=(--package "${wheel##*/}" --commit "$(cksum <"$wheel" | tr ' ' -)")
 else
-  root=$(git -C "$HERE" rev-parse --show-toplevel 2>/dev/null) || fail "$HERE is no git checkout; give --package or --wheel"
+  root=$(git -C "$HERE" rev-parse --show-toplevel 2>/dev/null) || fail "$HERE is not a git checkout; give --package or --wheel"
   [[ -n $dry_run || -z $(git -C "$root" status --porcelain --untracked-files=no) ]] ||
     fail "uncommitted changes in $root would not run on the hosts; commit them, or stash them"
   commit=$(git -C "$root" rev-parse HEAD)
@@ -55,6 +55,6 @@ elif [[ -z $package ]]; then
 fi
 on_hosts all "${install[@]}" || fail "the installation failed on one of the hosts" 1
 if [[ -n $check ]]; then
-  # All at once: the first host waits for the others.
-  on_hosts all bash "$WORKER" chips || fail "the hosts did not find each other, or their chips" 1
+  # On all hosts at once: the first one waits for the others.
+  on_hosts all bash "$WORKER" chips || fail "the hosts did not find each other or their chips" 1
 fi

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# status.sh NAME --zone ZONE [--workdir gs://BUCKET/RUN]: the queued resource, its TPU VMs, its hosts, and the run.
+# status.sh NAME --zone ZONE [--workdir gs://BUCKET/RUN]: shows the queued resource, its TPU VMs and hosts, and the run.
 #
 #   --workdir gs://...   also the newest line of metrics.jsonl and the heartbeat, or the final numbers
 #   --slices N --zone ZONE --project PROJECT, as for create.sh
-#   --dry-run            print the commands, run none
+#   --dry-run            print the commands without running them
 
 # shellcheck source-path=SCRIPTDIR source=lib.sh
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
@@ -25,14 +25,14 @@ case $state in
     if [[ -n $dry_run ]]; then
       worker_states
     elif states=$(worker_states); then
-      # Hosts by what they do; those that do not run are named.
+      # Count the hosts in each state, and list those that are not running.
       awk '{ count[$2]++ } END { for (state in count) printf "hosts %s: %d\n", state, count[state] }' <<<"$states"
       awk '$2 != "running" { print "  " $0 }' <<<"$states" | head -n 20
     else
       say "not every host answered"
     fi
     ;;
-  FAILED | SUSPENDED) # why
+  FAILED | SUSPENDED) # show the reason
     run gcloud compute tpus queued-resources describe "$NAME" "${LOCATION[@]}"
     ;;
 esac

@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# stop.sh NAME --zone ZONE [options]: SIGTERM to the command on every host; training saves a checkpoint and ends.
+# stop.sh NAME --zone ZONE [options]: sends SIGTERM to the command on every host; training saves a checkpoint and exits.
 #
-#   --timeout SECONDS   to wait for that (600)
-#   --kill              SIGKILL after the timeout: what came after the last checkpoint is lost
+#   --timeout SECONDS   how long to wait for that (600)
+#   --kill              send SIGKILL after the timeout: progress since the last checkpoint is lost
 #   --slices N --zone ZONE --project PROJECT, as for create.sh
-#   --dry-run           print the commands, run none
+#   --dry-run           print the commands without running them
 #
-# The TPU stays, and costs: delete.sh gives it back. keep_running.sh takes this as the end of its work.
+# The TPUs stay and are billed; delete.sh deletes them. A keep_running.sh of the run ends too.
 
 # shellcheck source-path=SCRIPTDIR source=lib.sh
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"

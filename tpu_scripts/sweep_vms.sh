@@ -1,16 +1,16 @@
 #!/usr/bin/env bash
 # sweep_vms.sh PREFIX --workers N --type TYPE --zone ZONE --workdir gs://BUCKET/SWEEP [options] -- sweep run SWEEP [...]
 #
-# A sweep on N slices of their own, PREFIX-0 to PREFIX-(N-1): each is a keep_running.sh, whose worker claims one pending
-# cell after another from the sweep's directory until none is left, and which then gives its TPUs back. More workers at a
-# later time are a second call with another prefix.
+# Runs a sweep on N separate slices, PREFIX-0 to PREFIX-(N-1). Each has its own keep_running.sh, whose worker claims one
+# pending cell after another from the sweep's directory until none is left; then its TPUs are deleted. To add workers
+# later, call it again with another prefix.
 #
-#   --workers N          slices to ask for
-#   --log-dir DIR        for what each keep_running.sh says (PREFIX-logs)
+#   --workers N          number of slices
+#   --log-dir DIR        for the output of each keep_running.sh (PREFIX-logs)
 #   --type --spot --reserved --runtime-version --valid-until-duration --service-account --network --subnetwork
 #   --internal-ips --package --wheel --python --uv --workdir --flags --env --poll --max-failures --max-restarts
 #   --zone --project     as for keep_running.sh
-#   --dry-run            print the commands, run none
+#   --dry-run            print the commands without running them
 
 # shellcheck source-path=SCRIPTDIR source=lib.sh
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
@@ -22,12 +22,12 @@ parse "workers log-dir $handed_on" "spot reserved internal-ips" "$@"
 check_name
 check_count workers "$workers" 1
 check_location
-[[ -n $type ]] || fail "give --type, for instance v5e-8"
+[[ -n $type ]] || fail "give --type, for example v5e-8"
 resolve_type "$type"
 check_workdir
 check_environment
 check_command
-[[ ${COMMAND[0]} == sweep ]] || fail "the command must be sweep run SWEEP; one run is the business of keep_running.sh"
+[[ ${COMMAND[0]} == sweep ]] || fail "the command must be sweep run SWEEP; use keep_running.sh for a single run"
 pass_on "$handed_on spot reserved internal-ips dry-run"
 
 if [[ -n $dry_run ]]; then
@@ -40,8 +40,8 @@ fi
 log_dir=${log_dir:-$NAME-logs}
 mkdir -p "$log_dir"
 watchers=()
-# Ctrl-C does not reach what a script has put in the background.
-trap 'kill "${watchers[@]}" 2>/dev/null; say "no longer watching; the slices stay, and cost: delete.sh $NAME-0, ..."; exit 130' INT TERM
+# Ctrl-C does not reach the background processes of a script.
+trap 'kill "${watchers[@]}" 2>/dev/null; say "no longer watching; the slices stay and are billed: delete.sh $NAME-0, ..."; exit 130' INT TERM
 for ((i = 0; i < workers; i++)); do
   "$HERE/keep_running.sh" "$NAME-$i" "${WORDS[@]}" --delete -- "${COMMAND[@]}" >"$log_dir/$NAME-$i.log" 2>&1 &
   watchers+=($!)

@@ -1,24 +1,24 @@
 #!/usr/bin/env bash
-# worker.sh VERB [...]: runs on every TPU host, where setup.sh copies it to, and in the image; one command at a time.
+# worker.sh VERB [...]: runs on every TPU host, where setup.sh copies it, and in the image; one command at a time.
 #
 #   install --python VERSION --uv VERSION (--package SPEC [--commit SUM] | --bundle FILE --commit SHA)
-#                    a Python environment with diffusionlm[tpu] and gcsfs; nothing to do where it is there already
-#   chips            waits for the hosts of all slices, and prints how many chips they have together
-#   start [--env NAME=VALUE]... [--done FILE] -- ARGUMENTS...     `run` in the background, past the end of the session
+#                    installs a Python environment with diffusionlm[tpu] and gcsfs, unless it exists
+#   chips            waits for the hosts of all slices and prints the number of their chips
+#   start [--env NAME=VALUE]... [--done FILE] -- ARGUMENTS...     `run` in the background, beyond the session
 #   run   [--env NAME=VALUE]... [--done FILE] -- ARGUMENTS...     diffusionlm ARGUMENTS...
-#   stop [--timeout SECONDS] [--kill] [--again]     SIGTERM, so that it saves, and wait; with --kill, SIGKILL after the
-#                    timeout; with --again, it is not called stopped, because it is to be started anew
+#   stop [--timeout SECONDS] [--kill] [--again]     sends SIGTERM, so that it saves, and waits; with --kill, SIGKILL after
+#                    the timeout; with --again, its state is not `stopped`, because it will be restarted
 #   state            prints "HOST STATE CODE", STATE one of idle, running, finished, stopped, failed
-#   log [--lines N] [--follow]            the end of its output
+#   log [--lines N] [--follow]            prints the end of its output
 #
-# `run` exits with the code of diffusionlm, but with 42 if it was told to stop, or ended well without FILE being there:
-# not done, start it again. XPK restarts such a workload. 2 is a user's mistake, 3: a command is running already.
+# `run` exits with the code of diffusionlm, but with 42 if it was stopped, or succeeded although FILE does not exist: the
+# run is not done and must be restarted, which XPK does. 2 is a user's mistake; 3 means that a command is running already.
 
 set -uo pipefail
 
 STATE_DIR=${DIFFUSIONLM_WORKER_DIR:-$HOME/diffusionlm_run}
 RESTART=42
-DONE_WAIT=${DIFFUSIONLM_DONE_WAIT:-60} # seconds that the first host gets to write FILE after the others are through
+DONE_WAIT=${DIFFUSIONLM_DONE_WAIT:-60} # seconds for the first host to write FILE after the others have ended
 SELF=${BASH_SOURCE[0]}
 export PATH="$STATE_DIR/venv/bin:$STATE_DIR/bin:$PATH"
 
@@ -27,7 +27,7 @@ fail() {
   exit "${2:-2}"
 }
 
-# A shared lock, and `run` waits a little for its own: who only asks is in nobody's way.
+# A check takes a shared lock, and `run` waits a little for its exclusive one, so that checks do not get in its way.
 is_running() {
   [[ -e $STATE_DIR/lock ]] && ! flock --shared --nonblock "$STATE_DIR/lock" true
 }
@@ -45,9 +45,9 @@ install() {
     esac
     shift 2
   done
-  local wanted="$python $package $commit" source=("$package")
-  if [[ -x $STATE_DIR/venv/bin/diffusionlm && $(cat "$STATE_DIR/installed" 2>/dev/null) == "$wanted" ]]; then
-    echo "$(hostname) has it already: $wanted"
+  local requested="$python $package $commit" source=("$package")
+  if [[ -x $STATE_DIR/venv/bin/diffusionlm && $(cat "$STATE_DIR/installed" 2>/dev/null) == "$requested" ]]; then
+    echo "$(hostname) has it already: $requested"
     return
   fi
   if is_running; then fail "a command is running; stop it before another version is installed" 3; fi
@@ -66,11 +66,11 @@ install() {
   uv venv --quiet --python "$python" "$STATE_DIR/venv"
   uv pip install --quiet --python "$STATE_DIR/venv/bin/python" "${source[@]}" gcsfs
   diffusionlm --version
-  echo "$wanted" >"$STATE_DIR/installed"
+  echo "$requested" >"$STATE_DIR/installed"
 }
 
 chips() {
-  if is_running; then fail "a command is running, and has the chips" 3; fi
+  if is_running; then fail "a command is running and uses the chips" 3; fi
   JAX_PLATFORMS=tpu,cpu python - <<'PYTHON'
 import jax
 
@@ -81,9 +81,9 @@ PYTHON
 
 start() {
   if is_running; then fail "a command is running already; stop it first" 3; fi
-  # Of an earlier command: `state` must not take its end for that of this one.
+  # These are of an earlier command, whose end `state` must not report for this one.
   rm -f "$STATE_DIR/exit_code" "$STATE_DIR/stopped"
-  # What was before is kept once, so that the log of a crash outlives the restart.
+  # Keep one earlier log, so that the log of a crash survives the restart.
   if [[ -e $STATE_DIR/log ]]; then mv "$STATE_DIR/log" "$STATE_DIR/log.before"; fi
   setsid nohup bash "$SELF" run "$@" >"$STATE_DIR/log" 2>&1 </dev/null &
   local i
@@ -109,16 +109,16 @@ run() {
     esac
     shift 2
   done
-  # The lock is held by diffusionlm too: while it lives the chips are taken, whatever became of this shell.
+  # diffusionlm inherits the lock: while it runs, the chips are in use, even if this shell has ended.
   exec 9>"$STATE_DIR/lock"
   flock --timeout 1 9 || fail "a command is running already; stop it first" 3
   rm -f "$STATE_DIR/exit_code" "$STATE_DIR/stopped"
-  local told='' interrupted=1 status=0 last
-  # Without TPUs it fails, rather than train on the processor for a day.
+  local stopping='' interrupted=1 status=0 last
+  # Without TPUs it fails instead of training on the CPU for a day.
   JAX_PLATFORMS=${JAX_PLATFORMS:-tpu,cpu} diffusionlm "$@" &
   CHILD=$!
   echo "$$ $CHILD" >"$STATE_DIR/pids"
-  trap 'told=1 interrupted=1; kill -TERM "$CHILD" 2>/dev/null' TERM INT HUP
+  trap 'stopping=1 interrupted=1; kill -TERM "$CHILD" 2>/dev/null' TERM INT HUP
   while [[ -n $interrupted ]]; do # a signal ends `wait`, not the child
     interrupted=''
     wait "$CHILD"
@@ -126,8 +126,8 @@ run() {
     if ((last != 127)); then status=$last; fi
   done
   if ((status == 0)) && [[ -n $finish ]]; then
-    if ! is_there "$finish" "$([[ -n $told ]] || echo "$DONE_WAIT")"; then status=$RESTART; fi
-  elif [[ -n $told ]]; then
+    if ! exists "$finish" "$([[ -n $stopping ]] || echo "$DONE_WAIT")"; then status=$RESTART; fi
+  elif [[ -n $stopping ]]; then
     status=$RESTART
   fi
   echo "$status" >"$STATE_DIR/exit_code"
@@ -135,8 +135,8 @@ run() {
   exit "$status"
 }
 
-# is_there FILE [SECONDS]: whether a file, which may be on a bucket, is there within so many seconds.
-is_there() {
+# exists FILE [SECONDS]: succeeds if a file, which may be on a bucket, exists within so many seconds.
+exists() {
   python - "$1" "${2:-0}" <<'PYTHON'
 import sys
 import time
@@ -144,9 +144,9 @@ import time
 from etils import epath
 
 path, deadline = epath.Path(sys.argv[1]), time.monotonic() + float(sys.argv[2] or 0)
-while not (found := path.exists()) and time.monotonic() < deadline:
+while not (exists := path.exists()) and time.monotonic() < deadline:
     time.sleep(2)
-sys.exit(not found)
+sys.exit(not exists)
 PYTHON
 }
 
@@ -175,7 +175,7 @@ stop() {
         sleep 0.1
       done
     fi
-    if is_running; then fail "it still runs after $timeout s; --kill ends it without saving" 1; fi
+    if is_running; then fail "it is still running after $timeout s; --kill ends it without saving" 1; fi
   fi
   state
 }
@@ -191,7 +191,7 @@ state() {
     echo "$(hostname) finished 0"
   elif [[ -n $code ]]; then
     echo "$(hostname) failed $code"
-  elif [[ -e $STATE_DIR/pids ]]; then # it ended with this shell: killed, or the host was restarted
+  elif [[ -e $STATE_DIR/pids ]]; then # it ended together with its shell: killed, or the host was restarted
     echo "$(hostname) failed 137"
   else
     echo "$(hostname) idle -"
@@ -207,7 +207,7 @@ log() {
       *) fail "unknown option $1" ;;
     esac
   done
-  [[ -e $STATE_DIR/log ]] || fail "nothing was started here" 1
+  [[ -e $STATE_DIR/log ]] || fail "no command was started here" 1
   tail "${follow[@]}" --lines "$lines" "$STATE_DIR/log"
 }
 

@@ -2,15 +2,15 @@
 # xpk_sweep.sh PREFIX --workers N|pending --cluster CLUSTER --type TYPE --image IMAGE --workdir gs://BUCKET/SWEEP [options]
 #              -- sweep run SWEEP [...]
 #
-# A sweep on GKE: N identical workloads, PREFIX-0 to PREFIX-(N-1). Each claims one pending cell after another from the
-# sweep's directory until none is left; what finds no room waits in Kueue's queue.
+# Runs a sweep on GKE as N identical workloads, PREFIX-0 to PREFIX-(N-1). Each claims one pending cell after another from
+# the sweep's directory until none is left; workloads without room wait in Kueue's queue.
 #
-#   --workers N|pending   `pending`: one for each cell that `diffusionlm sweep status SWEEP --workdir DIR --json` calls so
+#   --workers N|pending   `pending`: one for each pending cell of `diffusionlm sweep status SWEEP --workdir DIR --json`
 #   --cluster --type --image --workdir --flags --env --priority --max-restarts --grace --spot --slices
 #   --zone --project      as for xpk_run.sh
-#   --dry-run             print the commands, run none
+#   --dry-run             print the commands without running them
 #
-# Workloads that are there already stay as they are.
+# Existing workloads are left alone.
 
 # shellcheck source-path=SCRIPTDIR source=lib.sh
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
@@ -21,7 +21,7 @@ parse "workers $handed_on" "spot" "$@"
 check_name
 check_workdir
 check_command
-[[ ${COMMAND[0]} == sweep ]] || fail "the command must be sweep run SWEEP; one run is the business of xpk_run.sh"
+[[ ${COMMAND[0]} == sweep ]] || fail "the command must be sweep run SWEEP; use xpk_run.sh for a single run"
 if [[ $workers == pending ]]; then
   status=(diffusionlm sweep status "${COMMAND[2]}" --workdir "$workdir" --json)
   if [[ " ${COMMAND[*]} " == *" --all "* ]]; then status+=(--all); fi
