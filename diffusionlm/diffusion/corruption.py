@@ -1,8 +1,8 @@
-"""The forward process: which tokens are masked, and with what weight their cross-entropy enters the bound.
+"""The forward process: it masks tokens, and gives their cross-entropy its weight in the bound.
 
 Noise is addressed, not streamed: the noise of an example is a function of (seed, batch index, position of the example
-in the global batch) alone, so that the same masks come out on any mesh, host count or micro-batch split. Masks are
-carried as booleans and never read back from ids.
+in the global batch) alone, so masks are the same on any mesh, host count or micro-batch split. Masks are carried as
+booleans and never read back from ids.
 """
 
 import jax
@@ -18,11 +18,11 @@ from diffusionlm.diffusion.noise import evaluation_keys
 class Corrupted:
     """A corrupted batch."""
 
-    tokens_BxT: jax.Array  # int32, masked positions replaced by the mask id
-    masked_BxT: jax.Array  # bool, the corrupted positions
-    scored_BxT: jax.Array  # bool, the positions that the bound is about: real, maskable and not cut off
-    segment_ids_BxT: jax.Array  # int32, 0 where there is padding or a cut-off tail
-    weight_B: jax.Array  # float32, weight of a masked token's cross-entropy
+    tokens_BxT: jax.Array  # int32; masked positions hold the mask id
+    masked_BxT: jax.Array  # bool, the masked positions
+    scored_BxT: jax.Array  # bool, the positions that the bound covers: real, maskable and not cut off
+    segment_ids_BxT: jax.Array  # int32; 0 at padding and in a cut-off tail
+    weight_B: jax.Array  # float32, the weight of a masked token's cross-entropy
 
 
 def corrupt(
@@ -33,7 +33,7 @@ def corrupt(
     maskable_BxT: jax.Array | None,
     key: jax.Array,
 ) -> Corrupted:
-    """Masks a global batch (SMDM, arXiv 2410.18514, Section 2; LLaDA, arXiv 2502.09992, Algorithms 1 and 2).
+    """Mask a global batch (SMDM, arXiv 2410.18514, Section 2; LLaDA, arXiv 2502.09992, Algorithms 1 and 2).
 
     Args:
       cfg: the forward process.
@@ -41,15 +41,15 @@ def corrupt(
       tokens_BxT: clean int32 ids of the whole global batch; B is even for antithetic times.
       segment_ids_BxT: int32, 0 at padding, which is never masked or scored.
       maskable_BxT: bool, False at positions that stay clean and unscored (a prompt); None: all are maskable.
-      key: of `noise_key`.
+      key: the key of the batch, from `noise_key`.
     """
     B, T = tokens_BxT.shape
-    key_times, key_length, key_examples = jax.random.split(key, 3)
+    key_times, _, key_examples = jax.random.split(key, 3)  # splitting in two would change all noise
     keys_B = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key_examples, jnp.arange(B))
     length_keys_B, time_keys_B, mask_keys_B = jax.vmap(lambda k: jax.random.split(k, 3), out_axes=1)(keys_B)
 
     if cfg.random_length:
-        kept_BxT = _kept(cfg, T, key_length, length_keys_B)
+        kept_BxT = _kept(cfg, T, length_keys_B)
         segment_ids_BxT = jnp.where(kept_BxT, segment_ids_BxT, 0)
     scored_BxT = segment_ids_BxT != 0
     if maskable_BxT is not None:
@@ -74,20 +74,20 @@ def corrupt_held_out(
     record_B: jax.Array,
     draw: jax.Array,
 ) -> Corrupted:
-    """Masks held-out records with noise that is a function of (record, draw), however they are batched.
+    """Mask held-out records with noise that is a function of (record, draw) only, however they are batched.
 
     Exactly n positions of a record are masked, n uniform: the mean is the continuous-time bound of every schedule, with
     no reconstruction term left over, at a lower variance than independent masks (LLaDA, arXiv 2502.09992, Eq. 14). The
     times of one draw are a Kronecker sequence over the records (steps of the golden ratio) from a random start: each is
-    uniform, any stretch of records has them evenly spread, and draws are independent of each other.
+    uniform, times are evenly spread over any stretch of records, and draws are independent of each other.
 
     Args:
       mask_id: the id written into masked positions.
       tokens_BxT: clean int32 ids.
       segment_ids_BxT: int32, 0 at padding, which is never masked or scored.
       maskable_BxT: bool, False at positions that stay clean and unscored.
-      record_B: int32 numbers of the records in their split.
-      draw: int32 number of the draw.
+      record_B: int32 indices of the records in their split.
+      draw: int32 index of the draw.
     """
     key_times, key_masks = evaluation_keys(draw)
     turns_B = record_B.astype(jnp.uint32) * jnp.uint32(_GOLDEN) + jax.random.bits(key_times, dtype=jnp.uint32)
@@ -100,16 +100,20 @@ def corrupt_held_out(
     return Corrupted(noisy_BxT, masked_BxT, scored_BxT, segment_ids_BxT, weight_B)
 
 
-_GOLDEN = 0x9E3779B9  # the golden ratio's fraction of a turn, where 2**32 are one
+_GOLDEN = 0x9E3779B9  # the fractional part of the golden ratio, in units of 2**-32
 
 
 def sample_u(cfg: DiffusionConfig, key_batch: jax.Array, keys_B: jax.Array) -> jax.Array:
-    """Uniform times in (0, 1], one an example; each is marginally uniform whatever `cfg.time_sampling`.
+    """Draw a time in (0, 1] for each example; each is marginally uniform for every `cfg.time_sampling`.
 
-    iid: independent. stratified: one in each of B equal strata, dealt to the examples by a random permutation.
-    antithetic: the same with pairs (u, 1-u) on examples (2i, 2i+1), u in one of B/2 strata of the lower half, and a
-    coin for which example of the pair takes which; the loss changes monotonically with u, so the errors of a pair
-    cancel.
+    iid: times are independent. stratified: there is one in each of B equal strata, and a random permutation deals them
+    to the examples. antithetic: the same with pairs (u, 1-u) on examples (2i, 2i+1), where u is in one of B/2 strata of
+    the lower half and a coin decides which example gets u; the loss is monotonic in u, so the errors of a pair cancel.
+
+    Args:
+      cfg: the forward process.
+      key_batch: the key of the permutation and the coins.
+      keys_B: the keys of the examples.
     """
     B = keys_B.shape[0]
     jitter_B = 1.0 - jax.vmap(jax.random.uniform)(keys_B)
@@ -126,11 +130,11 @@ def sample_u(cfg: DiffusionConfig, key_batch: jax.Array, keys_B: jax.Array) -> j
 
 
 def mask_probability_and_weight(cfg: DiffusionConfig, u_B: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The probability that a token is masked, and the weight that makes the mean over uniform `u` the bound.
+    """Return the probability of a mask, and the weight with which the mean over uniform `u` is the bound.
 
     Continuous time (MDLM, arXiv 2406.07524, Eq. 10; MD4, arXiv 2406.04329, Eq. 4): times below t_min become one
     reconstruction step from t_min to clean data. Their share of the draws is t_min and the reconstruction term has
-    weight 1, so those draws weigh 1/t_min; the mean over u is then the bound with its reconstruction term, in one
+    weight 1, so those draws have weight 1/t_min; the mean over u is then the bound with its reconstruction term, in one
     forward pass.
 
     Discrete time with T steps (MD4, Eq. 2): t = ceil(u T)/T, and weight T (alpha_s - alpha_t) / (1 - alpha_t) with
@@ -149,7 +153,7 @@ def mask_probability_and_weight(cfg: DiffusionConfig, u_B: jax.Array) -> tuple[j
 
 
 def _mask_exact_count(scored_BxT: jax.Array, scores_BxT: jax.Array, u_B: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Masks exactly n of the N scored positions, n uniform on 1..N, with weight N/n (LLaDA, Eq. 14)."""
+    """Mask exactly n of the N scored positions, n uniform on 1..N, with weight N/n (LLaDA, Eq. 14)."""
     total_B = scored_BxT.sum(-1)
     share_B = u_B * total_B.astype(jnp.float32)
     count_B = jnp.clip(jnp.ceil(share_B).astype(jnp.int32), 1, jnp.maximum(total_B, 1))
@@ -159,10 +163,11 @@ def _mask_exact_count(scored_BxT: jax.Array, scores_BxT: jax.Array, u_B: jax.Arr
     return masked_BxT, total_B.astype(jnp.float32) / count_B.astype(jnp.float32)
 
 
-def _kept(cfg: DiffusionConfig, T: int, key_batch: jax.Array, keys_B: jax.Array) -> jax.Array:
-    """True up to a uniform random length in 1..T for a fraction of the examples (SMDM, Section 5), else everywhere."""
-    if cfg.random_length_scope == "batch":
-        keys_B = jnp.broadcast_to(key_batch, keys_B.shape)
+def _kept(cfg: DiffusionConfig, T: int, keys_B: jax.Array) -> jax.Array:
+    """Return the positions that random lengths keep, bool (B, T).
+
+    A fraction `cfg.random_length` of the examples is cut to a uniform length in 1..T (SMDM, Section 5).
+    """
 
     def length(key: jax.Array) -> jax.Array:
         key_cut, key_length = jax.random.split(key)
@@ -173,18 +178,19 @@ def _kept(cfg: DiffusionConfig, T: int, key_batch: jax.Array, keys_B: jax.Array)
 
 
 def pad_to_longest(parts_BxT: jax.Array, group: int = 0) -> tuple[jax.Array, jax.Array]:
-    """Of a batch of prompts with answers: segments that end with the longest example, and where the answers are.
+    """Return segments that end with the longest example of a batch of prompts with answers, and the answers' places.
 
     LLaDA (arXiv 2502.09992, Appendix B.1) pads with EOS to the longest example of a mini-batch and counts the padding
-    to the answer, from which a model learns where to end. Shapes stay: what is beyond is in segment 0, which nothing
-    attends to and nothing scores. The result is a function of the global batch, the same on any mesh.
+    as part of the answer, from which a model learns where to end. Shapes stay the same: positions beyond are in segment
+    0, which nothing attends to and nothing scores. The result depends on the global batch only, not on the mesh.
 
     Args:
-      parts_BxT: int32 PROMPT, ANSWER (with the EOS that ends it), and behind them 0, EOS padding.
-      group: rows (gi, gi + 1, ... gi + g - 1) are padded together; 0: the whole batch.
+      parts_BxT: int32 PROMPT, ANSWER (with the EOS that ends it), and 0 at the EOS padding behind them.
+      group: the number of consecutive rows that are padded to one length; 0: the whole batch.
 
     Returns:
-      int32 (B, T), 1 up to the longest example of the group and then 0; bool (B, T), the answers with their padding.
+      Segment ids, int32 (B, T), 1 up to the longest example of the group and 0 behind it; and the answers with their
+      padding, bool (B, T).
     """
     B, T = parts_BxT.shape
     longest_G = (parts_BxT != 0).sum(-1).reshape(-1, group or B).max(-1)

@@ -1,10 +1,11 @@
-"""The cross-entropy of labels under the vocabulary projection, without the logits of many tokens at once.
+"""The cross-entropy of labels under the vocabulary projection, with the logits of a chunk of tokens at a time.
 
-`weighted_cross_entropy` is what training pays for: only the positions that are predicted meet the vocabulary, and
-gradients are made where the logits are, so that nothing is computed twice. `cross_entropy` gives one number a position.
+Training uses `weighted_cross_entropy`: it projects only the positions that are predicted, and computes gradients while
+it has their logits, so that nothing is computed twice. `cross_entropy` returns one number for each position.
 """
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -12,10 +13,9 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
-from diffusionlm.flops import head_chunk
 from diffusionlm.parallel.mesh import axis_names, partition_spec, rows_per_device, sum_over_rows
 
-LOOP = "vocabulary"  # the scope of the loop over chunks, by which the compile check knows it
+LOOP = "vocabulary"  # the name scope of the loop over chunks, by which the compile check recognises it
 
 
 def cross_entropy(
@@ -25,16 +25,16 @@ def cross_entropy(
     suppressed_V: jax.Array,
     chunk: int,
 ) -> jax.Array:
-    """-log softmax(logits)[label] in float32 nats, (B, T), without suppressed ids; not meant to be differentiated.
+    """Return -log softmax(logits)[label] without suppressed ids, in float32 nats (B, T); not to be differentiated.
 
     Chunks are cut along T, which no mesh axis splits.
 
     Args:
-      head: hidden states (B, t, D) to raw float32 logits (B, t, V).
+      head: a function from hidden states (B, t, D) to raw float32 logits (B, t, V).
       hidden_BxTxD: final hidden states.
       labels_BxT: int32 ids; none may be suppressed.
-      suppressed_V: bool, True for ids that get no probability.
-      chunk: most tokens that each device projects at a time; one position of each of its rows is the least.
+      suppressed_V: bool, ids that get no probability.
+      chunk: the most tokens that each device projects at a time, but at least one position of each of its rows.
     """
 
     def nll(hidden_BxCxD: jax.Array, labels_BxC: jax.Array) -> jax.Array:
@@ -47,14 +47,11 @@ def cross_entropy(
     if C == T:
         return nll(hidden_BxTxD, labels_BxT)
     S = -(-T // C)
-    padding = ((0, 0), (0, S * C - T))  # what it costs is cut off again below
+    padding = ((0, 0), (0, S * C - T))  # the result is cut back to T below
     hidden_SxBxCxD = jnp.pad(hidden_BxTxD, (*padding, (0, 0))).reshape(B, S, C, D).swapaxes(0, 1)
     labels_SxBxC = jnp.pad(labels_BxT, padding).reshape(B, S, C).swapaxes(0, 1)
     nll_SxBxC = jax.lax.map(lambda x: nll(*x), (hidden_SxBxCxD, labels_SxBxC))
     return nll_SxBxC.swapaxes(0, 1).reshape(B, S * C)[:, :T]
-
-
-# --- for training
 
 
 def weighted_cross_entropy(
@@ -67,22 +64,22 @@ def weighted_cross_entropy(
     chunk: int,
     share: float,
 ) -> tuple[jax.Array, jax.Array]:
-    """The sums of weight * nll and of nll over the counted positions, where nll = -log softmax(logits)[label].
+    """Return the sums of weight * nll and of nll over the counted positions, where nll = -log softmax(logits)[label].
 
-    Each device collects its counted positions and takes them through the vocabulary in chunks, as many as it needs:
-    whatever the number of counted positions, all are taken and no others. Gradients are made along with the loss, chunk
-    by chunk, and are reduced over the mesh once, at the end. With the vocabulary split over devices, two numbers a
-    position are exchanged. Logits exist for one chunk at a time. Only the first sum is differentiable.
+    Each device collects its counted positions and projects them to the vocabulary in as many chunks as it needs, so
+    that all of them are projected and no others. Gradients are computed along with the loss, chunk by chunk, and are
+    reduced over the mesh once, at the end. If devices split the vocabulary, they exchange two numbers for each
+    position. Logits exist for one chunk at a time. Only the first sum is differentiable.
 
     Args:
-      hidden_BxTxD: final hidden states, in the dtype of the products.
+      hidden_BxTxD: final hidden states, in the dtype of the matmuls.
       head_DxV: the projection, float32.
-      labels_BxT: int32 ids; none that is counted may be suppressed.
+      labels_BxT: int32 ids; no counted label may be suppressed.
       weight_BxT: float32; 0 where not counted.
       counted_BxT: bool, where a label is predicted.
-      suppressed_V: bool, True for ids that get no probability.
-      chunk: most tokens that each device projects at a time.
-      share: of all positions that is usually counted; a hint for the size of chunks.
+      suppressed_V: bool, ids that get no probability.
+      chunk: the most tokens that each device projects at a time.
+      share: the usual share of counted positions, from which the size of chunks is chosen.
 
     Returns:
       Two float32 scalars, in nats.
@@ -147,13 +144,13 @@ def _on_each_device(C: int, split: _Split, inputs: _Inputs, *, gradients: bool) 
 
 
 def _one_device(C: int, split: _Split, gradients: bool, inputs: _Inputs) -> Any:
-    """The sums over all devices and, if wanted, the gradients that this device keeps."""
+    """Return the sums over all devices and, with `gradients`, this device's part of the gradients."""
     B, T, D = inputs.hidden_BxTxD.shape
     N, dtype = B * T, inputs.hidden_BxTxD.dtype
     hidden_NxD = inputs.hidden_BxTxD.reshape(N, D)
     labels_N, weight_N = inputs.labels_BxT.reshape(N), inputs.weight_BxT.reshape(N)
     head_DxV = inputs.head_DxV.astype(dtype)
-    if split.embed:  # gathered in the dtype of the products
+    if split.embed:  # gathered in the dtype of the matmuls
         head_DxV = jax.lax.all_gather(head_DxV, split.embed, axis=0, tiled=True)
     V = head_DxV.shape[1]
     first_id = jax.lax.axis_index(split.vocab) * V if split.vocab else 0
@@ -165,7 +162,7 @@ def _one_device(C: int, split: _Split, gradients: bool, inputs: _Inputs) -> Any:
     places_P = jnp.pad(places_P, (0, padded - N), constant_values=N)
     turns = (counted_N.sum(dtype=jnp.int32) + C - 1) // C
     if split.vocab and split.rows:
-        # All go round as often, so that no collective inside the loop is met by some devices and not by others.
+        # All devices make as many turns, so that all take part in every collective inside the loop.
         turns = jax.lax.pmax(turns, split.rows)
 
     def turn(j: jax.Array, carry: tuple) -> tuple:
@@ -193,7 +190,7 @@ def _one_device(C: int, split: _Split, gradients: bool, inputs: _Inputs) -> Any:
         grad_CxD = jnp.dot(error_CxV, head_DxV.T, preferred_element_type=jnp.float32)
         return sums, (grad_NxD.at[places_C].set(grad_CxD.astype(grad_NxD.dtype), mode="drop"), grad_DxV)
 
-    # Parts of the sum over the vocabulary, which lie on several devices, are added up in float32.
+    # Partial sums over the vocabulary, from several devices, are added in float32.
     part = jnp.float32 if split.vocab else dtype
     grads = (jnp.zeros((N, D), part), jnp.zeros((D, V), jnp.float32)) if gradients else None
     with jax.named_scope(LOOP):
@@ -206,3 +203,36 @@ def _one_device(C: int, split: _Split, gradients: bool, inputs: _Inputs) -> Any:
     if split.vocab:
         grad_NxD = jax.lax.psum(grad_NxD, split.vocab)
     return sums, (grad_NxD.astype(dtype).reshape(B, T, D), sum_over_rows(grad_DxV, split.rows, split.embed, 0))
+
+
+# The size of chunks.
+
+
+def slowest_share(rows: int, share: float) -> float:
+    """Return the share of predicted tokens on the slowest of many devices with `rows` rows each.
+
+    Antithetic times keep pairs of rows close to the mean; all of a row without its partner may be predicted on some
+    device, and the others wait for it.
+    """
+    return share if rows % 2 == 0 else min(1.0, share * (rows + 1) / rows)
+
+
+def head_chunk(rows: int, length: int, most: int, share: float) -> int:
+    """Return the number of tokens that a device projects to the vocabulary at a time.
+
+    It divides the usual work of the slowest device, and an eighth more, into the fewest equal chunks.
+
+    Args:
+      rows: the rows of the device.
+      length: the positions of each.
+      most: the largest chunk.
+      share: the mean share of predicted positions.
+    """
+    tokens = rows * length
+    usual = min(tokens, math.ceil(tokens * slowest_share(rows, share) * 9 / 8))
+    return -(-usual // -(-usual // most))
+
+
+def head_turns(rows: int, length: int, most: int, share: float) -> int:
+    """Return the usual number of chunks of the slowest device; arguments are those of `head_chunk`."""
+    return math.ceil(rows * length * slowest_share(rows, share) / head_chunk(rows, length, most, share))

@@ -1,7 +1,7 @@
-"""Attention: one entry point for every mask kind, on every device.
+"""Attention: one entry point for every kind of mask, on every device.
 
-Masks are full, causal, block-causal, within segments, or any other that is data; `flash` has the kernels for the first
-four, and what they do not cover takes `reference_attention`.
+Masks are full, causal, block-causal, within segments, or arbitrary data. `attention_kernels` has kernels for the first
+four; `reference_attention` computes all others.
 """
 
 from typing import NamedTuple
@@ -10,13 +10,13 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from diffusionlm.model import attention_kernels as flash
+from diffusionlm.model import attention_kernels
 
 
 class Keys(NamedTuple):
-    """What the S keys of an attention are, where they are not the T queries themselves."""
+    """The S keys of an attention, where they are not at the positions of the T queries."""
 
-    places_BxT: jax.Array  # int32: which key each query is; only causal attention looks at it
+    places_BxT: jax.Array  # int32, the index of each query's own key; only causal attention uses it
     segment_ids_BxS: jax.Array  # int32
 
 
@@ -31,30 +31,30 @@ def attention(
     keys: Keys | None = None,
     allowed_TxS: jax.Array | None = None,
 ) -> jax.Array:
-    """Softmax attention of H query heads over G key/value heads, scaled by 1/sqrt(K), with the softmax in float32.
+    """Compute softmax attention of H query heads over G key/value heads, scaled by 1/sqrt(K), softmax in float32.
 
     Args:
       q_BxTxHxK: queries; H is a multiple of G, and query head h reads key/value head h // (H // G).
       k_BxSxGxK: keys.
       v_BxSxGxK: values.
       causal: position i attends to positions j <= i only.
-      block: with `causal`, also to the later ones of its own block of this many positions.
-      segment_ids_BxT: positions attend within equal ids only; padding's own id is 0, so nothing else sees it.
-      keys: what the keys are; None: the queries themselves, S = T.
-      allowed_TxS: bool, a mask that is data, such as `annealed_mask`; on top of the others.
+      block: with `causal`, a position also attends to later ones of its own block of this many positions.
+      segment_ids_BxT: int32, positions attend within equal ids only; padding has id 0, so nothing else attends to it.
+      keys: where the keys are; None: at the positions of the queries, S = T.
+      allowed_TxS: bool, a mask on top of the others, such as `annealed_mask`.
 
     Returns:
       (B, T, H, K) in the dtype of the queries.
     """
     operands = (q_BxTxHxK, k_BxSxGxK, v_BxSxGxK)
-    kernel = flash.choose_kernel(q_BxTxHxK) if keys is None and allowed_TxS is None else None
+    kernel = attention_kernels.choose_kernel(q_BxTxHxK) if keys is None and allowed_TxS is None else None
     if kernel == "splash":
-        return flash.splash(*operands, causal=causal, block=block, segment_ids_BxT=segment_ids_BxT)
+        return attention_kernels.splash(*operands, causal=causal, block=block, segment_ids_BxT=segment_ids_BxT)
     T = q_BxTxHxK.shape[1]
     if kernel == "cudnn":
-        own = causal and block == 1  # the only mask that it knows without seeing it
-        mask_BxTxT = attention_mask(T, causal and not own, block, segment_ids_BxT)
-        return flash.cudnn(*operands, causal=own, mask_BxTxT=mask_BxTxT)
+        is_causal = causal and block == 1  # the only mask that the kernel needs no array for
+        mask_BxTxT = attention_mask(T, causal and not is_causal, block, segment_ids_BxT)
+        return attention_kernels.cudnn(*operands, causal=is_causal, mask_BxTxT=mask_BxTxT)
     mask_BxTxS = attention_mask(T, causal, block, segment_ids_BxT, keys)
     if allowed_TxS is not None:
         mask_BxTxS = allowed_TxS[None] if mask_BxTxS is None else mask_BxTxS & allowed_TxS[None]
@@ -64,7 +64,7 @@ def attention(
 def reference_attention(
     q_BxTxHxK: jax.Array, k_BxSxGxK: jax.Array, v_BxSxGxK: jax.Array, mask_BxTxS: jax.Array | None
 ) -> jax.Array:
-    """Attention with all scores in memory, for any mask; a mask of one row is for all."""
+    """Compute attention for any mask, with all scores in memory; a mask with one row (B = 1) applies to all rows."""
     B, T, H, K = q_BxTxHxK.shape
     S, G = k_BxSxGxK.shape[1:3]
     R = H // G
@@ -74,19 +74,24 @@ def reference_attention(
     scores_BxGxRTxS = jnp.einsum("bgqk,bgsk->bgqs", q_BxGxRTxK, k_BxGxSxK, preferred_element_type=jnp.float32)
     scores_BxGxRxTxS = scores_BxGxRTxS.reshape(B, G, R, T, S) * K**-0.5
     if mask_BxTxS is not None:
-        # Finite, so that a row with nothing to attend to gives numbers and not NaN.
+        # Finite, so that a query with nothing to attend to gives numbers and not NaN.
         floor = jnp.finfo(jnp.float32).min
         scores_BxGxRxTxS = jnp.where(mask_BxTxS[:, None, None], scores_BxGxRxTxS, floor)
     weights_BxGxRxTxS = jax.nn.softmax(scores_BxGxRxTxS, axis=-1).astype(v_BxSxGxK.dtype)
     weights_BxGxRTxS = weights_BxGxRxTxS.reshape(B, G, R * T, S)
-    out_BxGxRTxK = checkpoint_name(jnp.einsum("bgqs,bgsk->bgqk", weights_BxGxRTxS, v_BxGxSxK), flash.CHECKPOINT)
+    out_BxGxRTxK = checkpoint_name(
+        jnp.einsum("bgqs,bgsk->bgqk", weights_BxGxRTxS, v_BxGxSxK), attention_kernels.CHECKPOINT
+    )
     return out_BxGxRTxK.reshape(B, G, R, T, K).transpose(0, 3, 1, 2, 4).reshape(B, T, H, K)
 
 
 def attention_mask(
     T: int, causal: bool, block: int, segment_ids_BxT: jax.Array | None, keys: Keys | None = None
 ) -> jax.Array | None:
-    """True where a query (second-last axis) may attend to a key (last axis); None where every pair may."""
+    """Return where a query (second-last axis) may attend to a key (last axis), bool; None: everywhere.
+
+    Arguments are those of `attention`; the first axis of the mask is B or 1.
+    """
     mask_BxTxS = None
     if causal:
         places_BxT = jnp.arange(T)[None] if keys is None else keys.places_BxT
@@ -100,8 +105,8 @@ def attention_mask(
 
 
 def annealed_mask(key: jax.Array, T: int, fraction: jax.Array | float) -> jax.Array:
-    """Causal attention on its way to full attention: every later position is open with probability `fraction`.
+    """Return a mask between causal and full attention: later positions are open with probability `fraction`.
 
-    One mask for all rows, heads and layers of a step (DiffuLLaMA, arXiv 2410.17891, Section 3.2). Bool (T, T).
+    A step has one mask for all rows, heads and layers (DiffuLLaMA, arXiv 2410.17891, Section 3.2). Bool (T, T).
     """
     return jnp.tri(T, dtype=bool) | jax.random.bernoulli(key, fraction, (T, T))

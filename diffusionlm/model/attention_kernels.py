@@ -1,7 +1,8 @@
-"""Attention that never holds all scores: splash attention on TPUs, cuDNN's on GPUs; `choose_kernel` says where each will do.
+"""Kernels for attention that never hold all scores: splash attention on TPUs, cuDNN's on NVIDIA GPUs.
 
-The choice is by the devices of the mesh of `jax.set_mesh`, never by the machine that traces the program, so that what
-is compiled ahead of time for another machine has that machine's kernel. Both are tested against `attention.reference`.
+`choose_kernel` goes by the devices of the mesh of `jax.set_mesh`, never by the machine that traces the program, so that
+a program compiled ahead of time for another machine has that machine's kernel. Both are tested against
+`attention.reference_attention`.
 """
 
 import functools
@@ -16,13 +17,15 @@ from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_ma
 
 from diffusionlm.parallel.mesh import partition_spec
 
-CHECKPOINT = "attention"  # what the backward pass needs of attention is saved under this name, if a policy wants it
+CHECKPOINT = "attention"  # the name of the values that the backward pass needs of attention, for remat policies
+SPLASH_LENGTHS = 128  # splash attention takes sequence lengths that are multiples of it
+MAX_SPLASH_TILE = 512
 # NVIDIA's cards before Ampere (compute capability 8.0), for which cuDNN has no flash attention.
 BEFORE_AMPERE = re.compile(r"Tesla|Quadro|TITAN|GTX|GeForce MX|RTX 20\d0\b(?!.* Ada)|\b[KMPV]\d+|\bT\d+")
 
 
 def choose_kernel(q_BxTxHxK: jax.Array) -> Literal["splash", "cudnn"] | None:
-    """The fast kernel for some queries on the devices of the mesh; None where only the reference will do."""
+    """Return the kernel for some queries on the devices of the mesh; None if only the reference can do."""
     device = jax.sharding.get_abstract_mesh().abstract_device
     if device is None:  # no mesh
         return None
@@ -46,16 +49,16 @@ def splash(
     segment_ids_BxT: jax.Array | None,
     interpret: bool = False,
 ) -> jax.Array:
-    """Splash attention; arguments and result are those of `attention`, and T is a multiple of 128.
+    """Compute splash attention; arguments and result are those of `attention`, T a multiple of `SPLASH_LENGTHS`.
 
-    The kernel knows nothing of meshes, so each device runs it on its own rows and heads. `interpret` runs the kernel's
-    Python on any platform, for tests.
+    The kernel knows no meshes, so each device runs it on its own rows and heads. `interpret` runs the kernel's Python
+    on any platform, for tests.
     """
     H, G = q_BxTxHxK.shape[2], k_BxTxGxK.shape[2]
     mesh = dict(jax.sharding.get_abstract_mesh().shape)
     spec = partition_spec(q_BxTxHxK.shape, ("batch", None, "heads", None), mesh)
     kv_spec = partition_spec(k_BxTxGxK.shape, ("batch", None, "kv_heads", None), mesh)
-    if spec != kv_spec:  # key/value heads that the mesh does not divide go where their queries are
+    if spec != kv_spec:  # the mesh does not divide the key/value heads: each goes to the devices of its queries
         k_BxTxGxK, v_BxTxGxK = (jnp.repeat(x, H // G, axis=2) for x in (k_BxTxGxK, v_BxTxGxK))
     body = functools.partial(_splash_one_device, causal, block, interpret)
     operands = (q_BxTxHxK, k_BxTxGxK, v_BxTxGxK, segment_ids_BxT)
@@ -104,6 +107,11 @@ def _static_mask(T: int, H: int, causal: bool, block: int) -> splash_masks.Multi
     return splash_masks.MultiHeadMask([mask] * H)
 
 
+def splash_tile(length: int) -> int:
+    """Return the number of queries and of keys in a tile of splash attention: the largest that divides the length."""
+    return next(n for n in range(min(length, MAX_SPLASH_TILE), 0, -SPLASH_LENGTHS) if length % n == 0)
+
+
 def _tiles(T: int) -> splash_lib.BlockSizes:
     tile = splash_tile(T)
     return splash_lib.BlockSizes(
@@ -121,7 +129,7 @@ def _tiles(T: int) -> splash_lib.BlockSizes:
 def cudnn(
     q_BxTxHxK: jax.Array, k_BxTxGxK: jax.Array, v_BxTxGxK: jax.Array, *, causal: bool, mask_BxTxT: jax.Array | None
 ) -> jax.Array:
-    """cuDNN's flash attention; a mask costs the memory of a bias, but no scores."""
+    """Compute attention with cuDNN's flash kernel; a mask needs as much memory as a bias, but scores need none."""
     return jax.nn.dot_product_attention(
         q_BxTxHxK,
         k_BxTxGxK,
@@ -130,11 +138,3 @@ def cudnn(
         is_causal=causal,
         implementation="cudnn",
     )
-
-
-SPLASH_LENGTHS = 128  # the TPU's attention kernel takes multiples of it
-
-
-def splash_tile(length: int) -> int:
-    """Queries and keys that splash attention takes at a time: the most that divide the length, up to 512."""
-    return next(n for n in range(min(length, 512), 0, -SPLASH_LENGTHS) if length % n == 0)

@@ -1,8 +1,8 @@
-"""From the parameters of one model to those that another begins with: autoregressive weights become a diffusion model.
+"""Turn the parameters of one model into the initial ones of another, such as an autoregressive into a diffusion model.
 
-All of the autoregressive model is kept (DiffuLLaMA, arXiv 2410.17891, Section 3). The rest of the method lies where
-training is: attention that opens up in `train_step.annealed_attention`, the shift in `losses.mdm_targets`, adapters in
-`lora`.
+The diffusion model begins with all weights of the autoregressive model (DiffuLLaMA, arXiv 2410.17891, Section 3). The
+other parts of that method are elsewhere: `attention.annealed_mask`, the shift in `diffusion.objectives.mdm_targets`,
+adapters in `lora`.
 """
 
 import functools
@@ -14,53 +14,56 @@ from flax import traverse_util
 
 from diffusionlm.config import ModelConfig
 from diffusionlm.model import lora
+from diffusionlm.parallel.mesh import Params, Shardings
 
-# What may differ between a model and the one that begins with its weights, with the only change that has a meaning.
+# The fields that may differ between source and target, with the only change that has a meaning.
 CONVERTIBLE = {"causal": (True, False), "mask_row": (False, True)}
 
 
-def same_parameters(theirs: ModelConfig, ours: ModelConfig) -> bool:
-    """Whether the trees of both models are alike, so that `convert_params` would change nothing."""
-    return not theirs.lora_rank and not ours.lora_rank and theirs.mask_row == ours.mask_row
+def same_parameters(source: ModelConfig, target: ModelConfig) -> bool:
+    """Return True if both models have the same parameters, so that `convert_params` would change nothing."""
+    return not source.lora_rank and not target.lora_rank and source.mask_row == target.mask_row
 
 
-def convert_on_mesh(theirs: ModelConfig, ours: ModelConfig, params: Any, adapters: Any, shardings: Any) -> Any:
-    """`convert_params` on a mesh, with as little memory besides `params`, which it consumes, as there can be.
+def convert_on_mesh(
+    source: ModelConfig, target: ModelConfig, params: Params, adapters: Params, shardings: Shardings
+) -> Params:
+    """Run `convert_params` on a mesh; it consumes `params`, so that it needs little memory besides.
 
-    The first four arguments are those of `convert_params`; `shardings` are of the result.
+    The first four arguments are those of `convert_params`; `shardings` place the result.
     """
-    wanted = jax.eval_shape(functools.partial(convert_params, theirs, ours), params, adapters)
-    shapes = {path: leaf.shape for path, leaf in traverse_util.flatten_dict(wanted).items()}
+    result = jax.eval_shape(functools.partial(convert_params, source, target), params, adapters)
+    shapes = {path: leaf.shape for path, leaf in traverse_util.flatten_dict(result).items()}
     flat = traverse_util.flatten_dict(params)
-    # Only what has a place in the result can be written over.
-    kept = {path: leaf for path, leaf in flat.items() if shapes.get(path) == leaf.shape}
-    others = {path: leaf for path, leaf in flat.items() if path not in kept}
+    # JAX can write a result over an argument of the same shape only.
+    donated = {path: leaf for path, leaf in flat.items() if shapes.get(path) == leaf.shape}
+    others = {path: leaf for path, leaf in flat.items() if path not in donated}
 
     @functools.partial(jax.jit, donate_argnums=0, out_shardings=shardings)
-    def program(kept: dict, others: dict, adapters: Any) -> Any:
-        return convert_params(theirs, ours, traverse_util.unflatten_dict(kept | others), adapters)
+    def program(donated: dict[Any, jax.Array], others: dict[Any, jax.Array], adapters: Params) -> Params:
+        return convert_params(source, target, traverse_util.unflatten_dict(donated | others), adapters)
 
-    return program(kept, others, adapters)
+    return program(donated, others, adapters)
 
 
-def convert_params(theirs: ModelConfig, ours: ModelConfig, params: Any, adapters: Any) -> Any:
-    """The parameters that `ours` begins with, from those of `theirs`.
+def convert_params(source: ModelConfig, target: ModelConfig, params: Params, adapters: Params) -> Params:
+    """Return the parameters that a model begins with, from those of another.
 
-    The row of [MASK], where it is new, begins as the mean of all others; its column in the head is never looked at.
-    Adapters of `theirs` go into its weights.
+    A new row of [MASK] begins as the mean of all other rows; nothing ever reads its column in the head. Adapters of the
+    source are merged into its weights.
 
     Args:
-      theirs: the model of `params`; it differs from `ours` in nothing but `CONVERTIBLE` and `lora_rank`.
-      ours: the model that is asked for.
-      params: the parameters of `theirs`.
-      adapters: those of `ours` that are adapters, as they are initialised.
+      source: the model of `params`; it differs from `target` in nothing but `CONVERTIBLE` and `lora_rank`.
+      target: the model of the result.
+      params: the parameters of `source`.
+      adapters: the parameters of `target` that are adapters, freshly initialised.
     """
-    params = lora.merge(params)
-    V, padded = theirs.vocab_size, ours.padded_vocab_size
-    if ours.mask_row and not theirs.mask_row:
-        rows_VxD = params["embed"][:V]
-        added_MxD = jnp.zeros((padded - V, ours.d_model), rows_VxD.dtype).at[0].set(rows_VxD.mean(axis=0))
-        params = params | {"embed": jnp.concatenate([rows_VxD, added_MxD])}
-        if not ours.tied_head:
-            params["head"] = jnp.pad(params["head"][:, :V], ((0, 0), (0, padded - V)))
-    return lora.join(params, adapters)
+    merged = lora.merge(params)
+    V, padded = source.vocab_size, target.padded_vocab_size
+    if target.mask_row and not source.mask_row:
+        rows_VxD = merged["embed"][:V]
+        added_MxD = jnp.zeros((padded - V, target.d_model), rows_VxD.dtype).at[0].set(rows_VxD.mean(axis=0))
+        merged["embed"] = jnp.concatenate([rows_VxD, added_MxD])
+        if not target.tied_head:
+            merged["head"] = jnp.pad(merged["head"][:, :V], ((0, 0), (0, padded - V)))
+    return lora.join(merged, adapters)

@@ -1,7 +1,7 @@
-"""Low-rank adapters (LoRA, arXiv 2106.09685): which parameters are trained with them, and how they go into the weights.
+"""Low-rank adapters (LoRA, arXiv 2106.09685): the parameters that are trained with them, and their merge into weights.
 
-`model.Block` adds them to what every matrix of a block gives. As DiffuLLaMA (arXiv 2410.17891) fine-tunes its 7B, the
-embedding is trained as well, without which the row of [MASK] would stay as it was made.
+`transformer.Block` adds an adapter to the product with every matrix of a block. The embedding is trained as well, as
+DiffuLLaMA (arXiv 2410.17891) does for its 7B model; otherwise the row of [MASK] would stay as it was initialised.
 """
 
 from typing import Any
@@ -11,19 +11,20 @@ import jax.numpy as jnp
 from flax import traverse_util
 
 from diffusionlm.config import ModelConfig
+from diffusionlm.parallel.mesh import Params
 
-DOWN, UP = "_lora_down", "_lora_up"  # what follows a weight's name: (layers, *inputs, R) and (layers, R, *outputs)
-SCALE = 2.0  # alpha / R: alpha is twice the rank, as DiffuLLaMA has it
+DOWN, UP = "_lora_down", "_lora_up"  # suffixes of a weight's name: (layers, *inputs, R) and (layers, R, *outputs)
+SCALE = 2.0  # alpha / R; alpha is twice the rank, as for DiffuLLaMA
 
 
-def adapters(params: Any) -> Any:
-    """Of a tree of parameters, those that belong to adapters."""
+def adapters(params: Params) -> Params:
+    """Return the parameters that belong to adapters."""
     flat = traverse_util.flatten_dict(params)
     return traverse_util.unflatten_dict({path: leaf for path, leaf in flat.items() if path[-1].endswith((DOWN, UP))})
 
 
-def split(cfg: ModelConfig, params: Any) -> tuple[Any, Any]:
-    """The parameters that are trained, and all others, as two trees that `join` puts together again."""
+def split(cfg: ModelConfig, params: Params) -> tuple[Params, Params]:
+    """Return the parameters that are trained, and all others, as two trees that `join` joins again."""
     if not cfg.lora_rank:
         return params, {}
     flat = traverse_util.flatten_dict(params)
@@ -32,14 +33,14 @@ def split(cfg: ModelConfig, params: Any) -> tuple[Any, Any]:
     return traverse_util.unflatten_dict(trained), traverse_util.unflatten_dict(frozen)
 
 
-def join(trained: Any, frozen: Any) -> Any:
-    """The whole tree of what `split` gave."""
+def join(trained: Params, frozen: Params) -> dict[str, Any]:
+    """Return the whole tree of the two parts that `split` returned."""
     flat = traverse_util.flatten_dict(trained) | traverse_util.flatten_dict(frozen)
     return traverse_util.unflatten_dict(flat)
 
 
-def merge(params: Any) -> Any:
-    """Parameters of the same model without adapters: each weight W becomes W + SCALE * down @ up, in its dtype."""
+def merge(params: Params) -> dict[str, Any]:
+    """Return parameters without adapters: each weight W becomes W + SCALE * down @ up, in its dtype."""
     flat = traverse_util.flatten_dict(params)
     merged = {}
     for path, weight in flat.items():
@@ -53,7 +54,7 @@ def merge(params: Any) -> Any:
 
 
 def _merged(weight_NxIxO: jax.Array, down_NxIxR: jax.Array, up_NxRxO: jax.Array) -> jax.Array:
-    """I and O stand for one axis or two."""
+    """Merge an adapter into its weight; I and O stand for one axis or two."""
     N, R = down_NxIxR.shape[0], down_NxIxR.shape[-1]
     down, up = down_NxIxR.reshape(N, -1, R).astype(jnp.float32), up_NxRxO.reshape(N, R, -1).astype(jnp.float32)
     added = jnp.matmul(down, up, precision=jax.lax.Precision.HIGHEST).reshape(weight_NxIxO.shape)

@@ -1,4 +1,4 @@
-"""TODO: one sentence."""
+"""Rotary position embeddings (RoPE; RoFormer, arXiv 2104.09864)."""
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +8,11 @@ from diffusionlm.config import ModelConfig
 
 
 def rope_tables(cfg: ModelConfig, positions_BxT: jax.Array) -> jax.Array:
-    """cos and sin of the rotary angles, (B, T, 2, head_dim/2) float32 (RoFormer, arXiv 2104.09864)."""
+    """Return the cosines and sines of the rotary angles, float32 (B, T, 2, head_dim / 2).
+
+    The angles are position * rope_theta ** (-2j / head_dim) for channel pairs j. `cfg.rope_bf16_tables` rounds the
+    tables to bfloat16.
+    """
     frequencies = cfg.rope_theta ** (-np.arange(0, cfg.head_dim, 2, dtype=np.float64) / cfg.head_dim)
     angles = positions_BxT[..., None].astype(jnp.float32) * jnp.asarray(frequencies, jnp.float32)[None, None]
     tables = jnp.stack([jnp.cos(angles), jnp.sin(angles)], axis=2)
@@ -16,7 +20,7 @@ def rope_tables(cfg: ModelConfig, positions_BxT: jax.Array) -> jax.Array:
 
 
 def rotate(x_BxTxHxK: jax.Array, rope_BxTx2xJ: jax.Array) -> jax.Array:
-    """Rotates the two halves of each head (GPT-NeoX layout) in float32."""
+    """Rotate the two halves of each head (GPT-NeoX layout) in float32, and return the dtype of `x`."""
     cos, sin = rope_BxTx2xJ[:, :, None, 0], rope_BxTx2xJ[:, :, None, 1]
     first, second = jnp.split(x_BxTxHxK.astype(jnp.float32), 2, axis=-1)
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x_BxTxHxK.dtype)

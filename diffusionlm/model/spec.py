@@ -1,4 +1,4 @@
-"""TODO: one sentence."""
+"""The facts of a model that its users need besides its parameters."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from diffusionlm.config import Config, DiffusionConfig, ModelConfig
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """What the sampler must know of a model besides its parameters."""
+    """The facts of a model that sampling and likelihoods need besides its parameters."""
 
     model: ModelConfig
     diffusion: DiffusionConfig  # for its schedule
@@ -22,7 +22,7 @@ class ModelSpec:
 
     @classmethod
     def of(cls, cfg: Config) -> "ModelSpec":
-        """The spec of a model that is trained with `cfg`."""
+        """Return the spec of a model that is trained with `cfg`."""
         autoregressive = cfg.objective == "arm"
         mask_id = None if autoregressive else cfg.mask_id
         shifted = autoregressive or cfg.diffusion.alignment == "shifted"
@@ -30,11 +30,15 @@ class ModelSpec:
 
     @property
     def autoregressive(self) -> bool:
+        """Return True for a next-token model, which has no mask id."""
         return self.mask_id is None
 
 
 def suppression_mask(cfg: ModelConfig, suppressed_ids: Sequence[int]) -> np.ndarray:
-    """The ids that are never predicted, bool (padded_vocab_size,): rows beyond the vocabulary, and those named."""
+    """Return the ids that are never predicted: those beyond the vocabulary and those named. bool (padded_vocab_size,).
+
+    Rows beyond the vocabulary pad the table for the hardware.
+    """
     suppressed_V = np.arange(cfg.padded_vocab_size) >= cfg.vocab_size
     suppressed_V[list(suppressed_ids)] = True
     return suppressed_V

@@ -1,10 +1,11 @@
 """The Transformer that masked diffusion models and their autoregressive twins share.
 
-Pure `init`/`apply` (Flax Linen). Layers are scanned, so compile time and program size do not grow with depth; their
-parameters are stacked along a leading "layers" axis. Parameters are float32 and carry logical axis names
+A Flax Linen module with pure `init` and `apply`. Layers are scanned, so compile time and program size do not grow with
+depth; their parameters are stacked along a leading "layers" axis. Parameters are float32 and carry logical axis names
 (`diffusionlm.parallel.mesh.RULES` maps them to mesh axes); matmuls and activations use `cfg.dtype`.
 
-Linear layers run on two-dimensional activations [batch*length, width]: the same numbers, and much faster on CPUs.
+Linear layers run on two-dimensional activations [batch*length, width], which gives the same numbers and is much faster
+on CPUs.
 """
 
 from typing import Any
@@ -21,7 +22,7 @@ from diffusionlm.model.attention_kernels import CHECKPOINT
 from diffusionlm.model.cache import Cache, LayerCache, Window, update_cache, update_layer
 from diffusionlm.model.embedding import look_up
 from diffusionlm.model.positions import rope_tables, rotate
-from diffusionlm.parallel.mesh import constrain, tree_shardings, unbox
+from diffusionlm.parallel.mesh import Params, constrain, tree_shardings, unbox
 
 REMAT_POLICIES = {
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
@@ -31,12 +32,13 @@ REMAT_POLICIES = {
 
 
 class Norm(nn.Module):
-    """RMSNorm or LayerNorm with float32 statistics; written here because Linen's break under strict dtype promotion."""
+    """RMSNorm or LayerNorm with float32 statistics; Linen's own break under strict dtype promotion."""
 
     cfg: ModelConfig
 
     @nn.compact
     def __call__(self, x_BxTxD: jax.Array) -> jax.Array:
+        """Normalise over the last axis, in the dtype of `x`."""
         cfg = self.cfg
         scale_D = _param(self, "scale", nn.initializers.ones, (cfg.d_model,), (None,))
         y_BxTxD = x_BxTxD.astype(jnp.float32)
@@ -52,13 +54,15 @@ class Norm(nn.Module):
 
 @struct.dataclass
 class AttentionContext:
-    """What attention must know of the positions of a pass besides their activations; the same in every layer."""
+    """The facts about the T positions of a pass that attention needs in every layer."""
 
     rope_BxTx2xJ: jax.Array | None  # of `rope_tables`; None: positions are learned
     segment_ids_BxT: jax.Array | None  # int32, positions attend within equal ids only; None: there is one segment
     allowed_TxT: jax.Array | None = None  # bool, a mask on top of the others
-    window: Window | None = None  # which positions of a cached canvas these are; None: they are a whole canvas
-    keep: bool = struct.field(pytree_node=False, default=False)  # static: blocks return their keys and values
+    window: Window | None = None  # the positions within a cached canvas; None: they are a whole canvas
+    keep: bool = struct.field(
+        pytree_node=False, default=False
+    )  # static; blocks return the keys and values of these positions
 
 
 class Block(nn.Module):
@@ -70,12 +74,12 @@ class Block(nn.Module):
     def __call__(
         self, x_BxTxD: jax.Array, context: AttentionContext, cached: LayerCache | None
     ) -> tuple[jax.Array, LayerCache | None]:
-        """Return the residual stream behind this block, and the new keys and values where they are kept.
+        """Return the residual stream behind this block and, with `context.keep`, the keys and values of its positions.
 
         Args:
-          x_BxTxD: the residual stream of T positions.
-          context: what attention must know of them.
-          cached: this layer's keys and values of the whole canvas; only with `context.window`.
+          x_BxTxD: the residual stream.
+          context: the facts about its positions.
+          cached: this layer's keys and values of the whole canvas; None without `context.window`.
         """
         cfg = self.cfg
         with jax.named_scope("attention"):
@@ -139,7 +143,7 @@ class Block(nn.Module):
         bias: bool | None = None,
         residual: bool = False,
     ) -> jax.Array:
-        """`x` (B, T, *inputs) times a weight (*inputs, *outputs); `residual` marks what is added to the stream."""
+        """Return `x` (B, T, *inputs) times a weight (*inputs, *outputs); `residual`: the stream gets the product."""
         cfg = self.cfg
         # SMDM's initialiser: every matrix by the width of the stream, not by its own fan-in; 1/layers into the stream.
         std = 1 / (cfg.d_model**0.5 * cfg.n_layers) if residual else (2 / (5 * cfg.d_model)) ** 0.5
@@ -165,7 +169,7 @@ class Block(nn.Module):
         outputs: tuple[int, ...],
         axes: tuple[str | None, ...],
     ) -> jax.Array:
-        """What the low-rank adapter of a weight adds to its result (LoRA, arXiv 2106.09685, Eq. 3); 0 at first."""
+        """Return the term that a weight's low-rank adapter adds (LoRA, arXiv 2106.09685, Eq. 3); 0 at first."""
         cfg, R = self.cfg, self.cfg.lora_rank
         std = flat_NxI.shape[1] ** -0.5
         down = _param(self, name + lora.DOWN, nn.initializers.normal(std), (*inputs, R), (*axes[: len(inputs)], None))
@@ -175,11 +179,12 @@ class Block(nn.Module):
 
 
 class Transformer(nn.Module):
-    """Tokens to final hidden states (`__call__`), and hidden states to logits (`head`)."""
+    """A network from tokens to final hidden states (`__call__`), and from these to logits (`head`)."""
 
     cfg: ModelConfig
 
     def setup(self) -> None:
+        """Make the parameters and the scanned blocks."""
         cfg = self.cfg
         std = (2 / (5 * cfg.d_model)) ** 0.5
         table = (cfg.padded_vocab_size, cfg.d_model)
@@ -270,25 +275,26 @@ class Transformer(nn.Module):
         """Return final hidden states and, with `context.keep`, new keys and values, stacked over layers."""
         x_BxTxD = look_up(self.embed, tokens_BxT, self.cfg.dtype)
         if self.cfg.positions == "learned":
-            x_BxTxD += look_up(self.positions, positions_BxT, self.cfg.dtype, None)
+            batch = x_BxTxD.shape[0]
+            x_BxTxD += look_up(self.positions, positions_BxT, self.cfg.dtype, None, batch)
         x_BxTxD = constrain(x_BxTxD, "batch", None, None)
         x_BxTxD, new_Nx = self.blocks(x_BxTxD, context, cached_Nx)
         return self.final_norm(x_BxTxD), new_Nx
 
     def head(self, hidden_BxTxD: jax.Array) -> jax.Array:
-        """Raw float32 logits (B, T, padded_vocab_size) of final hidden states; `suppression` says which to ignore."""
+        """Return raw float32 logits (B, T, padded_vocab_size); `spec.suppression_mask` says which ids to ignore."""
         B, T, D = hidden_BxTxD.shape
         weight_DxV = self.head_matrix().astype(self.cfg.dtype)
         logits_NxV = jnp.dot(hidden_BxTxD.reshape(B * T, D), weight_DxV, preferred_element_type=jnp.float32)
         return constrain(logits_NxV.reshape(B, T, -1), "batch", None, "vocab")
 
     def head_matrix(self) -> jax.Array:
-        """What final hidden states are multiplied with, (d_model, padded_vocab_size), as it is stored."""
+        """Return the matrix that maps hidden states to logits, (d_model, padded_vocab_size), in its stored dtype."""
         return self.embed.T if self.cfg.tied_head else self.head_weight
 
 
-def abstract_params(cfg: ModelConfig, mesh: jax.sharding.Mesh) -> Any:
-    """Shapes, dtypes and shardings of the parameters of `Transformer(cfg)` on `mesh`, without making them."""
+def abstract_params(cfg: ModelConfig, mesh: jax.sharding.Mesh) -> Params:
+    """Return the shapes, dtypes and shardings of the parameters of `Transformer(cfg)` on `mesh`, without arrays."""
     tokens_1x1 = jax.ShapeDtypeStruct((1, 1), jnp.int32)
     boxed = jax.eval_shape(Transformer(cfg).init, jax.random.key(0), tokens_1x1)["params"]
     return jax.tree.map(

@@ -1,0 +1,1 @@
+"""The device mesh, processes on several hosts, and signals."""

@@ -1,6 +1,6 @@
-"""The device mesh, and which mesh axis each named dimension is split over.
+"""The device mesh, and the rules by which tensors are split over it.
 
-Model code names dimensions ("batch", "embed", "heads", ...); `RULES` says which mesh axes split them. A mesh axis that
+Model code names dimensions ("batch", "embed", "heads", ...), and `RULES` maps the names to mesh axes. A mesh axis that
 does not divide a dimension is dropped for that tensor, with one log line (LLaDA-1B's MLP width 5634, SMDM's 9 heads).
 """
 
@@ -22,9 +22,9 @@ from diffusionlm.errors import UserError
 log = logging.getLogger(__name__)
 
 # Shared names for annotations; JAX has no type for "a tree of".
-PyTree = Any  # whatever `jax.tree.map` takes apart
+PyTree = Any  # anything that `jax.tree.map` maps over
 Params = Mapping[str, Any]  # nested dicts of arrays: parameters, their gradients, or their abstract shapes
-Shardings = Any  # a tree of `NamedSharding`, of the structure of what it places
+Shardings = Any  # a tree of `NamedSharding` with the structure of the tree that it places
 
 AXES = ("data", "fsdp", "tensor")
 
@@ -40,10 +40,13 @@ RULES: dict[str, tuple[str, ...]] = {
 
 
 def make_mesh(cfg: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """The (data, fsdp, tensor) mesh over `devices` (default: all), with -1 filled in.
+    """Return the (data, fsdp, tensor) mesh over `devices` (default: all), with sizes of -1 filled in.
 
     Devices are laid out for the interconnect: within a slice by `create_device_mesh`; several slices along "data",
     whose gradient all-reduce is the only traffic that the slow network between slices should carry.
+
+    Raises:
+      UserError: the product of the sizes is not the number of devices, or "data" is no multiple of the slices.
     """
     devices = list(jax.devices() if devices is None else devices)
     sizes = cfg.sizes(len(devices))
@@ -64,9 +67,9 @@ def make_mesh(cfg: MeshConfig, devices: Sequence[jax.Device] | None = None) -> M
 
 
 def partition_spec(shape: Sequence[int], logical: Sequence[str | None], mesh_shape: Mapping[str, int]) -> PartitionSpec:
-    """The mesh axes of each dimension of a tensor with the given logical dimension names."""
+    """Return the mesh axes that split each dimension of a tensor, by the logical names of its dimensions."""
     used: set[str] = set()
-    spec: list[Any] = []
+    spec: list[str | tuple[str, ...] | None] = []
     for size, name in zip(shape, logical, strict=True):
         kept: list[str] = []
         for axis in RULES.get(name, ()) if name else ():
@@ -91,10 +94,13 @@ def _log_dropped(axis: str, ways: int, name: str, size: int) -> None:
 
 
 def check_batch(mesh: Mesh, batch_size: int, microbatches: int) -> None:
-    """Raises `UserError` unless every device gets as many whole sequences of each micro-batch as every other.
+    """Check that every device gets the same number of whole sequences of each micro-batch.
 
-    Weights that an axis does not divide are merely not split; a batch that is not split would be computed whole by
+    A weight that an axis does not divide is merely not split; a batch that is not split would be computed whole by
     every device.
+
+    Raises:
+      UserError: the batch size is no multiple of devices and micro-batches.
     """
     ways = mesh.shape["data"] * mesh.shape["fsdp"]
     if batch_size % (ways * microbatches):
@@ -106,7 +112,7 @@ def check_batch(mesh: Mesh, batch_size: int, microbatches: int) -> None:
 
 
 def constrain(x: jax.Array, *logical: str | None) -> jax.Array:
-    """`x` constrained to lie as its logical dimensions say, under the mesh of `jax.set_mesh`; unchanged without one."""
+    """Constrain the layout of `x` by its logical dimensions, under the mesh of `jax.set_mesh`; do nothing without."""
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
         return x
@@ -114,25 +120,25 @@ def constrain(x: jax.Array, *logical: str | None) -> jax.Array:
 
 
 def rows_per_device(batch_size: int) -> int:
-    """How many rows of a batch each device holds under the mesh of `jax.set_mesh`; all of them without one."""
+    """Return the number of rows of a batch on each device of the mesh of `jax.set_mesh`; all rows without a mesh."""
     shape = dict(jax.sharding.get_abstract_mesh().shape)
     axes = axis_names(partition_spec((batch_size,), ("batch",), shape)[0])
     return batch_size // math.prod(shape[axis] for axis in axes)
 
 
 def axis_names(axes: str | tuple[str, ...] | None) -> tuple[str, ...]:
-    """The mesh axes of one dimension of a `PartitionSpec`."""
+    """Return the mesh axes of one entry of a `PartitionSpec`."""
     return axes if isinstance(axes, tuple) else (axes,) if axes else ()
 
 
 def sum_over_rows(x: jax.Array, rows: tuple[str, ...], split: tuple[str, ...], dimension: int) -> jax.Array:
-    """Under `shard_map`: the sum of gradients over devices that hold different rows, of which each keeps its part.
+    """Sum gradients under `shard_map` over devices with different rows, and keep this device's part of the sum.
 
     Args:
-      x: this device's sum, whole in `dimension`.
-      rows: mesh axes that split the rows.
-      split: mesh axes that split `dimension` of the result.
-      dimension: of `x`.
+      x: the sum over this device's rows, whole in `dimension`.
+      rows: the mesh axes that split the rows.
+      split: the mesh axes that split `dimension` of the result.
+      dimension: a dimension of `x`.
     """
     both = tuple(axis for axis in split if axis in rows)
     if others := tuple(axis for axis in rows if axis not in split):
@@ -145,19 +151,25 @@ def sum_over_rows(x: jax.Array, rows: tuple[str, ...], split: tuple[str, ...], d
     return jax.lax.dynamic_slice_in_dim(x, jax.lax.axis_index(split) * width, width, dimension)
 
 
-def tree_shardings(boxed: Any, mesh: Mesh) -> Any:
-    """NamedShardings for a tree of `nn.LogicallyPartitioned` (abstract) arrays; leaves without names are replicated."""
+def tree_shardings(boxed: PyTree, mesh: Mesh) -> Shardings:
+    """Return a `NamedSharding` for each leaf of a tree of `nn.LogicallyPartitioned` (abstract) arrays.
 
-    def one(leaf: Any) -> NamedSharding:
-        if _is_boxed(leaf):
+    Leaves without names are replicated.
+    """
+
+    def leaf_sharding(leaf: Any) -> NamedSharding:
+        if isinstance(leaf, nn.LogicallyPartitioned):
             return NamedSharding(mesh, partition_spec(leaf.value.shape, leaf.names, dict(mesh.shape)))
         return NamedSharding(mesh, PartitionSpec())
 
-    return jax.tree.map(one, boxed, is_leaf=_is_boxed)
+    return jax.tree.map(leaf_sharding, boxed, is_leaf=_is_boxed)
 
 
-def unbox(tree: Any) -> Any:
-    """A tree without the names of its dimensions; not `nn.unbox`, which refuses abstract leaves under a mesh."""
+def unbox(tree: PyTree) -> PyTree:
+    """Return a tree without the names of its dimensions.
+
+    `nn.unbox` would refuse abstract leaves under a mesh.
+    """
     return jax.tree.map(lambda leaf: leaf.value if _is_boxed(leaf) else leaf, tree, is_leaf=_is_boxed)
 
 
@@ -166,21 +178,21 @@ def _is_boxed(leaf: Any) -> bool:
 
 
 def batch_sharding(mesh: Mesh, batch_size: int, ndim: int = 2) -> NamedSharding:
-    """How a global batch of `batch_size` rows is split over the mesh."""
+    """Return the sharding of a global batch of `batch_size` rows and `ndim` dimensions."""
     return NamedSharding(
         mesh, partition_spec((batch_size,) + (1,) * (ndim - 1), ("batch",) + (None,) * (ndim - 1), dict(mesh.shape))
     )
 
 
 def local_rows(mesh: Mesh, batch_size: int) -> list[tuple[int, int]]:
-    """The (start, stop) row ranges of a global batch that this process's devices hold, in order, without overlap."""
+    """Return the (start, stop) row ranges of a global batch on this process's devices, in order, without overlap."""
     sharding = batch_sharding(mesh, batch_size, ndim=1)
     ranges = {s[0].indices(batch_size)[:2] for s in sharding.addressable_devices_indices_map((batch_size,)).values()}
     return sorted(ranges)
 
 
 def global_array(mesh: Mesh, batch_size: int, rows: list[tuple[int, int]], local: np.ndarray) -> jax.Array:
-    """A global (batch_size, ...) array from the rows that this process holds, in the order of `local_rows`."""
+    """Return a global (batch_size, ...) array from the rows of this process, in the order of `local_rows`."""
     sharding = batch_sharding(mesh, batch_size, ndim=local.ndim)
     offsets = dict(zip(rows, np.cumsum([0] + [stop - start for start, stop in rows])[:-1], strict=True))
 

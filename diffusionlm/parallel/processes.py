@@ -1,7 +1,7 @@
-"""Several processes as one run: how they find each other, agree, fail together, and stop together.
+"""Processes on several hosts as one run: they join, gather values, agree, and fail together.
 
-One process a host, all with the same command. `initialize` is called first by `trainer.train`; a notebook on a pod
-calls it before it looks at a device.
+Every host runs one process with the same command. `train` calls `initialize` first; a notebook on a pod calls it before
+it uses a device.
 """
 
 import json
@@ -13,7 +13,7 @@ import urllib.request
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import jax
 import numpy as np
@@ -26,27 +26,30 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-# A host that has died is missed, and one that has failed is no longer waited for, after so long; JAX's own 100 s and
-# 300 s are time that all other chips stand idle.
+# After so long without a heartbeat, a host counts as dead, and a host that failed stops waiting for the others. With
+# JAX's defaults, 100 s and 300 s, all other chips would stand idle for longer.
 PATIENCE_SECONDS = 60
-SEEN_SECONDS = 30.0  # a network file system may show what another host wrote this late
+VISIBLE_SECONDS = 30.0  # a network file system may show another host's files so late
 
 
 def initialize(patience_seconds: int = PATIENCE_SECONDS) -> None:
-    """Joins the other processes of this run; does nothing where there are none, or when it was done before.
+    """Join the other processes of this run; do nothing if there are none or if this process has joined them before.
 
-    What counts is the environment: JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID where they are set,
-    else Slurm, Open MPI, or a Cloud TPU (virtual machines and GKE, slices included). A machine for itself is recognised
-    by having none of these, without a look at the network.
+    The environment says which processes there are: JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID if
+    they are set, else Slurm, Open MPI, or a Cloud TPU (virtual machines and GKE, with several slices too). A machine
+    with none of these is a run of one process, and nothing asks the network about it.
+
+    Args:
+      patience_seconds: time without a heartbeat after which a host counts as dead.
 
     Raises:
-      UserError: there are others, but they cannot be joined, or a device was used before.
+      UserError: the other processes cannot be joined, or this process has used a device already.
     """
     if jax.distributed.is_initialized() or (count := process_count()) == 1:
         return
-    given: dict[str, Any] = {}
+    addresses: dict[str, Any] = {}
     if "JAX_NUM_PROCESSES" in os.environ:
-        given = {
+        addresses = {
             "coordinator_address": _variable("JAX_COORDINATOR_ADDRESS"),
             "num_processes": count,
             "process_id": _number("JAX_PROCESS_ID", at_least=0),
@@ -54,14 +57,18 @@ def initialize(patience_seconds: int = PATIENCE_SECONDS) -> None:
         }
     try:
         jax.distributed.initialize(
-            **given, heartbeat_timeout_seconds=patience_seconds, shutdown_timeout_seconds=patience_seconds
+            **addresses, heartbeat_timeout_seconds=patience_seconds, shutdown_timeout_seconds=patience_seconds
         )
     except (RuntimeError, ValueError, TypeError) as error:
         raise UserError(f"cannot join the {count} processes of this run: {_one_line(error)}") from error
 
 
 def process_count() -> int:
-    """How many processes the environment says that this run has: 1 where it says nothing."""
+    """Return the number of processes of this run by the environment; 1 if it names none.
+
+    Raises:
+      UserError: the variables of the environment contradict each other or are no numbers.
+    """
     if "JAX_NUM_PROCESSES" in os.environ:
         return _number("JAX_NUM_PROCESSES", at_least=1)
     if "JAX_COORDINATOR_ADDRESS" in os.environ and "SLURM_PROCID" not in os.environ:
@@ -75,10 +82,10 @@ def process_count() -> int:
 
 
 def _tpu_hosts() -> int:
-    """Hosts of all slices of this Cloud TPU."""
-    hosts = os.environ.get("TPU_PROCESS_ADDRESSES") or os.environ.get("TPU_WORKER_HOSTNAMES", "")  # of GKE
+    """Return the number of hosts of this Cloud TPU, over all of its slices."""
+    hosts = os.environ.get("TPU_PROCESS_ADDRESSES") or os.environ.get("TPU_WORKER_HOSTNAMES", "")  # on GKE
     slices = os.environ.get("MEGASCALE_NUM_SLICES", "")
-    if not hosts and "TPU_SKIP_MDS_QUERY" not in os.environ:  # on a virtual machine, its metadata server tells
+    if not hosts and "TPU_SKIP_MDS_QUERY" not in os.environ:  # a virtual machine asks its metadata server
         hosts = _metadata("worker-network-endpoints")
         for line in _metadata("tpu-env").splitlines():  # MEGASCALE_NUM_SLICES: '2'
             name, _, value = line.partition(":")
@@ -88,14 +95,14 @@ def _tpu_hosts() -> int:
 
 
 def _metadata(name: str) -> str:
-    """An attribute of this virtual machine; empty where there is none, as on Colab."""
+    """Return an attribute of this virtual machine; empty if it has none, as on Colab."""
     host = os.environ.get("GCE_METADATA_IP", "metadata.google.internal")
     url = f"http://{host}/computeMetadata/v1/instance/attributes/{name}"
     try:
         with urllib.request.urlopen(
             urllib.request.Request(url, headers={"Metadata-Flavor": "Google"}), timeout=10
-        ) as answer:
-            return answer.read().decode()
+        ) as response:
+            return response.read().decode()
     except OSError:
         return ""
 
@@ -114,7 +121,7 @@ def _number(name: str, at_least: int) -> int:
 
 
 def check_joined() -> None:
-    """Raises `UserError` where JAX knows of other processes, and this one has not joined them."""
+    """Raise `UserError` if JAX knows of other processes that this one has not joined."""
     if jax.process_count() > 1 and not jax.distributed.is_initialized():
         raise UserError(
             f"this is one of {jax.process_count()} processes that have not been joined; call "
@@ -123,11 +130,14 @@ def check_joined() -> None:
         )
 
 
-# Agreement: what can fail, or be another, on one host alone goes through one of these, or the others wait for ever.
+# What can fail or differ on one host alone goes through one of the functions below; else the others wait for ever.
 
 
 def gather(text: str) -> list[str]:
-    """The texts of all processes, by process number. Every process must call this, in the same order."""
+    """Return the texts of all processes, by process number.
+
+    Every process must call this, and all must make such calls in the same order.
+    """
     if jax.process_count() == 1:
         return [text]
     data = np.frombuffer(text.encode(), np.uint8)
@@ -139,36 +149,37 @@ def gather(text: str) -> list[str]:
 
 
 def run_on_all_processes(attempt: Callable[[], T]) -> T:
-    """`attempt()`, once it has succeeded on every process.
+    """Call `attempt` on every process, and return its result if it succeeded on all of them.
 
     Raises:
-      UserError: it failed on any; on all processes alike, and it names those that failed.
+      UserError: it failed on some process; every process raises it, with the names of those that failed. A process
+        whose own failure is no user's mistake raises that instead.
     """
     if jax.process_count() == 1:
         return attempt()
     result, failure = None, None
     try:
         result = attempt()
-    except Exception as error:  # whatever it is, the others must hear of it
+    except Exception as error:  # any failure must reach the others
         failure = error
-    said = gather("" if failure is None else f"{socket.gethostname()}\n{_one_line(failure)}")
-    if not any(said):
-        return result
+    reports = gather("" if failure is None else f"{socket.gethostname()}\n{_one_line(failure)}")
+    if not any(reports):
+        return cast(T, result)
     if failure is not None and not isinstance(failure, (UserError, OSError)):
-        raise failure  # not a user's mistake: with its traceback, here
-    raise UserError(_failures(said)) from failure
+        raise failure  # not a user's mistake: its traceback is needed
+    raise UserError(_failures(reports)) from failure
 
 
-def _failures(said: list[str]) -> str:
-    """One line for what processes said, "host\\nreason" or nothing."""
+def _failures(reports: list[str]) -> str:
+    r"""Return one line for the reports of all processes, each "host\nreason" or empty."""
     reasons: dict[str, list[str]] = {}
-    for number, text in enumerate(said):
+    for number, text in enumerate(reports):
         if text:
             host, reason = text.split("\n", 1)
             reasons.setdefault(reason, []).append(f"{number} ({host})")
-    if len(reasons) == 1 and all(said):
-        return next(iter(reasons))  # a mistake that all made
-    shown = [f"process {_some(who)} of {len(said)}: {reason}" for reason, who in reasons.items()]
+    if len(reasons) == 1 and all(reports):
+        return next(iter(reasons))  # all made the same mistake
+    shown = [f"process {_some(processes)} of {len(reports)}: {reason}" for reason, processes in reasons.items()]
     return "; ".join([*shown[:3], *([f"and {len(shown) - 3} more reasons"] if len(shown) > 3 else [])])
 
 
@@ -177,28 +188,36 @@ def _some(names: list[str]) -> str:
 
 
 def require_equal(values: dict[str, Any], fix: str) -> None:
-    """Raises `UserError` on every process unless all have the same `values`, which are JSON."""
-    theirs = [json.loads(text) for text in gather(json.dumps({**values, "host": socket.gethostname()}))]
-    for number, other in enumerate(theirs):
-        if differ := [name for name in values if other[name] != theirs[0][name]]:
-            shown = ", ".join(f"{name}={other[name]} (process 0: {theirs[0][name]})" for name in differ[:3])
-            more = f" and {len(differ) - 3} more" if len(differ) > 3 else ""
-            raise UserError(f"process {number} of {len(theirs)} ({other['host']}) has {shown}{more}; {fix}")
+    """Raise `UserError` on every process unless all have the same values, which must be JSON.
+
+    Args:
+      values: the values of this process by name.
+      fix: the advice at the end of the message.
+    """
+    gathered = [json.loads(text) for text in gather(json.dumps({**values, "host": socket.gethostname()}))]
+    for number, other in enumerate(gathered):
+        if different := [name for name in values if other[name] != gathered[0][name]]:
+            shown = ", ".join(f"{name}={other[name]} (process 0: {gathered[0][name]})" for name in different[:3])
+            more = f" and {len(different) - 3} more" if len(different) > 3 else ""
+            raise UserError(f"process {number} of {len(gathered)} ({other['host']}) has {shown}{more}; {fix}")
 
 
 def require_shared(directory: epath.Path) -> None:
-    """Raises `UserError` on every process unless all see what process 0 writes to `directory`, which it makes."""
+    """Raise `UserError` on every process unless all see a file that process 0 writes to `directory`.
+
+    Process 0 makes the directory if it does not exist.
+    """
     if jax.process_count() == 1:
         return
-    probe = directory / f".seen-by-all-{gather(uuid.uuid4().hex)[0]}"
+    probe = directory / f".visible-to-all-{gather(uuid.uuid4().hex)[0]}"
 
     def write() -> None:
         if jax.process_index() == 0:
             directory.mkdir(parents=True, exist_ok=True)
             probe.write_text("")
 
-    def see() -> None:
-        deadline = time.monotonic() + SEEN_SECONDS
+    def wait_for_probe() -> None:
+        deadline = time.monotonic() + VISIBLE_SECONDS
         while not probe.exists():
             if time.monotonic() > deadline:
                 raise UserError(
@@ -209,32 +228,35 @@ def require_shared(directory: epath.Path) -> None:
 
     run_on_all_processes(write)
     try:
-        run_on_all_processes(see)
+        run_on_all_processes(wait_for_probe)
     finally:
         if jax.process_index() == 0:
             try:
                 probe.unlink()
-            except OSError as error:  # it is empty, and in nobody's way
+            except OSError as error:  # the file is empty and harmless
                 log.warning("cannot delete %s: %s", probe, error)
 
 
-def any_across_processes(*wishes: bool) -> list[bool]:
-    """What any process wishes. To ask is to wait for the devices."""
+def any_across_processes(*flags: bool) -> list[bool]:
+    """Return, for each flag, whether it is true on any process.
+
+    The call waits for the work that the devices have in their queues.
+    """
     if jax.process_count() == 1:
-        return list(wishes)
-    return multihost_utils.process_allgather(np.array(wishes)).any(axis=0).tolist()
+        return list(flags)
+    return multihost_utils.process_allgather(np.array(flags)).any(axis=0).tolist()
 
 
 @contextmanager
 def log_lost_processes() -> Iterator[None]:
-    """Says where to look when a computation fails that several processes share."""
+    """Log where to look if a computation that several processes share fails in this context."""
     try:
         yield
     except jax.errors.JaxRuntimeError:
         if jax.process_count() > 1:
             log.error(
-                "process %d of %d cannot go on, most likely because another one died: its log says why; start all "
-                "processes again to go on from the newest checkpoint",
+                "process %d of %d cannot continue, most likely because another one died: see that one's log for the "
+                "reason; restart all processes to resume from the newest checkpoint",
                 jax.process_index(),
                 jax.process_count(),
             )

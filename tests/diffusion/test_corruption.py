@@ -32,7 +32,7 @@ KINDS = ["iid", "stratified", "antithetic"]
 # Few configurations that together have everything, because compiling one costs a second.
 LAWS = {
     "iid": DiffusionConfig(time_sampling="iid"),
-    "stratified": DiffusionConfig(time_sampling="stratified", random_length=0.3, random_length_scope="batch"),
+    "stratified": DiffusionConfig(time_sampling="stratified", random_length=0.3),
     "antithetic": DiffusionConfig(time_sampling="antithetic", random_length=0.3),
     "discrete cosine": DiffusionConfig(schedule="cosine", timesteps=4),
     "exact count": DiffusionConfig(mask_sampling="exact_count"),
@@ -279,12 +279,8 @@ def test_what_is_cut_off_is_a_tail_of_padding(name):
 @pytest.mark.parametrize("name", ["stratified", "antithetic"])
 def test_random_length_cuts_the_stated_fraction_to_a_uniform_length(name):
     length = (plain_draw(name).segment_ids_BxT != 0).sum(-1)
-    if LAWS[name].random_length_scope == "batch":
-        assert (length == length[:, :1]).all()
-        length = length[:, :1]
-    else:
-        correlation = np.corrcoef(length.T)
-        np.testing.assert_array_less(np.abs(correlation - np.eye(B)), 5 / math.sqrt(N))
+    correlation = np.corrcoef(length.T)
+    np.testing.assert_array_less(np.abs(correlation - np.eye(B)), 5 / math.sqrt(N))
     fraction = 0.3 * (1 - 1 / T)  # a cut to the full length is none
     assert abs((length < T).mean() - fraction) < 5 * math.sqrt(fraction * (1 - fraction) / length.size)
     assert stats.chisquare(np.bincount(length[length < T], minlength=T)[1:]).pvalue > 1e-4

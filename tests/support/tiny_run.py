@@ -261,7 +261,7 @@ def refused(dataset, workdir):
     here = workdir.parent / f"of_{jax.process_index()}"
     here.mkdir()
     os.chdir(here)
-    runtime.SEEN_SECONDS = 0.5
+    runtime.VISIBLE_SECONDS = 0.5
     bad = workdir.parent / "bad.txt"
     other = make_dataset(here, seed=jax.process_index())
     cfg = short(dataset)
