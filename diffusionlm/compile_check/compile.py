@@ -15,6 +15,7 @@ from typing import Any
 
 import jax
 from jax.experimental import topologies
+from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import Mesh
 from rich.console import Console
 
@@ -75,7 +76,7 @@ def compile(
     return make_report(Compilation(cfg, where, mesh, workload, executable, requested, seconds))
 
 
-def tpu_devices(topology: Topology) -> list[jax.Device]:
+def tpu_devices(topology: Topology) -> list[jax.Device]:  # pyright: ignore[reportInvalidTypeForm]: a class at run time
     """Return the devices of a topology, to compile for and not to run on.
 
     Raises:
@@ -105,12 +106,26 @@ def _compile(workload: Workload, mesh: Mesh) -> tuple[jax.stages.Compiled | None
     with jax.set_mesh(mesh):
         lowered = workload.lower()
     try:
-        return lowered.compile(), 0
+        with _without_compilation_cache():
+            return lowered.compile(), 0
     except jax.errors.JaxRuntimeError as error:
         requested = _requested_bytes(str(error))
         if not requested:
             raise
         return None, requested
+
+
+@contextlib.contextmanager
+def _without_compilation_cache() -> Iterator[None]:
+    """Turn the persistent cache off: it cannot load programs for devices that are not here, and warns about them."""
+    enabled = jax.config.jax_enable_compilation_cache  # pyright: ignore[reportAttributeAccessIssue]: added at run time
+    jax.config.update("jax_enable_compilation_cache", False)
+    compilation_cache.reset_cache()  # JAX looks at the setting once
+    try:
+        yield
+    finally:
+        jax.config.update("jax_enable_compilation_cache", enabled)
+        compilation_cache.reset_cache()
 
 
 def _requested_bytes(message: str) -> int:

@@ -171,6 +171,7 @@ def _hbm(compilation: Compilation) -> Hbm:
         temporary = compilation.requested_bytes * chip.devices
         return Hbm(chip.hbm_bytes, params, optimizer, temporary, params + optimizer + temporary)
     stats = compilation.executable.memory_analysis()
+    assert stats is not None, "libtpu reports the memory of every program"
     arguments = stats.argument_size_in_bytes + stats.output_size_in_bytes - stats.alias_size_in_bytes
     peak = arguments + stats.temp_size_in_bytes + stats.generated_code_size_in_bytes
     temporary = stats.temp_size_in_bytes * chip.devices

@@ -78,7 +78,11 @@ class Terms:
 class Network:
     """The position in a topology of each device of a mesh, in the order of the compiled program."""
 
-    def __init__(self, topology: Topology, devices: Sequence[jax.Device]):
+    def __init__(
+        self,
+        topology: Topology,
+        devices: Sequence[jax.Device],  # pyright: ignore[reportInvalidTypeForm]: a class at run time
+    ):
         self.topology = topology
         axes = range(len(topology.shape))
         self.coordinates = [tuple(device.coords[axis] for axis in axes) for device in devices]
@@ -90,7 +94,7 @@ class Network:
         A group that spans slices works within each slice first, so that each byte crosses only once.
         """
         chip, kind, operand = self.topology.chip, collective.kind, collective.operand_bytes
-        group = collective.groups[0] if collective.groups else ()
+        group: tuple[int, ...] = collective.groups[0] if collective.groups else ()
         n = collective.group_size
         if collective.between_slices:
             ici, dcn, slices, speed, hops = 0.0, collective.wire_bytes, n, 1.0, 0
@@ -99,9 +103,10 @@ class Network:
             ici, dcn = (0.0, float(operand)) if crossing else (float(operand), 0.0)
             speed, hops, slices = chip.link_bandwidth / chip.devices, 1, 1 + crossing
         else:
-            slices = len({self.slices[device] for device in group}) or 1
+            slice_ids = [self.slices[device] for device in group]
+            slices = len(set(slice_ids)) or 1
             ici, dcn = _split(kind, operand, n // slices, slices)
-            speed, hops = self._within([device for device in group if self.slices[device] == self.slices[group[0]]])
+            speed, hops = self._within([d for d, i in zip(group, slice_ids, strict=True) if i == slice_ids[0]])
         phases = 2 if kind == "all-reduce" else 1
         dcn *= chip.devices  # the devices of a chip share its network card
         return Cost(

@@ -70,7 +70,7 @@ def training_step(cfg: Config, mesh: Mesh) -> Workload:
     splash = length % SPLASH_LENGTHS == 0 and not cfg.diffusion.anneal_steps
     return Workload(
         kind="train",
-        lower=lambda: make_train_step(cfg, mesh).lower(state, batch, index),
+        lower=lambda: make_train_step(cfg, mesh).lower(state, batch, index),  # pyright: ignore[reportArgumentType]: abstract
         params=state.params,
         optimizer=state.opt_state,
         model_flops=size * flops.train(cfg.model, length, "model", predicted=share),

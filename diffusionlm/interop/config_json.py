@@ -157,7 +157,7 @@ def to_model_config(family: Family, fields: ConfigJson) -> ModelConfig:
     return cfg
 
 
-def _checked_type(native_name: str, foreign_name: str, value: object) -> bool | int | float:
+def _checked_type(native_name: str, foreign_name: str, value: Any) -> bool | int | float:
     """Return a value of config.json as the type of our field."""
     kind = typing.get_type_hints(ModelConfig)[native_name]
     if kind is float and type(value) in (int, float):

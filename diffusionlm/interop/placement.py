@@ -1,7 +1,7 @@
 """Which tensor of a format holds which parameters of a model, for importing and exporting alike."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -28,7 +28,8 @@ class Placement(NamedTuple):
 def abstract_leaves(cfg: ModelConfig, mesh: jax.sharding.Mesh | None = None) -> dict[str, jax.ShapeDtypeStruct]:
     """Return the abstract parameters of a model by name ("blocks/q"), with their shardings on `mesh`."""
     mesh = make_mesh(MeshConfig(), jax.local_devices()[:1]) if mesh is None else mesh
-    return traverse_util.flatten_dict(abstract_params(cfg, mesh), sep="/")
+    flat: dict[str, Any] = traverse_util.flatten_dict(abstract_params(cfg, mesh), sep="/")
+    return flat
 
 
 def placements(family: Family, cfg: ModelConfig, shapes: Mapping[str, Shape]) -> dict[str, Placement]:

@@ -41,7 +41,7 @@ class Tensor(NamedTuple):
         out = np.empty(self.shape, self.dtype)
         with self.file.open("rb") as file:
             file.seek(self.offset)
-            if file.readinto(out.reshape(-1).view(np.uint8)) != out.nbytes:
+            if file.readinto(out.reshape(-1).view(np.uint8).data) != out.nbytes:
                 raise UserError(f"{self.file} ends within a tensor; download it again")
         return out
 
@@ -53,8 +53,9 @@ def find(source: Path) -> dict[str, Tensor]:
       UserError: there is no such file, it has another format, a shard is missing or cut short, or a dtype is not in
         `DTYPES`.
     """
+    files: Mapping[Path, set[str] | None]  # the tensors to take from each file; None: all of them
     if source.is_file():
-        files: dict[Path, set[str] | None] = {source: None}
+        files = {source: None}
     elif (source / SINGLE).is_file():
         files = {source / SINGLE: None}
     elif (source / INDEX).is_file():

@@ -51,7 +51,6 @@ def imported_sidecar(source: Source, cfg: ModelConfig, mask_id: int | None, supp
         alignment="same" if cfg.causal else native.alignment,
         suppress_mask=suppress,
     )
-    in_vocabulary = mask_id is not None and mask_id < cfg.vocab_size
     eos_id, pad_id = source.special_id("eos"), source.special_id("pad")
     return Sidecar(
         objective="arm" if cfg.causal else "mdm",
@@ -61,7 +60,7 @@ def imported_sidecar(source: Source, cfg: ModelConfig, mask_id: int | None, supp
         pad_id=eos_id if pad_id is None else pad_id,
         eos_id=eos_id,
         bos_id=native.bos_id,
-        suppressed_ids=(mask_id,) if suppress and in_vocabulary else (),
+        suppressed_ids=(mask_id,) if suppress and mask_id is not None and mask_id < cfg.vocab_size else (),
         alignment=native.alignment,
         tokenizer=source.tokenizer.to_dict() if source.tokenizer else None,
         canvas={"max_length": native.max_length, "start_id": native.start_id},
@@ -74,8 +73,8 @@ def native_fields(format: str, sidecar: Sidecar, cfg: ModelConfig) -> NativeFiel
     """Return what an export must keep of a sidecar besides the standard fields of config.json."""
     return NativeFields(
         family=format,
-        objective=sidecar.objective,
-        alignment=sidecar.alignment,
+        objective="arm" if sidecar.objective == "arm" else "mdm",
+        alignment="shifted" if sidecar.alignment == "shifted" else "same",
         diffusion=config_io.from_dict(DiffusionConfig, sidecar.diffusion),
         mask_row=cfg.mask_row,
         rope_bf16_tables=cfg.rope_bf16_tables,
