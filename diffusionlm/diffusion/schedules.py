@@ -39,7 +39,7 @@ class Linear:
     """alpha(t) = 1 - t, so the weight is 1/t (SMDM, LLaDA, MDLM's log-linear noise)."""
 
     def alpha(self, t: jax.Array) -> jax.Array:
-        """Return alpha(t)."""
+        """Return alpha at time t."""
         return 1.0 - t
 
     def mask_probability(self, t: jax.Array) -> jax.Array:
@@ -60,7 +60,7 @@ class Cosine:
     """alpha(t) = 1 - cos(pi/2 (1 - t)) (MD4, Table 1)."""
 
     def alpha(self, t: jax.Array) -> jax.Array:
-        """Return alpha(t)."""
+        """Return alpha at time t."""
         return 1.0 - self.mask_probability(t)
 
     def mask_probability(self, t: jax.Array) -> jax.Array:
@@ -83,7 +83,7 @@ class Polynomial:
     power: float
 
     def alpha(self, t: jax.Array) -> jax.Array:
-        """Return alpha(t)."""
+        """Return alpha at time t."""
         return 1.0 - self.mask_probability(t)
 
     def mask_probability(self, t: jax.Array) -> jax.Array:
@@ -110,7 +110,7 @@ class Geometric:
         return self.sigma_min * (self.sigma_max / self.sigma_min) ** t
 
     def alpha(self, t: jax.Array) -> jax.Array:
-        """Return alpha(t)."""
+        """Return alpha at time t."""
         return jnp.exp(-self._sigma(t))
 
     def mask_probability(self, t: jax.Array) -> jax.Array:
