@@ -1,7 +1,7 @@
-"""The compile check of every shipped recipe on three pods, recorded.
+"""Run the compile check of every shipped recipe on three pods, and record the reports.
 
-A recipe that does not fit as it is shipped is compiled again with what the report advises, until it does. Each cell is
-one JSON file and is not compiled again while that exists; the table of docs/pods.md is written from these files.
+A recipe that does not fit as shipped is compiled again with the advice of the report, until it fits. Each cell has a JSON
+file and is not compiled again while the file exists; the table in docs/pods.md is written from these files.
 """
 
 import json
@@ -14,7 +14,7 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")  # before JAX looks for a TPU
 
 import tyro
 
-from diffusionlm.compile_check import compile as aot
+from diffusionlm.compile_check.compile import compile as compile_run
 from diffusionlm.compile_check.table import to_json, verdict
 from diffusionlm.errors import UserError
 from diffusionlm.hardware import GIB
@@ -26,9 +26,9 @@ TOPOLOGIES = ("v5e-256", "v5p-128", "v6e-256")
 CELLS = [(recipe, topology, "train") for recipe in RECIPES for topology in TOPOLOGIES]
 CELLS.append(("llada_8b", "v5e-8", "sample"))
 SAMPLING = SamplingConfig(length=1000, block_length=32)  # and 8 texts at a time
-# What is compiled besides: as it is shipped, this one leaves hardly any room.
-BESIDES = {("llada_8b", "v5e-256", "train"): {"run.microbatches": 5}}
-TENSOR = {"mesh.fsdp": -1, "mesh.tensor": 2}  # for a batch that the devices do not divide
+# Further settings to compile: as shipped, this recipe leaves hardly any room.
+ADDITIONAL = {("llada_8b", "v5e-256", "train"): {"run.microbatches": 5}}
+TENSOR = {"mesh.fsdp": -1, "mesh.tensor": 2}  # for a batch that the devices cannot split
 
 ROOT = Path(__file__).parents[2]
 BEGIN, END = "<!-- results of compile_recipes.py -->", "<!-- end of the results -->"
@@ -43,10 +43,10 @@ def main(
     """Compile the cells that have no file yet, and write the table.
 
     Args:
-      only: just the cells whose name, such as llada_8b_v5e-256, has this in it.
-      force: compile also those that have a file.
+      only: compile only cells whose name, such as llada_8b_v5e-256, contains this.
+      force: also compile cells that have a file.
       output: the directory of the files.
-      page: the document whose table is written.
+      page: the document that has the table.
     """
     output.mkdir(parents=True, exist_ok=True)
     for recipe, topology, program in CELLS:
@@ -61,21 +61,21 @@ def main(
 
 
 def attempts_at(recipe: str, topology: str, program: str) -> list[dict]:
-    """The reports of a cell: as shipped, and if that does not fit or cannot be split, with other settings."""
-    besides = BESIDES.get((recipe, topology, program))
-    waiting: list[dict] = [{}, *([besides] if besides else [])]
+    """Return the reports of a cell: as shipped and, if that does not fit or cannot be split, with other settings."""
+    additional = ADDITIONAL.get((recipe, topology, program))
+    pending: list[dict] = [{}, *([additional] if additional else [])]
     attempts = []
-    for settings in waiting:
+    for settings in pending:  # grows while it is iterated
         try:
             cfg = experiment(recipe, settings)
-            report = aot.compile(cfg, topology, sampling=SAMPLING if program == "sample" else None)
+            report = compile_run(cfg, topology, sampling=SAMPLING if program == "sample" else None)
         except UserError as error:
             attempts.append({"settings": settings, "error": str(error)})
             if not settings:
-                waiting.append(TENSOR)
+                pending.append(TENSOR)
             continue
         print(verdict(report), flush=True)
-        # Versions and seconds of the compiler would differ from machine to machine.
+        # The time of compiling differs from machine to machine.
         attempts.append({"settings": settings, "report": to_json(replace(report, compile_seconds=0.0))})
         if len(attempts) > 3:
             break
@@ -84,17 +84,18 @@ def attempts_at(recipe: str, topology: str, program: str) -> list[dict]:
         fixes = [fix for fix in report.fixes if not fix.change.startswith("--topology")]
         # A program that nearly fills the memory can take the compiler very long.
         roomy = [fix for fix in fixes if fix.bytes < report.hbm_per_chip_bytes.limit / 2]
-        waiting += [settings | parsed(fix.change) for fix in (roomy or fixes)[:1]]
+        pending += [settings | parse_change(fix.change) for fix in (roomy or fixes)[:1]]
     return attempts
 
 
-def parsed(change: str) -> dict[str, str]:
-    """ "--run.microbatches 5" as {"run.microbatches": "5"}."""
+def parse_change(change: str) -> dict[str, str]:
+    """Return the settings of a change: "--run.microbatches 5" is {"run.microbatches": "5"}."""
     words = change.split()
     return {name.removeprefix("--"): value for name, value in zip(words[::2], words[1::2], strict=True)}
 
 
 def write_table(output: Path, page: Path) -> None:
+    """Write the table of the cells that have files into the page."""
     rows = [
         "| recipe | slice | settings | HBM per chip, GiB | step, s | compute | memory | ICI | MFU |",
         "|---|---|---|---|---|---|---|---|---|",
@@ -110,6 +111,7 @@ def write_table(output: Path, page: Path) -> None:
 
 
 def row(recipe: str, topology: str, program: str, attempt: dict) -> str:
+    """Return the row of one attempt at a cell."""
     settings = " ".join(f"`--{name} {value}`" for name, value in attempt["settings"].items()) or "as shipped"
     start = f"| {recipe}{' (sampling)' if program == 'sample' else ''} | {topology} | {settings} |"
     if "error" in attempt:
