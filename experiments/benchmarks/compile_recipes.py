@@ -1,7 +1,7 @@
 """Run the compile check of every shipped recipe on three pods, and record the reports.
 
-A recipe that does not fit as shipped is compiled again with the advice of the report, until it fits. Each cell has a JSON
-file and is not compiled again while the file exists; the table in docs/pods.md is written from these files.
+A recipe that does not fit as shipped is compiled again with the advice of the report, until it fits. Each cell has a
+JSON file and is not compiled again while the file exists; the table in docs/pods.md is written from these files.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""Forward passes in float64, from descriptions of other systems, on tensors as those name and lay them out."""
+"""Forward passes in float64, written from descriptions of other systems, on tensors in their names and layouts."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -8,8 +8,8 @@ def rms(x, weight, eps):
     return weight * x / np.sqrt((x**2).mean(-1, keepdims=True) + eps)
 
 
-def turn(x_TxHxK, theta, bf16):
-    """Half-split rotary positions: channel j with channel j + K/2."""
+def rotate(x_TxHxK, theta, bf16):
+    """Apply half-split rotary positions: channel j is paired with channel j + K/2."""
     T, _, K = x_TxHxK.shape
     angles = np.arange(T)[:, None] * theta ** (-2.0 * np.arange(K // 2) / K)[None]
     cos, sin = np.cos(angles)[:, None], np.sin(angles)[:, None]
@@ -42,14 +42,14 @@ def llada(t, ids, heads, theta, eps):
         h = rms(x, p("attn_norm"), eps)
         K = p("q_proj").shape[0] // heads
         q, k, v = ((h @ p(f"{n}_proj").T).reshape(T, -1, K) for n in "qkv")
-        x = x + attend(turn(q, theta, False), turn(k, theta, False), v, causal=False) @ p("attn_out").T
+        x = x + attend(rotate(q, theta, False), rotate(k, theta, False), v, causal=False) @ p("attn_out").T
         h = rms(x, p("ff_norm"), eps)
         x = x + (silu(h @ p("ff_proj").T) * (h @ p("up_proj").T)) @ p("ff_out").T
     return rms(x, t["model.transformer.ln_f.weight"], eps) @ t["model.transformer.ff_out.weight"].T
 
 
 def smdm(t, ids, heads, causal):
-    """The rows of the fused matrix are q, k and v of head 0, then of head 1, and so on."""
+    """Run SMDM; the rows of its fused matrix are q, k and v of head 0, then of head 1, and so on."""
     x = t["transformer.wte.weight"][ids]
     layers = len([name for name in t if name.endswith("norm_1.weight")])
     for i in range(layers):
@@ -60,7 +60,7 @@ def smdm(t, ids, heads, causal):
             np.stack([fused[:, (3 * h + part) * K : (3 * h + part + 1) * K] for h in range(heads)], 1)
             for part in range(3)
         )
-        x = x + attend(turn(q, 10000.0, True), turn(k, 10000.0, True), v, causal) @ p("attn.proj").T
+        x = x + attend(rotate(q, 10000.0, True), rotate(k, 10000.0, True), v, causal) @ p("attn.proj").T
         h = rms(x, p("norm_2"), 1e-5)
         x = x + (silu(h @ p("mlp.swiglu.w1").T) * (h @ p("mlp.swiglu.w2").T)) @ p("mlp.swiglu.w3").T
     return rms(x, t["transformer.ln_f.weight"], 1e-5) @ t["lm_head.weight"].T
@@ -76,7 +76,7 @@ def dream(t, ids, heads, theta, eps):
         q, k, v = (
             (h @ p(f"self_attn.{n}_proj.weight").T + p(f"self_attn.{n}_proj.bias")).reshape(T, -1, K) for n in "qkv"
         )
-        x = x + attend(turn(q, theta, False), turn(k, theta, False), v, False) @ p("self_attn.o_proj.weight").T
+        x = x + attend(rotate(q, theta, False), rotate(k, theta, False), v, False) @ p("self_attn.o_proj.weight").T
         h = rms(x, p("post_attention_layernorm.weight"), eps)
         gate, up = (h @ p(f"mlp.{n}_proj.weight").T for n in ("gate", "up"))
         x = x + (silu(gate) * up) @ p("mlp.down_proj.weight").T
@@ -84,7 +84,7 @@ def dream(t, ids, heads, theta, eps):
 
 
 def diffugpt(t, ids, heads):
-    """GPT-2 without its causal mask; Conv1D weights are (inputs, outputs)."""
+    """Run GPT-2 without its causal mask; Conv1D weights are (inputs, outputs)."""
 
     def layer_norm(x, name):
         x = x - x.mean(-1, keepdims=True)
