@@ -1,67 +1,97 @@
-"""TODO: one sentence."""
+"""Configs as dictionaries and JSON, changes of dotted fields, and the fingerprint of a run's science."""
 
 import dataclasses
 import hashlib
 import json
-import typing
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
-from diffusionlm.config import Config, check_types
+from diffusionlm.config import Config
+from diffusionlm.config_fields import check_fields, field_types
 from diffusionlm.errors import UserError, suggest
 
+T = TypeVar("T")
 
-def to_dict(config: Any) -> dict:
-    """A config dataclass as plain JSON types."""
+FORMAT = 2  # of config.json; 1 had no number, and fingerprints that left some fields out
+# Fields that are gone, and the one value that they may have in files that are read: the behaviour that remains.
+_REMOVED = {"random_length_scope": "example"}
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """Return a config dataclass as plain JSON types."""
     return dataclasses.asdict(config)
 
 
-def from_dict(cls: type, values: dict) -> Any:
-    """Rebuilds a config dataclass: a missing key takes its default, an unknown one raises `UserError`."""
-    hints = typing.get_type_hints(cls)
-    unknown = sorted(set(values) - set(hints))
-    if unknown:
-        raise UserError(f"unknown field {unknown[0]!r} in {cls.__name__}{suggest(unknown[0], hints)}")
-    built = {k: from_dict(hints[k], v) if dataclasses.is_dataclass(hints[k]) else v for k, v in values.items()}
-    config = cls(**built)
-    check_types(config)
+def from_dict(cls: type[T], values: Mapping[str, Any]) -> T:
+    """Rebuild a config dataclass from plain JSON types; a missing key takes its default.
+
+    Raises:
+      UserError: an unknown key, or a value that its field does not allow.
+    """
+    config = _build(cls, values)
+    check_fields(config)
     return config
 
 
+def _build(cls: type[T], values: Mapping[str, Any]) -> T:
+    hints = field_types(cls)
+    fields: dict[str, Any] = {}
+    for name, value in values.items():
+        if name in hints:
+            fields[name] = _build(hints[name], value) if dataclasses.is_dataclass(hints[name]) else value
+        elif _REMOVED.get(name, ...) != value:
+            raise UserError(f"unknown field {name!r} in {cls.__name__}{suggest(name, hints)}")
+    return cls(**fields)
+
+
 def to_json(config: Config) -> str:
-    return json.dumps(to_dict(config), indent=2) + "\n"
+    """Return the text of a run's config.json."""
+    return json.dumps({"format": FORMAT, **to_dict(config)}, indent=2) + "\n"
 
 
 def from_json(text: str) -> Config:
-    return from_dict(Config, json.loads(text))
+    """Read what `to_json` wrote.
+
+    Raises:
+      ValueError: the text is no JSON.
+      UserError: another version of diffusionlm wrote it, or a value is not allowed.
+    """
+    values = json.loads(text)
+    if not isinstance(values, dict):
+        raise UserError("it holds no JSON object")
+    version = values.pop("format", 1)
+    if version != FORMAT:
+        raise UserError(f"it is of format {version}, and this version of diffusionlm reads format {FORMAT}")
+    return from_dict(Config, values)
 
 
 def flat(config: Any, prefix: str = "", operational: bool = True) -> dict[str, Any]:
-    """Dotted name -> value of every field, with or without the operational ones."""
-    found: dict[str, Any] = {}
-    for f in dataclasses.fields(config):
-        value = getattr(config, f.name)
+    """Return dotted name -> value of every field, with or without the operational ones."""
+    values: dict[str, Any] = {}
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
         if dataclasses.is_dataclass(value):
-            found |= flat(value, f"{prefix}{f.name}.", operational)
-        elif operational or not f.metadata.get("operational"):
-            found[prefix + f.name] = value
-    return found
+            values |= flat(value, f"{prefix}{field.name}.", operational)
+        elif operational or not field.metadata.get("operational"):
+            values[prefix + field.name] = value
+    return values
 
 
 def scientific_fields(config: Any) -> dict[str, Any]:
-    """Dotted name -> value of every field that is part of a run's scientific identity.
+    """Return dotted name -> value of every field that is part of a run's scientific identity.
 
-    Of a tokenizer that a checkpoint or a released model brings, the path is not: the dataset knows which it is.
+    The path of a tokenizer that a checkpoint or a released model brings is not part of it: the dataset knows which
+    tokenizer that is.
     """
-    found = flat(config, operational=False)
-    named = found.get("data.tokenizer")
-    if named and named not in ("byte", "sentencepiece") and not named.endswith(".model"):
-        found["data.tokenizer"] = "a checkpoint's"
-    return found
+    values = flat(config, operational=False)
+    tokenizer = values.get("data.tokenizer")
+    if tokenizer and tokenizer not in ("byte", "sentencepiece") and not tokenizer.endswith(".model"):
+        values["data.tokenizer"] = "a checkpoint's"
+    return values
 
 
 def with_fields(config: Config, changes: Mapping[str, Any]) -> Config:
-    """`config` with other values for some dotted fields, validated."""
+    """Return `config` with other values for some dotted fields, validated."""
     for name, value in changes.items():
         section, _, field_name = name.rpartition(".")
         if section:
@@ -71,21 +101,6 @@ def with_fields(config: Config, changes: Mapping[str, Any]) -> Config:
 
 
 def fingerprint(config: Config) -> str:
-    """Twelve hex digits that identify the science of a run, whatever its paths, mesh and logging."""
-    told = scientific_fields(config)
-    for name, default in _later_fields(type(config)).items():
-        if told[name] == default:
-            del told[name]
-    text = json.dumps(told, sort_keys=True)
+    """Return twelve hex digits that identify the science of a run, whatever its paths, mesh and logging."""
+    text = json.dumps(scientific_fields(config), sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
-
-
-def _later_fields(cls: type, prefix: str = "") -> dict[str, Any]:
-    """Dotted name -> default of every field made with `later`."""
-    found: dict[str, Any] = {}
-    for f in dataclasses.fields(cls):
-        if dataclasses.is_dataclass(f.type):
-            found |= _later_fields(f.type, f"{prefix}{f.name}.")
-        elif f.metadata.get("later"):
-            found[prefix + f.name] = f.default
-    return found

@@ -1,19 +1,19 @@
-"""TODO: one sentence."""
+"""Overrides of `demo` that `Config.validate` refuses, and what each message names."""
 
-# Overrides of `demo`, and what the message must name.
 INVALID = [
     ({"run.seed": 2**32}, ["run.seed=4294967296", "below 2**32"]),
     ({"model.d_model": 0}, ["model.d_model=0", "at least 1"]),
     ({"model.head_chunk": -1}, ["model.head_chunk=-1", "at least 1"]),
     ({"model.n_heads": 4, "model.n_kv_heads": 3}, ["model.n_kv_heads=3", "model.n_heads=4"]),
     ({"model.head_dim": 31}, ["model.head_dim=31", "even"]),
-    ({"model.lora_rank": -1}, ["model.lora_rank=-1", "[0, model.d_model="]),
-    ({"diffusion.anneal_steps": -1}, ["diffusion.anneal_steps=-1", "full attention"]),
+    ({"model.lora_rank": -1}, ["model.lora_rank=-1", "negative"]),
+    ({"model.lora_rank": 1000}, ["model.lora_rank=1000", "model.d_model="]),
+    ({"diffusion.anneal_steps": -1}, ["diffusion.anneal_steps=-1", "negative"]),
     ({"diffusion.anneal_steps": 10**6}, ["diffusion.anneal_steps=1000000", "run.steps=", "never be full"]),
     ({"diffusion.cart_p": 1.0}, ["diffusion.cart_p=1.0", "(0, 1)"]),
     ({"diffusion.t_min": 1.5}, ["diffusion.t_min=1.5", "(0, 1)"]),
-    ({"diffusion.t_min": "nan"}, ["diffusion.t_min=nan", "(0, 1)"]),
-    ({"diffusion.timesteps": -5}, ["diffusion.timesteps=-5", "0"]),
+    ({"diffusion.t_min": "nan"}, ["diffusion.t_min=nan", "finite"]),
+    ({"diffusion.timesteps": -5}, ["diffusion.timesteps=-5", "negative"]),
     ({"diffusion.random_length": 1.1}, ["diffusion.random_length=1.1", "[0, 1]"]),
     ({"diffusion.polynomial_power": 0}, ["diffusion.polynomial_power=0.0", "positive"]),
     (
@@ -39,7 +39,8 @@ INVALID = [
         },
         ["optim.drop_step=95", "(5)", "(90)"],
     ),
-    ({"data.sequence_length": 0}, ["data.sequence_length=0", "at least 1"]),
+    ({"data.sequence_length": 0}, ["data.sequence_length=0", "at least 2"]),
+    ({"data.sequence_length": 1}, ["data.sequence_length=1", "at least 2"]),
     ({"data.batch_size": 0}, ["data.batch_size=0", "at least 1"]),
     ({"mesh.data": -1}, ["mesh.data=-1", "mesh.fsdp=-1", "at most one"]),
     ({"mesh.tensor": 0}, ["mesh.tensor=0", "positive"]),
@@ -73,9 +74,10 @@ INVALID = [
         {"data.pad_group": 3, "data.batch_size": 32} | {"data.packing": "examples", "diffusion.random_length": 0.0},
         ["data.pad_group=3", "data.batch_size=32"],
     ),
-    ({"data.pad_group": -2, "data.packing": "examples"}, ["data.pad_group=-2", "data.batch_size"]),
+    ({"data.pad_group": -2, "data.packing": "examples"}, ["data.pad_group=-2", "negative"]),
     ({"optim.schedule": "wsd", "optim.drop_step": 100}, ["optim.drop_step=100", "optim.drop_lr"]),
-    ({"optim.peak_lr": float("nan")}, ["optim.peak_lr=nan"]),
+    ({"optim.peak_lr": float("nan")}, ["optim.peak_lr=nan", "finite"]),
+    ({"optim.eps": 0}, ["optim.eps=0.0", "positive"]),
     ({"optim.beta2": 1.0}, ["optim.beta2=1.0", "[0, 1)"]),
     ({"model.norm_eps": -1e-5}, ["model.norm_eps=-1e-05"]),
     ({"model.rope_theta": 0.0}, ["model.rope_theta=0.0"]),

@@ -1,0 +1,106 @@
+"""Kinds of fields of a config: the values that each may hold, and the fields that are not part of a run's science.
+
+A field's type says what it may hold (`d_model: Positive = 256`), and `check_fields` refuses every other value.
+"""
+
+import dataclasses
+import functools
+import sys
+import types
+import typing
+from collections.abc import Callable
+from typing import Annotated, Any, Literal, NamedTuple
+
+from diffusionlm.errors import UserError
+
+LARGEST = sys.float_info.max
+
+
+class Must(NamedTuple):
+    """A condition on the values of a field."""
+
+    words: str  # completes "run.steps=0 must ..."
+    holds: Callable[[Any], bool]
+
+
+Positive = Annotated[int, Must("be at least 1", lambda n: n >= 1)]
+AtLeastTwo = Annotated[int, Must("be at least 2", lambda n: n >= 2)]
+NonNegative = Annotated[int, Must("not be negative", lambda n: n >= 0)]
+Seed = Annotated[int, Must("be at least 0 and below 2**32", lambda n: 0 <= n < 1 << 32)]
+PositiveReal = Annotated[float, Must("be positive", lambda x: x > 0)]
+NonNegativeReal = Annotated[float, Must("not be negative", lambda x: x >= 0)]
+Fraction = Annotated[float, Must("be a fraction in [0, 1]", lambda x: 0 <= x <= 1)]
+OpenFraction = Annotated[float, Must("lie in (0, 1)", lambda x: 0 < x < 1)]
+DecayRate = Annotated[float, Must("lie in [0, 1)", lambda x: 0 <= x < 1)]
+Factor = Annotated[float, Must("lie in (0, 1]", lambda x: 0 < x <= 1)]
+
+
+def op(default: Any) -> Any:
+    """Return a dataclass field that is operational: not part of the scientific identity of a run."""
+    return dataclasses.field(default=default, metadata={"operational": True})
+
+
+@dataclasses.dataclass(frozen=True)
+class Canonical:
+    """A base of configs that writes equal values alike: in a float field 10000 becomes 10000.0, and -0.0 becomes 0.0.
+
+    Fingerprints hash what is written, so equal configs have equal fingerprints.
+    """
+
+    def __post_init__(self) -> None:
+        for name, hint in field_types(type(self)).items():
+            value = getattr(self, name)
+            if float in _kinds(hint) and type(value) in (int, float) and abs(value) <= LARGEST:
+                object.__setattr__(self, name, float(value) + 0.0)
+
+
+@functools.cache
+def field_types(cls: type) -> dict[str, Any]:
+    """Return the type of every field of a dataclass, with the conditions of `Annotated` types."""
+    return typing.get_type_hints(cls, include_extras=True)
+
+
+def check_fields(config: Any, prefix: str = "") -> None:
+    """Refuse values that their field's type does not allow, in nested configs too.
+
+    Args:
+      config: an instance of a dataclass.
+      prefix: put before the names of fields in messages, such as "model.".
+
+    Raises:
+      UserError: a value of another type, one that is not among a field's choices, a number that is not finite, or one
+        that does not meet its field's condition.
+    """
+    for name, hint in field_types(type(config)).items():
+        value = getattr(config, name)
+        if dataclasses.is_dataclass(hint):
+            if not isinstance(value, hint):
+                raise UserError(f"{prefix}{name}={value!r} must be a {hint.__name__}")
+            check_fields(value, f"{prefix}{name}.")
+        else:
+            _check(f"{prefix}{name}", value, hint)
+
+
+def _check(name: str, value: Any, hint: Any) -> None:
+    kinds = _kinds(hint)
+    if typing.get_origin(kinds[0]) is Literal:
+        choices = typing.get_args(kinds[0])
+        if value not in choices:
+            raise UserError(f"{name}={value!r} must be one of {', '.join(choices)}")
+        return
+    accepted = (*kinds, int) if float in kinds else kinds
+    if not isinstance(value, accepted) or (isinstance(value, bool) and bool not in kinds):
+        names = " or ".join("None" if kind is types.NoneType else kind.__name__ for kind in kinds)
+        raise UserError(f"{name}={value!r} must be of type {names}")
+    if float in kinds and value is not None and not abs(value) <= LARGEST:  # nor NaN
+        raise UserError(f"{name}={value} must be a finite number")
+    for condition in getattr(hint, "__metadata__", ()):
+        if not condition.holds(value):
+            raise UserError(f"{name}={value} must {condition.words}")
+
+
+def _kinds(hint: Any) -> tuple[Any, ...]:
+    """Return the alternatives of a type, without conditions: (int, NoneType) for `int | None`."""
+    bare = hint.__origin__ if typing.get_origin(hint) is Annotated else hint
+    is_union = typing.get_origin(bare) in (types.UnionType, typing.Union)
+    return typing.get_args(bare) if is_union else (bare,)
