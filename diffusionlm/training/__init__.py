@@ -1,0 +1,1 @@
+"""Training runs: the loop, the step, and everything that a run reads and writes."""

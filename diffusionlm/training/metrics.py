@@ -1,13 +1,18 @@
-"""Metrics of a run: `metrics.jsonl` for programs, TensorBoard events for people."""
+"""The metrics of a run: `metrics.jsonl` for programs, TensorBoard events for people."""
 
 import importlib.util
 import logging
+import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 from etils import epath
+from jax.sharding import Mesh
 from tensorboardX import SummaryWriter
 
+from diffusionlm import flops, hardware
+from diffusionlm.config import Config
+from diffusionlm.diffusion.objectives import predicted_share
 from diffusionlm.storage import JsonLines, in_bucket, read_json_lines
 from diffusionlm.training.timeline import Timeline
 
@@ -16,19 +21,29 @@ log = logging.getLogger(__name__)
 FILE = "metrics.jsonl"
 
 
+def finite(values: Any) -> Any:
+    """Return JSON `values` with None for every number that is not finite: JSON has no NaN and no infinity."""
+    if isinstance(values, dict):
+        return {name: finite(value) for name, value in values.items()}
+    if isinstance(values, list):
+        return [finite(value) for value in values]
+    return None if isinstance(values, float) and not math.isfinite(values) else values
+
+
 class MetricsWriter:
     """Appends one JSON object a logged step to WORKDIR/metrics.jsonl, and its numbers to WORKDIR/events.
 
-    Lines after `restored_step` belong to work that the restored checkpoint does not contain; they are cut off. Before
-    anything is written, `check` may raise.
+    Lines after `restored_step` belong to work that the restored checkpoint does not contain; they are cut off. A number
+    that is not finite is written as null.
     """
 
     def __init__(self, workdir: epath.Path, restored_step: int, check: Callable[[], None] = lambda: None):
+        """Open the files to continue behind `restored_step`; `check` is called before each write, and may raise."""
         self._workdir, self._check = workdir, check
         self._open(restored_step)
 
     def cut_back(self, restored_step: int) -> None:
-        """Drops the lines after `restored_step`, and goes on from there."""
+        """Drop the lines after `restored_step`, and continue from there."""
         self.close()
         self._open(restored_step)
 
@@ -38,16 +53,19 @@ class MetricsWriter:
         self._events = _event_writer(self._workdir / "events", restored_step)
 
     def write(self, step: int, values: dict[str, Any]) -> None:
-        self._lines.write({"step": step, **values})
+        """Append a line with `step` and `values`."""
+        self._lines.write({"step": step, **finite(values)})
         if self._events:
             for name, value in values.items():
-                self._events.add_scalar(name, value, step)
+                if value is not None:
+                    self._events.add_scalar(name, value, step)
 
     def flush(self) -> None:
-        """Makes sure that what was written is there for who reads it."""
+        """Make what was written visible to readers."""
         self._lines.flush()
 
     def close(self) -> None:
+        """Flush and close the files."""
         try:
             self._lines.flush()
         finally:
@@ -59,20 +77,42 @@ def _event_writer(directory: epath.Path, restored_step: int) -> SummaryWriter | 
     if in_bucket(directory) and not _importable("google.cloud.storage" if "gs://" in str(directory) else "boto3"):
         log.warning("no TensorBoard events in %s: tensorboardX needs google-cloud-storage or boto3 there", directory)
         return None
-    # Files are named by the second; the suffix keeps a quick resume from overwriting what it goes on from.
+    # Files are named by the second; the suffix keeps a quick resume from overwriting the file before it.
     return SummaryWriter(str(directory), purge_step=restored_step + 1, filename_suffix=f".{restored_step}")
 
 
 def _importable(module: str) -> bool:
     try:
         return importlib.util.find_spec(module) is not None
-    except ModuleNotFoundError:  # nor the package around it
+    except ModuleNotFoundError:  # the package around it is missing too
         return False
 
 
 def read(workdir: epath.PathLike) -> list[dict[str, Any]]:
-    """The lines of WORKDIR/metrics.jsonl; a last line that a kill cut short is left out."""
+    """Return the lines of WORKDIR/metrics.jsonl, without a last line that a kill cut short."""
     return read_json_lines(epath.Path(workdir) / FILE)
+
+
+class StepCost(NamedTuple):
+    """The work of one training step."""
+
+    tokens: int  # that the model sees
+    flops: int  # by the "model" convention of `flops`
+    credited_flops: int  # the same with the head on predicted positions alone, for MFU
+    peak_flops: float | None  # of all devices together, FLOP/s; None where the chip is unknown
+
+
+def step_cost(cfg: Config, mesh: Mesh) -> StepCost:
+    """Return the cost of a training step of `cfg` on `mesh`."""
+    size, length = cfg.data.batch_size, cfg.data.sequence_length
+    credited = flops.train(cfg.model, length, "model", predicted=predicted_share(cfg))
+    chip = hardware.peak_flops(mesh.devices.flat[0].device_kind)
+    return StepCost(
+        tokens=size * length,
+        flops=size * flops.train(cfg.model, length, "model"),
+        credited_flops=size * credited,
+        peak_flops=chip * mesh.size if chip else None,
+    )
 
 
 class StepLog:
@@ -80,30 +120,20 @@ class StepLog:
 
     Each line has step, tokens, loss (nats/token), cross_entropy and grad_norm (means over the steps since the line
     before or, after it, since the resume), lr, skipped (batches left out so far), tokens_per_second, step_seconds, mfu
-    (where the chip's peak is known), seconds and goodput (see `timeline`). A step's metrics come when the next one is
-    under way, which makes the rate of a few steps wrong; so the last line's goes back to the line before the last.
+    (where the chip's peak is known), seconds and goodput (see `timeline`). A step's metrics arrive when the next one is
+    in flight, which makes the rate of a few steps wrong; so the rate of the last line goes back to the line before.
     """
 
-    def __init__(
-        self,
-        writer: MetricsWriter | None,
-        timeline: Timeline,
-        *,
-        every: int,
-        last_step: int,
-        tokens_per_step: int,
-        flops_per_step: int,
-        peak_flops: float | None,
-    ):
-        self._writer, self._timeline, self._every, self._last_step = writer, timeline, every, last_step
-        self._tokens, self._flops, self._peak = tokens_per_step, flops_per_step, peak_flops
+    def __init__(self, writer: MetricsWriter | None, timeline: Timeline, cost: StepCost, *, every: int, last_step: int):
+        """Log to `writer` (None: only keep the note), with the times that `timeline` measures."""
+        self._writer, self._timeline, self._cost = writer, timeline, cost
+        self._every, self._last_step = every, last_step
         self.last_loss: float | None = writer.latest.get("loss") if writer else None
-        self.note = ""
-        self._before: tuple[int, float] | None = None  # of the last line: its steps, and when they began
+        self.note = ""  # the last line in short, for a progress bar
+        self._before: tuple[int, float] | None = None  # the last line: its steps, and when they began
         self._begin()
 
     def _begin(self) -> None:
-        """A new line begins."""
         self._sums: dict[str, float] = {}
         self._count, self._began = 0, self._timeline.stepping
 
@@ -117,10 +147,10 @@ class StepLog:
         except OSError as error:
             if failure is None:
                 raise
-            log.warning("cannot write %s: %s", FILE, error)  # and what ended the run is what is raised
+            log.warning("cannot write %s: %s", FILE, error)  # what ended the run is raised instead
 
     def add(self, step: int, metrics: dict[str, Any], skipped: int = 0) -> None:
-        """Takes in one step's metrics, and writes a line where one is due."""
+        """Add the metrics of one step, and write a line where one is due."""
         for name in ("loss", "cross_entropy", "grad_norm"):
             self._sums[name] = self._sums.get(name, 0.0) + float(metrics[name])
         self._count += 1
@@ -133,10 +163,10 @@ class StepLog:
             steps, began = steps + self._before[0], self._before[1]
         rate = steps / max(self._timeline.stepping - began, 1e-9)
         values = {name: total / self._count for name, total in self._sums.items()}
-        values |= {"tokens": step * self._tokens, "lr": lr, "skipped": skipped}
-        values |= {"tokens_per_second": rate * self._tokens, "step_seconds": 1 / rate, **self._times()}
-        if self._peak:
-            values["mfu"] = rate * self._flops / self._peak
+        values |= {"tokens": step * self._cost.tokens, "lr": lr, "skipped": skipped}
+        values |= {"tokens_per_second": rate * self._cost.tokens, "step_seconds": 1 / rate, **self._times()}
+        if self._cost.peak_flops:
+            values["mfu"] = rate * self._cost.credited_flops / self._cost.peak_flops
         self.last_loss = values["loss"]
         self.note = f"loss {values['loss']:.3f}  {values['tokens_per_second']:,.0f} tok/s"
         if self._writer:
@@ -145,18 +175,18 @@ class StepLog:
         self._begin()
 
     def evaluation(self, step: int, values: dict[str, Any]) -> None:
-        """Writes a line with an evaluation's numbers under eval_*."""
+        """Write a line with the numbers of an evaluation under eval_*."""
         if self._writer:
             line = {f"eval_{name}": value for name, value in values.items() if not isinstance(value, list)}
-            self._writer.write(step, line | {"tokens": step * self._tokens, **self._times()})
+            self._writer.write(step, line | {"tokens": step * self._cost.tokens, **self._times()})
 
     def flush(self) -> None:
-        """Makes sure that what was written is there for who reads it."""
+        """Make what was written visible to readers."""
         if self._writer:
             self._writer.flush()
 
     def cut_back(self, step: int) -> None:
-        """Drops what was logged of steps after `step`."""
+        """Drop what was logged about steps after `step`."""
         if self._writer:
             self._writer.cut_back(step)
             self.last_loss = self._writer.latest.get("loss")

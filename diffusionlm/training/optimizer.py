@@ -1,4 +1,4 @@
-"""AdamW with a learning-rate schedule, a weight-decay mask and clipping, from optax."""
+"""AdamW from optax, with a learning-rate schedule, a weight-decay mask and clipping."""
 
 from typing import Any
 
@@ -7,16 +7,17 @@ import jax.numpy as jnp
 import optax
 
 from diffusionlm.config import OptimConfig
+from diffusionlm.parallel.mesh import Params, PyTree
 
 
 def learning_rate(cfg: OptimConfig, steps: int) -> optax.Schedule:
-    """Step (0-based) to learning rate: linear warm-up from 0, then cosine, WSD or constant.
+    """Return the learning rate of a step (0-based): linear warm-up from 0, then cosine, WSD or constant.
 
     WSD (warm-up, stable, decay) with `drop_step` is LLaDA's (arXiv 2502.09992, Section 2.2): hold the peak, drop once
     to `drop_lr`, and decay linearly to `final_lr` over the last `decay_steps`.
 
-    `steps` and the numbers of `cfg` may be arrays that are known only when the program runs, for which optax's
-    schedules are not made: they compare them in Python.
+    `steps` and the numbers of `cfg` may be arrays that are known only when the program runs; optax's own schedules
+    compare them in Python and cannot be used.
     """
 
     def rate(step: jax.Array) -> jax.Array:
@@ -36,8 +37,8 @@ def learning_rate(cfg: OptimConfig, steps: int) -> optax.Schedule:
     return rate
 
 
-def decays(params: Any) -> Any:
-    """True for matrices and embeddings, False for norm gains and biases, as a tree like `params`."""
+def decays(params: Params) -> PyTree:
+    """Return a tree like `params`: True for matrices and embeddings, False for norm gains and biases."""
 
     def matrix(path: tuple[Any, ...], _: Any) -> bool:
         name = [key.key for key in path if isinstance(key, jax.tree_util.DictKey)][-1]  # below it there may be a box
@@ -47,7 +48,7 @@ def decays(params: Any) -> Any:
 
 
 def build(cfg: OptimConfig, steps: int) -> optax.GradientTransformation:
-    """The optimizer; its state's moments have the shapes of the parameters."""
+    """Return the optimizer; the moments of its state have the shapes of the parameters."""
     adamw = optax.adamw(
         learning_rate(cfg, steps),
         b1=cfg.beta1,

@@ -1,11 +1,16 @@
-"""What a run directory says of its run: config.json, environment.json, and whether another may go on there."""
+"""The files with which a run directory says what its run is, and whether another run may continue there.
+
+config.json holds the resolved configuration; environment.json the versions, the devices and the fingerprint, with the
+environments of earlier starts under "earlier"; DONE.json the final numbers (`records` writes it).
+"""
 
 import json
 import platform
 import subprocess
 import sys
 from importlib import metadata
-from typing import Any
+from pathlib import Path
+from typing import Any, Protocol
 
 import jax
 from etils import epath
@@ -13,13 +18,47 @@ from etils import epath
 from diffusionlm import config_io
 from diffusionlm.config import Config
 from diffusionlm.errors import UserError
-from diffusionlm.parallel import processes as runtime
+from diffusionlm.parallel import processes
 from diffusionlm.storage import write_atomically
 from diffusionlm.version import __version__
 
+PACKAGE = Path(__file__).resolve().parents[1]
 
-def begun(workdir: epath.Path) -> Config | None:
-    """The configuration of the run in `workdir`; None where there is none, or `refuse_another_run` cannot read it."""
+
+class Fence(Protocol):
+    """Stands between a run and its directory where other workers may take it over, as those of a sweep do."""
+
+    def check(self) -> None:
+        """Raise `OSError` if the run is known to be another worker's by now; called before every line is written."""
+
+    def confirm(self) -> None:
+        """Ask, and raise `OSError` if the run is another worker's; called before every checkpoint and DONE.json."""
+
+
+class Unfenced:
+    """The fence around a directory that belongs to this run alone."""
+
+    def check(self) -> None:
+        """Allow every line."""
+
+    def confirm(self) -> None:
+        """Allow every checkpoint."""
+
+
+def claim(cfg: Config, workdir: epath.Path) -> dict[str, Any] | None:
+    """Check that `workdir` is free or holds this run; return the content of its DONE.json if the run is finished.
+
+    Raises:
+      UserError: processes were given different settings, the directory holds another run, or a file is damaged; on all
+        processes if on one.
+    """
+    require_same_command(cfg, workdir)
+    processes.run_on_all_processes(lambda: refuse_another_run(cfg, workdir))
+    return finished(workdir)
+
+
+def recorded_config(workdir: epath.Path) -> Config | None:
+    """Return the configuration of the run in `workdir`; None if there is none, or it cannot be read."""
     try:
         return config_io.from_json((workdir / "config.json").read_text())
     except (OSError, ValueError):
@@ -27,65 +66,80 @@ def begun(workdir: epath.Path) -> Config | None:
 
 
 def refuse_another_run(cfg: Config, workdir: epath.Path) -> None:
-    """Raises `UserError` unless the directory is free, or the run in it is of the same science."""
+    """Raise `UserError` unless the directory is free, or the run in it has the same scientific settings."""
     path = workdir / "config.json"
     if not path.exists():
         return
-    try:
-        theirs = config_io.from_json(path.read_text())
-    except ValueError as e:
-        raise UserError(f"{path} is damaged, or of another version ({e}); use another --workdir") from e
-    if config_io.fingerprint(theirs) != config_io.fingerprint(cfg):
-        old, new = config_io.scientific_fields(theirs), config_io.scientific_fields(cfg)
-        differ = [k for k in new if old[k] != new[k]]
-        shown = ", ".join(f"{k} ({old[k]} there, {new[k]} here)" for k in differ)
+    recorded, last = recorded_config(workdir), _last_environment(workdir / "environment.json")
+    if last and "fingerprint" not in last:
+        raise UserError(
+            f"{workdir} holds a run of an earlier diffusionlm, whose fingerprints differ; finish it with that version, "
+            "or use another --workdir"
+        )
+    if recorded is None:
+        raise UserError(f"{path} is damaged, or of another version{_why_unreadable(path)}; use another --workdir")
+    if config_io.fingerprint(recorded) != config_io.fingerprint(cfg):
+        there, here = config_io.scientific_fields(recorded), config_io.scientific_fields(cfg)
+        differing = [name for name in here if there[name] != here[name]]
+        shown = ", ".join(f"{name} ({there[name]} there, {here[name]} here)" for name in differing)
         fix = "the settings of that run"
-        if "run.init_id" in differ:
-            start = f"--run.init_from {theirs.run.init_from}" if theirs.run.init_from else "no --run.init_from"
+        if "run.init_id" in differing:
+            start = f"--run.init_from {recorded.run.init_from}" if recorded.run.init_from else "no --run.init_from"
             fix += f", with {start}"
         raise UserError(f"{workdir} holds another run: {shown}; use another --workdir to train anew, or {fix}")
 
 
+def _why_unreadable(path: epath.Path) -> str:
+    try:
+        config_io.from_json(path.read_text())
+    except ValueError as error:
+        return f" ({error})"
+    return ""
+
+
 def require_same_command(cfg: Config, workdir: epath.Path) -> None:
-    """Raises `UserError` on every process unless all were given the same settings.
+    """Raise `UserError` on every process unless all were given the same settings.
 
     A host may have its own copy of the data, and its own clock.
     """
     values = config_io.flat(cfg) | {"workdir": str(workdir)}
     for name in ("data.path", "run.checkpoint_minutes"):
         del values[name]
-    runtime.require_equal(values, "start every process with the same command")
+    processes.require_equal(values, "start every process with the same command")
 
 
 def finished(workdir: epath.Path) -> dict[str, Any] | None:
-    """The content of DONE.json as process 0 sees it; None where there is none."""
+    """Return the content of DONE.json as process 0 sees it; None where there is none."""
     done = workdir / "DONE.json"
 
     def read() -> str:
         return done.read_text() if jax.process_index() == 0 and done.exists() else ""
 
-    text = runtime.gather(runtime.everywhere(read))[0]
+    text = processes.gather(processes.run_on_all_processes(read))[0]
     try:
         return json.loads(text) if text else None
-    except ValueError as e:
-        raise UserError(f"{done} is damaged ({e}); delete it, and the same command ends the run again") from e
+    except ValueError as error:
+        raise UserError(f"{done} is damaged ({error}); delete it, and the same command ends the run again") from error
 
 
 def record_run(cfg: Config, workdir: epath.Path) -> None:
-    """Writes config.json and environment.json; the environments of earlier starts go on in its "earlier"."""
+    """Write config.json and environment.json."""
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         write_atomically(workdir / "config.json", config_io.to_json(cfg))
         path = workdir / "environment.json"
         last = _last_environment(path)
         earlier = [*last.pop("earlier", []), last] if last else []
-        write_atomically(path, json.dumps({**environment(), "earlier": earlier}, indent=2) + "\n")
-    except OSError as e:
-        raise UserError(f"cannot write to the run directory {workdir}: {e.strerror}; choose another --workdir") from e
+        current = {**environment(), "fingerprint": config_io.fingerprint(cfg), "earlier": earlier}
+        write_atomically(path, json.dumps(current, indent=2) + "\n")
+    except OSError as error:
+        raise UserError(
+            f"cannot write to the run directory {workdir}: {error.strerror}; choose another --workdir"
+        ) from error
 
 
 def _last_environment(path: epath.Path) -> dict[str, Any]:
-    """What environment.json says, or nothing: it is a record, and no reason to refuse a run."""
+    """Return the content of environment.json, or nothing: it is a record, and no reason to refuse a run."""
     try:
         return json.loads(path.read_text())
     except (FileNotFoundError, ValueError):
@@ -93,7 +147,7 @@ def _last_environment(path: epath.Path) -> dict[str, Any]:
 
 
 def environment() -> dict[str, Any]:
-    """Versions, devices and source revision, for the record."""
+    """Return versions, devices and source revision, for the record."""
     names = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets", "numpy")
     return {
         "diffusionlm": __version__,
@@ -106,11 +160,19 @@ def environment() -> dict[str, Any]:
     }
 
 
-def git_revision() -> str | None:
-    """The commit that this package runs from; None where it is no checkout, or there is no git."""
-    command = ["git", "rev-parse", "HEAD"]
+def git_revision(package: Path = PACKAGE) -> str | None:
+    """Return the commit of the checkout that `package` is imported from.
+
+    None where there is no git, or the package is no part of a checkout of its own: installed into a virtual
+    environment, it may lie inside of the user's repository, whose commit says nothing about it.
+    """
+
+    def git(*arguments: str) -> str:
+        result = subprocess.run(["git", *arguments], cwd=package, capture_output=True, text=True, check=True)
+        return result.stdout.strip()
+
     try:
-        git = subprocess.run(command, cwd=epath.Path(__file__).parent, capture_output=True, text=True, check=False)
-    except FileNotFoundError:
+        git("ls-files", "--error-unmatch", "__init__.py")
+        return git("rev-parse", "HEAD") if Path(git("rev-parse", "--show-toplevel")) == package.parent else None
+    except (FileNotFoundError, subprocess.CalledProcessError):
         return None
-    return git.stdout.strip() or None

@@ -1,14 +1,17 @@
-"""Starting a run from the weights of another checkpoint, which is known by what it is and not by where it lies.
+"""The weights that a run begins with: fresh ones, or those of another checkpoint (`run.init_from`).
 
-It may be a model of the same kind, or an autoregressive one that is adapted to masked diffusion (`adaptation`).
+A checkpoint is known by what it is and not by where it lies. It may hold a model of the same kind, or an autoregressive
+one that is adapted to masked diffusion (`conversion`).
 """
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import json
 import logging
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
@@ -16,131 +19,169 @@ from etils import epath
 from jax.sharding import Mesh
 
 from diffusionlm import config_io
-from diffusionlm.checkpoint import store as checkpoint
+from diffusionlm.checkpoint import store
+from diffusionlm.checkpoint.sidecar import Sidecar
 from diffusionlm.config import Config, ModelConfig
 from diffusionlm.data.pipeline import Dataset
 from diffusionlm.errors import UserError
-from diffusionlm.model import conversion as adaptation
-from diffusionlm.model import lora
+from diffusionlm.model import conversion, lora
 from diffusionlm.model.transformer import abstract_params
-from diffusionlm.parallel import processes as runtime
-from diffusionlm.training.run_directory import begun
-from diffusionlm.training.state import TrainState
+from diffusionlm.parallel import processes
+from diffusionlm.training.run_directory import recorded_config
+from diffusionlm.training.state import TrainState, create_state
 
 log = logging.getLogger(__name__)
 
-# Of the model, what may differ: how it is computed, how long sequences are (learned positions are tensors), and
-# adapters, of which theirs go into the weights and ours are new.
+# Fields of the model that may differ: how it is computed, how long sequences are (learned positions are tensors), and
+# adapters, of which those of the checkpoint are merged into its weights and those of the run are new.
 FREE = ("dtype", "max_length", "lora_rank")
 
 
-def identified(cfg: Config, workdir: epath.Path) -> Config:
-    """`cfg` with the step that `run.init_from` means, and its identity as `run.init_id`; every process calls this.
+@dataclass(frozen=True)
+class Start:
+    """The checkpoint that a run starts from, looked up once; its sidecar is read once, when it is first asked for.
 
-    A directory's newest step may be another by the time that the parameters are read, so that it is looked up once, by
-    process 0. A run that has begun knows what it started from, and the checkpoint may be gone then.
+    A run that has begun knows the identity of its start, and needs the checkpoint itself only if nothing was saved yet.
+    """
+
+    path: epath.Path  # one step, or a params-only model
+    recorded_identity: str = ""  # by the run that has begun
+
+    def is_named_by(self, path: epath.PathLike) -> bool:
+        """Return True if `path` is this checkpoint, or the directory whose step it is."""
+        named, steps = store.absolute(path), self.path.parent
+        return named == self.path or (self.path.name.isdigit() and named in (steps, steps.parent))
+
+    @functools.cached_property
+    def sidecar(self) -> Sidecar:
+        """What the parameters mean."""
+        with _about_init_from():
+            return store.load_sidecar(self.path)
+
+    @functools.cached_property
+    def identity(self) -> str:
+        """EXPERIMENT@STEP and a hash of the parameters and what they mean; copies of a checkpoint share it.
+
+        Raises:
+          UserError: the checkpoint does not say what it is.
+        """
+        sidecar = self.sidecar
+        with _about_init_from():
+            return _identity(self.path, sidecar)
+
+
+def resolve(cfg: Config, workdir: epath.Path) -> Start | None:
+    """Find the checkpoint that `run.init_from` means, and check that the run can start from it; None for fresh weights.
+
+    A directory's newest step may be another by the time that the parameters are read, so process 0 looks it up once.
+    Every process calls this.
 
     Raises:
       UserError: there is no checkpoint, another than `run.init_id` says, or one that the run cannot start from.
     """
-    runtime.require_equal({"run.init_from": cfg.run.init_from}, "start every process with the same command")
+    processes.require_equal({"run.init_from": cfg.run.init_from}, "start every process with the same command")
     if not cfg.run.init_from:
         if cfg.model.lora_rank:
             raise UserError(
                 f"model.lora_rank={cfg.model.lora_rank} trains adapters of a model that is frozen; name it with "
                 "--run.init_from CHECKPOINT, or set lora_rank=0"
             )
+        return None
+    path = processes.gather(processes.run_on_all_processes(lambda: str(_find(cfg, workdir))))[0]
+    return processes.run_on_all_processes(lambda: _checked(cfg, workdir, epath.Path(path)))
+
+
+def with_start(cfg: Config, start: Start | None) -> Config:
+    """Return `cfg` with the path of its start, and the identity, which is part of its fingerprint."""
+    if start is None:
         return cfg
-    chosen = runtime.gather(runtime.everywhere(lambda: _resolved(cfg, workdir)))[0]
-    cfg = dataclasses.replace(cfg, run=dataclasses.replace(cfg.run, init_from=chosen))
-    found = runtime.everywhere(lambda: _known_id(cfg, workdir) or _checked_id(cfg))
-    if cfg.run.init_id not in ("", found):
-        raise UserError(
-            f"run.init_from={cfg.run.init_from} is {found}, not run.init_id={cfg.run.init_id}; leave init_id out, or "
-            "name that checkpoint"
-        )
-    return dataclasses.replace(cfg, run=dataclasses.replace(cfg.run, init_id=found))
+    identity = start.recorded_identity or start.identity
+    return dataclasses.replace(cfg, run=dataclasses.replace(cfg.run, init_from=str(start.path), init_id=identity))
 
 
-def identity(path: epath.PathLike) -> str:
-    """EXPERIMENT@STEP and a hash of the parameters and what they mean; a copy of a checkpoint has the same.
+def initial_state(cfg: Config, start: Start | None, dataset: Dataset, mesh: Mesh) -> TrainState:
+    """Return the state of a run that has taken no step yet.
 
     Raises:
-      UserError: no checkpoint, or one that does not say what it is.
+      UserError: the start is not `run.init_id`, has another model, mask token or tokenizer, or is damaged.
     """
-    path = checkpoint.find(path)
-    sidecar = checkpoint.load_sidecar(path)
+    state = create_state(cfg, mesh)
+    if start is None:
+        if cfg.run.init_id:
+            raise UserError(f"run.init_id={cfg.run.init_id} needs run.init_from, where that checkpoint is")
+        _warn_of_random_weights(cfg)
+        return state
+    if start.identity != cfg.run.init_id:
+        raise UserError(
+            f"run.init_from={start.path} is {start.identity} now, and this run was started with {cfg.run.init_id}; "
+            "bring that back, or start anew in another --workdir"
+        )
+    require_same_model(cfg, start)
+    _require_tokenizer(start, dataset)
+    if cfg.objective == "mdm" and cfg.diffusion.alignment != start.sidecar.alignment and jax.process_index() == 0:
+        log.warning(
+            f"run.init_from={start.path} predicts the token behind each position, and diffusion.alignment=same "
+            "unlearns that; --diffusion.alignment shifted keeps it"
+        )
+    return _with_weights(cfg, start, state, mesh)
+
+
+def _with_weights(cfg: Config, start: Start, state: TrainState, mesh: Mesh) -> TrainState:
+    """Replace the parameters of `state` by those of the start, in float32 and laid out alike."""
+    source = config_io.from_dict(ModelConfig, start.sidecar.model)
+    shardings, adapters = jax.tree.map(lambda x: x.sharding, state.params), lora.adapters(state.params)
+    kept = set(map(id, jax.tree.leaves(adapters)))
+    jax.tree.map(lambda x: None if id(x) in kept else x.delete(), state.params)  # there may be no room for both
+    shapes = abstract_params(dataclasses.replace(source, max_length=cfg.model.max_length), mesh)
+    params = store.load_params(start.path, jnp.float32, jax.tree.map(lambda x: x.sharding, shapes), expected=shapes)
+    if not conversion.same_parameters(source, cfg.model):
+        params = conversion.convert_on_mesh(source, cfg.model, params, adapters, shardings)
+    return state.replace(params=params)
+
+
+def _warn_of_random_weights(cfg: Config) -> None:
+    if jax.process_index():
+        return
+    if cfg.data.packing == "examples":
+        log.warning("fine-tuning random weights: give a trained model with --run.init_from CHECKPOINT")
+    elif cfg.diffusion.alignment == "shifted":
+        log.warning("adapting random weights: give an autoregressive model with --run.init_from CHECKPOINT")
+
+
+def _find(cfg: Config, workdir: epath.Path) -> epath.Path:
+    """Return the step that `run.init_from` names: that of the run in `workdir` if it began with the same directory."""
+    if (recorded := recorded_config(workdir)) and recorded.run.init_id and recorded.run.init_from:
+        begun_from = Start(epath.Path(recorded.run.init_from))
+        if begun_from.is_named_by(cfg.run.init_from):
+            return begun_from.path
+    with _about_init_from():
+        return store.find(cfg.run.init_from)
+
+
+def _checked(cfg: Config, workdir: epath.Path, path: epath.Path) -> Start:
+    recorded = recorded_config(workdir)
+    start = Start(path, recorded.run.init_id if recorded and recorded.run.init_from == str(path) else "")
+    if not start.recorded_identity:
+        require_same_model(cfg, start)
+    identity = start.recorded_identity or start.identity
+    if cfg.run.init_id not in ("", identity):
+        raise UserError(
+            f"run.init_from={path} is {identity}, not run.init_id={cfg.run.init_id}; leave init_id out, or name that "
+            "checkpoint"
+        )
+    return start
+
+
+def _identity(path: epath.Path, sidecar: Sidecar) -> str:
     if not sidecar.source:
         raise UserError(
             f"{path} does not say what it is (its sidecar has an empty `source`); write it anew with "
             "`source={'experiment': ..., 'step': ...}`"
         )
-    told = [sidecar.objective, sidecar.model, sidecar.mask_id, _tokenizer_of(sidecar.tokenizer), sidecar.source]
-    told += [sidecar.alignment, checkpoint.params_sha256(path)]
-    digest = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:12]
+    content = [sidecar.objective, sidecar.model, sidecar.mask_id, _tokenizer_sha256(sidecar.tokenizer), sidecar.source]
+    content += [sidecar.alignment, store.params_sha256(path)]
+    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
     return f"{sidecar.source.get('experiment', 'unnamed')}@{sidecar.source.get('step', 0)}-{digest}"
-
-
-def with_weights(cfg: Config, state: TrainState, dataset: Dataset, mesh: Mesh) -> TrainState:
-    """A fresh state with the parameters that `run.init_from` names, in float32, laid out as the state's own were.
-
-    Raises:
-      UserError: another checkpoint than `run.init_id`, another model, mask token or tokenizer, or a damaged file.
-    """
-    path = cfg.run.init_from
-    if not path:
-        if cfg.run.init_id:
-            raise UserError(f"run.init_id={cfg.run.init_id} needs run.init_from, where that checkpoint is")
-        if cfg.data.packing == "examples" and jax.process_index() == 0:
-            log.warning("fine-tuning random weights: give a trained model with --run.init_from CHECKPOINT")
-        elif cfg.diffusion.alignment == "shifted" and jax.process_index() == 0:
-            log.warning("adapting random weights: give an autoregressive model with --run.init_from CHECKPOINT")
-        return state
-    if (found := _checked_id(cfg)) != cfg.run.init_id:
-        raise UserError(
-            f"run.init_from={path} is {found} now, and this run was started with {cfg.run.init_id}; bring that back, "
-            "or start anew in another --workdir"
-        )
-    sidecar = checkpoint.load_sidecar(path)
-    _require_tokenizer(cfg, sidecar, dataset)
-    if cfg.objective == "mdm" and cfg.diffusion.alignment != sidecar.alignment and jax.process_index() == 0:
-        log.warning(
-            f"run.init_from={path} predicts the token behind each position, and diffusion.alignment=same unlearns "
-            "that; --diffusion.alignment shifted keeps it"
-        )
-    theirs = config_io.from_dict(ModelConfig, sidecar.model)
-    shardings, adapters = jax.tree.map(lambda x: x.sharding, state.params), lora.adapters(state.params)
-    kept = set(map(id, jax.tree.leaves(adapters)))
-    jax.tree.map(lambda x: None if id(x) in kept else x.delete(), state.params)  # there may be no room for both
-    shapes = abstract_params(dataclasses.replace(theirs, max_length=cfg.model.max_length), mesh)
-    params = checkpoint.load_params(path, jnp.float32, jax.tree.map(lambda x: x.sharding, shapes), expected=shapes)
-    if not adaptation.same_parameters(theirs, cfg.model):
-        params = adaptation.convert(theirs, cfg.model, params, adapters, shardings)
-    return state.replace(params=params)
-
-
-def _resolved(cfg: Config, workdir: epath.Path) -> str:
-    """The step that `run.init_from` names: that of the run in `workdir` if it began with the same directory."""
-    given = checkpoint.absolute(cfg.run.init_from)
-    if (known := begun(workdir)) and known.run.init_id and known.run.init_from:
-        step = epath.Path(known.run.init_from)
-        if given == step or (step.name.isdigit() and given in (step.parent, step.parent.parent)):
-            return str(step)
-    with _about_init_from():
-        return str(checkpoint.find(given))
-
-
-def _known_id(cfg: Config, workdir: epath.Path) -> str:
-    known = begun(workdir)
-    return known.run.init_id if known and known.run.init_from == cfg.run.init_from else ""
-
-
-def _checked_id(cfg: Config) -> str:
-    """The identity of the checkpoint, from which this run can start as far as it is known before there are data."""
-    with _about_init_from():
-        found, sidecar = identity(cfg.run.init_from), checkpoint.load_sidecar(cfg.run.init_from)
-    _require_same(cfg, sidecar)
-    return found
 
 
 @contextlib.contextmanager
@@ -151,21 +192,25 @@ def _about_init_from() -> Iterator[None]:
         raise UserError(f"run.init_from: {error}") from error
 
 
-def _require_same(cfg: Config, sidecar: checkpoint.Sidecar) -> None:
-    path = cfg.run.init_from
-    theirs, ours = config_io.from_dict(ModelConfig, sidecar.model), cfg.model
+def require_same_model(cfg: Config, start: Start) -> None:
+    """Raise `UserError` unless the run can train the model of the start, as far as is known before there are data."""
+    path, sidecar = start.path, start.sidecar
+    there, here = config_io.from_dict(ModelConfig, sidecar.model), cfg.model
     adapted = sidecar.objective == "arm" and cfg.objective == "mdm"
-    science = [name for name in config_io.scientific_fields(ours) if name not in FREE]
+    compared = [name for name in config_io.scientific_fields(here) if name not in FREE]
     if adapted:
-        changes = adaptation.CHANGES
-        science = [n for n in science if (getattr(theirs, n), getattr(ours, n)) != changes.get(n)]
-    if differ := [name for name in science if getattr(theirs, name) != getattr(ours, name)]:
+        changes = conversion.CONVERTIBLE
+        compared = [n for n in compared if (getattr(there, n), getattr(here, n)) != changes.get(n)]
+    if differing := [name for name in compared if getattr(there, name) != getattr(here, name)]:
         shown = ", ".join(
-            f"model.{name} ({getattr(theirs, name)} there, {getattr(ours, name)} here)" for name in differ
+            f"model.{name} ({getattr(there, name)} there, {getattr(here, name)} here)" for name in differing
         )
         raise UserError(f"run.init_from={path} holds another model: {shown}; use the settings it was trained with")
-    if adapted:  # it has no mask yet
-        return
+    if not adapted:  # an autoregressive model has no mask yet
+        _require_same_diffusion(cfg, path, sidecar)
+
+
+def _require_same_diffusion(cfg: Config, path: epath.Path, sidecar: Sidecar) -> None:
     if sidecar.mask_id != cfg.mask_id:
         raise UserError(
             f"run.init_from={path} masks with id {sidecar.mask_id}, this run with {cfg.mask_id}; set "
@@ -179,22 +224,24 @@ def _require_same(cfg: Config, sidecar: checkpoint.Sidecar) -> None:
             f"--diffusion.alignment {sidecar.alignment}, or use another checkpoint"
         )
     if set(sidecar.suppressed_ids) != set(cfg.suppressed_ids):
-        theirs, ours = (sorted(ids) for ids in (sidecar.suppressed_ids, cfg.suppressed_ids))
+        there, here = (sorted(ids) for ids in (sidecar.suppressed_ids, cfg.suppressed_ids))
         raise UserError(
-            f"run.init_from={path} never predicts the ids {theirs}, this run {ours}; set --diffusion.suppress_mask "
-            f"{sidecar.mask_id in theirs}, or use another checkpoint"
+            f"run.init_from={path} never predicts the ids {there}, this run {here}; set --diffusion.suppress_mask "
+            f"{sidecar.mask_id in there}, or use another checkpoint"
         )
 
 
-def _require_tokenizer(cfg: Config, sidecar: checkpoint.Sidecar, dataset: Dataset) -> None:
-    there, here = _tokenizer_of(sidecar.tokenizer), _tokenizer_of(dataset.metadata.tokenizer)
+def _require_tokenizer(start: Start, dataset: Dataset) -> None:
+    there, here = _tokenizer_sha256(start.sidecar.tokenizer), dataset.metadata.tokenizer["sha256"]
     if there not in (None, here):
-        path = cfg.run.init_from
-        fix = f"prepare the data with `diffusionlm data prepare --tokenizer {path}`, and name them with --data.path"
+        fix = (
+            f"prepare the data with `diffusionlm data prepare --tokenizer {start.path}`, and name them with --data.path"
+        )
         raise UserError(
-            f"run.init_from={path} has another tokenizer (sha256 {there[:12]}) than {dataset.path} ({here[:12]}); {fix}"
+            f"run.init_from={start.path} has another tokenizer (sha256 {there[:12]}) than {dataset.path} "
+            f"({here[:12]}); {fix}"
         )
 
 
-def _tokenizer_of(values: dict | None) -> str | None:
-    return values and values["sha256"]
+def _tokenizer_sha256(tokenizer: dict | None) -> str | None:
+    return tokenizer["sha256"] if tokenizer else None

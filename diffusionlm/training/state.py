@@ -1,9 +1,8 @@
-"""The state of a training run: one dataclass, and how it lies on a mesh."""
-
-from typing import Any
+"""The state of a training run: one dataclass, and its layout on a mesh."""
 
 import jax
 import jax.numpy as jnp
+import optax
 from flax import struct
 from jax.sharding import Mesh
 
@@ -11,8 +10,8 @@ from diffusionlm.config import Config
 from diffusionlm.diffusion.noise import INITIALISATION, stream_key
 from diffusionlm.model import lora
 from diffusionlm.model.transformer import Transformer
-from diffusionlm.parallel.mesh import tree_shardings, unbox
-from diffusionlm.training import optimizer as optim
+from diffusionlm.parallel.mesh import Params, tree_shardings, unbox
+from diffusionlm.training import optimizer
 from diffusionlm.training.bad_batches import Guard, new_guard
 
 
@@ -22,13 +21,13 @@ class TrainState:
 
     step: jax.Array  # int32 scalar, optimizer steps taken
     next_index: jax.Array  # int32 scalar, the next batch to train on; a skipped batch advances this alone
-    params: Any  # float32 tree, stacked over layers
-    opt_state: Any  # of optim.build, for the parameters that are trained
+    params: Params  # float32, stacked over layers
+    opt_state: optax.OptState  # of the parameters that are trained
     guard: Guard
 
 
 def abstract_state(cfg: Config, mesh: Mesh) -> TrainState:
-    """Shapes, dtypes and shardings of the state, without making it.
+    """Return the shapes, dtypes and shardings of the state, without making it.
 
     Moments take the shardings of their parameters explicitly: left to itself, XLA replicates them.
     """
@@ -41,7 +40,7 @@ def abstract_state(cfg: Config, mesh: Mesh) -> TrainState:
 
 
 def create_state(cfg: Config, mesh: Mesh) -> TrainState:
-    """The initial state, made in place on the mesh: no device ever holds more than its share."""
+    """Return the initial state, made in place on the mesh: no device ever holds more than its share."""
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(cfg, mesh))
     with jax.set_mesh(mesh):
         key = stream_key(cfg.run.seed, INITIALISATION)
@@ -49,13 +48,13 @@ def create_state(cfg: Config, mesh: Mesh) -> TrainState:
 
 
 def init_state(cfg: Config, key: jax.Array) -> TrainState:
-    """A fresh state of plain arrays."""
+    """Return a fresh state of plain arrays."""
     return unbox(_boxed_state(cfg, key))
 
 
 def _boxed_state(cfg: Config, key: jax.Array) -> TrainState:
-    """A fresh state whose parameters, and so whose moments, carry the names of their dimensions."""
+    """Return a fresh state whose parameters, and so whose moments, carry the names of their dimensions."""
     params = Transformer(cfg.model).init(key, jnp.zeros((1, 1), jnp.int32))["params"]
     zero = jnp.zeros((), jnp.int32)
     trained, _ = lora.split(cfg.model, params)
-    return TrainState(zero, zero, params, optim.build(cfg.optim, cfg.run.steps).init(trained), new_guard())
+    return TrainState(zero, zero, params, optimizer.build(cfg.optim, cfg.run.steps).init(trained), new_guard())

@@ -1,47 +1,46 @@
-"""Where the time of a run goes: `timeline.jsonl`, the goodput that follows from it, and a sign of life.
+"""The account of a run's time: `timeline.jsonl`, and the goodput that follows from it.
 
-timeline.jsonl is only ever added to: it is the history of a run, also of work that a kill or a roll-back undid. Each
+timeline.jsonl only ever grows: it is the history of a run, including work that a kill or a roll-back undid. Each
 line is an object with "event", "time" (seconds since 1970) and "step":
 
-    start        a process began, and goes on from this step
+    start        a process began, and continues from this step
     spent        "seconds": {kind: seconds since the line before}
     skip         a batch was left out: "batch", "loss", "grad_norm"
     rollback     the run returned to this step, for what "batch" gave: "loss", "grad_norm", "lr_factor", "from_step"
     stop, done   the process ended of its own accord
 """
 
-import json
 import logging
 import math
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from typing import Any
 
 from etils import epath
 
-from diffusionlm.storage import JsonLines, read_json_lines, write_atomically
+from diffusionlm.storage import JsonLines, read_json_lines
+from diffusionlm.training import heartbeat
 
 log = logging.getLogger(__name__)
 
-FILE, HEARTBEAT = "timeline.jsonl", "heartbeat"
+FILE = "timeline.jsonl"
 KINDS = ("start", "restore", "compile", "data", "train", "evaluate", "save", "lost", "between")
 SPENT_SECONDS = 60.0  # between two lines "spent": what a killed process leaves uncounted, at most
-BEAT_SECONDS = 10.0  # between two writes of the heartbeat, unless the work changes
 CLOSE_SECONDS = 5.0  # for which the end of a run waits for work that may hang
 
 
 class Total:
-    """Seconds of a run by kind, as its lines add up.
+    """Adds up the lines of a timeline: `seconds` of the run by kind.
 
-    "train" is what its steps took: the only productive kind. Steps that were undone turn it to "lost". Between two
-    processes nothing is held, which is "between".
+    "train" is the time of steps: the only productive kind. Steps that were undone turn it to "lost". Between two
+    processes no devices are held, which is "between".
     """
 
-    def __init__(self, lines: list[dict[str, Any]] = ()):
+    def __init__(self, lines: Iterable[dict[str, Any]] = ()):
         self.seconds = dict.fromkeys(KINDS, 0.0)
         self._steps: list[tuple[int, int, float]] = []  # (from, to, seconds) of "train"
         self._step = 0
@@ -50,6 +49,7 @@ class Total:
             self.add(line)
 
     def add(self, line: dict[str, Any]) -> None:
+        """Add one line."""
         event, step = line["event"], line["step"]
         if event == "start" and self._time is not None:
             self.seconds["between"] += max(line["time"] - self._time, 0.0)
@@ -72,7 +72,7 @@ class Total:
 
 
 class Timeline:
-    """Measures what the time of this process goes into, and adds it to the total of the run.
+    """Measures the time of this process by kind, and adds it to the total of the run.
 
     Time belongs to the innermost `measure` around it, and without one to "start" until `open`, then to "train".
     """
@@ -85,16 +85,23 @@ class Timeline:
         self._written = self._mark
         self._total = Total()
         self._lines: JsonLines | None = None
-        self._heartbeat: Heartbeat | None = None
+        self._heartbeat: heartbeat.Heartbeat | None = None
         self._watch = Watch(clock)
         self._step = 0
 
     def open(self, workdir: epath.Path, step: int, *, write: bool, check: Callable[[], None] = lambda: None) -> None:
-        """From here on steps are taken, after the restored `step`; one process of a run writes, after a `check`."""
+        """Begin to take steps, after the restored `step`.
+
+        Args:
+          workdir: the run directory.
+          step: the restored step.
+          write: True for the one process of a run that writes.
+          check: called before each write, and may raise.
+        """
         self._step = step
         if write:
             self._lines = JsonLines(workdir / FILE, check=check)
-            self._heartbeat = Heartbeat(workdir / HEARTBEAT, self._clock, self._now, check)
+            self._heartbeat = heartbeat.Heartbeat(workdir / heartbeat.FILE, self._clock, self._now, check)
             self._total = Total(self._lines.kept)
         self._write({"event": "start", "time": self._began, "step": step})
         self._charge()
@@ -103,7 +110,7 @@ class Timeline:
 
     @contextmanager
     def measure(self, kind: str) -> Iterator[None]:
-        """What is done inside is of `kind`."""
+        """Count the time inside as `kind`."""
         self._charge()
         self._kinds.append(kind)
         if self._heartbeat:
@@ -115,7 +122,7 @@ class Timeline:
             self._kinds.pop()
 
     def dispatched(self, wait: Callable[[], Any]) -> None:
-        """Notes that the devices have work; `wait` returns, on another thread, when it is done."""
+        """Note that the devices have work; `wait`, called on another thread, returns when it is done."""
         self._watch.follow(wait)
 
     @property
@@ -125,15 +132,15 @@ class Timeline:
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
-        """A wait for data; the part of it for which the devices had no work is of kind "data"."""
+        """Count the part of the time inside, a wait for data, for which the devices had no work as "data"."""
         self._charge()
         yield
         if (dry := self.dry_since) is not None:
             self._charge(until=max(dry, self._mark))
             self._charge("data")
 
-    def took(self, step: int) -> None:
-        """Notes that the run stands at `step`."""
+    def reach(self, step: int) -> None:
+        """Note that the run is at `step`, and beat the heart."""
         self._step = step
         if self._heartbeat:
             self._heartbeat.beat(step, self._kinds[-1])
@@ -141,13 +148,13 @@ class Timeline:
             self.flush()
 
     def note(self, event: str, step: int, **values: Any) -> None:
-        """Writes a line about something that happened, as of `step`."""
+        """Write a line about an event at `step`."""
         self.flush()
         self._step = step
         self._write({"event": event, "time": self._now(), "step": step, **values})
 
     def flush(self) -> None:
-        """Writes what was spent since the last time."""
+        """Write the seconds spent since the last time."""
         self._charge()
         spent, self._spent, self._written = self._spent, {}, self._clock()
         self._write({"event": "spent", "time": self._now(), "step": self._step, "seconds": spent})
@@ -167,16 +174,16 @@ class Timeline:
 
     @property
     def goodput(self) -> float:
-        """The productive share of those: steps that still count, while they did not wait for data."""
+        """The productive share of `held`: steps that still count, without their waits for data."""
         return self.seconds["train"] / max(self.held, 1e-9)
 
     @property
     def stepping(self) -> float:
-        """Seconds that went into steps, waits for data and steps that were undone included."""
+        """Seconds of steps, including waits for data and steps that were undone."""
         return sum(self.seconds[kind] for kind in ("train", "data", "lost"))
 
     def _charge(self, kind: str | None = None, until: float | None = None) -> None:
-        """Time since the last call is of `kind`, by default that of the innermost `measure`."""
+        """Count the time since the last call as `kind`, by default that of the innermost `measure`."""
         now, kind = self._clock() if until is None else until, kind or self._kinds[-1]
         self._spent[kind] = self._spent.get(kind, 0.0) + now - self._mark
         self._mark = now
@@ -196,21 +203,21 @@ class Timeline:
         except OSError as error:
             if failure is None:
                 raise
-            log.warning("cannot write %s: %s", FILE, error)  # and what ended the run is what is raised
+            log.warning("cannot write %s: %s", FILE, error)  # what ended the run is raised instead
 
 
 class Watch:
-    """Notes when work ends that is done elsewhere: a thread waits for it, in which whatever it raises stays."""
+    """Notes when work ends that is done elsewhere: a thread waits for it, and swallows its exceptions."""
 
     def __init__(self, clock: Callable[[], float]):
         self._clock = clock
         self._work: queue.SimpleQueue[tuple[Callable[[], Any], Future] | None] = queue.SimpleQueue()
-        self._ended: Future | None = None  # of the newest
+        self._ended: Future | None = None  # the end of the newest work
         self._thread: threading.Thread | None = None
 
     def follow(self, wait: Callable[[], Any]) -> None:
-        """From here on it is about the work that `wait` waits for."""
-        if self._thread is None:  # a daemon: work that hangs must not keep the process from its end
+        """Watch the work that `wait` waits for instead of what came before."""
+        if self._thread is None:  # a daemon: work that hangs must not keep the process alive
             self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
             self._thread.start()
         self._ended = Future()
@@ -218,12 +225,13 @@ class Watch:
 
     @property
     def ended(self) -> float | None:
-        """The clock at the end of the newest work, minus infinity if there was none; None while it goes on."""
+        """The clock at the end of the newest work, minus infinity if there was none; None while it lasts."""
         if self._ended is None:
             return -math.inf
         return self._ended.result() if self._ended.done() else None
 
     def close(self) -> None:
+        """End the thread, waiting `CLOSE_SECONDS` at most for work that may hang."""
         if self._thread is not None:
             self._work.put(None)
             self._thread.join(CLOSE_SECONDS)
@@ -231,37 +239,12 @@ class Watch:
     def _run(self) -> None:
         while work := self._work.get():
             wait, ended = work
-            with suppress(Exception):  # the loop meets it, too
+            with suppress(Exception):  # the loop meets it too
                 wait()
             ended.set_result(self._clock())
             del work, wait  # with the arrays that they hold
 
 
-class Heartbeat:
-    """A file {"step", "time", "doing"} that is replaced every few seconds, for who watches a run."""
-
-    def __init__(
-        self,
-        path: epath.Path,
-        clock: Callable[[], float],
-        now: Callable[[], float],
-        check: Callable[[], None] = lambda: None,
-    ):
-        self._path, self._clock, self._now, self._check = path, clock, now, check
-        self._last, self._doing = -BEAT_SECONDS, ""
-
-    def beat(self, step: int, doing: str) -> None:
-        """Writes it if it is time to, or other work than training begins."""
-        if self._clock() - self._last < BEAT_SECONDS and doing in (self._doing, "train"):
-            return
-        self._last, self._doing = self._clock(), doing
-        try:
-            self._check()
-            write_atomically(self._path, json.dumps({"step": step, "time": self._now(), "doing": doing}) + "\n")
-        except OSError as error:  # of a bucket, for a moment: no reason to stop
-            log.warning("cannot write %s: %s", self._path, error)
-
-
 def read(workdir: epath.PathLike) -> list[dict[str, Any]]:
-    """The lines of WORKDIR/timeline.jsonl."""
+    """Return the lines of WORKDIR/timeline.jsonl."""
     return read_json_lines(epath.Path(workdir) / FILE)

@@ -12,9 +12,9 @@ from support.tiny_run import LENGTH, record, refusal, tiny
 
 from diffusionlm import config, config_io
 from diffusionlm.checkpoint import store as checkpoint
-from diffusionlm.data import pipeline
+from diffusionlm.checkpoint.sidecar import Sidecar
+from diffusionlm.data import pipeline, tokenizers
 from diffusionlm.data.prepare import prepare
-from diffusionlm.data.tokenizers import kinds as tokenizers
 from diffusionlm.errors import UserError
 from diffusionlm.model import lora
 from diffusionlm.model.transformer import Transformer
@@ -22,7 +22,7 @@ from diffusionlm.parallel.mesh import unbox
 from diffusionlm.presets import arm_twin
 from diffusionlm.pretrained.model import load
 from diffusionlm.training import loop as trainer
-from diffusionlm.training import start as initial
+from diffusionlm.training.start import resolve, with_start
 
 VOCAB = 300
 
@@ -49,7 +49,7 @@ def start(source, tmp_path_factory):
     tokenizer = tokenizers.train_sentencepiece(texts, 290)
     model = arm_twin(dataclasses.replace(tiny("nowhere").model, vocab_size=VOCAB))
     params = unbox(jax.jit(Transformer(model).init)(jax.random.key(5), jnp.zeros((1, 1), jnp.int32))["params"])
-    sidecar = checkpoint.Sidecar(
+    sidecar = Sidecar(
         objective="arm",
         model=config_io.to_dict(model),
         diffusion=config_io.to_dict(config.DiffusionConfig()),
@@ -188,8 +188,8 @@ def test_a_shifted_model_goes_on_shifted(run, source, tmp_path):
 def test_adapters_are_no_other_start(start, source):
     """A run's identity is the base it started from and its own rank."""
     plain, adapters = (
-        initial.identified(adapting(start[0], source, model={"lora_rank": rank}), tmp)
-        for rank, tmp in ((0, checkpoint.absolute("nowhere")), (2, checkpoint.absolute("nowhere")))
+        with_start(cfg, resolve(cfg, checkpoint.absolute("nowhere")))
+        for cfg in (adapting(start[0], source, model={"lora_rank": rank}) for rank in (0, 2))
     )
     assert plain.run.init_id == adapters.run.init_id
     assert config_io.fingerprint(plain) != config_io.fingerprint(adapters)

@@ -1,5 +1,6 @@
 """Training runs: what they leave behind, and that stopping, killing and moving them changes nothing."""
 
+import dataclasses
 import json
 import math
 import random
@@ -20,7 +21,7 @@ from etils import epath
 from support import tiny_run
 from support.tiny_run import BATCH, LENGTH, STEPS, Recorder, tiny
 
-from diffusionlm import config, config_io, flops
+from diffusionlm import config_io, flops
 from diffusionlm.checkpoint import store as checkpoint
 from diffusionlm.data.pipeline import eval_batches, open_dataset
 from diffusionlm.errors import UserError
@@ -28,7 +29,7 @@ from diffusionlm.parallel import processes as runtime
 from diffusionlm.parallel.mesh import make_mesh
 from diffusionlm.presets import arm_twin
 from diffusionlm.training import loop as trainer
-from diffusionlm.training import metrics, programs, run_directory, timeline
+from diffusionlm.training import metrics, programs, records, run_directory, saver, timeline
 from diffusionlm.training import step as train_step
 from diffusionlm.training.state import abstract_state
 from diffusionlm.version import __version__
@@ -187,7 +188,7 @@ def test_checkpoints_are_where_they_were_asked_for(uninterrupted):
 
 def test_the_clock_saves_the_asked_for_are_kept_and_a_window_is_profiled(dataset, tmp_path, monkeypatch):
     now = iter(range(0, 100_000, 20))  # each look at the clock takes 20 seconds
-    monkeypatch.setattr(trainer, "time", SimpleNamespace(monotonic=lambda: next(now)))
+    monkeypatch.setattr(saver, "time", SimpleNamespace(monotonic=lambda: next(now)))
     changes = {"checkpoint_every": 1000, "checkpoint_minutes": 1.5, "keep": 2, "keep_every": 10, "eval_every": 0}
     cfg = tiny(dataset, run=changes | {"profile_start": 3, "profile_steps": 2})
     run, _ = record(cfg, tmp_path)
@@ -212,7 +213,7 @@ def traced_steps(workdir):
 
 def test_a_second_call_returns_at_once_and_changes_nothing(uninterrupted, monkeypatch):
     run, _ = uninterrupted
-    monkeypatch.setattr(trainer, "datasets", None)  # it does not even open its data
+    monkeypatch.setattr(trainer, "open_or_prepare", None)  # it does not even open its data
     before = content(run.workdir)
     again = trainer.train(tiny_run.with_changes(run.config, {"run": {"log_every": 3}}), run.workdir)
     assert (again.result, again.step, again.done) == (run.result, STEPS, True)
@@ -363,7 +364,7 @@ def test_a_checkpoint_implies_the_evaluation_at_its_step(uninterrupted, tmp_path
     def killed(*args):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(trainer._Loop, "evaluate", killed)
+    monkeypatch.setattr(trainer.Loop, "evaluate", killed)
     with pytest.raises(KeyboardInterrupt):
         record(uninterrupted[0].config, workdir)
     # It was about to evaluate and to save step 15; had it saved first, no resume would make up for the evaluation.
@@ -432,7 +433,7 @@ def attempts(monkeypatch):
         finally:
             there.tried -= 1
 
-    monkeypatch.setattr(runtime, "everywhere", everywhere)
+    monkeypatch.setattr(runtime, "run_on_all_processes", everywhere)
     return there
 
 
@@ -478,7 +479,7 @@ def test_the_end_of_a_run_is_read_and_written_everywhere(uninterrupted, tmp_path
     workdir = continued(uninterrupted, tmp_path, 30)
     fail, found = failing(attempts, OSError("the mount is away"), done)
     with monkeypatch.context() as patch:
-        patch.setattr(trainer, "write_atomically", fail(trainer.write_atomically))
+        patch.setattr(records, "write_atomically", fail(records.write_atomically))
         with pytest.raises(OSError, match="the mount is away"):
             trainer.train(uninterrupted[0].config, workdir)
     (workdir / "DONE.json").write_text("{")
@@ -515,7 +516,7 @@ def test_hosts_that_see_other_checkpoints_do_not_restore_them(uninterrupted, tmp
         (metrics.MetricsWriter, "write", lambda self, step, values: step == 12, 10),
         (metrics.MetricsWriter, "write", lambda self, step, values: "eval_tokens" in values and step == 15, 10),
         (metrics.MetricsWriter, "flush", lambda self: True, 10),
-        (timeline.Timeline, "took", lambda self, step: step == 12, 10),
+        (timeline.Timeline, "reach", lambda self, step: step == 12, 10),
         (timeline.Timeline, "note", lambda self, event, step: event == "done", 30),
         (metrics.MetricsWriter, "write", lambda self, step, values: "eval_tokens" in values and step == 30, 30),
     ],
@@ -525,7 +526,7 @@ def test_a_line_that_cannot_be_written_ends_all_hosts_before_the_next_checkpoint
 ):
     workdir = continued(uninterrupted, tmp_path, 10)
     fail, found = failing(attempts, OSError("the disk is full"), when)
-    refused, require = [], trainer._Loop._require_written
+    refused, require = [], records.Records._require_written
 
     def require_written(self):
         if self.unwritten:
@@ -534,7 +535,7 @@ def test_a_line_that_cannot_be_written_ends_all_hosts_before_the_next_checkpoint
 
     with monkeypatch.context() as patch:
         patch.setattr(owner, name, fail(getattr(owner, name)))
-        patch.setattr(trainer._Loop, "_require_written", require_written)
+        patch.setattr(records.Records, "_require_written", require_written)
         said = refusal(uninterrupted[0].config, workdir)
     assert "the disk is full" in said and "same command" in said and str(workdir) in said
     assert found and refused == [True]
@@ -600,7 +601,7 @@ def test_evaluation_is_the_mean_over_draws_and_its_error_theirs(uninterrupted, d
 @pytest.mark.parametrize("packing", ["segments", pytest.param("chunk", marks=pytest.mark.slow)])
 def test_twins_score_the_same_tokens_and_ignorance_costs_log_v(dataset, packing):
     mdm = tiny(dataset, data={"packing": packing})
-    arm = config.dataclasses.replace(mdm, objective="arm", model=arm_twin(mdm.model))
+    arm = dataclasses.replace(mdm, objective="arm", model=arm_twin(mdm.model))
     token_bytes = open_dataset(dataset).tokenizer.token_bytes().astype(np.float32)
     *_, rows = eval_batches(open_dataset(dataset), batch_size=BATCH)  # the last is filled up
     found = {}

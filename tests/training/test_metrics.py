@@ -46,8 +46,8 @@ def write_steps(workdir, restored_step, steps):
 
 
 def log(timeline, writer=None, *, every=3, last_step=1000, peak_flops=None):
-    options = {"tokens_per_step": 64, "flops_per_step": 1000, "peak_flops": peak_flops}
-    return metrics.StepLog(writer, timeline, every=every, last_step=last_step, **options)
+    cost = metrics.StepCost(tokens=64, flops=2000, credited_flops=1000, peak_flops=peak_flops)
+    return metrics.StepLog(writer, timeline, cost, every=every, last_step=last_step)
 
 
 def step_metrics(loss, lr=0.1):
@@ -215,7 +215,7 @@ def test_a_resume_goes_on_counting(workdir, clock):
     with begin(workdir, clock) as timeline, log(timeline, metrics.MetricsWriter(workdir, 0), every=1) as steps:
         clock.seconds += 10
         steps.add(1, step_metrics(5.0))
-        timeline.took(1)
+        timeline.reach(1)
         with timeline.measure("save"):
             clock.seconds += 30
         steps.evaluation(1, {"bits_per_byte": 2.5})

@@ -15,9 +15,9 @@ from support.tiny_run import BATCH, record, refusal, tiny
 
 from diffusionlm import config, config_io
 from diffusionlm.checkpoint import store as checkpoint
-from diffusionlm.data import pipeline
+from diffusionlm.checkpoint.sidecar import Sidecar
+from diffusionlm.data import pipeline, tokenizers
 from diffusionlm.data.prepare import prepare
-from diffusionlm.data.tokenizers import kinds as tokenizers
 from diffusionlm.model.transformer import Transformer
 from diffusionlm.parallel.mesh import make_mesh
 from diffusionlm.presets import arm_twin
@@ -25,7 +25,9 @@ from diffusionlm.pretrained.model import load
 from diffusionlm.registry import experiment
 from diffusionlm.training import loop as trainer
 from diffusionlm.training import metrics
-from diffusionlm.training import start as initial
+from diffusionlm.training.start import Start, initial_state, resolve, with_start
+from diffusionlm.training.state import abstract_state
+from diffusionlm.training.stepper import Stepper
 
 LENGTH = 48
 SHIPPED = Path(__file__).parents[2] / "docs/results/models"
@@ -87,7 +89,11 @@ def sidecar_of(cfg, dataset, **changes):
         "tokenizer": pipeline.open_dataset(dataset).metadata.tokenizer,
         "source": {"experiment": "base", "step": 7},
     }
-    return checkpoint.Sidecar(**values | changes)
+    return Sidecar(**values | changes)
+
+
+def identity(path):
+    return Start(checkpoint.find(path)).identity
 
 
 def words_model(folder):
@@ -119,13 +125,13 @@ def test_a_run_starts_from_the_weights_in_float32(run, start):
 
 
 def test_parameters_lie_on_the_mesh_of_the_run(dataset, start):
-    from diffusionlm.training.state import abstract_state, create_state
-
-    cfg = initial.identified(tuned(dataset, run={"init_from": str(start[0])}), Path("nowhere"))
+    cfg = tuned(dataset, run={"init_from": str(start[0])})
+    resolved = resolve(cfg, Path("nowhere"))
+    cfg = with_start(cfg, resolved)
     mesh = make_mesh(config.MeshConfig(2, 2, 2))
     opened = pipeline.open_dataset(dataset)
     with jax.set_mesh(mesh):
-        state = initial.with_weights(cfg, create_state(cfg, mesh), opened, mesh)
+        state = initial_state(cfg, resolved, opened, mesh)
     for leaf, wanted in zip(jax.tree.leaves(state), jax.tree.leaves(abstract_state(cfg, mesh)), strict=True):
         assert leaf.sharding == wanted.sharding and leaf.dtype == wanted.dtype
     assert any(not leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(state.params))
@@ -133,10 +139,11 @@ def test_parameters_lie_on_the_mesh_of_the_run(dataset, start):
 
 def test_the_start_is_part_of_the_science_wherever_it_lies(run, dataset, start, tmp_path):
     found = run[0].config.run.init_id
-    assert found.startswith("base@7-") and found == initial.identity(start[0])
+    assert found.startswith("base@7-") and found == identity(start[0])
     assert config_io.fingerprint(run[0].config) != config_io.fingerprint(tuned(dataset))
     shutil.copytree(start[0], tmp_path / "moved")
-    moved = initial.identified(tuned(dataset, run={"init_from": str(tmp_path / "moved")}), tmp_path)
+    moved = tuned(dataset, run={"init_from": str(tmp_path / "moved")})
+    moved = with_start(moved, resolve(moved, tmp_path))
     assert config_io.fingerprint(moved) == config_io.fingerprint(run[0].config)
     assert checkpoint.load_sidecar(run[0].workdir).source["init_id"] == found
     assert json.loads((run[0].workdir / "config.json").read_text())["run"]["init_id"] == found
@@ -209,10 +216,10 @@ def test_the_identity_tells_what_the_parameters_are(dataset, start, tmp_path):
     ):
         params = jax.tree.map(lambda x, scale=scale, dtype=dtype: (jnp.asarray(x) * scale).astype(dtype), start[1])
         checkpoint.save_params(tmp_path / name, params, sidecar_of(cfg, dataset, **changes))
-        found[name] = initial.identity(tmp_path / name)
+        found[name] = identity(tmp_path / name)
     assert len(set(found.values())) == len(found)
     shutil.copytree(tmp_path / "same", tmp_path / "copy")
-    assert initial.identity(tmp_path / "copy") == found["same"]
+    assert identity(tmp_path / "copy") == found["same"]
 
 
 def test_a_directory_s_newest_step_is_looked_up_once(dataset, start, tmp_path, monkeypatch):
@@ -225,15 +232,15 @@ def test_a_directory_s_newest_step_is_looked_up_once(dataset, start, tmp_path, m
         checkpoint.save_params(tmp_path / str(step), start[1], sidecar_of(cfg, dataset, source=source))
     (base / "checkpoints").mkdir(parents=True)
     shutil.copytree(tmp_path / "7", base / "checkpoints" / "7")
-    opened = trainer.datasets.open_or_prepare
+    opened = trainer.open_or_prepare
 
     def grows(*args):
         shutil.copytree(tmp_path / "8", base / "checkpoints" / "8")
         return opened(*args)
 
     with monkeypatch.context() as patch:
-        patch.setattr(trainer.datasets, "open_or_prepare", grows)
-        patch.setattr(trainer._Loop, "_finish", lambda self: 1 / 0)
+        patch.setattr(trainer, "open_or_prepare", grows)
+        patch.setattr(trainer.Loop, "finish", lambda self: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             trainer.train(cfg, workdir)
     assert json.loads((workdir / "config.json").read_text())["run"]["init_from"] == str(base / "checkpoints" / "7")
@@ -265,7 +272,7 @@ def test_the_tokenizer_of_the_start_prepares_the_data(dataset, start, tmp_path):
     for name, tokenizer in (("default", "sentencepiece"), ("named", str(gone))):
         ours = tiny_run.with_changes(cfg, {"data": {"tokenizer": tokenizer}})
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(trainer._Loop, "_finish", lambda self: 1 / 0)
+            patch.setattr(trainer.Loop, "finish", lambda self: 1 / 0)
             with pytest.raises(ZeroDivisionError):
                 trainer.train(ours, tmp_path / name)
         made = pipeline.open_dataset(tmp_path / name / "data").metadata
@@ -289,7 +296,7 @@ def test_what_cannot_be_prepared_is_told_in_options_of_train(dataset, start, tmp
     data, run = sums(tmp_path, init_from=str(start[0]))
     short = tuned(dataset, data=data | {"sequence_length": 4}, run=run, optim={"warmup_steps": 0})
     message = refusal(short, tmp_path / "run")
-    assert "answers end behind 4 tokens" in message and "--data.path" in message
+    assert "answers end beyond 4 tokens" in message and "--data.path" in message
 
 
 def test_there_must_be_a_checkpoint(dataset, tmp_path):
@@ -321,7 +328,7 @@ def test_a_resumed_run_needs_no_start_and_repeats_bit_for_bit(run, dataset, star
     shutil.copytree(start[0], gone)
     cfg = tuned(dataset, run={"init_from": str(gone)})
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(trainer._Loop, "_finish", lambda self: 1 / 0)
+        patch.setattr(trainer.Loop, "finish", lambda self: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             trainer.train(cfg, workdir)
     for step in (8, 12):
@@ -345,7 +352,7 @@ def test_before_its_first_checkpoint_a_run_still_needs_its_start(dataset, start,
     shutil.copytree(start[0], gone)
     cfg = tuned(dataset, run={"init_from": str(gone)})
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(trainer._Loop, "_dispatch", lambda self, compiling: 1 / 0)
+        patch.setattr(Stepper, "dispatch", lambda self: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             trainer.train(cfg, workdir)
     shutil.rmtree(gone)

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 from etils import epath
 
+from diffusionlm.training import heartbeat
 from diffusionlm.training import timeline as timeline_lib
 from diffusionlm.training.timeline import Timeline
 
@@ -35,7 +36,7 @@ def begin(workdir, time, step, *, write=True, start=5.0, restore=2.0):
 def take_steps(timeline, time, steps, seconds=1.0):
     for step in steps:
         time.now += seconds
-        timeline.took(step)
+        timeline.reach(step)
 
 
 def nonzero(timeline):
@@ -218,7 +219,7 @@ def test_the_heart_beats_now_and_then_and_when_the_work_changes(workdir, time):
     timeline = begin(workdir, time, 0, start=0, restore=0)
     for step in range(1, 25):
         time.now += 1
-        timeline.took(step)
+        timeline.reach(step)
         look()
     assert [beat["step"] for beat in beats] == [1, 11, 21] and beats[1]["time"] == 1011
     with timeline.measure("evaluate"):
@@ -231,6 +232,6 @@ def test_a_heartbeat_that_cannot_be_written_does_not_stop_a_run(workdir, time, m
         raise OSError("the bucket is away")
 
     timeline = begin(workdir, time, 0)
-    monkeypatch.setattr(timeline_lib, "write_atomically", refuse)
+    monkeypatch.setattr(heartbeat, "write_atomically", refuse)
     take_steps(timeline, time, [1])
     assert "the bucket is away" in caplog.text

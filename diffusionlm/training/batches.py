@@ -1,0 +1,46 @@
+"""Batches of a run on its devices: each process reads the rows that its own devices hold, and no others."""
+
+from collections.abc import Iterator
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from diffusionlm.config import Config
+from diffusionlm.data.pipeline import Dataset, eval_batches, train_batches
+from diffusionlm.parallel.mesh import global_array, local_rows
+
+
+class Batches:
+    """The global batches of a run: "tokens" and "segment_ids", int32 (batch_size, sequence_length + 1)."""
+
+    def __init__(self, cfg: Config, dataset: Dataset, mesh: Mesh):
+        self._cfg, self._dataset, self._mesh = cfg, dataset, mesh
+        self._ranges = local_rows(mesh, cfg.data.batch_size)
+        self._rows = np.concatenate([np.arange(start, stop) for start, stop in self._ranges])
+
+    def train(self, start: int) -> Iterator[dict[str, jax.Array]]:
+        """Yield training batches start, start + 1, ... without end."""
+        size, seed = self._cfg.data.batch_size, self._cfg.run.seed
+        for rows in train_batches(self._dataset, batch_size=size, seed=seed, start=start, rows=self._rows):
+            yield self._placed(rows)
+
+    def held_out(self) -> Iterator[dict[str, jax.Array]]:
+        """Yield the held-out batches that the run is evaluated on, in order."""
+        for rows in held_out_rows(self._cfg, self._dataset, self._rows):
+            yield self._placed(rows)
+
+    def _placed(self, rows: dict[str, np.ndarray]) -> dict[str, jax.Array]:
+        size = self._cfg.data.batch_size
+        return {name: global_array(self._mesh, size, self._ranges, values) for name, values in rows.items()}
+
+
+def held_out_rows(cfg: Config, dataset: Dataset, rows: np.ndarray | None = None) -> Iterator[dict[str, np.ndarray]]:
+    """Yield the held-out batches that a run is evaluated on, as NumPy arrays.
+
+    Args:
+      cfg: the run.
+      dataset: its dataset.
+      rows: numbers of the rows of each batch that are needed; None: all.
+    """
+    return eval_batches(dataset, batch_size=cfg.data.batch_size, records=cfg.run.eval_records, rows=rows)

@@ -1,0 +1,64 @@
+"""The evaluation of a run on held-out records: nats of the bound per token, its standard error, bits per byte."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from diffusionlm.config import Config
+from diffusionlm.data.metadata import SplitMetadata
+from diffusionlm.data.pipeline import Dataset
+from diffusionlm.training.batches import Batches
+from diffusionlm.training.metrics import finite
+from diffusionlm.training.programs import make_eval_step
+
+
+class Evaluator:
+    """Evaluates the parameters of one run, compiling its evaluation step at the first call."""
+
+    def __init__(self, cfg: Config, dataset: Dataset, batches: Batches):
+        self._eval_step, self._dataset, self._batches = make_eval_step(cfg), dataset, batches
+        self._draws = cfg.run.eval_draws if cfg.objective == "mdm" else 1  # autoregressive cross-entropy is exact
+
+    def __call__(self, params: Any, on_batch: Callable[[int], None] = lambda k: None) -> dict[str, Any]:
+        """Return the bound on the held-out records, as DONE.json has it under "eval".
+
+        Args:
+          params: of the model, on its devices.
+          on_batch: called with the number of each batch before it is evaluated.
+
+        Returns:
+          "nelbo_nats_per_token" and "nelbo_stderr": the mean over noise draws and its standard error, which covers the
+          Monte Carlo noise of the masks and not the choice of held-out documents (0 for an autoregressive model);
+          "bits_per_byte", "nelbo_per_draw", "tokens", "bytes". A number that is not finite is None.
+        """
+        token_bytes_V = self._dataset.tokenizer.token_bytes()
+        sums = np.zeros((self._draws, 3))  # nats, tokens and bytes of each draw
+        for k, batch in enumerate(self._batches.held_out()):
+            on_batch(k)
+            parts = [
+                self._eval_step(params, batch, token_bytes_V, np.int32(k), np.int32(draw))
+                for draw in range(self._draws)
+            ]
+            sums += np.array([[float(part[name]) for name in ("nats", "tokens", "bytes")] for part in parts])
+        return finite(_summary(sums, self._dataset.metadata.splits["validation"]))
+
+
+def _summary(sums_Dx3: np.ndarray, split: SplitMetadata) -> dict[str, Any]:
+    draws = len(sums_Dx3)
+    # The tokens of a tokenizer that normalises text stand for fewer (or more) bytes than the documents had.
+    bytes_scored = sums_Dx3[0, 2] * split.raw_bytes / split.token_bytes
+    with np.errstate(invalid="ignore"):  # nothing was scored: 0 / 0, which `finite` makes None
+        per_draw_D = sums_Dx3[:, 0] / sums_Dx3[:, 1]
+        nelbo = per_draw_D.mean()
+        stderr = per_draw_D.std(ddof=1) / math.sqrt(draws) if draws > 1 else 0.0
+        bits_per_byte = nelbo / math.log(2) * sums_Dx3[0, 1] / bytes_scored
+    return {
+        "nelbo_nats_per_token": float(nelbo),
+        "nelbo_stderr": float(stderr),
+        "bits_per_byte": float(bits_per_byte),
+        "nelbo_per_draw": per_draw_D.tolist(),
+        "tokens": int(sums_Dx3[0, 1]),
+        "bytes": int(round(bytes_scored)),
+    }

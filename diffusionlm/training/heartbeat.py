@@ -1,0 +1,40 @@
+"""A small file that shows whoever watches a run that it is alive, and what it is doing."""
+
+import json
+import logging
+from collections.abc import Callable
+
+from etils import epath
+
+from diffusionlm.storage import write_atomically
+
+log = logging.getLogger(__name__)
+
+FILE = "heartbeat"
+BEAT_SECONDS = 10.0  # between two writes, unless the work changes
+
+
+class Heartbeat:
+    """A file {"step", "time", "doing"} that is replaced every `BEAT_SECONDS`."""
+
+    def __init__(
+        self,
+        path: epath.Path,
+        clock: Callable[[], float],
+        now: Callable[[], float],
+        check: Callable[[], None] = lambda: None,
+    ):
+        """Prepare to write `path`; `clock` measures intervals, `now` is the time of day, `check` may refuse a write."""
+        self._path, self._clock, self._now, self._check = path, clock, now, check
+        self._last, self._doing = -BEAT_SECONDS, ""
+
+    def beat(self, step: int, doing: str) -> None:
+        """Write the file if a beat is due, or if work other than training begins."""
+        if self._clock() - self._last < BEAT_SECONDS and doing in (self._doing, "train"):
+            return
+        self._last, self._doing = self._clock(), doing
+        try:
+            self._check()
+            write_atomically(self._path, json.dumps({"step": step, "time": self._now(), "doing": doing}) + "\n")
+        except OSError as error:  # a bucket that is away for a moment is no reason to stop
+            log.warning("cannot write %s: %s", self._path, error)

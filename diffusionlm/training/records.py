@@ -1,0 +1,113 @@
+"""What the first process of a run writes about it as it goes: metrics.jsonl, events/, timeline.jsonl and DONE.json."""
+
+import json
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import jax
+from etils import epath
+
+from diffusionlm.config import Config
+from diffusionlm.errors import UserError
+from diffusionlm.parallel import processes
+from diffusionlm.storage import write_atomically
+from diffusionlm.training.metrics import MetricsWriter, StepCost, StepLog
+from diffusionlm.training.run_directory import Fence, Unfenced
+from diffusionlm.training.timeline import Timeline
+
+
+class Records:
+    """The log and the timeline of a run; a context manager that flushes and closes them.
+
+    Only the first process writes. A failure to write must not be raised there alone, where the other processes would
+    wait for it: it is kept in `unwritten`, and `require_written` raises it on all of them, before the next checkpoint.
+    """
+
+    def __init__(self, cfg: Config, workdir: epath.Path, cost: StepCost, timeline: Timeline, fence: Fence | None):
+        self._cfg, self._workdir, self._cost, self._timeline = cfg, workdir, cost, timeline
+        self._first = jax.process_index() == 0
+        self._fence = fence if fence and self._first else Unfenced()
+        self._stack = ExitStack()
+        self.unwritten: OSError | None = None  # why something could not be written
+
+    def open(self, step: int) -> None:
+        """Open the files to continue behind `step`; lines of later steps are dropped from metrics.jsonl."""
+        try:
+            self._timeline.open(self._workdir, step, write=self._first, check=self._fence.check)
+            self._stack.enter_context(self._timeline)
+            writer = MetricsWriter(self._workdir, step, self._fence.check) if self._first else None
+        except ValueError as error:
+            raise UserError(
+                f"metrics.jsonl or timeline.jsonl in {self._workdir} has a damaged line ({error}); delete that line"
+            ) from error
+        run = self._cfg.run
+        log = StepLog(writer, self._timeline, self._cost, every=run.log_every, last_step=run.steps)
+        self.log = self._stack.enter_context(log)
+
+    def step(self, step: int, metrics: dict[str, float], skipped: int) -> None:
+        """Record that `step` was taken; `skipped` batches were left out so far."""
+        with self._writing():
+            self.log.add(step, metrics, skipped=skipped)
+            self._timeline.reach(step)
+
+    def event(self, event: str, step: int, **values: Any) -> None:
+        """Record something that happened at `step` in the timeline."""
+        with self._writing():
+            self._timeline.note(event, step, **values)
+
+    def evaluation(self, step: int, values: dict[str, Any]) -> None:
+        """Record the numbers of an evaluation at `step`."""
+        with self._writing():
+            self.log.evaluation(step, values)
+
+    def alive(self, step: int) -> None:
+        """Keep the heartbeat going during work at `step` that takes long."""
+        with self._writing():
+            self._timeline.reach(step)
+
+    def cut_back(self, step: int) -> None:
+        """Drop the metrics of steps after `step`."""
+        processes.run_on_all_processes(lambda: self.log.cut_back(step))
+
+    def require_written(self) -> None:
+        """Raise `UserError` on every process if a line could not be written: no checkpoint may stand behind the gap."""
+        processes.run_on_all_processes(self._require_written)
+
+    def before_checkpoint(self) -> None:
+        """Put everything that was recorded on disk, and raise unless it is there and the run is still this worker's."""
+        with self._writing():
+            self.log.flush()
+        self.require_written()
+        processes.run_on_all_processes(self._fence.confirm)
+
+    def finish(self, result: dict[str, Any]) -> None:
+        """Write DONE.json, which ends the run."""
+
+        def write() -> None:
+            self._require_written()
+            if self._first:
+                self._fence.confirm()
+                write_atomically(self._workdir / "DONE.json", json.dumps(result, indent=2, allow_nan=False) + "\n")
+
+        processes.run_on_all_processes(write)
+
+    def _require_written(self) -> None:
+        if self.unwritten:
+            raise UserError(
+                f"cannot write the metrics or the timeline in {self._workdir}: {self.unwritten}; when that is mended, "
+                "the same command resumes from the newest checkpoint"
+            ) from self.unwritten
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            self.unwritten = self.unwritten or error
+
+    def __enter__(self) -> "Records":
+        return self
+
+    def __exit__(self, *failure: Any) -> None:
+        self._stack.__exit__(*failure)
