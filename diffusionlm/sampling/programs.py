@@ -77,10 +77,10 @@ def run(
     state, seconds = _run_timed(params, inputs, structure, initial_state(inputs.canvas, frames), compact)
     while compact and (working_B := np.asarray(has_work(inputs.canvas, state))).any():
         rows = _rows_to_keep(working_B)
-        part = inputs._replace(canvas=_take_rows(inputs.canvas, rows))
-        done, more = _run_timed(params, part, structure, _take_rows(state, rows), True)
-        seconds += more
-        state = jax.tree.map(lambda whole, some, rows=rows: _put_rows(whole, some, rows), state, done)
+        smaller = inputs._replace(canvas=_take_rows(inputs.canvas, rows))
+        result, more_seconds = _run_timed(params, smaller, structure, _take_rows(state, rows), True)
+        seconds += more_seconds
+        state = jax.tree.map(functools.partial(_put_rows, rows), state, result)
     return state, seconds
 
 
@@ -107,12 +107,12 @@ def _take_rows(tree: PyTree, rows: np.ndarray) -> PyTree:
     return jax.tree.map(lambda x: x[rows] if np.ndim(x) else x, tree)
 
 
-def _put_rows(whole: Array, some: Array, rows: np.ndarray) -> Array:
-    if not np.ndim(whole):
-        return some
-    whole = np.array(whole)
-    whole[rows] = some
-    return whole
+def _put_rows(rows: np.ndarray, x: Array, new: Array) -> Array:
+    if not np.ndim(x):
+        return new
+    x = np.array(x)
+    x[rows] = new
+    return x
 
 
 def _job(params: Params, inputs: Inputs, structure: Structure) -> Job:

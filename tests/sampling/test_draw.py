@@ -21,11 +21,11 @@ def counts(logits, n=40_000, temperature=1.0, top_k=0, top_p=1.0, seed=0) -> np.
     return np.bincount(np.asarray(tokens)[0], minlength=len(logits))
 
 
-def p_value(found: np.ndarray, law: np.ndarray) -> float:
-    assert not found[law == 0].any()
-    expected = law * found.sum()
+def p_value(drawn: np.ndarray, law: np.ndarray) -> float:
+    assert not drawn[law == 0].any()
+    expected = law * drawn.sum()
     rare = expected < 10
-    observed = np.append(found[~rare], found[rare].sum())
+    observed = np.append(drawn[~rare], drawn[rare].sum())
     expected = np.append(expected[~rare], expected[rare].sum())
     if (expected > 0).sum() == 1:
         return 1.0
@@ -87,12 +87,12 @@ def test_the_tail_of_the_noise_is_there():
         return (jax.random.gumbel(key, (1 << 22,), jnp.float32, mode=mode) > 16.6).sum(dtype=jnp.int32)
 
     keys = jax.random.split(jax.random.key(0), 64)
-    found = {
+    exceedances = {
         mode: int(jax.jit(lambda keys, mode=mode: jax.lax.map(lambda k: above(k, mode), keys).sum())(keys))
         for mode in ("low", "high")
     }
-    assert found["low"] == 0  # so the test can tell
-    assert stats.binomtest(found["high"], 1 << 28, -np.expm1(-np.exp(-16.6))).pvalue > 1e-3
+    assert exceedances["low"] == 0  # so the test can tell
+    assert stats.binomtest(exceedances["high"], 1 << 28, -np.expm1(-np.exp(-16.6))).pvalue > 1e-3
 
 
 ZIPF = 1 / np.arange(1.0, 4097)
@@ -143,15 +143,15 @@ def test_rare_tokens_are_drawn_as_often_as_they_should_be():
         assert stats.binomtest(drawn_against_a_rare_rival(rival, n), n, p).pvalue > 1e-3
 
 
-@pytest.mark.parametrize("wanted", [1, 3, 50])
-def test_smallest_kept_is_the_kth_largest(wanted):
+@pytest.mark.parametrize("mass", [1, 3, 50])
+def test_smallest_kept_is_the_kth_largest(mass):
     x = jnp.asarray(np.random.default_rng(1).normal(size=(2, 3, V)), jnp.float32)
-    found = smallest_kept(x, jnp.ones_like(x), jnp.full((2, 3), float(wanted)))
-    np.testing.assert_array_equal(found, np.sort(np.asarray(x), -1)[..., -wanted])
+    threshold = smallest_kept(x, jnp.ones_like(x), jnp.full((2, 3), float(mass)))
+    np.testing.assert_array_equal(threshold, np.sort(np.asarray(x), -1)[..., -mass])
 
 
 def test_smallest_kept_with_infinities_and_ties():
     x = jnp.array([[[2.0, -jnp.inf, 2.0, 0.0, -0.0, -3.0]]])
-    for wanted, expected in ((1, 2.0), (2, 2.0), (3, 0.0), (5, -3.0), (6, -jnp.inf)):
-        found = smallest_kept(x, jnp.ones_like(x), jnp.full((1, 1), float(wanted)))
-        assert float(found[0, 0]) == expected, wanted
+    for mass, expected in ((1, 2.0), (2, 2.0), (3, 0.0), (5, -3.0), (6, -jnp.inf)):
+        threshold = smallest_kept(x, jnp.ones_like(x), jnp.full((1, 1), float(mass)))
+        assert float(threshold[0, 0]) == expected, mass

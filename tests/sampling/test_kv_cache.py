@@ -153,8 +153,8 @@ def fast_dllm(template, cache, length, steps, block_length, refresh, shifted=Fal
                 top = np.sort(p[j])
                 assert top[-1] - top[-2] > 1e-4
             if 0 < count < len(order):
-                kept, left = (special.logit(p[order[k]].max()) for k in (count - 1, count))
-                assert kept - left > 2e-5
+                chosen, rival = (special.logit(p[order[k]].max()) for k in (count - 1, count))
+                assert chosen - rival > 2e-5
             for j in order[:count]:
                 row[j] = int(np.argmax(p[j]))
     return row[first:]
@@ -169,11 +169,11 @@ def test_approximations_match_a_slow_reference(cache, refresh, shifted):
         14, 14, "low_confidence", 0.0, block_length=5, cache=cache, refresh=refresh, stop_at_eos=False
     )
     spec = dataclasses.replace(MDM, shifted=shifted)
-    found = generate(PARAMS, spec, PROMPTS, sampling).tokens.tolist()
+    tokens = generate(PARAMS, spec, PROMPTS, sampling).tokens.tolist()
     expected = [fast_dllm([*p, *[None] * 14], cache, 14, 14, 5, refresh, shifted) for p in PROMPTS]
-    assert found == expected
+    assert tokens == expected
     plain = generate(PARAMS, spec, PROMPTS, dataclasses.replace(sampling, cache="none", refresh=0)).tokens.tolist()
-    assert found != plain  # an approximation
+    assert tokens != plain  # an approximation
 
 
 @pytest.mark.parametrize("cache", ["dual", "prefix"])

@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -55,7 +56,7 @@ def ancestral_law(alphas: list[float], temperature: float = 1.0) -> np.ndarray:
             ]
             for choice in itertools.product(*options):
                 new = tuple(v for v, _ in choice)
-                after[new] = after.get(new, 0.0) + mass * np.prod([q for _, q in choice])
+                after[new] = after.get(new, 0.0) + mass * math.prod(q for _, q in choice)
         law = after
     return np.array([law.get(tuple(sequence), 0.0) for sequence in SEQUENCES.tolist()])
 
@@ -156,7 +157,7 @@ def remdm_law(steps: int, cap: float) -> np.ndarray:
             ]
             for choice in itertools.product(*options):
                 new = tuple(v for v, _ in choice)
-                after[new] = after.get(new, 0.0) + mass * np.prod([q for _, q in choice])
+                after[new] = after.get(new, 0.0) + mass * math.prod(q for _, q in choice)
         law = after
     return np.array([law.get(tuple(sequence), 0.0) for sequence in SEQUENCES.tolist()])
 

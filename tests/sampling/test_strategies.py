@@ -157,8 +157,8 @@ P = special.softmax(LOGITS, -1)
 
 def revealed(name, **kwargs) -> list[set[int]]:
     kwargs = {"logits": LOGITS, "masked": MASKED, **kwargs}
-    found = np.asarray(STRATEGIES[name](make_step(**kwargs)).reveal_BxT) & MASKED
-    return [set(np.flatnonzero(row).tolist()) for row in found]
+    reveal = np.asarray(STRATEGIES[name](make_step(**kwargs)).reveal_BxT) & MASKED
+    return [set(np.flatnonzero(row).tolist()) for row in reveal]
 
 
 def best(row: int, score: np.ndarray, count: int) -> set[int]:
@@ -181,8 +181,8 @@ def test_random_takes_as_many_by_noise_alone():
     noise = RNG.random((3, 9))
     assert revealed("random", steps=4, uniform=noise) == [best(r, noise[r], n) for r, n in enumerate(COUNTS)]
     # The schedule wants half of the masks gone, and the same of those that were there at first.
-    found = revealed("fixed_count", s=0.5, uniform=noise, initial=[9, 8, 3])
-    assert [len(row) for row in found] == [9 - 4, 5 - 4, 3 - 2]  # round half to even: 4.5, 4, 1.5
+    rows = revealed("fixed_count", s=0.5, uniform=noise, initial=[9, 8, 3])
+    assert [len(row) for row in rows] == [9 - 4, 5 - 4, 3 - 2]  # round half to even: 4.5, 4, 1.5
 
 
 @pytest.mark.parametrize("threshold", [0.3, 0.6, 0.99])
