@@ -125,7 +125,8 @@ def _sums_backward(C: int, split: _Split, saved: tuple, outer: tuple[jax.Array, 
     grad_BxTxD, grad_DxV = saved
     scale = outer[0]
     grad_BxTxD = (scale * grad_BxTxD.astype(jnp.float32)).astype(grad_BxTxD.dtype)
-    return (_Inputs(grad_BxTxD, scale * grad_DxV, None, None, None, None),)
+    gradients: tuple[Any, ...] = (grad_BxTxD, scale * grad_DxV, None, None, None, None)
+    return (_Inputs(*gradients),)
 
 
 _sums.defvjp(_sums_forward, _sums_backward)
@@ -137,10 +138,11 @@ def _on_each_device(C: int, split: _Split, inputs: _Inputs, *, gradients: bool) 
         return body(inputs)
     rows, embed, vocab = (axes or None for axes in split)
     by_row = PartitionSpec(rows)
-    specs = _Inputs(by_row, PartitionSpec(embed, vocab), by_row, by_row, by_row, PartitionSpec(vocab))
+    head = PartitionSpec(embed, vocab)
+    specs: tuple[Any, ...] = (by_row, head, by_row, by_row, by_row, PartitionSpec(vocab))
     scalar = PartitionSpec()
-    out = ((scalar, scalar), (by_row, specs.head_DxV) if gradients else None)
-    return jax.shard_map(body, in_specs=(specs,), out_specs=out, check_vma=False)(inputs)
+    out = ((scalar, scalar), (by_row, head) if gradients else None)
+    return jax.shard_map(body, in_specs=(_Inputs(*specs),), out_specs=out, check_vma=False)(inputs)
 
 
 def _one_device(C: int, split: _Split, gradients: bool, inputs: _Inputs) -> Any:
@@ -203,9 +205,6 @@ def _one_device(C: int, split: _Split, gradients: bool, inputs: _Inputs) -> Any:
     if split.vocab:
         grad_NxD = jax.lax.psum(grad_NxD, split.vocab)
     return sums, (grad_NxD.astype(dtype).reshape(B, T, D), sum_over_rows(grad_DxV, split.rows, split.embed, 0))
-
-
-# The size of chunks.
 
 
 def slowest_share(rows: int, share: float) -> float:

@@ -23,15 +23,19 @@ class Schedule(Protocol):
 
     def alpha(self, t: jax.Array) -> jax.Array:
         """Return the probability that a token is clean at time t."""
+        ...
 
     def mask_probability(self, t: jax.Array) -> jax.Array:
         """Return 1 - alpha(t), accurate where it is small."""
+        ...
 
     def weight(self, t: jax.Array) -> jax.Array:
         """Return -alpha'(t) / (1 - alpha(t)): the weight of a masked token in the continuous-time bound."""
+        ...
 
     def mean_mask_probability(self) -> float:
         """Return the mean of `mask_probability` over uniform t: the share of all tokens that training masks."""
+        ...
 
 
 @dataclass(frozen=True)

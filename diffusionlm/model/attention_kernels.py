@@ -7,7 +7,7 @@ a program compiled ahead of time for another machine has that machine's kernel. 
 
 import functools
 import re
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -89,7 +89,7 @@ def _splash_one_device(
     q_BxTxHxK = (q_BxTxHxK.astype(jnp.float32) * K**-0.5).astype(q_BxTxHxK.dtype)  # splash does not scale
     q_BxHxTxK, k_BxGxTxK, v_BxGxTxK = (x.transpose(0, 2, 1, 3) for x in (q_BxTxHxK, k_BxTxGxK, v_BxTxGxK))
     if segment_ids_BxT is None:
-        out_BxHxTxK = jax.vmap(lambda q, k, v: run(q, k, v))(q_BxHxTxK, k_BxGxTxK, v_BxGxTxK)
+        out_BxHxTxK: Any = jax.vmap(lambda q, k, v: run(q, k, v))(q_BxHxTxK, k_BxGxTxK, v_BxGxTxK)
     else:
         within = jax.vmap(lambda q, k, v, ids: run(q, k, v, splash_lib.SegmentIds(ids, ids)))
         out_BxHxTxK = within(q_BxHxTxK, k_BxGxTxK, v_BxGxTxK, segment_ids_BxT)

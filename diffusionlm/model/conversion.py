@@ -32,9 +32,11 @@ def convert_on_mesh(
 
     The first four arguments are those of `convert_params`; `shardings` place the result.
     """
-    result = jax.eval_shape(functools.partial(convert_params, source, target), params, adapters)
-    shapes = {path: leaf.shape for path, leaf in traverse_util.flatten_dict(result).items()}
-    flat = traverse_util.flatten_dict(params)
+    result: dict[Any, Any] = traverse_util.flatten_dict(
+        jax.eval_shape(functools.partial(convert_params, source, target), params, adapters)
+    )
+    shapes = {path: leaf.shape for path, leaf in result.items()}
+    flat: dict[Any, Any] = traverse_util.flatten_dict(params)
     # JAX can write a result over an argument of the same shape only.
     donated = {path: leaf for path, leaf in flat.items() if shapes.get(path) == leaf.shape}
     others = {path: leaf for path, leaf in flat.items() if path not in donated}

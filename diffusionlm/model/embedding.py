@@ -11,7 +11,6 @@ from diffusionlm.parallel.mesh import axis_names, constrain, partition_spec, sum
 SLAB = 1 << 27  # most float32 numbers of a gradient that a device sums at a time: 512 MiB
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
 def look_up(
     table_VxD: jax.Array, ids_BxT: jax.Array, dtype: str, name: str | None = "vocab", batch: int | None = None
 ) -> jax.Array:
@@ -29,6 +28,11 @@ def look_up(
     Returns:
       (B, T, D), or (batch, T, D).
     """
+    return _look_up(table_VxD, ids_BxT, dtype, name, batch)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
+def _look_up(table_VxD: jax.Array, ids_BxT: jax.Array, dtype: str, name: str | None, batch: int | None) -> jax.Array:
     # Rows gathered from a table that is split over its width would have to be resharded; gather the width first.
     x_BxTxD = constrain(table_VxD.astype(dtype), name, None)[ids_BxT]
     return x_BxTxD if batch is None else jnp.broadcast_to(x_BxTxD, (batch, *x_BxTxD.shape[1:]))
@@ -37,7 +41,7 @@ def look_up(
 def _forward(
     table_VxD: jax.Array, ids_BxT: jax.Array, dtype: str, name: str | None, batch: int | None
 ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    return look_up(table_VxD, ids_BxT, dtype, name, batch), (table_VxD, ids_BxT)
+    return _look_up(table_VxD, ids_BxT, dtype, name, batch), (table_VxD, ids_BxT)
 
 
 def _backward(
@@ -56,7 +60,7 @@ def _backward(
     return body(ids_BxT, grad_BxTxD).astype(table_VxD.dtype), None
 
 
-look_up.defvjp(_forward, _backward)
+_look_up.defvjp(_forward, _backward)
 
 
 def _one_device(

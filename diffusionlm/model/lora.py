@@ -41,7 +41,7 @@ def join(trained: Params, frozen: Params) -> dict[str, Any]:
 
 def merge(params: Params) -> dict[str, Any]:
     """Return parameters without adapters: each weight W becomes W + SCALE * down @ up, in its dtype."""
-    flat = traverse_util.flatten_dict(params)
+    flat: dict[Any, Any] = traverse_util.flatten_dict(params)
     merged = {}
     for path, weight in flat.items():
         *above, name = path

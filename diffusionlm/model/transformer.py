@@ -201,7 +201,7 @@ class Transformer(nn.Module):
             variable_axes={"params": 0},
             split_rngs={"params": True},
             length=cfg.n_layers,
-            in_axes=(nn.broadcast, 0),  # the context, and each layer's own part of a cache
+            in_axes=(nn.broadcast, 0),  # pyright: ignore[reportArgumentType]  Flax's annotation forgets tuples
             metadata_params={nn.PARTITION_NAME: "layers"},
         )(cfg)
         self.final_norm = Norm(cfg)
@@ -238,6 +238,7 @@ class Transformer(nn.Module):
         """Return the final hidden states of a whole canvas, as `__call__` does, and its keys and values."""
         context = self._context(segment_ids_BxS, positions_BxS, keep=True)
         hidden_BxSxD, layers = self._hidden(tokens_BxS, positions_BxS, context)
+        assert layers is not None
         return hidden_BxSxD, Cache(*layers)
 
     def extend(
@@ -257,6 +258,7 @@ class Transformer(nn.Module):
         positions_BxW = take(positions_BxS)
         context = self._context(segment_ids_BxW, positions_BxW, window=window, keep=True)
         hidden_BxWxD, layers = self._hidden(take(tokens_BxS), positions_BxW, context, LayerCache(*cache))
+        assert layers is not None
         return hidden_BxWxD, update_cache(cache, window, Cache(*layers))
 
     def _context(
@@ -275,8 +277,7 @@ class Transformer(nn.Module):
         """Return final hidden states and, with `context.keep`, new keys and values, stacked over layers."""
         x_BxTxD = look_up(self.embed, tokens_BxT, self.cfg.dtype)
         if self.cfg.positions == "learned":
-            batch = x_BxTxD.shape[0]
-            x_BxTxD += look_up(self.positions, positions_BxT, self.cfg.dtype, None, batch)
+            x_BxTxD += look_up(self.positions, positions_BxT, self.cfg.dtype, None, batch=tokens_BxT.shape[0])
         x_BxTxD = constrain(x_BxTxD, "batch", None, None)
         x_BxTxD, new_Nx = self.blocks(x_BxTxD, context, cached_Nx)
         return self.final_norm(x_BxTxD), new_Nx
@@ -311,4 +312,5 @@ def _param(
     shape: tuple[int, ...],
     axes: tuple[str | None, ...],
 ) -> jax.Array:
-    return module.param(name, nn.with_logical_partitioning(init, axes), shape, jnp.float32)
+    boxed_init: Any = nn.with_logical_partitioning(init, axes)  # Flax unboxes the parameter where it is used
+    return module.param(name, boxed_init, shape, jnp.float32)

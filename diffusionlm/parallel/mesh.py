@@ -39,7 +39,7 @@ RULES: dict[str, tuple[str, ...]] = {
 }
 
 
-def make_mesh(cfg: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
+def make_mesh(cfg: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
     """Return the (data, fsdp, tensor) mesh over `devices` (default: all), with sizes of -1 filled in.
 
     Devices are laid out for the interconnect: within a slice by `create_device_mesh`; several slices along "data",
@@ -187,8 +187,8 @@ def batch_sharding(mesh: Mesh, batch_size: int, ndim: int = 2) -> NamedSharding:
 def local_rows(mesh: Mesh, batch_size: int) -> list[tuple[int, int]]:
     """Return the (start, stop) row ranges of a global batch on this process's devices, in order, without overlap."""
     sharding = batch_sharding(mesh, batch_size, ndim=1)
-    ranges = {s[0].indices(batch_size)[:2] for s in sharding.addressable_devices_indices_map((batch_size,)).values()}
-    return sorted(ranges)
+    indices = sharding.addressable_devices_indices_map((batch_size,)).values()
+    return sorted({index[0].indices(batch_size)[:2] for index in indices if index is not None})
 
 
 def global_array(mesh: Mesh, batch_size: int, rows: list[tuple[int, int]], local: np.ndarray) -> jax.Array:
@@ -196,7 +196,8 @@ def global_array(mesh: Mesh, batch_size: int, rows: list[tuple[int, int]], local
     sharding = batch_sharding(mesh, batch_size, ndim=local.ndim)
     offsets = dict(zip(rows, np.cumsum([0] + [stop - start for start, stop in rows])[:-1], strict=True))
 
-    def read(index: tuple[slice, ...]) -> np.ndarray:
+    def read(index: tuple[slice, ...] | None) -> np.ndarray:
+        assert index is not None
         start, stop = index[0].indices(batch_size)[:2]
         return local[offsets[start, stop] : offsets[start, stop] + stop - start]
 

@@ -76,7 +76,8 @@ def process_count() -> int:
     for name in ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE"):
         if name in os.environ:
             return _number(name, at_least=1)
-    if "tpu" in (jax.config.jax_platforms or ""):  # set by JAX where it finds a TPU
+    # JAX sets this flag where it finds a TPU; it defines its flags at run time.
+    if "tpu" in (jax.config.jax_platforms or ""):  # pyright: ignore[reportAttributeAccessIssue]
         return _tpu_hosts()
     return 1
 

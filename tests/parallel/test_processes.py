@@ -232,7 +232,7 @@ def test_a_second_ctrl_c_does_not_wait(capfd):
     with pytest.raises(KeyboardInterrupt), signals.stop_signals() as outer, signals.stop_signals() as stopped:
         os.kill(os.getpid(), signal.SIGINT)
         assert stopped.is_set() and outer.is_set()
-        assert capfd.readouterr().err.count("Ctrl-C again: at once") == 1  # said once, before the step has ended
+        assert capfd.readouterr().err.count("Ctrl-C again stops at once") == 1  # said once, before the step has ended
         os.kill(os.getpid(), signal.SIGTERM)
         assert capfd.readouterr().err == ""
         os.kill(os.getpid(), signal.SIGINT)
