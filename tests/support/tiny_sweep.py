@@ -1,9 +1,11 @@
-"""A sweep of three runs of a second each, and a worker on it as a process of its own.
+"""A sweep of three runs that take a second each, a stand-in for their training, and a worker process.
 
-As a program: `python tiny_sweep.py DATASET WORKDIR LEASE_SECONDS SECONDS_A_STEP [MEETING]` works on it, and tells what
-happens. Two workers with the same MEETING, a directory, wait for each other at their first steps.
+As a program, `python tiny_sweep.py DATASET WORKDIR LEASE_SECONDS SECONDS_A_STEP CELLS [MEETING]` works on its first
+CELLS cells and prints its events. Two workers with the same MEETING, a directory, wait for each other at their first
+steps.
 """
 
+import json
 import os
 import sys
 import time
@@ -12,7 +14,7 @@ from pathlib import Path
 import jax
 
 from diffusionlm.config import ModelConfig
-from diffusionlm.parallel import processes as runtime
+from diffusionlm.parallel import processes
 from diffusionlm.scaling.sweep import worker
 from diffusionlm.scaling.sweep.recipe import ScalingRecipe, Sweep, grid
 from diffusionlm.training import loop as trainer
@@ -37,7 +39,7 @@ PER_STEP = RECIPE.flops_per_step(MODEL, "mdm")
 
 
 def tiny_sweep(**changes):
-    """Two seeds of an MDM at 100 steps, and one at 120."""
+    """Return two seeds of an MDM at 100 steps, and one at 120."""
     cells = grid(RECIPE, objectives=("mdm",), sizes={"one": MODEL}, budgets=(100.5 * PER_STEP,), seeds=(0, 1))
     cells += grid(RECIPE, objectives=("mdm",), sizes={"one": MODEL}, budgets=(120.5 * PER_STEP,))
     return Sweep(**{"cells": tuple(cells), "name": "tiny", **changes})
@@ -47,8 +49,29 @@ def settings(dataset):
     return {"data.path": str(dataset)}
 
 
-def announced(seconds, meeting=None):
-    """Stands in for `make_train_step`: every step takes so long, and is told before it is taken."""
+def stub_train(cfg, workdir, *, fence=None):
+    """Stand in for `trainer.train`: write the files of a finished run, with a loss that depends on seed and steps."""
+    loss = 4.0 + cfg.run.seed / 10 + 1 / cfg.run.steps
+    evaluation = {
+        "nelbo_nats_per_token": loss,
+        "nelbo_stderr": 0.1,
+        "nelbo_per_draw": [loss - 0.1, loss + 0.1],
+        "bits_per_byte": loss / 3,
+        "tokens": 1000,
+        "bytes": 3000,
+    }
+    result = {"step": cfg.run.steps, "eval": evaluation, "seconds_by_kind": {"train": 1, "data": 0, "evaluate": 1}}
+    workdir.mkdir(parents=True)
+    lines = [{"step": step, "loss": 5.0, "step_seconds": 0.1} for step in (cfg.run.steps // 2, cfg.run.steps)]
+    (workdir / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    if fence:
+        fence.confirm()
+    (workdir / "DONE.json").write_text(json.dumps(result))
+    return trainer.Run(workdir, cfg, cfg.run.steps, result)
+
+
+def slow_steps(seconds, meeting=None):
+    """Return a stand-in for `make_train_step` whose steps are announced, and take so long."""
 
     def make(cfg, mesh):
         train_step = make_train_step(cfg, mesh)
@@ -67,13 +90,14 @@ def announced(seconds, meeting=None):
     return make
 
 
-def main(dataset, workdir, lease_seconds, seconds_a_step, meeting=""):
+def main(dataset, workdir, lease_seconds, seconds_a_step, cells, meeting=""):
     jax.config.update("jax_num_cpu_devices", 1)
-    runtime.initialize(patience_seconds=10)
+    processes.initialize(patience_seconds=10)
     worker.POLL_SECONDS = 0.1
-    trainer.make_train_step = announced(float(seconds_a_step), Path(meeting) if meeting else None)
-    found = worker.run(tiny_sweep(), workdir, settings(dataset), lease_seconds=float(lease_seconds))
-    tell("finished", done=found.done, failed=found.failed, ran=found.ran, stopped=found.stopped)
+    trainer.make_train_step = slow_steps(float(seconds_a_step), Path(meeting) if meeting else None)
+    sweep = tiny_sweep(cells=tiny_sweep().cells[: int(cells)])
+    end = worker.run(sweep, workdir, settings(dataset), lease_seconds=float(lease_seconds))
+    tell("finished", done=end.done, failed=end.failed, ran=end.ran, stopped=end.stopped)
 
 
 if __name__ == "__main__":

@@ -187,6 +187,7 @@ class _Worker:
                     self._watched.clear()
                     return lease, 0
                 lease.done()  # its worker died between writing the result and the lease
+                open_cells.remove(cell)
         if self._wait:
             return None, len(open_cells)
         # A lease that has changed belongs to a living worker; the others may belong to dead ones.

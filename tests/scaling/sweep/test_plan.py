@@ -8,17 +8,17 @@ from support.tiny_sweep import tiny_sweep
 
 from diffusionlm import hardware
 from diffusionlm.cli.main import main
-from diffusionlm.compile_check import compile as aot
-from diffusionlm.compile_check import table as aot_table
+from diffusionlm.compile_check import compile as compile_check
+from diffusionlm.compile_check import table
 from diffusionlm.errors import UserError
-from diffusionlm.scaling.sweep import commands as sweep
+from diffusionlm.scaling import commands as sweep
 from diffusionlm.scaling.sweep import plan as planning
 
 
 def test_a_cell_takes_what_arithmetic_says():
     """SMDM's 170M at 1e19 FLOPs: 18,710 steps of 256 x 2048 tokens; v5p has 459e12 FLOP/s."""
-    found = {(c.objective, c.preset, c.budget_flops): c for c in sweep.plan("smdm_isoflop", mfu=0.5).cells}
-    cell = found["mdm", "smdm_170m", 1e19]
+    cells = {(c.objective, c.preset, c.budget_flops): c for c in sweep.plan("smdm_isoflop", mfu=0.5).cells}
+    cell = cells["mdm", "smdm_170m", 1e19]
     sequences = 18710 * 256
     assert (cell.steps, cell.tokens, cell.batch_size, cell.sequence_length) == (18710, sequences * 2048, 256, 2048)
     assert cell.params == cell.params_non_embedding == 169_897_728
@@ -32,7 +32,7 @@ def test_a_cell_takes_what_arithmetic_says():
     assert cell.flops_evaluation == pytest.approx(cell.flops_credited / sequences / 3 * 12_800 * 8)
     spent = cell.flops_credited + cell.flops_evaluation
     assert cell.chip_hours["v5p"] == pytest.approx(spent / (0.5 * 459e12) / 3600)
-    twin = found["arm", "smdm_170m", 1e19]
+    twin = cells["arm", "smdm_170m", 1e19]
     by_hand = cell.tokens * (6 * (N - norms + 32000 * 768) + 12 * layers * 2048 * d)  # it needs no row for the mask
     assert twin.flops_evaluation == pytest.approx(twin.flops_model / sequences / 3 * 12_800), "nothing is drawn"
     assert twin.flops_credited == twin.flops_model == pytest.approx(by_hand, rel=1e-12)
@@ -52,20 +52,20 @@ def test_each_program_is_compiled_once_for_the_fit_check(monkeypatch):
         compiled.append((cfg.run.microbatches, topology))
         return SimpleNamespace(fits=False)
 
-    monkeypatch.setattr(aot, "compile", compile)
-    monkeypatch.setattr(aot_table, "verdict", lambda report: "too large")
-    found = planning.plan(tiny_sweep(), topology="v5e-8", settings={"run.microbatches": 2})
+    monkeypatch.setattr(compile_check, "compile", compile)
+    monkeypatch.setattr(table, "verdict", lambda report: "too large")
+    plan = planning.plan(tiny_sweep(), topology="v5e-8", settings={"run.microbatches": 2})
     assert compiled == [(2, "v5e-8")], "the three cells are one program"
-    assert [(cell.fits, cell.fit_note) for cell in found.cells] == [(False, "too large")] * 3
+    assert [(cell.fits, cell.fit_note) for cell in plan.cells] == [(False, "too large")] * 3
 
 
 def test_the_command_prints_a_table_or_json(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "250")
     assert main(["sweep", "plan", "smdm_isoflop", "--json", "--all"]) == 0
-    found = json.loads(capsys.readouterr().out)
+    printed = json.loads(capsys.readouterr().out)
     keys = "id objective preset params_non_embedding budget_flops batch_size sequence_length tokens steps".split()
-    assert len(found["cells"]) == 300 and set(keys) <= set(found["cells"][0])
-    assert found["chip_hours"]["v5e"] == pytest.approx(sum(cell["chip_hours"]["v5e"] for cell in found["cells"]))
+    assert len(printed["cells"]) == 300 and set(keys) <= set(printed["cells"][0])
+    assert printed["chip_hours"]["v5e"] == pytest.approx(sum(cell["chip_hours"]["v5e"] for cell in printed["cells"]))
     assert main(["sweep", "plan", "smdm_isoflop", "--chip", "v5p", "--price", "4.2", "--mfu", "0.5"]) == 0
     shown = capsys.readouterr().out
     plan = sweep.plan("smdm_isoflop", mfu=0.5)
@@ -101,8 +101,8 @@ def test_tables_are_not_cut_off_in_a_pipe(monkeypatch, capsys):
 )
 def test_a_mistake_is_one_line(words, message, capsys):
     assert main(["sweep", "plan", *words]) == 2
-    said = capsys.readouterr().err
-    assert message in said and said.count("\n") == 1
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
 
 
 def test_an_impossible_mfu_is_refused():
