@@ -40,7 +40,7 @@ def exists(name: str) -> bool:
 def test_names_links_and_files(document):
     text = document.read_text()
     spans = re.findall(r"`([^`\n]+)`", text)
-    dotted = {s.removeprefix("dlm.").partition("=")[0].partition("(")[0] for s in spans if re.match(r"[a-z_]+\.\w+", s)}
+    dotted = {s.removeprefix("dlm.").removeprefix("diffusionlm.").partition("=")[0].partition("(")[0] for s in spans if re.match(r"[a-z_]+\.\w+", s)}
     dotted = {name for name in dotted if re.fullmatch(r"[a-z_]+(\.\w+)+", name)}
     kinds = "py json jsonl md toml cfg sh conf html png csv".split()
     files = {name for name in dotted if name.rpartition(".")[2] in kinds}
