@@ -1,13 +1,46 @@
 """Masked diffusion language models in JAX.
 
-What the command line does is here for notebooks, under short names: `import diffusionlm as dlm`. Each is loaded at its
-first use, so importing this package starts no backend and loads neither JAX nor what reads and writes files.
+The work of every verb of the command line is a function here, for notebooks: `import diffusionlm as dlm`. Each name is
+loaded at its first use, so importing this package starts no backend and loads neither JAX nor libraries for files.
 """
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from diffusionlm.version import __version__
+
+if TYPE_CHECKING:  # the same names for type checkers and editors
+    from diffusionlm import flops as flops
+    from diffusionlm import presets as presets
+    from diffusionlm.compile_check.compile import compile as compile
+    from diffusionlm.config import Config as Config
+    from diffusionlm.config import DataConfig as DataConfig
+    from diffusionlm.config import DiffusionConfig as DiffusionConfig
+    from diffusionlm.config import MeshConfig as MeshConfig
+    from diffusionlm.config import ModelConfig as ModelConfig
+    from diffusionlm.config import OptimConfig as OptimConfig
+    from diffusionlm.config import RunConfig as RunConfig
+    from diffusionlm.data.inspect import inspect as inspect
+    from diffusionlm.data.pipeline import open_dataset as open_dataset
+    from diffusionlm.errors import UserError as UserError
+    from diffusionlm.evaluation.tasks import evaluate as evaluate
+    from diffusionlm.interop.exporting import export_weights as export_weights
+    from diffusionlm.interop.importing import import_weights as import_weights
+    from diffusionlm.likelihood.config import LikelihoodConfig as LikelihoodConfig
+    from diffusionlm.parallel import processes as runtime  # noqa: F401
+    from diffusionlm.pretrained.model import load as load
+    from diffusionlm.registry import experiment as experiment
+    from diffusionlm.registry import experiment_names as experiment_names
+    from diffusionlm.registry import register as register
+    from diffusionlm.sampling.config import SamplingConfig as SamplingConfig
+    from diffusionlm.scaling import commands as sweep  # noqa: F401
+    from diffusionlm.scaling.commands import register_sweep as register_sweep
+    from diffusionlm.scaling.sweep.recipe import ScalingRecipe as ScalingRecipe
+    from diffusionlm.scaling.sweep.recipe import Sweep as Sweep
+    from diffusionlm.scaling.sweep.recipe import grid as grid
+    from diffusionlm.training.loop import Run as Run
+    from diffusionlm.training.loop import train as train
+    from diffusionlm.training.prepare import prepare as prepare
 
 _NAMES = {  # public name -> the module that has it
     "train": "training.loop",
@@ -45,7 +78,7 @@ _MODULES = {  # public as modules
     "sweep": "scaling.commands",
 }
 
-__all__ = ["__version__", *_NAMES, *_MODULES]
+__all__ = ["__version__", *_NAMES, *_MODULES]  # pyright: ignore[reportUnsupportedDunderAll] listed once, above
 
 
 def __getattr__(name: str) -> Any:

@@ -73,7 +73,7 @@ def check_fields(config: Any, prefix: str = "") -> None:
     """
     for name, hint in field_types(type(config)).items():
         value = getattr(config, name)
-        if dataclasses.is_dataclass(hint):
+        if isinstance(hint, type) and dataclasses.is_dataclass(hint):
             if not isinstance(value, hint):
                 raise UserError(f"{prefix}{name}={value!r} must be a {hint.__name__}")
             check_fields(value, f"{prefix}{name}.")

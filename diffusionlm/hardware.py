@@ -1,12 +1,12 @@
-"""TPU slices by the names that Google Cloud gives them, and the data sheet of their chips.
+"""TPU slices by the names of Google Cloud, and the data sheet of their chips.
 
-A name is a generation and a size: the size of v4, v5p and tpu7x counts TensorCores, two a chip ("v5p-128" is 64 chips,
-4x4x4); that of v5e ("v5e-256", also "v5litepod-256") and v6e counts chips. This module imports no JAX.
+A name is a generation and a size. The size of v4, v5p and tpu7x counts TensorCores, two a chip ("v5p-128" is 64 chips,
+4x4x4); the size of v5e ("v5e-256", also "v5litepod-256") and v6e counts chips. This module imports no JAX.
 
 Sources. Peaks, HBM bandwidth, DCN bandwidth and pod sizes: cloud.google.com/tpu/docs/{v4,v5p,v5e,v6e,tpu7x}; ICI per
 link, rings, and the DCN bandwidth of v4: jax-ml.github.io/scaling-book/tpus; shapes: the same documents and, for sizes
 that they leave out, the table of AI-Hypercomputer/xpk, whose tpu7x-N has N TensorCores too. Usable HBM is what libtpu
-0.0.50 lets a program have.
+0.0.50 leaves to a program.
 """
 
 import math
@@ -21,19 +21,19 @@ CUBE = 4  # chips along each side of the cubes that 3D slices of 64 chips or mor
 
 @dataclass(frozen=True)
 class Chip:
-    """One generation; everything is per chip, in bytes, FLOPs and seconds."""
+    """One generation of chips; everything is per chip, in bytes, FLOPs and seconds."""
 
     name: str
     device_kind: str  # pattern of `jax.Device.device_kind`
     peak_flops: float  # dense bfloat16
-    hbm_bytes: int  # what a program may use
+    hbm_bytes: int  # usable by a program
     hbm_bandwidth: float
-    link_bandwidth: float  # of one ICI link, one way
+    link_bandwidth: float  # one ICI link, one way
     dcn_bandwidth: float  # egress to other slices
-    dimensions: int  # of the ICI torus
-    most_chips: int  # of a slice
-    cores_counted: int = 1  # by the size in the name, for each chip
-    devices: int = 1  # JAX devices of each chip
+    dimensions: int  # axes of the ICI torus
+    most_chips: int  # in the largest slice
+    cores_counted: int = 1  # what one chip adds to the size in a name
+    devices: int = 1  # JAX devices a chip
 
 
 CHIPS = {
@@ -48,9 +48,9 @@ CHIPS = {
 }
 ALIASES = {"v5litepod": "v5e", "v5lite": "v5e", "trillium": "v6e", "v7x": "tpu7x", "ironwood": "tpu7x"}
 
-FLAT_SHAPES = ((1, 1), (2, 2), (2, 4), (4, 4), (4, 8), (8, 8), (8, 16), (16, 16))  # of v5e and v6e
-SMALL_SHAPES = ((2, 2, 1), (2, 2, 2), (2, 2, 4), (2, 4, 4))  # of the others, below one cube
-LONGEST = 61 * CUBE  # side of a slice
+FLAT_SHAPES = ((1, 1), (2, 2), (2, 4), (4, 4), (4, 8), (8, 8), (8, 16), (16, 16))  # v5e and v6e
+SMALL_SHAPES = ((2, 2, 1), (2, 2, 2), (2, 2, 4), (2, 4, 4))  # the others, below one cube
+LONGEST = 61 * CUBE  # longest side of a slice
 
 
 @dataclass(frozen=True)
@@ -64,40 +64,41 @@ class Topology:
 
     @property
     def chips(self) -> int:
-        """Of all slices."""
+        """Return the number of chips of all slices."""
         return math.prod(self.shape) * self.slices
 
     @property
     def devices(self) -> int:
+        """Return the number of JAX devices of all slices."""
         return self.chips * self.chip.devices
 
     @property
     def physical(self) -> str:
-        """The shape of a slice as libtpu reads it: "v5p:4x4x4"."""
+        """Return the shape of a slice as libtpu reads it: "v5p:4x4x4"."""
         return f"{self.chip.name}:{'x'.join(map(str, self.shape))}"
 
     def wraps(self, axis: int) -> bool:
-        """Whether the chips along an axis are a ring: of 16 in v5e and v6e, in whole cubes otherwise."""
+        """Return True if the chips along an axis are a ring: 16 chips in v5e and v6e, whole cubes otherwise."""
         if self.chip.dimensions == 2:
             return self.shape[axis] == 16
         return all(side % CUBE == 0 for side in self.shape)
 
 
 def parse(name: str, slices: int = 1) -> Topology:
-    """The topology of a name such as "v5p-128" or "v5litepod-256", case aside.
+    """Return the topology of a name such as "v5p-128" or "v5litepod-256", in upper or lower case.
 
     Raises:
       UserError: an unknown generation, a size that is not offered, or fewer than one slice.
     """
     if slices < 1:
         raise UserError(f"slices={slices} must be at least 1")
-    found = re.fullmatch(r"([a-z0-9]+)-(\d+)", name.lower())
-    generation = ALIASES.get(found[1], found[1]) if found else ""
-    if generation not in CHIPS:
+    match = re.fullmatch(r"([a-z0-9]+)-(\d+)", name.lower())
+    generation = ALIASES.get(match[1], match[1]) if match else ""
+    if match is None or generation not in CHIPS:
         raise UserError(
             f"unknown topology {name!r}; use a generation ({', '.join(CHIPS)}) and a size, such as v5p-128 or v5e-256"
         )
-    chip, size = CHIPS[generation], int(found[2])
+    chip, size = CHIPS[generation], int(match[2])
     offered = shapes(chip)
     if size not in offered:
         below = [s for s in offered if s < size][-2:]
@@ -109,25 +110,26 @@ def parse(name: str, slices: int = 1) -> Topology:
 
 
 def larger(topology: Topology) -> Topology | None:
-    """The smallest slices with at least twice the chips, or None."""
+    """Return the smallest slices with at least twice the chips, or None if there are none."""
     sizes = shapes(topology.chip)
     size = next((s for s, shape in sizes.items() if math.prod(shape) >= 2 * math.prod(topology.shape)), None)
     return parse(f"{topology.chip.name}-{size}", topology.slices) if size else None
 
 
 def shapes(chip: Chip) -> dict[int, tuple[int, ...]]:
-    """The sizes in names of a generation, rising, and the shape of each; of several the one closest to a cube."""
+    """Return every size that a generation's names have, rising, with its shape: the one closest to a cube."""
     if chip.dimensions == 2:
-        found = list(FLAT_SHAPES)
+        offered = list(FLAT_SHAPES)
     else:
-        single = [(1, 1, 1)] if chip.name == "tpu7x" else []  # v4 and v5p come by hosts of four
-        found = [*single, *SMALL_SHAPES, *_cubes(chip.most_chips)]
-    return {chip.cores_counted * math.prod(shape): shape for shape in sorted(found, key=math.prod)}
+        single = [(1, 1, 1)] if chip.name == "tpu7x" else []  # the smallest v4 and v5p are hosts of four chips
+        offered = [*single, *SMALL_SHAPES, *_cubes(chip.most_chips)]
+    return {chip.cores_counted * math.prod(shape): shape for shape in sorted(offered, key=math.prod)}
 
 
 def _cubes(most_chips: int) -> list[tuple[int, ...]]:
-    """For every number of cubes the box whose sides have the least sum."""
-    most, best = most_chips // CUBE**3, {}
+    """Return, for every number of cubes, the box whose sides have the least sum."""
+    most = most_chips // CUBE**3
+    best: dict[int, tuple[int, int, int]] = {}
     for a in range(1, most + 1):
         for b in range(a, most // a + 1):
             for c in range(b, min(most // (a * b), LONGEST // CUBE) + 1):
@@ -149,5 +151,5 @@ _PEAKS = (
 
 
 def peak_flops(device_kind: str) -> float | None:
-    """Peak FLOP/s of one JAX device, for MFU; None where it is unknown, as for CPUs."""
+    """Return the peak FLOP/s of one JAX device, for MFU, or None if it is unknown, as for CPUs."""
     return next((peak for pattern, peak in _PEAKS if re.fullmatch(pattern, device_kind)), None)

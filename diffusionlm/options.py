@@ -1,7 +1,7 @@
 """Typed arguments: text from a command line, or values from a notebook, into functions and configs.
 
-tyro reads them by the type hints and writes the help. What it prints for a mistake is a box of many lines, which
-differs between its releases, so a mistake is looked up again here and told in one line.
+tyro reads them by the type hints and writes the help. For a mistake it prints a box of many lines, which differs
+between its releases, so `_explain_mistake` finds the mistake again and describes it in one line.
 """
 
 import contextlib
@@ -27,7 +27,7 @@ SETTINGS = (tyro.conf.arg(name=""), tyro.conf.FlagConversionOff)
 
 
 def parse(function: Callable, args: Sequence[str], prog: str) -> Callable[[], Any]:
-    """Binds `args` to the parameters of `function`, which is not called yet; `--help` prints the help and exits.
+    """Bind `args` to the parameters of `function`, which is not called yet; `--help` prints the help and exits.
 
     Positional-only parameters are positional here too. All others are options, with dots between the levels of
     dataclasses; their help is the docstring's, or the comment at the field.
@@ -38,9 +38,8 @@ def parse(function: Callable, args: Sequence[str], prog: str) -> Callable[[], An
       prog: how the command is called, for the help.
 
     Raises:
-      UserError: an unknown option, a value of another type, or something missing or left over.
+      UserError: an unknown option, a value of another type, or something missing or superfluous.
     """
-
     try:
         with contextlib.redirect_stderr(io.StringIO()):
             bound, unknown = tyro.cli(
@@ -49,50 +48,63 @@ def parse(function: Callable, args: Sequence[str], prog: str) -> Callable[[], An
     except SystemExit as stop:
         if not stop.code:
             raise
-        raise UserError(_mistake(function, args, prog)) from None
+        raise UserError(_explain_mistake(function, args, prog)) from None
     if unknown or () in bound.args or [] in bound.args:  # tyro lets a positional list be empty
-        raise UserError(_mistake(function, args, prog))
+        raise UserError(_explain_mistake(function, args, prog))
     return bound
 
 
 def _binder(function: Callable) -> Callable[..., functools.partial]:
-    """A function with the parameters and help of `function` that only binds them."""
+    """Return a function with the parameters and help of `function` that only binds them."""
 
-    def bind(*values: Any, **named: Any) -> functools.partial:
-        return functools.partial(function, *values, **named)
+    def bind(*values: Any, **options: Any) -> functools.partial:
+        return functools.partial(function, *values, **options)
 
     hints = typing.get_type_hints(function, include_extras=True)
     parameters = list(inspect.signature(function).parameters.values())
-    for i, one in enumerate(parameters):
-        if one.kind is inspect.Parameter.POSITIONAL_ONLY:
-            shown = one.name.upper() if one.default is inspect.Parameter.empty else f"[{one.name.upper()}]"
-            hints[one.name] = Annotated[hints[one.name], tyro.conf.arg(metavar=shown)]
-        if one.default is False:
-            hints[one.name] = tyro.conf.FlagCreatePairsOff[hints[one.name]]  # no --no_json
-        parameters[i] = one.replace(annotation=hints[one.name])
-    bind.__signature__, bind.__annotations__ = inspect.Signature(parameters), hints
+    for i, parameter in enumerate(parameters):
+        name = parameter.name
+        if parameter.kind is inspect.Parameter.POSITIONAL_ONLY:
+            metavar = name.upper() if parameter.default is inspect.Parameter.empty else f"[{name.upper()}]"
+            hints[name] = Annotated[hints[name], tyro.conf.arg(metavar=metavar)]
+        if parameter.default is False:
+            hints[name] = tyro.conf.FlagCreatePairsOff[hints[name]]  # no --no_json
+        parameters[i] = parameter.replace(annotation=hints[name])
+    _set_signature(bind, inspect.Signature(parameters))
+    bind.__annotations__ = hints
     # tyro would keep the line breaks of a parameter's description.
     bind.__doc__ = re.sub(r"\n {4,}", " ", inspect.getdoc(function) or "")
     return bind
 
 
 def retyped(function: Callable, positional: int, **hints: Any) -> Callable:
-    """`function` for the command line: its first parameters positional, and some of the types in `hints` instead."""
+    """Return `function` for the command line, with other types for some parameters.
 
-    def call(*values: Any, **named: Any) -> Any:
-        return function(*values, **named)
+    Args:
+      function: the function that is called.
+      positional: so many of its first parameters become positional.
+      **hints: parameter -> the type that the command line reads instead.
+    """
+
+    def call(*values: Any, **options: Any) -> Any:
+        return function(*values, **options)
 
     call.__doc__, call.__annotations__ = function.__doc__, typing.get_type_hints(function) | hints
     parameters = list(inspect.signature(function).parameters.values())
     for i in range(positional):
         parameters[i] = parameters[i].replace(kind=inspect.Parameter.POSITIONAL_ONLY)
-    call.__signature__ = inspect.Signature(parameters)
+    _set_signature(call, inspect.Signature(parameters))
     return call
+
+
+def _set_signature(function: Any, signature: inspect.Signature) -> None:
+    """Make `inspect.signature`, which tyro asks, see other parameters than those written."""
+    function.__signature__ = signature
 
 
 @dataclass(frozen=True)
 class _Option:
-    """What a parameter accepts."""
+    """The values that an option or a positional parameter accepts."""
 
     hint: Any
     required: bool = False
@@ -101,71 +113,85 @@ class _Option:
 
     @property
     def values(self) -> int | None:
-        """How many values it takes; None: any number."""
+        """Return the number of values that it takes; None: any number."""
         origins = {typing.get_origin(hint) for hint in _alternatives(self.hint)}
         return 0 if self.flag else None if origins & {list, tuple, Sequence} else 1
 
 
 def _options(function: Callable) -> dict[str, _Option]:
-    """Every parameter by name, those of dataclasses by their dotted field names."""
+    """Return every parameter by name, those of dataclasses by their dotted field names."""
     hints = typing.get_type_hints(function)
-    found: dict[str, _Option] = {}
+    options: dict[str, _Option] = {}
     for name, parameter in inspect.signature(function).parameters.items():
         hint = hints[name]
         if is_dataclass(hint):
-            found |= {field: _Option(kind) for field, kind in fields(hint).items()}
+            options |= {field: _Option(kind) for field, kind in fields(hint).items()}
             continue
         required = parameter.default is inspect.Parameter.empty
         positional = parameter.kind is inspect.Parameter.POSITIONAL_ONLY
-        found[name] = _Option(hint, required, positional, flag=hint is bool)
+        options[name] = _Option(hint, required, positional, flag=hint is bool)
         if parameter.default is True:
-            found[f"no_{name}"] = found[name]
-    return found
+            options[f"no_{name}"] = options[name]
+    return options
 
 
 def fields(cls: type, prefix: str = "") -> dict[str, Any]:
-    """Dotted name -> type of every field of a nested dataclass."""
-    found: dict[str, Any] = {}
+    """Return dotted name -> type of every field of a nested dataclass."""
+    types_by_name: dict[str, Any] = {}
     for name, hint in typing.get_type_hints(cls).items():
-        found |= fields(hint, f"{prefix}{name}.") if is_dataclass(hint) else {prefix + name: hint}
-    return found
+        types_by_name |= (
+            fields(hint, f"{prefix}{name}.") if isinstance(hint, type) and is_dataclass(hint) else {prefix + name: hint}
+        )
+    return types_by_name
 
 
-def _mistake(function: Callable, args: Sequence[str], prog: str) -> str:
-    """What is wrong with `args`, which tyro has refused."""
-    options = _options(function)
-    named = {name: option for name, option in options.items() if not option.positional}
-    groups: list[tuple[str, list[str]]] = [("", [])]  # an option and what follows it
+def _explain_mistake(function: Callable, args: Sequence[str], prog: str) -> str:
+    """Describe in one line what is wrong with `args`, which tyro has refused."""
+    parameters = _options(function)
+    positional = {name: option for name, option in parameters.items() if option.positional}
+    options = {name: option for name, option in parameters.items() if not option.positional}
+    values, groups = _group(args)
+    for name, words in groups:
+        if name not in options:
+            close = difflib.get_close_matches(name, options, n=1)
+            return f"unknown option {name!r}; " + (f"did you mean {close[0]!r}?" if close else f"see `{prog} --help`")
+        option = options[name]
+        if not words and option.values != 0:
+            return f"{name} needs a value, {_words(option.hint)}"
+        taken = words[: option.values]
+        for value in taken:
+            if not _fits(option.hint, value):
+                return f"{name}={value} must be {_words(option.hint)}"
+        values += words[len(taken) :]
+    if missing := list(positional)[len(values) :]:
+        return f"{missing[0].upper()} is missing; see `{prog} --help`"
+    used = {name for name, _ in groups}
+    if missing := [name for name, option in options.items() if option.required and name not in used]:
+        description = _description(function, missing[0])
+        return f"--{missing[0]} is missing{': ' * bool(description)}{description}; see `{prog} --help`"
+    superfluous = values[len(positional) :] or values
+    usage = " ".join([*map(str.upper, positional), "[--OPTION VALUE ...]"])
+    return f"cannot make sense of {superfluous[0]!r}: usage is {prog} {usage}; see `{prog} --help`"
+
+
+def _group(args: Sequence[str]) -> tuple[list[str], list[tuple[str, list[str]]]]:
+    """Return the words before the first option, and each option with the words that follow it."""
+    values: list[str] = []
+    groups: list[tuple[str, list[str]]] = []
     for word in args:
         if word.startswith("-") and not _fits(float, word):
             name, equals, value = word.lstrip("-").partition("=")
             groups.append((name.replace("-", "_"), [value] if equals else []))
         else:
-            groups[-1][1].append(word)
-    free = list(groups[0][1])
-    for name, values in groups[1:]:
-        if name not in named:
-            close = difflib.get_close_matches(name, named, n=1)
-            return f"unknown option {name!r}; " + (f"did you mean {close[0]!r}?" if close else f"see `{prog} --help`")
-        option = named[name]
-        if not values and option.values != 0:
-            return f"{name} needs a value, {_words(option.hint)}"
-        taken = values[: option.values]
-        for value in taken:
-            if not _fits(option.hint, value):
-                return f"{name}={value} must be {_words(option.hint)}"
-        free += values[len(taken) :]
-    positional = {name: option for name, option in options.items() if option.positional}
-    if missing := list(positional)[len(free) :]:
-        return f"{missing[0].upper()} is missing; see `{prog} --help`"
-    given = {name for name, _ in groups}
-    if missing := [name for name, option in named.items() if option.required and name not in given]:
-        texts = {one.arg_name: one.description for one in docstring_parser.parse(inspect.getdoc(function) or "").params}
-        about = " ".join((texts.get(missing[0]) or "").rstrip(".").split())
-        return f"--{missing[0]} is missing{': ' * bool(about)}{about}; see `{prog} --help`"
-    left_over = free[len(positional) :] or free
-    takes = " ".join([*map(str.upper, positional), "[--OPTION VALUE ...]"])
-    return f"cannot make sense of {left_over[0]!r}: usage is {prog} {takes}; see `{prog} --help`"
+            (groups[-1][1] if groups else values).append(word)
+    return values, groups
+
+
+def _description(function: Callable, parameter: str) -> str:
+    """Return the docstring's description of a parameter as one line, without the full stop."""
+    documented = docstring_parser.parse(inspect.getdoc(function) or "").params
+    text = next((entry.description for entry in documented if entry.arg_name == parameter), None)
+    return " ".join((text or "").rstrip(".").split())
 
 
 def _alternatives(hint: Any) -> tuple[Any, ...]:
@@ -173,7 +199,7 @@ def _alternatives(hint: Any) -> tuple[Any, ...]:
 
 
 def _fits(hint: Any, text: str) -> bool:
-    """Whether `text` is a value of that type."""
+    """Return True if `text` is a value of that type."""
     if str in _alternatives(hint):
         return True
     try:
@@ -185,7 +211,7 @@ def _fits(hint: Any, text: str) -> bool:
 
 
 def _words(hint: Any) -> str:
-    """A type as a user would name it."""
+    """Return a type as a user would name it."""
     names = {int: "an integer", float: "a number", str: "text", bool: "True or False", type(None): "None"}
     if len(parts := _alternatives(hint)) > 1:
         return " or ".join(map(_words, parts))

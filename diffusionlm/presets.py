@@ -11,7 +11,7 @@ from diffusionlm.registry import Registry
 _presets: Registry[ModelConfig] = Registry("preset")
 
 # The ladder of SMDM (2410.18514, repository ML-GSAI/SMDM, lit_gpt/config.py): millions of non-embedding parameters,
-# layers, heads, head_dim, d_model, d_ff. The MLP is 4 times as wide as the model, except that of size 75.
+# layers, heads, head_dim, d_model, d_ff. The MLP is 4 times as wide as the model, except at size 75.
 _SMDM = (
     (6, 6, 4, 64, 256, 1024),
     (19, 8, 6, 64, 384, 1536),
@@ -47,17 +47,17 @@ _SMDM = (
 
 
 def get(name: str) -> ModelConfig:
-    """The network of that name; an unknown name raises `UserError` with a suggestion."""
+    """Return the network of that name; an unknown name raises `UserError` with a suggestion."""
     return _presets.get(name)
 
 
 def names() -> list[str]:
-    """The names that `get` knows, sorted."""
+    """Return the names that `get` knows, sorted."""
     return _presets.names()
 
 
 def arm_twin(cfg: ModelConfig) -> ModelConfig:
-    """The autoregressive model on the same trunk: causal, and without the input row that stands for [MASK]."""
+    """Return the autoregressive model on the same trunk: causal, and without the input row that stands for [MASK]."""
     return dataclasses.replace(cfg, causal=True, mask_row=False)
 
 
@@ -72,8 +72,8 @@ def _smdm(layers: int, heads: int, head_dim: int, d_model: int, d_ff: int) -> Mo
         vocab_size=32000,
         mask_row=True,
         max_length=2048,
-        # SMDM's code rounds the rotary tables to bfloat16; float32 is the better arithmetic and the default here. Turn
-        # the rounding on to repeat the activations of its released weights.
+        # SMDM's code rounds the rotary tables to bfloat16; float32 is more accurate and the default here. Turn the
+        # rounding on to reproduce the activations of its released weights.
         rope_bf16_tables=False,
         dtype="bfloat16",
     )
@@ -182,9 +182,9 @@ def _llama2_7b() -> ModelConfig:
 
 @_presets.register("dream_7b")
 def _dream_7b() -> ModelConfig:
-    """Dream 7B, a diffusion model of the shape of Qwen2.5-7B; the mask is the vocabulary's id 151666.
+    """Dream 7B, a diffusion model shaped like Qwen2.5-7B; the mask is the vocabulary's id 151666.
 
-    `max_length` is that of its config.json; Dream was trained, and is used, on 2048 tokens.
+    `max_length` is from its config.json; Dream was trained, and is used, on 2048 tokens.
     """
     return ModelConfig(
         d_model=3584,

@@ -1,4 +1,4 @@
-"""Progress of long work: a live line with ETA in a terminal, a plain line now and then elsewhere."""
+"""Progress of long work: a live line with ETA in a terminal, an occasional plain line elsewhere."""
 
 import sys
 import time
@@ -10,7 +10,7 @@ from rich.progress import Progress as Bar
 
 
 class Progress:
-    """A context manager around one counted task; `update` and `note` cost next to nothing between refreshes."""
+    """A context manager around one counted task; `update` and `note` are cheap between refreshes."""
 
     QUIET_SECONDS = 30.0  # between plain lines where there is no terminal
 
@@ -30,7 +30,7 @@ class Progress:
         )
         self._task = self._bar.add_task(title, total=total, completed=completed, note="")
         self._printed = time.monotonic()
-        self._first: tuple[int, float] | None = None  # count and time of the first update, before which is compilation
+        self._first: tuple[int, float] | None = None  # count and time at the first update, after compilation
 
     def __enter__(self) -> "Progress":
         self._bar.start()
@@ -42,7 +42,7 @@ class Progress:
         self._bar.stop()
 
     def update(self, completed: int, note: str) -> None:
-        """Moves to `completed` of the total, with a short note such as the loss."""
+        """Move to `completed` of the total, with a short note such as the loss."""
         self._bar.update(self._task, completed=completed, note=note)
         now = time.monotonic()
         self._first = self._first or (completed, now)
@@ -55,9 +55,9 @@ class Progress:
             )
 
     def say(self, line: str) -> None:
-        """Prints a line that stays, above the live one."""
+        """Print a line that stays, above the live one."""
         self._console.print(line, soft_wrap=True, highlight=False, markup=False)
 
     def note(self, note: str) -> None:
-        """Replaces the note, for work between two counts."""
+        """Replace the note, for work between two counts."""
         self._bar.update(self._task, note=note)

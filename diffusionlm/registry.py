@@ -1,4 +1,4 @@
-"""Names to builders, with a suggestion for a mistyped name."""
+"""Registries map names to builders, and suggest a name for a mistyped one."""
 
 import dataclasses
 import importlib
@@ -7,7 +7,7 @@ import pkgutil
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Generic, TypeVar
+from typing import Annotated, Any, ClassVar, Generic, TypeVar, cast
 
 from diffusionlm.config import Config
 from diffusionlm.errors import UserError, suggest
@@ -19,39 +19,52 @@ T = TypeVar("T")
 class Registry(Generic[T]):
     """A mapping from names to zero-argument builders.
 
-    `package`, where given, is a package whose modules are imported at the first look-up, so that registering is one
-    decorator in one new file. A name FILE.py:NAME is looked up after that file has been run. With `named`, what is
-    built is a dataclass whose `name` becomes the one it was registered under.
+    A name FILE.py:NAME is looked up after that file has been run, once for all registries.
+
+    Args:
+      kind: what is registered, for messages: "experiment".
+      package: a package whose modules are imported at the first look-up, so that registering is one decorator in one
+        new file; empty: none.
+      named: what is built is a dataclass, and its field `name` becomes the name it was registered under.
     """
 
     _all: ClassVar[list["Registry"]] = []
 
     def __init__(self, kind: str, package: str = "", *, named: bool = False):
         self.kind, self._package, self._named = kind, package, named
-        self._builders = dict[str, Callable[[], T]]()
-        self._files = dict[Path, dict[str, Callable[[], T]]]()  # files that were run, and what each registered here
+        self._builders: dict[str, Callable[[], T]] = {}
+        self._files: dict[Path, set[str]] = {}  # the users' files that were run, with the names that each registered
         Registry._all.append(self)
 
     def register(self, name: str) -> Callable[[Callable[[], T]], Callable[[], T]]:
+        """Return a decorator that registers a builder, and raises `UserError` if the name is taken."""
+
         def decorate(builder: Callable[[], T]) -> Callable[[], T]:
             if name in self._builders:
-                raise ValueError(f"{self.kind} {name!r} is registered twice")
+                raise UserError(f"{self.kind} {name!r} is registered twice; give one of them another name")
             self._builders[name] = builder
             return builder
 
         return decorate
 
     def names(self) -> list[str]:
+        """Return the registered names, sorted."""
         self._load()
         return sorted(self._builders)
 
     def builder(self, name: str) -> Callable[[], T]:
+        """Return the builder of that name, NAME or FILE.py:NAME.
+
+        Raises:
+          UserError: no builder or no file has that name; the message suggests one.
+        """
         self._load()
-        file, colon, own = name.rpartition(":")
+        file, colon, own_name = name.rpartition(":")
         if colon and file.endswith(".py"):
-            if own not in (found := self._run(Path(file))):
-                raise UserError(f"{file} registers no {self.kind} {own!r}{suggest(own, found)}")
-            return found[own]
+            registered = self._run(Path(file))
+            if own_name not in registered:
+                raise UserError(f"{file} registers no {self.kind} {own_name!r}{suggest(own_name, registered)}")
+            return self._builders[own_name]
         if name.endswith(".py"):
             raise UserError(f"{name!r} is a file; name the {self.kind} that it registers too: {name}:NAME")
         if name not in self._builders:
@@ -59,37 +72,41 @@ class Registry(Generic[T]):
         return self._builders[name]
 
     def get(self, name: str) -> T:
+        """Build what is registered under that name.
+
+        Raises:
+          UserError: the name is unknown, or the builder does not return a dataclass where one is needed.
+        """
         built = self.builder(name)()
         if not self._named:
             return built
         if not dataclasses.is_dataclass(built) or isinstance(built, type):
             returned = "nothing: is its `return` missing?" if built is None else f"a {type(built).__name__}"
-            wanted = f"it must return the {self.kind}, a Config or Sweep"
-            raise UserError(f"{wanted}, and the function registered as {self.kind} {name!r} returns {returned}")
-        return dataclasses.replace(built, name=name.rpartition(":")[2])
+            needed = f"it must return the {self.kind}, a Config or Sweep"
+            raise UserError(f"{needed}, and the function registered as {self.kind} {name!r} returns {returned}")
+        return cast(T, dataclasses.replace(built, name=name.rpartition(":")[2]))
 
-    def _run(self, file: Path) -> dict[str, Callable[[], T]]:
-        """Runs a user's file, once for all registries; returns what it registered here."""
+    def _run(self, file: Path) -> set[str]:
+        """Run a user's file, unless it was run before; return the names that it registered here."""
         if not file.is_file():
             raise UserError(f"no file {str(file)!r}; give FILE.py:NAME, where FILE.py registers the {self.kind} NAME")
-        if (file := file.resolve()) not in self._files:
-            before = [registry._builders for registry in Registry._all]
-            for registry in Registry._all:  # two files may use one name
-                others = {name for found in registry._files.values() for name in found}
-                registry._builders = {k: builder for k, builder in registry._builders.items() if k not in others}
-            kept = [set(registry._builders) for registry in Registry._all]
-            spec = importlib.util.spec_from_file_location(f"diffusionlm_user_{file.stem}", file)
-            module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
-            try:
-                spec.loader.exec_module(module)
-            except BaseException:  # once it is mended, it can be run again
-                for registry, builders in zip(Registry._all, before, strict=True):
-                    registry._builders = builders
-                raise
-            for registry, builders, names in zip(Registry._all, before, kept, strict=True):
-                registry._files[file] = {k: one for k, one in registry._builders.items() if k not in names}
-                registry._builders = builders | registry._builders
-        return self._files[file]
+        path = file.resolve()
+        if path in self._files:
+            return self._files[path]
+        before = {registry: dict(registry._builders) for registry in Registry._all}
+        module_name = f"diffusionlm_user_{path.stem}"
+        try:
+            _execute(path, module_name)
+        except BaseException as error:  # once the file is mended, it can be run again
+            sys.modules.pop(module_name, None)
+            for registry, builders in before.items():
+                registry._builders = builders
+            if isinstance(error, UserError):
+                raise UserError(f"{file}: {error}") from error
+            raise
+        for registry, builders in before.items():
+            registry._files[path] = set(registry._builders) - set(builders)
+        return self._files[path]
 
     def _load(self) -> None:
         if self._package:
@@ -99,17 +116,26 @@ class Registry(Generic[T]):
                     importlib.import_module(f"{package.__name__}.{module.name}")
 
 
-experiments: Registry = Registry("experiment", package="diffusionlm.experiments", named=True)
+def _execute(path: Path, module_name: str) -> None:
+    """Run a file as a module of that name; dataclasses in it look their module up."""
+    spec = importlib.util.spec_from_file_location(module_name, path)
+    assert spec is not None and spec.loader is not None, path  # given for every .py file
+    module = sys.modules[module_name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
 
-sweeps: Registry = Registry("sweep", package="diffusionlm.experiments", named=True)
-"""Registered sweeps: functions without arguments that return a `scaling.recipe.Sweep`, in the same files."""
+
+experiments: Registry[Config] = Registry("experiment", package="diffusionlm.experiments", named=True)
+"""Registered experiments: functions without arguments that return a `Config`."""
+
+sweeps: Registry[Any] = Registry("sweep", package="diffusionlm.experiments", named=True)
+"""Registered sweeps: functions without arguments that return a `scaling.sweep.recipe.Sweep`, in the same files."""
 
 
 def experiment(name: str, overrides: Mapping[str, Any] | None = None) -> Config:
-    """The registered experiment of that name, with some fields replaced.
+    """Return the registered experiment of that name, with some fields replaced.
 
     Args:
-      name: as in `diffusionlm experiments`, or FILE.py:NAME for one that a file of your own registers.
+      name: a name that `diffusionlm experiments` lists, or FILE.py:NAME for one that a file of your own registers.
       overrides: dotted field -> value, read as the command line reads it: `{"run.steps": 100, "optim.peak_lr": 1e-3}`.
 
     Raises:
@@ -125,10 +151,10 @@ def experiment(name: str, overrides: Mapping[str, Any] | None = None) -> Config:
 
 
 def register(name: str) -> Callable[[Callable[[], Config]], Callable[[], Config]]:
-    """A decorator that makes a function without arguments, which returns a `Config`, an experiment of that name."""
+    """Return a decorator that registers a function without arguments, which returns a `Config`, as an experiment."""
     return experiments.register(name)
 
 
 def experiment_names() -> list[str]:
-    """The names that `experiment` knows, sorted."""
+    """Return the names that `experiment` knows, sorted."""
     return experiments.names()

@@ -1,4 +1,4 @@
-"""Files of a run, on a disk or in a bucket: written whole or not at all, and JSON a line that survives a kill."""
+"""Files of a run, on a disk or in a bucket: written whole or not at all, and JSON lines that survive a kill."""
 
 import contextlib
 import fcntl
@@ -19,7 +19,7 @@ from diffusionlm.errors import UserError
 
 
 def run_path(path: epath.PathLike) -> epath.Path:
-    """A path on a disk or in a bucket.
+    """Return a path on a disk or in a bucket.
 
     Raises:
       UserError: the client of such buckets is not installed.
@@ -32,18 +32,18 @@ def run_path(path: epath.PathLike) -> epath.Path:
         raise UserError(
             f"cannot reach {path}: {needed}; in a checkout of diffusionlm, pip install -e '.[gcs]'"
         ) from error
-    except OSError:  # what is wrong with it will be said where it is used
+    except OSError:  # the path's user will report it
         pass
     return path
 
 
 def in_bucket(path: epath.PathLike) -> bool:
-    """True for an object store: objects appear whole, and can be neither renamed in one step nor added to."""
+    """Return True for an object store: objects appear whole, and can be neither renamed atomically nor appended to."""
     return "://" in str(path)
 
 
 def write_atomically(path: epath.Path, content: str | bytes) -> None:
-    """Writes a file that readers see whole or not at all."""
+    """Write a file that readers see whole or not at all."""
     data = content.encode() if isinstance(content, str) else content
     if in_bucket(path):
         path.write_bytes(data)
@@ -58,7 +58,7 @@ def write_atomically(path: epath.Path, content: str | bytes) -> None:
 
 
 def read_json_lines(path: epath.Path) -> list[dict[str, Any]]:
-    """The objects of a file, one a line; none where there is no file, and without a last line that a kill cut short."""
+    """Return the objects of a file, one a line, without a last line that a kill cut short; none if there is no file."""
     if not path.exists():
         return []
     lines = path.read_text().split("\n")
@@ -68,8 +68,12 @@ def read_json_lines(path: epath.Path) -> list[dict[str, Any]]:
 class JsonLines:
     """Appends objects to a file, one a line; each is on disk when `write` returns.
 
-    A bucket's object is rewritten instead: every `REWRITE_SECONDS` at most, and at `flush`. Before anything is written,
-    `check` may raise.
+    In a bucket the whole object is rewritten, at most every `REWRITE_SECONDS`, and at `flush`.
+
+    Args:
+      path: the file; the lines that it holds are continued.
+      keep: returns True for the existing lines to keep.
+      check: called before anything is written; it may raise.
     """
 
     REWRITE_SECONDS = 60.0
@@ -80,7 +84,6 @@ class JsonLines:
         keep: Callable[[dict[str, Any]], bool] = lambda line: True,
         check: Callable[[], None] = lambda: None,
     ):
-        """Goes on with the lines that are there, those that `keep` is true for."""
         check()
         self._path, self._check = path, check
         self.kept = [line for line in read_json_lines(path) if keep(line)]
@@ -91,6 +94,7 @@ class JsonLines:
         self._written = time.monotonic()
 
     def write(self, line: dict[str, Any]) -> None:
+        """Append an object."""
         self._check()
         text = json.dumps(line) + "\n"
         if not self._bucket:
@@ -102,7 +106,7 @@ class JsonLines:
             self.flush()
 
     def flush(self) -> None:
-        """Makes a bucket's object hold all lines."""
+        """Write all lines to a bucket's object."""
         if self._bucket:
             self._check()
             write_atomically(self._path, "".join(self._texts))
@@ -111,16 +115,16 @@ class JsonLines:
 
 @contextlib.contextmanager
 def whole_directory(output: Path) -> Iterator[Path]:
-    """A directory beside `output` that takes its name at the end, or goes away after any failure.
+    """Yield a directory beside `output` that is renamed to it at the end, or removed after any failure.
 
-    It is locked while this process lives, so that what a killed one left is known, and is removed here.
+    It is locked while this process lives. Directories that a killed process left behind have no lock, and are removed.
     """
     output.parent.mkdir(parents=True, exist_ok=True)
     prefix = f".{output.name}.partial-"
-    for left in output.parent.glob(glob.escape(prefix) + "*"):
-        with _lock(left) as is_ours:
-            if is_ours:
-                shutil.rmtree(left, ignore_errors=True)
+    for abandoned in output.parent.glob(glob.escape(prefix) + "*"):
+        with _lock(abandoned) as acquired:
+            if acquired:
+                shutil.rmtree(abandoned, ignore_errors=True)
     partial = output.with_name(prefix + uuid.uuid4().hex[:8])
     partial.mkdir()
     with _lock(partial):
@@ -134,10 +138,10 @@ def whole_directory(output: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def _lock(directory: Path) -> Iterator[bool]:
-    """Whether this process has the lock on `directory`; it ends with the block, or the process."""
+    """Yield True if this process acquires the lock on `directory`; the lock ends with the block, or the process."""
     try:
         descriptor = os.open(directory, os.O_RDONLY)
-    except FileNotFoundError:  # it got its name, or was removed, meanwhile
+    except FileNotFoundError:  # it was renamed or removed meanwhile
         yield False
         return
     try:

@@ -14,7 +14,7 @@ SHIFTED = DiffusionConfig(alignment="shifted", anneal_steps=10_000, normalizatio
 
 
 def _adapted(preset: str, remat: str) -> ModelConfig:
-    """The diffusion model of an autoregressive one: full attention, and a row for [MASK] behind the vocabulary."""
+    """Return the diffusion model of an autoregressive preset: full attention, and a row for [MASK]."""
     return replace(presets.get(preset), causal=False, mask_row=True, remat=remat)
 
 
@@ -22,8 +22,8 @@ def _adapted(preset: str, remat: str) -> ModelConfig:
 def diffugpt_medium() -> Config:
     """DiffuGPT-M from GPT-2 medium on FineWeb: 160,000 steps to 3e-4, attention that opens up over 10,000 of them.
 
-    The released configuration has 160 sequences of 1024 tokens on each of an unpublished number of devices, here 8. Not
-    repeated: GPT-2's dropout of 0.1.
+    The released configuration has 160 sequences of 1024 tokens on each device, and does not say how many devices; here
+    they are 8. GPT-2's dropout of 0.1 is left out.
     """
     optim = OptimConfig(peak_lr=3e-4, final_lr=0.0, warmup_steps=2000, beta2=0.999, weight_decay=0.0)
     return Config(
@@ -39,7 +39,7 @@ def diffugpt_medium() -> Config:
 def diffugpt_small() -> Config:
     """DiffuGPT-S from GPT-2 small, with the numbers of DiffuGPT-M and its own 512 tokens.
 
-    The configuration that was released for it, 10,000 steps to 5e-6, reads like the continuation of another run.
+    The configuration that was released for it, 10,000 steps to 5e-6, looks like the continuation of another run.
     """
     base = diffugpt_medium()
     return replace(base, model=_adapted("gpt2", remat="none"), data=replace(base.data, sequence_length=512))
@@ -49,8 +49,8 @@ def diffugpt_small() -> Config:
 def diffullama_7b() -> Config:
     """DiffuLLaMA from LLaMA-2 7B on 63B tokens of SlimPajama and StarCoder, with the annealing that it had to drop.
 
-    Its released code ran 20,000 steps at a constant 2e-5 without warm-up, with full attention from the first step: its
-    kernel took no other mask. It used 65B tokens (the paper, quoted from memory); 1536 sequences give 63B.
+    Its released code ran 20,000 steps at a constant 2e-5 without warm-up, with full attention from the first step,
+    because its kernel took no other mask. It used 65B tokens (the paper, quoted from memory); 1536 sequences give 63B.
     """
     return Config(
         model=_adapted("llama2_7b", remat="full"),
@@ -63,7 +63,7 @@ def diffullama_7b() -> Config:
 
 @experiments.register("dream_style_7b")
 def dream_style_7b() -> Config:
-    """From Qwen2.5 7B with Dream's mask id and its token-level weights (CART), otherwise as `diffullama_7b`.
+    """A diffusion model from Qwen2.5 7B with Dream's mask id and token weights (CART), otherwise as `diffullama_7b`.
 
     Dream's own pre-training on 580B tokens is not public; the weights are those of Dream-Coder's fine-tuning.
     """
@@ -94,7 +94,7 @@ def adapt_tinystories() -> Config:
             head_chunk=256,  # what a processor's caches hold
         ),
         diffusion=DiffusionConfig(alignment="shifted", anneal_steps=300),
-        optim=OptimConfig(peak_lr=3e-3, final_lr=3e-4, warmup_steps=50),  # compared in docs/results/adaptation.md
+        optim=OptimConfig(peak_lr=3e-3, final_lr=3e-4, warmup_steps=50),  # see docs/results/adaptation.md
         data=DataConfig(sequence_length=256, batch_size=8),
         run=RunConfig(steps=1000, eval_every=250, checkpoint_every=250, log_every=20),
     )

@@ -9,7 +9,7 @@ from diffusionlm.registry import experiments
 
 @experiments.register("demo")
 def demo() -> Config:
-    """An MDM on the documentation that Python and the installed packages bring; minutes on a laptop."""
+    """An MDM on the documentation of Python and the installed packages; minutes on a laptop."""
     return Config(
         name="demo",
         # 1023 pieces and the mask row fill 1024 rows exactly.
@@ -25,7 +25,8 @@ def demo() -> Config:
             head_chunk=256,  # what a processor's caches hold
         ),
         diffusion=DiffusionConfig(),
-        # Small batches: for some 600 steps, until it attends to the neighbours of a mask, it is a unigram model.
+        # Small batches, many steps: for the first 600 or so, before it attends to a mask's neighbours, it is a unigram
+        # model.
         optim=OptimConfig(peak_lr=3e-3, final_lr=3e-4, warmup_steps=100),
         data=DataConfig(source="python_docs", tokenizer="sentencepiece", sequence_length=128, batch_size=8),
         run=RunConfig(steps=2400, checkpoint_every=800, log_every=20, showcase=True),

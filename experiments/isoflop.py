@@ -1,7 +1,8 @@
-"""IsoFLOP sweeps as the papers ran them: many sizes at each of several budgets, MDMs and their autoregressive twins."""
+"""IsoFLOP sweeps as the papers ran them: many sizes at each of several budgets, for MDMs and autoregressive twins."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from typing import Literal
 
 from diffusionlm import flops, presets
 from diffusionlm.config import ModelConfig
@@ -9,7 +10,7 @@ from diffusionlm.registry import sweeps
 from diffusionlm.scaling.laws import published as laws
 from diffusionlm.scaling.sweep.recipe import Cell, ScalingRecipe, Sweep, grid
 
-BOTH = ("mdm", "arm")
+BOTH: tuple[Literal["mdm", "arm"], ...] = ("mdm", "arm")
 SMDM_LAWS = {"mdm": "smdm_mdm", "arm": "smdm_arm"}
 SMDM_BUDGETS = (6e18, 1e19, 3e19, 6e19, 1e20)
 LLADA_BUDGETS = (1e20, 3e20, 1e21, 3e21, 1e22, 3e22, 1e23)
@@ -40,11 +41,12 @@ LLADA = ScalingRecipe(
 def _cells(
     recipe: ScalingRecipe, sizes: Mapping[str, ModelConfig], budgets: Iterable[float], *, near: bool = True
 ) -> tuple[Cell, ...]:
-    """The cells within a factor of 4 of SMDM's optimal size for their budget and objective, or all others."""
+    """Return the cells within a factor of 4 of SMDM's optimal size for their budget and objective, or all others."""
     cells: list[Cell] = []
     for objective in BOTH:
         for budget in budgets:
             optimum = laws.get(SMDM_LAWS[objective]).params(budget)
+            assert optimum is not None  # both laws were published
             chosen = {
                 name: model for name, model in sizes.items() if (1 / 4 <= recipe.params(model) / optimum <= 4) == near
             }
@@ -68,16 +70,16 @@ def smdm_isoflop() -> Sweep:
 
 @sweeps.register("smdm_isoflop_code")
 def smdm_isoflop_code() -> Sweep:
-    """The same with the learning rate of SMDM's released code, 2e-4."""
+    """Run `smdm_isoflop` with the learning rate of SMDM's released code, 2e-4."""
     return _smdm(replace(SMDM, name="smdm_code", peak_lr=2e-4))
 
 
 def _llada_size(d_model: int) -> ModelConfig:
-    """A trunk with the proportions of LLaDA 8B, which is the one of width 4096."""
-    eight = presets.get("llada_8b")
-    heads = d_model // eight.head_dim
+    """Return a trunk with the proportions of LLaDA 8B; at width 4096 it is LLaDA 8B."""
+    base = presets.get("llada_8b")
+    heads = d_model // base.head_dim
     return replace(
-        eight, d_model=d_model, n_layers=heads, n_heads=heads, n_kv_heads=heads, d_ff=3 * d_model, remat="full"
+        base, d_model=d_model, n_layers=heads, n_heads=heads, n_kv_heads=heads, d_ff=3 * d_model, remat="full"
     )
 
 

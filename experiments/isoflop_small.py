@@ -1,4 +1,4 @@
-"""IsoFLOP sweeps for what one has at hand: a processor, or one GPU for an hour."""
+"""IsoFLOP sweeps for small machines: a processor, or one GPU for an hour."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -8,9 +8,11 @@ from diffusionlm.config import ModelConfig
 from diffusionlm.registry import sweeps
 from diffusionlm.scaling.sweep.recipe import Cell, ScalingRecipe, Sweep, grid
 
+Objective = Literal["mdm", "arm"]
+
 
 def _size(d_model: int, n_layers: int, head_dim: int, vocab_size: int = 1023, length: int = 128) -> ModelConfig:
-    """SMDM's proportions. 1023 pieces and the mask row fill 1024 rows exactly."""
+    """Return a network of SMDM's proportions. 1023 pieces and the mask row fill 1024 rows exactly."""
     return ModelConfig(
         d_model=d_model,
         n_layers=n_layers,
@@ -24,7 +26,7 @@ def _size(d_model: int, n_layers: int, head_dim: int, vocab_size: int = 1023, le
     )
 
 
-# By the parameters that are multiplied, the head's included: at these sizes it is two thirds to a twelfth of them.
+# Named by the parameters that are multiplied, including the head: at these sizes two thirds to a twelfth of them.
 CPU_LADDER = {
     "cpu_10k": _size(8, 2, 8),
     "cpu_17k": _size(12, 2, 12),
@@ -53,9 +55,12 @@ CPU = ScalingRecipe(
     eval_records=2048,
     eval_draws=4,
 )
-CPU_RECIPES = {"arm": CPU, "mdm": replace(CPU, name="cpu_mdm", batch_size=16, peak_lr=3.2e-3)}
-# Sizes around the optimum. Of the 40 million tokens of books, textbooks and stories none is seen twice, but by the
-# smallest MDMs of the three largest budgets, which go round up to 4 times; the report says which.
+CPU_RECIPES: dict[Objective, ScalingRecipe] = {
+    "arm": CPU,
+    "mdm": replace(CPU, name="cpu_mdm", batch_size=16, peak_lr=3.2e-3),
+}
+# Sizes around the optimum. None of the 40 million tokens of books, textbooks and stories is seen twice, except by the
+# smallest MDMs of the three largest budgets, which repeat the text up to 4 times; the report says which.
 CPU_SIZES = {
     "arm": {
         1.6e12: ("cpu_25k", "cpu_43k", "cpu_65k", "cpu_123k", "cpu_197k", "cpu_389k"),
@@ -117,7 +122,7 @@ GPU_LADDER = {
         (113, 768, 12),
     )
 }
-# The learning rates are those of `isoflop_cpu`, carried on to larger widths: not tuned for a GPU's batches.
+# The learning rates extrapolate those of `isoflop_cpu` to larger widths; they are not tuned for a GPU's batches.
 GPU_RECIPES = {
     objective: replace(
         recipe, name=f"gpu_{objective}", sequence_length=256, batch_size=64, dtype="bfloat16", eval_draws=8
@@ -136,8 +141,8 @@ GPU_SIZES = {
 def isoflop_h200() -> Sweep:
     """Both objectives at 1e15 to 3e16 FLOPs, on one GPU in about an hour.
 
-    None of its text is seen twice if there are 616 million tokens of it, or 340 million but for gpu_6m at 3e16 FLOPs;
-    the report says where text was repeated.
+    With 616 million tokens no text is seen twice; with 340 million, only gpu_6m at 3e16 FLOPs repeats it. The report
+    says where text was repeated.
     """
     cells = []
     for objective, recipe in GPU_RECIPES.items():
@@ -152,9 +157,9 @@ def _at(
     ladder: Mapping[str, ModelConfig],
     budget: float,
     names: Sequence[str],
-    objectives: Sequence[Literal["mdm", "arm"]] = ("mdm", "arm"),
+    objectives: Sequence[Objective] = ("mdm", "arm"),
     seeds: Sequence[int] = (0,),
 ) -> list[Cell]:
-    """The cells of some sizes at one budget."""
+    """Return the cells of some sizes at one budget."""
     sizes = {name: ladder[name] for name in names}
     return grid(recipe, objectives=objectives, sizes=sizes, budgets=(budget,), seeds=seeds)

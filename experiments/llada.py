@@ -1,4 +1,4 @@
-"""The runs of LLaDA (*Large Language Diffusion Models*, arXiv 2502.09992): 4096 tokens; pre-training, fine-tuning."""
+"""The runs of LLaDA (*Large Language Diffusion Models*, arXiv 2502.09992): pre-training, fine-tuning, 4096 tokens."""
 
 from dataclasses import replace
 
@@ -39,8 +39,8 @@ def llada_8b() -> Config:
 def llada_8b_sft() -> Config:
     """LLaDA 8B's fine-tuning on 4.5M instruction pairs, 3 epochs; give the base model with --run.init_from.
 
-    The paper's numbers here are quoted from memory: 4.5M pairs, 2.5e-5 after 50 steps, the last 10% down to 2.5e-6,
-    weight decay 0.1, batch 256 of which 2 are padded together, as in its mini-batches.
+    The paper's numbers are quoted from memory: 4.5M pairs, 2.5e-5 after 50 steps, the last 10% down to 2.5e-6, weight
+    decay 0.1, batches of 256 in which pairs of rows are padded together, as in its mini-batches.
     """
     steps = 3 * 4_500_000 // 256
     optim = OptimConfig(

@@ -11,7 +11,7 @@ from diffusionlm.registry import experiments
 
 
 def pretraining(name: str, preset: str, budget: float, *, batch_size: int = 256, random_length: float = 0.0) -> Config:
-    """An MDM pre-training run of `budget` FLOPs with the hyper-parameters of the paper's Appendix B.2."""
+    """Return an MDM pre-training run of `budget` FLOPs with the hyper-parameters of the paper's Appendix B.2."""
     model = replace(presets.get(preset), remat="attention")
     # Cut examples have a mean length of (T + 1) / 2, and the paper's budget counts kept tokens only.
     length = 2048 * (1 - random_length) + (2048 + 1) / 2 * random_length
@@ -29,7 +29,7 @@ def pretraining(name: str, preset: str, budget: float, *, batch_size: int = 256,
 
 
 def twin(base: Config) -> Config:
-    """The autoregressive twin of an MDM run: the same trunk, data, tokens and FLOPs."""
+    """Return the autoregressive twin of an MDM run: the same trunk, data, tokens and FLOPs."""
     return replace(base, name=base.name + "_arm", objective="arm", model=presets.arm_twin(base.model))
 
 

@@ -46,7 +46,7 @@ def test_suggest_takes_any_iterable():
 
 
 def test_a_duplicate_is_refused(fruit):
-    with pytest.raises(ValueError, match="fruit 'apple' is registered twice"):
+    with pytest.raises(UserError, match="fruit 'apple' is registered twice"):
         fruit.register("apple")(lambda: "green")
     assert fruit.get("apple") == "red"
 
@@ -73,31 +73,34 @@ def test_a_package_is_imported_at_the_first_look_up(tmp_path, monkeypatch):
             del sys.modules[module]
 
 
-def test_a_file_of_the_users_registers_what_is_asked_for(fruit, tmp_path, monkeypatch):
+def test_a_users_file_is_run_once_and_registers_its_names(tmp_path, monkeypatch):
     file = tmp_path / "garden.py"
     file.write_text("import test_registry\n\n@test_registry.SHARED.register('plum')\ndef plum():\n    return 'blue'\n")
     monkeypatch.setitem(sys.modules, "test_registry", sys.modules[__name__])
     assert SHARED.get(f"{file}:plum") == "blue"
-    assert SHARED.get(f"{file}:plum") == "blue"  # not run again, which would register twice
+    assert SHARED.get(f"{file}:plum") == "blue"  # run again, it would register the name twice
     SHARED.register("pear")(lambda: "green")
-    for other in ("plun", "pear"):  # a typo, and one that is not of this file
+    for other in ("plun", "pear"):  # a typo, and a name of another file
         with pytest.raises(UserError, match=f"garden.py registers no fruit '{other}'"):
             SHARED.get(f"{file}:{other}")
     with pytest.raises(UserError, match="no file 'nowhere.py'; give FILE.py:NAME"):
         SHARED.get("nowhere.py:plum")
 
 
-def test_two_files_may_use_one_name(tmp_path, monkeypatch):
+def test_a_second_file_that_registers_a_taken_name_is_refused(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "test_registry", sys.modules[__name__])
-    text = "import test_registry\n\n@test_registry.SHARED.register('kiwi')\ndef kiwi():\n    return {!r}\n"
-    for name, colour in (("first", "green"), ("second", "golden")):
-        (tmp_path / f"{name}.py").write_text(text.format(colour))
-        assert SHARED.get(f"{tmp_path / name}.py:kiwi") == colour
-    assert SHARED.get(f"{tmp_path}/first.py:kiwi") == "green"
-    assert SHARED.get("kiwi") == "golden"  # of the file that was run last
-    (tmp_path / "twice.py").write_text(2 * text.format("brown"))
-    with pytest.raises(ValueError, match="'kiwi' is registered twice"):
-        SHARED.get(f"{tmp_path}/twice.py:kiwi")
+    text = "import test_registry\n\n@test_registry.SHARED.register({!r})\ndef fruit():\n    return {!r}\n"
+    first, second = tmp_path / "first.py", tmp_path / "second.py"
+    first.write_text(text.format("kiwi", "green"))
+    second.write_text(text.format("guava", "pink") + text.format("kiwi", "golden"))
+    assert SHARED.get(f"{first}:kiwi") == "green"
+    with pytest.raises(UserError, match=r"second.py: fruit 'kiwi' is registered twice; give one of them another name$"):
+        SHARED.get(f"{second}:kiwi")
+    assert SHARED.get("kiwi") == SHARED.get(f"{first}:kiwi") == "green"
+    with pytest.raises(UserError, match="unknown fruit 'guava'"):  # nothing of the file is kept
+        SHARED.get("guava")
+    second.write_text(text.format("guava", "pink"))
+    assert SHARED.get(f"{second}:guava") == "pink"
 
 
 def test_a_file_that_fails_can_be_mended_and_run_again(tmp_path, monkeypatch):
@@ -120,7 +123,7 @@ def test_a_file_that_fails_can_be_mended_and_run_again(tmp_path, monkeypatch):
 SHARED = Registry("fruit")
 
 
-def test_what_is_built_can_carry_the_name_it_was_registered_under():
+def test_a_built_dataclass_can_carry_its_registered_name():
     @dataclass(frozen=True)
     class Pie:
         name: str = "unnamed"

@@ -6,7 +6,7 @@ from diffusionlm.options import parse, retyped
 
 def data_prepare(args: list[str], prog: str) -> int:
     """Turn text into a dataset: data prepare SOURCE --output DIR --sequence_length N --vocab_size V [...]."""
-    from diffusionlm.data.prepare import prepare
+    from diffusionlm.training.prepare import prepare
 
     parse(retyped(prepare, positional=1, output=str, tokenizer=str), args, prog)()
     return 0

@@ -72,8 +72,9 @@ def _show(task: str, result: "Result") -> None:
     for example in result.examples or []:
         print(f"{example['before']} >>>{example['fill']} <<<{example['after']}\n(was:{example['middle']})\n")
     table = Table(title=task, title_justify="left", box=None, pad_edge=False)
-    for heading, justify in (("", "left"), ("value", "right"), ("+/-", "right")):
-        table.add_column(heading, justify=justify)
+    table.add_column("")
+    for heading in ("value", "+/-"):
+        table.add_column(heading, justify="right")
     for name, (value, stderr) in result.metrics.items():
         error = "?" if stderr is None else f"{stderr:.4f}" if stderr else ""
         table.add_row(name, f"{value:,}" if isinstance(value, int) else f"{value:.4f}", error)

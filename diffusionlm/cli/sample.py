@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated
 
 from diffusionlm.cli.output import print_json
@@ -12,8 +12,8 @@ from diffusionlm.options import SETTINGS, parse
 from diffusionlm.sampling.config import SamplingConfig
 
 if TYPE_CHECKING:
+    from diffusionlm.data.tokenizers.kinds import Tokenizer
     from diffusionlm.pretrained.completion import Completion
-    from diffusionlm.pretrained.model import LoadedModel
 
 
 def sample(args: list[str], prog: str) -> int:
@@ -70,6 +70,7 @@ def _sample(
     generate = functools.partial(model.generate, raw=raw) if infill is None else model.infill
     texts = [prompt if infill is None else infill] * count
     completions = generate(texts, sampling, trace=trace or html is not None)
+    assert model.tokenizer is not None  # or nothing is generated from texts
     comparison: dict[str, float] = {}
     if agreement:
         exact = generate(texts, dataclasses.replace(sampling, cache="none", refresh=0))
@@ -81,7 +82,7 @@ def _sample(
         settings = model.sampling_config(sampling) if infill is None else model.infill_config(infill, sampling)
         print_json(completions_json(completions, settings) | comparison, indent=None)
     else:
-        _show(model, completions, trace, comparison)
+        _show(model.tokenizer, completions, trace, comparison)
     return 0
 
 
@@ -109,15 +110,17 @@ def _read_text(path: str) -> str:
         raise UserError(f"cannot read prompt_file={path!r}: {error}") from error
 
 
-def _show(model: "LoadedModel", completions: Sequence["Completion"], trace: bool, comparison: dict[str, float]) -> None:
+def _show(
+    tokenizer: "Tokenizer", completions: Sequence["Completion"], trace: bool, comparison: Mapping[str, float]
+) -> None:
     """Print the completions, or how they were denoised, and the comparison with the uncached loop if there is one."""
     from diffusionlm.pretrained import terminal
 
     for i, completion in enumerate(completions, start=1):
         if len(completions) > 1:
             print(f"--- {i} of {len(completions)}", flush=True)
-        if trace:
-            terminal.show(completion.trace, model.tokenizer, prompt=completion.before)
+        if trace and completion.trace is not None:
+            terminal.show(completion.trace, tokenizer, prompt=completion.before)
         else:
             print(completion.full_text)
     if comparison:

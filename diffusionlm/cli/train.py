@@ -47,7 +47,7 @@ def _train(cfg: Config, workdir: str) -> int:
         raise UserError(f"cannot write to the run directory {workdir}: {error.strerror}") from error  # a full disk
     if jax.process_index():  # process 0 reports for all
         return 0
-    if not run.done:
+    if run.result is None:
         print(f"stopped and saved at step {run.step} of {cfg.run.steps} in {run.workdir}; the same command resumes it")
         return 0
     if cfg.run.showcase and not done_before and jax.process_count() == 1:  # other processes would not wait for it
