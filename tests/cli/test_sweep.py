@@ -16,7 +16,7 @@ from diffusionlm.scaling.sweep import tables
 from diffusionlm.scaling.sweep.lease import Leases
 from diffusionlm.training import loop as trainer
 
-MINE = """
+SWEEP_FILE = """
 from support.tiny_sweep import tiny_sweep
 import diffusionlm as dlm
 
@@ -29,7 +29,7 @@ def mine() -> dlm.Sweep:
 
 @pytest.fixture(scope="module", autouse=True)
 def quick(tmp_path_factory):
-    """Programs are kept between tests, and have one device."""
+    """Keep programs between tests, on one device."""
     with tiny_run.compiled_programs(tmp_path_factory.getbasetemp() / "compiled"), pytest.MonkeyPatch.context() as patch:
         patch.setattr(trainer, "make_mesh", lambda cfg: make_mesh(cfg, jax.devices()[:1]))
         yield
@@ -37,40 +37,40 @@ def quick(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """What names a sweep in a user's file, and the directory where `sweep run` has finished it."""
+    """Return the name of a sweep in a user's file, the directory where `sweep run` finished it, and its dataset."""
     folder = tmp_path_factory.mktemp("mine")
-    (folder / "mine.py").write_text(MINE)
+    (folder / "mine.py").write_text(SWEEP_FILE)
     name, workdir = f"{folder / 'mine.py'}:mine", folder / "sweep"
     dataset = tiny_run.make_dataset(folder / "data")
     assert main(["sweep", "run", name, "--workdir", str(workdir), "--data.path", str(dataset)]) == 0
     return name, workdir, dataset
 
 
-def test_run_says_what_it_did_and_a_second_call_that_nothing_is_left(finished, capsys):
+def test_run_reports_its_work_and_a_second_call_finds_nothing_to_do(finished, capsys):
     name, workdir, dataset = finished
     assert main(["sweep", "run", name, "--workdir", str(workdir), "--data.path", str(dataset)]) == 0
-    said = capsys.readouterr().out
-    assert "cells it finished: 0; of the whole sweep done: 3, failed: 0" in said
-    assert f"diffusionlm sweep status {name} --workdir {workdir}" in said
+    captured = capsys.readouterr().out
+    assert "cells it finished: 0; of the whole sweep done: 3, failed: 0" in captured
+    assert f"diffusionlm sweep status {name} --workdir {workdir}" in captured
 
 
 def test_status_as_json_and_as_a_table(finished, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
     name, workdir, _ = finished
     assert main(["sweep", "status", name, "--workdir", str(workdir), "--json"]) == 0
-    found = json.loads(capsys.readouterr().out)
-    assert [found[state] for state in ("done", "running", "failed", "pending")] == [3, 0, 0, 0]
-    assert found["flops_spent"] == found["flops"] == sum(cell["flops"] for cell in found["cells"])
-    assert all(cell["state"] == "done" and cell["loss"] > 0 for cell in found["cells"])
+    progress = json.loads(capsys.readouterr().out)
+    assert [progress[state] for state in ("done", "running", "failed", "pending")] == [3, 0, 0, 0]
+    assert progress["flops_spent"] == progress["flops"] == sum(cell["flops"] for cell in progress["cells"])
+    assert all(cell["state"] == "done" and cell["loss"] > 0 for cell in progress["cells"])
     assert main(["sweep", "status", name, "--workdir", str(workdir)]) == 0
     shown = capsys.readouterr().out
-    assert "3 done, 0 running, 0 failed, 0 pending" in shown and found["cells"][0]["id"] in shown
+    assert "3 done, 0 running, 0 failed, 0 pending" in shown and progress["cells"][0]["id"] in shown
 
 
 def test_status_of_what_has_not_begun(capsys, tmp_path):
     assert main(["sweep", "status", "smdm_isoflop", "--workdir", str(tmp_path / "none"), "--json", "--all"]) == 0
-    found = json.loads(capsys.readouterr().out)
-    assert found["pending"] == 300 and found["flops_spent"] == 0
+    progress = json.loads(capsys.readouterr().out)
+    assert progress["pending"] == 300 and progress["flops_spent"] == 0
     assert not (tmp_path / "none").exists(), "who only looks makes nothing"
     assert main(["sweep", "status", "smdm_isoflop", "--workdir", str(tmp_path / "none"), "--json"]) == 0
     assert f"no worker has begun in {tmp_path / 'none'}" in capsys.readouterr().err
@@ -81,9 +81,9 @@ def test_a_dead_workers_cell_is_pending(tmp_path):
     leases = Leases(tmp_path / "leases")
     alive = leases.claim(cells[0].id)
     leases.claim(cells[1].id, seconds=-100.0)  # it ended 100 s before it was written
-    found = sweep.status(make_sweep(), tmp_path)
-    assert [cell.state for cell in found.cells] == ["running", "pending", "pending"]
-    assert "no heartbeat of" in found.cells[1].note
+    progress = sweep.status(make_sweep(), tmp_path)
+    assert [cell.state for cell in progress.cells] == ["running", "pending", "pending"]
+    assert "no heartbeat of" in progress.cells[1].note
     alive.release()
 
 
@@ -96,11 +96,11 @@ def test_watch_ends_when_all_is_done_and_needs_a_terminal(finished, capsys):
     assert "watch needs a terminal" in capsys.readouterr().err
 
 
-def test_report_writes_a_page_and_says_what_is_missing(finished, capsys, tmp_path):
+def test_report_writes_a_page_and_warns_of_missing_cells(finished, capsys, tmp_path):
     name, workdir, _ = finished
     assert main(["sweep", "report", name, "--workdir", str(workdir), "--output", str(tmp_path / "report")]) == 0
-    said = capsys.readouterr()
-    assert f"{tmp_path}/report/report.html" in said.out and "warning:" in said.err
+    captured = capsys.readouterr()
+    assert f"{tmp_path}/report/report.html" in captured.out and "warning:" in captured.err
     written = {path.name for path in (tmp_path / "report").iterdir()}
     assert {"report.html", "report.json", "results.json", "cells.csv"} <= written
     assert len(json.loads((tmp_path / "report" / "results.json").read_text())) == 3
@@ -114,8 +114,8 @@ def test_report_writes_a_page_and_says_what_is_missing(finished, capsys, tmp_pat
 def test_a_report_that_cannot_be_written_is_one_line(finished, capsys, output, why):
     name, workdir, _ = finished
     assert main(["sweep", "report", name, "--workdir", str(workdir), "--output", output]) == 2
-    said = capsys.readouterr().err
-    assert f"cannot write the report to '{output}': {why}" in said and said.count("\n") == 1
+    captured = capsys.readouterr().err
+    assert f"cannot write the report to '{output}': {why}" in captured and captured.count("\n") == 1
 
 
 def test_a_report_of_nothing_leaves_nothing(finished, capsys, tmp_path):
@@ -140,8 +140,8 @@ def test_a_function_that_returns_no_sweep_is_one_line(capsys, tmp_path):
         "cells": "returns a list",
     }.items():
         assert main(["sweep", "plan", f"{tmp_path / 'wrong.py'}:{name}"]) == 2
-        said = capsys.readouterr().err
-        assert message in said and said.count("\n") == 1
+        captured = capsys.readouterr().err
+        assert message in captured and captured.count("\n") == 1
 
 
 @pytest.mark.parametrize(
@@ -161,9 +161,9 @@ def test_a_function_that_returns_no_sweep_is_one_line(capsys, tmp_path):
 def test_a_mistake_is_one_line(words, message, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert main(["sweep", *words]) == 2
-    said = capsys.readouterr().err
-    assert message in said and said.count("\n") == 1
+    captured = capsys.readouterr().err
+    assert message in captured and captured.count("\n") == 1
 
 
-def test_tiny_sweep_is_what_its_users_take_it_for():
+def test_tiny_sweep_has_the_steps_that_its_users_expect():
     assert [cell.steps for cell in tiny_sweep.tiny_sweep().select()] == [100, 100, 120]

@@ -1,4 +1,4 @@
-"""TODO: one sentence."""
+"""Call the command line on a tiny `demo`, and check that a mistake is one line."""
 
 LENGTH = 16
 
@@ -22,10 +22,12 @@ TINY = {
 
 
 def options(values):
+    """Return the words of the command line that set these fields."""
     return [word for name, value in values.items() for word in (f"--{name}", str(value))]
 
 
 def assert_one_line(captured, parts):
+    """Check that stderr is one line of the program that has all these parts, and stdout is empty."""
     assert captured.out == ""
     assert captured.err.count("\n") == 1, captured.err
     assert captured.err.startswith("diffusionlm: error: ")
