@@ -1,6 +1,6 @@
 """The forward process: the laws of times, masks and lengths, and that noise is addressed and not streamed.
 
-Statistical tests run on fixed seeds, so they pass or fail for good; thresholds are 1e-4 (or 5 sigma) a statistic.
+Statistical tests run on fixed seeds, so they always pass or always fail; thresholds are 1e-4 (or 5 sigma) a statistic.
 """
 
 import functools
@@ -17,12 +17,11 @@ from scipy import stats
 from diffusionlm.config import DiffusionConfig, MeshConfig
 from diffusionlm.diffusion.corruption import (
     corrupt,
-    corrupt_held_out,
     mask_probability_and_weight,
     pad_to_longest,
     sample_u,
 )
-from diffusionlm.diffusion.noise import INITIALISATION, evaluation_keys, noise_key, stream_key
+from diffusionlm.diffusion.noise import noise_key
 from diffusionlm.parallel.mesh import make_mesh
 
 MASK = 50
@@ -340,87 +339,6 @@ def test_padding_a_mate_changes_nothing_for_the_others(name):
     others = np.arange(B) != 2
     jax.tree.map(lambda a, b: np.testing.assert_array_equal(a[:, others], b[:, others]), full, padded)
     assert not padded.masked_BxT[:, 2].any()
-
-
-# --- held-out records
-
-
-@functools.cache
-def held_out_masks(records: int, batch_size: int, draws: int) -> np.ndarray:
-    """Masks of identical whole records, (draws, records, T)."""
-    tokens, ones = tokens_and_segments(batch_size)
-
-    def batch(number, draw):
-        record_B = number * batch_size + jnp.arange(batch_size)
-        return corrupt_held_out(MASK, tokens, ones, ones == 1, record_B, draw).masked_BxT
-
-    every = jax.vmap(jax.vmap(batch, in_axes=(0, None)), in_axes=(None, 0))
-    return np.asarray(jax.jit(every)(jnp.arange(records // batch_size), jnp.arange(draws))).reshape(draws, records, T)
-
-
-def test_the_noise_of_a_held_out_record_does_not_depend_on_the_batch_size():
-    np.testing.assert_array_equal(held_out_masks(48, 8, 3), held_out_masks(48, 16, 3))
-    masks = held_out_masks(48, 8, 3)
-    assert len({mask.tobytes() for mask in masks.reshape(-1, T)}) > 100  # other records and draws, other masks
-
-
-def test_every_count_of_a_held_out_record_is_equally_likely_and_so_is_every_position():
-    masks = held_out_masks(16, 8, N)
-    counts = np.stack([(masks.sum(-1) == n).sum(0) for n in range(1, T + 1)])
-    assert (counts.sum(0) == N).all()
-    for record in range(masks.shape[1]):
-        assert stats.chisquare(counts[:, record]).pvalue > 1e-4, record
-        # Positions of one mask add up to its count n, so each count's own variance is n(T-n)/(T(T-1)) a position.
-        n = masks[:, record].sum(-1).astype(float)
-        variance = (n * (T - n) / (T * (T - 1))).sum()
-        statistic = ((masks[:, record].sum(0) - n.sum() / T) ** 2).sum() / variance
-        assert stats.chi2.sf(statistic, T - 1) > 1e-4, record
-
-
-def test_any_stretch_of_held_out_records_has_its_counts_evenly_spread():
-    """Steps of the golden ratio g leave no gap longer than g**2 / m of a turn after m of them (three-gap theorem)."""
-    m = math.ceil(2.62 * T)
-    counts = held_out_masks(96, 8, 20).sum(-1)
-    for first in (0, 17, 96 - m):
-        for of_draw in counts[:, first : first + m]:
-            assert set(of_draw.tolist()) == set(range(1, T + 1))
-
-
-def test_draws_on_held_out_records_are_independent():
-    masks = held_out_masks(16, 8, N)
-    counts = masks.sum(-1)
-    assert abs(np.corrcoef(counts[:-1, 0], counts[1:, 0])[0, 1]) < 5 / math.sqrt(N)
-    # Given the counts, which positions are masked is independent too.
-    excess = masks - counts[..., None] / T
-    together = (excess[:-1] * excess[1:]).sum(-1)
-    assert abs(together.mean()) < 5 * together.std() / math.sqrt(together.size)
-
-
-def test_held_out_noise_follows_the_scored_positions():
-    """Exactly n of the N maskable positions, weight N/n, and the rest stays as it is."""
-    tokens, segments = tokens_and_segments()
-    segments[:, 12:] = 0
-    maskable = np.arange(T)[None] >= np.arange(B)[:, None]
-    out = corrupt_held_out(MASK, tokens, segments, jnp.asarray(maskable), jnp.arange(B), jnp.int32(0))
-    scored = maskable & (segments != 0)
-    np.testing.assert_array_equal(out.scored_BxT, scored)
-    assert not (np.asarray(out.masked_BxT) & ~scored).any()
-    n = np.asarray(out.masked_BxT).sum(1)
-    assert (n >= 1).all()
-    np.testing.assert_allclose(out.weight_B, scored.sum(1) / n, rtol=1e-6)
-    np.testing.assert_array_equal(out.tokens_BxT, np.where(out.masked_BxT, MASK, tokens))
-
-
-def test_no_key_is_used_twice():
-    """`fold_in(k, 1)` is `split(k)[1]`, so streams of one seed can meet where nobody expects it."""
-    batches, draws = jnp.arange(40), jnp.arange(8)
-    training = jax.vmap(lambda b: noise_key(0, b))(batches)
-    evaluation = jnp.concatenate(jax.vmap(evaluation_keys)(draws))
-    initial = stream_key(0, INITIALISATION)[None]
-    roots = jnp.concatenate([training, evaluation, initial])
-    children = jax.vmap(lambda k: jax.random.split(k, 8))(roots).reshape(-1)
-    data = np.asarray(jax.random.key_data(jnp.concatenate([roots, children])))
-    assert len({tuple(row) for row in data.tolist()}) == len(data)
 
 
 # --- prompts and answers

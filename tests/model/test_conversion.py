@@ -1,320 +1,42 @@
-"""From an autoregressive model to a diffusion model: the start, the shift, attention that opens, CART weights."""
+"""The parameters that a diffusion model begins with, from those of an autoregressive model."""
 
 import dataclasses
-import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
-from scipy import special
-from support.numpy_model import numpy_forward
 
-from diffusionlm.config import (
-    ANSWER,
-    Config,
-    DataConfig,
-    DiffusionConfig,
-    MeshConfig,
-    ModelConfig,
-    OptimConfig,
-    RunConfig,
-)
-from diffusionlm.diffusion.corruption import Corrupted, corrupt_held_out
-from diffusionlm.diffusion.objectives import arm_targets, cart_weights, mdm_targets
-from diffusionlm.model import conversion as adaptation
+from diffusionlm.config import ModelConfig
+from diffusionlm.model.conversion import convert_params
 from diffusionlm.model.transformer import Transformer
-from diffusionlm.parallel.mesh import make_mesh
-from diffusionlm.presets import arm_twin
-from diffusionlm.training import programs
-from diffusionlm.training import step as train_step
-from diffusionlm.training.state import create_state
 
-B, T, V, N = 8, 12, 29, 10
+B, T, V = 8, 12, 29
 MODEL = ModelConfig(
     d_model=16, n_layers=2, n_heads=2, n_kv_heads=1, head_dim=8, d_ff=32, vocab_size=V, max_length=T, head_chunk=16
 )
-CFG = Config(
-    model=MODEL,
-    diffusion=DiffusionConfig(alignment="shifted", anneal_steps=N),
-    optim=OptimConfig(schedule="constant", peak_lr=0.01, warmup_steps=0),
-    data=DataConfig(sequence_length=T, batch_size=B),
-    run=RunConfig(steps=20, seed=3),
-).validate()
-
-
-def with_diffusion(**changes):
-    return dataclasses.replace(CFG, diffusion=dataclasses.replace(CFG.diffusion, **changes))
-
-
-@functools.cache
-def params():
-    made = nn.unbox(jax.jit(Transformer(MODEL).init)(jax.random.key(1), jnp.zeros((1, 1), jnp.int32))["params"])
-    return jax.tree.map(lambda x: 3 * x, made)
-
-
-def batch(seed=0):
-    rng = np.random.default_rng(seed)
-    tokens = rng.integers(0, V, (B, T + 1)).astype(np.int32)
-    return {"tokens": tokens, "segment_ids": np.ones((B, T + 1), np.int32)}
-
-
-# --- attention that opens
-
-
-def test_attention_opens_by_one_nth_a_batch():
-    """min(1, (n + 1) / N): never exactly causal, and full from batch N - 1 on."""
-    wide = dataclasses.replace(CFG, data=dataclasses.replace(CFG.data, sequence_length=300))
-    later = ~np.tri(300, dtype=bool)
-    draw = jax.jit(lambda n: train_step.annealed_attention(wide, n))
-    for n in (0, 3, 8):
-        found = np.asarray(draw(jnp.int32(n)))
-        assert found[~later].all()
-        share = (n + 1) / N
-        assert abs(found[later].mean() - share) < 4 * np.sqrt(share * (1 - share) / later.sum())
-    for n in (N - 1, N, 10 * N):
-        assert np.asarray(draw(jnp.int32(n))).all()
-    assert train_step.annealed_attention(with_diffusion(anneal_steps=0), jnp.int32(0)) is None
-
-
-def test_every_batch_and_seed_has_a_mask_of_its_own_and_the_same_on_any_mesh():
-    masks = {}
-    for seed in (3, 4):
-        cfg = dataclasses.replace(CFG, run=dataclasses.replace(CFG.run, seed=seed))
-        for n in (1, 2):
-            masks[seed, n] = np.asarray(jax.jit(lambda n, cfg=cfg: train_step.annealed_attention(cfg, n))(n))
-    assert len({mask.tobytes() for mask in masks.values()}) == 4
-    mesh = make_mesh(MeshConfig(2, 2, 2))
-    with jax.set_mesh(mesh):
-        there = jax.jit(lambda n: train_step.annealed_attention(CFG, n))(jnp.int32(2))
-    np.testing.assert_array_equal(there, masks[3, 2])
-
-
-def test_a_closed_mask_is_causal_attention_and_an_open_one_full():
-    tokens = jnp.asarray(batch()["tokens"][:, :T])
-    for allowed, causal in ((np.tri(T, dtype=bool), True), (np.ones((T, T), bool), False)):
-        twin = dataclasses.replace(MODEL, causal=causal)
-        found, alone = (jax.jit(Transformer(cfg).apply) for cfg in (MODEL, twin))
-        np.testing.assert_allclose(
-            found({"params": params()}, tokens, allowed_TxT=jnp.asarray(allowed)),
-            alone({"params": params()}, tokens),
-            atol=1e-4,
-        )
-
-
-def test_nothing_passes_a_closed_edge_in_any_layer():
-    """The derivative of a position's state by another's input is 0 unless a path of open edges leads there."""
-    rng = np.random.default_rng(0)
-    allowed = np.tri(T, dtype=bool) | (rng.random((T, T)) < 0.1)
-    tokens = jnp.asarray(batch()["tokens"][:1, :T])
-    reach = np.linalg.matrix_power(allowed.astype(int), MODEL.n_layers) > 0
-    assert not reach.all()
-
-    # Not sharpened: weights of attention are far from 0.
-    flat = {"params": jax.tree.map(lambda x: x / 3, params())}
-    states = jax.jit(lambda tokens: Transformer(MODEL).apply(flat, tokens, allowed_TxT=jnp.asarray(allowed))[0])
-    before = np.asarray(states(tokens))
-    for j in range(T):
-        changed = (np.asarray(states(tokens.at[0, j].set((tokens[0, j] + 1) % V))) != before).any(-1)
-        np.testing.assert_array_equal(changed, reach[:, j])
-
-
-def test_the_step_is_that_of_its_mask_and_then_that_of_full_attention():
-    """Losses of batches n against the loss with a mask that is written down; the last steps run without a mask."""
-    mesh = make_mesh(MeshConfig(), jax.devices()[:1])
-    given = jax.device_put(batch())
-    with jax.set_mesh(mesh):
-        state = create_state(CFG, mesh)
-        kept = jax.tree.map(np.array, state.params)
-        step = programs.make_train_step(CFG, mesh)
-
-        @jax.jit
-        def loss(n, allowed):
-            full = train_step.targets(CFG, given, n)
-            return train_step.weighted_loss(CFG, kept, full, segmented=False, share=0.5, allowed_TxT=allowed)[0]
-
-        for n in (2, N - 1, N + 3):
-            expected = float(loss(n, train_step.annealed_attention(CFG, jnp.int32(n)) if n < N - 1 else None))
-            now = jax.tree.map(lambda x: jnp.array(x, copy=True), state).replace(next_index=jnp.int32(n))
-            found = float(step(now, given, np.int32(n))[1]["loss"])
-            assert found == pytest.approx(expected, rel=1e-6)
-            if n == 2:
-                assert found != pytest.approx(float(loss(n, None)), rel=1e-4)
-
-
-# --- the shift
-
-
-def test_with_nothing_masked_and_nothing_open_it_is_the_cross_entropy_of_the_twin():
-    """To the bit: the same program sees the same numbers."""
-    tokens = jnp.asarray(batch()["tokens"][:, :T])
-    ones = jnp.ones((B, T), jnp.int32)
-    asked = jnp.broadcast_to(jnp.arange(T) > 0, (B, T))  # all but the first token count, and none is hidden
-    full = mdm_targets(CFG.diffusion, tokens, Corrupted(tokens, asked, asked, ones, jnp.ones((B,))))
-    tri = jnp.tri(T, dtype=bool)
-    found = train_step.weighted_loss(CFG, params(), full, segmented=False, share=1.0, allowed_TxT=tri)
-
-    twin = dataclasses.replace(CFG, objective="arm", model=arm_twin(MODEL), diffusion=DiffusionConfig())
-    alone = arm_targets(jnp.pad(tokens, ((0, 0), (0, 1))), jnp.pad(ones, ((0, 0), (0, 1))), segmented=False)
-    expected = train_step.weighted_loss(twin, params(), alone, segmented=False, share=1.0)
-    assert float(found[0]) == float(expected[0]) and float(found[1]) == float(expected[1])
-
-    logits = np.stack([numpy_forward(twin.model, params(), row, np.ones(T), np.arange(T)).logits for row in tokens])
-    log_p = logits[:, :-1, :V] - special.logsumexp(logits[:, :-1, :V], axis=-1, keepdims=True)
-    nats = -np.take_along_axis(log_p, np.asarray(tokens)[:, 1:, None], axis=-1)
-    assert float(found[0]) == pytest.approx(nats.mean(), rel=1e-5)
-
-
-def test_the_shifted_loss_in_dream_s_form():
-    """Logits moved one place to the right against labels in place, in float64; weights are those of the bound."""
-    cfg, given = with_diffusion(anneal_steps=0), batch()
-    full = train_step.targets(cfg, given, jnp.int32(5))
-    found, _ = train_step.weighted_loss(cfg, params(), full, segmented=False, share=0.5)
-    plain = train_step.targets(with_diffusion(anneal_steps=0, alignment="same"), given, jnp.int32(5))
-
-    inputs, tokens = np.asarray(full.inputs_BxT), given["tokens"][:, :T]
-    masked = inputs == V
-    assert masked.any() and not masked[:, 0].any()
-    np.testing.assert_array_equal(inputs[:, 1:], plain.inputs_BxT[:, 1:])  # noise does not know of the alignment
-    seen = np.asarray(plain.weight_BxT)
-    weight = np.where(masked, seen * B * T / (B * (T - 1)), 0)  # per scored token, of which there are fewer
-    logits = np.stack([numpy_forward(MODEL, params(), row, np.ones(T), np.arange(T)).logits for row in inputs])
-    moved = np.concatenate([logits[:, :1], logits[:, :-1]], axis=1)[..., :V]
-    log_p = moved - special.logsumexp(moved, axis=-1, keepdims=True)
-    nats = -np.take_along_axis(log_p, tokens[..., None], axis=-1)[..., 0]
-    assert float(found) == pytest.approx((weight * nats).sum(), rel=1e-5)
-
-
-def test_the_first_token_of_a_text_is_never_masked_nor_scored():
-    cfg = dataclasses.replace(CFG, data=dataclasses.replace(CFG.data, packing="segments"))
-    given = batch()
-    given["segment_ids"][::2, 5:] = 2
-    given["segment_ids"][:, 10:] = 0
-    first = np.zeros((B, T), bool)
-    first[:, 0] = first[::2, 5] = True
-    hidden = np.zeros((B, T), bool)
-    for n in range(12):
-        full = train_step.targets(cfg, given, jnp.int32(n))
-        masked = np.asarray(full.inputs_BxT) == V
-        hidden |= masked
-        asked = np.asarray(full.weight_BxT) > 0
-        np.testing.assert_array_equal(asked[:, :-1], masked[:, 1:])  # by the position before
-        assert not asked[:, -1].any()
-        np.testing.assert_array_equal(
-            np.where(asked, full.labels_BxT, 0)[:, :-1], (given["tokens"][:, 1:T] * masked[:, 1:])
-        )
-    np.testing.assert_array_equal(hidden, ~first & (given["segment_ids"][:, :T] != 0))
-
-
-def test_the_evaluation_asks_the_position_before():
-    """The bound with exactly n masks, L/n times the nats of the masked tokens, in float64."""
-    cfg = with_diffusion(anneal_steps=0)
-    given, lengths = batch(), jnp.ones((V,), jnp.int32)
-    found = jax.jit(functools.partial(train_step.eval_step, cfg))(params(), given, lengths, 0, 1)
-    same = with_diffusion(anneal_steps=0, alignment="same")
-    asked = jax.jit(functools.partial(train_step.eval_step, same))(params(), given, lengths, 0, 1)
-    assert float(found["tokens"]) == float(asked["tokens"]) == B * (T - 1)
-    assert float(found["bytes"]) == float(asked["bytes"])
-    tokens, ones = given["tokens"][:, :T], np.ones((B, T), np.int32)
-    maskable = jnp.asarray(ones.cumsum(1) > 1)
-    noisy = corrupt_held_out(V, jnp.asarray(tokens), jnp.asarray(ones), maskable, jnp.arange(B), jnp.int32(1))
-    masked = np.asarray(noisy.masked_BxT)
-    logits = [
-        numpy_forward(MODEL, params(), np.where(m, V, row), np.ones(T), np.arange(T)).logits[:, :V]
-        for m, row in zip(masked, tokens, strict=True)
-    ]
-    log_p = np.stack(logits) - special.logsumexp(logits, axis=-1, keepdims=True)
-    nats = -np.take_along_axis(log_p[:, :-1], tokens[:, 1:, None], axis=-1)[..., 0]
-    expected = (masked[:, 1:] * nats).sum(1) * (T - 1) / masked.sum(1)
-    assert float(found["nats"]) == pytest.approx(expected.sum(), rel=1e-5)
-
-
-def test_what_an_answer_without_a_prompt_begins_with_is_not_scored():
-    examples = dataclasses.replace(CFG.data, packing="examples")
-    cfg = dataclasses.replace(with_diffusion(anneal_steps=0), data=examples)
-    given = batch() | {"segment_ids": np.full((B, T + 1), ANSWER, np.int32)}
-    found = jax.jit(functools.partial(train_step.eval_step, cfg))(params(), given, jnp.ones((V,), jnp.int32), 0, 1)
-    assert float(found["tokens"]) == B * (T - 1)
-
-
-@pytest.mark.parametrize("normalization", ["tokens", "masked_tokens"])
-def test_a_cross_entropy_of_one_costs_one_a_token_and_about_two_a_masked_token(normalization):
-    """DiffuLLaMA divides by the masked tokens, half of all, what the bound divides by all."""
-    cfg = DiffusionConfig(alignment="shifted", normalization=normalization)
-    big = Config(diffusion=cfg, data=DataConfig(sequence_length=1024, batch_size=160))
-    ones = jnp.ones((160, 1025), jnp.int32)
-    cost = np.mean(
-        [
-            float(
-                jax.jit(lambda n: train_step.targets(big, {"tokens": ones, "segment_ids": ones}, n).weight_BxT.sum())(n)
-            )
-            for n in range(4)
-        ]
-    )
-    assert cost == pytest.approx({"tokens": 1.0, "masked_tokens": 2.0}[normalization], abs=0.06)
-
-
-# --- CART
-
-
-def corrupted_rows(seed, probability, length=40, rows=6):
-    rng = np.random.default_rng(seed)
-    segments = np.ones((rows, length), np.int32)
-    segments[1, 15:] = 2
-    segments[0, -7:] = 0
-    masked = (rng.random((rows, length)) < probability) & (segments != 0)
-    masked[1, 15:] = True  # a text of masks beside one that has visible tokens
-    tokens = jnp.zeros((rows, length), jnp.int32)
-    return Corrupted(tokens, jnp.asarray(masked), jnp.asarray(segments != 0), jnp.asarray(segments), jnp.ones((rows,)))
-
-
-@pytest.mark.parametrize("p", [0.1, 0.5, 0.9])
-def test_cart_weights_are_the_sums_over_visible_tokens(p):
-    for probability in (0.0, 0.4, 1.0):
-        given = corrupted_rows(1, probability)
-        masked, segments = np.asarray(given.masked_BxT), np.asarray(given.segment_ids_BxT)
-        expected = np.zeros(masked.shape)
-        for b, i in zip(*masked.nonzero(), strict=True):
-            for j in range(masked.shape[1]):
-                if segments[b, j] == segments[b, i] and not masked[b, j]:
-                    expected[b, i] += 0.5 * p * (1 - p) ** (abs(i - j) - 1)
-        found = jax.jit(cart_weights, static_argnums=1)(given, p)
-        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-7)
-
-
-def test_cart_weights_are_about_one_minus_t_and_take_the_place_of_the_bound_s():
-    for t in (0.2, 0.7):
-        given = corrupted_rows(2, t, length=4000)
-        weight = np.asarray(jax.jit(cart_weights, static_argnums=1)(given, 0.3))
-        assert weight[2:][np.asarray(given.masked_BxT)[2:]].mean() == pytest.approx(1 - t, abs=0.02)
-        assert 0 <= weight.min() and weight.max() <= 1
-    cfg = DiffusionConfig(weighting="cart", cart_p=0.3, normalization="masked_tokens")
-    given = dataclasses.replace(given, weight_B=7 * given.weight_B)
-    found = jax.jit(lambda given: mdm_targets(cfg, given.tokens_BxT, given).weight_BxT)(given)
-    np.testing.assert_allclose(found, weight / np.asarray(given.masked_BxT).sum(), rtol=1e-6)
-
-
-# --- what it begins as
 
 
 @pytest.mark.parametrize("tied", [False, True])
 def test_the_mask_row_begins_as_the_mean_and_all_else_is_kept(tied):
-    theirs = dataclasses.replace(MODEL, causal=True, mask_row=False, tied_head=tied, vocab_size=128)
-    ours = dataclasses.replace(theirs, causal=False, mask_row=True)
-    assert theirs.padded_vocab_size == 128 and ours.padded_vocab_size == 256
-    given = nn.unbox(jax.jit(Transformer(theirs).init)(jax.random.key(1), jnp.zeros((1, 1), jnp.int32))["params"])
-    found = adaptation.convert_params(theirs, ours, given, {})
-    wanted = nn.unbox(jax.eval_shape(Transformer(ours).init, jax.random.key(1), jnp.zeros((1, 1), jnp.int32))["params"])
-    assert jax.tree.map(jnp.shape, found) == jax.tree.map(jnp.shape, wanted)
-    np.testing.assert_array_equal(found["embed"][:128], given["embed"])
-    np.testing.assert_allclose(found["embed"][128], np.asarray(given["embed"], np.float64).mean(0), atol=1e-6)
-    assert not found["embed"][129:].any()
-    jax.tree.map(np.testing.assert_array_equal, found["blocks"], given["blocks"])
-    tokens = jnp.asarray(batch()["tokens"][:, :T])
+    source = dataclasses.replace(MODEL, causal=True, mask_row=False, tied_head=tied, vocab_size=128)
+    target = dataclasses.replace(source, causal=False, mask_row=True)
+    assert source.padded_vocab_size == 128 and target.padded_vocab_size == 256
+    params = nn.unbox(jax.jit(Transformer(source).init)(jax.random.key(1), jnp.zeros((1, 1), jnp.int32))["params"])
+    converted = convert_params(source, target, params, {})
+    expected = nn.unbox(
+        jax.eval_shape(Transformer(target).init, jax.random.key(1), jnp.zeros((1, 1), jnp.int32))["params"]
+    )
+    assert jax.tree.map(jnp.shape, converted) == jax.tree.map(jnp.shape, expected)
+    np.testing.assert_array_equal(converted["embed"][:128], params["embed"])
+    np.testing.assert_allclose(converted["embed"][128], np.asarray(params["embed"], np.float64).mean(0), atol=1e-6)
+    assert not converted["embed"][129:].any()
+    jax.tree.map(np.testing.assert_array_equal, converted["blocks"], params["blocks"])
+    tokens = jnp.asarray(np.random.default_rng(0).integers(0, V, (B, T)), jnp.int32)
     before, after = (
         Transformer(cfg).apply({"params": p}, tokens, allowed_TxT=jnp.tri(T, dtype=bool), method=logits_of)
-        for cfg, p in ((theirs, given), (ours, found))
+        for cfg, p in ((source, params), (target, converted))
     )
     np.testing.assert_array_equal(before[..., :128], after[..., :128])
 

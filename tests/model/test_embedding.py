@@ -1,14 +1,17 @@
 """The look-up of rows and its gradient, against sums in float64, on meshes and in slabs."""
 
+import contextlib
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from diffusionlm.config import MeshConfig
+from diffusionlm.config import MeshConfig, ModelConfig
 from diffusionlm.model import embedding
-from diffusionlm.parallel.mesh import make_mesh
+from diffusionlm.model.transformer import Transformer
+from diffusionlm.parallel.mesh import make_mesh, unbox
 
 V, D, B, T = 16, 8, 8, 5
 RNG = np.random.default_rng(0)
@@ -62,3 +65,47 @@ def test_a_gradient_of_bfloat16_is_summed_in_float32():
     ids = np.zeros((1, 257), np.int32)
     ones = jax.grad(lambda table: embedding.look_up(table, ids, "bfloat16").astype(jnp.float32).sum())(TABLE)
     np.testing.assert_array_equal(ones[0], 257.0)
+
+
+@pytest.mark.parametrize("sizes", [None, (2, 2, 2), (8, 1, 1)])
+def test_a_row_of_ids_for_a_whole_batch_has_the_gradient_of_all_its_rows(sizes):
+    """The ids are as positions are: one row, of which every row of the batch gets a copy."""
+    ids = IDS[:1]
+    grad = np.zeros((V, D))
+    np.add.at(grad, np.broadcast_to(ids, (B, T)), WEIGHT.astype(np.float64))
+
+    def loss(table):
+        return (embedding.look_up(table, ids, "float32", None, B) * WEIGHT).sum()
+
+    with jax.set_mesh(make_mesh(MeshConfig(*sizes))) if sizes else contextlib.nullcontext():
+        found = jax.device_get(jax.jit(jax.grad(loss))(TABLE))
+    np.testing.assert_allclose(found, grad, rtol=1e-5, atol=1e-6)
+
+
+def test_gradients_of_learned_positions_are_summed_over_the_batch_in_float32():
+    """A model that counts the positions itself has the gradient of one that is given them for every row."""
+    cfg = ModelConfig(
+        d_model=8,
+        n_layers=1,
+        n_heads=1,
+        n_kv_heads=1,
+        head_dim=8,
+        d_ff=8,
+        vocab_size=16,
+        max_length=4,
+        positions="learned",
+        dtype="bfloat16",
+    )
+    model, rows = Transformer(cfg), 512
+    tokens = np.random.default_rng(1).integers(0, 16, (rows, 4)).astype(np.int32)
+    positions = np.broadcast_to(np.arange(4, dtype=np.int32), (rows, 4))
+    params = unbox(model.init(jax.random.key(0), tokens[:1])["params"])
+
+    @jax.jit
+    @jax.grad
+    def gradient(params, positions):
+        hidden = model.apply({"params": params}, tokens, None, positions)
+        return (hidden.astype(jnp.float32) ** 3).sum() / hidden.size
+
+    counted, given = gradient(params, None)["positions"], gradient(params, positions)["positions"]
+    np.testing.assert_allclose(counted, given, rtol=1e-4, atol=1e-4 * np.abs(given).max())
