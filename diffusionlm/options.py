@@ -124,7 +124,7 @@ def _options(function: Callable) -> dict[str, _Option]:
     options: dict[str, _Option] = {}
     for name, parameter in inspect.signature(function).parameters.items():
         hint = hints[name]
-        if is_dataclass(hint):
+        if isinstance(hint, type) and is_dataclass(hint):
             options |= {field: _Option(kind) for field, kind in fields(hint).items()}
             continue
         required = parameter.default is inspect.Parameter.empty
@@ -137,12 +137,11 @@ def _options(function: Callable) -> dict[str, _Option]:
 
 def fields(cls: type, prefix: str = "") -> dict[str, Any]:
     """Return dotted name -> type of every field of a nested dataclass."""
-    types_by_name: dict[str, Any] = {}
+    hints: dict[str, Any] = {}
     for name, hint in typing.get_type_hints(cls).items():
-        types_by_name |= (
-            fields(hint, f"{prefix}{name}.") if isinstance(hint, type) and is_dataclass(hint) else {prefix + name: hint}
-        )
-    return types_by_name
+        nested = isinstance(hint, type) and is_dataclass(hint)
+        hints |= fields(hint, f"{prefix}{name}.") if nested else {prefix + name: hint}
+    return hints
 
 
 def _explain_mistake(function: Callable, args: Sequence[str], prog: str) -> str:

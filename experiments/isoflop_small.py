@@ -123,7 +123,7 @@ GPU_LADDER = {
     )
 }
 # The learning rates extrapolate those of `isoflop_cpu` to larger widths; they are not tuned for a GPU's batches.
-GPU_RECIPES = {
+GPU_RECIPES: dict[Objective, ScalingRecipe] = {
     objective: replace(
         recipe, name=f"gpu_{objective}", sequence_length=256, batch_size=64, dtype="bfloat16", eval_draws=8
     )

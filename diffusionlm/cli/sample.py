@@ -12,7 +12,7 @@ from diffusionlm.options import SETTINGS, parse
 from diffusionlm.sampling.config import SamplingConfig
 
 if TYPE_CHECKING:
-    from diffusionlm.data.tokenizers.kinds import Tokenizer
+    from diffusionlm.data.tokenizers import Tokenizer
     from diffusionlm.pretrained.completion import Completion
 
 
