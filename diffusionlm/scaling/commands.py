@@ -73,7 +73,7 @@ def run(
 
 
 def status(sweep: str | Sweep, workdir: epath.PathLike | None = None, *, everything: bool = False) -> "SweepStatus":
-    """Return where a sweep stands; the arguments are those of `scaling.sweep.status.status`."""
+    """Return the status of a sweep; the arguments are those of `scaling.sweep.status.status`."""
     from diffusionlm.scaling.sweep.status import status
 
     return status(get(sweep), directory(sweep, workdir), everything=everything)

@@ -26,7 +26,7 @@ class Side(NamedTuple):
 
 @dataclass(frozen=True)
 class Gap:
-    """How many times the compute C of the reference an objective needs to reach the same loss.
+    """The multiple of the compute C of the reference that an objective needs to reach the same loss.
 
     Whatever takes a falling loss law of the objective is empty or None where there is none.
     """

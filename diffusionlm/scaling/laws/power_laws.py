@@ -45,13 +45,13 @@ class Law:
 
     @property
     def decisive(self) -> tuple[tuple[float, Estimate], ...]:
-        """Those of `without` whose exponent lies outside the interval of the exponent of all budgets."""
+        """The entries of `without` whose exponent lies outside the interval of the exponent of all budgets."""
         return tuple((c, e) for c, e in self.without if self.exponent.excludes(e.value))
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """What the laws of one objective predict for the next budget."""
+    """The prediction of the laws of one objective for the next budget."""
 
     budget: float
     params: Estimate

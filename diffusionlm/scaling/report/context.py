@@ -1,4 +1,4 @@
-"""What a sweep measured, for a reader who has only the page."""
+"""A description of what a sweep measured, for a reader who has only the page."""
 
 import json
 import os

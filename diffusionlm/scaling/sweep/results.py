@@ -1,4 +1,4 @@
-"""What the finished cells of a sweep measured: the input of the fits and of the report."""
+"""Measurements of the finished cells of a sweep: the input of the fits and of the report."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence

@@ -1,4 +1,4 @@
-"""Where a sweep stands, from its files alone: which cells are done, running, failed and pending."""
+"""The status of a sweep, from its files alone: which cells are done, running, failed and pending."""
 
 import json
 import time
@@ -26,7 +26,7 @@ SLACK_SECONDS = 60.0
 
 @dataclass(frozen=True)
 class CellStatus:
-    """Where one cell stands."""
+    """The status of one cell."""
 
     id: str
     state: State
@@ -42,7 +42,7 @@ class CellStatus:
 
 @dataclass(frozen=True)
 class SweepStatus:
-    """Where a sweep stands."""
+    """The status of a sweep."""
 
     sweep: str
     cells: tuple[CellStatus, ...]
@@ -74,7 +74,7 @@ class SweepStatus:
 
 
 def status(sweep: Sweep, workdir: epath.PathLike, *, everything: bool = False) -> SweepStatus:
-    """Return where a sweep stands.
+    """Return the status of a sweep.
 
     Args:
       sweep: the sweep that runs in `workdir`.

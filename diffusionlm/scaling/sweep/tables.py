@@ -1,4 +1,4 @@
-"""Tables on the terminal: what a sweep will cost, and how far it is."""
+"""Tables on the terminal: the plan and the status of a sweep."""
 
 import os
 import time
@@ -66,7 +66,7 @@ def _plan_row(cells: Sequence[PlannedCell], chip: str, price: float | None) -> l
 
 
 def show_status(sweep_status: SweepStatus) -> None:
-    """Print where a sweep stands as a table."""
+    """Print the status of a sweep as a table."""
     _wide_console().print(_status_table(sweep_status))
 
 
@@ -78,7 +78,7 @@ def watch(
     seconds: float = 5.0,
     console: Console | None = None,
 ) -> None:
-    """Keep a table of where a sweep stands up to date, until no cell is left to run or until Ctrl-C.
+    """Keep a table of the status of a sweep up to date, until no cell is left to run or until Ctrl-C.
 
     Args:
       sweep: the sweep that runs in `workdir`.

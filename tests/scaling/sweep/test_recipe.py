@@ -108,7 +108,7 @@ def test_the_learning_rate_follows_the_width():
 
 
 def test_each_objective_has_its_tuned_learning_rate():
-    """Those of experiments/LOG.md, at width 64; a GPU's sweep has them too, as nothing was tuned for it."""
+    """The rates of experiments/LOG.md, at width 64; a GPU's sweep has them too, as nothing was tuned for it."""
     tuned = {"arm": 8e-3, "mdm": 3.2e-3}
     for name in ("isoflop_cpu", "isoflop_h200"):
         for cell in sweep.get(name).select(everything=True):
