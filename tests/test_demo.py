@@ -1,4 +1,4 @@
-"""The newcomer's first command, as a process of its own: data, training, evaluation, baselines, a sample."""
+"""The newcomer's first command in its own process: data, training, evaluation, baselines, a sample."""
 
 import json
 import os
@@ -44,7 +44,7 @@ def test_the_demo_trains_evaluates_and_shows_a_sample(first, home):
     assert completion.prompt == "def "
 
 
-def test_a_second_call_says_that_it_is_done(first, home):
+def test_a_second_call_reports_that_the_run_is_done(first, home):
     files = {path: path.stat().st_mtime_ns for path in home.rglob("*") if path.is_file()}
     second = diffusionlm("train", "demo", "--run.steps", "100", cwd=home)
     assert second.returncode == 0 and "was done before" in second.stdout and "bits per byte" in second.stdout

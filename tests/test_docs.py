@@ -1,4 +1,4 @@
-"""What the documents name exists."""
+"""The names, files and links in documents exist."""
 
 import dataclasses
 import importlib
@@ -19,19 +19,19 @@ SETTINGS = set(fields(config.Config)) | {field.name for field in dataclasses.fie
 
 
 def exists(name: str) -> bool:
-    """Whether a dotted name is a field of a run, a name of the package, or of one of its modules."""
+    """Return True if a dotted name is a field of a run, a name of the package, or of one of its modules."""
     if name in SETTINGS:
         return True
     names = name.split(".")
     for parts in range(len(names), -1, -1):
         try:
-            found = importlib.import_module(".".join(["diffusionlm", *names[:parts]]))
+            value = importlib.import_module(".".join(["diffusionlm", *names[:parts]]))
         except ModuleNotFoundError:
             continue
         for attribute in names[parts:]:
-            if not hasattr(found, attribute):
+            if not hasattr(value, attribute):
                 return False
-            found = getattr(found, attribute)
+            value = getattr(value, attribute)
         return True
     return False
 
@@ -40,7 +40,11 @@ def exists(name: str) -> bool:
 def test_names_links_and_files(document):
     text = document.read_text()
     spans = re.findall(r"`([^`\n]+)`", text)
-    dotted = {s.removeprefix("dlm.").removeprefix("diffusionlm.").partition("=")[0].partition("(")[0] for s in spans if re.match(r"[a-z_]+\.\w+", s)}
+    dotted = {
+        s.removeprefix("dlm.").removeprefix("diffusionlm.").partition("=")[0].partition("(")[0]
+        for s in spans
+        if re.match(r"[a-z_]+\.\w+", s)
+    }
     dotted = {name for name in dotted if re.fullmatch(r"[a-z_]+(\.\w+)+", name)}
     kinds = "py json jsonl md toml cfg sh conf html png csv".split()
     files = {name for name in dotted if name.rpartition(".")[2] in kinds}
@@ -59,5 +63,5 @@ def test_names_links_and_files(document):
 def test_the_commands_of_the_readme_are_verbs():
     lines = (ROOT / "README.md").read_text().splitlines()
     command = r"^    (?:.*&& )?diffusionlm ((?:(?:data|sweep) )?[a-z]+)"
-    commands = [found for line in lines for found in re.findall(command, line)]
+    commands = [verb for line in lines for verb in re.findall(command, line)]
     assert len(commands) > 5 and set(commands) <= set(VERBS)

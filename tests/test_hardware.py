@@ -1,14 +1,13 @@
-"""Names of TPU slices: chips, shapes, mistakes."""
+"""Names of TPU slices: chips, shapes, mistakes; peaks of devices."""
 
 import math
 
 import pytest
 
 from diffusionlm import hardware
-from diffusionlm import hardware as topology
 from diffusionlm.errors import UserError
 
-# Of cloud.google.com/tpu/docs/{v4,v5p,v5e,v6e,tpu7x}: name, chips, shape.
+# From cloud.google.com/tpu/docs/{v4,v5p,v5e,v6e,tpu7x}: name, chips, shape.
 DOCUMENTED = [
     ("v4-8", 4, (2, 2, 1)),
     ("v4-32", 16, (2, 2, 4)),
@@ -40,21 +39,21 @@ DOCUMENTED = [
 
 @pytest.mark.parametrize("name, chips, shape", DOCUMENTED)
 def test_documented_names(name, chips, shape):
-    found = topology.parse(name)
-    assert found.chips == math.prod(shape) == chips and found.shape == shape
-    assert topology.parse(name.upper()) == found
-    assert found.devices == (2 * chips if name.startswith("tpu7x") else chips)
+    topology = hardware.parse(name)
+    assert topology.chips == math.prod(shape) == chips and topology.shape == shape
+    assert hardware.parse(name.upper()) == topology
+    assert topology.devices == (2 * chips if name.startswith("tpu7x") else chips)
 
 
 def test_names_of_libtpu_and_of_the_cloud():
-    assert topology.parse("v5p-128").physical == "v5p:4x4x4"
-    assert topology.parse("v5litepod-8").name == "v5e-8" and topology.parse("v5litepod-8").physical == "v5e:2x4"
-    assert topology.parse("v5e-256", 4).chips == 1024
+    assert hardware.parse("v5p-128").physical == "v5p:4x4x4"
+    assert hardware.parse("v5litepod-8").name == "v5e-8" and hardware.parse("v5litepod-8").physical == "v5e:2x4"
+    assert hardware.parse("v5e-256", 4).chips == 1024
 
 
-@pytest.mark.parametrize("chip", topology.CHIPS.values(), ids=lambda chip: chip.name)
+@pytest.mark.parametrize("chip", hardware.CHIPS.values(), ids=lambda chip: chip.name)
 def test_every_size_is_its_shape(chip):
-    offered = topology.shapes(chip)
+    offered = hardware.shapes(chip)
     assert list(offered) == sorted(offered)
     for size, shape in offered.items():
         assert size == chip.cores_counted * math.prod(shape) and len(shape) == chip.dimensions
@@ -65,9 +64,9 @@ def test_every_size_is_its_shape(chip):
 
 
 def test_rings():
-    assert all(topology.parse("v5p-128").wraps(axis) for axis in range(3))
-    assert not topology.parse("v5p-64").wraps(2)  # below a cube nothing wraps around
-    v5e_128 = topology.parse("v5e-128")  # 8x16
+    assert all(hardware.parse("v5p-128").wraps(axis) for axis in range(3))
+    assert not hardware.parse("v5p-64").wraps(2)  # below a cube nothing wraps around
+    v5e_128 = hardware.parse("v5e-128")  # 8x16
     assert not v5e_128.wraps(0) and v5e_128.wraps(1)
 
 
@@ -82,9 +81,9 @@ def test_rings():
         ("", ["v5p-128"]),
     ],
 )
-def test_unknown_names_say_what_is_near(name, expected):
+def test_the_refusal_of_an_unknown_name_lists_the_nearest(name, expected):
     with pytest.raises(UserError) as error:
-        topology.parse(name)
+        hardware.parse(name)
     message = str(error.value)
     assert repr(name) in message and "\n" not in message
     assert all(part in message for part in expected), message
@@ -92,15 +91,39 @@ def test_unknown_names_say_what_is_near(name, expected):
 
 def test_at_least_one_slice():
     with pytest.raises(UserError, match="slices=0"):
-        topology.parse("v5e-8", 0)
+        hardware.parse("v5e-8", 0)
 
 
 def test_larger_slices():
-    assert topology.larger(topology.parse("v5p-128", 2)) == topology.parse("v5p-256", 2)
-    assert topology.larger(topology.parse("v5e-1")).name == "v5e-4"
-    assert topology.larger(topology.parse("v5e-256")) is None
+    assert hardware.larger(hardware.parse("v5p-128", 2)) == hardware.parse("v5p-256", 2)
+    assert hardware.larger(hardware.parse("v5e-1")).name == "v5e-4"
+    assert hardware.larger(hardware.parse("v5e-256")) is None
 
 
-def test_the_ledger_takes_its_peaks_from_the_data_sheet():
-    assert hardware.peak_flops("TPU v5 lite") == topology.CHIPS["v5e"].peak_flops == 197e12
+def test_peak_flops_come_from_the_data_sheet():
+    assert hardware.peak_flops("TPU v5 lite") == hardware.CHIPS["v5e"].peak_flops == 197e12
     assert hardware.peak_flops("TPU7x") == 2307e12 / 2
+
+
+@pytest.mark.parametrize(
+    ("device_kind", "peak"),
+    [
+        ("TPU v4", 275e12),
+        ("TPU v5 lite", 197e12),
+        ("TPU v5", 459e12),
+        ("TPU v6 lite", 918e12),
+        ("TPU7x", 1153.5e12),
+        ("NVIDIA H100 80GB HBM3", 989e12),
+        ("NVIDIA H100 PCIe", 756e12),
+        ("NVIDIA H200", 989e12),
+        ("NVIDIA H200 NVL", 835e12),
+        ("NVIDIA A100-SXM4-40GB", 312e12),
+        ("Tesla T4", 65e12),
+        ("NVIDIA H100 80GB HBM3 MIG 1g.10gb", None),
+        ("NVIDIA H1000", None),
+        ("TPU v4 lite", None),
+        ("cpu", None),
+    ],
+)
+def test_peak_flops_of_devices(device_kind, peak):
+    assert hardware.peak_flops(device_kind) == peak

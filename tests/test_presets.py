@@ -1,4 +1,4 @@
-"""Presets have the parameter counts, and the settings that counts cannot show, of the paper or file they come from."""
+"""Presets have the parameter counts of their sources, and the settings that counts cannot show."""
 
 import subprocess
 import sys
@@ -80,7 +80,7 @@ def test_smdm_autoregressive_twin(number):
     assert flops.parameters(twin).total == SMDM[number][0] + 2 * 32000 * cfg.d_model
 
 
-# What no parameter count can see: query heads, causal, mask row, context, rotary base, epsilon.
+# Invisible to parameter counts: query heads, causal, mask row, context, rotary base, epsilon.
 SETTINGS = {
     "smdm_75m": (8, False, True, 2048, 1e4, 1e-5),
     "smdm_1028m": (14, False, True, 2048, 1e4, 1e-5),

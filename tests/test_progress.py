@@ -1,4 +1,4 @@
-"""Progress: a live line in a terminal, and elsewhere few plain lines with a true ETA."""
+"""Progress: a live line in a terminal, and elsewhere a few plain lines with a true ETA."""
 
 import io
 import sys
@@ -11,7 +11,7 @@ from diffusionlm import progress
 
 @pytest.fixture
 def clock(monkeypatch):
-    """A clock that stands still until it is moved."""
+    """Return a clock that stands still until it is moved."""
     now = SimpleNamespace(seconds=100.0)
     monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: now.seconds))
     return now
@@ -19,7 +19,7 @@ def clock(monkeypatch):
 
 @pytest.fixture
 def stderr(monkeypatch):
-    """Called with whether stderr is a terminal; returns what is written to it."""
+    """Return a function that replaces stderr, by a terminal or not, and returns the stream."""
     for name in ("FORCE_COLOR", "NO_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE", "COLUMNS"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("TERM", "xterm")
@@ -33,10 +33,10 @@ def stderr(monkeypatch):
     return make
 
 
-def test_without_a_terminal_it_prints_a_line_now_and_then_with_the_time_left(stderr, clock):
+def test_without_a_terminal_it_prints_an_occasional_line_with_the_remaining_time(stderr, clock):
     output = stderr(terminal=False)
     with progress.Progress("train demo", 110, completed=10) as bar:
-        clock.seconds += 40  # the compilation, of which nothing is left
+        clock.seconds += 40  # the compilation, which the ETA does not count
         for completed in range(11, 31):
             clock.seconds += 4
             bar.update(completed, f"loss {completed}.0")
@@ -48,7 +48,7 @@ def test_without_a_terminal_it_prints_a_line_now_and_then_with_the_time_left(std
     ]
 
 
-def test_without_a_terminal_the_end_is_told(stderr, clock):
+def test_without_a_terminal_the_end_is_printed(stderr, clock):
     output = stderr(terminal=False)
     with progress.Progress("train demo", 3) as bar:
         for completed in (1, 2, 3):

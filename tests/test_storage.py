@@ -6,7 +6,7 @@ import sys
 import pytest
 from etils import epath
 
-from diffusionlm import storage as files
+from diffusionlm import storage
 from diffusionlm.errors import UserError
 
 
@@ -17,12 +17,12 @@ def path(tmp_path):
 
 @pytest.fixture
 def bucket(monkeypatch):
-    """The disk stands in for a bucket: what cannot be done there is an error."""
+    """Let the disk stand in for a bucket: operations that a bucket lacks raise."""
 
     def refuse(*args, **kwargs):
         raise AssertionError("a bucket cannot do this")
 
-    monkeypatch.setattr(files, "in_bucket", lambda path: True)
+    monkeypatch.setattr(storage, "in_bucket", lambda path: True)
     monkeypatch.setattr(type(epath.Path()), "replace", refuse)
     monkeypatch.setattr(type(epath.Path()), "rename", refuse)
     written = type(epath.Path()).open
@@ -33,47 +33,47 @@ def bucket(monkeypatch):
     monkeypatch.setattr(type(epath.Path()), "open", opened)
 
 
-def test_what_a_bucket_is():
-    assert files.in_bucket("gs://bucket/run") and files.in_bucket(epath.Path("gs://bucket/run"))
-    assert not files.in_bucket("/disk/run") and not files.in_bucket("run")
+def test_paths_with_a_scheme_are_buckets():
+    assert storage.in_bucket("gs://bucket/run") and storage.in_bucket(epath.Path("gs://bucket/run"))
+    assert not storage.in_bucket("/disk/run") and not storage.in_bucket("run")
 
 
 def test_a_bucket_without_its_client_is_one_line(monkeypatch):
     monkeypatch.setitem(sys.modules, "gcsfs", None)
     monkeypatch.setitem(sys.modules, "tensorflow", None)
     with pytest.raises(UserError, match="^cannot reach gs://bucket/run: .*install gcsfs"):
-        files.run_path("gs://bucket/run")
+        storage.run_path("gs://bucket/run")
 
 
 def test_a_write_is_seen_whole_or_not_at_all(path):
-    files.write_atomically(path, "first")
-    with path.open() as reader:  # who reads while it is replaced goes on reading what was there
-        files.write_atomically(path, "second")
+    storage.write_atomically(path, "first")
+    with path.open() as reader:  # a reader keeps reading the old content while it is replaced
+        storage.write_atomically(path, "second")
         assert reader.read() == "first"
     with pytest.raises(UnicodeEncodeError):  # fails in the middle of the write
-        files.write_atomically(path, "third" * 10000 + "\ud800")
+        storage.write_atomically(path, "third" * 10000 + "\ud800")
     assert path.read_text() == "second"
 
 
-def test_lines_go_on_where_a_kill_cut_one_short(path):
-    first = files.JsonLines(path)
+def test_lines_continue_where_a_kill_cut_one_short(path):
+    first = storage.JsonLines(path)
     first.write({"n": 1})
     first.write({"n": 2})
-    assert files.read_json_lines(path) == [{"n": 1}, {"n": 2}]  # each is there at once
+    assert storage.read_json_lines(path) == [{"n": 1}, {"n": 2}]  # each is there at once
     path.write_text(path.read_text()[:-4])
-    again = files.JsonLines(path)
+    again = storage.JsonLines(path)
     assert again.kept == [{"n": 1}]
     again.write({"n": 3})
     assert [json.loads(line) for line in path.read_text().splitlines()] == [{"n": 1}, {"n": 3}]
 
 
 def test_in_a_bucket_objects_are_written_whole(path, bucket, monkeypatch):
-    files.write_atomically(path, '{"n": 1}\n')
-    lines = files.JsonLines(path, keep=lambda line: line["n"] < 5)
+    storage.write_atomically(path, '{"n": 1}\n')
+    lines = storage.JsonLines(path, keep=lambda line: line["n"] < 5)
     lines.write({"n": 2})
-    assert files.read_json_lines(path) == [{"n": 1}]  # not yet: each write costs the whole object
+    assert storage.read_json_lines(path) == [{"n": 1}]  # not yet: each write costs the whole object
     lines.flush()
-    assert files.read_json_lines(path) == [{"n": 1}, {"n": 2}]
-    monkeypatch.setattr(files.JsonLines, "REWRITE_SECONDS", 0.0)
+    assert storage.read_json_lines(path) == [{"n": 1}, {"n": 2}]
+    monkeypatch.setattr(storage.JsonLines, "REWRITE_SECONDS", 0.0)
     lines.write({"n": 3})
-    assert files.read_json_lines(path) == [{"n": 1}, {"n": 2}, {"n": 3}]
+    assert storage.read_json_lines(path) == [{"n": 1}, {"n": 2}, {"n": 3}]

@@ -60,7 +60,7 @@ def _sample(
     sampling.validate()
     if prompt_file is not None:
         prompt = _read_text(prompt_file).removesuffix("\n")
-    from diffusionlm.pretrained.completion import completions_json, token_agreement
+    from diffusionlm.pretrained.completion import completions_json
     from diffusionlm.pretrained.model import load
     from diffusionlm.pretrained.webpage import check_page_path, save_page
 
@@ -71,11 +71,8 @@ def _sample(
     texts = [prompt if infill is None else infill] * count
     completions = generate(texts, sampling, trace=trace or html is not None)
     assert model.tokenizer is not None  # or nothing is generated from texts
-    comparison: dict[str, float] = {}
-    if agreement:
-        exact = generate(texts, dataclasses.replace(sampling, cache="none", refresh=0))
-        share, times = token_agreement(completions, exact), exact[0].seconds / completions[0].seconds
-        comparison = {"agreement": share, "times": times}
+    uncached = dataclasses.replace(sampling, cache="none", refresh=0)
+    comparison = _compare(completions, generate(texts, uncached)) if agreement else {}
     if html is not None:
         save_page(completions, model.tokenizer, html)
     if json:
@@ -108,6 +105,13 @@ def _read_text(path: str) -> str:
             return file.read()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read prompt_file={path!r}: {error}") from error
+
+
+def _compare(completions: Sequence["Completion"], exact: Sequence["Completion"]) -> dict[str, float]:
+    """Return the share of tokens that agree with the uncached loop, and how many times as fast the cache was."""
+    from diffusionlm.pretrained.completion import token_agreement
+
+    return {"agreement": token_agreement(completions, exact), "times": exact[0].seconds / completions[0].seconds}
 
 
 def _show(
