@@ -114,9 +114,9 @@ def arguments(name):
 @pytest.mark.parametrize("name", COUNTED)
 def test_sums_and_gradients_are_those_of_the_definition(name, chunk, share):
     """Whatever the usual share is said to be."""
-    found = jitted()(*arguments(name), chunk, share)
-    chex.assert_trees_all_close(found, expected(COUNTED[name]), rtol=1e-4, atol=1e-5)
-    np.testing.assert_array_equal(np.asarray(found[1][1])[:, SUPPRESSED], 0.0)
+    result = jitted()(*arguments(name), chunk, share)
+    chex.assert_trees_all_close(result, expected(COUNTED[name]), rtol=1e-4, atol=1e-5)
+    np.testing.assert_array_equal(np.asarray(result[1][1])[:, SUPPRESSED], 0.0)
 
 
 @pytest.mark.parametrize("sizes", [(2, 2, 2), (1, 4, 2), (4, 2, 1), (1, 1, 8), (1, 2, 4)])
@@ -127,8 +127,8 @@ def test_meshes_change_nothing(sizes, name):
     rows = NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
     with jax.set_mesh(mesh):
         placed = [x if x.shape == (D, PADDED) else jax.device_put(x, rows) for x in arguments(name)]
-        found = jax.device_get(jitted()(*placed, 3, 0.5))
-    chex.assert_trees_all_close(found, expected(COUNTED[name]), rtol=1e-4, atol=1e-5)
+        result = jax.device_get(jitted()(*placed, 3, 0.5))
+    chex.assert_trees_all_close(result, expected(COUNTED[name]), rtol=1e-4, atol=1e-5)
 
 
 def test_rows_that_no_axis_divides_are_counted_once():
@@ -158,10 +158,12 @@ def test_in_bfloat16_the_sums_over_tokens_and_vocabulary_are_still_float32(sizes
     nll, p = definition(many, head, labels)
     grad_head = np.einsum("btd,btv->dv", many, (p - (np.arange(PADDED) == labels[..., None])) / 64)
     with jax.set_mesh(make_mesh(MeshConfig(*sizes))) if sizes else jax.default_device(jax.devices()[0]):
-        (loss, _), (grad_hidden, found) = jitted()(jnp.asarray(many, jnp.bfloat16), head, labels, weight, counted, 4, 1)
-    assert grad_hidden.dtype == jnp.bfloat16 and found.dtype == jnp.float32
+        (loss, _), (grad_hidden, result) = jitted()(
+            jnp.asarray(many, jnp.bfloat16), head, labels, weight, counted, 4, 1
+        )
+    assert grad_hidden.dtype == jnp.bfloat16 and result.dtype == jnp.float32
     np.testing.assert_allclose(loss, nll.sum() / 64, rtol=1e-5)
-    np.testing.assert_allclose(found, grad_head, rtol=1e-2, atol=2e-2)
+    np.testing.assert_allclose(result, grad_head, rtol=1e-2, atol=2e-2)
 
 
 def equations(jaxpr, inside=()):
@@ -188,8 +190,8 @@ def test_collectives_are_few_and_the_gradient_is_reduced_once(sizes):
         if equation.primitive.name in ("psum", "pmax", "all_gather", "reduce_scatter", "psum_invariant", "all_to_all")
     ]
     data, fsdp, tensor = sizes
-    found = [name_and_shape for in_loop, *name_and_shape in collectives if in_loop]
-    assert found == ([["all_gather", (2, tensor, C)]] if tensor > 1 else []), found
+    result = [name_and_shape for in_loop, *name_and_shape in collectives if in_loop]
+    assert result == ([["all_gather", (2, tensor, C)]] if tensor > 1 else []), result
     columns = PADDED // tensor
     reductions = [shape for _, name, shape in collectives if name != "all_gather" and shape[-1:] == (columns,)]
     assert len(reductions) == (data > 1) + (fsdp > 1), collectives

@@ -321,10 +321,10 @@ def test_the_mean_over_examples_of_their_means_by_hand():
     """LLaDA, Algorithm 2: 1 / (t L') for each example, then the mean; a row without scored tokens is no example."""
     tokens, corrupted = corrupted_by_hand()  # 3 and 2 scored tokens
     examples = DiffusionConfig(normalization="examples")
-    found = mdm_targets(examples, tokens, corrupted).weight_BxT
-    np.testing.assert_allclose(found, [[2 / 3 / 2, 0, 2 / 3 / 2, 0], [0, 4 / 2 / 2, 0, 0]], rtol=1e-6)
+    result = mdm_targets(examples, tokens, corrupted).weight_BxT
+    np.testing.assert_allclose(result, [[2 / 3 / 2, 0, 2 / 3 / 2, 0], [0, 4 / 2 / 2, 0, 0]], rtol=1e-6)
     ratio_of_sums = mdm_targets(DiffusionConfig(), tokens, corrupted).weight_BxT
-    assert abs(float(found.sum() - ratio_of_sums.sum())) > 0.01  # SMDM's normaliser is another
+    assert abs(float(result.sum() - ratio_of_sums.sum())) > 0.01  # SMDM's normaliser is another
     nothing = corrupted.scored_BxT.at[0].set(False)
     only = corrupted.replace(scored_BxT=nothing, masked_BxT=corrupted.masked_BxT & nothing)
     np.testing.assert_allclose(mdm_targets(examples, tokens, only).weight_BxT, [[0] * 4, [0, 2, 0, 0]], rtol=1e-6)

@@ -73,12 +73,12 @@ def test_a_mask_that_is_data_comes_on_top_of_the_others():
 def test_annealing_opens_a_share_of_the_later_positions():
     """Each independently; nothing that was open closes, and at 1 all are open (DiffuLLaMA's rule)."""
     n, fraction = 400, 0.3
-    found = np.asarray(jax.jit(annealed_mask, static_argnums=1)(jax.random.key(0), n, fraction))
-    assert found[np.tri(n, dtype=bool)].all()
-    later = found[~np.tri(n, dtype=bool)]
+    result = np.asarray(jax.jit(annealed_mask, static_argnums=1)(jax.random.key(0), n, fraction))
+    assert result[np.tri(n, dtype=bool)].all()
+    later = result[~np.tri(n, dtype=bool)]
     sigma = np.sqrt(fraction * (1 - fraction) / later.size)
     assert abs(later.mean() - fraction) < 4 * sigma
-    rows = np.array([found[i, i + 1 :].mean() for i in range(n - 100)])  # no row is open or closed as a whole
+    rows = np.array([result[i, i + 1 :].mean() for i in range(n - 100)])  # no row is open or closed as a whole
     assert rows.std() < 0.1
     np.testing.assert_array_equal(annealed_mask(jax.random.key(0), 50, 0.0), np.tri(50, dtype=bool))
     assert annealed_mask(jax.random.key(0), 50, 1.0).all()
@@ -149,6 +149,6 @@ def test_strict_promotion_and_a_float32_softmax(dtype):
 
     with jax.numpy_dtype_promotion("strict"):
         jaxpr = jax.make_jaxpr(lambda *x: attention(*x, causal=True, segment_ids_BxT=ids))(q, k, v)
-    found = list(exponents(jaxpr.jaxpr))
-    assert found and all(d == jnp.float32 for d in found)
+    result = list(exponents(jaxpr.jaxpr))
+    assert result and all(d == jnp.float32 for d in result)
     assert jaxpr.out_avals[0].dtype == jnp.dtype(dtype)

@@ -11,7 +11,7 @@ from flax import linen as nn
 from jax.sharding import AbstractMesh, AxisType
 
 from diffusionlm.config import MeshConfig, ModelConfig
-from diffusionlm.model import attention_kernels as flash
+from diffusionlm.model import attention_kernels
 from diffusionlm.model.attention import attention, attention_mask, reference_attention
 from diffusionlm.model.transformer import Transformer
 from diffusionlm.parallel.mesh import AXES, make_mesh
@@ -43,7 +43,7 @@ def with_gradients(function):
 
 def both(causal, block):
     def fast(q, k, v, ids):
-        return flash.splash(q, k, v, causal=causal, block=block, segment_ids_BxT=ids, interpret=True)
+        return attention_kernels.splash(q, k, v, causal=causal, block=block, segment_ids_BxT=ids, interpret=True)
 
     def slow(q, k, v, ids):
         return reference_attention(q, k, v, attention_mask(T, causal, block, ids))
@@ -71,25 +71,25 @@ def test_each_device_runs_splash_on_its_rows_and_heads(sizes, G):
     """Key/value heads that the mesh does not divide included."""
     fast, slow = both(**MASKS["full"])
     arguments = (*inputs(4, 4, G, 64), SEGMENTS)
-    wanted = jax.device_get(slow(*arguments))
+    expected = jax.device_get(slow(*arguments))
     devices = jax.devices()[: int(np.prod(sizes))]
     with jax.set_mesh(make_mesh(MeshConfig(*sizes), devices)):
-        found = jax.device_get(fast(*arguments))
-    chex.assert_trees_all_close(found, wanted, rtol=1e-4, atol=1e-4)
+        result = jax.device_get(fast(*arguments))
+    chex.assert_trees_all_close(result, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_bfloat16_is_as_good_as_the_reference():
     exact = with_gradients(lambda q, k, v, ids: reference_attention(q, k, v, None))
     operands = [x.astype(jnp.bfloat16) for x in inputs(1, 2, 2, 64)]
-    (_, wanted), _ = exact(*(x.astype(jnp.float32) for x in operands), None)
-    (_, found), _ = both(**MASKS["full"])[0](*operands, None)
-    assert found.dtype == jnp.bfloat16
-    np.testing.assert_allclose(np.asarray(found, np.float32), wanted, atol=1e-2)
+    (_, expected), _ = exact(*(x.astype(jnp.float32) for x in operands), None)
+    (_, result), _ = both(**MASKS["full"])[0](*operands, None)
+    assert result.dtype == jnp.bfloat16
+    np.testing.assert_allclose(np.asarray(result, np.float32), expected, atol=1e-2)
 
 
 @pytest.mark.parametrize("length", [128, 384, 640, 2048, 4096, 4224])
 def test_tiles_divide_the_length(length):
-    tiles = flash._tiles(length)
+    tiles = attention_kernels._tiles(length)
     for name in ("block_q", "block_kv", "block_q_dkv", "block_kv_dkv", "block_q_dq", "block_kv_dq"):
         assert length % getattr(tiles, name) == 0 and getattr(tiles, name) % 128 == 0
 
@@ -104,7 +104,7 @@ def mesh_of(platform: str, kind: str):
 
 
 @pytest.mark.parametrize(
-    ("platform", "kind", "length", "width", "dtype", "wanted"),
+    ("platform", "kind", "length", "width", "dtype", "expected"),
     [
         ("tpu", "TPU v5 lite", 256, 64, jnp.bfloat16, "splash"),
         ("tpu", "TPU v5", 4096, 128, jnp.float32, "splash"),
@@ -124,14 +124,14 @@ def mesh_of(platform: str, kind: str):
         ("cpu", "cpu", 256, 64, jnp.bfloat16, None),
     ],
 )
-def test_the_kernel_is_chosen_by_the_devices_of_the_mesh(platform, kind, length, width, dtype, wanted):
+def test_the_kernel_is_chosen_by_the_devices_of_the_mesh(platform, kind, length, width, dtype, expected):
     queries = jax.ShapeDtypeStruct((2, length, 4, width), dtype)
     with jax.sharding.use_abstract_mesh(mesh_of(platform, kind)):
-        assert flash.choose_kernel(queries) == wanted
+        assert attention_kernels.choose_kernel(queries) == expected
 
 
 def test_without_a_mesh_there_is_no_kernel():
-    assert flash.choose_kernel(jax.ShapeDtypeStruct((2, 256, 4, 64), jnp.bfloat16)) is None
+    assert attention_kernels.choose_kernel(jax.ShapeDtypeStruct((2, 256, 4, 64), jnp.bfloat16)) is None
 
 
 def calls(platform, kind, dtype=jnp.bfloat16, **settings):

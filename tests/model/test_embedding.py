@@ -56,8 +56,8 @@ def test_rows_that_no_axis_divides_are_counted_once():
     """As positions are: one row for the whole batch."""
     places = np.arange(T, dtype=np.int32)[None]
     with jax.set_mesh(make_mesh(MeshConfig(2, 2, 2))):
-        found = jax.jit(jax.grad(lambda table: (embedding.look_up(table, places, "float32", None) * 3).sum()))(TABLE)
-    np.testing.assert_array_equal(jax.device_get(found), np.where(np.arange(V)[:, None] < T, 3.0, 0.0) * np.ones(D))
+        result = jax.jit(jax.grad(lambda table: (embedding.look_up(table, places, "float32", None) * 3).sum()))(TABLE)
+    np.testing.assert_array_equal(jax.device_get(result), np.where(np.arange(V)[:, None] < T, 3.0, 0.0) * np.ones(D))
 
 
 def test_a_gradient_of_bfloat16_is_summed_in_float32():
@@ -78,8 +78,8 @@ def test_a_row_of_ids_for_a_whole_batch_has_the_gradient_of_all_its_rows(sizes):
         return (embedding.look_up(table, ids, "float32", None, B) * WEIGHT).sum()
 
     with jax.set_mesh(make_mesh(MeshConfig(*sizes))) if sizes else contextlib.nullcontext():
-        found = jax.device_get(jax.jit(jax.grad(loss))(TABLE))
-    np.testing.assert_allclose(found, grad, rtol=1e-5, atol=1e-6)
+        result = jax.device_get(jax.jit(jax.grad(loss))(TABLE))
+    np.testing.assert_allclose(result, grad, rtol=1e-5, atol=1e-6)
 
 
 def test_gradients_of_learned_positions_are_summed_over_the_batch_in_float32():
@@ -107,5 +107,5 @@ def test_gradients_of_learned_positions_are_summed_over_the_batch_in_float32():
         hidden = model.apply({"params": params}, tokens, None, positions)
         return (hidden.astype(jnp.float32) ** 3).sum() / hidden.size
 
-    counted, given = gradient(params, None)["positions"], gradient(params, positions)["positions"]
-    np.testing.assert_allclose(counted, given, rtol=1e-4, atol=1e-4 * np.abs(given).max())
+    counted, explicit = gradient(params, None)["positions"], gradient(params, positions)["positions"]
+    np.testing.assert_allclose(counted, explicit, rtol=1e-4, atol=1e-4 * np.abs(explicit).max())

@@ -88,8 +88,8 @@ def test_gradients_of_adapters_are_those_of_the_weight_by_the_chain_rule():
             down = np.asarray(params["blocks"][name + lora.DOWN][layer]).reshape(-1, R)
             up = np.asarray(params["blocks"][name + lora.UP][layer]).reshape(R, -1)
             weight = np.asarray(of_weights["blocks"][name][layer]).reshape(len(down), -1)
-            for found, expected in ((lora.DOWN, 2 * weight @ up.T), (lora.UP, 2 * down.T @ weight)):
-                grad = np.asarray(grads["blocks"][name + found][layer]).reshape(expected.shape)
+            for suffix, expected in ((lora.DOWN, 2 * weight @ up.T), (lora.UP, 2 * down.T @ weight)):
+                grad = np.asarray(grads["blocks"][name + suffix][layer]).reshape(expected.shape)
                 np.testing.assert_allclose(grad, expected, atol=1e-5)
 
 

@@ -248,8 +248,8 @@ def primitives(jaxpr) -> list[str]:
 
 
 def recomputes(cfg: ModelConfig) -> bool:
-    found = primitives(jax.make_jaxpr(value_and_grad(cfg))(parameters(cfg), tokens()).jaxpr)
-    return any("remat" in name or "checkpoint" in name for name in found)
+    result = primitives(jax.make_jaxpr(value_and_grad(cfg))(parameters(cfg), tokens()).jaxpr)
+    return any("remat" in name or "checkpoint" in name for name in result)
 
 
 @pytest.mark.parametrize("remat", ["dots", "attention", "full"])
@@ -287,12 +287,12 @@ def test_gradients_of_many_positions_are_summed_in_float32():
         return jax.jit(jax.grad(loss))(parameters(cfg))
 
     exact, rough = gradients("float32"), gradients("bfloat16")
-    for path, wanted in jax.tree_util.tree_leaves_with_path(exact):
-        found = functools.reduce(lambda tree, key: tree[key.key], path, rough)
-        error = np.linalg.norm(np.asarray(found) - np.asarray(wanted))
+    for path, expected in jax.tree_util.tree_leaves_with_path(exact):
+        result = functools.reduce(lambda tree, key: tree[key.key], path, rough)
+        error = np.linalg.norm(np.asarray(result) - np.asarray(expected))
         # The keys' bias moves all scores of a query alike, so its gradient is 0 but for rounding.
         if path[-1].key != "k_bias":
-            assert error < 0.05 * np.linalg.norm(wanted), jax.tree_util.keystr(path)
+            assert error < 0.05 * np.linalg.norm(expected), jax.tree_util.keystr(path)
 
 
 @pytest.mark.parametrize("name, dtype", [*((name, "bfloat16") for name in VARIANTS), ("smdm", "float32")])

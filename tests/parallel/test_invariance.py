@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
-from support.helpers import make_params
+from support.random_params import make_params
 
 from diffusionlm.config import Config, MeshConfig, ModelConfig
 from diffusionlm.model.spec import ModelSpec, suppression_mask
@@ -74,10 +74,10 @@ def closest_call(spec: ModelSpec, prompt: list[int], trace: Trace, r: int) -> fl
         logits = np.concatenate([logits[:1], logits[:-1]]) if spec.shifted else logits
         logits = np.sort(logits[len(prompt) :], axis=-1)
         odds = logits[:, -1] - np.logaddexp.reduce(logits[:, :-1], axis=-1)
-        taken, left = before & ~after, after
+        taken, remaining = before & ~after, after
         leads += list((logits[:, -1] - logits[:, -2])[taken])
-        if left.any() and taken.any() and not spec.autoregressive:
-            leads.append(odds[taken].min() - odds[left].max())
+        if remaining.any() and taken.any() and not spec.autoregressive:
+            leads.append(odds[taken].min() - odds[remaining].max())
     return min(leads)
 
 
@@ -86,8 +86,8 @@ def test_tokens_do_not_depend_on_the_canvas(name):
     """A mate that makes the canvas three times as long."""
     spec, sampling = SETTINGS[name]
     for r in (0, 5):
-        found = generate(PARAMS, spec, [[1] * 170, PROMPTS[r]], sampling, row_ids=[99, r])
-        np.testing.assert_array_equal(found.tokens[1], expected(name)[r])
+        result = generate(PARAMS, spec, [[1] * 170, PROMPTS[r]], sampling, row_ids=[99, r])
+        np.testing.assert_array_equal(result.tokens[1], expected(name)[r])
 
 
 def test_logits_do_not_depend_on_the_canvas_or_the_side_of_the_padding():
@@ -110,9 +110,9 @@ def test_tokens_do_not_depend_on_the_side_of_the_padding(name):
     def rolled(x):
         return x if x.ndim == 1 else np.stack([np.roll(row, n) for row, n in zip(x, shift, strict=True)])
 
-    left = Canvas(*map(rolled, canvas))
-    assert (left.segment_ids_BxT[:, -1] == 1).all() and (left.segment_ids_BxT[:, 0] == 0).all()
-    state, _ = programs.run(PARAMS, request.inputs._replace(canvas=left), request.structure)
+    remaining = Canvas(*map(rolled, canvas))
+    assert (remaining.segment_ids_BxT[:, -1] == 1).all() and (remaining.segment_ids_BxT[:, 0] == 0).all()
+    state, _ = programs.run(PARAMS, request.inputs._replace(canvas=remaining), request.structure)
     np.testing.assert_array_equal(state.tokens_BxT[:, -sampling.length :], expected(name))
 
 
@@ -138,8 +138,8 @@ def test_tokens_do_not_depend_on_the_mesh(name, layout):
     sharded = jax.device_put(PARAMS, tree_shardings(boxed, mesh))
     assert nn.unbox(boxed).keys() == PARAMS.keys()
     with jax.set_mesh(mesh):
-        found = generate(sharded, spec, PROMPTS, sampling)
-    np.testing.assert_array_equal(found.tokens, expected(name))
+        result = generate(sharded, spec, PROMPTS, sampling)
+    np.testing.assert_array_equal(result.tokens, expected(name))
 
 
 @pytest.mark.parametrize("settings", [{}, {"cache": "dual", "block_length": 6}])
@@ -158,8 +158,8 @@ def test_neither_logits_nor_keys_are_gathered(settings):
             sampling = SamplingConfig(12, **settings)
             request = prepare(spec, [[p, *[None] * 60] for p in range(8)], sampling)
             text = lower_request(params, request).compile().as_text()
-            found = set(re.findall(r"= \w+\[([\d,]*)\]\S* all-gather\(", text))
-        gathered = [tuple(map(int, shape.split(","))) for shape in found]
+            result = set(re.findall(r"= \w+\[([\d,]*)\]\S* all-gather\(", text))
+        gathered = [tuple(map(int, shape.split(","))) for shape in result]
         # The proposals of one turn, one number per position.
         few = [shape for shape in gathered if math.prod(shape) <= 8 * 64]
         # Parts of the embedding and the head, and one layer of the blocks.

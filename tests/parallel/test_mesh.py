@@ -14,7 +14,15 @@ from jax.sharding import PartitionSpec as P
 
 from diffusionlm.config import Config, DataConfig, MeshConfig, ModelConfig, OptimConfig, RunConfig
 from diffusionlm.errors import UserError
-from diffusionlm.parallel import mesh as sharding
+from diffusionlm.parallel.mesh import (
+    batch_sharding,
+    check_batch,
+    constrain,
+    global_array,
+    local_rows,
+    make_mesh,
+    partition_spec,
+)
 from diffusionlm.training import state as train_state
 
 MESH = {"data": 2, "fsdp": 2, "tensor": 2}
@@ -42,20 +50,20 @@ CONFIG = Config(
     ],
 )
 def test_the_mesh_has_the_shape_that_was_asked_for(sizes, shape):
-    mesh = sharding.make_mesh(MeshConfig(*sizes))
+    mesh = make_mesh(MeshConfig(*sizes))
     assert mesh.axis_names == ("data", "fsdp", "tensor") and mesh.devices.shape == shape
     assert sorted(d.id for d in mesh.devices.flat) == [d.id for d in jax.devices()]
 
 
 def test_a_mesh_may_use_some_of_the_devices():
-    mesh = sharding.make_mesh(MeshConfig(), jax.devices()[2:4])
+    mesh = make_mesh(MeshConfig(), jax.devices()[2:4])
     assert mesh.devices.shape == (1, 2, 1) and list(mesh.devices.flat) == jax.devices()[2:4]
 
 
 @pytest.mark.parametrize("sizes", [(3, -1, 1), (2, 2, 1), (16, 1, 1), (1, -1, 3)])
 def test_a_mesh_that_does_not_fit_says_so_in_one_line(sizes):
     with pytest.raises(UserError) as error:
-        sharding.make_mesh(MeshConfig(*sizes))
+        make_mesh(MeshConfig(*sizes))
     message = str(error.value)
     for name, size in zip(("data", "fsdp", "tensor"), sizes, strict=True):
         assert f"mesh.{name}={size}" in message
@@ -73,12 +81,12 @@ class Chip:
 
 def test_slices_lie_along_the_data_axis():
     chips = [Chip(i, i // 4) for i in range(8)]
-    mesh = sharding.make_mesh(MeshConfig(data=2, fsdp=4), chips)
+    mesh = make_mesh(MeshConfig(data=2, fsdp=4), chips)
     assert [[d.slice_index for d in row] for row in mesh.devices[:, :, 0]] == [[0] * 4, [1] * 4]
-    mesh = sharding.make_mesh(MeshConfig(data=4, fsdp=1, tensor=2), chips)
+    mesh = make_mesh(MeshConfig(data=4, fsdp=1, tensor=2), chips)
     assert [[d.slice_index for d in row] for row in mesh.devices[:, 0]] == [[0, 0], [0, 0], [1, 1], [1, 1]]
     with pytest.raises(UserError, match="mesh.data=1 must be a multiple of the 2 slices"):
-        sharding.make_mesh(MeshConfig(data=1, fsdp=8), chips)
+        make_mesh(MeshConfig(data=1, fsdp=8), chips)
 
 
 # --- partition specs
@@ -98,23 +106,23 @@ def test_slices_lie_along_the_data_axis():
     ],
 )
 def test_dimensions_are_split_over_the_axes_of_the_rules(shape, logical, spec):
-    assert sharding.partition_spec(shape, logical, MESH) == spec
+    assert partition_spec(shape, logical, MESH) == spec
 
 
 def test_what_does_not_divide_is_not_split():
-    assert sharding.partition_spec((16, 9, 8), ("embed", "heads", None), MESH) == P("fsdp", None, None)
+    assert partition_spec((16, 9, 8), ("embed", "heads", None), MESH) == P("fsdp", None, None)
     # data x fsdp = 4 does not divide 6, data = 2 does.
-    assert sharding.partition_spec((6, 5), ("batch", None), MESH) == P("data", None)
-    assert sharding.partition_spec((3, 5), ("batch", None), {"data": 2, "fsdp": 3, "tensor": 1}) == P("fsdp", None)
-    assert sharding.partition_spec((7, 5), ("batch", None), MESH) == P(None, None)
-    assert sharding.partition_spec((8, 16), ("batch", "embed"), {"data": 1, "fsdp": 1, "tensor": 1}) == P(None, None)
+    assert partition_spec((6, 5), ("batch", None), MESH) == P("data", None)
+    assert partition_spec((3, 5), ("batch", None), {"data": 2, "fsdp": 3, "tensor": 1}) == P("fsdp", None)
+    assert partition_spec((7, 5), ("batch", None), MESH) == P(None, None)
+    assert partition_spec((8, 16), ("batch", "embed"), {"data": 1, "fsdp": 1, "tensor": 1}) == P(None, None)
 
 
 def test_a_dropped_axis_is_logged_once(caplog):
     with caplog.at_level(logging.WARNING):
         for _ in range(3):
-            sharding.partition_spec((2048, 5634), ("embed", "mlp"), {"data": 1, "fsdp": 8, "tensor": 4})  # LLaDA-1B
-        sharding.partition_spec((1, 5), ("batch", None), {"data": 8, "fsdp": 1, "tensor": 1})  # the batch of an init
+            partition_spec((2048, 5634), ("embed", "mlp"), {"data": 1, "fsdp": 8, "tensor": 4})  # LLaDA-1B
+        partition_spec((1, 5), ("batch", None), {"data": 8, "fsdp": 1, "tensor": 1})  # the batch of an init
     (record,) = caplog.records
     message = record.getMessage()
     assert "tensor=4" in message and "mlp=5634" in message
@@ -122,15 +130,15 @@ def test_a_dropped_axis_is_logged_once(caplog):
 
 def test_a_name_for_every_dimension():
     with pytest.raises(ValueError):
-        sharding.partition_spec((4, 4), ("embed",), MESH)
+        partition_spec((4, 4), ("embed",), MESH)
 
 
 def test_constrain_is_nothing_without_a_mesh_and_a_sharding_under_one():
     x = jnp.zeros((8, 4, 16))
-    assert sharding.constrain(x, "batch", None, "mlp") is x
-    mesh = sharding.make_mesh(MeshConfig(2, 2, 2))
+    assert constrain(x, "batch", None, "mlp") is x
+    mesh = make_mesh(MeshConfig(2, 2, 2))
     with jax.set_mesh(mesh):
-        y = jax.jit(lambda x: sharding.constrain(x, "batch", None, "mlp"))(x)
+        y = jax.jit(lambda x: constrain(x, "batch", None, "mlp"))(x)
     assert y.sharding.is_equivalent_to(NamedSharding(mesh, P(("data", "fsdp"), None, "tensor")), 3)
 
 
@@ -140,15 +148,15 @@ def test_constrain_is_nothing_without_a_mesh_and_a_sharding_under_one():
 @pytest.mark.parametrize("sizes", [(1, 8, 1), (8, 1, 1), (2, 4, 1), (2, 2, 2), (1, 1, 8)])
 @pytest.mark.parametrize("batch", [8, 16])
 def test_rows_and_back(sizes, batch):
-    mesh = sharding.make_mesh(MeshConfig(*sizes))
-    rows = sharding.local_rows(mesh, batch)
+    mesh = make_mesh(MeshConfig(*sizes))
+    rows = local_rows(mesh, batch)
     # In order, without overlap, and here, where every device is this process's, without gaps.
     assert rows == [(i, i + batch // len(rows)) for i in range(0, batch, batch // len(rows))]
     assert len(rows) == sizes[0] * sizes[1]
     whole = np.arange(batch * 5, dtype=np.int32).reshape(batch, 5)
     local = np.concatenate([whole[start:stop] for start, stop in rows])
-    array = sharding.global_array(mesh, batch, rows, local)
-    assert array.sharding.is_equivalent_to(sharding.batch_sharding(mesh, batch), 2)
+    array = global_array(mesh, batch, rows, local)
+    assert array.sharding.is_equivalent_to(batch_sharding(mesh, batch), 2)
     np.testing.assert_array_equal(array, whole)
     for shard in array.addressable_shards:
         assert shard.data.shape == (batch // len(rows), 5)
@@ -156,28 +164,28 @@ def test_rows_and_back(sizes, batch):
 
 
 def test_a_batch_that_does_not_divide_is_held_whole():
-    mesh = sharding.make_mesh(MeshConfig(8, 1, 1))
-    assert sharding.local_rows(mesh, 3) == [(0, 3)]
+    mesh = make_mesh(MeshConfig(8, 1, 1))
+    assert local_rows(mesh, 3) == [(0, 3)]
     whole = np.arange(6, dtype=np.int32).reshape(3, 2)
-    np.testing.assert_array_equal(sharding.global_array(mesh, 3, [(0, 3)], whole), whole)
+    np.testing.assert_array_equal(global_array(mesh, 3, [(0, 3)], whole), whole)
 
 
 def test_local_rows_may_start_anywhere():
     """A process in the middle of a pod: its rows come packed, without those of the others."""
-    mesh = sharding.make_mesh(MeshConfig(2, 1, 1), jax.devices()[:2])
+    mesh = make_mesh(MeshConfig(2, 1, 1), jax.devices()[:2])
     packed = np.array([[40, 41], [50, 51], [0, 1], [10, 11]], np.int32)  # rows 4, 5 and then 0, 1 of the batch
-    array = sharding.global_array(mesh, 4, [(2, 4), (0, 2)], packed)
+    array = global_array(mesh, 4, [(2, 4), (0, 2)], packed)
     np.testing.assert_array_equal(array, packed[[2, 3, 0, 1]])
 
 
 def test_a_batch_must_be_split_evenly():
     """A batch that is not split would be computed whole by every device."""
-    mesh = sharding.make_mesh(MeshConfig(2, 2, 2))
+    mesh = make_mesh(MeshConfig(2, 2, 2))
     for batch, parts in ((4, 1), (16, 4), (24, 3), (8, 2)):
-        sharding.check_batch(mesh, batch, parts)
+        check_batch(mesh, batch, parts)
     for batch, parts in ((6, 1), (8, 4), (2, 1)):
         with pytest.raises(UserError) as error:
-            sharding.check_batch(mesh, batch, parts)
+            check_batch(mesh, batch, parts)
         message = str(error.value)
         assert f"data.batch_size={batch}" in message and f"run.microbatches={parts}" in message
         assert "mesh.data=2" in message and "mesh.fsdp=2" in message and f"multiple of {4 * parts}" in message
@@ -190,7 +198,7 @@ MESHES = {"data": (8, 1, 1), "fsdp": (1, 8, 1), "tensor": (1, 1, 2), "all": (2, 
 
 def mesh_of(name: str):
     sizes = MESHES[name]
-    return sharding.make_mesh(MeshConfig(*sizes), jax.devices()[: int(np.prod(sizes))])
+    return make_mesh(MeshConfig(*sizes), jax.devices()[: int(np.prod(sizes))])
 
 
 def trees_of(state):

@@ -77,11 +77,11 @@ def play(scenario, dataset, workdir, compiled, processes=2, devices=2, codes=(0,
             if line.startswith("{"):
                 on_event(json.loads(line), started)
         outputs = [*(process.stdout.read() for process in started[:-1]), last]
-    found = [process.returncode for process in started]
-    assert all(code in codes for code in found), (found, "\n".join(outputs))
+    result = [process.returncode for process in started]
+    assert all(code in codes for code in result), (result, "\n".join(outputs))
     lines = [output.splitlines() for output in outputs]
-    told = [[json.loads(line) for line in output if line.startswith("{")] for output in lines]
-    return told, ["\n".join(line for line in output if not line.startswith("{")) for output in lines]
+    reported = [[json.loads(line) for line in output if line.startswith("{")] for output in lines]
+    return reported, ["\n".join(line for line in output if not line.startswith("{")) for output in lines]
 
 
 @pytest.fixture(scope="module")
@@ -95,8 +95,8 @@ def two(dataset, compiled, tmp_path_factory):
             sent.append(event)
             processes[1].send_signal(signal.SIGTERM)
 
-    told, _ = play("stopped_together", dataset, workdir, compiled, on_event=send_signal)
-    returned = [[event for event in events if event["event"] == "returned"] for events in told]
+    reported, _ = play("stopped_together", dataset, workdir, compiled, on_event=send_signal)
+    returned = [[event for event in events if event["event"] == "returned"] for events in reported]
     assert [[event["done"] for event in events] for events in returned] == [[False, True]] * 2, due
     stopped = returned[0][0]["step"]
     parts = [[np.load(f"{workdir}.{number}.{step}.npz") for step in (stopped, STEPS)] for number in range(2)]
@@ -104,9 +104,9 @@ def two(dataset, compiled, tmp_path_factory):
     return SimpleNamespace(workdir=workdir, returned=returned, recorded=recorded, stopped=stopped, due=due)
 
 
-def assert_bit_equal(found, wanted, name):
-    found, wanted = np.asarray(found), np.asarray(wanted)
-    assert (found.shape, found.dtype, found.tobytes()) == (wanted.shape, wanted.dtype, wanted.tobytes()), name
+def assert_bit_equal(result, expected, name):
+    result, expected = np.asarray(result), np.asarray(expected)
+    assert (result.shape, result.dtype, result.tobytes()) == (expected.shape, expected.dtype, expected.tobytes()), name
 
 
 def restored(cfg, workdir, step=None):
@@ -129,13 +129,13 @@ def test_data_and_noise_are_the_same_to_the_bit(one, two):
 def test_losses_and_parameters_are_the_same_to_rounding(one, two):
     for k, state in one[1].states.items():
         for name, value in state.items():
-            found = two.recorded[0][f"state {k} {name}"]
+            result = two.recorded[0][f"state {k} {name}"]
             if k == 0:
-                assert_bit_equal(found, value, name)
-            np.testing.assert_allclose(found, value, rtol=1e-3, atol=1e-5, err_msg=f"{name} before batch {k}")
-    found, wanted = losses(two.workdir), losses(one[0].workdir)
-    assert [step for step, _ in found] == list(range(1, STEPS + 1))  # each step once, the resume notwithstanding
-    np.testing.assert_allclose(found, wanted, rtol=1e-4)
+                assert_bit_equal(result, value, name)
+            np.testing.assert_allclose(result, value, rtol=1e-3, atol=1e-5, err_msg=f"{name} before batch {k}")
+    result, expected = losses(two.workdir), losses(one[0].workdir)
+    assert [step for step, _ in result] == list(range(1, STEPS + 1))  # each step once, the resume notwithstanding
+    np.testing.assert_allclose(result, expected, rtol=1e-4)
 
 
 def test_the_run_directory_tells_of_both(one, two):
@@ -169,9 +169,9 @@ def test_what_two_processes_saved_one_restores(one, two):
 @pytest.mark.slow
 def test_two_processes_resume_bit_for_bit(one, two, dataset, compiled, tmp_path):
     play("recorded", dataset, tmp_path / "run", compiled)
-    wanted = restored(one[0].config, tmp_path / "run")
+    expected = restored(one[0].config, tmp_path / "run")
     for name, value in restored(one[0].config, two.workdir).items():
-        assert_bit_equal(value, wanted[name], name)
+        assert_bit_equal(value, expected[name], name)
     assert losses(two.workdir) == losses(tmp_path / "run")
 
 
@@ -186,12 +186,12 @@ def whole(workdir):
 def assert_continues(one, workdir, first, inputs):
     """What was done after the restored step `first` is what one process did, each batch once."""
     assert sorted(inputs) == list(range(first, STEPS))
-    for k, found in inputs.items():
+    for k, result in inputs.items():
         for name, value in one[1].inputs[k].items():
-            assert_bit_equal(found[name], value, f"{name} of batch {k}")
-    found, wanted = losses(workdir), losses(one[0].workdir)
-    assert [step for step, _ in found] == list(range(1, STEPS + 1))
-    np.testing.assert_allclose(found, wanted, rtol=1e-4)
+            assert_bit_equal(result[name], value, f"{name} of batch {k}")
+    result, expected = losses(workdir), losses(one[0].workdir)
+    assert [step for step, _ in result] == list(range(1, STEPS + 1))
+    np.testing.assert_allclose(result, expected, rtol=1e-4)
 
 
 def go_on_alone(dataset, workdir):
@@ -252,13 +252,13 @@ def test_two_processes_roll_back_as_one_does(dataset, compiled, tmp_path, monkey
     monkeypatch.setattr(train_step, "targets", train_step.targets)  # which the scenario replaces
     with tiny_run.own_programs():
         tiny_run.rolled_back(dataset, tmp_path / "one")
-    told, _ = play("rolled_back", dataset, tmp_path / "two", compiled)
-    assert all(event["rollbacks"] == 1 and event["skipped"] == 6 for (event,) in told)  # 4 to 9
+    reported, _ = play("rolled_back", dataset, tmp_path / "two", compiled)
+    assert all(event["rollbacks"] == 1 and event["skipped"] == 6 for (event,) in reported)  # 4 to 9
     cfg = tiny_run.short(dataset)
-    found, wanted = restored(cfg, tmp_path / "two"), restored(cfg, tmp_path / "one")
-    assert (found[".step"], found[".next_index"], found[".guard.lr_factor"]) == (STEPS, STEPS + 6, 0.5)
-    for name, value in wanted.items():
-        np.testing.assert_allclose(found[name], value, rtol=1e-3, atol=1e-5, err_msg=name)
+    result, expected = restored(cfg, tmp_path / "two"), restored(cfg, tmp_path / "one")
+    assert (result[".step"], result[".next_index"], result[".guard.lr_factor"]) == (STEPS, STEPS + 6, 0.5)
+    for name, value in expected.items():
+        np.testing.assert_allclose(result[name], value, rtol=1e-3, atol=1e-5, err_msg=name)
     np.testing.assert_allclose(losses(tmp_path / "two"), losses(tmp_path / "one"), rtol=1e-4)
 
 
@@ -276,12 +276,12 @@ def test_one_that_fails_alone_does_not_hold_up_the_others(dataset, compiled, tmp
 @pytest.fixture(scope="module")
 def refusals(dataset, compiled, tmp_path_factory):
     """By trial, what each process was told."""
-    told, _ = play("refused", dataset, tmp_path_factory.mktemp("refused") / "run", compiled)
-    return {event["trial"]: (event, other) for event, other in zip(*told, strict=True)}
+    reported, _ = play("refused", dataset, tmp_path_factory.mktemp("refused") / "run", compiled)
+    return {event["trial"]: (event, other) for event, other in zip(*reported, strict=True)}
 
 
 @pytest.mark.parametrize(
-    ("trial", "said"),
+    ("trial", "message"),
     [
         ("missing", ["process 1 (", "of 2: dataset", "of_1/none", "does not exist"]),
         ("another", ["process 1 of 2", "dataset=", "process 0: ", "same data"]),
@@ -291,11 +291,11 @@ def refusals(dataset, compiled, tmp_path_factory):
         ("alone", ["process 1 (", "of 2: run is not the directory", "--workdir"]),
     ],
 )
-def test_what_one_cannot_do_all_refuse_with_one_line(refusals, trial, said):
+def test_what_one_cannot_do_all_refuse_with_one_line(refusals, trial, message):
     first, second = refusals[trial]
     assert first == second
     assert first["kind"] == "UserError" and "\n" not in first["message"]
-    assert all(words in first["message"] for words in said), first["message"]
+    assert all(words in first["message"] for words in message), first["message"]
 
 
 def test_a_bug_on_one_keeps_its_type_there_and_ends_the_others(refusals):

@@ -1,10 +1,7 @@
 """Start-up: the environment alone tells whether a machine is one of several. Together: test_multiprocess."""
 
 import http.server
-import os
-import signal
 import socket
-import sys
 import threading
 
 import jax
@@ -12,8 +9,7 @@ import pytest
 from etils import epath
 
 from diffusionlm.errors import UserError
-from diffusionlm.parallel import processes as runtime
-from diffusionlm.parallel import signals
+from diffusionlm.parallel import processes
 
 VARIABLES = (
     "JAX_COORDINATOR_ADDRESS",
@@ -62,18 +58,18 @@ def tpu(monkeypatch):
 
 
 def test_a_machine_for_itself_joins_nobody_and_asks_nobody(alone, joined):
-    runtime.initialize()
+    processes.initialize()
     assert joined == []
-    assert runtime.process_count() == 1
-    assert runtime.gather("é") == ["é"] and runtime.any_across_processes(True, False) == [True, False]
-    runtime.require_equal({"anything": 1}, "nothing to fix")
-    runtime.check_joined()
+    assert processes.process_count() == 1
+    assert processes.gather("é") == ["é"] and processes.any_across_processes(True, False) == [True, False]
+    processes.require_equal({"anything": 1}, "nothing to fix")
+    processes.check_joined()
 
 
 def test_alone_failures_keep_their_types_and_nothing_is_written(tmp_path):
     with pytest.raises(ZeroDivisionError):
-        runtime.run_on_all_processes(lambda: 1 // 0)
-    runtime.require_shared(epath.Path(tmp_path) / "run")
+        processes.run_on_all_processes(lambda: 1 // 0)
+    processes.require_shared(epath.Path(tmp_path) / "run")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -92,7 +88,7 @@ def test_alone_failures_keep_their_types_and_nothing_is_written(tmp_path):
 def test_the_environment_says_how_many_there_are(alone, environment, count):
     for name, value in environment.items():
         alone.setenv(name, value)
-    assert runtime.process_count() == count
+    assert processes.process_count() == count
 
 
 @pytest.mark.parametrize(
@@ -108,7 +104,7 @@ def test_the_environment_says_how_many_there_are(alone, environment, count):
 def test_a_tpu_in_kubernetes_is_told_by_its_environment(alone, tpu, environment, count):
     for name, value in environment.items():
         alone.setenv(name, value)
-    assert runtime.process_count() == count
+    assert processes.process_count() == count
 
 
 @pytest.mark.parametrize(
@@ -123,10 +119,10 @@ def test_a_tpu_in_kubernetes_is_told_by_its_environment(alone, tpu, environment,
 def test_a_tpu_virtual_machine_asks_its_metadata_server(monkeypatch, tpu, attributes, count):
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self):
-            found = attributes.get(self.path.removeprefix("/computeMetadata/v1/instance/attributes/"))
-            self.send_response(200 if found and self.headers["Metadata-Flavor"] == "Google" else 404)
+            result = attributes.get(self.path.removeprefix("/computeMetadata/v1/instance/attributes/"))
+            self.send_response(200 if result and self.headers["Metadata-Flavor"] == "Google" else 404)
             self.end_headers()
-            self.wfile.write((found or "").encode())
+            self.wfile.write((result or "").encode())
 
         def log_message(self, *args):
             pass
@@ -137,17 +133,17 @@ def test_a_tpu_virtual_machine_asks_its_metadata_server(monkeypatch, tpu, attrib
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
         monkeypatch.setenv("GCE_METADATA_IP", f"127.0.0.1:{server.server_port}")
-        assert runtime.process_count() == count
+        assert processes.process_count() == count
         server.shutdown()
         thread.join()
-    assert runtime.process_count() == 1  # nobody answers any more
+    assert processes.process_count() == 1  # nobody answers any more
 
 
 def test_what_is_set_by_hand_is_passed_on(alone, joined):
     alone.setenv("JAX_COORDINATOR_ADDRESS", "10.0.0.1:1234")
     alone.setenv("JAX_NUM_PROCESSES", "4")
     alone.setenv("JAX_PROCESS_ID", "0")
-    runtime.initialize(patience_seconds=7)
+    processes.initialize(patience_seconds=7)
     assert joined == [
         {
             "coordinator_address": "10.0.0.1:1234",
@@ -162,12 +158,12 @@ def test_what_is_set_by_hand_is_passed_on(alone, joined):
 
 def test_a_schedulers_is_left_to_jax(alone, joined):
     alone.setenv("SLURM_STEP_NUM_TASKS", "4")
-    runtime.initialize(patience_seconds=7)
+    processes.initialize(patience_seconds=7)
     assert joined == [{"heartbeat_timeout_seconds": 7, "shutdown_timeout_seconds": 7}]
 
 
 @pytest.mark.parametrize(
-    ("environment", "said"),
+    ("environment", "message"),
     [
         ({"JAX_COORDINATOR_ADDRESS": "a:1"}, ["JAX_NUM_PROCESSES", "JAX_PROCESS_ID"]),
         ({"JAX_NUM_PROCESSES": "2"}, ["JAX_COORDINATOR_ADDRESS is not"]),
@@ -181,23 +177,23 @@ def test_a_schedulers_is_left_to_jax(alone, joined):
         ),
     ],
 )
-def test_half_a_setting_is_refused(alone, environment, said):
+def test_half_a_setting_is_refused(alone, environment, message):
     jax.devices()
     for name, value in environment.items():
         alone.setenv(name, value)
     with pytest.raises(UserError) as caught:
-        runtime.initialize()
-    assert "\n" not in str(caught.value) and all(words in str(caught.value) for words in said), caught.value
+        processes.initialize()
+    assert "\n" not in str(caught.value) and all(words in str(caught.value) for words in message), caught.value
 
 
 def test_one_of_several_that_has_not_joined_is_refused(monkeypatch):
     monkeypatch.setattr(jax, "process_count", lambda: 4)
     with pytest.raises(UserError, match="one of 4 processes.*runtime.initialize"):
-        runtime.check_joined()
+        processes.check_joined()
 
 
 @pytest.mark.parametrize(
-    ("said", "line"),
+    ("message", "line"),
     [
         (["a\nno", "b\nno"], "no"),
         (["", "b\nno"], "process 1 (b) of 2: no"),
@@ -209,8 +205,8 @@ def test_one_of_several_that_has_not_joined_is_refused(monkeypatch):
         ),
     ],
 )
-def test_who_failed_and_why_is_one_line(said, line):
-    assert runtime._failures(said) == line
+def test_who_failed_and_why_is_one_line(message, line):
+    assert processes._failures(message) == line
 
 
 def test_a_probe_that_stays_behind_stops_nobody(tmp_path, monkeypatch, caplog):
@@ -221,47 +217,7 @@ def test_a_probe_that_stays_behind_stops_nobody(tmp_path, monkeypatch, caplog):
         raise PermissionError("may not delete")
 
     monkeypatch.setattr(jax, "process_count", lambda: 2)
-    monkeypatch.setattr(runtime, "gather", lambda text: [text, text])
+    monkeypatch.setattr(processes, "gather", lambda text: [text, text])
     monkeypatch.setattr(type(directory), "unlink", refuse)
-    runtime.require_shared(directory)
+    processes.require_shared(directory)
     assert "may not delete" in caplog.text and len(list(directory.iterdir())) == 1
-
-
-def test_a_second_ctrl_c_does_not_wait(capfd):
-    before = [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)]
-    with pytest.raises(KeyboardInterrupt), signals.stop_signals() as outer, signals.stop_signals() as stopped:
-        os.kill(os.getpid(), signal.SIGINT)
-        assert stopped.is_set() and outer.is_set()
-        assert capfd.readouterr().err.count("Ctrl-C again stops at once") == 1  # said once, before the step has ended
-        os.kill(os.getpid(), signal.SIGTERM)
-        assert capfd.readouterr().err == ""
-        os.kill(os.getpid(), signal.SIGINT)
-    assert [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)] == before
-
-
-@pytest.mark.parametrize("broken", ["none", "no file", "closed", "no reader"])
-def test_a_stop_is_noted_where_nobody_can_be_told(monkeypatch, broken):
-    reader, writer = os.pipe()
-    pipe = os.fdopen(writer, "w")
-    os.close(reader)
-    if broken == "closed":
-        pipe.close()
-    stream = {"none": None, "no file": object()}.get(broken, pipe)
-    monkeypatch.setattr(sys, "stderr", stream)
-    with signals.stop_signals() as stopped:
-        os.kill(os.getpid(), signal.SIGTERM)
-        assert stopped.is_set()
-    pipe.close()
-
-
-def test_in_a_thread_signals_are_left_to_the_program():
-    before, seen = signal.getsignal(signal.SIGINT), []
-
-    def body():
-        with signals.stop_signals() as stopped:
-            seen.append((signal.getsignal(signal.SIGINT), stopped.is_set()))
-
-    thread = threading.Thread(target=body)
-    thread.start()
-    thread.join()
-    assert seen == [(before, False)]
