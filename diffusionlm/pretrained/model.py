@@ -1,10 +1,9 @@
-"""From a checkpoint to completions of text: parameters, sidecar and tokenizer, and nothing of training."""
+"""A loaded checkpoint that completes, fills in, scores and chooses texts; it needs nothing of training."""
 
 import contextlib
 import dataclasses
 import functools
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,62 +11,31 @@ import jax
 import jax.numpy as jnp
 from etils import epath
 
-from diffusionlm import config, config_io
-from diffusionlm.checkpoint import store as checkpoint
-from diffusionlm.data.chat_templates import ROLES, Message, Template
-from diffusionlm.data.tokenizers import kinds as tokenizers
+from diffusionlm import config_io
+from diffusionlm.checkpoint import store
+from diffusionlm.checkpoint.sidecar import Sidecar
+from diffusionlm.config import DiffusionConfig, MeshConfig, ModelConfig
+from diffusionlm.data import tokenizers
+from diffusionlm.data.chat_templates import Message, Template
 from diffusionlm.errors import UserError, suggest
+from diffusionlm.likelihood.choose import Choice, choose
+from diffusionlm.likelihood.config import LikelihoodConfig
 from diffusionlm.likelihood.greedy import is_greedy
-from diffusionlm.likelihood.monte_carlo import Choice, Estimate, LikelihoodConfig, choose, estimate
+from diffusionlm.likelihood.monte_carlo import Estimate, estimate
+from diffusionlm.likelihood.pairs import Pair
 from diffusionlm.likelihood.perplexity import Perplexity, perplexity
-from diffusionlm.model import conversion as adaptation
+from diffusionlm.model import conversion
 from diffusionlm.model.spec import ModelSpec
 from diffusionlm.model.transformer import abstract_params
-from diffusionlm.parallel.mesh import make_mesh
-from diffusionlm.sampling.canvas import Span, candidates
+from diffusionlm.parallel.mesh import Params, make_mesh
+from diffusionlm.pretrained import chat
+from diffusionlm.pretrained.completion import Completion, row_trace
+from diffusionlm.pretrained.gaps import split_at_gaps
+from diffusionlm.sampling.canvas import Span, expand_spans
 from diffusionlm.sampling.config import SamplingConfig
 from diffusionlm.sampling.generate import generate, infill
-from diffusionlm.sampling.loop import Trace
 
 DTYPES = ("float32", "bfloat16")
-_GAP = re.compile(r"\{mask:([0-9]{1,9})(?:-([0-9]{1,9}))?\}")
-# What somebody who writes it means as a gap, so that a slip of the pen is not taken for text.
-_LIKE_A_GAP = re.compile(r"\{\s*mask\b[^{}]{0,20}\}?", re.IGNORECASE)
-
-
-@dataclass(frozen=True)
-class Completion:
-    """One prompt's result, or that of one text with gaps.
-
-    Attributes:
-      prompt: as given.
-      text: the new text, up to the end-of-text token if there is one; of a text with gaps, all of it, gaps filled.
-      tokens: all new ids, also those after the end of the text; of a text with gaps, all ids of its row.
-      nfe: forward passes that this row needed.
-      seconds: wall time of the batch it was generated in, without compilation.
-      trace: the states of `tokens` as arrays (frames, length), if asked for.
-      infilled: whether the prompt is a text with gaps.
-      templated: whether the model's chat template wrote something around the prompt, so that the text answers it.
-    """
-
-    prompt: str
-    text: str
-    tokens: list[int]
-    nfe: int
-    seconds: float
-    trace: Trace | None = None
-    infilled: bool = False
-    templated: bool = False
-
-    @property
-    def before(self) -> str:
-        """What stands before the new text; an answer is set off from its question."""
-        return "" if self.infilled else self.prompt + "\n\n" * self.templated
-
-    @property
-    def full_text(self) -> str:
-        """The prompt with what was generated after it or in its gaps."""
-        return self.before + self.text
 
 
 @dataclass(frozen=True)
@@ -79,11 +47,11 @@ class LoadedModel:
     template, in which `generate` writes prompts; everything else takes texts as they are.
     """
 
-    params: Any
+    params: Params
     config: ModelSpec
-    sidecar: checkpoint.Sidecar
+    sidecar: Sidecar
     tokenizer: tokenizers.Tokenizer | None
-    mesh: jax.sharding.Mesh  # what the parameters lie on
+    mesh: jax.sharding.Mesh  # the devices that the parameters lie on
 
     def generate(
         self,
@@ -94,27 +62,28 @@ class LoadedModel:
         raw: bool = False,
         **settings: Any,
     ) -> list[Completion]:
-        """Completes one or several texts as one batch; an empty text samples from nothing.
+        """Complete one or several texts as one batch; an empty text samples from nothing.
 
         Args:
           prompts: a text, or several.
           sampling: the settings; None: the defaults.
           trace: also record every state of the denoising.
-          raw: go on from the texts as they are, also where the model has a chat template.
+          raw: go on from the texts as they are, even if the model has a chat template.
           **settings: fields of `SamplingConfig` that replace those of `sampling`, e.g. `length=100, temperature=0.8`.
 
         Returns:
           One completion per prompt, in order.
 
         Raises:
-          UserError: as of `diffusionlm.sampling.generate`, an unknown setting, a checkpoint without a tokenizer, or a
-            text that the template has no place for.
+          UserError: any of `diffusionlm.sampling.generate.generate`, an unknown setting, a checkpoint without a
+            tokenizer, or a text that the template has no place for.
         """
-        texts = self._texts(prompts)
-        asked = [self.template is not None and not raw and text != "" for text in texts]
+        texts = self._check_texts(prompts)
+        template = None if raw else self.template
+        templated = [template is not None and text != "" for text in texts]
         encoded = [
-            self.encode_messages([Message("user", text)]) if asks else self.encode(text)
-            for text, asks in zip(texts, asked, strict=True)
+            self.encode_messages([Message("user", text)]) if in_template else self.encode(text)
+            for text, in_template in zip(texts, templated, strict=True)
         ]
         with self.on_mesh():
             result = generate(
@@ -122,11 +91,16 @@ class LoadedModel:
             )
         completions = []
         for r, (text, prompt, tokens) in enumerate(zip(texts, encoded, result.tokens.tolist(), strict=True)):
-            own = _row_of(result.trace, r, len(tokens)) if trace else None
-            new_text = self.decode_after(prompt, tokens)
-            templated = asked[r] and not self.template.bare
             completions.append(
-                Completion(text, new_text, tokens, int(result.nfe[r]), result.seconds, own, templated=templated)
+                Completion(
+                    text,
+                    self.decode_after(prompt, tokens),
+                    tokens,
+                    int(result.nfe[r]),
+                    result.seconds,
+                    row_trace(result.trace, r, len(tokens)),
+                    templated=templated[r] and template is not None and not template.bare,
+                )
             )
         return completions
 
@@ -138,11 +112,11 @@ class LoadedModel:
         trace: bool = False,
         **settings: Any,
     ) -> list[Completion]:
-        """Fills the gaps of texts as one batch: `{mask:8}` stands for 8 tokens, `{mask:3-8}` for 3 to 8 of them.
+        """Fill the gaps of texts as one batch: `{mask:8}` stands for 8 tokens, `{mask:3-8}` for 3 to 8 of them.
 
         Args:
           texts: a text, or several.
-          sampling: the settings; None: the defaults. Their `length` counts for nothing.
+          sampling: the settings; None: the defaults. Their `length` is ignored.
           trace: also record every state of the denoising.
           **settings: fields of `SamplingConfig` that replace those of `sampling`.
 
@@ -150,20 +124,20 @@ class LoadedModel:
           One completion per text, in order: its prompt is the text with gaps, its text and tokens are the whole row.
 
         Raises:
-          UserError: as of `diffusionlm.sampling.generate.infill`, an unknown setting, or a text without a gap or with
-            a malformed one.
+          UserError: any of `diffusionlm.sampling.generate.infill`, an unknown setting, or a text without a gap or
+            with a malformed one.
         """
-        texts = self._texts(texts)
-        gapped = [self._gapped(text) for text in texts]
+        texts = self._check_texts(texts)
+        gapped = [self._encode_gaps(text) for text in texts]
         sampling = self._replaced(sampling, settings)
         with self.on_mesh():
             result = infill(self.params, self.config, gapped, sampling, trace=trace)
         first = len(self.encode(""))
         completions = []
         for r, (text, row) in enumerate(zip(texts, result.rows, strict=True)):
-            own = _row_of(result.trace, r, len(row)) if trace else None
-            filled, nfe = self.tokenizer.decode(row[first:]), int(result.nfe[r])
-            completions.append(Completion(text, filled, row, nfe, result.seconds, own, infilled=True))
+            filled, nfe = self.require_tokenizer().decode(row[first:]), int(result.nfe[r])
+            states = row_trace(result.trace, r, len(row))
+            completions.append(Completion(text, filled, row, nfe, result.seconds, states, infilled=True))
         return completions
 
     def log_likelihood(
@@ -171,21 +145,25 @@ class LoadedModel:
         pairs: Sequence[tuple[str, str]],
         settings: LikelihoodConfig | None = None,
     ) -> list[Estimate]:
-        """log p(continuation | context) of pairs of texts, in nats, with standard errors.
+        """Estimate log p(continuation | context) of pairs of texts, in nats, with standard errors.
 
         The continuation's tokens are those by which the encoding of both together is longer than the context's; spaces
         at the end of a context count as the start of its continuation, as in the field's evaluation harness.
 
         Raises:
-          UserError: as of `diffusionlm.likelihood.monte_carlo.estimate`, or a checkpoint without a tokenizer.
+          UserError: any of `diffusionlm.likelihood.monte_carlo.estimate`, or a checkpoint without a tokenizer.
         """
         with self.on_mesh():
-            return estimate(self.params, self.config, self._pairs(pairs), settings or LikelihoodConfig())
+            return estimate(self.params, self.config, self._encode_pairs(pairs), settings)
 
     def is_greedy(self, pairs: Sequence[tuple[str, str]], settings: LikelihoodConfig | None = None) -> list[bool]:
-        """Whether greedy decoding of each context gives its continuation; pairs and errors as of `log_likelihood`."""
+        """Tell for each (context, continuation) pair if greedy decoding of the context gives the continuation.
+
+        Raises:
+          UserError: any of `log_likelihood`.
+        """
         with self.on_mesh():
-            return is_greedy(self.params, self.config, self._pairs(pairs), settings)
+            return is_greedy(self.params, self.config, self._encode_pairs(pairs), settings)
 
     def choose(
         self,
@@ -195,58 +173,52 @@ class LoadedModel:
         *,
         error_rate: float = 0.05,
     ) -> Choice:
-        """The likeliest of several continuations of a context, by `diffusionlm.likelihood.monte_carlo.choose`.
+        """Find the likeliest of several continuations of a context, by `diffusionlm.likelihood.choose.choose`.
 
         Raises:
-          UserError: as of `log_likelihood`; answers whose encodings leave different contexts; fewer than two answers.
+          UserError: any of `log_likelihood`; answers whose encodings leave different contexts; fewer than two answers.
         """
         if isinstance(answers, str):
             raise UserError(f"answers={answers!r} must be a list of texts")
-        pairs = self._pairs([(context, answer) for answer in answers])
+        pairs = self._encode_pairs([(context, answer) for answer in answers])
         prefixes = {tuple(prefix) for prefix, _ in pairs}
         if len(prefixes) > 1:
             raise UserError(f"the answers change how {context!r} is encoded; move its last word into the answers")
         prefix = list(prefixes.pop()) if prefixes else []
         with self.on_mesh():
-            return choose(
-                self.params,
-                self.config,
-                prefix,
-                [answer for _, answer in pairs],
-                settings or LikelihoodConfig(),
-                error_rate=error_rate,
-            )
+            ids = [answer for _, answer in pairs]
+            return choose(self.params, self.config, prefix, ids, settings, error_rate=error_rate)
 
     def perplexity(
         self, texts: str | Sequence[str], settings: LikelihoodConfig | None = None, *, stride: int | None = None
     ) -> Perplexity:
-        """What documents cost, of any length; bits per byte are of their UTF-8 text.
+        """Score documents of any length; bits per byte are of their UTF-8 text.
 
         Args:
           texts: a document, or several.
-          settings: of the likelihoods of a masked diffusion model.
+          settings: the settings of the likelihoods of a masked diffusion model; None: the defaults.
           stride: tokens that a window scores at a time in documents longer than the context; None: half the context.
 
         Raises:
-          UserError: as of `diffusionlm.likelihood.perplexity.perplexity`, or a checkpoint without a tokenizer.
+          UserError: any of `diffusionlm.likelihood.perplexity.perplexity`, or a checkpoint without a tokenizer.
         """
-        texts = self._texts(texts)
+        texts = self._check_texts(texts)
         documents, n_bytes = [self.encode(text) for text in texts], [len(text.encode()) for text in texts]
         if not self.encode(""):  # without a start token the first one is given, and its bytes are not scored
-            given = [len(self.tokenizer.decode(ids[:1]).encode()) for ids in documents]
-            n_bytes = [n - first for n, first in zip(n_bytes, given, strict=True)]
+            decode = self.require_tokenizer().decode
+            n_bytes = [n - len(decode(ids[:1]).encode()) for n, ids in zip(n_bytes, documents, strict=True)]
         with self.on_mesh():
             return perplexity(self.params, self.config, documents, settings, stride=stride, n_bytes=n_bytes)
 
     def sampling_config(self, sampling: SamplingConfig | None = None, **settings: Any) -> SamplingConfig:
-        """The settings as `generate` uses them: with `settings` replaced, checked, and every default filled in."""
+        """Return the settings that `generate` uses: with `settings` replaced, checked, and every default filled in."""
         return self._replaced(sampling, settings).resolve(autoregressive=self.config.autoregressive)
 
     def infill_config(
         self, texts: str | Sequence[str], sampling: SamplingConfig | None = None, **settings: Any
     ) -> SamplingConfig:
-        """The settings as `infill` uses them: `length` is the number of gap tokens of the text with the most."""
-        longest = [candidates(r, self._gapped(text))[-1] for r, text in enumerate(self._texts(texts))]
+        """Return the settings that `infill` uses: `length` is the number of gap tokens of the text with the most."""
+        longest = [expand_spans(r, self._encode_gaps(text))[-1] for r, text in enumerate(self._check_texts(texts))]
         gaps = [template.count(None) for template in longest]
         return self.sampling_config(sampling, **{**settings, "length": max(gaps, default=1)})
 
@@ -256,73 +228,31 @@ class LoadedModel:
             raise UserError(f"unknown sampling setting {unknown[0]!r}{suggest(unknown[0], known)}")
         return dataclasses.replace(sampling or SamplingConfig(), **settings)
 
-    def on_mesh(self) -> contextlib.AbstractContextManager:
-        """The context in which the functions of `diffusionlm` find the mesh of the parameters."""
+    def on_mesh(self) -> contextlib.AbstractContextManager[Any]:
+        """Return the context in which the functions of `diffusionlm` find the mesh of the parameters."""
         return jax.set_mesh(self.mesh)
 
-    def _pairs(self, pairs: Sequence[tuple[str, str]]) -> list[tuple[list[int], list[int]]]:
-        """Pairs of ids of contexts and continuations."""
-        if isinstance(pairs, str | tuple) or not all(
-            isinstance(pair, list | tuple) and len(pair) == 2 for pair in pairs
-        ):
-            raise UserError(f"{pairs!r} must be a list of pairs, (context, continuation)")
-        self._texts([text for pair in pairs for text in pair])
-        encoded = []
-        for context, continuation in pairs:
-            bare = context.rstrip(" ")
-            continuation = context[len(bare) :] + continuation
-            prefix, whole = self.encode(bare), self.encode(bare + continuation)
-            encoded.append((whole[: len(prefix)], whole[len(prefix) :]))
-        return encoded
-
-    def require_tokenizer(self) -> None:
-        """Raises `UserError` where the checkpoint carries no tokenizer, which texts need."""
+    def require_tokenizer(self) -> tokenizers.Tokenizer:
+        """Return the tokenizer, which texts need; raise `UserError` if the checkpoint carries none."""
         if self.tokenizer is None:
             raise UserError(
                 "this checkpoint carries no tokenizer; import it again with --tokenizer FILE, or call "
                 "diffusionlm.sampling.generate with token ids"
             )
-
-    def _texts(self, texts: Any) -> list[str]:
-        self.require_tokenizer()
-        texts = [texts] if isinstance(texts, str) else texts
-        if not isinstance(texts, list | tuple) or not all(isinstance(text, str) for text in texts):
-            raise UserError(f"{texts!r} must be a text, or a list of texts")
-        return list(texts)
-
-    def _gapped(self, text: str) -> list[int | None | Span]:
-        """The tokens of a text, and None for those of its gaps."""
-        most = self.config.max_length
-        template: list[int | None | Span] = []
-        done = 0
-        for found in _LIKE_A_GAP.finditer(text):
-            gap = _GAP.match(text, found.start())
-            least, longest = (int(gap[1]), int(gap[2] or gap[1])) if gap else (0, 0)
-            if not 1 <= least <= longest <= most:
-                raise UserError(
-                    f"{found[0]!r} is not a gap; write {{mask:N}} without spaces, for N tokens, or {{mask:N-M}} for N "
-                    f"to M, from 1 to {most}"
-                )
-            before = text[done : found.start()]
-            template += self.tokenizer.encode(before) if done else self.encode(before)
-            template += [None] * least if least == longest else [Span(least, longest)]
-            done = gap.end()
-        if not done:
-            raise UserError(f"{text!r} has no gap; write {{mask:8}} where 8 tokens are wanted")
-        return template + self.tokenizer.encode(text[done:])
+        return self.tokenizer
 
     def encode(self, text: str) -> list[int]:
-        """The ids of a prompt, with what documents began with in training."""
+        """Return the ids of a prompt, after the token that documents began with in training."""
         start_id = self.sidecar.start_id
-        return ([] if start_id is None else [start_id]) + self.tokenizer.encode(text)
+        return ([] if start_id is None else [start_id]) + self.require_tokenizer().encode(text)
 
     @functools.cached_property
     def template(self) -> Template | None:
-        """How a model that was fine-tuned on instructions wants its prompts; None: as they are."""
-        return Template.from_dict(self.sidecar.template) if self.sidecar.template else None
+        """The chat template of a model that was fine-tuned on instructions; None: prompts are taken as they are."""
+        return chat.template_of(self.sidecar)
 
-    def encode_messages(self, messages: Sequence[Message | Mapping[str, str]]) -> list[int]:
-        """The ids of a dialogue, to be followed by the answer to its last message.
+    def encode_messages(self, messages: Sequence[chat.MessageLike]) -> list[int]:
+        """Return the ids of a dialogue, to be followed by the answer to its last message.
 
         Args:
           messages: each a `Message`, or {"role": "system", "user" or "assistant", "content": a text}.
@@ -331,23 +261,52 @@ class LoadedModel:
           UserError: the model has no template, or no place for these messages in it; one is malformed, or none is of
             a user.
         """
-        if self.template is None:
-            raise UserError("this model has no chat template; it goes on from texts (`generate`)")
-        try:
-            return self.template.prompt_ids([_message(i, one) for i, one in enumerate(messages)], self.tokenizer)
-        except ValueError as error:
-            raise UserError(f"this model's prompts cannot be written: {error}") from error
+        return chat.encode_messages(self.template, messages, self.require_tokenizer())
 
     def decode_after(self, prompt: list[int], tokens: list[int]) -> str:
-        """The text that `tokens` add to the prompt's, up to EOS: of a text on its own, decoders may drop a space."""
+        """Return the text that `tokens` add to the prompt's, up to EOS; decoders may drop a space at a text's start."""
         if self.sidecar.eos_id in tokens:
             tokens = tokens[: tokens.index(self.sidecar.eos_id)]
-        before, whole = self.tokenizer.decode(prompt), self.tokenizer.decode([*prompt, *tokens])
-        return whole[len(before) :] if whole.startswith(before) else self.tokenizer.decode(tokens)
+        decode = self.require_tokenizer().decode
+        before, whole = decode(prompt), decode([*prompt, *tokens])
+        return whole[len(before) :] if whole.startswith(before) else decode(tokens)
+
+    def _check_texts(self, texts: object) -> list[str]:
+        self.require_tokenizer()
+        texts = [texts] if isinstance(texts, str) else texts
+        if not isinstance(texts, list | tuple) or not all(isinstance(text, str) for text in texts):
+            raise UserError(f"{texts!r} must be a text, or a list of texts")
+        return list(texts)
+
+    def _encode_pairs(self, pairs: Sequence[tuple[str, str]]) -> list[Pair]:
+        """Return the ids of contexts and continuations."""
+        if isinstance(pairs, str | tuple) or not all(
+            isinstance(pair, list | tuple) and len(pair) == 2 for pair in pairs
+        ):
+            raise UserError(f"{pairs!r} must be a list of pairs, (context, continuation)")
+        self._check_texts([text for pair in pairs for text in pair])
+        encoded = []
+        for context, continuation in pairs:
+            stripped = context.rstrip(" ")
+            prefix, whole = self.encode(stripped), self.encode(context + continuation)
+            encoded.append((whole[: len(prefix)], whole[len(prefix) :]))
+        return encoded
+
+    def _encode_gaps(self, text: str) -> list[int | None | Span]:
+        """Return the tokens of a text, None for each token of a gap of known length, and the other gaps."""
+        first, *parts = split_at_gaps(text, self.config.max_length)
+        assert isinstance(first, str)
+        template: list[int | None | Span] = [*self.encode(first)]
+        for part in parts:
+            if isinstance(part, str):
+                template += self.require_tokenizer().encode(part)
+            else:
+                template += [None] * part.least if part.least == part.most else [part]
+        return template
 
 
 def load(path: epath.PathLike, dtype: str | None = None, mesh: jax.sharding.Mesh | None = None) -> LoadedModel:
-    """Loads a checkpoint for sampling; the optimizer's files are not opened.
+    """Load a checkpoint for sampling; the optimizer's files are not opened.
 
     Args:
       path: a run directory (its newest step), a step directory, or a params-only model.
@@ -357,64 +316,41 @@ def load(path: epath.PathLike, dtype: str | None = None, mesh: jax.sharding.Mesh
     Raises:
       UserError: no checkpoint there, one that this version does not understand, or an unknown dtype.
     """
-    sidecar = checkpoint.load_sidecar(path)
-    model_cfg = dataclasses.replace(config_io.from_dict(config.ModelConfig, sidecar.model), lora_rank=0)
+    sidecar = store.load_sidecar(path)
+    _require_known_template(path, sidecar)
+    saved = config_io.from_dict(ModelConfig, sidecar.model)
+    model_cfg = dataclasses.replace(saved, lora_rank=0)
     if dtype is not None:
         if dtype not in DTYPES:
             raise UserError(f"unknown dtype {dtype!r}{suggest(str(dtype), DTYPES)}")
         model_cfg = dataclasses.replace(model_cfg, dtype=dtype)
-    spec = ModelSpec(
+    if mesh is None:  # attention's kernels are chosen by the devices of a mesh, so there is always one
+        mesh = make_mesh(MeshConfig(), jax.local_devices()[:1])
+    shapes = abstract_params(saved, mesh)
+    shardings = jax.tree.map(lambda x: x.sharding, shapes)
+    params = store.load_params(path, dtype=jnp.dtype(model_cfg.dtype), shardings=shardings, expected=shapes)
+    if saved.lora_rank:
+        shardings = jax.tree.map(lambda x: x.sharding, abstract_params(model_cfg, mesh))
+        params = conversion.convert_on_mesh(saved, model_cfg, params, {}, shardings)
+    tokenizer = tokenizers.from_dict(sidecar.tokenizer) if sidecar.tokenizer else None
+    return LoadedModel(params, _model_spec(sidecar, model_cfg), sidecar, tokenizer, mesh)
+
+
+def _model_spec(sidecar: Sidecar, model_cfg: ModelConfig) -> ModelSpec:
+    return ModelSpec(
         model=model_cfg,
-        diffusion=config_io.from_dict(config.DiffusionConfig, sidecar.diffusion),
+        diffusion=config_io.from_dict(DiffusionConfig, sidecar.diffusion),
         mask_id=None if sidecar.objective == "arm" else sidecar.mask_id,
         suppressed_ids=tuple(sidecar.suppressed_ids),
         shifted=sidecar.alignment == "shifted" or sidecar.objective == "arm",
         max_length=sidecar.canvas.get("max_length", model_cfg.max_length),
         eos_ids=() if sidecar.eos_id is None else (sidecar.eos_id,),
     )
-    if mesh is None:  # attention's kernels are chosen by the devices of a mesh, so there is always one
-        mesh = make_mesh(config.MeshConfig(), jax.local_devices()[:1])
-    saved = config_io.from_dict(config.ModelConfig, sidecar.model)
-    shapes = abstract_params(saved, mesh)
-    shardings = jax.tree.map(lambda x: x.sharding, shapes)
-    params = checkpoint.load_params(path, dtype=jnp.dtype(model_cfg.dtype), shardings=shardings, expected=shapes)
-    if saved.lora_rank:
-        shardings = jax.tree.map(lambda x: x.sharding, abstract_params(model_cfg, mesh))
-        params = adaptation.convert(saved, model_cfg, params, {}, shardings)
-    tokenizer = tokenizers.from_dict(sidecar.tokenizer) if sidecar.tokenizer else None
-    return LoadedModel(params, spec, sidecar, tokenizer, mesh)
 
 
-def _message(i: int, given: Any) -> Message:
-    """A message in one of its forms; `ValueError` for anything else."""
-    fields = dict(given) if isinstance(given, Mapping) else given._asdict() if isinstance(given, Message) else {}
-    if set(fields) != set(Message._fields):
-        raise ValueError(f"messages[{i}]={given!r} is no Message, and no {{'role': ..., 'content': ...}}")
-    for name, value in fields.items():
-        if not isinstance(value, str):
-            raise ValueError(f"{name} of messages[{i}] is {type(value).__name__}, not a text")
-    if fields["role"] not in ROLES:
-        raise ValueError(f"role {fields['role']!r} of messages[{i}] is none of {', '.join(ROLES)}")
-    return Message(**fields)
-
-
-def _row_of(trace: Trace, r: int, length: int) -> Trace:
-    """The states of one row, up to the last that differs from the one before."""
-    own = Trace(*(states[:, r, :length] for states in trace))
-    changed = (own.tokens[1:] != own.tokens[:-1]).any(-1) | (own.masked[1:] != own.masked[:-1]).any(-1)
-    return Trace(*(states[: int(changed.nonzero()[0].max(initial=-1)) + 2] for states in own))
-
-
-def same_tokens(some: Sequence[Completion], others: Sequence[Completion]) -> float:
-    """The share of tokens that two lists of completions of the same texts have in common, place by place."""
-    pairs = [pair for a, b in zip(some, others, strict=True) for pair in zip(a.tokens, b.tokens, strict=True)]
-    return sum(a == b for a, b in pairs) / len(pairs)
-
-
-def completions_json(completions: Sequence[Completion], sampling: SamplingConfig) -> dict:
-    """What `diffusionlm sample --json` prints: {"completions": [...], "config": the settings}, as plain JSON types."""
-    keys = ("prompt", "text", "tokens", "nfe", "seconds")
-    return {
-        "completions": [{key: getattr(completion, key) for key in keys} for completion in completions],
-        "config": dataclasses.asdict(sampling),
-    }
+def _require_known_template(path: epath.PathLike, sidecar: Sidecar) -> None:
+    """Raise `UserError` if the sidecar's chat template is not understood: prompts would be written wrongly."""
+    try:
+        chat.template_of(sidecar)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error

@@ -9,8 +9,8 @@ from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.text import Text
 
-from diffusionlm.data.tokenizers.kinds import Tokenizer
-from diffusionlm.sampling.loop import Trace
+from diffusionlm.data.tokenizers import Tokenizer
+from diffusionlm.sampling.state import Trace
 
 BLOCK = "░"
 STILLS = 4  # frames that are printed where nothing can move

@@ -9,14 +9,14 @@ from typing import Any
 
 import numpy as np
 
-from diffusionlm.data.tokenizers.kinds import Tokenizer
+from diffusionlm.data.tokenizers import Tokenizer
 from diffusionlm.errors import UserError
 from diffusionlm.pretrained import terminal as display
-from diffusionlm.pretrained.model import Completion
-from diffusionlm.sampling.loop import Trace
+from diffusionlm.pretrained.completion import Completion
+from diffusionlm.sampling.state import Trace
 
 
-def save_html(completions: Sequence[Completion], tokenizer: Tokenizer, path: str | os.PathLike) -> None:
+def save_page(completions: Sequence[Completion], tokenizer: Tokenizer, path: str | os.PathLike) -> None:
     """Writes an animated page of the completions' traces, one section each; the file is there whole or not at all.
 
     Args:
@@ -31,7 +31,7 @@ def save_html(completions: Sequence[Completion], tokenizer: Tokenizer, path: str
         raise UserError("no completions to show; give at least one")
     if any(completion.trace is None for completion in completions):
         raise UserError("a completion has no trace to show; generate with trace=True")
-    check_path(path)
+    check_page_path(path)
     content = _page(completions, tokenizer).encode("ascii", "xmlcharrefreplace")
     target = Path(os.path.realpath(path))  # a link stays a link
     temporary = target.with_name(f".diffusionlm-{os.getpid()}.tmp")  # beside it: a move between disks is a copy
@@ -44,8 +44,8 @@ def save_html(completions: Sequence[Completion], tokenizer: Tokenizer, path: str
         temporary.unlink(missing_ok=True)
 
 
-def check_path(path: str | os.PathLike) -> None:
-    """Raises `UserError` where `save_html` could not write, to be asked before the work of generating."""
+def check_page_path(path: str | os.PathLike) -> None:
+    """Raises `UserError` where `save_page` could not write, to be asked before the work of generating."""
     directory = os.path.dirname(os.path.realpath(path))
     if not os.path.basename(path) or (os.path.exists(path) and not os.path.isfile(path)):
         raise UserError(f"html={str(path)!r} is not a file; name one, such as trace.html")

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from support.helpers import count_compilations
+from support.compilations import count_compilations
 from support.released_estimators import DIFFULLAMA_DRAWS, RELEASED
 from support.tiny_likelihood import (
     ARM,

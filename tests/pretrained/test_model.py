@@ -15,15 +15,18 @@ from flax import linen as nn
 
 from diffusionlm import config_io
 from diffusionlm.checkpoint import store as checkpoint
+from diffusionlm.checkpoint.sidecar import Sidecar
 from diffusionlm.config import Config, MeshConfig, ModelConfig
 from diffusionlm.data.chat_templates import Message, choose
-from diffusionlm.data.tokenizers.kinds import ByteTokenizer
+from diffusionlm.data.tokenizers import ByteTokenizer
 from diffusionlm.errors import UserError
-from diffusionlm.likelihood.monte_carlo import LikelihoodConfig, estimate
+from diffusionlm.likelihood.config import LikelihoodConfig
+from diffusionlm.likelihood.monte_carlo import estimate
 from diffusionlm.model.spec import ModelSpec
 from diffusionlm.model.transformer import Transformer
 from diffusionlm.parallel.mesh import make_mesh
-from diffusionlm.pretrained.model import Completion, completions_json, load
+from diffusionlm.pretrained.completion import Completion, completions_json
+from diffusionlm.pretrained.model import LoadedModel, load
 from diffusionlm.sampling.config import SamplingConfig
 from diffusionlm.sampling.generate import generate
 
@@ -42,7 +45,7 @@ def params():
     return {**params, "head": params["head"] * 8}
 
 
-def sidecar(cfg: Config = Config(model=MODEL), **changes) -> checkpoint.Sidecar:  # noqa: B008
+def sidecar(cfg: Config = Config(model=MODEL), **changes) -> Sidecar:  # noqa: B008
     values = dict(
         objective=cfg.objective,
         model=config_io.to_dict(cfg.model),
@@ -53,7 +56,19 @@ def sidecar(cfg: Config = Config(model=MODEL), **changes) -> checkpoint.Sidecar:
         tokenizer=ByteTokenizer().to_dict(),
         canvas={"max_length": 64},
     )
-    return checkpoint.Sidecar(**{**values, **changes})
+    return Sidecar(**{**values, **changes})
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory, params):
+    path = tmp_path_factory.mktemp("model") / "model"
+    checkpoint.save_params(path, params, sidecar())
+    return load(path)
+
+
+def with_sidecar(model: LoadedModel, **changes) -> LoadedModel:
+    """The same parameters under another sidecar."""
+    return dataclasses.replace(model, sidecar=sidecar(**changes))
 
 
 @pytest.fixture
@@ -66,8 +81,7 @@ def save(tmp_path, params):
     return save
 
 
-def test_completions_are_those_of_generate_after_the_start_id(save, params):
-    model = load(save())
+def test_completions_are_those_of_generate_after_the_start_id(model, params):
     sampling = SamplingConfig(length=10, steps=5, strategy="low_confidence", seed=3)
     completions = model.generate(["Once", "a longer prompt"], sampling)
     prompts = [[EOS, *text.encode()] for text in ("Once", "a longer prompt")]
@@ -96,7 +110,7 @@ def test_text_stops_at_the_first_end_and_tokens_do_not(save, params):
         assert completion.text == ByteTokenizer().decode(before)
 
 
-def test_the_text_keeps_the_space_that_a_decoder_drops_at_the_start(save):
+def test_the_text_keeps_the_space_that_a_decoder_drops_at_the_start(model):
     class Words:
         """Like a SentencePiece model with a dummy prefix: a text loses its first space."""
 
@@ -108,7 +122,7 @@ def test_the_text_keeps_the_space_that_a_decoder_drops_at_the_start(save):
         def decode(self, ids):
             return "".join(self.words[i % 3] for i in ids if i != EOS).removeprefix(" ")
 
-    model = dataclasses.replace(load(save()), tokenizer=Words())
+    model = dataclasses.replace(model, tokenizer=Words())
     for completion in model.generate(["one"] * 2, length=3):
         assert completion.text.startswith(" ")
         assert "one" + completion.text == Words().decode([0, *completion.tokens])
@@ -117,9 +131,9 @@ def test_the_text_keeps_the_space_that_a_decoder_drops_at_the_start(save):
 TEMPLATE = choose("plain", ByteTokenizer())
 
 
-def test_a_fine_tuned_model_is_asked_in_its_template(save, params):
+def test_a_fine_tuned_model_is_asked_in_its_template(model, params):
     """As its training wrote prompts; an empty text, `raw` and everything else take texts as they are."""
-    model = load(save(template=TEMPLATE.to_dict(), canvas={"max_length": 64, "start_id": EOS}))
+    model = with_sidecar(model, template=TEMPLATE.to_dict(), canvas={"max_length": 64, "start_id": EOS})
     sampling = SamplingConfig(length=10, steps=5)
     asked = [EOS, *b"### user\n2+2?\n\n### assistant\n"]
     assert model.template == TEMPLATE and model.encode_messages([Message("user", " 2+2? ")]) == asked
@@ -135,8 +149,7 @@ def test_a_fine_tuned_model_is_asked_in_its_template(save, params):
     assert "### user" not in model.infill("a{mask:2} b")[0].text
 
 
-def test_what_a_template_cannot_write_is_one_line(save):
-    model = load(save())
+def test_what_a_template_cannot_write_is_one_line(model):
     with pytest.raises(UserError, match="no chat template"):
         model.encode_messages([Message("user", "Hi")])
     marked = dataclasses.replace(TEMPLATE, turn="<|eot_id|>{role}: {content}")
@@ -146,8 +159,8 @@ def test_what_a_template_cannot_write_is_one_line(save):
     assert "\n" not in str(error.value)
 
 
-def test_messages_come_as_mappings_too_and_nothing_else(save):
-    model = load(save(template=TEMPLATE.to_dict(), canvas={"max_length": 64, "start_id": EOS}))
+def test_messages_come_as_mappings_too_and_nothing_else(model):
+    model = with_sidecar(model, template=TEMPLATE.to_dict(), canvas={"max_length": 64, "start_id": EOS})
     asked = [Message("system", "S"), Message("user", "Hi")]
     expected = [EOS, *b"### system\nS\n\n### user\nHi\n\n### assistant\n"]
     assert model.encode_messages(asked) == expected
@@ -168,10 +181,10 @@ def test_messages_come_as_mappings_too_and_nothing_else(save):
         assert "\n" not in str(error.value)
 
 
-def test_a_template_that_writes_nothing_sets_nothing_off(save):
+def test_a_template_that_writes_nothing_sets_nothing_off(model):
     """The new text goes on from the prompt, with or without `raw`."""
     bare = choose("none", ByteTokenizer())
-    model = load(save(template=bare.to_dict(), canvas={"max_length": 64, "start_id": EOS}))
+    model = with_sidecar(model, template=bare.to_dict(), canvas={"max_length": 64, "start_id": EOS})
     sampling = SamplingConfig(length=10, steps=5)
     found, raw = (model.generate("Once", sampling, raw=raw)[0] for raw in (False, True))
     assert found.full_text == "Once" + found.text == raw.full_text and not found.templated
@@ -208,8 +221,8 @@ def test_a_mesh_loads_shards_and_gives_the_same_tokens(save, params):
         assert [completion.tokens for completion in completions] == [row[-2:]] * 2
 
 
-def test_traces_belong_to_their_rows(save):
-    completions = load(save()).generate(["a", "b"], length=6, steps=8, strategy="ancestral", trace=True)
+def test_traces_belong_to_their_rows(model):
+    completions = model.generate(["a", "b"], length=6, steps=8, strategy="ancestral", trace=True)
     for completion in completions:
         assert completion.trace.tokens.shape == completion.trace.masked.shape == completion.trace.confidence.shape
         assert completion.trace.masked[-2].any() and not completion.trace.masked[-1].any()  # not those of its mates
@@ -217,8 +230,7 @@ def test_traces_belong_to_their_rows(save):
         assert completion.trace.tokens[-1].tolist() == completion.tokens
 
 
-def test_json_has_the_documented_keys(save):
-    model = load(save())
+def test_json_has_the_documented_keys(model):
     sampling = model.sampling_config(length=4, temperature=0.5)
     document = json.loads(json.dumps(completions_json(model.generate(["a", "b"], sampling), sampling)))
     assert set(document) == {"completions", "config"}
@@ -237,9 +249,9 @@ def test_json_has_the_documented_keys(save):
         (dict(length=0), ["length=0"]),
     ],
 )
-def test_mistakes_are_told_in_one_line(save, settings, words):
+def test_mistakes_are_told_in_one_line(model, settings, words):
     with pytest.raises(UserError) as error:
-        load(save()).generate(**{"prompts": "a", **settings})
+        model.generate(**{"prompts": "a", **settings})
     assert all(word in str(error.value) for word in words) and "\n" not in str(error.value)
 
 
@@ -255,9 +267,9 @@ def test_refuses_what_it_cannot_use(save, tmp_path):
 
 def test_needs_nothing_of_training():
     code = (
-        "import sys, diffusionlm.sampling.load, diffusionlm.sampling.display\n"
-        "training = ('trainer', 'train_step', 'train_state', 'optim', 'losses', 'corruption')\n"
-        "print([name for name in training if f'diffusionlm.{name}' in sys.modules])"
+        "import sys, diffusionlm.pretrained.model, diffusionlm.pretrained.terminal\n"
+        "training = ('diffusionlm.training', 'diffusionlm.diffusion.objectives', 'diffusionlm.diffusion.corruption')\n"
+        "print([name for name in sys.modules if name.startswith((*training, 'optax'))])"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
 
@@ -267,8 +279,7 @@ def test_settings_import_no_jax():
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
 
 
-def test_infilling_keeps_the_text_around_the_gaps(save):
-    model = load(save())
+def test_infilling_keeps_the_text_around_the_gaps(model):
     texts = ["a {mask:3} b{mask:2}", "{mask:1} end"]
     sampling = SamplingConfig(temperature=0.5, top_k=100, stop_at_eos=False, strategy="low_confidence")
     long, short = model.infill(texts, sampling)
@@ -281,9 +292,9 @@ def test_infilling_keeps_the_text_around_the_gaps(save):
     assert model.infill_config(texts, sampling) == model.sampling_config(sampling, length=5)
 
 
-def test_the_trace_of_infilling_is_of_the_row(save):
+def test_the_trace_of_infilling_is_of_the_row(model):
     texts, settings = ["a {mask:3} b", "long text {mask:2}"], dict(strategy="random", stop_at_eos=False)
-    for completion in load(save()).infill(texts, trace=True, **settings):
+    for completion in model.infill(texts, trace=True, **settings):
         trace, tokens = completion.trace, np.array(completion.tokens)
         assert trace.tokens.shape == trace.masked.shape == (completion.nfe + 1, len(tokens))
         gap = trace.masked[0]
@@ -312,9 +323,8 @@ def test_likelihoods_of_text_are_those_of_its_ids(tmp_path, params):
     assert model.is_greedy([("x", text), ("x", text[::-1] if text[0] != text[1] else "qz")]) == [True, False]
 
 
-def test_a_gap_may_have_bounds(save):
+def test_a_gap_may_have_bounds(model):
     """In bytes, so that the length of the text tells what was filled in."""
-    model = load(save())
     text = model.infill("a{mask:2-4}b", strategy="random", stop_at_eos=False)[0]
     assert 1 + 1 + 2 + 1 <= len(text.tokens) <= 1 + 1 + 4 + 1
     assert text.nfe == 2 + 3 + 4  # every length was tried
@@ -328,8 +338,7 @@ BAD_GAPS = (
 
 
 @pytest.mark.parametrize("gap", BAD_GAPS)
-def test_a_malformed_gap_is_refused_and_not_taken_for_text(save, gap):
-    model = load(save())
+def test_a_malformed_gap_is_refused_and_not_taken_for_text(model, gap):
     for text in (f"a{gap}", f"a{{mask:2}} {gap}"):
         with pytest.raises(UserError) as caught:
             model.infill(text)
@@ -338,15 +347,14 @@ def test_a_malformed_gap_is_refused_and_not_taken_for_text(save, gap):
         assert "\n" not in message
 
 
-def test_a_text_without_a_gap_is_refused_and_other_braces_are_text(save):
-    model = load(save())
+def test_a_text_without_a_gap_is_refused_and_other_braces_are_text(model):
     with pytest.raises(UserError, match="'no gap' has no gap; write {mask:8}"):
         model.infill("no gap")
     text = model.infill("{masked} {x: 1} {}{mask:1}")[0].text
     assert text.startswith("{masked} {x: 1} {}")
 
 
-def test_seconds_are_without_compilation(save, monkeypatch):
+def test_seconds_are_without_compilation(model, monkeypatch):
     """A clock that jumps by a day at each compilation: no day may be in what was measured."""
     compiled = []
 
@@ -358,13 +366,12 @@ def test_seconds_are_without_compilation(save, monkeypatch):
     monkeypatch.setattr(time, "perf_counter", lambda: clock() + 86400 * len(compiled))
     jax.monitoring.register_event_duration_secs_listener(listen)
     try:
-        assert load(save()).generate(["a"] * 3, length=5)[0].seconds < 86400 and compiled
+        assert model.generate(["a"] * 3, length=5, guidance=0.5)[0].seconds < 86400 and compiled
     finally:
         jax.monitoring.unregister_event_duration_listener(listen)
 
 
-def test_likelihoods_of_texts_are_those_of_their_tokens(save, params):
-    model = load(save())
+def test_likelihoods_of_texts_are_those_of_their_tokens(model, params):
     exact = LikelihoodConfig(estimator="chain_rule")
     pairs = [([EOS, *b"ab"], [*b" cd"]), ([EOS], [*b"xyz"])]
     expected = estimate(params, SPEC, pairs, exact)
@@ -374,12 +381,17 @@ def test_likelihoods_of_texts_are_those_of_their_tokens(save, params):
     )
 
 
-def test_pairs_and_answers_of_another_shape_are_refused(save):
-    model = load(save())
+def test_pairs_and_answers_of_another_shape_are_refused(model):
     for pairs in (("a", "b"), ["ab"], [("a", "b", "c")], "ab"):
         with pytest.raises(UserError, match="must be a list of pairs"):
             model.log_likelihood(pairs)
     with pytest.raises(UserError, match="must be a list of texts"):
         model.choose("a", "bc")
-    with pytest.raises(UserError, match="score per token"):
-        model.choose("a", ["b", "c"], LikelihoodConfig("diffullama"))
+
+
+def test_a_template_of_another_version_is_refused_when_the_model_is_loaded(save):
+    """The checkpoint keeps its template as data; whoever samples checks it."""
+    path = save(template={"version": 2})
+    with pytest.raises(UserError, match="a chat template of version 2, and this diffusionlm knows 1: upgrade") as error:
+        load(path)
+    assert str(path) in str(error.value) and "\n" not in str(error.value)

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from diffusionlm.data.tokenizers.kinds import ByteTokenizer
+from diffusionlm.data.tokenizers import ByteTokenizer
 from diffusionlm.pretrained import terminal as display
-from diffusionlm.sampling.loop import Trace
+from diffusionlm.sampling.state import Trace
 
 TEXT = "ab\ncd"
 # The positions that are still masked in each frame.

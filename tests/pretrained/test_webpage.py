@@ -13,15 +13,15 @@ import pytest
 from flax import linen as nn
 
 from diffusionlm.config import Config, ModelConfig
-from diffusionlm.data.tokenizers.kinds import ByteTokenizer
+from diffusionlm.data.tokenizers import ByteTokenizer
 from diffusionlm.errors import UserError
 from diffusionlm.model.spec import ModelSpec
 from diffusionlm.model.transformer import Transformer
-from diffusionlm.pretrained.model import Completion
-from diffusionlm.pretrained.webpage import check_path, save_html
+from diffusionlm.pretrained.completion import Completion
+from diffusionlm.pretrained.webpage import check_page_path, save_page
 from diffusionlm.sampling.config import SamplingConfig
 from diffusionlm.sampling.generate import generate
-from diffusionlm.sampling.loop import Trace
+from diffusionlm.sampling.state import Trace
 
 MASK_ID = 300
 MODEL = ModelConfig(d_model=16, n_layers=1, n_heads=2, n_kv_heads=2, head_dim=8, d_ff=32, vocab_size=257, max_length=64)
@@ -76,7 +76,7 @@ def completion(final: list[int], left: list[set[int]], prompt: str = "> ", **cha
 
 
 def saved(path, completions, tokenizer) -> Page:
-    save_html(completions, tokenizer, path)
+    save_page(completions, tokenizer, path)
     return Page(path.read_text(encoding="utf-8"))
 
 
@@ -188,7 +188,7 @@ def test_a_full_disk_leaves_the_old_page_and_nothing_else(fails, tmp_path, monke
 
     monkeypatch.setattr(*{"write_bytes": ("pathlib.Path.write_bytes", full), "replace": (os, "replace", full)}[fails])
     with pytest.raises(UserError, match="cannot write html='.*page.html': No space left on device"):
-        save_html([completion([0], [{0}, set()])], Words(), path)
+        save_page([completion([0], [{0}, set()])], Words(), path)
     assert path.read_text() == "the old page" and os.listdir(tmp_path) == ["page.html"]
 
 
@@ -220,7 +220,7 @@ def test_a_link_stays_and_its_file_becomes_the_page(tmp_path):
 )
 def test_a_path_that_cannot_be_written_is_refused(name, parts, tmp_path):
     (tmp_path / "file").write_text("")
-    for refuse in (check_path, lambda path: save_html([completion([0], [{0}, set()])], Words(), path)):
+    for refuse in (check_page_path, lambda path: save_page([completion([0], [{0}, set()])], Words(), path)):
         with pytest.raises(UserError) as caught:
             refuse(f"{tmp_path}/{name}")
         assert all(part in str(caught.value) for part in parts) and "\n" not in str(caught.value)
@@ -229,7 +229,7 @@ def test_a_path_that_cannot_be_written_is_refused(name, parts, tmp_path):
 
 def test_what_has_no_trace_is_refused(tmp_path):
     with pytest.raises(UserError, match="trace=True"):
-        save_html([completion([0], [{0}, set()], trace=None)], Words(), tmp_path / "page.html")
+        save_page([completion([0], [{0}, set()], trace=None)], Words(), tmp_path / "page.html")
     with pytest.raises(UserError, match="no completions"):
-        save_html([], Words(), tmp_path / "page.html")
+        save_page([], Words(), tmp_path / "page.html")
     assert os.listdir(tmp_path) == []

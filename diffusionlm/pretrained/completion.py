@@ -1,0 +1,69 @@
+"""Completions of texts, and what is reported of them."""
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from diffusionlm.sampling.config import SamplingConfig
+from diffusionlm.sampling.state import Trace
+
+
+@dataclass(frozen=True)
+class Completion:
+    """The result for one prompt, or for one text with gaps.
+
+    Attributes:
+      prompt: the prompt, or the text with its gaps.
+      text: the new text, up to the end-of-text token if there is one; of a text with gaps, all of it, gaps filled.
+      tokens: all new ids, also those after the end of the text; of a text with gaps, all ids of its row.
+      nfe: forward passes that this row needed.
+      seconds: wall time of the batch it was generated in, without compilation.
+      trace: the states of `tokens` as arrays (frames, length), if asked for.
+      infilled: whether the prompt is a text with gaps.
+      templated: whether the model's chat template wrote something around the prompt, so that the text answers it.
+    """
+
+    prompt: str
+    text: str
+    tokens: list[int]
+    nfe: int
+    seconds: float
+    trace: Trace | None = None
+    infilled: bool = False
+    templated: bool = False
+
+    @property
+    def before(self) -> str:
+        """The text before the new one; an answer is set off from its question."""
+        return "" if self.infilled else self.prompt + "\n\n" * self.templated
+
+    @property
+    def full_text(self) -> str:
+        """The prompt with the text that was generated after it or in its gaps."""
+        return self.before + self.text
+
+
+def row_trace(trace: Trace | None, r: int, length: int) -> Trace | None:
+    """Return the states of one row of a batch, up to the last that differs from the one before."""
+    if trace is None:
+        return None
+    row = Trace(*(states[:, r, :length] for states in trace if states is not None))
+    changed = (row.tokens[1:] != row.tokens[:-1]).any(-1) | (row.masked[1:] != row.masked[:-1]).any(-1)
+    frames = int(changed.nonzero()[0].max(initial=-1)) + 2
+    return Trace(*(states[:frames] for states in row if states is not None))
+
+
+def token_agreement(some: Sequence[Completion], others: Sequence[Completion]) -> float:
+    """Return the share of tokens that two lists of completions of the same texts have in common, place by place."""
+    pairs = [pair for a, b in zip(some, others, strict=True) for pair in zip(a.tokens, b.tokens, strict=True)]
+    return sum(a == b for a, b in pairs) / len(pairs)
+
+
+def completions_json(completions: Sequence[Completion], sampling: SamplingConfig) -> dict[str, Any]:
+    """Return what `diffusionlm sample --json` prints: {"completions": [...], "config": the settings}, in JSON types."""
+    keys = ("prompt", "text", "tokens", "nfe", "seconds")
+    return {
+        "completions": [{key: getattr(completion, key) for key in keys} for completion in completions],
+        "config": dataclasses.asdict(sampling),
+    }
