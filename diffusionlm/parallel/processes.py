@@ -4,6 +4,7 @@ Every host runs one process with the same command. `train` calls `initialize` fi
 it uses a device.
 """
 
+import functools
 import json
 import logging
 import os
@@ -13,7 +14,7 @@ import urllib.request
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, TypeVar, cast
+from typing import Any, ParamSpec, TypeVar, cast
 
 import jax
 import numpy as np
@@ -25,6 +26,7 @@ from diffusionlm.errors import UserError
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
+P = ParamSpec("P")
 
 # After so long without a heartbeat, a host counts as dead, and a host that failed stops waiting for the others. With
 # JAX's defaults, 100 s and 300 s, all other chips would stand idle for longer.
@@ -169,6 +171,16 @@ def run_on_all_processes(attempt: Callable[[], T]) -> T:
     if failure is not None and not isinstance(failure, (UserError, OSError)):
         raise failure  # not a user's mistake: its traceback is needed
     raise UserError(_failures(reports)) from failure
+
+
+def on_all_processes(function: Callable[P, T]) -> Callable[P, T]:
+    """Make every call of `function` one of `run_on_all_processes`."""
+
+    @functools.wraps(function)
+    def call(*args: P.args, **named: P.kwargs) -> T:
+        return run_on_all_processes(lambda: function(*args, **named))
+
+    return call
 
 
 def _failures(reports: list[str]) -> str:

@@ -40,14 +40,17 @@ def open_or_prepare(cfg: Config, workdir: epath.Path, start: Start | None = None
             "`diffusionlm data prepare`, or --data.source, a text or jsonl file"
         )
     if not cfg.data.path:
-        processes.run_on_all_processes(lambda: _prepare(cfg, workdir, start) if jax.process_index() == 0 else None)
-    dataset = processes.run_on_all_processes(lambda: _open(cfg, workdir))
+        _prepare(cfg, workdir, start)
+    dataset = _open(cfg, workdir)
     processes.require_equal({"dataset": dataset.metadata.sha256}, "give every host the same data")
     return dataset
 
 
+@processes.on_all_processes
 def _prepare(cfg: Config, workdir: epath.Path, start: Start | None) -> None:
-    path = run_path(directory(cfg, workdir))
+    if jax.process_index():
+        return
+    path = directory(cfg, workdir)
     if _begun_with(cfg, workdir) and (path / metadata_lib.FILE).exists():
         return  # its source, and the checkpoint with its tokenizer, may be gone
     tokenizer = _tokenizer(cfg, start)
@@ -89,7 +92,7 @@ def _tokenizer(cfg: Config, start: Start | None) -> str | tokenizers.Tokenizer:
     if start is None:
         return name
     values = start.sidecar.tokenizer
-    if name == "sentencepiece" or start.is_named_by(name):
+    if name == "sentencepiece":
         if values is None:
             raise UserError(f"run.init_from={start.path} carries no tokenizer; give its file with --data.tokenizer")
         return tokenizers.from_dict(values)
@@ -102,14 +105,10 @@ def _tokenizer(cfg: Config, start: Start | None) -> str | tokenizers.Tokenizer:
     return tokenizer
 
 
+@processes.on_all_processes
 def _open(cfg: Config, workdir: epath.Path) -> Dataset:
+    """Open the dataset; raise `UserError` unless its records and its vocabulary are those that the model expects."""
     dataset = open_dataset(run_path(directory(cfg, workdir)))
-    check_fits(cfg, dataset)
-    return dataset
-
-
-def check_fits(cfg: Config, dataset: Dataset) -> None:
-    """Raise `UserError` unless the records and the vocabulary are those that the model expects."""
     metadata = dataset.metadata
     if (metadata.packing == "examples") != (cfg.data.packing == "examples"):
         holds = "prompts with answers" if metadata.packing == "examples" else "texts"
@@ -134,3 +133,4 @@ def check_fits(cfg: Config, dataset: Dataset) -> None:
         raise UserError(f"dataset {dataset.path} was prepared for {shown}; set {fix}, or prepare the data anew")
     for split in ("train", "validation"):
         dataset.size(split)  # raises where there is none
+    return dataset

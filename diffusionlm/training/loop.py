@@ -8,7 +8,7 @@ directory resumes from the newest checkpoint.
 import math
 import threading
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import jax
@@ -29,13 +29,13 @@ from diffusionlm.storage import run_path
 from diffusionlm.training.batches import Batches
 from diffusionlm.training.dataset import open_or_prepare
 from diffusionlm.training.evaluate import Evaluator
-from diffusionlm.training.metrics import finite, step_cost
+from diffusionlm.training.metrics import StepCost, finite, step_cost
 from diffusionlm.training.profiler import Profiler
 from diffusionlm.training.programs import make_train_step
 from diffusionlm.training.records import Records
-from diffusionlm.training.run_directory import Fence, claim, record_run
+from diffusionlm.training.run_directory import Fence, finished, record_run, refuse_another_run, require_same_command
 from diffusionlm.training.saver import Saver
-from diffusionlm.training.start import Start, initial_state, resolve, with_start
+from diffusionlm.training.start import Start, initial_state, resolve
 from diffusionlm.training.state import TrainState
 from diffusionlm.training.stepper import Outcome, Stepper
 from diffusionlm.training.timeline import Timeline
@@ -85,19 +85,24 @@ def train(cfg: Config | str, workdir: epath.PathLike | None = None, *, fence: Fe
     processes.initialize()
     processes.check_joined()
     directory = processes.run_on_all_processes(lambda: run_path(workdir or f"runs/{cfg.name}"))
-    start = resolve(cfg, directory)
-    cfg = with_start(cfg, start)
-    if result := claim(cfg, directory):
+    require_same_command(cfg, directory)
+    cfg, start = resolve(cfg, directory)
+    refuse_another_run(cfg, directory)
+    if result := finished(directory):
         return Run(directory, cfg, result["step"], result)
     mesh = fitting_mesh(cfg)
     processes.require_shared(directory)
     dataset = open_or_prepare(cfg, directory, start)
     with jax.set_mesh(mesh), stop_signals() as stopped, processes.log_lost_processes():
-        loop = Loop(cfg, directory, start, dataset, mesh, timeline, fence)
+        cost, batches = step_cost(cfg, mesh), Batches(cfg, dataset, mesh)
+        stepper = Stepper(cfg, make_train_step(cfg, mesh), batches.train, timeline)
+        evaluator = Evaluator(cfg, dataset, batches)
+        records = Records(cfg, directory, cost, timeline, fence)
+        loop = Loop(cfg, directory, start, dataset, mesh, timeline, cost, stepper, evaluator, records)
         try:
             return loop.run(stopped)
         finally:
-            loop.stepper.release()
+            stepper.release()
 
 
 def fitting_mesh(cfg: Config) -> Mesh:
@@ -111,26 +116,22 @@ def fitting_mesh(cfg: Config) -> Mesh:
     return mesh
 
 
+@dataclass
 class Loop:
     """A run under way: its parts, and the loop that drives them."""
 
-    def __init__(
-        self,
-        cfg: Config,
-        workdir: epath.Path,
-        start: Start | None,
-        dataset: Dataset,
-        mesh: Mesh,
-        timeline: Timeline,
-        fence: Fence | None,
-    ):
-        self.cfg, self.workdir, self.start, self.dataset, self.mesh = cfg, workdir, start, dataset, mesh
-        self.first_process = jax.process_index() == 0
-        self.timeline, self.cost = timeline, step_cost(cfg, mesh)
-        batches = Batches(cfg, dataset, mesh)
-        self.stepper = Stepper(cfg, make_train_step(cfg, mesh), batches.train, timeline)
-        self.evaluator = Evaluator(cfg, dataset, batches)
-        self.records = Records(cfg, workdir, self.cost, timeline, fence)
+    cfg: Config
+    workdir: epath.Path
+    start: Start | None
+    dataset: Dataset
+    mesh: Mesh
+    timeline: Timeline
+    cost: StepCost
+    stepper: Stepper
+    evaluator: Evaluator
+    records: Records
+    saver: Saver = field(init=False)
+    progress: Progress = field(init=False)
 
     def run(self, stopped: threading.Event) -> Run:
         """Train until the last step, or until `stopped` is set; save, and write DONE.json at the end."""
@@ -141,12 +142,10 @@ class Loop:
             )
             with self.timeline.measure("restore" if self.saver.has_checkpoint() else "start"):
                 stepper.set_state(self._initial_state())
-            processes.run_on_all_processes(lambda: record_run(cfg, self.workdir) if self.first_process else None)
-            stack.enter_context(self.records)
-            processes.run_on_all_processes(lambda: self.records.open(stepper.step))
-            self.progress = stack.enter_context(
-                Progress(f"train {cfg.name}", cfg.run.steps, stepper.step, quiet=not self.first_process)
-            )
+            record_run(cfg, self.workdir)
+            stack.enter_context(self.records).open(stepper.step)
+            quiet = jax.process_index() != 0
+            self.progress = stack.enter_context(Progress(f"train {cfg.name}", cfg.run.steps, stepper.step, quiet=quiet))
             self._announce()
             profiler = stack.enter_context(
                 Profiler(self.workdir / "profile", cfg.run.profile_start, cfg.run.profile_steps)
@@ -215,13 +214,9 @@ class Loop:
     def _initial_state(self) -> TrainState:
         """Return the state of the newest checkpoint, or a fresh one; the same on every process."""
         step = self.saver.newest_step()
-
-        def make() -> TrainState:
-            if step is None:
-                return initial_state(self.cfg, self.start, self.dataset, self.mesh)
-            return self.saver.restore(step, self.mesh)
-
-        return processes.run_on_all_processes(make)
+        if step is None:
+            return initial_state(self.cfg, self.start, self.dataset, self.mesh)
+        return self.saver.restore(step, self.mesh)
 
     def _announce(self) -> None:
         if self.stepper.step:

@@ -105,12 +105,12 @@ class StepCost(NamedTuple):
 def step_cost(cfg: Config, mesh: Mesh) -> StepCost:
     """Return the cost of a training step of `cfg` on `mesh`."""
     size, length = cfg.data.batch_size, cfg.data.sequence_length
-    credited = flops.train(cfg.model, length, "model", predicted=predicted_share(cfg))
+    share = predicted_share(cfg)
     chip = hardware.peak_flops(mesh.devices.flat[0].device_kind)
     return StepCost(
         tokens=size * length,
         flops=size * flops.train(cfg.model, length, "model"),
-        credited_flops=size * credited,
+        credited_flops=size * flops.train(cfg.model, length, "model", predicted=share),
         peak_flops=chip * mesh.size if chip else None,
     )
 

@@ -22,8 +22,8 @@ def prepare(
     **settings: Any,
 ) -> Metadata:
     """Prepare a dataset as `data.prepare.prepare` does, also with the tokenizer of a checkpoint."""
-    if isinstance(tokenizer, str | os.PathLike) and (sidecar := _checkpoint_sidecar(name := os.fspath(tokenizer))):
-        tokenizer = _sidecar_tokenizer(name, sidecar)
+    if isinstance(tokenizer, str | os.PathLike) and (sidecar := _checkpoint_sidecar(os.fspath(tokenizer))):
+        tokenizer = tokenizers.from_dict(sidecar.tokenizer)
         if bos is None:
             bos = settings.get("format", "text") == "text" and begins_with_bos(sidecar)
     return data_prepare.prepare(*args, tokenizer=tokenizer, bos=bos, **settings)
@@ -35,8 +35,9 @@ def named_tokenizer(name: str) -> Tokenizer:
     Raises:
       UserError: there is no such tokenizer, or the checkpoint carries none.
     """
-    sidecar = _checkpoint_sidecar(name)
-    return tokenizers.load(name) if sidecar is None else _sidecar_tokenizer(name, sidecar)
+    if sidecar := _checkpoint_sidecar(name):
+        return tokenizers.from_dict(sidecar.tokenizer)
+    return tokenizers.load(name)
 
 
 def begins_with_bos(sidecar: Sidecar) -> bool:
@@ -49,15 +50,12 @@ def begins_with_bos(sidecar: Sidecar) -> bool:
 
 
 def _checkpoint_sidecar(name: str) -> Sidecar | None:
-    """Return the sidecar of the checkpoint in a directory; None for other names, and where a tokenizer's files are."""
+    """Return the sidecar of the checkpoint in a directory, with a tokenizer; None for the names of other tokenizers."""
     if not epath.Path(name).is_dir() or tokenizers.load_directory(name) is not None:
         return None
     from diffusionlm.checkpoint import store  # here, because it imports JAX
 
-    return store.load_sidecar(name)
-
-
-def _sidecar_tokenizer(name: str, sidecar: Sidecar) -> Tokenizer:
+    sidecar = store.load_sidecar(name)
     if sidecar.tokenizer is None:
         raise UserError(f"the checkpoint {name} carries no tokenizer; give a tokenizer file")
-    return tokenizers.from_dict(sidecar.tokenizer)
+    return sidecar

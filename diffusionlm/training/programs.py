@@ -14,7 +14,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from diffusionlm.config import Config, OptimConfig, RunConfig
 from diffusionlm.parallel.mesh import Params
 from diffusionlm.training.state import TrainState, abstract_state
-from diffusionlm.training.step import Batch, Metrics, eval_step, train_step
+from diffusionlm.training.step import Metrics, eval_step, train_step
+from diffusionlm.training.targets import Batch
 
 # Section -> fields that the compiled training step takes as data.
 _NUMBERS = {
@@ -31,7 +32,8 @@ def make_train_step(cfg: Config, mesh: Mesh) -> "TrainStep":
 
 def make_eval_step(cfg: Config) -> Callable[..., Metrics]:
     """Return the evaluation step, compiled on first use; it takes the arguments of `eval_step` after the first."""
-    return eval_program(structure(cfg))
+    shape = structure(cfg)
+    return eval_program(shape)
 
 
 def anneals(cfg: Config, batch_index: int) -> bool:
@@ -46,10 +48,14 @@ class TrainStep:
     """
 
     def __init__(self, cfg: Config, mesh: Mesh):
-        self._cfg, self._program = cfg, train_program(structure(cfg), mesh)
-        full = replace(cfg, diffusion=replace(cfg.diffusion, anneal_steps=0))
-        self._full_program = train_program(structure(full), mesh)
-        self._numbers, self._replicated = _numbers(cfg), NamedSharding(mesh, PartitionSpec())
+        self._cfg, self._numbers, self._replicated = cfg, _numbers(cfg), NamedSharding(mesh, PartitionSpec())
+
+        def program(cfg: Config) -> jax.stages.Wrapped:
+            shape = structure(cfg)
+            return train_program(shape, mesh)
+
+        self._program = program(cfg)
+        self._full_program = program(replace(cfg, diffusion=replace(cfg.diffusion, anneal_steps=0)))
         self._on_devices: Numbers | None = None
 
     def __call__(self, state: TrainState, batch: Batch, batch_index: np.int32) -> tuple[TrainState, Metrics]:

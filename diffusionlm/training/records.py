@@ -10,7 +10,7 @@ from etils import epath
 
 from diffusionlm.config import Config
 from diffusionlm.errors import UserError
-from diffusionlm.parallel import processes
+from diffusionlm.parallel.processes import on_all_processes
 from diffusionlm.storage import write_atomically
 from diffusionlm.training.metrics import MetricsWriter, StepCost, StepLog
 from diffusionlm.training.run_directory import Fence, Unfenced
@@ -31,6 +31,7 @@ class Records:
         self._stack = ExitStack()
         self.unwritten: OSError | None = None  # why something could not be written
 
+    @on_all_processes
     def open(self, step: int) -> None:
         """Open the files to continue behind `step`; lines of later steps are dropped from metrics.jsonl."""
         try:
@@ -66,38 +67,41 @@ class Records:
         with self._writing():
             self._timeline.reach(step)
 
+    @on_all_processes
     def cut_back(self, step: int) -> None:
         """Drop the metrics of steps after `step`."""
-        processes.run_on_all_processes(lambda: self.log.cut_back(step))
+        self.log.cut_back(step)
 
+    @on_all_processes
     def require_written(self) -> None:
         """Raise `UserError` on every process if a line could not be written: no checkpoint may stand behind the gap."""
-        processes.run_on_all_processes(self._require_written)
+        if self.unwritten:
+            raise UserError(
+                f"cannot write the metrics or the timeline in {self._workdir}: {self.unwritten}; when that is mended, "
+                "the same command resumes from the newest checkpoint"
+            ) from self.unwritten
 
     def before_checkpoint(self) -> None:
         """Put everything that was recorded on disk, and raise unless it is there and the run is still this worker's."""
         with self._writing():
             self.log.flush()
         self.require_written()
-        processes.run_on_all_processes(self._fence.confirm)
+        self._confirm()
 
     def finish(self, result: dict[str, Any]) -> None:
         """Write DONE.json, which ends the run."""
+        self.require_written()
+        self._write_done(json.dumps(result, indent=2, allow_nan=False) + "\n")
 
-        def write() -> None:
-            self._require_written()
-            if self._first:
-                self._fence.confirm()
-                write_atomically(self._workdir / "DONE.json", json.dumps(result, indent=2, allow_nan=False) + "\n")
+    @on_all_processes
+    def _write_done(self, text: str) -> None:
+        if self._first:
+            self._fence.confirm()
+            write_atomically(self._workdir / "DONE.json", text)
 
-        processes.run_on_all_processes(write)
-
-    def _require_written(self) -> None:
-        if self.unwritten:
-            raise UserError(
-                f"cannot write the metrics or the timeline in {self._workdir}: {self.unwritten}; when that is mended, "
-                "the same command resumes from the newest checkpoint"
-            ) from self.unwritten
+    @on_all_processes
+    def _confirm(self) -> None:
+        self._fence.confirm()
 
     @contextmanager
     def _writing(self) -> Iterator[None]:

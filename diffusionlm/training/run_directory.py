@@ -19,6 +19,7 @@ from diffusionlm import config_io
 from diffusionlm.config import Config
 from diffusionlm.errors import UserError
 from diffusionlm.parallel import processes
+from diffusionlm.parallel.processes import on_all_processes
 from diffusionlm.storage import write_atomically
 from diffusionlm.version import __version__
 
@@ -45,18 +46,6 @@ class Unfenced:
         """Allow every checkpoint."""
 
 
-def claim(cfg: Config, workdir: epath.Path) -> dict[str, Any] | None:
-    """Check that `workdir` is free or holds this run; return the content of its DONE.json if the run is finished.
-
-    Raises:
-      UserError: processes were given different settings, the directory holds another run, or a file is damaged; on all
-        processes if on one.
-    """
-    require_same_command(cfg, workdir)
-    processes.run_on_all_processes(lambda: refuse_another_run(cfg, workdir))
-    return finished(workdir)
-
-
 def recorded_config(workdir: epath.Path) -> Config | None:
     """Return the configuration of the run in `workdir`; None if there is none, or it cannot be read."""
     try:
@@ -65,6 +54,7 @@ def recorded_config(workdir: epath.Path) -> Config | None:
         return None
 
 
+@on_all_processes
 def refuse_another_run(cfg: Config, workdir: epath.Path) -> None:
     """Raise `UserError` unless the directory is free, or the run in it has the same scientific settings."""
     path = workdir / "config.json"
@@ -112,18 +102,22 @@ def finished(workdir: epath.Path) -> dict[str, Any] | None:
     """Return the content of DONE.json as process 0 sees it; None where there is none."""
     done = workdir / "DONE.json"
 
+    @on_all_processes
     def read() -> str:
         return done.read_text() if jax.process_index() == 0 and done.exists() else ""
 
-    text = processes.gather(processes.run_on_all_processes(read))[0]
+    text = processes.gather(read())[0]
     try:
         return json.loads(text) if text else None
     except ValueError as error:
         raise UserError(f"{done} is damaged ({error}); delete it, and the same command ends the run again") from error
 
 
+@on_all_processes
 def record_run(cfg: Config, workdir: epath.Path) -> None:
-    """Write config.json and environment.json."""
+    """Write config.json and environment.json, on the first process."""
+    if jax.process_index():
+        return
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         write_atomically(workdir / "config.json", config_io.to_json(cfg))

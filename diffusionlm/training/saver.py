@@ -33,17 +33,19 @@ class Saver:
     def newest_step(self) -> int | None:
         """Return the step of the newest checkpoint, which every process must see; None where there is none."""
 
+        @processes.on_all_processes
         def newest() -> int | None:
             self._checkpoints.wait()
             return self._checkpoints.latest_step()
 
-        step = processes.run_on_all_processes(newest)
+        step = newest()
         processes.require_equal(
             {"newest checkpoint": step},
             f"what it sees of {self._workdir} lags behind or is another directory; start again",
         )
         return step
 
+    @processes.on_all_processes
     def restore(self, step: int, mesh: Mesh) -> TrainState:
         """Return the state that was saved at `step`, laid out on `mesh`.
 

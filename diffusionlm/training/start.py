@@ -45,7 +45,12 @@ class Start:
     """
 
     path: epath.Path  # one step, or a params-only model
-    recorded_identity: str = ""  # by the run that has begun
+    recorded_identity: str = ""  # as the run that has begun, or the first process, knows it
+
+    @property
+    def identity(self) -> str:
+        """EXPERIMENT@STEP and a hash of the parameters and what they mean; copies of a checkpoint share it."""
+        return self.recorded_identity or self.current_identity
 
     def is_named_by(self, path: epath.PathLike) -> bool:
         """Return True if `path` is this checkpoint, or the directory whose step it is."""
@@ -59,8 +64,8 @@ class Start:
             return store.load_sidecar(self.path)
 
     @functools.cached_property
-    def identity(self) -> str:
-        """EXPERIMENT@STEP and a hash of the parameters and what they mean; copies of a checkpoint share it.
+    def current_identity(self) -> str:
+        """The identity of what is in the files.
 
         Raises:
           UserError: the checkpoint does not say what it is.
@@ -70,35 +75,38 @@ class Start:
             return _identity(self.path, sidecar)
 
 
-def resolve(cfg: Config, workdir: epath.Path) -> Start | None:
-    """Find the checkpoint that `run.init_from` means, and check that the run can start from it; None for fresh weights.
+def resolve(cfg: Config, workdir: epath.Path) -> tuple[Config, Start | None]:
+    """Find the checkpoint that `run.init_from` means, and check that the run can start from it.
 
-    A directory's newest step may be another by the time that the parameters are read, so process 0 looks it up once.
-    Every process calls this.
+    A directory's newest step may be another by the time that the parameters are read, so the first process looks it up
+    once. Every process calls this, with the same `cfg`.
+
+    Returns:
+      `cfg` with the path of the checkpoint, and its identity, which is part of the fingerprint; and the checkpoint, or
+      None for fresh weights.
 
     Raises:
       UserError: there is no checkpoint, another than `run.init_id` says, or one that the run cannot start from.
     """
-    processes.require_equal({"run.init_from": cfg.run.init_from}, "start every process with the same command")
     if not cfg.run.init_from:
         if cfg.model.lora_rank:
             raise UserError(
                 f"model.lora_rank={cfg.model.lora_rank} trains adapters of a model that is frozen; name it with "
                 "--run.init_from CHECKPOINT, or set lora_rank=0"
             )
-        return None
-    path = processes.gather(processes.run_on_all_processes(lambda: str(_find(cfg, workdir))))[0]
-    return processes.run_on_all_processes(lambda: _checked(cfg, workdir, epath.Path(path)))
+        return cfg, None
+    start, identity = _look_up(cfg, workdir)
+    path, identity = json.loads(processes.gather(json.dumps([str(start.path) if start else "", identity]))[0])
+    if cfg.run.init_id not in ("", identity):
+        raise UserError(
+            f"run.init_from={path} is {identity}, not run.init_id={cfg.run.init_id}; leave init_id out, or name that "
+            "checkpoint"
+        )
+    run = dataclasses.replace(cfg.run, init_from=path, init_id=identity)
+    return dataclasses.replace(cfg, run=run), start or Start(epath.Path(path), identity)
 
 
-def with_start(cfg: Config, start: Start | None) -> Config:
-    """Return `cfg` with the path of its start, and the identity, which is part of its fingerprint."""
-    if start is None:
-        return cfg
-    identity = start.recorded_identity or start.identity
-    return dataclasses.replace(cfg, run=dataclasses.replace(cfg.run, init_from=str(start.path), init_id=identity))
-
-
+@processes.on_all_processes
 def initial_state(cfg: Config, start: Start | None, dataset: Dataset, mesh: Mesh) -> TrainState:
     """Return the state of a run that has taken no step yet.
 
@@ -111,10 +119,10 @@ def initial_state(cfg: Config, start: Start | None, dataset: Dataset, mesh: Mesh
             raise UserError(f"run.init_id={cfg.run.init_id} needs run.init_from, where that checkpoint is")
         _warn_of_random_weights(cfg)
         return state
-    if start.identity != cfg.run.init_id:
+    if start.current_identity != cfg.run.init_id:
         raise UserError(
-            f"run.init_from={start.path} is {start.identity} now, and this run was started with {cfg.run.init_id}; "
-            "bring that back, or start anew in another --workdir"
+            f"run.init_from={start.path} is {start.current_identity} now, and this run was started with "
+            f"{cfg.run.init_id}; bring that back, or start anew in another --workdir"
         )
     require_same_model(cfg, start)
     _require_tokenizer(start, dataset)
@@ -148,28 +156,23 @@ def _warn_of_random_weights(cfg: Config) -> None:
         log.warning("adapting random weights: give an autoregressive model with --run.init_from CHECKPOINT")
 
 
-def _find(cfg: Config, workdir: epath.Path) -> epath.Path:
-    """Return the step that `run.init_from` names: that of the run in `workdir` if it began with the same directory."""
-    if (recorded := recorded_config(workdir)) and recorded.run.init_id and recorded.run.init_from:
-        begun_from = Start(epath.Path(recorded.run.init_from))
-        if begun_from.is_named_by(cfg.run.init_from):
-            return begun_from.path
-    with _about_init_from():
-        return store.find(cfg.run.init_from)
+@processes.on_all_processes
+def _look_up(cfg: Config, workdir: epath.Path) -> tuple[Start | None, str]:
+    """Return the checkpoint that `run.init_from` names, and its identity, on the first process; nothing on the others.
 
-
-def _checked(cfg: Config, workdir: epath.Path, path: epath.Path) -> Start:
+    If the run in `workdir` began with the same directory, it is the step of then.
+    """
+    if jax.process_index():
+        return None, ""
     recorded = recorded_config(workdir)
-    start = Start(path, recorded.run.init_id if recorded and recorded.run.init_from == str(path) else "")
-    if not start.recorded_identity:
-        require_same_model(cfg, start)
-    identity = start.recorded_identity or start.identity
-    if cfg.run.init_id not in ("", identity):
-        raise UserError(
-            f"run.init_from={path} is {identity}, not run.init_id={cfg.run.init_id}; leave init_id out, or name that "
-            "checkpoint"
-        )
-    return start
+    if recorded and recorded.run.init_id and recorded.run.init_from:
+        start = Start(epath.Path(recorded.run.init_from), recorded.run.init_id)
+        if start.is_named_by(cfg.run.init_from):
+            return start, start.identity
+    with _about_init_from():
+        start = Start(store.find(cfg.run.init_from))
+    require_same_model(cfg, start)
+    return start, start.identity
 
 
 def _identity(path: epath.Path, sidecar: Sidecar) -> str:

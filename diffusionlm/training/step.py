@@ -1,33 +1,24 @@
 """One training step and one evaluation step, as pure functions; `programs` compiles them."""
 
 import functools
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from diffusionlm.config import ANSWER, Config, DiffusionConfig
-from diffusionlm.diffusion.corruption import corrupt, corrupt_held_out, pad_to_longest
+from diffusionlm.config import Config
 from diffusionlm.diffusion.cross_entropy import weighted_cross_entropy
-from diffusionlm.diffusion.noise import annealing_key, noise_key
-from diffusionlm.diffusion.objectives import (
-    Targets,
-    arm_answer_targets,
-    arm_targets,
-    has_predecessor,
-    mdm_targets,
-    predicted_share,
-)
+from diffusionlm.diffusion.noise import annealing_key
+from diffusionlm.diffusion.objectives import Targets, predicted_share
 from diffusionlm.model import lora
 from diffusionlm.model.attention import annealed_mask
 from diffusionlm.model.spec import suppression_mask
 from diffusionlm.model.transformer import Transformer
-from diffusionlm.parallel.mesh import Params, constrain, rows_per_device
+from diffusionlm.parallel.mesh import Params, PyTree, constrain, rows_per_device
 from diffusionlm.training import bad_batches, optimizer
 from diffusionlm.training.state import TrainState
+from diffusionlm.training.targets import Batch, held_out_targets, targets
 
-Batch = dict[str, jax.Array]  # "tokens" and "segment_ids", int32 (B, L) with L = sequence_length + 1
 Metrics = dict[str, jax.Array]  # float32 scalars
 
 
@@ -39,11 +30,14 @@ def train_step(cfg: Config, state: TrainState, batch: Batch, batch_index: jax.Ar
     also does nothing when its batch is not the one that the state expects, the steps already dispatched behind it
     change nothing either, and the state that is then saved is the one before the failure.
     """
+    allowed_TxT = annealed_attention(cfg, batch_index)
+    optimize = optimizer.build(cfg.optim, cfg.run.steps)
+    learning_rate = optimizer.learning_rate(cfg.optim, cfg.run.steps)(state.step)
     full = targets(cfg, batch, batch_index)
-    (loss, unweighted), grads = loss_and_grads(cfg, state.params, full, annealed_attention(cfg, batch_index))
+    (loss, unweighted), grads = loss_and_grads(cfg, state.params, full, allowed_TxT)
     grad_norm = optax.tree.norm(grads)
     trained, frozen = lora.split(cfg.model, state.params)
-    updates, opt_state = optimizer.build(cfg.optim, cfg.run.steps).update(grads, state.opt_state, trained)
+    updates, opt_state = optimize.update(grads, state.opt_state, trained)
     updates = jax.tree.map(lambda u: u * state.guard.lr_factor.astype(u.dtype), updates)  # linear in the learning rate
     params = lora.join(optax.apply_updates(trained, updates), frozen)
     guard = bad_batches.after_step(state.guard, grad_norm)
@@ -58,7 +52,6 @@ def train_step(cfg: Config, state: TrainState, batch: Batch, batch_index: jax.Ar
         next_index=state_out.next_index + skipped.astype(jnp.int32),
         guard=state_out.guard.replace(skips=state_out.guard.skips + skipped.astype(jnp.int32)),
     )
-    learning_rate = jnp.float32(optimizer.learning_rate(cfg.optim, cfg.run.steps)(state.step))
     metrics = {
         "loss": loss,
         "cross_entropy": unweighted / jnp.maximum(full.counted_BxT.sum(), 1.0),
@@ -68,34 +61,6 @@ def train_step(cfg: Config, state: TrainState, batch: Batch, batch_index: jax.Ar
         "skipped": skipped.astype(jnp.float32),
     }
     return state_out, metrics
-
-
-def targets(cfg: Config, batch: Batch, batch_index: jax.Array) -> Targets:
-    """Return the noisy inputs, labels and weights of one global batch; the weights are normalised over all of it."""
-    tokens_BxL, segments_BxL = batch["tokens"], batch["segment_ids"]
-    segmented, examples = cfg.data.packing == "segments", cfg.data.packing == "examples"
-    if examples and cfg.objective == "arm":
-        return arm_answer_targets(cfg.diffusion, tokens_BxL, segments_BxL)
-    if not segmented and not examples:
-        segments_BxL = (segments_BxL != 0).astype(jnp.int32)  # one segment: documents attend to each other
-    if cfg.objective == "arm":
-        return arm_targets(tokens_BxL, segments_BxL, segmented=segmented)
-    tokens_BxT, segments_BxT = tokens_BxL[:, :-1], segments_BxL[:, :-1]
-    key = noise_key(cfg.run.seed, batch_index)
-    with jax.named_scope("corruption"):
-        maskable_BxT = ~_is_suppressed(cfg, tokens_BxT)
-        if examples:
-            segments_BxT, answer_BxT = pad_to_longest(segments_BxT, cfg.data.pad_group)
-            maskable_BxT &= answer_BxT
-        if cfg.diffusion.alignment == "shifted":
-            maskable_BxT &= has_predecessor(segments_BxT)
-        corrupted = corrupt(cfg.diffusion, cfg.mask_id, tokens_BxT, segments_BxT, maskable_BxT, key)
-    return mdm_targets(cfg.diffusion, tokens_BxT, corrupted)
-
-
-def _is_suppressed(cfg: Config, tokens_BxT: jax.Array) -> jax.Array:
-    """Return True where the text holds an id that is never predicted: a mask id that is also an ordinary word."""
-    return jnp.isin(tokens_BxT, jnp.asarray(cfg.suppressed_ids, jnp.int32))
 
 
 def annealed_attention(cfg: Config, batch_index: jax.Array) -> jax.Array | None:
@@ -118,23 +83,25 @@ def loss_and_grads(
     Weights are normalised over the whole batch beforehand, so the sum over parts does not depend on their number. The
     gradients are those of the parameters that are trained (`lora.split`).
     """
+    A = cfg.run.microbatches
+    parts = split_batch(cfg, full) if A > 1 else full
     cuts = cfg.objective == "mdm" and cfg.diffusion.random_length > 0
     segmented, share = cfg.data.packing != "chunk" or cuts, predicted_share(cfg)
-    trained, frozen = lora.split(cfg.model, params)
 
-    @functools.partial(jax.value_and_grad, has_aux=True)
-    def grad(trained: Params, part: Targets) -> tuple[jax.Array, jax.Array]:
+    def loss(trained: Params, frozen: Params, part: Targets) -> tuple[jax.Array, jax.Array]:
         params = lora.join(trained, frozen)
         return weighted_loss(cfg, params, part, segmented=segmented, share=share, allowed_TxT=allowed_TxT)
 
-    if cfg.run.microbatches == 1:
-        return grad(trained, full)
+    trained, frozen = lora.split(cfg.model, params)
+    grad = jax.value_and_grad(loss, has_aux=True)
+    if A == 1:
+        return grad(trained, frozen, parts)
 
-    def add(total: tuple, part: Targets) -> tuple[tuple, None]:
-        return jax.tree.map(jnp.add, total, grad(trained, part)), None
+    def add(total: PyTree, part: Targets) -> tuple[PyTree, None]:
+        return jax.tree.map(jnp.add, total, grad(trained, frozen, part)), None
 
     zeros = jax.tree.map(jnp.zeros_like, ((jnp.float32(0), jnp.float32(0)), trained))
-    return jax.lax.scan(add, zeros, split_batch(cfg, full))[0]
+    return jax.lax.scan(add, zeros, parts)[0]
 
 
 def weighted_loss(
@@ -200,46 +167,10 @@ def eval_step(
     k * B + B - 1, and the noise of a record is fixed by (record, draw), so B and the mesh change the result by no more
     than rounding.
     """
-    score = _held_out_arm if cfg.objective == "arm" else _held_out_mdm
-    full, scored_BxT, labels_BxT = score(cfg, batch, batch_index, draw)
+    full, scored_BxT, labels_BxT = held_out_targets(cfg, batch, batch_index, draw)
     tokens = scored_BxT.sum()
     share = 1.0 if cfg.objective == "arm" else 0.5
     loss = functools.partial(weighted_loss, cfg, params, segmented=True, share=share)
     mean = jax.lax.map(lambda part: loss(part)[0], split_batch(cfg, full)).sum()
     scored_bytes = jnp.where(scored_BxT > 0, token_bytes_V[labels_BxT], 0).sum()
     return {"nats": mean * tokens, "tokens": tokens, "bytes": scored_bytes}
-
-
-class HeldOut(NamedTuple):
-    """The targets of a held-out batch, and what counts of it."""
-
-    targets: Targets
-    scored_BxT: jax.Array  # float32, 1 where a label is scored
-    labels_BxT: jax.Array  # int32
-
-
-def _held_out_arm(cfg: Config, batch: Batch, batch_index: jax.Array, draw: jax.Array) -> HeldOut:
-    tokens_BxL, segments_BxL = batch["tokens"], batch["segment_ids"]
-    if cfg.data.packing == "examples":
-        full = arm_answer_targets(DiffusionConfig(), tokens_BxL, segments_BxL)
-    else:
-        segmented = cfg.data.packing == "segments"
-        segments_BxT = segments_BxL[:, :-1] if segmented else (segments_BxL[:, :-1] != 0).astype(jnp.int32)
-        # The network sees T positions, as in training, so that the same kernel will do; the last predicts nothing.
-        full = arm_targets(tokens_BxL, jnp.pad(segments_BxT, ((0, 0), (0, 1))), segmented=segmented)
-    return HeldOut(full, full.counted_BxT, full.labels_BxT)
-
-
-def _held_out_mdm(cfg: Config, batch: Batch, batch_index: jax.Array, draw: jax.Array) -> HeldOut:
-    tokens_BxT, parts_BxT = batch["tokens"][:, :-1], batch["segment_ids"][:, :-1]
-    segments_BxT = parts_BxT if cfg.data.packing == "segments" else (parts_BxT != 0).astype(jnp.int32)
-    maskable_BxT = ~_is_suppressed(cfg, tokens_BxT)
-    if cfg.data.packing == "examples":
-        maskable_BxT &= parts_BxT == ANSWER
-    if cfg.data.packing != "examples" or cfg.diffusion.alignment == "shifted":
-        maskable_BxT &= has_predecessor(segments_BxT)
-    record_B = batch_index * len(tokens_BxT) + jnp.arange(len(tokens_BxT))
-    corrupted = corrupt_held_out(cfg.mask_id, tokens_BxT, segments_BxT, maskable_BxT, record_B, draw)
-    bound = DiffusionConfig(normalization="tokens", alignment=cfg.diffusion.alignment)
-    full = mdm_targets(bound, tokens_BxT, corrupted)
-    return HeldOut(full, corrupted.scored_BxT.astype(jnp.float32), tokens_BxT)

@@ -11,7 +11,8 @@ import numpy as np
 from diffusionlm.config import Config
 from diffusionlm.training.programs import anneals
 from diffusionlm.training.state import TrainState
-from diffusionlm.training.step import Batch, Metrics
+from diffusionlm.training.step import Metrics
+from diffusionlm.training.targets import Batch
 from diffusionlm.training.timeline import Timeline
 
 

@@ -22,7 +22,7 @@ from diffusionlm.parallel.mesh import unbox
 from diffusionlm.presets import arm_twin
 from diffusionlm.pretrained.model import load
 from diffusionlm.training import loop as trainer
-from diffusionlm.training.start import resolve, with_start
+from diffusionlm.training.start import resolve
 
 VOCAB = 300
 
@@ -188,7 +188,7 @@ def test_a_shifted_model_goes_on_shifted(run, source, tmp_path):
 def test_adapters_are_no_other_start(start, source):
     """A run's identity is the base it started from and its own rank."""
     plain, adapters = (
-        with_start(cfg, resolve(cfg, checkpoint.absolute("nowhere")))
+        resolve(cfg, checkpoint.absolute("nowhere"))[0]
         for cfg in (adapting(start[0], source, model={"lora_rank": rank}) for rank in (0, 2))
     )
     assert plain.run.init_id == adapters.run.init_id

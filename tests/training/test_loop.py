@@ -526,16 +526,16 @@ def test_a_line_that_cannot_be_written_ends_all_hosts_before_the_next_checkpoint
 ):
     workdir = continued(uninterrupted, tmp_path, 10)
     fail, found = failing(attempts, OSError("the disk is full"), when)
-    refused, require = [], records.Records._require_written
+    refused = []
 
-    def require_written(self):
-        if self.unwritten:
+    class Refusal(UserError):
+        def __init__(self, message):
+            super().__init__(message)
             refused.append(attempts.tried > 0)
-        require(self)
 
     with monkeypatch.context() as patch:
         patch.setattr(owner, name, fail(getattr(owner, name)))
-        patch.setattr(records.Records, "_require_written", require_written)
+        patch.setattr(records, "UserError", Refusal)
         said = refusal(uninterrupted[0].config, workdir)
     assert "the disk is full" in said and "same command" in said and str(workdir) in said
     assert found and refused == [True]

@@ -25,7 +25,7 @@ from diffusionlm.pretrained.model import load
 from diffusionlm.registry import experiment
 from diffusionlm.training import loop as trainer
 from diffusionlm.training import metrics
-from diffusionlm.training.start import Start, initial_state, resolve, with_start
+from diffusionlm.training.start import Start, initial_state, resolve
 from diffusionlm.training.state import abstract_state
 from diffusionlm.training.stepper import Stepper
 
@@ -126,8 +126,7 @@ def test_a_run_starts_from_the_weights_in_float32(run, start):
 
 def test_parameters_lie_on_the_mesh_of_the_run(dataset, start):
     cfg = tuned(dataset, run={"init_from": str(start[0])})
-    resolved = resolve(cfg, Path("nowhere"))
-    cfg = with_start(cfg, resolved)
+    cfg, resolved = resolve(cfg, Path("nowhere"))
     mesh = make_mesh(config.MeshConfig(2, 2, 2))
     opened = pipeline.open_dataset(dataset)
     with jax.set_mesh(mesh):
@@ -143,7 +142,7 @@ def test_the_start_is_part_of_the_science_wherever_it_lies(run, dataset, start, 
     assert config_io.fingerprint(run[0].config) != config_io.fingerprint(tuned(dataset))
     shutil.copytree(start[0], tmp_path / "moved")
     moved = tuned(dataset, run={"init_from": str(tmp_path / "moved")})
-    moved = with_start(moved, resolve(moved, tmp_path))
+    moved, _ = resolve(moved, tmp_path)
     assert config_io.fingerprint(moved) == config_io.fingerprint(run[0].config)
     assert checkpoint.load_sidecar(run[0].workdir).source["init_id"] == found
     assert json.loads((run[0].workdir / "config.json").read_text())["run"]["init_id"] == found

@@ -1,0 +1,83 @@
+"""The inputs, labels and weights of a global batch: noisy ones to train on, and fixed ones to evaluate on."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from diffusionlm.config import ANSWER, Config, DiffusionConfig
+from diffusionlm.diffusion.corruption import corrupt, corrupt_held_out, pad_to_longest
+from diffusionlm.diffusion.noise import noise_key
+from diffusionlm.diffusion.objectives import Targets, arm_answer_targets, arm_targets, has_predecessor, mdm_targets
+
+Batch = dict[str, jax.Array]  # "tokens" and "segment_ids", int32 (B, L) with L = sequence_length + 1
+
+
+def targets(cfg: Config, batch: Batch, batch_index: jax.Array) -> Targets:
+    """Return the noisy inputs, labels and weights of one global batch; the weights are normalised over all of it."""
+    tokens_BxL, segments_BxL = batch["tokens"], batch["segment_ids"]
+    segmented, examples = cfg.data.packing == "segments", cfg.data.packing == "examples"
+    if examples and cfg.objective == "arm":
+        return arm_answer_targets(cfg.diffusion, tokens_BxL, segments_BxL)
+    if not segmented and not examples:
+        segments_BxL = (segments_BxL != 0).astype(jnp.int32)  # one segment: documents attend to each other
+    if cfg.objective == "arm":
+        return arm_targets(tokens_BxL, segments_BxL, segmented=segmented)
+    tokens_BxT, segments_BxT = tokens_BxL[:, :-1], segments_BxL[:, :-1]
+    key = noise_key(cfg.run.seed, batch_index)
+    with jax.named_scope("corruption"):
+        maskable_BxT = ~_is_suppressed(cfg, tokens_BxT)
+        if examples:
+            segments_BxT, answer_BxT = pad_to_longest(segments_BxT, cfg.data.pad_group)
+            maskable_BxT &= answer_BxT
+        if cfg.diffusion.alignment == "shifted":
+            maskable_BxT &= has_predecessor(segments_BxT)
+        corrupted = corrupt(cfg.diffusion, cfg.mask_id, tokens_BxT, segments_BxT, maskable_BxT, key)
+    return mdm_targets(cfg.diffusion, tokens_BxT, corrupted)
+
+
+def _is_suppressed(cfg: Config, tokens_BxT: jax.Array) -> jax.Array:
+    """Return True where the text holds an id that is never predicted: a mask id that is also an ordinary word."""
+    return jnp.isin(tokens_BxT, jnp.asarray(cfg.suppressed_ids, jnp.int32))
+
+
+class HeldOut(NamedTuple):
+    """The targets of a held-out batch, and the tokens that count."""
+
+    targets: Targets
+    scored_BxT: jax.Array  # float32, 1 where a label is scored
+    labels_BxT: jax.Array  # int32
+
+
+def held_out_targets(cfg: Config, batch: Batch, batch_index: jax.Array, draw: jax.Array) -> HeldOut:
+    """Return what is scored of held-out batch `batch_index` (see `step.eval_step`), with the noise of `draw`."""
+    if cfg.objective == "arm":
+        return _held_out_arm(cfg, batch)
+    return _held_out_mdm(cfg, batch, batch_index, draw)
+
+
+def _held_out_arm(cfg: Config, batch: Batch) -> HeldOut:
+    tokens_BxL, segments_BxL = batch["tokens"], batch["segment_ids"]
+    if cfg.data.packing == "examples":
+        full = arm_answer_targets(DiffusionConfig(), tokens_BxL, segments_BxL)
+    else:
+        segmented = cfg.data.packing == "segments"
+        segments_BxT = segments_BxL[:, :-1] if segmented else (segments_BxL[:, :-1] != 0).astype(jnp.int32)
+        # The network sees T positions, as in training, so that the same kernel will do; the last predicts nothing.
+        full = arm_targets(tokens_BxL, jnp.pad(segments_BxT, ((0, 0), (0, 1))), segmented=segmented)
+    return HeldOut(full, full.counted_BxT, full.labels_BxT)
+
+
+def _held_out_mdm(cfg: Config, batch: Batch, batch_index: jax.Array, draw: jax.Array) -> HeldOut:
+    tokens_BxT, parts_BxT = batch["tokens"][:, :-1], batch["segment_ids"][:, :-1]
+    segments_BxT = parts_BxT if cfg.data.packing == "segments" else (parts_BxT != 0).astype(jnp.int32)
+    maskable_BxT = ~_is_suppressed(cfg, tokens_BxT)
+    if cfg.data.packing == "examples":
+        maskable_BxT &= parts_BxT == ANSWER
+    if cfg.data.packing != "examples" or cfg.diffusion.alignment == "shifted":
+        maskable_BxT &= has_predecessor(segments_BxT)
+    record_B = batch_index * len(tokens_BxT) + jnp.arange(len(tokens_BxT))
+    corrupted = corrupt_held_out(cfg.mask_id, tokens_BxT, segments_BxT, maskable_BxT, record_B, draw)
+    bound = DiffusionConfig(normalization="tokens", alignment=cfg.diffusion.alignment)
+    full = mdm_targets(bound, tokens_BxT, corrupted)
+    return HeldOut(full, corrupted.scored_BxT.astype(jnp.float32), tokens_BxT)
