@@ -266,10 +266,10 @@ def refused(dataset, workdir):
     other = make_dataset(here, seed=jax.process_index())
     cfg = short(dataset)
 
-    def broken(cfg, path):
-        return {}["a bug"] if second else opened(cfg, path)
+    def broken(path):
+        return {}["a bug"] if second else opened(path)
 
-    opened = datasets._open
+    opened = datasets.open_dataset
     trials = {
         "missing": (short(here / "none" if second else dataset), workdir),
         "another": (short(other), workdir),
@@ -282,7 +282,7 @@ def refused(dataset, workdir):
     if not second:
         bad.write_bytes(b"\xff\xfe\xfd")
     for name, arguments in trials.items():
-        datasets._open = broken if name == "bug" else opened
+        datasets.open_dataset = broken if name == "bug" else opened
         try:
             trainer.train(*arguments)
         except Exception as error:
