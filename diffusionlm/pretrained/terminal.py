@@ -1,4 +1,4 @@
-"""A denoising, shown in the terminal: masks as dim blocks that turn into text."""
+"""A denoising played in the terminal: masks are dim blocks that turn into text."""
 
 import time
 
@@ -14,46 +14,46 @@ from diffusionlm.sampling.state import Trace
 
 BLOCK = "░"
 STILLS = 4  # frames that are printed where nothing can move
-UNREADABLE = "\ufffd"  # what a tokenizer gives for a part of a character
+UNREADABLE = "\ufffd"  # the text that a tokenizer gives for a part of a character
 LONGEST = 8  # tokens that are tried together for a whole character
 
 
 def show(
     trace: Trace, tokenizer: Tokenizer, *, prompt: str = "", seconds: float = 5.0, console: Console | None = None
 ) -> None:
-    """Plays the trace of one row; prints a few stills instead where the output is no terminal.
+    """Play the trace of one row, or print a few stills where the output is no terminal.
 
     Args:
       trace: tokens and masked, arrays (frames, length), as in `Completion.trace`.
-      tokenizer: of the model.
+      tokenizer: the model's tokenizer.
       prompt: shown before the new text.
       seconds: how long the animation takes.
-      console: where to; None: stdout.
+      console: the output; None: stdout.
     """
     console = console or Console()
     last = len(trace.tokens) - 1
-    coming = to_come(trace)
+    tokens = tokens_to_come(trace)
     if not console.is_terminal:
         for i in sorted({round(last * still / STILLS) for still in range(STILLS + 1)}):
             console.print(f"step {i}/{last}", style="bold", highlight=False)
-            console.print(frame(trace, i, token_texts(coming[i], tokenizer), prompt), soft_wrap=True)
+            console.print(frame(trace, i, token_texts(tokens[i], tokenizer), prompt), soft_wrap=True)
         return
     with Live(console=console, auto_refresh=False) as live:
         for i in range(last + 1):
-            left = int(trace.masked[i].sum())
-            bar = ProgressBar(total=trace.masked[i].size, completed=trace.masked[i].size - left, width=40)
-            text = frame(trace, i, token_texts(coming[i], tokenizer), prompt)
-            live.update(Group(text, bar, Text(f"step {i}/{last}, {left} masked")), refresh=True)
+            masked = int(trace.masked[i].sum())
+            bar = ProgressBar(total=trace.masked[i].size, completed=trace.masked[i].size - masked, width=40)
+            text = frame(trace, i, token_texts(tokens[i], tokenizer), prompt)
+            live.update(Group(text, bar, Text(f"step {i}/{last}, {masked} masked")), refresh=True)
             time.sleep(seconds / (last + 1))
 
 
 def frame(trace: Trace, index: int, pieces: list[str], prompt: str = "") -> Text:
-    """One state as styled text; a mask is as wide as the text it will become, so that lines stay where they are.
+    """Return one state as styled text; a mask is as wide as the text it will become, so that no line moves.
 
     Args:
       trace: tokens and masked, arrays (frames, length).
-      index: which frame.
-      pieces: the text of each token of this frame, from `token_texts`; where there is a mask, of the token to come.
+      index: the frame.
+      pieces: the text of each token of this frame, from `token_texts`; for a mask, the text of the token to come.
       prompt: shown before the new text.
     """
     masked_N = trace.masked[index]
@@ -68,8 +68,8 @@ def frame(trace: Trace, index: int, pieces: list[str], prompt: str = "") -> Text
     return text
 
 
-def to_come(trace: Trace) -> np.ndarray:
-    """The token at each position of each frame; where there is a mask, the next one to be there. (frames, length)."""
+def tokens_to_come(trace: Trace) -> np.ndarray:
+    """Return the token at each position of each frame; for a mask, the next token to be there. (frames, length)."""
     tokens = np.array(trace.tokens)
     for i in range(len(tokens) - 2, -1, -1):
         tokens[i] = np.where(trace.masked[i], tokens[i + 1], tokens[i])
@@ -77,9 +77,9 @@ def to_come(trace: Trace) -> np.ndarray:
 
 
 def token_texts(tokens_N: np.ndarray, tokenizer: Tokenizer) -> list[str]:
-    """The text that each token adds, with its leading space, which a decoder drops at the start of a text.
+    """Return the text that each token adds, with its leading space, which a decoder drops at the start of a text.
 
-    A character that several tokens share is the first one's.
+    A character that several tokens share belongs to the first of them.
     """
     pieces = single_texts(tokens_N, tokenizer)
     for first, count, character in characters(tokens_N, tokenizer):
@@ -88,28 +88,28 @@ def token_texts(tokens_N: np.ndarray, tokenizer: Tokenizer) -> list[str]:
 
 
 def single_texts(tokens_N: np.ndarray, tokenizer: Tokenizer) -> list[str]:
-    """The text that each token adds by itself: `UNREADABLE` where it is only a part of a character."""
+    """Return the text that each token adds by itself: `UNREADABLE` where it is only a part of a character."""
     texts = {token: _added(tokenizer, [token]) for token in set(tokens_N.tolist())}
     return [texts[token] for token in tokens_N.tolist()]
 
 
 def characters(tokens_N: np.ndarray, tokenizer: Tokenizer) -> list[tuple[int, int, str]]:
-    """The characters that several tokens share, as (first position, number of tokens, text)."""
+    """Return the characters that several tokens share, as (first position, number of tokens, text)."""
     tokens = tokens_N.tolist()
     partial = [UNREADABLE in text for text in single_texts(tokens_N, tokenizer)]
-    found, n = [], 0
+    shared, n = [], 0
     while n < len(tokens):
         count = 1
         while partial[n] and count < LONGEST and n + count < len(tokens) and partial[n + count]:
             count += 1
             text = _added(tokenizer, tokens[n : n + count])
             if UNREADABLE not in text:
-                found.append((n, count, text))
+                shared.append((n, count, text))
                 break
         else:
             count = 1
         n += count
-    return found
+    return shared
 
 
 def _added(tokenizer: Tokenizer, tokens: list[int]) -> str:

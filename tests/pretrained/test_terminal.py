@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 
 from diffusionlm.data.tokenizers import ByteTokenizer
-from diffusionlm.pretrained import terminal as display
+from diffusionlm.pretrained import terminal
 from diffusionlm.sampling.state import Trace
 
 TEXT = "ab\ncd"
@@ -28,16 +28,16 @@ def shown(console: Console) -> str:
 
 
 def test_masks_are_blocks_and_line_breaks_stay(trace):
-    pieces = display.token_texts(trace.tokens[-1], ByteTokenizer())
-    frames = [display.frame(trace, i, pieces, prompt="> ").plain for i in range(4)]
+    pieces = terminal.token_texts(trace.tokens[-1], ByteTokenizer())
+    frames = [terminal.frame(trace, i, pieces, prompt="> ").plain for i in range(4)]
     assert frames == ["> ░░░\n░░", "> ░b░\nc░", "> ab░\ncd", "> ab\ncd"]
 
 
 def test_what_a_step_reveals_is_highlighted_once(trace):
-    pieces = display.token_texts(trace.tokens[-1], ByteTokenizer())
+    pieces = terminal.token_texts(trace.tokens[-1], ByteTokenizer())
 
     def highlighted(i: int) -> str:
-        text = display.frame(trace, i, pieces)
+        text = terminal.frame(trace, i, pieces)
         return "".join(text.plain[span.start : span.end] for span in text.spans if "green" in str(span.style))
 
     assert [highlighted(i) for i in range(4)] == ["", "bc", "ad", "\n"]
@@ -45,14 +45,14 @@ def test_what_a_step_reveals_is_highlighted_once(trace):
 
 def test_a_file_gets_stills_without_escape_codes(trace):
     console = Console(file=io.StringIO(), width=60)
-    display.show(trace, ByteTokenizer(), prompt="> ", console=console)
+    terminal.show(trace, ByteTokenizer(), prompt="> ", console=console)
     assert "\x1b" not in shown(console)
     assert shown(console).startswith("step 0/3\n> ░░░\n░░\n") and shown(console).endswith("step 3/3\n> ab\ncd\n")
 
 
 def test_a_terminal_gets_an_animation_that_ends_with_the_text(trace):
     console = Console(file=io.StringIO(), width=60, force_terminal=True, color_system=None)
-    display.show(trace, ByteTokenizer(), console=console, seconds=0.0)
+    terminal.show(trace, ByteTokenizer(), console=console, seconds=0.0)
     last = shown(console).split("step 3/3")[0].split("step 2/3")[-1]
     assert "ab" in last and "cd" in last and "░" not in last
     assert "step 1/3, 3 masked" in shown(console)
@@ -62,7 +62,7 @@ def test_square_brackets_in_a_text_are_not_markup():
     final = np.array(list(b"[red]x"), np.int32)
     trace = Trace(np.stack([final, final]), np.zeros((2, 6), bool))
     console = Console(file=io.StringIO(), width=60)
-    display.show(trace, ByteTokenizer(), prompt="[bold]", console=console)
+    terminal.show(trace, ByteTokenizer(), prompt="[bold]", console=console)
     assert "[bold][red]x" in shown(console)
 
 
@@ -76,7 +76,7 @@ def test_pieces_keep_their_leading_space():
         def decode(self, ids):
             return "".join(self.words[i] for i in ids).removeprefix(" ")
 
-    assert display.token_texts(np.array([1, 2, 1]), Words()) == [" b", " c", " b"]
+    assert terminal.token_texts(np.array([1, 2, 1]), Words()) == [" b", " c", " b"]
 
 
 def test_a_token_that_will_be_taken_back_is_shown_while_it_is_there():
@@ -86,13 +86,13 @@ def test_a_token_that_will_be_taken_back_is_shown_while_it_is_there():
         np.array([[True, True], [False, True], [True, False], [False, False]]),
     )
     console = Console(file=io.StringIO(), width=60)
-    display.show(trace, ByteTokenizer(), console=console)
+    terminal.show(trace, ByteTokenizer(), console=console)
     assert [line for line in shown(console).splitlines() if "step" not in line] == ["░░", "x░", "░b", "ab"]
 
 
 def test_a_character_of_several_tokens_is_shown_whole():
     broken = [0xE2, 0x82]  # the euro without its last byte
     tokens = np.array([*"é€".encode(), *broken, ord("a"), *"😀".encode()])
-    pieces = display.token_texts(tokens, ByteTokenizer())
+    pieces = terminal.token_texts(tokens, ByteTokenizer())
     assert pieces == ["é", "", "€", "", "", "\ufffd", "\ufffd", "a", "😀", "", "", ""]
     assert "".join(pieces) == "é€\ufffd\ufffda😀"
