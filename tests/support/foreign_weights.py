@@ -17,7 +17,7 @@ from diffusionlm.checkpoint.sidecar import Sidecar
 from diffusionlm.config import DiffusionConfig, ModelConfig
 from diffusionlm.data.chat_templates import Template
 from diffusionlm.model.transformer import Transformer
-from support.helpers import make_params
+from support.random_params import make_params
 
 D, H, G, F, L, V = 16, 4, 2, 24, 2, 40
 TINY_SMDM = dataclasses.replace(

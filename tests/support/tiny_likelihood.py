@@ -12,7 +12,7 @@ from scipy import special
 from diffusionlm.config import Config, DiffusionConfig, ModelConfig
 from diffusionlm.model.spec import ModelSpec
 from diffusionlm.model.transformer import Transformer
-from support.helpers import make_params
+from support.random_params import make_params
 
 TINY = ModelConfig(
     d_model=32, n_layers=2, n_heads=2, n_kv_heads=2, head_dim=16, d_ff=64, vocab_size=50, max_length=128, head_chunk=16
