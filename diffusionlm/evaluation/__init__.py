@@ -1,1 +1,1 @@
-"""How good a model is: baselines to compare it with, and reports."""
+"""Evaluation of models: tasks, baselines to compare with, and the tables that show them."""

@@ -1,11 +1,11 @@
-"""What a model has to beat: n-gram models and general-purpose compressors on the same held-out text.
+"""Baselines of a language model: n-gram models and general-purpose compressors on the same held-out text.
 
 The comparison is between code lengths. A model that gives the scored tokens of a record the probability p can store
 them in -log p nats, whichever order it predicts them in, so the totals of an n-gram model (left to right), of an
 autoregressive model (left to right) and of a masked diffusion model (any order; its bound is an upper bound on -log p)
 can be set side by side. What cannot be compared is single tokens: a masked diffusion model predicts one token with
-context on both sides and another with hardly any, an n-gram model always with the few tokens before it. Only NumPy is
-needed here.
+context on both sides and another with hardly any, an n-gram model always with the few tokens before it. This
+module needs only NumPy.
 """
 
 import bz2
@@ -28,7 +28,7 @@ class Discounted:
 
     count_E: np.ndarray  # count - discount, or 0 where the count is 0
     total_C: np.ndarray  # sum of the undiscounted counts of a context
-    spare_C: np.ndarray  # what discounting took from a context: the weight of the next shorter context
+    spare_C: np.ndarray  # the counts that discounting took from a context: the weight of the next shorter context
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class NGram:
 
 
 def fit_ngram(records_MxW: np.ndarray, vocab_size: int, order: int) -> NGram:
-    """Counts all n-grams of up to `order` tokens that lie within one record; negative ids are gaps.
+    """Count all n-grams of up to `order` tokens that lie within one record; negative ids are gaps.
 
     Time and memory grow with M * W * order: about 1 s and 0.1 GB per million tokens at order 5.
     """
@@ -73,7 +73,7 @@ def fit_ngram(records_MxW: np.ndarray, vocab_size: int, order: int) -> NGram:
 
 
 def ngram_nats(model: NGram, records_NxL: np.ndarray) -> np.ndarray:
-    """-log p of every token under the models of all orders: (orders, N, L) nats; what stands at gaps means nothing.
+    """Return -log p of every token under the models of all orders, (orders, N, L) nats; values at gaps mean nothing.
 
     Interpolated Kneser-Ney (Kneser and Ney 1995; Chen and Goodman 1999):
         p_n(w | c) = (max(count(c, w) - D, 0) + spare(c) * p_{n-1}(w | c without its first token)) / total(c)
@@ -88,9 +88,9 @@ def ngram_nats(model: NGram, records_NxL: np.ndarray) -> np.ndarray:
     for n, (keys_E, raw) in enumerate(zip(model.keys, model.raw, strict=True), start=1):
         context_NxL = _previous(index_NxL, n)
         key_NxL = context_NxL * model.vocab_size + records_NxL
-        found_NxL = np.minimum(np.searchsorted(keys_E, key_NxL), len(keys_E) - 1)
-        known_NxL = (records_NxL >= 0) & (keys_E[found_NxL] == key_NxL)  # a context of -1 makes a key below all others
-        index_NxL = np.where(known_NxL, found_NxL, -1)
+        entry_NxL = np.minimum(np.searchsorted(keys_E, key_NxL), len(keys_E) - 1)
+        known_NxL = (records_NxL >= 0) & (keys_E[entry_NxL] == key_NxL)  # a context of -1 makes a key below all others
+        index_NxL = np.where(known_NxL, entry_NxL, -1)
         longest_NxL = _interpolate(raw, context_NxL, index_NxL, shorter_NxL)
         scored_NxL = np.where(np.arange(records_NxL.shape[1]) >= n - 1, longest_NxL, scored_NxL)
         nats.append(-np.log(scored_NxL))
@@ -100,12 +100,11 @@ def ngram_nats(model: NGram, records_NxL: np.ndarray) -> np.ndarray:
 
 
 def compressor_bits_per_byte(train: bytes, heldout: bytes) -> dict[str, float]:
-    """Bits per held-out byte that xz and bz2 need for `heldout` once they have stored `train`.
+    """Return the bits per held-out byte that xz and bz2 need for `heldout` once they have stored `train`.
 
-    (size of train + heldout compressed together, minus size of train compressed) * 8 / len(heldout). xz runs with its
-    strongest preset and a dictionary that spans everything, at 1 to 2 s per MB; bz2 sorts blocks of 900 kB, so only
-    what stands in the last block of `train` can help it. Both remember what they stored of `heldout` so far, across
-    records.
+    This is (size of train + heldout compressed together, minus size of train compressed) * 8 / len(heldout). xz runs
+    with its strongest preset and a dictionary that spans everything, at 1 to 2 s per MB; bz2 sorts blocks of 900 kB, so
+    only the last block of `train` can help it. Both remember what they stored of `heldout` so far, across records.
     """
 
     def xz(text: bytes) -> int:
@@ -125,9 +124,9 @@ def compressor_bits_per_byte(train: bytes, heldout: bytes) -> dict[str, float]:
 def fit_and_score(
     train: np.ndarray, heldout_NxL: np.ndarray, token_bytes_V: np.ndarray, decode: Callable[[list[int]], str]
 ) -> dict[str, dict[str, float]]:
-    """Fits every baseline on the training part and scores the held-out records, name -> nats_per_token, bits_per_byte.
+    """Fit every baseline on the training part and score held-out records: name -> nats_per_token, bits_per_byte.
 
-    Scored are tokens 1 to L - 1 of each record with the record's own earlier tokens as context, as the models are:
+    Tokens 1 to L - 1 of each record are scored, given the record's own earlier tokens, as the models' are:
     `heldout_NxL` holds exactly what a model is evaluated on. bits_per_byte is over the bytes of the scored tokens.
     The compressors work on the decoded text of whole records instead, one after the other: their rate is per byte of
     that text (control tokens decode to nothing), they keep what they learned from record to record, and their
@@ -175,13 +174,13 @@ def _check(train: np.ndarray, heldout: np.ndarray, scored: np.ndarray, token_byt
 
 
 def _previous(index: np.ndarray, n: int) -> np.ndarray:
-    """The index of the n - 1 tokens before each position, -1 where there are fewer; (records, tokens) as `index`."""
+    """Return the index of the n - 1 tokens before each position, -1 if there are fewer; (records, tokens)."""
     edge = np.full_like(index[:, :1], 0 if n == 1 else -1)
     return np.concatenate([edge, index[:, :-1]], axis=1)
 
 
 def _discount(context_E: np.ndarray, count_E: np.ndarray, contexts: int) -> Discounted:
-    """Absolute discounting with D = n1 / (n1 + 2 n2), n_k the number of n-grams seen k times (Ney, Essen, Kneser 1994).
+    """Discount absolutely with D = n1 / (n1 + 2 n2), n_k the number of n-grams seen k times (Ney, Essen, Kneser 1994).
 
     Half an n-gram is added to both numbers, so that 0 < D < 1 also where nothing was seen once or twice and every token
     keeps a positive probability.
@@ -193,7 +192,7 @@ def _discount(context_E: np.ndarray, count_E: np.ndarray, contexts: int) -> Disc
 
 
 def _interpolate(counts: Discounted, context: np.ndarray, index: np.ndarray, shorter: np.ndarray) -> np.ndarray:
-    """p of each token from its context's counts, its n-gram's (index -1: never seen) and the shorter context's p."""
+    """Return p of each token from its context's and n-gram's counts (index -1: never seen) and the shorter one's p."""
     total = np.where(context >= 0, counts.total_C[context], 0)
     count = np.where(index >= 0, counts.count_E[index], 0)
     return np.where(total > 0, (count + counts.spare_C[context] * shorter) / np.maximum(total, 1), shorter)

@@ -1,4 +1,4 @@
-"""What an evaluation ends with in the terminal: the model among its baselines, best first."""
+"""The table at the end of an evaluation: the model among its baselines, best first."""
 
 from collections.abc import Mapping
 from typing import Literal
@@ -23,14 +23,14 @@ def comparison(
     bits_per_byte: float,
     baselines: Mapping[str, Mapping[str, float]],
 ) -> RenderableType:
-    """A table with bars of what each needs for the same held-out text, for `rich.console.Console.print`.
+    """Return a table with bars of what each needs for the same held-out text, for `rich.console.Console.print`.
 
     Args:
       model: the name of its row.
       objective: mdm: the figures are a bound, with its standard error; arm: they are exact.
-      nats_per_token: of the model, over the scored tokens.
+      nats_per_token: the model's nats per scored token.
       nats_stderr: standard error of `nats_per_token`; shown for an mdm.
-      bits_per_byte: of the model, over the bytes of the same tokens.
+      bits_per_byte: the model's bits per byte of the same tokens.
       baselines: as `baselines.fit_and_score` returns them.
     """
     rows = {name: (scores["bits_per_byte"], f"{scores['nats_per_token']:.3f}") for name, scores in baselines.items()}

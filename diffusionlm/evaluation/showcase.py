@@ -1,4 +1,4 @@
-"""What a finished run is worth: its held-out bound beside honest baselines, and a sample being denoised."""
+"""The end of a training run in the terminal: its held-out bound beside baselines, and a sample being denoised."""
 
 import json
 
@@ -6,25 +6,28 @@ import numpy as np
 from rich.console import Console
 
 from diffusionlm.data.pipeline import open_dataset
-from diffusionlm.evaluation import baselines
-from diffusionlm.evaluation import comparisons as report
-from diffusionlm.pretrained import terminal as display
+from diffusionlm.evaluation.baselines import fit_and_score
+from diffusionlm.evaluation.comparisons import comparison
+from diffusionlm.pretrained import terminal
 from diffusionlm.pretrained.model import load
 from diffusionlm.storage import write_atomically
-from diffusionlm.training import dataset as datasets
-from diffusionlm.training.loop import Run, evaluation_rows
+from diffusionlm.training import dataset as run_dataset
+from diffusionlm.training.batches import held_out_rows
+from diffusionlm.training.loop import Run
 
 
 def show(run: Run, console: Console | None = None) -> None:
-    """Prints the baselines and a sample of a finished run; the baselines are kept in WORKDIR/baselines.json."""
+    """Print the baselines and a sample of a finished run; the baselines are kept in WORKDIR/baselines.json."""
     console = console or Console()
+    assert run.result is not None  # the run is finished
+    bound = run.result["eval"]
     console.print(
-        report.comparison(
+        comparison(
             f"{run.config.name} ({run.config.objective.upper()})",
             run.config.objective,
-            run.result["eval"]["nelbo_nats_per_token"],
-            run.result["eval"]["nelbo_stderr"],
-            run.result["eval"]["bits_per_byte"],
+            bound["nelbo_nats_per_token"],
+            bound["nelbo_stderr"],
+            bound["bits_per_byte"],
             _baselines(run, console),
         )
     )
@@ -32,22 +35,21 @@ def show(run: Run, console: Console | None = None) -> None:
     length = min(model.config.max_length, 128) - 1
     completion = model.generate(length=length, steps=length, trace=True)[0]
     console.print(f"\nA sample: {completion.nfe} denoising steps in {completion.seconds:.1f} s", highlight=False)
-    display.show(completion.trace, model.tokenizer, console=console)
+    assert completion.trace is not None  # as asked for
+    terminal.show(completion.trace, model.require_tokenizer(), console=console)
 
 
 def _baselines(run: Run, console: Console) -> dict[str, dict[str, float]]:
     path = run.workdir / "baselines.json"
     if path.exists():
         return json.loads(path.read_text())
-    dataset = open_dataset(datasets.directory(run.config, run.workdir))
+    dataset = open_dataset(run_dataset.directory(run.config, run.workdir))
     T = run.config.data.sequence_length
     heldout = np.concatenate(
-        [np.where(r["segment_ids"] > 0, r["tokens"], -1) for r in evaluation_rows(run.config, dataset)]
+        [np.where(r["segment_ids"] > 0, r["tokens"], -1) for r in held_out_rows(run.config, dataset)]
     )
     train = dataset.rows("train", np.arange(dataset.size("train")))["tokens"][:, :T]
     with console.status("fitting n-gram models and compressors to the training part"):
-        scores = baselines.fit_and_score(
-            train, heldout[:, :T], dataset.tokenizer.token_bytes(), dataset.tokenizer.decode
-        )
+        scores = fit_and_score(train, heldout[:, :T], dataset.tokenizer.token_bytes(), dataset.tokenizer.decode)
     write_atomically(path, json.dumps(scores, indent=2) + "\n")
     return scores

@@ -1,4 +1,4 @@
-"""Stories with a part to fill in: read, cut, and as tokens."""
+"""Stories with a part to fill in: reading them, cutting them in three parts, and encoding them."""
 
 import re
 from collections.abc import Iterator
@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from diffusionlm.data.sources import Item, Source, checked_text, record_of, text_of
-from diffusionlm.data.tokenizers.kinds import Tokenizer
+from diffusionlm.data.tokenizers import Tokenizer
 from diffusionlm.errors import UserError
 
 PARTS = ("before", "middle", "after")
@@ -19,7 +19,7 @@ _SENTENCE_END = re.compile(r"[.!?\u2026]+[\"'\u201d\u2019)\]]*(?=\s)")
 
 
 class Story(NamedTuple):
-    """A text in three parts, which give it back when they are joined."""
+    """A text in three parts, which give the text when they are put together."""
 
     before: str
     middle: str
@@ -27,7 +27,7 @@ class Story(NamedTuple):
 
 
 class Row(NamedTuple):
-    """A story's tokens, without a start token."""
+    """The tokens of a story's parts, without a start token."""
 
     before: list[int]
     middle: list[int]
@@ -45,31 +45,34 @@ class Stories:
     def __iter__(self) -> Iterator[Story]:
         for item in self.source:
             try:
-                found = _story(item, self.field)
+                story = _read_story(item, self.field)
             except ValueError as error:
                 raise UserError(f"{item.location}: {error}") from error
-            if found is None:
+            if story is None:
                 self.too_short += 1
-            elif found.middle:
-                yield found
+            elif story.middle:
+                yield story
 
 
-def _story(item: Item, field: str) -> Story | None:
-    """The story that an item holds, with an empty middle for a blank line; None for one of too few sentences."""
+def _read_story(item: Item, field: str) -> Story | None:
+    """Return the story that an item holds, with an empty middle for a blank line; None if it has too few sentences."""
     record = record_of(item) if item.is_json else None
     if record is not None and set(PARTS) & set(record):
         if missing := [name for name in PARTS if name not in record]:
             raise ValueError(f"a story with a field {next(iter(set(PARTS) & set(record)))!r} and no {missing[0]!r}")
-        parts = [checked_text(f"field {name!r}", record[name]) for name in PARTS]
-        if not parts[1].strip():
+        before, middle, after = (checked_text(f"field {name!r}", record[name]) for name in PARTS)
+        if not middle.strip():
             raise ValueError("field 'middle' is empty; there is nothing to fill in")
-        return joined(*parts)
+        return join_parts(before, middle, after)
     text = text_of(item, field)
     return cut(text) if text.strip() else Story("", "", "")
 
 
-def joined(before: str, middle: str, after: str) -> Story:
-    """A story of parts: one space where two of them meet without white space, and all space before what follows it."""
+def join_parts(before: str, middle: str, after: str) -> Story:
+    """Return a story of these parts.
+
+    One space is put where two of them meet without white space, and all white space goes to the part after it.
+    """
     if before and not before[-1].isspace() and not middle[0].isspace():
         middle = " " + middle
     if after and not middle[-1].isspace() and not after[0].isspace():
@@ -79,9 +82,9 @@ def joined(before: str, middle: str, after: str) -> Story:
 
 
 def cut(text: str) -> Story | None:
-    """The first five sentences of a text, of which the third is the middle; None where there are fewer."""
+    """Cut the first five sentences of a text, of which the third is the middle; None if there are fewer."""
     text = text.strip()
-    ends = [found.end() for found in _SENTENCE_END.finditer(text)][:SENTENCES]
+    ends = [match.end() for match in _SENTENCE_END.finditer(text)][:SENTENCES]
     if len(ends) < SENTENCES and (not ends or ends[-1] < len(text)):
         ends.append(len(text))  # with or without a full stop
     if len(ends) < SENTENCES:
@@ -89,14 +92,14 @@ def cut(text: str) -> Story | None:
     return Story(text[: ends[1]], text[ends[1] : ends[2]], text[ends[2] : ends[4]])
 
 
-def encode(story: Story, tokenizer: Tokenizer, sizes: np.ndarray) -> tuple[Story, Row]:
-    """A story and its tokens: those of the whole text, where tokens end at the seams, else those of each part.
+def encode_story(story: Story, tokenizer: Tokenizer, sizes: np.ndarray) -> tuple[Story, Row]:
+    """Encode a story: as a whole, where tokens end at the seams, or else part by part.
 
     White space at a seam goes to the side where the vocabulary has it: before words, as most do, or behind them.
 
     Args:
       story: the text.
-      tokenizer: of the model.
+      tokenizer: the model's tokenizer.
       sizes: its `token_bytes()`.
 
     Returns:
@@ -118,9 +121,9 @@ def encode(story: Story, tokenizer: Tokenizer, sizes: np.ndarray) -> tuple[Story
 
 
 def _ends_words_with_space(text: str, ends: np.ndarray) -> bool:
-    """Whether more tokens of a text end behind white space than before it."""
+    """Tell if more tokens of a text end behind white space than before it."""
     offset = ends[-1] - len(text.encode())  # of a tokenizer that begins every text with a space
-    runs = [[len(text[:place].encode()) for place in found.span()] for found in re.finditer(r"\s+", text)]
+    runs = [[len(text[:place].encode()) for place in match.span()] for match in re.finditer(r"\s+", text)]
     before, behind = (np.isin(side, ends - offset).sum() for side in np.reshape(runs, (-1, 2)).T)
     return bool(behind > before)
 
@@ -132,7 +135,7 @@ def _with_space_before_seams(story: Story) -> Story:
 
 
 def _inner(text: str, tokenizer: Tokenizer, sizes: np.ndarray) -> list[int]:
-    """A part that follows another: where the tokenizer begins texts with a space itself, that is the part's own."""
+    """Encode a part that follows another; a space that the tokenizer puts at the start of texts is the part's own."""
     bare = tokenizer.encode(text[1:])
     spaced = text.startswith(" ") and sizes[bare].sum() == len(text.encode())
     return bare if spaced else tokenizer.encode(text)

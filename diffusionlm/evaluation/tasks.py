@@ -1,4 +1,4 @@
-"""What a model can be evaluated on.
+"""The tasks that a model can be evaluated on.
 
 A further task is one function and its entry in `TASKS`: it takes a loaded model, and its other parameters are typed,
 named and documented, which makes them the options of `diffusionlm evaluate CHECKPOINT TASK`.
@@ -13,8 +13,8 @@ from typing import Annotated, Any, NamedTuple
 
 from diffusionlm.data import sources
 from diffusionlm.errors import UserError, suggest
-from diffusionlm.evaluation import stories
-from diffusionlm.likelihood.monte_carlo import LikelihoodConfig
+from diffusionlm.evaluation.stories import SENTENCES, Row, Stories, Story, encode_story
+from diffusionlm.likelihood.config import LikelihoodConfig
 from diffusionlm.options import SETTINGS
 from diffusionlm.pretrained.model import LoadedModel, load
 from diffusionlm.sampling.config import SamplingConfig
@@ -22,7 +22,7 @@ from diffusionlm.sampling.generate import infill
 
 
 class Metric(NamedTuple):
-    """A figure with its standard error; None where one cannot be told from the data."""
+    """A figure with its standard error, which is None if the data are too few for one."""
 
     value: float
     stderr: float | None = 0.0
@@ -30,11 +30,11 @@ class Metric(NamedTuple):
 
 @dataclass(frozen=True)
 class Result:
-    """What a task found.
+    """The outcome of a task.
 
     Attributes:
-      metrics: by name; counts among them.
-      config: how they were found, in JSON types.
+      metrics: figures and counts by name.
+      config: the settings behind them, in JSON types.
       examples: what the model wrote, if it was asked for.
     """
 
@@ -43,10 +43,10 @@ class Result:
     examples: list[dict[str, str]] | None = None
 
     def to_json(self, task: str) -> dict[str, Any]:
-        """{"task", "metrics": {name: {"value", "stderr"}}, "config"}, and "examples" if there are."""
+        """Return {"task", "metrics": {name: {"value", "stderr"}}, "config"}, and "examples" if there are any."""
         metrics = {name: metric._asdict() for name, metric in self.metrics.items()}
-        found = {"task": task, "metrics": metrics, "config": self.config}
-        return found if self.examples is None else found | {"examples": self.examples}
+        values = {"task": task, "metrics": metrics, "config": self.config}
+        return values if self.examples is None else values | {"examples": self.examples}
 
 
 def perplexity(
@@ -58,27 +58,46 @@ def perplexity(
     stride: int | None = None,
     settings: Annotated[LikelihoodConfig, *SETTINGS] = LikelihoodConfig(),  # noqa: B008
 ) -> Result:
-    """What texts cost a model, in nats per token and bits per byte.
+    """Score texts: nats per token and bits per byte.
 
-    All nats together over all scored tokens; every document begins with the model's start token, which is not scored.
-    Of a masked diffusion model it is an upper bound, and the standard errors are those of its estimate for these texts;
-    0 where it is exact. The metrics are nats_per_token, perplexity, bits_per_byte, tokens, bytes and documents.
+    All nats together are divided by all scored tokens; every document begins with the model's start token, which is not
+    scored. For a masked diffusion model the figure is an upper bound, and the standard errors are those of its estimate
+    for these texts; 0 where it is exact. The metrics are nats_per_token, perplexity, bits_per_byte, tokens, bytes and
+    documents.
 
     Args:
-      model: what to evaluate.
+      model: the model to evaluate.
       data: a .txt file (a document), a .jsonl file (a document a line), or a directory or pattern of such.
-      field: of a line's object, that holds the text.
-      limit: of this many documents only, the first; None: all.
+      field: the field of a line's object that holds the text.
+      limit: the number of documents to score, the first ones; None: all.
       stride: tokens that a window scores at a time in documents longer than the context; None: half the context.
-      settings: how likelihoods are estimated.
+      settings: the settings of the likelihoods.
 
     Raises:
-      UserError: as of `LoadedModel.perplexity`, no such file, a malformed line, or no text.
+      UserError: any of `LoadedModel.perplexity`, no such file, a malformed line, or no text.
     """
     _check_limit(limit)
+    texts = _read_texts(model, data, field, limit)
+    scores = model.perplexity(texts, settings, stride=stride)
+    n, n_bytes = sum(scores.tokens), sum(scores.n_bytes or [])
+    stderr = scores.estimate_stderr
+    metrics = {
+        "nats_per_token": Metric(scores.nats_per_token, stderr / n),
+        "perplexity": Metric(scores.perplexity, scores.perplexity * stderr / n),
+        "bits_per_byte": Metric(scores.nats / math.log(2) / n_bytes, stderr / math.log(2) / n_bytes),
+        "tokens": Metric(n),
+        "bytes": Metric(n_bytes),
+        "documents": Metric(len(texts)),
+    }
+    config = {"data": data, "field": field, "limit": limit, "stride": stride} | dataclasses.asdict(settings)
+    return Result(metrics, config)
+
+
+def _read_texts(model: LoadedModel, data: str, field: str, limit: int | None) -> list[str]:
+    """Return the texts that are not empty; `UserError` if there are none, or for one that holds the mask's token."""
     model.require_tokenizer()
     texts, mask_id = [], model.config.mask_id
-    reused = mask_id is not None and mask_id < model.config.model.vocab_size  # an appended one is in no text
+    in_vocabulary = mask_id is not None and mask_id < model.config.model.vocab_size  # else no text holds it
     for item in _source(data, field):
         if len(texts) == limit:
             break
@@ -86,7 +105,7 @@ def perplexity(
             text = sources.text_of(item, field)
         except ValueError as error:
             raise UserError(f"{item.location}: {error}") from error
-        if text and reused and mask_id in model.encode(text):
+        if text and in_vocabulary and mask_id in model.encode(text):
             raise UserError(
                 f"{item.location} has the token {mask_id}, which stands for masks in this model, so that it can be "
                 "neither read nor scored; leave that document out"
@@ -95,19 +114,7 @@ def perplexity(
             texts.append(text)
     if not texts:
         raise UserError(f"data={data!r} holds no text; there is nothing to score")
-    found = model.perplexity(texts, settings, stride=stride)
-    n, n_bytes = sum(found.tokens), sum(found.n_bytes)
-    stderr = found.estimate_stderr
-    metrics = {
-        "nats_per_token": Metric(found.nats_per_token, stderr / n),
-        "perplexity": Metric(found.perplexity, found.perplexity * stderr / n),
-        "bits_per_byte": Metric(found.bits_per_byte, stderr / math.log(2) / n_bytes),
-        "tokens": Metric(n),
-        "bytes": Metric(n_bytes),
-        "documents": Metric(len(texts)),
-    }
-    config = {"data": data, "field": field, "limit": limit, "stride": stride} | dataclasses.asdict(settings)
-    return Result(metrics, config)
+    return texts
 
 
 def infilling(
@@ -120,7 +127,7 @@ def infilling(
     batch_size: int = 16,
     sampling: Annotated[SamplingConfig, *SETTINGS] = SamplingConfig(),  # noqa: B008
 ) -> Result:
-    """Fills in the middle sentence of stories, as DiffuLLaMA was evaluated on ROCStories (arXiv 2410.17891).
+    """Fill in the middle sentence of stories, as DiffuLLaMA was evaluated on ROCStories (arXiv 2410.17891).
 
     The number of tokens of the middle is given, as in the paper, and EOS is not drawn. A masked diffusion model sees
     the text on both sides; an autoregressive one, the paper's baseline, sees the text before and writes as many tokens.
@@ -129,17 +136,17 @@ def infilling(
     which are left out.
 
     Args:
-      model: what to evaluate.
+      model: the model to evaluate.
       data: a .jsonl file whose lines have "before", "middle" and "after", or a whole story as "text": of its first five
         sentences, the third is the middle.
-      field: of a line's object, that holds a whole story.
-      limit: of this many stories only, the first; None: all.
-      examples: how many filled stories to show, the first.
+      field: the field of a line's object that holds a whole story.
+      limit: the number of stories to fill in, the first ones; None: all.
+      examples: the number of filled stories to show, the first ones.
       batch_size: stories at a time; the noise of a story does not depend on it.
-      sampling: the settings; length counts for nothing, and steps, if unset, is the longest middle's tokens.
+      sampling: the settings; length is ignored, and steps, if unset, is the longest middle's tokens.
 
     Raises:
-      UserError: as of `diffusionlm.sampling.generate.infill`, no such file, a malformed line, no story that is long
+      UserError: any of `diffusionlm.sampling.generate.infill`, no such file, a malformed line, no story that is long
         enough and fits, or the package `rouge-score` is missing.
     """
     _check_limit(limit)
@@ -147,12 +154,33 @@ def infilling(
         raise UserError(f"batch_size={batch_size} must be at least 1, and examples={examples} not negative")
     model.require_tokenizer()
     score = _rouge()
-    source, sizes = stories.Stories(_source(data, field), field), model.tokenizer.token_bytes()
-    start, chosen, rows, too_long = model.encode(""), [], [], 0
+    chosen, rows, skipped = _read_stories(model, data, field, limit)
+    resolved = model.sampling_config(sampling, length=max(len(row.middle) for row in rows))
+    if not model.config.autoregressive:  # else a story's steps would be those of the longest in its batch
+        sampling = dataclasses.replace(sampling, steps=resolved.steps)
+    fills = _fill(model, rows, sampling, batch_size)
+    scores = [score(story.middle, fill) for story, fill in zip(chosen, fills, strict=True)]
+    metrics = {name: _mean([values[name] for values in scores]) for name in scores[0]}
+    counts = {"stories": len(rows), **skipped}
+    shown = [story._asdict() | {"fill": fill} for story, fill in zip(chosen, fills, strict=True)][:examples]
+    return Result(
+        metrics | {name: Metric(count) for name, count in counts.items()},
+        {"data": data, "field": field, "limit": limit, "batch_size": batch_size} | dataclasses.asdict(resolved),
+        shown if examples else None,
+    )
+
+
+def _read_stories(
+    model: LoadedModel, data: str, field: str, limit: int | None
+) -> tuple[list[Story], list[Row], dict[str, int]]:
+    """Return the stories that can be filled in, their tokens, and the numbers of stories that were left out."""
+    tokenizer = model.require_tokenizer()
+    source, sizes, start = Stories(_source(data, field), field), tokenizer.token_bytes(), model.encode("")
+    chosen, rows, too_long = [], [], 0
     for story in source:
         if len(rows) == limit:
             break
-        story, row = stories.encode(story, model.tokenizer, sizes)
+        story, row = encode_story(story, tokenizer, sizes)
         if len(start) + sum(map(len, row)) > model.config.max_length:
             too_long += 1
             continue
@@ -160,44 +188,32 @@ def infilling(
         rows.append(row._replace(before=start + row.before))
     if not rows:
         raise UserError(
-            f"data={data!r} has no story to fill in: {source.too_short} have fewer than {stories.SENTENCES} sentences, "
+            f"data={data!r} has no story to fill in: {source.too_short} have fewer than {SENTENCES} sentences, "
             f"{too_long} are longer than the model's context of {model.config.max_length}"
         )
-    used = model.sampling_config(sampling, length=max(len(row.middle) for row in rows))
-    if not model.config.autoregressive:  # else a story's steps would be those of the longest in its batch
-        sampling = dataclasses.replace(sampling, steps=used.steps)
-    fills = _fill(model, rows, sampling, batch_size)
-    scores = [score(story.middle, fill) for story, fill in zip(chosen, fills, strict=True)]
-    metrics = {name: _mean([one[name] for one in scores]) for name in scores[0]}
-    counts = {"stories": len(rows), "too_short": source.too_short, "too_long": too_long}
-    shown = [story._asdict() | {"fill": fill} for story, fill in zip(chosen, fills, strict=True)][:examples]
-    return Result(
-        metrics | {name: Metric(count) for name, count in counts.items()},
-        {"data": data, "field": field, "limit": limit, "batch_size": batch_size} | dataclasses.asdict(used),
-        shown if examples else None,
-    )
+    return chosen, rows, {"too_short": source.too_short, "too_long": too_long}
 
 
-TASKS: dict[str, Callable[..., Result]] = {one.__name__: one for one in (perplexity, infilling)}
+TASKS: dict[str, Callable[..., Result]] = {"perplexity": perplexity, "infilling": infilling}
 
 
 def get(name: str) -> Callable[..., Result]:
-    """The task of that name; `UserError` for another."""
+    """Return the task of that name; raise `UserError` for an unknown one."""
     if name not in TASKS:
         raise UserError(f"unknown task {name!r}{suggest(name, TASKS)}")
     return TASKS[name]
 
 
 def evaluate(checkpoint: str | LoadedModel, task: str, **options: Any) -> Result:
-    """Evaluates a model on a task.
+    """Evaluate a model on a task.
 
     Args:
-      checkpoint: where it lies, or the model itself, loaded.
+      checkpoint: the path of the checkpoint, or the loaded model.
       task: a key of `TASKS`.
       **options: the task's parameters, e.g. `data="stories.jsonl", limit=100`.
 
     Raises:
-      UserError: an unknown task or option, one that is missing, or as of the task.
+      UserError: an unknown task or option, a missing one, or any of the task.
     """
     function = get(task)
     known = list(inspect.signature(function).parameters)[1:]
@@ -208,8 +224,8 @@ def evaluate(checkpoint: str | LoadedModel, task: str, **options: Any) -> Result
     return function(checkpoint if isinstance(checkpoint, LoadedModel) else load(checkpoint), **options)
 
 
-def _fill(model: LoadedModel, rows: Sequence[stories.Row], sampling: SamplingConfig, batch_size: int) -> list[str]:
-    """What the model writes for the middle of each row, in order."""
+def _fill(model: LoadedModel, rows: Sequence[Row], sampling: SamplingConfig, batch_size: int) -> list[str]:
+    """Return what the model writes for the middle of each row, in order."""
     one_sided = model.config.autoregressive
     # Text goes on behind the gap, so that no text ends in it.
     cfg = dataclasses.replace(model.config, suppressed_ids=(*model.config.suppressed_ids, *model.config.eos_ids))
@@ -220,15 +236,15 @@ def _fill(model: LoadedModel, rows: Sequence[stories.Row], sampling: SamplingCon
         batch = order[k : k + batch_size]
         full = batch + batch[-1:] * (min(batch_size, len(order)) - len(batch))  # so does the last, smaller batch
         with model.on_mesh():
-            done = infill(model.params, cfg, [templates[r] for r in full], sampling, row_ids=full)
-        for r, ids in zip(batch, done.rows, strict=False):
+            filled = infill(model.params, cfg, [templates[r] for r in full], sampling, row_ids=full)
+        for r, ids in zip(batch, filled.rows, strict=False):
             first, n = len(rows[r].before), len(rows[r].middle)
             fills[r] = model.decode_after(rows[r].before, ids[first : first + n])
     return fills
 
 
 def _rouge() -> Callable[[str, str], dict[str, float]]:
-    """A function of the true and the new text, which gives all scores of one story."""
+    """Return a function of the true and the new text that gives all scores of one story."""
     try:
         from rouge_score.rouge_scorer import RougeScorer  # here, because only this task needs it
     except ImportError as error:
@@ -237,14 +253,14 @@ def _rouge() -> Callable[[str, str], dict[str, float]]:
     scorer = RougeScorer(names)
 
     def score(gold: str, fill: str) -> dict[str, float]:
-        found = scorer.score(gold, fill)
-        return {name: found[name].fmeasure for name in names} | {"exact_match": float(gold.strip() == fill.strip())}
+        scores = scorer.score(gold, fill)
+        return {name: scores[name].fmeasure for name in names} | {"exact_match": float(gold.strip() == fill.strip())}
 
     return score
 
 
 def _mean(values: Sequence[float]) -> Metric:
-    """With its standard error over independent values, which takes at least two."""
+    """Return the mean with its standard error over independent values, which takes at least two."""
     n, mean = len(values), math.fsum(values) / len(values)
     if n < 2:
         return Metric(mean, None)
@@ -252,8 +268,8 @@ def _mean(values: Sequence[float]) -> Metric:
 
 
 def _source(data: str, field: str) -> sources.Source:
-    found = sources.resolve(data, field)
-    return found.get("validation", found["train"])  # corpora bring a split of their own
+    splits = sources.resolve(data, field)
+    return splits.get("validation", splits["train"])  # corpora bring a split of their own
 
 
 def _check_limit(limit: int | None) -> None:

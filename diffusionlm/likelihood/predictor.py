@@ -1,5 +1,7 @@
 """A model that predicts the masked tokens of targets, with unsupervised guidance or without it."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -22,7 +24,7 @@ class TargetPredictor:
     """
 
     params: Params
-    suppressed_V: Array  # bool: ids that get no probability
+    suppressed_V: jax.Array  # bool: ids that get no probability
     mask_id: Array  # int32
     guidance: Array  # float32
     model_cfg: ModelConfig = struct.field(pytree_node=False)
@@ -63,17 +65,17 @@ class TargetPredictor:
         return jnp.concatenate([hidden_ExKxD, self._hidden_at_places(batch, without_prefix_ExT, K)], axis=-1)
 
     def _hidden_at_places(self, batch: PairBatch, tokens_ExT: jax.Array, K: int) -> jax.Array:
-        hidden_ExTxD = Transformer(self.model_cfg).apply({"params": self.params}, tokens_ExT, batch.segment_ids_ExT)
+        hidden_ExTxD = self._apply(tokens_ExT, batch.segment_ids_ExT)
         position_ExK = predictor_positions(batch.places(K), self.shifted)
         return jnp.take_along_axis(hidden_ExTxD, position_ExK[..., None], axis=1)
 
     def logits(self, hidden_ExCxD: jax.Array) -> jax.Array:
         """Return the raw float32 logits (E, C, V) of some of the states that `hidden` gives."""
         D = self.model_cfg.d_model
-        logits_ExCxV = self._head(hidden_ExCxD[..., :D])
+        logits_ExCxV = self._apply(hidden_ExCxD[..., :D], method=Transformer.head)
         if not self.guided:
             return logits_ExCxV
-        return guide(logits_ExCxV, self._head(hidden_ExCxD[..., D:]), self.guidance)
+        return guide(logits_ExCxV, self._apply(hidden_ExCxD[..., D:], method=Transformer.head), self.guidance)
 
-    def _head(self, hidden_ExCxD: jax.Array) -> jax.Array:
-        return Transformer(self.model_cfg).apply({"params": self.params}, hidden_ExCxD, method=Transformer.head)
+    def _apply(self, *args: Any, **kwargs: Any) -> Any:
+        return Transformer(self.model_cfg).apply({"params": self.params}, *args, **kwargs)

@@ -95,7 +95,7 @@ def _section(completion: Completion, tokenizer: Tokenizer) -> dict[str, Any]:
         "seconds": round(completion.seconds, 2),
         "given": given,  # ids, -1 where a position starts as a mask
         "steps": events(trace),
-        "characters": terminal.characters(trace.tokens[-1], tokenizer),
+        "characters": terminal.characters(np.asarray(trace.tokens[-1]), tokenizer),
     }
 
 

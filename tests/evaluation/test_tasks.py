@@ -11,15 +11,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from support.command_line import assert_one_line
-from support.helpers import make_params
+from support.random_params import make_params
 
 import diffusionlm as dlm
 from diffusionlm import config_io
 from diffusionlm.checkpoint import store as checkpoint
+from diffusionlm.checkpoint.sidecar import Sidecar
 from diffusionlm.cli import main as cli
 from diffusionlm.config import Config, ModelConfig
-from diffusionlm.data.tokenizers import kinds as tokenizers
-from diffusionlm.data.tokenizers.kinds import ByteTokenizer
+from diffusionlm.data import tokenizers
+from diffusionlm.data.tokenizers import ByteTokenizer
 from diffusionlm.errors import UserError
 from diffusionlm.evaluation import stories, tasks
 from diffusionlm.evaluation.stories import Row, Story
@@ -39,7 +40,7 @@ def save(path, objective="mdm", **changes):
     """A checkpoint of a small random model of bytes."""
     cfg = Config(model=dataclasses.replace(MODEL, causal=objective == "arm"), objective=objective)
     params = {**make_params(cfg.model), **changes}
-    sidecar = checkpoint.Sidecar(
+    sidecar = Sidecar(
         objective=objective,
         model=config_io.to_dict(cfg.model),
         diffusion=config_io.to_dict(cfg.diffusion),
@@ -217,7 +218,7 @@ def test_sentences(text, expected):
     ],
 )
 def test_parts_are_joined_by_one_space(parts, expected):
-    assert stories.joined(*parts) == expected
+    assert stories.join_parts(*parts) == expected
 
 
 def test_a_text_with_a_token_that_stands_for_masks_is_refused_by_its_place(places):
@@ -240,9 +241,9 @@ class Pairs:
 def test_seams_between_tokens_keep_the_tokens_of_the_whole():
     sizes = Pairs().token_bytes()
     whole = Pairs().encode("abcdefgh")
-    assert stories.encode(Story("ab", "cdef", "gh"), Pairs(), sizes)[1] == Row(whole[:1], whole[1:3], whole[3:])
+    assert stories.encode_story(Story("ab", "cdef", "gh"), Pairs(), sizes)[1] == Row(whole[:1], whole[1:3], whole[3:])
     parts = Row(*map(Pairs().encode, ("abc", "def", "gh")))
-    assert stories.encode(Story("abc", "def", "gh"), Pairs(), sizes)[1] == parts  # where a token has both sides
+    assert stories.encode_story(Story("abc", "def", "gh"), Pairs(), sizes)[1] == parts  # where a token has both sides
 
 
 class Words:
@@ -272,7 +273,7 @@ class Words:
 def test_white_space_at_a_seam_goes_where_the_vocabulary_has_it(pattern, placed):
     tokenizer = Words(pattern)
     story = Story("He ran.", " She sat.", " It was.")
-    found, row = stories.encode(story, tokenizer, tokenizer.token_bytes())
+    found, row = stories.encode_story(story, tokenizer, tokenizer.token_bytes())
     assert found == placed and row == Row(*map(tokenizer.encode, placed))
 
 
@@ -283,17 +284,17 @@ def test_a_space_that_the_tokenizer_adds_is_the_space_of_a_part():
 
     tokenizer, sizes = Spaced(), Spaced().token_bytes()
     whole = tokenizer.encode("a bc de")  # " a", " b", "c ", "de"
-    assert stories.encode(Story("a", " b", "c de"), tokenizer, sizes)[1] == Row(whole[:1], whole[1:2], whole[2:])
+    assert stories.encode_story(Story("a", " b", "c de"), tokenizer, sizes)[1] == Row(whole[:1], whole[1:2], whole[2:])
     story = Story("ab", "c", " d")  # " a", "bc", " d"
     parts = Row(tokenizer.encode("ab"), tokenizer.encode("c"), tokenizer.encode("d"))
-    assert stories.encode(story, tokenizer, sizes) == (story, parts)
+    assert stories.encode_story(story, tokenizer, sizes) == (story, parts)
 
 
 def test_seams_of_learnt_pieces():
     texts = [story.before + story.middle + story.after for story in STORIES] * 5
     tokenizer = tokenizers.train_sentencepiece(texts, 300)
     for story in STORIES:
-        placed, row = stories.encode(story, tokenizer, tokenizer.token_bytes())
+        placed, row = stories.encode_story(story, tokenizer, tokenizer.token_bytes())
         assert placed == story
         assert [tokenizer.decode(ids) for ids in row] == list(story)
         assert [*row.before, *row.middle, *row.after] == tokenizer.encode("".join(story))
@@ -377,5 +378,5 @@ def test_mistakes_from_python(places):
 
 
 def test_the_help_of_all_verbs_needs_no_jax():
-    code = "import sys; from diffusionlm import cli; cli.main(['--help']); sys.exit('jax' in sys.modules)"
+    code = "import sys; from diffusionlm.cli.main import main; main(['--help']); sys.exit('jax' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
