@@ -13,7 +13,7 @@ FORMAT, VERSION = "diffusionlm", 2  # version 1 has no chat templates, and is re
 
 @dataclass(frozen=True)
 class Sidecar:
-    """Everything that a reader must know beside the parameters."""
+    """The information that a reader needs beside the parameters."""
 
     objective: str  # mdm | arm
     model: dict[str, Any]  # ModelConfig as a dict

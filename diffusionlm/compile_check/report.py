@@ -43,7 +43,7 @@ class Hbm:
 
 @dataclass(frozen=True)
 class CompileReport:
-    """What a run needs on a topology; what only an executable can tell is None if the compiler refused the program.
+    """Resources that a run needs on a topology; fields that need an executable are None if compilation failed.
 
     Attributes:
       experiment: the name of the configuration.

@@ -37,7 +37,7 @@ class Cost:
 
 @dataclass(frozen=True)
 class Traffic:
-    """All collectives of the same kind, network, group size and synchrony, in one run of the program.
+    """Collectives of one kind, network, group size and synchrony, summed over one run of the program.
 
     Attributes:
       kind: one of `collectives.KINDS`.

@@ -36,7 +36,7 @@ class SplitMetadata:
 
 @dataclass(frozen=True)
 class Metadata:
-    """Everything about a prepared dataset that is not a record."""
+    """The description of a prepared dataset, beside its records."""
 
     tokenizer: dict[str, Any]  # whole: `tokenizers.from_dict` rebuilds it
     vocab_size: int

@@ -22,7 +22,7 @@ NATIVE_KEY = "diffusionlm"
 
 @dataclass(frozen=True)
 class NativeFields:
-    """What the standard fields of config.json cannot say about a model of ours; an export has it under `NATIVE_KEY`."""
+    """Settings of a native model without a standard config.json field; exports store them under `NATIVE_KEY`."""
 
     family: str
     objective: Literal["mdm", "arm"]

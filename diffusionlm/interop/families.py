@@ -34,7 +34,7 @@ class Rule(NamedTuple):
 
 @dataclass(frozen=True)
 class Family:
-    """How a family names, lays out and describes its weights.
+    """Names, layouts and config.json fields of one family of weights.
 
     Attributes:
       rules: the tensors and the parameters that they hold.

@@ -13,7 +13,7 @@ from diffusionlm.interop.families import FAMILIES
 
 
 class Source(NamedTuple):
-    """What is imported: a name for it, its family, its config.json, and its tokenizer if it has one."""
+    """The weights to import: their name, family, config.json, and tokenizer if there is one."""
 
     name: str
     family: str

@@ -33,7 +33,7 @@ class Windows(NamedTuple):
 
     @property
     def lockstep(self) -> bool:
-        """Whether rows go through their blocks together, so that their caches are refreshed at the same time."""
+        """True if all rows go through their blocks together, so that one pass refreshes all caches."""
         return self.cache in ("prefix", "dual")
 
 

@@ -29,7 +29,7 @@ class Inputs(NamedTuple):
 
 
 class Structure(NamedTuple):
-    """Everything that a generation is compiled for, besides shapes."""
+    """The static settings that a generation is compiled for, besides shapes."""
 
     model: ModelConfig
     schedule: schedules.Schedule

@@ -47,7 +47,7 @@ class Trace(NamedTuple):
 
 
 class State(NamedTuple):
-    """Everything that a step changes."""
+    """The part of a generation that a step changes."""
 
     index: jax.Array  # int32: steps done by the batch
     warm: jax.Array  # bool: the memory belongs to this canvas

@@ -49,7 +49,7 @@ def read_texts(path: str | Path, option: str) -> list[str]:
 
 
 def environment() -> dict[str, Any]:
-    """What a number depends on besides the code."""
+    """Return the versions and the processor that a measurement depends on."""
     processor = platform.processor()
     with contextlib.suppress(OSError):
         lines = Path("/proc/cpuinfo").read_text().splitlines()

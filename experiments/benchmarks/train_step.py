@@ -92,7 +92,7 @@ def measure(
 
 
 def _cell(cfg: Config, repetitions: int, steps: int) -> dict[str, Any]:
-    """Everything measured at one size of the vocabulary, ready for JSON."""
+    """Return the measurements at one vocabulary size, ready for JSON."""
     B, T = cfg.data.batch_size, cfg.data.sequence_length
     tokens_BxL = np.random.default_rng(cfg.run.seed).integers(0, cfg.model.vocab_size, (B, T + 1), dtype=np.int32)
     batch = {"tokens": tokens_BxL, "segment_ids": np.ones_like(tokens_BxL)}
@@ -150,10 +150,11 @@ def _our_parts(cfg: Config, mesh: Any, start: TrainState, targets: Any) -> Mappi
     """Seconds of the parts of our step, each a program of its own: what they add up to is not quite the step."""
     from diffusionlm.diffusion.cross_entropy import weighted_cross_entropy
     from diffusionlm.diffusion.objectives import predicted_share
-    from diffusionlm.model.transformer import Transformer, suppression
+    from diffusionlm.model.spec import suppression_mask
+    from diffusionlm.model.transformer import Transformer
 
     model, params = Transformer(cfg.model), jax.device_put(start.params)
-    inputs, suppressed = jnp.asarray(targets.inputs_BxT), jnp.asarray(suppression(cfg.model, cfg.suppressed_ids))
+    inputs, suppressed = jnp.asarray(targets.inputs_BxT), jnp.asarray(suppression_mask(cfg.model, cfg.suppressed_ids))
 
     def trunk(params: Any) -> jax.Array:
         return model.apply({"params": params}, inputs)

@@ -1,4 +1,4 @@
-"""One tiny model, its twins and one batch of prompts for all tests of sampling, so that they share compiled programs."""
+"""One tiny model, its twins and one batch of prompts for all sampling tests, so that they share programs."""
 
 import dataclasses
 

@@ -20,7 +20,7 @@ REFITS = 20  # of Approach 3, for its standard errors, which are then known to a
 
 @dataclass(frozen=True)
 class ObjectiveFit:
-    """All fits of one objective; a part that its cells do not allow is None or empty."""
+    """The fits of one objective; a part that its cells do not allow is None or empty."""
 
     objective: str
     noise: Noise | None

@@ -26,7 +26,7 @@ LEAST_STEPS = 100  # with fewer, whole steps would miss the budget by more than 
 
 @dataclass(frozen=True)
 class ScalingRecipe:
-    """Everything that turns a size and a budget into a run: the hidden part of a scaling law.
+    """The rules that turn a size and a budget into a run: the hidden part of a scaling law.
 
     All other fields (Adam's constants, clipping, packing, time sampling, the normalisation of the loss) have the
     defaults of `Config`, and are written out in the config.json of every cell.
