@@ -1,4 +1,4 @@
-"""The memory allocator of a process that computes on Linux CPUs.
+"""Keep glibc from returning freed memory to the system, which slows XLA on CPUs.
 
 By itself glibc gives every large buffer back to the system when it is freed, so that each step of a program takes page
 faults for all of its temporaries anew. XLA on CPUs allocates with it.

@@ -1,4 +1,4 @@
-"""Kinds of fields of a config: the values that each may hold, and the fields that are not part of a run's science.
+"""Field types that check a config's values, and the marker for operational (non-scientific) fields.
 
 A field's type says what it may hold (`d_model: Positive = 256`), and `check_fields` refuses every other value.
 """

@@ -1,7 +1,6 @@
-"""Configs as dictionaries and JSON, changes of dotted fields, and the fingerprint of a run's science."""
+"""Configs to and from JSON, and overrides by dotted name."""
 
 import dataclasses
-import hashlib
 import json
 from collections.abc import Mapping
 from typing import Any, TypeVar
@@ -77,19 +76,6 @@ def flat(config: Any, prefix: str = "", operational: bool = True) -> dict[str, A
     return values
 
 
-def scientific_fields(config: Any) -> dict[str, Any]:
-    """Return dotted name -> value of every field that is part of a run's scientific identity.
-
-    The path of a tokenizer that a checkpoint or a released model brings is not part of it: the dataset knows which
-    tokenizer that is.
-    """
-    values = flat(config, operational=False)
-    tokenizer = values.get("data.tokenizer")
-    if tokenizer and tokenizer not in ("byte", "sentencepiece") and not tokenizer.endswith(".model"):
-        values["data.tokenizer"] = "a checkpoint's"
-    return values
-
-
 def with_fields(config: Config, changes: Mapping[str, Any]) -> Config:
     """Return `config` with other values for some dotted fields, validated."""
     for name, value in changes.items():
@@ -98,9 +84,3 @@ def with_fields(config: Config, changes: Mapping[str, Any]) -> Config:
             value = dataclasses.replace(getattr(config, section), **{field_name: value})
         config = dataclasses.replace(config, **{section or name: value})
     return config.validate()
-
-
-def fingerprint(config: Config) -> str:
-    """Return twelve hex digits that identify the science of a run, whatever its paths, mesh and logging."""
-    text = json.dumps(scientific_fields(config), sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:12]

@@ -1,4 +1,4 @@
-"""Typed arguments: text from a command line, or values from a notebook, into functions and configs.
+"""Command-line words (`--optim.peak_lr 1e-3`) and notebook values into typed fields and arguments.
 
 tyro reads them by the type hints and writes the help. For a mistake it prints a box of many lines, which differs
 between its releases, so `_explain_mistake` finds the mistake again and describes it in one line.

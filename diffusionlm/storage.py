@@ -1,4 +1,4 @@
-"""Files of a run, on a disk or in a bucket: written whole or not at all, and JSON lines that survive a kill."""
+"""Atomic file writes and crash-safe JSON lines, on disks and in buckets."""
 
 import contextlib
 import fcntl

@@ -1,4 +1,4 @@
-"""Mutation testing of the core: which small changes of the mathematics does no test notice?
+"""Mutation testing of the core: which small changes of the mathematics go undetected?
 
     python tests/mutation.py                             # 40 mutants of each module of the core, about 10 s each
     python tests/mutation.py --sample 0 diffusionlm/diffusion/schedules.py     # every mutant of one module

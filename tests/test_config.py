@@ -1,4 +1,4 @@
-"""Settings: JSON, the fingerprint of a run's science, and one clear sentence for values that cannot be."""
+"""JSON, fingerprints, and clear errors for impossible values."""
 
 import ast
 import dataclasses
@@ -13,7 +13,7 @@ from typing import Literal, get_args, get_origin
 import pytest
 from support.invalid_configs import INVALID
 
-from diffusionlm import config, config_io
+from diffusionlm import config, config_io, fingerprint
 from diffusionlm.config import Config
 from diffusionlm.errors import UserError
 from diffusionlm.options import fields
@@ -75,7 +75,7 @@ def test_the_list_of_operational_fields_has_no_others():
 def test_the_fingerprint_changes_with_the_science_only(name):
     before, after = Config(), changed(Config(), name)
     assert attrgetter(name)(before) != attrgetter(name)(after)
-    assert (config_io.fingerprint(before) == config_io.fingerprint(after)) == (name in OPERATIONAL)
+    assert (fingerprint.fingerprint(before) == fingerprint.fingerprint(after)) == (name in OPERATIONAL)
 
 
 FINGERPRINTS = {
@@ -91,13 +91,13 @@ FINGERPRINTS = {
 @pytest.mark.parametrize("name", FINGERPRINTS)
 def test_fingerprints_of_experiments_stay(name):
     """A change of a recipe changes its entry; a new scientific field changes them all."""
-    assert config_io.fingerprint(experiment(name)) == FINGERPRINTS[name]
+    assert fingerprint.fingerprint(experiment(name)) == FINGERPRINTS[name]
 
 
 def test_the_fingerprint_tells_which_field_holds_a_value():
     a = dataclasses.replace(Config(), optim=dataclasses.replace(Config().optim, beta1=0.5, beta2=0.6))
     b = dataclasses.replace(Config(), optim=dataclasses.replace(Config().optim, beta1=0.6, beta2=0.5))
-    assert config_io.fingerprint(a) != config_io.fingerprint(b)
+    assert fingerprint.fingerprint(a) != fingerprint.fingerprint(b)
 
 
 @pytest.mark.parametrize("name", fields(Config))
@@ -111,7 +111,7 @@ def test_every_experiment_is_valid_and_survives_json(name):
     cfg = experiment(name).validate()
     again = config_io.from_json(config_io.to_json(cfg))
     assert again == cfg
-    assert config_io.fingerprint(again) == config_io.fingerprint(cfg)
+    assert fingerprint.fingerprint(again) == fingerprint.fingerprint(cfg)
 
 
 def test_json_without_a_field_takes_its_default():
@@ -185,7 +185,7 @@ def test_equal_values_have_equal_fingerprints(name):
     for value, same in ((1, 1.0), (10000, 10000.0), (-0.0, 0.0)):
         one, other = with_value(name, value), with_value(name, same)
         assert one == other and config_io.to_json(one) == config_io.to_json(other)
-        assert config_io.fingerprint(one) == config_io.fingerprint(other)
+        assert fingerprint.fingerprint(one) == fingerprint.fingerprint(other)
 
 
 def test_an_integer_in_json_is_the_float():

@@ -1,4 +1,4 @@
-"""The tree keeps its plan: arrows go down only, files and functions stay short, and every package is installed."""
+"""Imports point downwards only, files and functions stay short, and every package is installed."""
 
 import ast
 import configparser

@@ -1,1 +1,1 @@
-"""Checkpoints on disks and in buckets: the sidecar that says what they mean, and the store."""
+"""Save and load checkpoints, and the sidecar that describes their contents."""

@@ -1,4 +1,4 @@
-"""Failures of reading and writing checkpoints as one line for the user."""
+"""Turn errors of checkpoint I/O into one-line messages."""
 
 import contextlib
 import os

@@ -1,4 +1,4 @@
-"""Filters of what Orbax prints.
+"""Silence Orbax's logging, and nobody else's.
 
 It logs every save at length, and a failure many times over on three channels, some of it long after the call. Every
 failure is raised as one line (see `failures`), so the rest is dropped. If absl's log has an explicit level, it stays.

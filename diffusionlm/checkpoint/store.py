@@ -1,4 +1,4 @@
-"""How checkpoints are written, found, restored and refused. This is the only module that imports Orbax.
+"""Write, find, restore and reject checkpoints. This is the only module that imports Orbax.
 
 A checkpoint is one directory that appears whole or not at all (Orbax writes under a temporary name, or on a bucket adds
 a commit marker last):

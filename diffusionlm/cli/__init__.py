@@ -1,1 +1,1 @@
-"""The `diffusionlm` command: a file a group of verbs, each thin over a function that a notebook can call too."""
+"""The `diffusionlm` command: one file per group of verbs, each a thin wrapper around a function for notebooks."""

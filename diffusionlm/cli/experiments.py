@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Any
 
-from diffusionlm import config_io, flops
+from diffusionlm import config_io, fingerprint, flops
 from diffusionlm.cli.output import print_json, short_count, summary
 from diffusionlm.config import Config
 from diffusionlm.errors import UserError
@@ -67,7 +67,7 @@ def _describe(name: str) -> dict[str, Any]:
         "name": name,
         "description": summary(registry.builder(name)),
         "objective": cfg.objective,
-        "fingerprint": config_io.fingerprint(cfg),
+        "fingerprint": fingerprint.fingerprint(cfg),
         "parameters": dataclasses.asdict(flops.parameters(cfg.model)),
         "tokens": sequences * cfg.data.sequence_length,
         "flops": {c: sequences * flops.train(cfg.model, cfg.data.sequence_length, c) for c in conventions},

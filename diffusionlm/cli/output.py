@@ -1,4 +1,4 @@
-"""What the verbs share: the program's name, errors and JSON on the terminal, and counts in a few characters."""
+"""Helpers of all verbs: the program's name, error and JSON output, short counts."""
 
 import errno
 import inspect

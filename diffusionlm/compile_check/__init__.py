@@ -1,1 +1,1 @@
-"""The compile check: a run compiled for a TPU slice on a machine without a TPU."""
+"""Compile a run for a TPU slice on a machine that has no TPU."""

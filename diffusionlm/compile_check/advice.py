@@ -1,4 +1,4 @@
-"""Settings that would make a run fit: those whose memory, by a ledger, is below the limit.
+"""Suggest settings that would make a run fit in memory, ranked by a ledger of large tensors.
 
 The ledger counts the tensors that are large on every backend and nothing that a compiler keeps besides. So it is only
 used as a ratio: the compiler's number for the run at hand is scaled by the ledger's ratio of the two runs.

@@ -1,4 +1,4 @@
-"""Optimised HLO text as instructions; `diffusionlm.compile_check.hlo` interprets them."""
+"""Parse optimised HLO text into instructions, which `hlo` interprets."""
 
 import functools
 import math

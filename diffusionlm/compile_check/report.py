@@ -1,7 +1,6 @@
 """The report of a compile check: what the compiler says about a program, and what follows from it."""
 
 import importlib.metadata
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -10,35 +9,11 @@ import jax
 from jax.sharding import Mesh
 
 from diffusionlm.compile_check import advice, hlo, roofline
+from diffusionlm.compile_check.memory import Hbm, hbm_per_chip
 from diffusionlm.compile_check.roofline import Terms, Traffic
 from diffusionlm.compile_check.workloads import Workload
 from diffusionlm.config import Config
 from diffusionlm.hardware import Topology
-from diffusionlm.parallel.mesh import PyTree
-
-
-@dataclass(frozen=True)
-class Hbm:
-    """Bytes of HBM on each chip.
-
-    Attributes:
-      limit: what a program may use.
-      params: the parameters.
-      optimizer: the optimizer's state.
-      temporary: activations, gradients and gathered weights.
-      peak: everything at once, with the batch and the program itself.
-    """
-
-    limit: int
-    params: int
-    optimizer: int
-    temporary: int
-    peak: int
-
-    @property
-    def headroom(self) -> int:
-        """Return the bytes that remain free, negative if the program does not fit."""
-        return self.limit - self.peak
 
 
 @dataclass(frozen=True)
@@ -124,7 +99,7 @@ class _Estimate(NamedTuple):
 def make_report(compilation: Compilation) -> CompileReport:
     """Return the report of a compilation."""
     cfg, topology, workload = compilation.cfg, compilation.topology, compilation.workload
-    hbm = _hbm(compilation)
+    hbm = hbm_per_chip(topology, workload, compilation.executable, compilation.requested_bytes)
     fits = compilation.executable is not None and hbm.headroom >= 0
     advisable = workload.kind == "train" and not fits
     estimate = _estimate(compilation, compilation.executable) if compilation.executable else _Estimate()
@@ -161,26 +136,6 @@ def _estimate(compilation: Compilation, executable: jax.stages.Compiled) -> _Est
         estimated_mfu=workload.model_flops / (terms.total * topology.chips * topology.chip.peak_flops),
         warnings=tuple(_warnings(workload, costs, hlo_flops)),
     )
-
-
-def _hbm(compilation: Compilation) -> Hbm:
-    """Return the memory of each chip; of a program that it refused, the compiler tells the temporaries only."""
-    chip, workload = compilation.topology.chip, compilation.workload
-    params, optimizer = (_bytes_per_device(tree) * chip.devices for tree in (workload.params, workload.optimizer))
-    if compilation.executable is None:
-        temporary = compilation.requested_bytes * chip.devices
-        return Hbm(chip.hbm_bytes, params, optimizer, temporary, params + optimizer + temporary)
-    stats = compilation.executable.memory_analysis()
-    assert stats is not None, "libtpu reports the memory of every program"
-    arguments = stats.argument_size_in_bytes + stats.output_size_in_bytes - stats.alias_size_in_bytes
-    peak = arguments + stats.temp_size_in_bytes + stats.generated_code_size_in_bytes
-    temporary = stats.temp_size_in_bytes * chip.devices
-    return Hbm(chip.hbm_bytes, params, optimizer, temporary, peak * chip.devices)
-
-
-def _bytes_per_device(tree: PyTree) -> int:
-    leaves = jax.tree.leaves(tree)
-    return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in leaves)
 
 
 def _warnings(workload: Workload, costs: hlo.ProgramCosts, hlo_flops: int) -> Iterator[str]:

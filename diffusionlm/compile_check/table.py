@@ -1,4 +1,4 @@
-"""A compile report for readers, as a table in the terminal, and for programs, as JSON."""
+"""Print a compile report as a terminal table or as JSON."""
 
 import dataclasses
 from typing import Any

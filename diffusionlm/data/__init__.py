@@ -1,1 +1,1 @@
-"""Text and dialogues into prepared datasets, and these into batches."""
+"""Turn text and dialogues into prepared datasets, and read them back as batches."""

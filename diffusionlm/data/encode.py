@@ -1,4 +1,4 @@
-"""Documents into token streams, a batch of documents a job, and the tokenizer that is trained on them."""
+"""Encode documents to token streams, one batch per job, and train the tokenizer."""
 
 import contextlib
 import functools

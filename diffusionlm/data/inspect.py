@@ -1,4 +1,4 @@
-"""A prepared dataset for human eyes: decoded records and statistics (`diffusionlm data inspect`)."""
+"""Show a prepared dataset: decoded records and statistics (`diffusionlm data inspect`)."""
 
 import os
 from typing import Any

@@ -1,4 +1,4 @@
-"""A `map` over processes whose results come in order."""
+"""A multi-process `map` that returns results in order."""
 
 import contextlib
 import signal

@@ -1,4 +1,4 @@
-"""The request for a dataset: the arguments of `prepare`, checked, and compared with what a directory already holds."""
+"""Validate the arguments of `prepare`, and compare them with what the directory already holds."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Token streams into records: one file of words a split, cut into shards of ArrayRecord that TFDS reads.
+"""Cut the token stream of each split into ArrayRecord shards that TFDS can read.
 
 The stream of a split holds all of its documents in order, each followed by EOS (see `words`). A file beside the stream
 of dialogues has the length of each. So the records do not depend on the number of workers.

@@ -1,4 +1,4 @@
-"""Words of a token stream: token ids whose top bit marks the first token of a document, or of a part of a dialogue."""
+"""Stream words: token ids whose top bit marks the start of a document or of a part of a dialogue."""
 
 from collections.abc import Iterable
 from typing import NamedTuple, Self

@@ -1,4 +1,4 @@
-"""The forward process: it masks tokens, and gives their cross-entropy its weight in the bound.
+"""The forward process: it masks tokens and weights their cross-entropy for the bound.
 
 Noise is addressed, not streamed: the noise of an example is a function of (seed, batch index, position of the example
 in the global batch) alone, so masks are the same on any mesh, host count or micro-batch split. Masks are carried as
@@ -11,7 +11,7 @@ from flax import struct
 
 from diffusionlm.config import PROMPT, DiffusionConfig
 from diffusionlm.diffusion import schedules
-from diffusionlm.diffusion.noise import evaluation_keys
+from diffusionlm.diffusion.noise import evaluation_keys, example_keys
 
 
 @struct.dataclass
@@ -45,7 +45,7 @@ def corrupt(
     """
     B, T = tokens_BxT.shape
     key_times, _, key_examples = jax.random.split(key, 3)  # splitting in two would change all noise
-    keys_B = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key_examples, jnp.arange(B))
+    keys_B = example_keys(key_examples, jnp.arange(B))
     length_keys_B, time_keys_B, mask_keys_B = jax.vmap(lambda k: jax.random.split(k, 3), out_axes=1)(keys_B)
 
     if cfg.random_length:
@@ -92,7 +92,7 @@ def corrupt_held_out(
     key_times, key_masks = evaluation_keys(draw)
     turns_B = record_B.astype(jnp.uint32) * jnp.uint32(_GOLDEN) + jax.random.bits(key_times, dtype=jnp.uint32)
     u_B = ((turns_B >> 8) + 1).astype(jnp.float32) / (1 << 24)  # 24 bits are exact in float32; never 0
-    keys_B = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key_masks, record_B)
+    keys_B = example_keys(key_masks, record_B)
     scores_BxT = jax.vmap(lambda k: jax.random.uniform(k, tokens_BxT.shape[1:]))(keys_B)
     scored_BxT = (segment_ids_BxT != 0) & maskable_BxT
     masked_BxT, weight_B = _mask_exact_count(scored_BxT, scores_BxT, u_B)

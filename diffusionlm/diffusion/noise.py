@@ -1,4 +1,4 @@
-"""The keys of all randomness: each is addressed by a seed, a use and an index, never by what was drawn before."""
+"""Random keys: each derives from a seed, a use and an index, never from earlier draws."""
 
 import jax
 
@@ -26,3 +26,8 @@ def evaluation_keys(draw: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Return the keys of one noise draw on held-out records, for times and for masks; every run has the same."""
     key_times, key_masks = jax.random.split(jax.random.fold_in(stream_key(0, EVALUATION), draw))
     return key_times, key_masks
+
+
+def example_keys(key: jax.Array, index_B: jax.Array) -> jax.Array:
+    """Return the key of each example: of its position in the global batch, or of a held-out record by its index."""
+    return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, index_B)

@@ -1,4 +1,4 @@
-"""The end of a training run in the terminal: its held-out bound beside baselines, and a sample being denoised."""
+"""The end of a training run in the terminal: its bound beside baselines, and a sample being denoised."""
 
 import json
 

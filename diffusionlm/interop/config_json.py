@@ -1,4 +1,4 @@
-"""A foreign config.json <-> our `ModelConfig`, and which family it describes."""
+"""Translate between a foreign config.json and our `ModelConfig`, and detect the family."""
 
 import dataclasses
 import json

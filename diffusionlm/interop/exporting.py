@@ -1,4 +1,4 @@
-"""A checkpoint of ours -> the files that other libraries read."""
+"""Export one of our checkpoints to files that other libraries read."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Foreign weights -> a checkpoint of ours, one tensor at a time."""
+"""Import foreign weights as our checkpoint, one tensor at a time (`config_json` reads config.json)."""
 
 import dataclasses
 import math

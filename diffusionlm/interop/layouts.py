@@ -1,4 +1,4 @@
-"""How a foreign tensor arranges our parameters, described once for both directions.
+"""The layouts in which foreign tensors hold our parameters; one description serves import and export.
 
 A layout pairs views of our parameters with the views of the tensor that hold the same numbers in the same shape.
 Importing copies along the pairs one way and exporting the other, so each undoes the other.

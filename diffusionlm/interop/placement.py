@@ -1,4 +1,4 @@
-"""Which tensor of a format holds which parameters of a model, for importing and exporting alike."""
+"""Map each of our parameters to the foreign tensor that holds it."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple

@@ -1,4 +1,4 @@
-"""The sidecar of an imported model, and the part of a sidecar that only our own fields of config.json can keep."""
+"""Build the sidecar of an imported model, and the extra config.json fields that let an export preserve one."""
 
 import dataclasses
 from typing import NamedTuple

@@ -1,4 +1,4 @@
-"""A choice between answers, by a sequential test that ends as soon as the lead is clear."""
+"""Choose between answers with a sequential test that stops once the lead is clear."""
 
 import math
 from collections.abc import Sequence
@@ -13,8 +13,8 @@ from diffusionlm.likelihood.monte_carlo import Estimate, Scorer
 from diffusionlm.model.spec import ModelSpec
 from diffusionlm.parallel.mesh import Params
 
-# The skewness that a leader's nats are taken to have at least: a few passes do not show it. Passes of real models have
-# between -0.3 and 0.9 with one draw, and below 0.5 with two draws or more.
+# The skewness that a leader's nats are taken to have at least, as a few passes do not show it. Real passes have up to
+# 1.1 with one draw, and up to 0.8 with more (`experiments/benchmarks/likelihood.py`).
 ASSUMED_SKEWNESS = 1.0
 
 

@@ -1,4 +1,4 @@
-"""The tokens of a target that each forward pass of a likelihood estimate masks, and their weights.
+"""Choose the target tokens that each pass masks, and their weights; `monte_carlo` averages the passes.
 
 A masked diffusion model bounds -log p(target | prefix) by a mean, over random masks of the target, of the weighted
 cross-entropy of the masked tokens. An estimator is a pure function that plans a number of forward passes; a new one is

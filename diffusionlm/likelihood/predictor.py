@@ -1,4 +1,4 @@
-"""A model that predicts the masked tokens of targets, with unsupervised guidance or without it."""
+"""The model as likelihood code calls it, with or without guidance."""
 
 from typing import Any
 

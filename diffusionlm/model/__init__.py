@@ -1,1 +1,1 @@
-"""The network: the Transformer, its attention, adapters, and what its users must know of it."""
+"""The network: Transformer, attention, adapters, and the facts about a model that callers need."""

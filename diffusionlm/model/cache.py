@@ -1,4 +1,4 @@
-"""Keys and values that a forward pass leaves for later ones, and the window of positions that a later pass computes."""
+"""The key/value cache as arrays, and its updates; `sampling.kv_cache` chooses the positions to recompute."""
 
 from typing import NamedTuple
 

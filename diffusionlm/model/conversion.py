@@ -1,4 +1,4 @@
-"""Turn the parameters of one model into the initial ones of another, such as an autoregressive into a diffusion model.
+"""Convert a model's parameters into the initial ones of another, such as autoregressive to diffusion.
 
 The diffusion model begins with all weights of the autoregressive model (DiffuLLaMA, arXiv 2410.17891, Section 3). The
 other parts of that method are elsewhere: `attention.annealed_mask`, the shift in `diffusion.objectives.mdm_targets`,

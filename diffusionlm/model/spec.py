@@ -1,4 +1,4 @@
-"""The facts of a model that its users need besides its parameters."""
+"""The facts about a model that sampling and likelihood need besides its parameters."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,1 +1,1 @@
-"""The device mesh, processes on several hosts, and signals."""
+"""The device mesh, multi-host processes, and signal handling."""

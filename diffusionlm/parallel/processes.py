@@ -1,4 +1,4 @@
-"""Processes on several hosts as one run: they join, gather values, agree, and fail together.
+"""Run several processes as one: join, gather, agree, and fail together.
 
 Every host runs one process with the same command. `train` calls `initialize` first; a notebook on a pod calls it before
 it uses a device.

@@ -1,4 +1,4 @@
-"""Signals that ask a run to save and stop."""
+"""Handle the signals that ask a run to save and stop."""
 
 import os
 import signal

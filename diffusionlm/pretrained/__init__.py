@@ -1,1 +1,1 @@
-"""A loaded checkpoint that completes, fills in, scores and chooses texts, and ways to show how it denoises."""
+"""Use a loaded checkpoint: complete, infill, score and choose texts, and show the denoising."""

@@ -30,7 +30,7 @@ from diffusionlm.model.transformer import abstract_params
 from diffusionlm.parallel.mesh import Params, make_mesh
 from diffusionlm.pretrained import chat
 from diffusionlm.pretrained.completion import Completion, row_trace
-from diffusionlm.pretrained.gaps import split_at_gaps
+from diffusionlm.pretrained.mask_notation import split_at_gaps
 from diffusionlm.sampling.canvas import Span, expand_spans
 from diffusionlm.sampling.config import SamplingConfig
 from diffusionlm.sampling.generate import generate, infill

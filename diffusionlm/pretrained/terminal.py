@@ -1,4 +1,4 @@
-"""A denoising played in the terminal: masks are dim blocks that turn into text."""
+"""Animate a denoising in the terminal, with masks as dim blocks."""
 
 import time
 

@@ -1,4 +1,4 @@
-"""A model as the denoising loop sees it: passes over the canvas fill a memory, which gives logits at chosen positions.
+"""The model as the denoising loop calls it, with or without classifier-free guidance.
 
 The memory makes a step cheap: nothing runs where nothing has changed, the vocabulary projection covers only the
 positions that are asked for, and with a key/value cache a pass may cover only a window of the canvas.

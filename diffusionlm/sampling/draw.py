@@ -1,4 +1,4 @@
-"""Token draws: exact categorical draws in float32, with temperature, top-k and top-p as data.
+"""Exact categorical sampling in float32; temperature, top-k and top-p are data, not compiled in.
 
 The vocabulary is divided into 128 parts: first a part is drawn, then an id in it. That is the same law, and takes noise
 for 128 + V/128 numbers instead of V, which would cost more than the network. Parts are cut so that a vocabulary that is

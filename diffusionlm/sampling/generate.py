@@ -1,4 +1,4 @@
-"""From prompts or templates of token ids to new tokens: the host's side of the denoising loop."""
+"""The entry point of sampling: prompts or templates of token ids in, new tokens out."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace

@@ -1,4 +1,4 @@
-"""Key/value caches: the window of positions that a step computes, while all others are remembered.
+"""The positions that a cached step recomputes; all others come from the cache.
 
 At the start of a block everything is computed. Its later steps compute a window: with "dual" the block alone, with
 "prefix" everything from the block on (Fast-dLLM, arXiv 2505.22618). In a model with bidirectional attention the cached

@@ -1,4 +1,4 @@
-"""A request as the device takes it: checked settings, a canvas, and the structure that is compiled."""
+"""A validated request: settings, canvas, and the static structure to compile for."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

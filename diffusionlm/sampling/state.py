@@ -1,4 +1,4 @@
-"""The inputs of a denoising (`Job`), and the state that its steps change."""
+"""The inputs of the denoising loop (`Job`), and the state that it carries."""
 
 from dataclasses import dataclass
 from typing import NamedTuple

@@ -1,1 +1,1 @@
-"""IsoFLOP sweeps from plan to law to next run: `sweep`, then `laws`, then `report`, then `commands` over them all."""
+"""IsoFLOP sweeps from end to end: run a sweep, fit the laws, write the report."""

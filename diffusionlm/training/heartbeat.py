@@ -1,4 +1,4 @@
-"""A small file that shows whoever watches a run that it is alive, and what it is doing."""
+"""A small file that shows that a run is alive, and what it is doing."""
 
 import json
 import logging

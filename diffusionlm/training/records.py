@@ -1,4 +1,4 @@
-"""What the first process of a run writes about it as it goes: metrics.jsonl, events/, timeline.jsonl and DONE.json."""
+"""The files that the first process writes during a run: metrics, events, timeline, DONE.json."""
 
 import json
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""The files with which a run directory says what its run is, and whether another run may continue there.
+"""The files that identify the run of a directory, and the check that another run may resume there.
 
 config.json holds the resolved configuration; environment.json the versions, the devices and the fingerprint, with the
 environments of earlier starts under "earlier"; DONE.json the final numbers (`records` writes it).
@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import jax
 from etils import epath
 
-from diffusionlm import config_io
+from diffusionlm import config_io, fingerprint
 from diffusionlm.config import Config
 from diffusionlm.errors import UserError
 from diffusionlm.parallel import processes
@@ -68,8 +68,8 @@ def refuse_another_run(cfg: Config, workdir: epath.Path) -> None:
         )
     if recorded is None:
         raise UserError(f"{path} is damaged, or of another version{_why_unreadable(path)}; use another --workdir")
-    if config_io.fingerprint(recorded) != config_io.fingerprint(cfg):
-        there, here = config_io.scientific_fields(recorded), config_io.scientific_fields(cfg)
+    if fingerprint.fingerprint(recorded) != fingerprint.fingerprint(cfg):
+        there, here = fingerprint.scientific_fields(recorded), fingerprint.scientific_fields(cfg)
         differing = [name for name in here if there[name] != here[name]]
         shown = ", ".join(f"{name} ({there[name]} there, {here[name]} here)" for name in differing)
         fix = "the settings of that run"
@@ -124,7 +124,7 @@ def record_run(cfg: Config, workdir: epath.Path) -> None:
         path = workdir / "environment.json"
         last = _last_environment(path)
         earlier = [*last.pop("earlier", []), last] if last else []
-        current = {**environment(), "fingerprint": config_io.fingerprint(cfg), "earlier": earlier}
+        current = {**environment(), "fingerprint": fingerprint.fingerprint(cfg), "earlier": earlier}
         write_atomically(path, json.dumps(current, indent=2) + "\n")
     except OSError as error:
         raise UserError(

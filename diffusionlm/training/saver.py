@@ -5,7 +5,7 @@ import time
 from etils import epath
 from jax.sharding import Mesh
 
-from diffusionlm import config_io
+from diffusionlm import config_io, fingerprint
 from diffusionlm.checkpoint.sidecar import Sidecar
 from diffusionlm.checkpoint.store import CheckpointManager
 from diffusionlm.config import Config
@@ -112,7 +112,7 @@ def make_sidecar(cfg: Config, dataset: Dataset, step: int) -> Sidecar:
         template=template,
         source={
             "experiment": cfg.name,
-            "fingerprint": config_io.fingerprint(cfg),
+            "fingerprint": fingerprint.fingerprint(cfg),
             "dataset": dataset.metadata.sha256,
             "diffusionlm": __version__,
             "step": step,

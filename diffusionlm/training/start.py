@@ -1,4 +1,4 @@
-"""The weights that a run begins with: fresh ones, or those of another checkpoint (`run.init_from`).
+"""The initial parameters of a run: fresh ones, or those of another checkpoint.
 
 A checkpoint is known by what it is and not by where it lies. It may hold a model of the same kind, or an autoregressive
 one that is adapted to masked diffusion (`conversion`).
@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from etils import epath
 from jax.sharding import Mesh
 
-from diffusionlm import config_io
+from diffusionlm import config_io, fingerprint
 from diffusionlm.checkpoint import store
 from diffusionlm.checkpoint.sidecar import Sidecar
 from diffusionlm.config import Config, ModelConfig
@@ -200,7 +200,7 @@ def require_same_model(cfg: Config, start: Start) -> None:
     path, sidecar = start.path, start.sidecar
     there, here = config_io.from_dict(ModelConfig, sidecar.model), cfg.model
     adapted = sidecar.objective == "arm" and cfg.objective == "mdm"
-    compared = [name for name in config_io.scientific_fields(here) if name not in FREE]
+    compared = [name for name in fingerprint.scientific_fields(here) if name not in FREE]
     if adapted:
         changes = conversion.CONVERTIBLE
         compared = [n for n in compared if (getattr(there, n), getattr(here, n)) != changes.get(n)]

@@ -1,4 +1,4 @@
-"""The inputs, labels and weights of a global batch: noisy ones to train on, and fixed ones to evaluate on."""
+"""The inputs, labels and weights of one global batch; `objectives.mdm_targets` shifts them for shifted models."""
 
 from typing import NamedTuple
 

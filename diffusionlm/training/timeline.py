@@ -1,4 +1,4 @@
-"""The account of a run's time: `timeline.jsonl`, and the goodput that follows from it.
+"""The account of a run's time (`timeline.jsonl`), and the goodput that follows from it.
 
 timeline.jsonl only ever grows: it is the history of a run, including work that a kill or a roll-back undid. Each
 line is an object with "event", "time" (seconds since 1970) and "step":

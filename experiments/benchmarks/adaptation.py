@@ -77,7 +77,7 @@ def runs(args: Arguments) -> dict[tuple[str, int, float], Config]:
 
 
 def scores(args: Arguments, checkpoint: str, path: Path) -> dict[str, Any]:
-    """Return the scores of a model on the held-out stories, read from `path` if it exists, else measured and written."""
+    """Return the scores of a model on the held-out stories: those in `path`, or newly measured and written there."""
     asked = {"held_out": args.held_out, "limit": args.limit, "stories": args.stories, "examples": args.examples}
     if path.exists() and (found := json.loads(path.read_text()))["asked"] == asked:
         return found

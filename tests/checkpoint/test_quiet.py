@@ -1,4 +1,4 @@
-"""What Orbax prints is dropped, and nothing of anybody else."""
+"""Orbax is silent; the output of other libraries is kept."""
 
 import asyncio
 import gc

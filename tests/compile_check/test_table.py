@@ -3,7 +3,8 @@
 import dataclasses
 
 from diffusionlm.compile_check import advice
-from diffusionlm.compile_check.report import CompileReport, Hbm
+from diffusionlm.compile_check.memory import Hbm
+from diffusionlm.compile_check.report import CompileReport
 from diffusionlm.compile_check.table import verdict
 from diffusionlm.hardware import GIB
 

@@ -1,4 +1,4 @@
-"""The metadata of a dataset: what is no whole dataset is refused, and earlier ones open."""
+"""Incomplete datasets are refused; the format that is written is read."""
 
 import json
 import shutil

@@ -27,7 +27,7 @@ from diffusionlm.errors import UserError
 from diffusionlm.likelihood.config import LikelihoodConfig
 from diffusionlm.likelihood.estimators import ESTIMATORS
 from diffusionlm.likelihood.greedy import is_greedy
-from diffusionlm.likelihood.monte_carlo import Estimate, estimate
+from diffusionlm.likelihood.monte_carlo import Estimate, Noise, estimate
 
 
 @pytest.fixture(autouse=True)
@@ -80,6 +80,17 @@ def test_an_estimate_does_not_depend_on_what_else_is_asked():
     among = run(others, request_ids=[3, 17, 5], rows=32)[1]
     assert among.log_likelihood == pytest.approx(alone.log_likelihood, rel=1e-5)
     assert run(request_ids=[18])[0] != alone and run(request_ids=[17], seed=1)[0] != alone
+
+
+def test_noise_is_addressed_by_seed_request_and_pass():
+    """On the device as on the host: the same keys, however many there are at a time."""
+    requests, passes = np.array([0, 17, 2**32 - 1], np.uint32), np.array([3, 0, 5], np.uint32)
+    keys = jax.jit(Noise.keys)(Noise(jax.random.key(7), requests, passes))
+    expected = [
+        jax.random.fold_in(jax.random.fold_in(jax.random.key(7), request), number)
+        for request, number in zip(requests, passes, strict=True)
+    ]
+    np.testing.assert_array_equal(jax.random.key_data(keys), [jax.random.key_data(key) for key in expected])
 
 
 def test_it_stops_at_the_standard_error_that_was_asked_for():

@@ -1,4 +1,4 @@
-"""A denoising as a web page: what the page holds, and that nobody finds half of one."""
+"""The web page is complete, and written atomically."""
 
 import dataclasses
 import errno

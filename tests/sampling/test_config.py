@@ -1,4 +1,4 @@
-"""Settings: their defaults for each kind of model, and values without meaning."""
+"""Defaults for each kind of model; meaningless values are refused."""
 
 import pytest
 

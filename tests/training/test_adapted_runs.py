@@ -10,7 +10,7 @@ import pytest
 from support import tiny_run
 from support.tiny_run import LENGTH, record, refusal, tiny
 
-from diffusionlm import config, config_io
+from diffusionlm import config, config_io, fingerprint
 from diffusionlm.checkpoint import store as checkpoint
 from diffusionlm.checkpoint.sidecar import Sidecar
 from diffusionlm.data import pipeline, tokenizers
@@ -192,7 +192,7 @@ def test_adapters_are_no_other_start(start, source):
         for cfg in (adapting(start[0], source, model={"lora_rank": rank}) for rank in (0, 2))
     )
     assert plain.run.init_id == adapters.run.init_id
-    assert config_io.fingerprint(plain) != config_io.fingerprint(adapters)
+    assert fingerprint.fingerprint(plain) != fingerprint.fingerprint(adapters)
 
 
 def test_bos_needs_a_tokenizer_that_has_it(source, tmp_path):

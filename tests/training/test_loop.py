@@ -21,7 +21,7 @@ from etils import epath
 from support import tiny_run
 from support.tiny_run import BATCH, LENGTH, STEPS, Recorder, tiny
 
-from diffusionlm import config_io, flops
+from diffusionlm import config_io, fingerprint, flops
 from diffusionlm.checkpoint import store as checkpoint
 from diffusionlm.data.pipeline import eval_batches, open_dataset
 from diffusionlm.errors import UserError
@@ -183,7 +183,7 @@ def test_checkpoints_are_where_they_were_asked_for(uninterrupted):
     assert_bit_equal(saved_state(run.config, run.workdir, 20), recorder.states[20])  # the state before batch 20
     sidecar = checkpoint.load_sidecar(run.workdir)
     assert sidecar.model == config_io.to_dict(run.config.model) and sidecar.mask_id == 257
-    assert sidecar.source["step"] == STEPS and sidecar.source["fingerprint"] == config_io.fingerprint(run.config)
+    assert sidecar.source["step"] == STEPS and sidecar.source["fingerprint"] == fingerprint.fingerprint(run.config)
 
 
 def test_the_clock_saves_the_asked_for_are_kept_and_a_window_is_profiled(dataset, tmp_path, monkeypatch):

@@ -13,7 +13,7 @@ import pytest
 from support import tiny_run
 from support.tiny_run import BATCH, record, refusal, tiny
 
-from diffusionlm import config, config_io
+from diffusionlm import config, config_io, fingerprint
 from diffusionlm.checkpoint import store as checkpoint
 from diffusionlm.checkpoint.sidecar import Sidecar
 from diffusionlm.data import pipeline, tokenizers
@@ -139,11 +139,11 @@ def test_parameters_lie_on_the_mesh_of_the_run(dataset, start):
 def test_the_start_is_part_of_the_science_wherever_it_lies(run, dataset, start, tmp_path):
     found = run[0].config.run.init_id
     assert found.startswith("base@7-") and found == identity(start[0])
-    assert config_io.fingerprint(run[0].config) != config_io.fingerprint(tuned(dataset))
+    assert fingerprint.fingerprint(run[0].config) != fingerprint.fingerprint(tuned(dataset))
     shutil.copytree(start[0], tmp_path / "moved")
     moved = tuned(dataset, run={"init_from": str(tmp_path / "moved")})
     moved, _ = resolve(moved, tmp_path)
-    assert config_io.fingerprint(moved) == config_io.fingerprint(run[0].config)
+    assert fingerprint.fingerprint(moved) == fingerprint.fingerprint(run[0].config)
     assert checkpoint.load_sidecar(run[0].workdir).source["init_id"] == found
     assert json.loads((run[0].workdir / "config.json").read_text())["run"]["init_id"] == found
 
@@ -285,7 +285,7 @@ def test_the_tokenizer_of_the_start_prepares_the_data(dataset, start, tmp_path):
 
 def test_where_a_tokenizer_s_checkpoint_lies_is_not_science(dataset):
     def named(tokenizer):
-        return config_io.fingerprint(tuned(dataset, data={"tokenizer": tokenizer}))
+        return fingerprint.fingerprint(tuned(dataset, data={"tokenizer": tokenizer}))
 
     assert named("runs/a") == named("/elsewhere/b") != named("byte")
     assert named("a/tokenizer.model") != named("b/tokenizer.model")

@@ -1,4 +1,4 @@
-"""The account of time: every second is somewhere, undone work is lost, and only steps that count are productive."""
+"""Every second is accounted for; undone work counts as lost."""
 
 import json
 import threading

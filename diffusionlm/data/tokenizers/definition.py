@@ -1,4 +1,4 @@
-"""A tokenizer's definition, the parsed content of a tokenizer.json: what is in it, and what follows from it."""
+"""The parsed content of a tokenizer.json."""
 
 import functools
 import json

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
-from diffusionlm.scaling.laws.fit import Parabola
+from diffusionlm.scaling.laws.isoflop_fits import Parabola
 from diffusionlm.scaling.laws.noise import CommonError, Noise
 
 CONFIDENCE = 0.95

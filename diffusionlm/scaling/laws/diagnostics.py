@@ -1,4 +1,4 @@
-"""Doubts about the fits, as predicates: what a budget lacks, and which misfits are too large to be noise."""
+"""Predicates for doubtful fits: what a budget lacks, and misfits that noise cannot explain."""
 
 from typing import Literal
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from diffusionlm.scaling.laws.fit import PowerLaw, power_law
+from diffusionlm.scaling.laws.isoflop_fits import PowerLaw, power_law
 
 POINTS = 60  # of the grid in C
 BANDWIDTH = 0.15  # in log C: training losses are averaged over about 30% of the compute

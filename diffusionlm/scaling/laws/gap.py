@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from diffusionlm.scaling.laws.bootstrap import Estimate
-from diffusionlm.scaling.laws.fit import gls_weights
+from diffusionlm.scaling.laws.isoflop_fits import gls_weights
 from diffusionlm.scaling.laws.noise import Noise
 from diffusionlm.scaling.laws.optima import Optimum
 from diffusionlm.scaling.laws.power_laws import Law, law_estimate

@@ -1,4 +1,4 @@
-"""The misfit of the parabolas and of the laws: a test against the noise, and the bias that asymmetric curves cause.
+"""Lack-of-fit tests of the parabolas and laws, and the bias from asymmetric curves.
 
 Loss over log N is steeper on one side than on the other, so a parabola misplaces the minimum by an amount that no
 number of seeds removes. This bias is reported beside the interval, never inside it.
@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike
 from scipy import stats
 
 from diffusionlm.scaling.laws.bootstrap import CONFIDENCE, Estimate
-from diffusionlm.scaling.laws.fit import Parabola, PowerLaw
+from diffusionlm.scaling.laws.isoflop_fits import Parabola, PowerLaw
 from diffusionlm.scaling.laws.noise import Noise
 
 

@@ -1,4 +1,4 @@
-"""Candidates for the next cell: what one more run would take off the variance of the prediction, and what it costs.
+"""Rank candidate runs by how much they cut the prediction's variance, and by their cost.
 
 The model is linearised at the fits. A run at a budget of the sweep adds a row to the parabola of that budget, whose
 minimum then has a smaller variance, and so has the law through the minima. A run at the next budget, where there is no
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from diffusionlm.scaling.laws.diagnostics import lack
-from diffusionlm.scaling.laws.fit import gls_weights
+from diffusionlm.scaling.laws.isoflop_fits import gls_weights
 from diffusionlm.scaling.laws.noise import by_cell
 from diffusionlm.scaling.laws.optima import BudgetFit, Optimum
 from diffusionlm.scaling.laws.power_laws import Law

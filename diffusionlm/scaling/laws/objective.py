@@ -1,4 +1,4 @@
-"""Everything that is fitted to the runs of one objective."""
+"""The fits of one training objective."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -9,7 +9,7 @@ from threadpoolctl import threadpool_limits
 from diffusionlm.scaling.laws import next_cells, parametric, power_laws
 from diffusionlm.scaling.laws.bootstrap import Bootstrap
 from diffusionlm.scaling.laws.envelope import Envelope, envelope
-from diffusionlm.scaling.laws.fit import parabola
+from diffusionlm.scaling.laws.isoflop_fits import parabola
 from diffusionlm.scaling.laws.misfit import Asymmetry, asymmetry
 from diffusionlm.scaling.laws.noise import Noise, common_error
 from diffusionlm.scaling.laws.optima import BudgetFit, fit_budget

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from diffusionlm.scaling.laws.bootstrap import Estimate, estimate
-from diffusionlm.scaling.laws.fit import Parabola, vertex
+from diffusionlm.scaling.laws.isoflop_fits import Parabola, vertex
 from diffusionlm.scaling.laws.misfit import LackOfFit, parabola_lack_of_fit
 from diffusionlm.scaling.laws.noise import Noise, PairedError, paired_error
 from diffusionlm.scaling.sweep.results import CellResult

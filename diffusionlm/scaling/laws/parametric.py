@@ -1,4 +1,4 @@
-"""Approach 3 of Hoffmann et al. (2203.15556, section 3.3): L(N, D) = E + A / N^alpha + B / D^beta through all cells.
+"""The parametric law L(N, D), fitted with a Huber loss (Hoffmann et al. 2203.15556, Approach 3).
 
 A, B and E trade off against each other and against the exponents over any range that a sweep can afford, so they are
 fitted and shown, and nothing is built on them. The fit does determine the exponents of N*(C) and D*(C), and L*.

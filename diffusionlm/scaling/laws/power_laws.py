@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from diffusionlm.scaling.laws.bootstrap import Bootstrap, Estimate, estimate
-from diffusionlm.scaling.laws.fit import PowerLaw, gls_weights, power_law
+from diffusionlm.scaling.laws.isoflop_fits import PowerLaw, gls_weights, power_law
 from diffusionlm.scaling.laws.misfit import LackOfFit, law_lack_of_fit
 from diffusionlm.scaling.laws.noise import Noise
 from diffusionlm.scaling.laws.optima import QUANTITIES, Optimum

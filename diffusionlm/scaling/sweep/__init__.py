@@ -1,1 +1,1 @@
-"""Recipes and cells of a sweep, the workers that run them, and what the finished cells measured."""
+"""Recipes and cells of a sweep, the workers that run them, and their results."""

@@ -1,4 +1,4 @@
-"""Files that are written only if they are still as they were read, on a disk or in a bucket.
+"""Compare-and-swap writes of files, on disks and in buckets.
 
 TensorStore's key-value stores offer such writes on file systems and on object stores alike.
 """

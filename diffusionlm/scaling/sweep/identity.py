@@ -1,4 +1,4 @@
-"""The digest that names a cell: what its run measures, in a form that outlives changes of `Config`.
+"""The stable id of a cell, which later changes of `Config` do not affect.
 
 A run's fingerprint covers every scientific field that `Config` has today, so it changes when a field is added or
 removed. The id of a cell must not: it is the name of the directory in which a finished cell lies. The digest therefore
@@ -12,7 +12,7 @@ import json
 from typing import Any
 
 from diffusionlm.config import Config
-from diffusionlm.config_io import scientific_fields
+from diffusionlm.fingerprint import scientific_fields
 
 # Every scientific field of that time, with the value that it had if `Config` no longer has it. Never edit an entry.
 _FIRST_FIELDS = {

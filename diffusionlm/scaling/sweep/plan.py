@@ -1,4 +1,4 @@
-"""The cost of a sweep before anything is rented: FLOPs under each convention, chip-hours, and whether cells fit."""
+"""Estimate the cost of a sweep before anything is rented."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass

@@ -14,8 +14,9 @@ from typing import Any, Literal
 from diffusionlm import flops
 from diffusionlm.config import Config, DataConfig, DiffusionConfig, ModelConfig, OptimConfig, RunConfig
 from diffusionlm.config_fields import check_fields
-from diffusionlm.config_io import flat, scientific_fields
+from diffusionlm.config_io import flat
 from diffusionlm.errors import UserError, suggest
+from diffusionlm.fingerprint import scientific_fields
 from diffusionlm.presets import arm_twin
 from diffusionlm.scaling.sweep.identity import digest
 

@@ -20,7 +20,7 @@ from support.tokenizer_files import (
     write_metaspace,
 )
 
-from diffusionlm import config, config_io
+from diffusionlm import config, fingerprint
 from diffusionlm.data import prepare, tokenizers
 from diffusionlm.data.chat_templates import Message, Template
 from diffusionlm.errors import UserError
@@ -133,7 +133,9 @@ def test_preparing_takes_a_directory(tmp_path):
 
 def test_the_path_of_a_tokenizer_is_no_part_of_a_run():
     fields = [
-        config_io.scientific_fields(config.Config(data=config.DataConfig(source="x", tokenizer=name)))["data.tokenizer"]
+        fingerprint.scientific_fields(config.Config(data=config.DataConfig(source="x", tokenizer=name)))[
+            "data.tokenizer"
+        ]
         for name in ("a/tokenizer.json", "b/tokenizer.json", "b")
     ]
     assert len(set(fields)) == 1

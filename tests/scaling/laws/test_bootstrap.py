@@ -8,7 +8,7 @@ from scipy import stats
 from support.scaling_points import points
 from support.simulated_sweep import simulated
 
-from diffusionlm.scaling.laws import fit
+from diffusionlm.scaling.laws import isoflop_fits as fit
 from diffusionlm.scaling.laws.analysis import analyse
 from diffusionlm.scaling.laws.bootstrap import Bootstrap, estimate
 from diffusionlm.scaling.laws.noise import CommonError, Noise

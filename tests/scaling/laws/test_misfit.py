@@ -7,7 +7,8 @@ import pytest
 from scipy import stats
 from support.simulated_sweep import TRUTHS, simulated
 
-from diffusionlm.scaling.laws import fit, misfit
+from diffusionlm.scaling.laws import isoflop_fits as fit
+from diffusionlm.scaling.laws import misfit
 from diffusionlm.scaling.laws.analysis import analyse
 from diffusionlm.scaling.laws.noise import Noise
 

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from support.simulated_sweep import simulated
 
-from diffusionlm.scaling.laws import fit, next_cells
+from diffusionlm.scaling.laws import isoflop_fits as fit
+from diffusionlm.scaling.laws import next_cells
 from diffusionlm.scaling.laws.analysis import analyse
 from diffusionlm.scaling.laws.optima import fit_budget
 

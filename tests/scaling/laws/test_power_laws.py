@@ -8,7 +8,8 @@ from scipy import stats
 from support.simulated_sweep import simulated
 
 from diffusionlm.errors import UserError
-from diffusionlm.scaling.laws import fit, power_laws
+from diffusionlm.scaling.laws import isoflop_fits as fit
+from diffusionlm.scaling.laws import power_laws
 from diffusionlm.scaling.laws.analysis import analyse
 
 

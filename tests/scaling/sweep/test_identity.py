@@ -5,7 +5,8 @@ from dataclasses import replace
 import pytest
 
 from diffusionlm.config import Config
-from diffusionlm.config_io import scientific_fields, with_fields
+from diffusionlm.config_io import with_fields
+from diffusionlm.fingerprint import scientific_fields
 from diffusionlm.scaling.sweep import identity
 
 

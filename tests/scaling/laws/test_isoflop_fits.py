@@ -5,7 +5,7 @@ import pytest
 from scipy import optimize, stats
 from support.scaling_points import points
 
-from diffusionlm.scaling.laws import fit
+from diffusionlm.scaling.laws import isoflop_fits as fit
 
 
 def test_a_parabola_through_three_points_is_the_lagrange_polynomial():

@@ -1,0 +1,27 @@
+"""The fingerprint of a run: a hash of the fields that decide its science, and of no path, mesh or logging."""
+
+import hashlib
+import json
+from typing import Any
+
+from diffusionlm.config import Config
+from diffusionlm.config_io import flat
+
+
+def scientific_fields(config: Any) -> dict[str, Any]:
+    """Return dotted name -> value of every field that is part of a run's scientific identity.
+
+    The path of a tokenizer that a checkpoint or a released model brings is not part of it: the dataset knows which
+    tokenizer that is.
+    """
+    values = flat(config, operational=False)
+    tokenizer = values.get("data.tokenizer")
+    if tokenizer and tokenizer not in ("byte", "sentencepiece") and not tokenizer.endswith(".model"):
+        values["data.tokenizer"] = "a checkpoint's"
+    return values
+
+
+def fingerprint(config: Config) -> str:
+    """Return twelve hex digits that identify the science of a run, whatever its paths, mesh and logging."""
+    text = json.dumps(scientific_fields(config), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
