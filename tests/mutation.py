@@ -51,7 +51,7 @@ def run(module: str, sample: int, output: Path) -> None:
     """Run the mutants of a module that are not in `output` yet; the working directory is the copy of the tree."""
     known = {json.loads(line)["mutant"] for line in output.read_text().splitlines()} if output.exists() else set()
     tests = " ".join(f"tests/{path}" for path in TESTS[module.removeprefix("diffusionlm/")].split())
-    command = f"{sys.executable} -m pytest -x -q -p no:cacheprovider -p no:xdist {tests}"
+    command = f"{sys.executable} -m pytest -x -q -n 0 -p no:cacheprovider {tests}"
     if subprocess.run(command.split(), capture_output=True).returncode:
         raise SystemExit(f"the tests of {module} fail without any mutation: {command}")
     for mutation in mutants(module, sample):
