@@ -49,11 +49,15 @@ def over_orders() -> float:
 
 
 @functools.cache
-def planner(name: str, draws: int, n: int = N, places: int = K):
-    def plan(key, first):
-        return ESTIMATORS[name].plan(Request(jnp.int32(n), places, draws, first, key))
+def _program(name: str, draws: int, places: int):
+    def plan(key, first, n):
+        return ESTIMATORS[name].plan(Request(n, places, draws, first, key))
 
-    return jax.jit(jax.vmap(plan, in_axes=(0, None)))
+    return jax.jit(jax.vmap(plan, in_axes=(0, None, None)))
+
+
+def planner(name: str, draws: int, n: int = N, places: int = K):
+    return lambda keys, first: _program(name, draws, places)(keys, first, jnp.int32(n))
 
 
 def nats(plan, table=TABLE, n=N) -> np.ndarray:
