@@ -10,6 +10,7 @@ import sys
 import warnings
 from collections.abc import Callable, Sequence
 
+from diffusionlm.allocator import keep_freed_memory
 from diffusionlm.cli import compile as cli_compile
 from diffusionlm.cli import data, evaluate, experiments, sample, sweep, train, weights
 from diffusionlm.cli.output import FILE_ERRORS, PROGRAM, fail, summary
@@ -36,6 +37,7 @@ VERBS: dict[str, Callable[[list[str], str], int]] = {
 
 def entry_point() -> None:
     """Run the console script: `main`, with the logging and warnings of a program rather than of a library."""
+    keep_freed_memory()  # before JAX starts its threads
     logging.getLogger().addHandler(StderrHandler())
     if not sys.warnoptions:
         warnings.simplefilter("ignore")  # those of third parties, which a user cannot act on
