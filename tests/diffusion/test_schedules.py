@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy import integrate
 
 from diffusionlm.config import DiffusionConfig
 from diffusionlm.diffusion import schedules
@@ -66,6 +67,17 @@ def test_the_weights_add_up_to_the_logarithm_of_the_masking_range(name):
     t, widths = 0.525 + 0.475 * nodes, 0.475 * widths
     total = (np.asarray(schedules.build(CONFIGS[name]).weight(jnp.asarray(t, jnp.float32)), np.float64) * widths).sum()
     assert total == pytest.approx(math.log(MASKED[name](1.0) / MASKED[name](0.05)), rel=1e-5)
+
+
+def test_the_mean_mask_probability_is_the_integral_over_time(name):
+    mean, _ = integrate.quad(MASKED[name], 0, 1, epsabs=1e-12)
+    assert schedules.build(CONFIGS[name]).mean_mask_probability() == pytest.approx(mean, rel=1e-7)
+
+
+def test_the_mean_mask_probability_of_a_geometric_schedule_that_ends_far_from_a_full_mask():
+    """No term of its closed form is negligible here."""
+    mean, _ = integrate.quad(lambda t: -math.expm1(-(0.05 ** (1 - t)) * 2**t), 0, 1, epsabs=1e-12)
+    assert schedules.Geometric(0.05, 2.0).mean_mask_probability() == pytest.approx(mean, rel=1e-9)
 
 
 def test_alpha_falls_from_one_to_zero(name):
