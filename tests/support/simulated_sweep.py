@@ -4,6 +4,8 @@ from dataclasses import replace
 
 import numpy as np
 
+from diffusionlm.scaling.laws.isoflop_fits import parabola
+from diffusionlm.scaling.laws.optima import fit_budget
 from diffusionlm.scaling.laws.simulation import Truth, make_grid, simulate
 
 TRUTHS = {
@@ -77,3 +79,19 @@ def opening_downwards(results):
 def loose():
     """Return a sweep with an optimum that is bounded, but not within a spacing of the grid."""
     return simulated(seed=34, truths={"mdm": replace(REPORT_TRUTHS["mdm"], noise=0.03)})
+
+
+def runs_on(loss, budget=1e15, log_n=(12.0, 12.6, 13.1, 13.7, 14.0), overspent=1.0):
+    """Return runs of one budget whose losses are a function of log N, and which cost 6 N D = `overspent` budgets."""
+    template = simulated()[0]
+    return [
+        replace(
+            template, budget=budget, params=n, tokens=overspent * budget / (6 * n), flops=overspent * budget, loss=y
+        )
+        for n, y in ((np.exp(x), loss(x)) for x in log_n)
+    ]
+
+
+def fit_runs(runs, drawn=None):
+    """Return the fit of the runs of one budget; `drawn` are (draws, 3) coefficients of its parabola."""
+    return fit_budget(runs, parabola(np.log([run.params for run in runs]), [run.loss for run in runs]), drawn, None)
