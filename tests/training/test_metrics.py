@@ -109,6 +109,24 @@ def test_tensorboard_gets_the_same_numbers_and_is_told_what_a_resume_takes_back(
     assert purges[-1] == 7  # TensorBoard drops what it has from this step on
 
 
+def test_a_number_that_is_not_finite_is_null(workdir):
+    writer = metrics.MetricsWriter(workdir, 0)
+    writer.write(1, {"loss": float("nan"), "eval_nelbo_stderr": float("inf"), "lr": 0.5})
+    writer.close()
+    text = (workdir / "metrics.jsonl").read_text()
+    assert json.loads(text, parse_constant=pytest.fail) == {
+        "step": 1,
+        "loss": None,
+        "eval_nelbo_stderr": None,
+        "lr": 0.5,
+    }
+    assert metrics.finite({"a": [1.0, float("-inf")], "b": {"c": float("nan")}, "d": "nan"}) == {
+        "a": [1.0, None],
+        "b": {"c": None},
+        "d": "nan",
+    }
+
+
 def test_what_a_roll_back_takes_back_is_written_anew(workdir):
     writer = metrics.MetricsWriter(workdir, 0)
     for step in range(1, 6):
