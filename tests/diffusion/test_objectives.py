@@ -13,12 +13,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffusionlm.config import DiffusionConfig
+from diffusionlm.config import Config, DiffusionConfig
 from diffusionlm.diffusion import schedules
 from diffusionlm.diffusion.corruption import Corrupted, corrupt, mask_probability_and_weight
 from diffusionlm.diffusion.cross_entropy import cross_entropy
 from diffusionlm.diffusion.noise import noise_key
-from diffusionlm.diffusion.objectives import arm_answer_targets, arm_targets, mdm_targets
+from diffusionlm.diffusion.objectives import (
+    arm_answer_targets,
+    arm_targets,
+    has_predecessor,
+    mdm_targets,
+    predicted_share,
+)
 
 V, L = 5, 4
 PADDED = 8  # columns of the head: V tokens, a mask id and two rows of padding
@@ -352,3 +358,29 @@ def test_answers_of_an_arm_by_hand():
     each = arm_answer_targets(DiffusionConfig(normalization="examples"), tokens, parts)
     np.testing.assert_allclose(each.weight_BxT, np.array([[0, 2, 2, 2, 0], [3, 3, 0, 0, 0]]) / 12, rtol=1e-6)
     np.testing.assert_array_equal(arm_answer_targets(DiffusionConfig(), tokens, parts * 0).weight_BxT, 0.0)
+
+
+# --- shifted alignment
+
+
+def test_a_shifted_alignment_moves_labels_and_weights_one_position_ahead():
+    """Position i predicts token i + 1; the inputs stay, and the last position predicts nothing."""
+    tokens, corrupted = corrupted_by_hand()
+    masked = jnp.array([[False, True, True, False], [False, True, False, False]])
+    corrupted = corrupted.replace(masked_BxT=masked)
+    shifted = mdm_targets(DiffusionConfig(alignment="shifted"), tokens, corrupted)
+    np.testing.assert_array_equal(shifted.inputs_BxT, corrupted.tokens_BxT)
+    np.testing.assert_array_equal(shifted.labels_BxT, [[2, 3, 4, 0], [6, 7, 8, 0]])
+    np.testing.assert_array_equal(shifted.counted_BxT, [[1, 1, 0, 0], [1, 0, 0, 0]])
+    np.testing.assert_allclose(shifted.weight_BxT, np.array([[2, 2, 0, 0], [4, 0, 0, 0]]) / 5, rtol=1e-6)
+
+
+def test_only_tokens_behind_one_of_their_own_segment_have_a_predecessor():
+    segments = jnp.array([[1, 1, 2, 2, 2], [1, 2, 3, 3, 0]], jnp.int32)
+    np.testing.assert_array_equal(has_predecessor(segments), [[0, 1, 0, 1, 1], [0, 0, 0, 1, 0]])
+
+
+def test_the_predicted_share_is_everything_or_what_the_schedule_masks():
+    assert predicted_share(Config(objective="arm")) == 1.0
+    assert predicted_share(Config()) == 0.5
+    assert predicted_share(Config(diffusion=SCHEDULES["square"])) == pytest.approx(1 / 3)

@@ -11,12 +11,100 @@ from support.tiny_sampler import ARM, MASK, MDM, PARAMS, PROMPTS, TINY
 
 from diffusionlm.model.cache import Window
 from diffusionlm.model.transformer import Transformer
-from diffusionlm.sampling.canvas import build_canvas
+from diffusionlm.sampling.canvas import bucket_size, build_canvas
 from diffusionlm.sampling.config import SamplingConfig
 from diffusionlm.sampling.generate import generate, infill, stream
-from diffusionlm.sampling.kv_cache import Windows, in_window, plan_windows
+from diffusionlm.sampling.kv_cache import Windows, in_window, plan_windows, window_indices
 
 CAUSAL = ARM.model
+
+
+# --- which positions a step computes
+
+
+def test_windows_hold_what_a_step_needs():
+    """One row with its gap in two parts, the block 1 of which lies on both sides of a given token."""
+    canvas = build_canvas(MDM, [[3, None, None, None, 4, None, None, 5]], 2, [0])  # blocks 0 0 1, 1 2
+
+    def members(cache, shifted):
+        return in_window(Windows(cache, shifted), canvas, np.array([1]))[0].nonzero()[0].tolist()
+
+    assert members("dual", False) == [3, 5]
+    assert members("dual", True) == [2, 3, 4, 5]  # what predicts them, too
+    assert members("prefix", False) == [3, 4, 5, 6, 7]
+    assert members("prefix", True) == [2, 3, 4, 5, 6, 7]
+    assert members("causal", True) == [2, 4]
+
+
+def test_widths_cover_every_block():
+    canvas = build_canvas(MDM, [[3] * 20 + [None] * 60, [3] * 2 + [None] * 70], 16, [0, 1])
+    assert plan_windows("dual", False, canvas).widths == (16,)
+    assert plan_windows("dual", True, canvas).widths == (24,)
+    prefix = plan_windows("prefix", False, canvas).widths
+    assert prefix[-1] == 72 and prefix == tuple(sorted(prefix)) and len(prefix) > 1
+    arm = build_canvas(ARM, [[3, 4, None, None], [5, None, None, None]], 1, [0, 1])
+    assert plan_windows("causal", True, arm).widths == (1,)
+
+
+WINDOW_CANVASES = {
+    "gap at the start": (MDM, [[None, None, 3, 4, None, None], [None, 3, None, None, None, 4]], 2),
+    "left padding": (MDM, [[3, 4, None, None, None, None], [5, None, None]], 2),
+    "autoregressive": (ARM, [[3, 4, None, None], [5, None, None, None]], 1),
+}
+
+
+def members_by_definition(cache, shifted, blocks, segments, block):
+    """The places of a row's block, those before them for a shifted model, or all from the first of these on."""
+    T = len(blocks)
+    active = {j for j in range(T) if blocks[j] == block}
+    predicting = {j - 1 for j in active if j > 0} if shifted else set()
+    if cache == "causal":
+        return predicting
+    if cache == "dual":
+        return active | predicting
+    return {j for j in range(min(active | predicting, default=T), T) if segments[j]}
+
+
+@pytest.mark.parametrize("name", WINDOW_CANVASES)
+@pytest.mark.parametrize("shifted", [False, True])
+def test_windows_are_their_definition_in_every_block(name, shifted):
+    spec, templates, block_length = WINDOW_CANVASES[name]
+    canvas = build_canvas(spec, templates, block_length, range(len(templates)))
+    for cache in ("dual", "prefix") if spec is MDM else ("causal",):
+        windows = plan_windows(cache, shifted, canvas)
+        most = 0
+        for block in range(canvas.block_BxT.max() + 1):
+            window = in_window(windows, canvas, np.full(len(templates), block))
+            for r, row in enumerate(window):
+                expected = members_by_definition(
+                    cache, shifted, canvas.block_BxT[r].tolist(), canvas.segment_ids_BxT[r].tolist(), block
+                )
+                assert set(row.nonzero()[0].tolist()) == expected
+                most = max(most, len(expected))
+        assert windows.widths[-1] == bucket_size(most)
+        assert (windows.cache, windows.shifted, windows.lockstep) == (cache, shifted, cache != "causal")
+
+
+def test_without_a_cache_there_are_no_windows():
+    canvas = build_canvas(MDM, [[3, None, None]], 0, [0])
+    assert plan_windows("none", True, canvas) == Windows("none", False, ()) and not Windows().lockstep
+
+
+def test_a_prefix_window_shrinks_by_halves_down_to_the_last_block():
+    """Of 120 positions in blocks of 8 the first window has 120 and the last 8; at most four widths are compiled."""
+    canvas = build_canvas(MDM, [[None] * 120], 8, [0])
+    assert plan_windows("prefix", False, canvas).widths == (16, 32, 64, 120)
+    assert plan_windows("dual", False, canvas).widths == (8,)
+    assert plan_windows("prefix", False, build_canvas(MDM, [[None] * 32], 16, [0])).widths == (16, 32)
+    assert plan_windows("prefix", False, build_canvas(MDM, [[None] * 32], 0, [0])).widths == (32,)
+
+
+def test_window_indices_are_the_places_in_rising_order_and_then_t():
+    window = np.array([[False, True, True, False, True], [True, False, False, False, False], [False] * 5])
+    assert window_indices(window, 3).tolist() == [[1, 2, 4], [0, 5, 5], [5, 5, 5]]
+    assert window_indices(window, 5).tolist() == [[1, 2, 4, 5, 5], [0, 5, 5, 5, 5], [5] * 5]
+    assert window_indices(window, 8).tolist() == [[1, 2, 4] + [5] * 5, [0] + [5] * 7, [5] * 8]
+    assert window_indices(window, 3).dtype == np.int32
 
 
 # --- the model's windows
@@ -54,30 +142,6 @@ def test_a_window_sees_new_keys_inside_and_old_ones_outside(causal):
         for layer in range(cfg.n_layers):
             np.testing.assert_allclose(cache.k_NxBxSxGxK[layer, r], new.keys[layer], rtol=1e-4, atol=1e-5)
             np.testing.assert_allclose(cache.v_NxBxSxGxK[layer, r], new.values[layer], rtol=1e-4, atol=1e-5)
-
-
-def test_windows_hold_what_a_step_needs():
-    """One row with its gap in two parts, the block 1 of which lies on both sides of a given token."""
-    canvas = build_canvas(MDM, [[3, None, None, None, 4, None, None, 5]], 2, [0])  # blocks 0 0 1, 1 2
-
-    def members(cache, shifted):
-        return in_window(Windows(cache, shifted), canvas, np.array([1]))[0].nonzero()[0].tolist()
-
-    assert members("dual", False) == [3, 5]
-    assert members("dual", True) == [2, 3, 4, 5]  # what predicts them, too
-    assert members("prefix", False) == [3, 4, 5, 6, 7]
-    assert members("prefix", True) == [2, 3, 4, 5, 6, 7]
-    assert members("causal", True) == [2, 4]
-
-
-def test_widths_cover_every_block():
-    canvas = build_canvas(MDM, [[3] * 20 + [None] * 60, [3] * 2 + [None] * 70], 16, [0, 1])
-    assert plan_windows("dual", False, canvas).widths == (16,)
-    assert plan_windows("dual", True, canvas).widths == (24,)
-    prefix = plan_windows("prefix", False, canvas).widths
-    assert prefix[-1] == 72 and prefix == tuple(sorted(prefix)) and len(prefix) > 1
-    arm = build_canvas(ARM, [[3, 4, None, None], [5, None, None, None]], 1, [0, 1])
-    assert plan_windows("causal", True, arm).widths == (1,)
 
 
 # --- what stays exact

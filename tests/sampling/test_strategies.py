@@ -146,6 +146,23 @@ def test_ancestral_reveals_with_the_given_probability():
     assert abs(rate - 0.3) < 4 * np.sqrt(0.3 * 0.7 / 100_000)
 
 
+@pytest.mark.parametrize(
+    "t, s, cap", [(0.8, 0.6, 0.3), (0.9, 0.5, 1.0), (0.2, 0.1, 0.5), (1.0, 0.7, 0.4), (0.3, 0.0, 0.2)]
+)
+def test_remdm_keeps_the_share_of_masks_on_schedule(t, s, cap):
+    """Of a canvas with a share t of masks a share s is masked afterwards, whatever the cap (ReMDM, arXiv 2503.00307)."""
+    n = 1000  # of each kind; the noise of position i is (i + 1/2) / n, so that a share p of it lies below p
+    masked = np.arange(2 * n)[None] < n
+    uniform = (np.arange(2 * n)[None] % n + 0.5) / n
+    decision = STRATEGIES["remdm"](
+        make_step(logits=np.zeros((1, 2 * n, 1)), masked=masked, t=t, s=s, uniform=uniform, remask=cap)
+    )
+    reveal = float((decision.reveal_BxT & masked).sum() / n)
+    remask = float((decision.remask_BxT & ~masked).sum() / n)
+    assert remask == pytest.approx(min(cap, 1.0, s / max(1 - t, 1e-12)), abs=1.1 / n)
+    assert t * (1 - reveal) + (1 - t) * remask == pytest.approx(s, abs=2.2 / n)
+
+
 # --- against slow references on random logits
 
 
