@@ -40,7 +40,7 @@ def prepare(
     validation_fraction: float | None = None,
     text_field: str = "text",
     format: Literal["text", "sft"] = "text",
-    template: Literal["auto", "llada", "plain", "none"] = "auto",
+    template: str = "auto",
     bos: bool | None = None,
     workers: int = 1,
     on_error: Literal["stop", "skip"] = "stop",

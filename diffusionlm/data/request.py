@@ -30,7 +30,7 @@ class Request:
     vocab_size: int
     text_field: str
     format: Literal["text", "sft"]
-    template: Literal["auto", "llada", "plain", "none"]  # of "sft"
+    template: str  # of "sft"
     bos: bool  # of "text"
     on_error: Literal["stop", "skip"]
 
@@ -87,7 +87,7 @@ def check_request(
     validation_fraction: float | None,
     text_field: str,
     format: Literal["text", "sft"],
-    template: Literal["auto", "llada", "plain", "none"],
+    template: str,
     bos: bool,
     on_error: Literal["stop", "skip"],
 ) -> Request:
