@@ -248,3 +248,26 @@ def test_a_single_token_is_exact(name):
         assert abs(found.mean() - 1.7) < 4 * found.std() / math.sqrt(len(found))
     else:
         np.testing.assert_allclose(found, 1.7, rtol=1e-6)
+
+
+@pytest.mark.parametrize("draws, first", [(1, 0), (3, 0), (2, 1)])
+def test_an_autoregressive_model_scores_every_token_once_with_nothing_masked(draws, first):
+    """Row 0 alone has the weights, so that rows that fill up a batch add nothing."""
+    keys = jax.random.split(jax.random.key(0), 1)
+    masked, weight = planner("autoregressive", draws)(keys, jnp.int32(first))
+    assert not masked.any()
+    rows = first + np.arange(draws)
+    np.testing.assert_array_equal(weight[0], (rows[:, None] == 0) & (np.arange(K) < N))
+
+
+def test_exact_estimators_take_as_many_passes_as_they_say():
+    """One for each token, one for each set of masks but the empty one, and a single one."""
+    rows = {name: [e.rows(n) for n in (1, 2, 5)] for name, e in estimators.ESTIMATORS.items() if e.rows}
+    assert rows == {"chain_rule": [1, 2, 5], "any_order": [1, 3, 31], "autoregressive": [1, 1, 1]}
+
+
+def test_rows_of_an_exact_estimator_behind_the_last_one_weigh_nothing():
+    keys = jax.random.split(jax.random.key(0), 1)
+    for name in ("chain_rule", "any_order", "autoregressive"):
+        weight = planner(name, 4)(keys, jnp.int32(ESTIMATORS[name].rows(N))).weight_DxK
+        np.testing.assert_array_equal(weight, 0.0)

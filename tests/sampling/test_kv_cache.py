@@ -103,7 +103,7 @@ def test_window_indices_are_the_places_in_rising_order_and_then_t():
     window = np.array([[False, True, True, False, True], [True, False, False, False, False], [False] * 5])
     assert window_indices(window, 3).tolist() == [[1, 2, 4], [0, 5, 5], [5, 5, 5]]
     assert window_indices(window, 5).tolist() == [[1, 2, 4, 5, 5], [0, 5, 5, 5, 5], [5] * 5]
-    assert window_indices(window, 8).tolist() == [[1, 2, 4] + [5] * 5, [0] + [5] * 7, [5] * 8]
+    assert window_indices(window, 12).tolist() == [[1, 2, 4] + [5] * 9, [0] + [5] * 11, [5] * 12]
     assert window_indices(window, 3).dtype == np.int32
 
 

@@ -102,6 +102,11 @@ def test_log_odds_are_of_the_proposal_with_suppressed_ids_out_of_the_softmax():
     assert odds[0, 1] == np.inf
 
 
+def test_scores_are_the_numbers_of_the_branches_that_compute_them():
+    """`propose` switches by these numbers, and the loop raises them to LOG_ODDS where it needs a confidence."""
+    assert {score.name: int(score) for score in Scores} == {"NONE": 0, "LOG_ODDS": 1, "ENTROPY": 2, "MARGIN": 3}
+
+
 @pytest.mark.parametrize("name", STRATEGIES)
 def test_strategies_look_at_no_more_than_they_say(name):
     """With the scores that `SCORES` names, and garbage for the others."""
@@ -150,7 +155,7 @@ def test_ancestral_reveals_with_the_given_probability():
     "t, s, cap", [(0.8, 0.6, 0.3), (0.9, 0.5, 1.0), (0.2, 0.1, 0.5), (1.0, 0.7, 0.4), (0.3, 0.0, 0.2)]
 )
 def test_remdm_keeps_the_share_of_masks_on_schedule(t, s, cap):
-    """Of a canvas with a share t of masks a share s is masked afterwards, whatever the cap (ReMDM, arXiv 2503.00307)."""
+    """Of a canvas with a share t of masks, a share s is masked afterwards for any cap (ReMDM, arXiv 2503.00307)."""
     n = 1000  # of each kind; the noise of position i is (i + 1/2) / n, so that a share p of it lies below p
     masked = np.arange(2 * n)[None] < n
     uniform = (np.arange(2 * n)[None] % n + 0.5) / n
@@ -291,6 +296,27 @@ def test_demoted_proposals_come_last():
     assert taken.sum() == 5 and not (taken & demoted).any()
     last = step._replace(steps_B=jnp.ones(1, jnp.int32), demoted_BxT=jnp.asarray(demoted))
     assert np.asarray(STRATEGIES["low_confidence"](last).reveal_BxT).all()
+
+
+@pytest.mark.parametrize("factor", [0.5, 3.0])
+def test_demoted_proposals_count_as_wholly_doubtful(factor):
+    """The demoted ones come last and have no confidence, so that only the others can be revealed beyond the first."""
+    demoted = np.zeros((3, 9), bool)
+    for r in range(3):
+        demoted[r, np.argsort(np.where(MASKED[r], -P[r].max(-1), 2))[:2]] = True  # the surest two
+    step = make_step(logits=LOGITS, masked=MASKED, factor=factor, threshold=0.3)._replace(demoted_BxT=demoted)
+    expected = []
+    for r in range(3):
+        p = np.where(demoted[r], 0, P[r].max(-1))
+        order = sorted(np.flatnonzero(MASKED[r]), key=lambda j: (demoted[r, j], -P[r, j].max()))
+        fits = [k for k in range(1, len(order) + 1) if (k + 1) * (1 - p[order[k - 1]]) < factor]
+        expected.append(set(order[: max(fits, default=1)]))
+    taken = np.asarray(STRATEGIES["confidence_factor"](step).reveal_BxT)
+    assert [set(np.flatnonzero(row)) for row in taken] == expected
+    sure = np.asarray(STRATEGIES["confidence_threshold"](step).reveal_BxT)
+    rest = MASKED & ~demoted
+    best_rest = np.where(rest, P.max(-1), -1).argmax(-1)[:, None] == np.arange(9)
+    np.testing.assert_array_equal(sure & MASKED, rest & ((P.max(-1) >= 0.3) | best_rest))
 
 
 def test_position_temperature_draws_without_replacement():
