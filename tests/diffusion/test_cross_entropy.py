@@ -197,6 +197,19 @@ def test_collectives_are_few_and_the_gradient_is_reduced_once(sizes):
     assert len(reductions) == (data > 1) + (fsdp > 1), collectives
 
 
+def test_without_gradients_none_are_accumulated():
+    """Evaluation does the projection alone: no array of the size of the head or of all hidden states is summed up."""
+
+    def carried(function):
+        jaxpr = jax.make_jaxpr(function, static_argnums=(5, 6))(*arguments("half"), 3, 0.5).jaxpr
+        loops = [equation for _, equation in equations(jaxpr) if equation.primitive.name == "while"]
+        return {variable.aval.shape for loop in loops for variable in loop.outvars}
+
+    gradients = {(B * T, D), (D, PADDED)}
+    assert gradients <= carried(jax.value_and_grad(sums, argnums=(0, 1), has_aux=True))
+    assert not gradients & carried(sums)
+
+
 def test_logits_exist_for_one_chunk_at_a_time():
     columns = PADDED // 2
 

@@ -1,6 +1,7 @@
 """Schedules: the identities between alpha, its derivative and the weight; golden values; ends."""
 
 import math
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -113,6 +114,13 @@ def test_hand_examples(name, t, alpha, weight):
     schedule = schedules.build(CONFIGS[name])
     assert float(schedule.alpha(jnp.float32(t))) == pytest.approx(alpha, rel=1e-5)
     assert float(schedule.weight(jnp.float32(t))) == pytest.approx(weight, rel=1e-5)
+
+
+def test_schedules_are_values(name):
+    """Equal settings give equal schedules, and different ones different schedules."""
+    first, second = schedules.build(CONFIGS[name]), schedules.build(replace(CONFIGS[name]))
+    assert first == second and hash(first) == hash(second)
+    assert len({schedules.build(cfg) for cfg in CONFIGS.values()}) == len(CONFIGS)
 
 
 def test_every_schedule_is_tested():

@@ -43,6 +43,17 @@ def test_the_optimum_of_an_exact_parabola_is_its_vertex(overspent):
     assert optimum.spacing == pytest.approx(0.55)  # the median of 0.6, 0.5, 0.6 and 0.3
 
 
+def test_the_tokens_of_three_sizes_are_a_parabola_through_them():
+    """Where the cost of a token is no multiple of N (attention, embeddings), log D is curved in log N."""
+
+    def log_d(x):
+        return 20.0 - 0.9 * (x - 13) - 0.05 * (x - 13) ** 2
+
+    runs = runs_on(lambda x: 2.5 + 0.08 * (x - 12.9) ** 2, log_n=(12.0, 13.1, 14.0))
+    runs = [replace(run, tokens=np.exp(log_d(np.log(run.params)))) for run in runs]
+    assert fit_runs(runs).optimum.logs["tokens"] == pytest.approx(log_d(12.9), abs=1e-9)
+
+
 def test_a_parabola_without_a_minimum_or_of_two_sizes_has_no_optimum():
     fitted = fit_runs(runs_on(lambda x: 2.5 - 0.08 * (x - 12.9) ** 2))
     assert fitted.parabola is not None and fitted.optimum is None and not fitted.usable
