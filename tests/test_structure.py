@@ -45,3 +45,9 @@ def test_files_and_functions_are_short(path):
     ]
     long = {node.name: node.end_lineno - node.lineno + 1 for node in functions if node.end_lineno - node.lineno >= 60}
     assert not long, f"functions of more than 60 lines: {long}"
+
+
+def test_the_drawing_in_the_design_is_that_of_the_code():
+    program = [sys.executable, "docs/draw_imports.py"]
+    drawing = subprocess.run(program, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert f"```mermaid\n{drawing}```" in (ROOT / "docs" / "design.md").read_text()
