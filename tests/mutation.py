@@ -69,7 +69,7 @@ class Mutant:
 
     Attributes:
       module: the path of the module from the root of the tree.
-      place: the definition in which the change is, and the column of the change.
+      place: the definition in which the change is, its column, and which of several like it.
       diff: the changed lines, before and after.
       code: the source of the mutated module.
     """
@@ -85,11 +85,11 @@ class Mutant:
         return f"{self.module} {self.place} {' '.join(self.diff.split())}"
 
 
-def sample_mutants(module: str, sample: int) -> Iterator[Mutant]:
+def sample_mutants(root: Path, module: str, sample: int) -> Iterator[Mutant]:
     """Yield `sample` mutants of a module, at as many different places as possible; 0 yields all."""
-    source = (ROOT / module).read_text()
+    source = (root / module).read_text()
     places = collections.defaultdict(list)
-    for item in _all_work_items([ROOT / module], {}):
+    for item in _all_work_items([root / module], {}):
         spec = item.mutations[0]
         if _sensible(spec.operator_name):
             places[spec.start_pos].append(spec)
@@ -97,8 +97,14 @@ def sample_mutants(module: str, sample: int) -> Iterator[Mutant]:
     columns = [generator.sample(specs, len(specs)) for specs in places.values()]
     generator.shuffle(columns)
     in_turn = (spec for turn in itertools.zip_longest(*columns) for spec in turn if spec)
-    every = (mutant for spec in in_turn if (mutant := _mutate(module, source, spec)))
-    return itertools.islice(every, sample or None)
+    names = collections.Counter()
+    for spec in in_turn:
+        if mutant := _mutate(module, source, spec):
+            names[mutant.name] += 1
+            count = names[mutant.name]
+            yield mutant if count == 1 else dataclasses.replace(mutant, place=f"{mutant.place} ({count})")
+            if names.total() == sample:
+                return
 
 
 def _sensible(operator: str) -> bool:
@@ -163,9 +169,8 @@ def passes(tree: Path, module: str) -> tuple[bool, str]:
         sys.dont_write_bytecode = True
         code = 1
         with contextlib.suppress(BaseException):
-            code = int(
-                importlib.import_module("pytest").main(["-x", "-q", "-n", "0", "-p", "no:cacheprovider", *tests])
-            )
+            arguments = ["-x", "-q", "-n", "0", "-p", "no:cacheprovider", *tests]
+            code = int(importlib.import_module("pytest").main(arguments))
         os._exit(code)
     end, status = time.monotonic() + TIMEOUT, None
     while status is None and time.monotonic() < end:
@@ -205,7 +210,7 @@ def run(options: argparse.Namespace, output: Path, directory: Path) -> list[Muta
             raise SystemExit(f"the tests of {module} fail without any mutation:\n{tail}")
     for tree in trees[1:]:
         shutil.copytree(trees[0], tree)
-    by_module = [sample_mutants(module, options.sample) for module in options.modules]
+    by_module = [sample_mutants(trees[0], module, options.sample) for module in options.modules]
     sampled = [mutant for turn in itertools.zip_longest(*by_module) for mutant in turn if mutant]
     killed = {name for name, line in read_results(output).items() if line["outcome"] == "killed"}
     pending = [mutant for mutant in sampled if mutant.name not in killed]

@@ -84,6 +84,14 @@ def test_highest_breaks_ties_from_the_left_and_survives_infinite_scores():
     assert taken.tolist() == [[True, True, False, True, False], [False, False, True, True, True]]
 
 
+def test_ties_among_many_positions_are_broken_from_the_left():
+    """A sort that is not stable keeps the order of a few equal numbers, but not of a thousand."""
+    score = jnp.asarray(np.arange(1000) % 3, jnp.float32)[None]
+    taken = strategies.highest(score, jnp.ones((1, 1000), bool), jnp.array([400], jnp.int32))
+    expected = sorted(range(1000), key=lambda j: (-(j % 3), j))[:400]
+    assert np.flatnonzero(taken[0]).tolist() == sorted(expected)
+
+
 def test_log_odds_order_as_float64_probabilities_where_float32_ones_saturate():
     gaps = np.array([18.0, 22.0, 20.0, 19.0])  # 1 - p of about exp(-gap): all are exactly 1 in float32
     logits = np.stack([gaps, np.zeros(4), np.full(4, -1.0)], -1)[None]
