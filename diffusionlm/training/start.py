@@ -50,7 +50,7 @@ class Start:
     @property
     def identity(self) -> str:
         """EXPERIMENT@STEP and a hash of the parameters and what they mean; copies of a checkpoint share it."""
-        return self.recorded_identity or self.current_identity
+        return self.recorded_identity or self.current_identity()
 
     def is_named_by(self, path: epath.PathLike) -> bool:
         """Return True if `path` is this checkpoint, or the directory whose step it is."""
@@ -63,9 +63,8 @@ class Start:
         with _about_init_from():
             return store.load_sidecar(self.path)
 
-    @functools.cached_property
     def current_identity(self) -> str:
-        """The identity of what is in the files.
+        """Return the identity of the files as they are at this moment.
 
         Raises:
           UserError: the checkpoint does not say what it is.
@@ -119,10 +118,11 @@ def initial_state(cfg: Config, start: Start | None, dataset: Dataset, mesh: Mesh
             raise UserError(f"run.init_id={cfg.run.init_id} needs run.init_from, where that checkpoint is")
         _warn_of_random_weights(cfg)
         return state
-    if start.current_identity != cfg.run.init_id:
+    # Preparing data may have taken hours since the start was resolved, or the run may have begun in another process.
+    if (identity := start.current_identity()) != cfg.run.init_id:
         raise UserError(
-            f"run.init_from={start.path} is {start.current_identity} now, and this run was started with "
-            f"{cfg.run.init_id}; bring that back, or start anew in another --workdir"
+            f"run.init_from={start.path} is now {identity}, but this run was started with {cfg.run.init_id}; restore "
+            "that checkpoint, or use another --workdir"
         )
     require_same_model(cfg, start)
     _require_tokenizer(start, dataset)

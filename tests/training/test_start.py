@@ -18,6 +18,7 @@ from diffusionlm.checkpoint import store as checkpoint
 from diffusionlm.checkpoint.sidecar import Sidecar
 from diffusionlm.data import pipeline, tokenizers
 from diffusionlm.data.prepare import prepare
+from diffusionlm.errors import UserError
 from diffusionlm.model.transformer import Transformer
 from diffusionlm.parallel.mesh import make_mesh
 from diffusionlm.presets import arm_twin
@@ -31,12 +32,6 @@ from diffusionlm.training.stepper import Stepper
 
 LENGTH = 48
 SHIPPED = Path(__file__).parents[2] / "docs/results/models"
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compiled(tmp_path_factory):
-    with tiny_run.compiled_programs(tmp_path_factory.getbasetemp() / "compiled") as directory:
-        yield directory
 
 
 @pytest.fixture(scope="module")
@@ -283,6 +278,27 @@ def test_the_tokenizer_of_the_start_prepares_the_data(dataset, start, tmp_path):
     assert trainer.train(tiny_run.with_changes(cfg, {"data": {"tokenizer": str(gone)}}), tmp_path / "named").done
 
 
+def test_the_start_is_read_once(dataset, start, tmp_path, monkeypatch):
+    """It is looked up and read once, though the data are prepared with its tokenizer, and hashed again when loaded."""
+    reads = {"find": 0, "load_sidecar": 0, "params_sha256": 0, "load_params": 0}
+
+    def counting(name):
+        original = getattr(checkpoint, name)
+
+        def call(path, *args, **named):
+            reads[name] += Path(path) == Path(start[0])
+            return original(path, *args, **named)
+
+        return call
+
+    for name in reads:
+        monkeypatch.setattr(checkpoint, name, counting(name))
+    data, run = sums(tmp_path, init_from=str(start[0]))
+    assert trainer.train(tuned(dataset, data=data, run=run, optim={"warmup_steps": 0}), tmp_path / "run").done
+    # Every reader looks whether the checkpoint is whole.
+    assert reads == {"find": 5, "load_sidecar": 1, "params_sha256": 2, "load_params": 1}
+
+
 def test_where_a_tokenizer_s_checkpoint_lies_is_not_science(dataset):
     def named(tokenizer):
         return fingerprint.fingerprint(tuned(dataset, data={"tokenizer": tokenizer}))
@@ -357,7 +373,18 @@ def test_before_its_first_checkpoint_a_run_still_needs_its_start(dataset, start,
     shutil.rmtree(gone)
     assert "run.init_from: no checkpoint at" in refusal(cfg, workdir)
     checkpoint.save_params(gone, start[1], sidecar_of(cfg, dataset, source={"experiment": "another"}))
-    assert "is another@0-" in refusal(cfg, workdir)
+    assert "is now another@0-" in refusal(cfg, workdir)
+
+
+def test_a_start_that_is_replaced_while_data_are_prepared_is_refused(dataset, start, tmp_path):
+    path = tmp_path / "model"
+    shutil.copytree(start[0], path)
+    cfg, resolved = resolve(tuned(dataset, run={"init_from": str(path)}), tmp_path / "run")
+    shutil.rmtree(path)
+    other = jax.tree.map(lambda x: x + 1, start[1])
+    checkpoint.save_params(path, other, sidecar_of(tuned(dataset, model={"max_length": 16}), dataset))
+    with pytest.raises(UserError, match="is now base@7-.*was started with base@7-.*restore that checkpoint"):
+        initial_state(cfg, resolved, pipeline.open_dataset(dataset), make_mesh(cfg.mesh))
 
 
 def test_held_out_answers_are_scored_by_the_answer_token(run, dataset):
