@@ -4,6 +4,8 @@ The decision is part of the jitted step, so that it is the same on every host an
 what it depends on is part of the state, so that a resumed run decides alike.
 """
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 from flax import struct
@@ -48,4 +50,4 @@ def is_bad(cfg: SafetyConfig, guard: Guard, step: jax.Array, loss: jax.Array, gr
 
 def after_step(guard: Guard, grad_norm: jax.Array) -> Guard:
     """Return the guard after a step was taken with this gradient norm."""
-    return guard.replace(skips=jnp.zeros_like(guard.skips), norm_sum=guard.norm_sum * DECAY + grad_norm)
+    return dataclasses.replace(guard, skips=jnp.zeros_like(guard.skips), norm_sum=guard.norm_sum * DECAY + grad_norm)

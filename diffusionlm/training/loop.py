@@ -5,6 +5,7 @@ heartbeat, events/, checkpoints/, profile/ and, when it is done, DONE.json. Call
 directory resumes from the newest checkpoint.
 """
 
+import dataclasses
 import math
 import threading
 from contextlib import ExitStack
@@ -84,7 +85,8 @@ def train(cfg: Config | str, workdir: epath.PathLike | None = None, *, fence: Fe
     schedules.build(cfg.diffusion)  # an unknown name is refused before anything is written
     processes.initialize()
     processes.check_joined()
-    directory = processes.run_on_all_processes(lambda: run_path(workdir or f"runs/{cfg.name}"))
+    path = workdir or f"runs/{cfg.name}"
+    directory = processes.run_on_all_processes(lambda: run_path(path))
     require_same_command(cfg, directory)
     cfg, start = resolve(cfg, directory)
     refuse_another_run(cfg, directory)
@@ -245,18 +247,21 @@ class Loop:
         stepper = self.stepper
         guard = jax.device_get(stepper.state.guard)
         factor = guard.lr_factor * np.float32(self.cfg.safety.rollback_lr)
-        failed, stepper.state = stepper.step, None  # there is no room for two
+        failed = stepper.step
+        stepper.release()  # there is no room for two states
         with self.timeline.measure("restore"):
             state = self._initial_state()
 
-        def replaced(old: jax.Array, new: np.ndarray) -> jax.Array:
+        def replaced(old: jax.Array, new: np.ndarray | np.generic) -> jax.Array:
             return jax.make_array_from_callback((), old.sharding, lambda _: new.astype(old.dtype))
 
-        kept = state.guard.replace(
+        kept = dataclasses.replace(
+            state.guard,
             rollbacks=replaced(state.guard.rollbacks, guard.rollbacks + 1),
             lr_factor=replaced(state.guard.lr_factor, factor),
         )
-        stepper.set_state(state.replace(next_index=replaced(state.next_index, np.int32(batch + 1)), guard=kept))
+        next_index = replaced(state.next_index, np.int32(batch + 1))
+        stepper.set_state(dataclasses.replace(state, next_index=next_index, guard=kept))
         self.records.event("rollback", stepper.step, from_step=failed, lr_factor=float(factor), **details)
         self.records.cut_back(stepper.step)
         self.progress.say(

@@ -20,7 +20,7 @@ def learning_rate(cfg: OptimConfig, steps: int) -> optax.Schedule:
     compare them in Python and cannot be used.
     """
 
-    def rate(step: jax.Array) -> jax.Array:
+    def rate(step: jax.typing.ArrayLike) -> jax.Array:
         step = jnp.asarray(step, jnp.float32)  # exact up to 2**24 steps
         after = jnp.float32(cfg.peak_lr)
         if cfg.schedule == "cosine":

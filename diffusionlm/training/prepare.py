@@ -22,8 +22,8 @@ def prepare(
     **settings: Any,
 ) -> Metadata:
     """Prepare a dataset as `data.prepare.prepare` does, also with the tokenizer of a checkpoint."""
-    if isinstance(tokenizer, str | os.PathLike) and (sidecar := _checkpoint_sidecar(os.fspath(tokenizer))):
-        tokenizer = tokenizers.from_dict(sidecar.tokenizer)
+    if isinstance(tokenizer, str | os.PathLike) and (checkpoint := _in_checkpoint(os.fspath(tokenizer))):
+        tokenizer, sidecar = checkpoint
         if bos is None:
             bos = settings.get("format", "text") == "text" and begins_with_bos(sidecar)
     return data_prepare.prepare(*args, tokenizer=tokenizer, bos=bos, **settings)
@@ -35,9 +35,8 @@ def named_tokenizer(name: str) -> Tokenizer:
     Raises:
       UserError: there is no such tokenizer, or the checkpoint carries none.
     """
-    if sidecar := _checkpoint_sidecar(name):
-        return tokenizers.from_dict(sidecar.tokenizer)
-    return tokenizers.load(name)
+    checkpoint = _in_checkpoint(name)
+    return checkpoint[0] if checkpoint else tokenizers.load(name)
 
 
 def begins_with_bos(sidecar: Sidecar) -> bool:
@@ -49,8 +48,8 @@ def begins_with_bos(sidecar: Sidecar) -> bool:
     return sidecar.tokenizer is not None and tokenizers.from_dict(sidecar.tokenizer).bos_id is not None
 
 
-def _checkpoint_sidecar(name: str) -> Sidecar | None:
-    """Return the sidecar of the checkpoint in a directory, with a tokenizer; None for the names of other tokenizers."""
+def _in_checkpoint(name: str) -> tuple[Tokenizer, Sidecar] | None:
+    """Return the tokenizer and the sidecar of the checkpoint in a directory; None for the names of other tokenizers."""
     if not epath.Path(name).is_dir() or tokenizers.load_directory(name) is not None:
         return None
     from diffusionlm.checkpoint import store  # here, because it imports JAX
@@ -58,4 +57,4 @@ def _checkpoint_sidecar(name: str) -> Sidecar | None:
     sidecar = store.load_sidecar(name)
     if sidecar.tokenizer is None:
         raise UserError(f"the checkpoint {name} carries no tokenizer; give a tokenizer file")
-    return sidecar
+    return tokenizers.from_dict(sidecar.tokenizer), sidecar

@@ -1,7 +1,7 @@
 """The files that identify the run of a directory, and the check that another run may resume there.
 
-config.json holds the resolved configuration; environment.json the versions, the devices and the fingerprint, with the
-environments of earlier starts under "earlier"; DONE.json the final numbers (`records` writes it).
+config.json holds the resolved configuration; environment.json the versions and the devices, with the environments of
+earlier starts under "earlier"; DONE.json the final numbers (`records` writes it).
 """
 
 import json
@@ -60,17 +60,18 @@ def refuse_another_run(cfg: Config, workdir: epath.Path) -> None:
     path = workdir / "config.json"
     if not path.exists():
         return
-    recorded, last = recorded_config(workdir), _last_environment(workdir / "environment.json")
-    if last and "fingerprint" not in last:
-        raise UserError(
-            f"{workdir} holds a run of an earlier diffusionlm, whose fingerprints differ; finish it with that version, "
-            "or use another --workdir"
-        )
-    if recorded is None:
-        raise UserError(f"{path} is damaged, or of another version{_why_unreadable(path)}; use another --workdir")
-    if fingerprint.fingerprint(recorded) != fingerprint.fingerprint(cfg):
-        there, here = fingerprint.scientific_fields(recorded), fingerprint.scientific_fields(cfg)
-        differing = [name for name in here if there[name] != here[name]]
+    text = path.read_text()
+    try:
+        recorded = config_io.from_json(text)
+    except ValueError as error:
+        if _is_earlier(text):
+            raise UserError(
+                f"{workdir} holds a run of an earlier diffusionlm, whose fingerprints differ; finish it with that "
+                "version, or use another --workdir"
+            ) from error
+        raise UserError(f"{path} is damaged, or of another version ({error}); use another --workdir") from error
+    there, here = fingerprint.scientific_fields(recorded), fingerprint.scientific_fields(cfg)
+    if differing := [name for name in here if there[name] != here[name]]:
         shown = ", ".join(f"{name} ({there[name]} there, {here[name]} here)" for name in differing)
         fix = "the settings of that run"
         if "run.init_id" in differing:
@@ -79,12 +80,11 @@ def refuse_another_run(cfg: Config, workdir: epath.Path) -> None:
         raise UserError(f"{workdir} holds another run: {shown}; use another --workdir to train anew, or {fix}")
 
 
-def _why_unreadable(path: epath.Path) -> str:
+def _is_earlier(text: str) -> bool:
     try:
-        config_io.from_json(path.read_text())
-    except ValueError as error:
-        return f" ({error})"
-    return ""
+        return json.loads(text).get("format", 1) < config_io.FORMAT
+    except (ValueError, AttributeError, TypeError):
+        return False
 
 
 def require_same_command(cfg: Config, workdir: epath.Path) -> None:
@@ -124,8 +124,7 @@ def record_run(cfg: Config, workdir: epath.Path) -> None:
         path = workdir / "environment.json"
         last = _last_environment(path)
         earlier = [*last.pop("earlier", []), last] if last else []
-        current = {**environment(), "fingerprint": fingerprint.fingerprint(cfg), "earlier": earlier}
-        write_atomically(path, json.dumps(current, indent=2) + "\n")
+        write_atomically(path, json.dumps({**environment(), "earlier": earlier}, indent=2) + "\n")
     except OSError as error:
         raise UserError(
             f"cannot write to the run directory {workdir}: {error.strerror}; choose another --workdir"

@@ -144,7 +144,7 @@ def _with_weights(cfg: Config, start: Start, state: TrainState, mesh: Mesh) -> T
     params = store.load_params(start.path, jnp.float32, jax.tree.map(lambda x: x.sharding, shapes), expected=shapes)
     if not conversion.same_parameters(source, cfg.model):
         params = conversion.convert_on_mesh(source, cfg.model, params, adapters, shardings)
-    return state.replace(params=params)
+    return dataclasses.replace(state, params=params)
 
 
 def _warn_of_random_weights(cfg: Config) -> None:

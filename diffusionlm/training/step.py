@@ -1,6 +1,7 @@
 """One training step and one evaluation step, as pure functions; `programs` compiles them."""
 
 import functools
+from typing import cast
 
 import jax
 import jax.numpy as jnp
@@ -39,7 +40,7 @@ def train_step(cfg: Config, state: TrainState, batch: Batch, batch_index: jax.Ar
     trained, frozen = lora.split(cfg.model, state.params)
     updates, opt_state = optimize.update(grads, state.opt_state, trained)
     updates = jax.tree.map(lambda u: u * state.guard.lr_factor.astype(u.dtype), updates)  # linear in the learning rate
-    params = lora.join(optax.apply_updates(trained, updates), frozen)
+    params = lora.join(cast(Params, optax.apply_updates(trained, updates)), frozen)
     guard = bad_batches.after_step(state.guard, grad_norm)
     stepped = TrainState(state.step + 1, state.next_index + 1, params, opt_state, guard)
 
@@ -126,9 +127,10 @@ def weighted_loss(
     model = Transformer(cfg.model)
     segment_ids_BxT = part.segment_ids_BxT if segmented else None
     hidden_BxTxD = model.apply({"params": params}, part.inputs_BxT, segment_ids_BxT, allowed_TxT=allowed_TxT)
+    head_DxV = model.apply({"params": params}, method=Transformer.head_matrix)
     return weighted_cross_entropy(
-        hidden_BxTxD,
-        model.apply({"params": params}, method=Transformer.head_matrix),
+        cast(jax.Array, hidden_BxTxD),
+        cast(jax.Array, head_DxV),
         part.labels_BxT,
         part.weight_BxT,
         part.counted_BxT > 0,

@@ -72,8 +72,12 @@ class Stepper:
         return self._fetch(before)
 
     def release(self) -> None:
-        """Free the memory of the devices, whoever still refers to this object: the next run may need all of it."""
-        self.state = self._in_flight = self._stream = None
+        """Free the memory of the devices, whoever still refers to this object: the next state may need all of it.
+
+        Nothing but `set_state` may be called afterwards.
+        """
+        for name in ("state", "_in_flight", "_stream"):
+            self.__dict__.pop(name, None)
 
     def _fetch(self, dispatched: tuple[int, Metrics] | None) -> Outcome | None:
         if dispatched is None:

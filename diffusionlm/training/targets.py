@@ -24,6 +24,7 @@ def targets(cfg: Config, batch: Batch, batch_index: jax.Array) -> Targets:
     if cfg.objective == "arm":
         return arm_targets(tokens_BxL, segments_BxL, segmented=segmented)
     tokens_BxT, segments_BxT = tokens_BxL[:, :-1], segments_BxL[:, :-1]
+    assert cfg.mask_id is not None  # as validated: only an autoregressive model has no mask
     key = noise_key(cfg.run.seed, batch_index)
     with jax.named_scope("corruption"):
         maskable_BxT = ~_is_suppressed(cfg, tokens_BxT)
@@ -76,6 +77,7 @@ def _held_out_mdm(cfg: Config, batch: Batch, batch_index: jax.Array, draw: jax.A
         maskable_BxT &= parts_BxT == ANSWER
     if cfg.data.packing != "examples" or cfg.diffusion.alignment == "shifted":
         maskable_BxT &= has_predecessor(segments_BxT)
+    assert cfg.mask_id is not None  # as above
     record_B = batch_index * len(tokens_BxT) + jnp.arange(len(tokens_BxT))
     corrupted = corrupt_held_out(cfg.mask_id, tokens_BxT, segments_BxT, maskable_BxT, record_B, draw)
     bound = DiffusionConfig(normalization="tokens", alignment=cfg.diffusion.alignment)

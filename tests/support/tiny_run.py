@@ -29,12 +29,13 @@ from diffusionlm.config import Config, DataConfig, DiffusionConfig, ModelConfig,
 from diffusionlm.data.prepare import prepare
 from diffusionlm.errors import UserError
 from diffusionlm.parallel import processes as runtime
+from diffusionlm.parallel.mesh import make_mesh
 from diffusionlm.training import dataset as datasets
 from diffusionlm.training import loop as trainer
 from diffusionlm.training import programs
 from diffusionlm.training import step as train_step
 from diffusionlm.training.programs import make_train_step
-from diffusionlm.training.step import targets
+from diffusionlm.training.targets import targets
 
 LENGTH, BATCH, STEPS = 16, 16, 30
 WORDS = "the a little cat dog saw found red big house and then ran é 😀".split()
@@ -134,11 +135,12 @@ class Recorder:
         return step
 
 
-def record(cfg, workdir):
-    """Trains here; returns the run, and what its steps were given."""
-    recorder = Recorder()
+def record(cfg, workdir, mesh_devices=None, recorder=None):
+    """Train on some or all devices; return the run, and what its steps were given."""
+    recorder = recorder or Recorder()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(trainer, "make_train_step", recorder)
+        patch.setattr(trainer, "make_mesh", lambda cfg: make_mesh(cfg, jax.devices()[:mesh_devices]))
         return trainer.train(cfg, workdir), recorder
 
 
@@ -339,8 +341,10 @@ def at_most(seconds, processes):
         timer.cancel()
 
 
-def environment(compiled):
-    """The environment of a process that plays a scenario, with the programs in `compiled`."""
+def environment(compiled=None):
+    """Return the environment of a process that plays a scenario, with compiled programs in `compiled` or as here."""
+    if compiled is None:
+        return {**os.environ, "JAX_PLATFORMS": "cpu"}
     cache = {
         "JAX_COMPILATION_CACHE_DIR": str(compiled),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",

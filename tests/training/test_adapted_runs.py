@@ -27,12 +27,6 @@ from diffusionlm.training.start import resolve
 VOCAB = 300
 
 
-@pytest.fixture(scope="module", autouse=True)
-def compiled(tmp_path_factory):
-    with tiny_run.compiled_programs(tmp_path_factory.getbasetemp() / "compiled") as directory:
-        yield directory
-
-
 @pytest.fixture(scope="module")
 def source(tmp_path_factory):
     path = tmp_path_factory.mktemp("text") / "text.jsonl"

@@ -27,17 +27,6 @@ STEPS = 14
 NAN, SPIKE = math.nan, 1e4  # what the weights of a batch are multiplied by
 
 
-@pytest.fixture(scope="module", autouse=True)
-def compiled(tmp_path_factory):
-    with tiny_run.compiled_programs(tmp_path_factory.getbasetemp() / "compiled") as directory:
-        yield directory
-
-
-@pytest.fixture(scope="module")
-def dataset(tmp_path_factory):
-    return tiny_run.make_dataset(tmp_path_factory.mktemp("data"))
-
-
 def config(dataset, **policy):
     run = {"steps": STEPS, "eval_every": 0, "eval_records": BATCH, "checkpoint_every": 5}
     return tiny(dataset, run=run, safety=policy)

@@ -1,0 +1,88 @@
+"""The evaluation of a run on held-out records."""
+
+import dataclasses
+import json
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from support.run_files import truncated_copy
+from support.tiny_run import BATCH, LENGTH, STEPS, tiny
+
+from diffusionlm.checkpoint import store as checkpoint
+from diffusionlm.data.pipeline import eval_batches, open_dataset
+from diffusionlm.parallel.mesh import make_mesh
+from diffusionlm.presets import arm_twin
+from diffusionlm.training import evaluate, programs
+from diffusionlm.training import loop as trainer
+from diffusionlm.training.state import abstract_state
+
+
+def held_out(dataset):
+    """The tokens that a canvas of the model holds, of all held-out records, (N, LENGTH)."""
+    there = open_dataset(dataset)
+    return there.rows("validation", range(there.size("validation")))["tokens"][:, :LENGTH]
+
+
+def test_evaluation_scores_each_token_but_the_first_and_the_bytes_it_stands_for(uninterrupted, dataset):
+    found = uninterrupted[0].result["eval"]
+    there = held_out(dataset)
+    scored = there[np.floor(np.arange(3 * BATCH) * (len(there) / (3 * BATCH))).astype(int), 1:]  # spread over the split
+    assert found["tokens"] == scored.size
+    assert found["bytes"] == (scored < 256).sum()  # 256 is EOS, which is no text
+    bits = found["nelbo_nats_per_token"] / math.log(2) * found["tokens"]
+    assert found["bits_per_byte"] == pytest.approx(bits / found["bytes"], rel=1e-12)
+
+
+def test_evaluation_is_the_mean_over_draws_and_its_error_theirs(uninterrupted, dataset):
+    run, _ = uninterrupted
+    params = checkpoint.load_params(run.workdir)  # on one device
+    step = programs.make_eval_step(run.config)
+    token_bytes = open_dataset(dataset).tokenizer.token_bytes().astype(np.float32)
+    draws = np.zeros((3, 2))
+    for k, rows in enumerate(eval_batches(open_dataset(dataset), batch_size=BATCH, records=3 * BATCH)):
+        for draw in range(3):
+            part = step(params, rows, token_bytes, np.int32(k), np.int32(draw))
+            draws[draw] += float(part["nats"]), float(part["tokens"])
+    nelbo = draws[:, 0] / draws[:, 1]
+    assert len(set(nelbo)) == 3
+    found = run.result["eval"]
+    assert found["nelbo_nats_per_token"] == pytest.approx(sum(nelbo) / 3, rel=1e-5)
+    variance = sum((nelbo - sum(nelbo) / 3) ** 2) / 2
+    assert found["nelbo_stderr"] == pytest.approx(math.sqrt(variance / 3), rel=1e-3)
+
+
+def test_where_nothing_can_be_scored_done_json_has_null(uninterrupted, tmp_path, monkeypatch):
+    """JSON has no NaN."""
+    workdir = truncated_copy(uninterrupted, tmp_path, STEPS)
+    summary = evaluate._summary
+    monkeypatch.setattr(evaluate, "_summary", lambda sums, split: summary(0 * sums, split))
+    run = trainer.train(uninterrupted[0].config, workdir)
+    for text in [(workdir / "DONE.json").read_text(), *(workdir / "metrics.jsonl").read_text().splitlines()]:
+        json.loads(text, parse_constant=pytest.fail)
+    assert json.loads((workdir / "DONE.json").read_text()) == run.result
+    names = ("nelbo_nats_per_token", "nelbo_stderr", "bits_per_byte", "tokens")
+    assert [run.result["eval"][name] for name in names] == [None, None, None, 0]
+
+
+@pytest.mark.parametrize("packing", ["segments", pytest.param("chunk", marks=pytest.mark.slow)])
+def test_twins_score_the_same_tokens_and_ignorance_costs_log_v(dataset, packing):
+    mdm = tiny(dataset, data={"packing": packing})
+    arm = dataclasses.replace(mdm, objective="arm", model=arm_twin(mdm.model))
+    token_bytes = open_dataset(dataset).tokenizer.token_bytes().astype(np.float32)
+    *_, rows = eval_batches(open_dataset(dataset), batch_size=BATCH)  # the last is filled up
+    found = {}
+    for cfg in (mdm, arm):
+        shapes = abstract_state(cfg, make_mesh(cfg.mesh)).params
+        zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+        part = programs.make_eval_step(cfg)(zeros, rows, token_bytes, np.int32(4), np.int32(0))
+        found[cfg.objective] = float(part["tokens"]), float(part["bytes"])
+        assert float(part["nats"]) / float(part["tokens"]) == pytest.approx(math.log(257), rel=1e-6)
+    assert found["mdm"] == found["arm"]
+    tokens, segments = rows["tokens"][:, :LENGTH], rows["segment_ids"][:, :LENGTH]
+    scored = segments[:, 1:] != 0
+    if packing == "segments":
+        scored &= segments[:, 1:] == segments[:, :-1]
+    assert found["mdm"] == (scored.sum(), (scored & (tokens[:, 1:] < 256)).sum())
