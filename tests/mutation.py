@@ -139,7 +139,7 @@ def _computation(code: str) -> str:
             node.returns = None
         if isinstance(node, ast.arguments):  # how arguments may be given
             node.args = node.posonlyargs + node.args + node.kwonlyargs
-            node.posonlyargs, node.kwonlyargs = [], []
+            node.posonlyargs, node.kwonlyargs, node.kw_defaults = [], [], []
         if isinstance(node, ast.Call):  # of dataclasses.field
             node.keywords = [keyword for keyword in node.keywords if keyword.arg != "repr"]
         if isinstance(body := getattr(node, "body", None), list):
