@@ -60,14 +60,13 @@ def _train(cfg: Config, workdir: str) -> int:
 
 def _result_text(result: dict[str, Any], done_before: bool, workdir: epath.Path, cfg: Config) -> str:
     held_out = result["eval"]
-    error = f" +/- {_figure(held_out['nelbo_stderr'])}" if cfg.objective == "mdm" else ""
+    if held_out["nelbo_nats_per_token"] is None:
+        figures = "the evaluation is not finite"
+    else:
+        error = f" +/- {held_out['nelbo_stderr']:.3f}" if cfg.objective == "mdm" else ""
+        figures = f"{held_out['bits_per_byte']:.3f} bits per byte, {held_out['nelbo_nats_per_token']:.3f}{error} nats per token"
     return (
         f"{cfg.name} {'was done before' if done_before else 'is done'}: {result['step']} steps, "
-        f"{short_count(result['tokens'])} tokens; held out: {_figure(held_out['bits_per_byte'])} bits per byte, "
-        f"{_figure(held_out['nelbo_nats_per_token'])}{error} nats per token\n"
+        f"{short_count(result['tokens'])} tokens; held out: {figures}\n"
         f"run directory: {workdir}; next: {PROGRAM} sample {workdir}"
     )
-
-
-def _figure(value: float | None) -> str:
-    return "no" if value is None else f"{value:.3f}"  # nothing could be scored

@@ -21,6 +21,9 @@ def show(run: Run, console: Console | None = None) -> None:
     console = console or Console()
     assert run.result is not None  # the run is finished
     bound = run.result["eval"]
+    if bound["bits_per_byte"] is None:
+        console.print("The evaluation of this run is not finite, so there is nothing to compare.")
+        return
     console.print(
         comparison(
             f"{run.config.name} ({run.config.objective.upper()})",

@@ -3,9 +3,13 @@
 import io
 
 import pytest
+from etils import epath
 from rich.console import Console
 
+from diffusionlm.config import Config
 from diffusionlm.evaluation.comparisons import comparison
+from diffusionlm.evaluation.showcase import show
+from diffusionlm.training.loop import Run
 
 BASELINES = {
     "uniform": {"nats_per_token": 6.931, "bits_per_byte": 4.0},
@@ -65,3 +69,9 @@ def test_fits_any_terminal(width, encoding):
     text = render(width=width, encoding=encoding)
     assert max(map(len, text.splitlines())) <= width
     assert all(f"{scores['bits_per_byte']:.3f}" in text for scores in BASELINES.values())
+
+
+def test_a_run_whose_evaluation_is_not_finite_has_no_comparison(capsys):
+    result = {"eval": {"nelbo_nats_per_token": None, "nelbo_stderr": None, "bits_per_byte": None}}
+    show(Run(epath.Path("nowhere"), Config(), 1, result))
+    assert "not finite" in capsys.readouterr().out

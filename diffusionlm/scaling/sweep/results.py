@@ -68,6 +68,11 @@ def _result(cell: Cell, directory: epath.Path, unique_tokens: int) -> CellResult
         return None
     try:
         evaluation = json.loads(path.read_text())["eval"]
+        if evaluation["nelbo_nats_per_token"] is None:
+            raise UserError(
+                f"the evaluation of cell {cell.id} is not finite ({path}); delete {directory} and the cell's lease to "
+                "run it again, or leave the cell out of the sweep"
+            )
         return CellResult(
             id=cell.id,
             objective=cell.objective,
@@ -86,6 +91,8 @@ def _result(cell: Cell, directory: epath.Path, unique_tokens: int) -> CellResult
             bits_per_byte=float(evaluation["bits_per_byte"]),
             curve=_curve(read_json_lines(directory / "metrics.jsonl"), cell.flops / cell.steps),
         )
+    except UserError:
+        raise
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"{path}, or metrics.jsonl beside it, is damaged ({type(error).__name__}: {error}); delete {directory} and "

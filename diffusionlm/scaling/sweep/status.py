@@ -102,8 +102,9 @@ def _cell_status(cell: Cell, directory: epath.Path, record: LeaseRecord | None) 
     result = directory / "DONE.json"
     starts = record.starts if record else 0
     if result.exists():
-        loss = _parse(result, lambda: float(json.loads(result.read_text())["eval"]["nelbo_nats_per_token"]))
-        return CellStatus(cell.id, "done", cell.steps, cell.steps, cell.flops, starts=starts, loss=loss)
+        loss = _parse(result, lambda: _loss(json.loads(result.read_text())))
+        note = "" if loss is not None else "its evaluation is not finite"
+        return CellStatus(cell.id, "done", cell.steps, cell.steps, cell.flops, starts=starts, loss=loss, note=note)
     step, eta = _progress(cell, directory)
     flops = cell.flops * step / cell.steps
     if record is None:
@@ -115,6 +116,11 @@ def _cell_status(cell: Cell, directory: epath.Path, record: LeaseRecord | None) 
         note = f"no heartbeat of {record.holder}"
         return CellStatus(cell.id, "pending", step, cell.steps, flops, starts=starts, note=note)
     return CellStatus(cell.id, "running", step, cell.steps, flops, record.holder, starts, eta)
+
+
+def _loss(result: Any) -> float | None:
+    loss = result["eval"]["nelbo_nats_per_token"]
+    return None if loss is None else float(loss)
 
 
 def _progress(cell: Cell, directory: epath.Path) -> tuple[int, float | None]:

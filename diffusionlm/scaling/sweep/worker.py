@@ -228,7 +228,8 @@ class _Worker:
         self._flops += cell.flops
         self._seconds += sum(result["seconds_by_kind"][kind] for kind in ("train", "data", "evaluate"))
         loss = result["eval"]["nelbo_nats_per_token"]
-        self._print(f"{cell.id}: {loss:.4f} nats per token; {self._remaining_work()}")
+        evaluation = "its evaluation is not finite" if loss is None else f"{loss:.4f} nats per token"
+        self._print(f"{cell.id}: {evaluation}; {self._remaining_work()}")
         return False
 
     def _handle_failure(self, cell: Cell, lease: Lease | None, error: Exception) -> None:

@@ -1,5 +1,6 @@
 """Results of finished cells, read from their files."""
 
+import json
 from dataclasses import asdict
 from pathlib import Path
 
@@ -18,6 +19,17 @@ def test_a_damaged_result_is_named(finished, sweep, content):
     for read in (results.read, status.status):
         with pytest.raises(UserError, match=r"DONE.json.* is damaged .*; delete "):
             read(sweep, finished)
+
+
+def test_an_evaluation_that_is_not_finite_is_named(finished, sweep):
+    """The report needs every loss; the status shows the other cells."""
+    nothing = dict.fromkeys(("nelbo_nats_per_token", "nelbo_stderr", "bits_per_byte"))
+    path = finished / "cells" / sweep.cells[0].id / "DONE.json"
+    path.write_text(json.dumps({"eval": {**nothing, "nelbo_per_draw": [None]}}))
+    with pytest.raises(UserError, match=f"the evaluation of cell {sweep.cells[0].id} is not finite .*run it again"):
+        results.read(sweep, finished)
+    cell = next(cell for cell in status.status(sweep, finished).cells if cell.id == sweep.cells[0].id)
+    assert (cell.state, cell.loss, cell.note) == ("done", None, "its evaluation is not finite")
 
 
 @pytest.mark.parametrize("content", ["3\n", '{"loss": 1, "step_seconds": 1}\n', '{"step": 1, "loss": "x"}\n'])
