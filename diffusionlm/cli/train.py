@@ -64,7 +64,8 @@ def _result_text(result: dict[str, Any], done_before: bool, workdir: epath.Path,
         figures = "the evaluation is not finite"
     else:
         error = f" +/- {held_out['nelbo_stderr']:.3f}" if cfg.objective == "mdm" else ""
-        figures = f"{held_out['bits_per_byte']:.3f} bits per byte, {held_out['nelbo_nats_per_token']:.3f}{error} nats per token"
+        nats = f"{held_out['nelbo_nats_per_token']:.3f}{error} nats per token"
+        figures = f"{held_out['bits_per_byte']:.3f} bits per byte, {nats}"
     return (
         f"{cfg.name} {'was done before' if done_before else 'is done'}: {result['step']} steps, "
         f"{short_count(result['tokens'])} tokens; held out: {figures}\n"

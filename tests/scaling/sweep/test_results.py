@@ -26,7 +26,7 @@ def test_an_evaluation_that_is_not_finite_is_named(finished, sweep):
     nothing = dict.fromkeys(("nelbo_nats_per_token", "nelbo_stderr", "bits_per_byte"))
     path = finished / "cells" / sweep.cells[0].id / "DONE.json"
     path.write_text(json.dumps({"eval": {**nothing, "nelbo_per_draw": [None]}}))
-    with pytest.raises(UserError, match=f"the evaluation of cell {sweep.cells[0].id} is not finite .*run it again"):
+    with pytest.raises(UserError, match="the evaluation of cell .* is not finite .*run it again"):
         results.read(sweep, finished)
     cell = next(cell for cell in status.status(sweep, finished).cells if cell.id == sweep.cells[0].id)
     assert (cell.state, cell.loss, cell.note) == ("done", None, "its evaluation is not finite")
