@@ -133,7 +133,10 @@ class Scorer:
         self._predictor = TargetPredictor.of(params, cfg, settings.guidance)
         self._cfg, self._settings, self._name = cfg, settings, name
         self._root = jax.random.key(settings.seed)
-        self._request_ids = np.array(range(len(pairs)) if request_ids is None else request_ids, np.uint32)
+        ids = range(len(pairs)) if request_ids is None else request_ids
+        if len(ids) != len(pairs) or not all(0 <= i < 2**32 for i in ids):
+            raise UserError(f"request_ids={list(ids)!r} must be {len(pairs)} numbers from 0 to {2**32 - 1}, one a pair")
+        self._request_ids = np.array(ids, np.uint32)
         self._nats: list[list[float]] = [[] for _ in self._pairs]
         self._forward_passes = 2 if settings.guidance else 1  # of each row
         self.exact = ESTIMATORS[name].rows is not None

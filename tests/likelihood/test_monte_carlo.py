@@ -182,3 +182,9 @@ def test_nan_logits_are_an_error_and_name_the_target():
     damaged = {**params_of(MDM), "embed": params_of(MDM)["embed"].at[9].set(jnp.nan)}
     with pytest.raises(UserError, match="NaN logits for target 1"):
         estimate(damaged, MDM, [([3], [4, 5]), ([9], [4, 5])])
+
+
+@pytest.mark.parametrize("ids", [[-1], [2**32], [], [1, 2]])
+def test_request_ids_are_one_number_a_pair_in_range(ids):
+    with pytest.raises(UserError, match=r"request_ids=.* must be 1 numbers from 0 to 4294967295, one a pair"):
+        run(request_ids=ids)
