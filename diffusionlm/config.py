@@ -7,7 +7,7 @@ science, so it stays out of `fingerprint`. Every other field is scientific. A fi
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 from diffusionlm.config_fields import (
     AtLeastTwo,
@@ -15,6 +15,7 @@ from diffusionlm.config_fields import (
     DecayRate,
     Factor,
     Fraction,
+    Hint,
     NonNegative,
     NonNegativeReal,
     OpenFraction,
@@ -56,7 +57,7 @@ class ModelConfig(Canonical):
     tied_head: bool = False  # the head is the transposed embedding
     # rank of low-rank adapters on every matrix of the blocks (LoRA); then only they and the embedding are trained; 0:
     # everything is trained
-    lora_rank: NonNegative = 0
+    lora_rank: Annotated[NonNegative, Hint("0 trains everything")] = 0
     dtype: Literal["bfloat16", "float32"] = "float32"  # activations and matmuls; parameters are float32
     # what the backward pass recomputes: nothing, all but matmuls with weights, all but attention's result, everything
     remat: Literal["none", "dots", "attention", "full"] = op("none")
@@ -76,7 +77,9 @@ class ModelConfig(Canonical):
         """Raise `UserError` for fields out of range, or that contradict one another."""
         check_fields(self, "model.")
         if self.lora_rank > self.d_model:
-            raise UserError(f"model.lora_rank={self.lora_rank} must not exceed model.d_model={self.d_model}")
+            raise UserError(
+                f"model.lora_rank={self.lora_rank} must not exceed model.d_model={self.d_model}; 0 trains everything"
+            )
         if self.n_heads % self.n_kv_heads:
             raise UserError(f"model.n_kv_heads={self.n_kv_heads} must divide model.n_heads={self.n_heads}")
         if self.positions == "rope" and self.head_dim % 2:
@@ -95,13 +98,16 @@ class DiffusionConfig(Canonical):
     polynomial_power: PositiveReal = 2.0  # k of alpha(t) = 1 - t**k
     geometric_min: PositiveReal = 1e-4  # sigma_min of alpha(t) = exp(-sigma_min**(1-t) * sigma_max**t)
     geometric_max: PositiveReal = 20.0  # sigma_max of the same schedule
-    t_min: OpenFraction = 1e-3  # times below this are one reconstruction step (still a bound); the papers use 0.001
-    timesteps: NonNegative = 0  # 0: continuous time; T > 0: the discrete-time bound with T steps
+    # times below this are one reconstruction step (still a bound); the papers use 0.001
+    t_min: Annotated[OpenFraction, Hint("the papers use 0.001")] = 1e-3
+    # 0: continuous time; T > 0: the discrete-time bound with T steps
+    timesteps: Annotated[NonNegative, Hint("0 is continuous time")] = 0
     # antithetic: stratified over the batch in pairs (u, 1-u)
     time_sampling: Literal["iid", "stratified", "antithetic"] = "antithetic"
     # independent masks, or exactly n masks with n uniform (linear schedule only)
     mask_sampling: Literal["bernoulli", "exact_count"] = "bernoulli"
-    random_length: Fraction = 0.0  # fraction of examples cut to a uniform random length (0.01 in SMDM-rl and LLaDA)
+    # fraction of examples cut to a uniform random length (0.01 in SMDM-rl and LLaDA)
+    random_length: Annotated[Fraction, Hint("the papers use 0.01")] = 0.0
     # tokens: the bound in nats/token; masked_tokens: DiffuLLaMA's, about twice that; examples: each example's own mean
     # over its tokens, and the mean of these (LLaDA's fine-tuning)
     normalization: Literal["tokens", "masked_tokens", "examples"] = "tokens"
@@ -112,10 +118,11 @@ class DiffusionConfig(Canonical):
     alignment: Literal["same", "shifted"] = "same"
     # batches over which causal attention opens up to full attention, edge by random edge (DiffuGPT: 10,000); 0: full
     # from the first batch on
-    anneal_steps: NonNegative = 0
+    anneal_steps: Annotated[NonNegative, Hint("0 is full attention from the start")] = 0
     # bound: the weight of the bound, by time. cart: Dream's, by the distance of a masked token to visible ones
     weighting: Literal["bound", "cart"] = "bound"
-    cart_p: OpenFraction = 0.1  # cart: rate at which the weight falls off with distance (Dream-Coder: 0.1)
+    # cart: rate at which the weight falls off with distance (Dream-Coder: 0.1)
+    cart_p: Annotated[OpenFraction, Hint("Dream-Coder uses 0.1")] = 0.1
 
     def validate(self) -> None:
         """Raise `UserError` for fields out of range, or that contradict one another."""
@@ -241,7 +248,8 @@ class RunConfig(Canonical):
     log_every: Positive = op(10)  # steps between lines of metrics.jsonl
     eval_every: NonNegative = op(0)  # steps between evaluations; 0: only at the end
     eval_records: Positive = 512  # held-out sequences per evaluation, spread over the split (all of a smaller one)
-    eval_draws: AtLeastTwo = 8  # independent noise draws per held-out sequence; the standard error comes from them
+    # independent noise draws per held-out sequence; the standard error comes from them
+    eval_draws: Annotated[AtLeastTwo, Hint("one draw has no standard error")] = 8
     checkpoint_every: Positive = op(1000)  # steps between checkpoints; the last step is always saved
     checkpoint_minutes: NonNegativeReal = op(10.0)  # also save when the last save is this long ago; 0: never
     keep: Positive = op(2)  # newest checkpoints kept

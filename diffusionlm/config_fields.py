@@ -1,6 +1,7 @@
 """Field types that check a config's values, and the marker for operational (non-scientific) fields.
 
-A field's type says what it may hold (`d_model: Positive = 256`), and `check_fields` refuses every other value.
+A field's type says what it may hold (`d_model: Positive = 256`), and `check_fields` refuses every other value. A field
+may add advice: `t_min: Annotated[OpenFraction, Hint("the papers use 0.001")]`.
 """
 
 import dataclasses
@@ -21,6 +22,12 @@ class Must(NamedTuple):
 
     words: str  # completes "run.steps=0 must ..."
     holds: Callable[[Any], bool]
+
+
+class Hint(NamedTuple):
+    """Advice to somebody whose value does not meet a field's condition."""
+
+    words: str  # completes "... must lie in (0, 1); ..."
 
 
 Positive = Annotated[int, Must("be at least 1", lambda n: n >= 1)]
@@ -94,9 +101,11 @@ def _check(name: str, value: Any, hint: Any) -> None:
         raise UserError(f"{name}={value!r} must be of type {names}")
     if float in kinds and value is not None and not abs(value) <= LARGEST:  # nor NaN
         raise UserError(f"{name}={value} must be a finite number")
-    for condition in getattr(hint, "__metadata__", ()):
-        if not condition.holds(value):
-            raise UserError(f"{name}={value} must {condition.words}")
+    notes = getattr(hint, "__metadata__", ())
+    advice = "".join(f"; {note.words}" for note in notes if isinstance(note, Hint))
+    for condition in notes:
+        if isinstance(condition, Must) and not condition.holds(value):
+            raise UserError(f"{name}={value} must {condition.words}{advice}")
 
 
 def _kinds(hint: Any) -> tuple[Any, ...]:

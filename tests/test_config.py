@@ -13,7 +13,7 @@ from typing import Literal, get_args, get_origin
 import pytest
 from support.invalid_configs import INVALID
 
-from diffusionlm import config, config_io, fingerprint
+from diffusionlm import config, config_fields, config_io, fingerprint
 from diffusionlm.config import Config
 from diffusionlm.errors import UserError
 from diffusionlm.options import fields
@@ -142,26 +142,56 @@ def test_validation_names_the_values(overrides, parts):
     assert "\n" not in str(error.value)
 
 
-def test_every_check_of_validation_has_a_case_above():
-    raised = set()
-    for overrides, _ in INVALID:
-        try:
-            experiment("demo", overrides).validate()
-        except UserError as error:
-            raised.add(traceback.extract_tb(error.__traceback__)[-1].lineno)
-    tree = ast.parse(inspect.getsource(config))
-    assert {node.lineno for node in ast.walk(tree) if isinstance(node, ast.Raise)} <= raised
-
-
-FLOATS = [name for name, hint in fields(Config).items() if hint is float]
-
-
 def with_value(name, value):
     """`Config()` with a value in the field of that dotted name, unchecked."""
     head, _, rest = name.partition(".")
     if not rest:
         return dataclasses.replace(Config(), **{head: value})
     return dataclasses.replace(Config(), **{head: dataclasses.replace(getattr(Config(), head), **{rest: value})})
+
+
+OF_ANOTHER_KIND = [("model", None), ("model.norm", "batchnorm"), ("run.steps", "1")]  # which overrides cannot express
+
+
+def test_every_check_of_validation_has_a_case_above():
+    raised = set()
+    configs = [experiment("demo", overrides) for overrides, _ in INVALID]
+    for cfg in configs + [with_value(name, value) for name, value in OF_ANOTHER_KIND]:
+        with pytest.raises(UserError) as error:
+            cfg.validate()
+        frame = traceback.extract_tb(error.value.__traceback__)[-1]
+        raised.add((frame.filename, frame.lineno))
+    assert raised == {
+        (module.__file__, node.lineno)
+        for module in (config, config_fields)
+        for node in ast.walk(ast.parse(inspect.getsource(module)))
+        if isinstance(node, ast.Raise)
+    }
+
+
+def test_values_of_another_kind_are_refused_by_name():
+    for name, value in OF_ANOTHER_KIND:
+        with pytest.raises(UserError, match=rf"^{name}=.* must be ") as error:
+            with_value(name, value).validate()
+        assert "\n" not in str(error.value)
+
+
+FLOATS = [name for name, hint in fields(Config).items() if hint is float]
+INTS = [name for name, hint in fields(Config).items() if hint is int]
+WITHOUT_A_RANGE = {"mesh.data", "mesh.fsdp", "mesh.tensor", "run.profile_start"}  # -1 has a meaning
+BOUNDS = {  # least and greatest value
+    config_fields.Positive: (1, None),
+    config_fields.AtLeastTwo: (2, None),
+    config_fields.NonNegative: (0, None),
+    config_fields.Seed: (0, 2**32 - 1),
+}
+
+
+def bounds(name):
+    """The least and the greatest value of the field of that dotted name; None: there is none."""
+    head, _, rest = name.partition(".")
+    hint = config_fields.field_types(type(getattr(Config(), head)))[rest]
+    return next((limits for kind, limits in BOUNDS.items() if kind.__metadata__[0] in hint.__metadata__), None)
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 10**400], ids=["nan", "inf", "-inf", "10**400"])
@@ -177,6 +207,16 @@ def test_every_float_must_be_finite(name, value):
 def test_every_float_has_a_range(name):
     with pytest.raises(UserError, match=rf"^{re.escape(name)}=-1.0 must "):
         with_value(name, -1).validate()
+
+
+@pytest.mark.parametrize("name", [name for name in INTS if name not in WITHOUT_A_RANGE])
+def test_every_integer_has_a_range(name):
+    least, greatest = bounds(name)
+    for outside in [least - 1] + ([] if greatest is None else [greatest + 1]):
+        with pytest.raises(UserError, match=rf"^{re.escape(name)}={outside} must "):
+            with_value(name, outside).validate()
+    for inside in (least, 2**31 if greatest is None else greatest):
+        config_fields.check_fields(with_value(name, inside))
 
 
 @pytest.mark.parametrize("name", FLOATS)

@@ -27,11 +27,7 @@ from diffusionlm.checkpoint.failures import reading, writing
 from diffusionlm.checkpoint.quiet import quieten
 from diffusionlm.checkpoint.sidecar import Sidecar
 from diffusionlm.errors import UserError
-
-# Names for annotations; JAX has no type for "a tree of".
-PyTree = Any  # whatever `jax.tree.map` takes apart
-Params = Mapping[str, Any]  # nested dicts of arrays or of their abstract shapes
-Shardings = Any  # one `Sharding`, or a tree of them of the structure of what they place
+from diffusionlm.tree_types import Params, PyTree, Shardings
 
 _SIDECAR = "sidecar/data.json"
 _COMMIT = "commit_success.txt"  # Orbax writes it last

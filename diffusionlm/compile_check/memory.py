@@ -7,7 +7,7 @@ import jax
 
 from diffusionlm.compile_check.workloads import Workload
 from diffusionlm.hardware import Topology
-from diffusionlm.parallel.mesh import PyTree
+from diffusionlm.tree_types import PyTree
 
 
 @dataclass(frozen=True)

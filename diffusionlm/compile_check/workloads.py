@@ -19,12 +19,13 @@ from diffusionlm.errors import UserError
 from diffusionlm.model.attention_kernels import SPLASH_LENGTHS
 from diffusionlm.model.spec import ModelSpec
 from diffusionlm.model.transformer import Transformer
-from diffusionlm.parallel.mesh import PyTree, batch_sharding, check_batch, tree_shardings
+from diffusionlm.parallel.mesh import batch_sharding, check_batch, tree_shardings
 from diffusionlm.sampling import generate
 from diffusionlm.sampling.canvas import CANVAS_MULTIPLE, bucket_size
 from diffusionlm.sampling.config import SamplingConfig
 from diffusionlm.training.programs import make_train_step
 from diffusionlm.training.state import abstract_state
+from diffusionlm.tree_types import PyTree
 
 
 @dataclass(frozen=True)

@@ -65,8 +65,7 @@ def prepare(
         docs/sft.md. Answers that end beyond sequence_length tokens are left out and counted.
       template: of "sft", how prompts are written: "llada", "plain", "none" (as they are), or "auto", which is llada if
         the tokenizer has its pieces and else plain.
-      bos: of "text", whether BOS stands before each document; None: yes if the tokenizer is that of a checkpoint whose
-        documents begin so.
+      bos: of "text", whether BOS stands before each document; None: as in the training of the checkpoint, if any.
       workers: processes; a script that asks for several needs the `if __name__ == "__main__"` guard.
       on_error: what to do about a malformed line or file, one without valid UTF-8 text: "stop", or "skip" and count.
       progress: show progress and a summary on stderr.
@@ -87,13 +86,12 @@ def prepare(
         template=template,
         bos=bool(bos),
         on_error=on_error,
+        workers=workers,
     )
     return _prepare(request, workers, Console(stderr=True, quiet=not progress, soft_wrap=True, highlight=False))
 
 
 def _prepare(request: Request, workers: int, console: Console) -> Metadata:
-    if workers < 1:
-        raise UserError(f"workers={workers} must be at least 1")
     output = request.output
     if (existing := request.find_existing()) is not None:
         console.print(f"{output} already holds this dataset; reusing it", markup=False)

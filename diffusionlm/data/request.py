@@ -90,19 +90,23 @@ def check_request(
     template: str,
     bos: bool,
     on_error: Literal["stop", "skip"],
+    workers: int,
 ) -> Request:
     """Check and resolve the arguments of `prepare`, which describes them.
 
     Raises:
       UserError: an argument is not usable, or there is no such source or tokenizer.
     """
-    if sequence_length < 1:
-        raise UserError(f"sequence_length={sequence_length} must be at least 1")
-    if on_error not in ("stop", "skip"):
-        raise UserError(f"on_error={on_error!r} must be 'stop' or 'skip'")
-    _check_format(format, template, text_field, bos)
-    if "://" in str(output):
-        raise UserError(f"output {str(output)!r} must be a local or mounted directory; prepare there, then copy it")
+    check_values(
+        output,
+        sequence_length=sequence_length,
+        text_field=text_field,
+        format=format,
+        template=template,
+        bos=bos,
+        on_error=on_error,
+        workers=workers,
+    )
     chosen = _resolve_tokenizer(tokenizer, vocab_size)
     if bos and chosen and chosen.bos_id is None:
         raise UserError(f"bos=True needs a tokenizer with a BOS piece, which {chosen.kind} has not; drop it")
@@ -124,7 +128,34 @@ def check_request(
     )
 
 
-def _check_format(format: str, template: str, text_field: str, bos: bool) -> None:
+def check_values(
+    output: str | os.PathLike,
+    *,
+    sequence_length: int,
+    text_field: str,
+    format: Literal["text", "sft"],
+    template: str,
+    bos: bool | None,
+    on_error: Literal["stop", "skip"],
+    workers: int,
+) -> None:
+    """Check the arguments of `prepare` for which nothing needs to be read.
+
+    Raises:
+      UserError: an argument is not usable.
+    """
+    if sequence_length < 1:
+        raise UserError(f"sequence_length={sequence_length} must be at least 1")
+    if workers < 1:
+        raise UserError(f"workers={workers} must be at least 1")
+    if on_error not in ("stop", "skip"):
+        raise UserError(f"on_error={on_error!r} must be 'stop' or 'skip'")
+    _check_format(format, template, text_field, bos)
+    if "://" in str(output):
+        raise UserError(f"output {str(output)!r} must be a local or mounted directory; prepare there, then copy it")
+
+
+def _check_format(format: str, template: str, text_field: str, bos: bool | None) -> None:
     if format not in ("text", "sft"):
         raise UserError(f"format={format!r} must be 'text' or 'sft'")
     if format == "text" and template != "auto":

@@ -11,7 +11,7 @@ from diffusionlm.errors import UserError
 from diffusionlm.likelihood.config import LikelihoodConfig
 from diffusionlm.likelihood.monte_carlo import Estimate, Scorer
 from diffusionlm.model.spec import ModelSpec
-from diffusionlm.parallel.mesh import Params
+from diffusionlm.tree_types import Params
 
 # The skewness that a leader's nats are taken to have at least, as a few passes do not show it. Real passes have up to
 # 1.1 with one draw, and up to 0.8 with more (`experiments/benchmarks/likelihood.py`).

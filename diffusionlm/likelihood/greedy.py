@@ -10,9 +10,10 @@ from diffusionlm.likelihood.config import LikelihoodConfig
 from diffusionlm.likelihood.pairs import PairBatch, check_pairs, fetch_one_late, group_by_shape
 from diffusionlm.likelihood.predictor import TargetPredictor
 from diffusionlm.model.spec import ModelSpec
-from diffusionlm.parallel.mesh import Params, rows_per_device
+from diffusionlm.parallel.mesh import rows_per_device
 from diffusionlm.sampling.draw import argmax
 from diffusionlm.sampling.propose import log_odds
+from diffusionlm.tree_types import Params
 
 
 def is_greedy(

@@ -19,10 +19,11 @@ from diffusionlm.diffusion.cross_entropy import cross_entropy
 from diffusionlm.errors import UserError
 from diffusionlm.likelihood.config import LikelihoodConfig
 from diffusionlm.likelihood.estimators import ESTIMATORS, Request
-from diffusionlm.likelihood.pairs import Array, PairBatch, Shape, check_pairs, fetch_one_late, group_by_shape
+from diffusionlm.likelihood.pairs import PairBatch, Shape, check_pairs, fetch_one_late, group_by_shape
 from diffusionlm.likelihood.predictor import TargetPredictor
 from diffusionlm.model.spec import ModelSpec
-from diffusionlm.parallel.mesh import Params
+from diffusionlm.parallel.mesh import Array
+from diffusionlm.tree_types import Params
 
 ANY_ORDER_LIMIT = 12  # target tokens: 4,095 forward passes
 

@@ -10,12 +10,12 @@ import numpy as np
 from diffusionlm.errors import UserError
 from diffusionlm.likelihood.config import LikelihoodConfig
 from diffusionlm.model.spec import ModelSpec
+from diffusionlm.parallel.mesh import Array
 
 LENGTH_MULTIPLE = 64  # sequences are padded to a multiple of this, so that similar lengths share a program
 
 Pair = tuple[list[int], list[int]]  # the token ids of a prefix, which may be empty, and of a target
 Shape = tuple[int, int]  # (T, K): the tokens that a sequence is padded to, and those that a target is padded to
-Array = np.ndarray | jax.Array
 Label = TypeVar("Label")
 
 

@@ -9,7 +9,7 @@ from diffusionlm.likelihood.config import LikelihoodConfig
 from diffusionlm.likelihood.monte_carlo import Estimate, estimate
 from diffusionlm.likelihood.pairs import Pair
 from diffusionlm.model.spec import ModelSpec
-from diffusionlm.parallel.mesh import Params
+from diffusionlm.tree_types import Params
 
 
 @dataclass(frozen=True)

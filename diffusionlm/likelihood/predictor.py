@@ -8,11 +8,12 @@ import numpy as np
 from flax import struct
 
 from diffusionlm.config import ModelConfig
-from diffusionlm.likelihood.pairs import Array, PairBatch
+from diffusionlm.likelihood.pairs import PairBatch
 from diffusionlm.model.spec import ModelSpec, suppression_mask
 from diffusionlm.model.transformer import Transformer
-from diffusionlm.parallel.mesh import Params
+from diffusionlm.parallel.mesh import Array
 from diffusionlm.sampling.denoiser import guide, predictor_positions
+from diffusionlm.tree_types import Params
 
 
 @struct.dataclass

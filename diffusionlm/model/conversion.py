@@ -14,7 +14,7 @@ from flax import traverse_util
 
 from diffusionlm.config import ModelConfig
 from diffusionlm.model import lora
-from diffusionlm.parallel.mesh import Params, Shardings
+from diffusionlm.tree_types import Params, Shardings
 
 # The fields that may differ between source and target, with the only change that has a meaning.
 CONVERTIBLE = {"causal": (True, False), "mask_row": (False, True)}

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax import traverse_util
 
 from diffusionlm.config import ModelConfig
-from diffusionlm.parallel.mesh import Params
+from diffusionlm.tree_types import Params
 
 DOWN, UP = "_lora_down", "_lora_up"  # suffixes of a weight's name: (layers, *inputs, R) and (layers, R, *outputs)
 SCALE = 2.0  # alpha / R; alpha is twice the rank, as for DiffuLLaMA

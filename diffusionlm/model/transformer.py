@@ -22,7 +22,8 @@ from diffusionlm.model.attention_kernels import CHECKPOINT
 from diffusionlm.model.cache import Cache, LayerCache, Window, update_cache, update_layer
 from diffusionlm.model.embedding import look_up
 from diffusionlm.model.positions import rope_tables, rotate
-from diffusionlm.parallel.mesh import Params, constrain, tree_shardings, unbox
+from diffusionlm.parallel.mesh import constrain, tree_shardings, unbox
+from diffusionlm.tree_types import Params
 
 REMAT_POLICIES = {
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
@@ -60,9 +61,8 @@ class AttentionContext:
     segment_ids_BxT: jax.Array | None  # int32, positions attend within equal ids only; None: there is one segment
     allowed_TxT: jax.Array | None = None  # bool, a mask on top of the others
     window: Window | None = None  # the positions within a cached canvas; None: they are a whole canvas
-    keep: bool = struct.field(
-        pytree_node=False, default=False
-    )  # static; blocks return the keys and values of these positions
+    # static; blocks return the keys and values of these positions
+    keep: bool = struct.field(pytree_node=False, default=False)
 
 
 class Block(nn.Module):

@@ -18,13 +18,11 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from diffusionlm.config import MeshConfig
 from diffusionlm.errors import UserError
+from diffusionlm.tree_types import PyTree, Shardings
 
 log = logging.getLogger(__name__)
 
-# Shared names for annotations; JAX has no type for "a tree of".
-PyTree = Any  # anything that `jax.tree.map` maps over
-Params = Mapping[str, Any]  # nested dicts of arrays: parameters, their gradients, or their abstract shapes
-Shardings = Any  # a tree of `NamedSharding` with the structure of the tree that it places
+Array = jax.Array | np.ndarray  # on devices or in the memory of the host
 
 AXES = ("data", "fsdp", "tensor")
 

@@ -79,7 +79,7 @@ def process_count() -> int:
         if name in os.environ:
             return _number(name, at_least=1)
     # JAX sets this flag where it finds a TPU; it defines its flags at run time.
-    if "tpu" in (jax.config.jax_platforms or ""):  # pyright: ignore[reportAttributeAccessIssue]
+    if "tpu" in (jax.config.jax_platforms or ""):  # pyright: ignore[reportAttributeAccessIssue]: added at run time
         return _tpu_hosts()
     return 1
 

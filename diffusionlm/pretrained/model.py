@@ -27,13 +27,14 @@ from diffusionlm.likelihood.perplexity import Perplexity, perplexity
 from diffusionlm.model import conversion
 from diffusionlm.model.spec import ModelSpec
 from diffusionlm.model.transformer import abstract_params
-from diffusionlm.parallel.mesh import Params, make_mesh
+from diffusionlm.parallel.mesh import make_mesh
 from diffusionlm.pretrained import chat
 from diffusionlm.pretrained.completion import Completion, row_trace
 from diffusionlm.pretrained.mask_notation import split_at_gaps
 from diffusionlm.sampling.canvas import Span, expand_spans
 from diffusionlm.sampling.config import SamplingConfig
 from diffusionlm.sampling.generate import generate, infill
+from diffusionlm.tree_types import Params
 
 DTYPES = ("float32", "bfloat16")
 

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from diffusionlm import templates
 from diffusionlm.data.tokenizers import Tokenizer
 from diffusionlm.errors import UserError
 from diffusionlm.pretrained import terminal
@@ -107,16 +107,6 @@ def _page(completions: Sequence[Completion], tokenizer: Tokenizer) -> str:
         "sections": [_section(completion, tokenizer) for completion in completions],
     }
     texts = [completion.full_text for completion in completions]
-    return _environment().get_template("denoising.html").render(texts=texts, data=data)
-
-
-def _environment() -> Environment:
-    environment = Environment(
-        loader=PackageLoader("diffusionlm.pretrained"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        keep_trailing_newline=True,
-    )
+    environment = templates.environment("diffusionlm.pretrained")
     environment.policies["json.dumps_kwargs"] = {"separators": (",", ":")}
-    return environment
+    return environment.get_template("denoising.html").render(texts=texts, data=data)

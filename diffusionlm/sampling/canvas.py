@@ -5,13 +5,11 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import jax
 import numpy as np
 
 from diffusionlm.errors import UserError
 from diffusionlm.model.spec import ModelSpec
-
-Array = jax.Array | np.ndarray
+from diffusionlm.parallel.mesh import Array
 
 CANVAS_MULTIPLE = 64  # canvases are padded to a multiple of this, so that rows of similar lengths share a program
 

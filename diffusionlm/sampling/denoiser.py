@@ -12,8 +12,8 @@ import jax.numpy as jnp
 from diffusionlm.config import ModelConfig
 from diffusionlm.model.cache import Cache, Window, scatter_rows
 from diffusionlm.model.transformer import Transformer
-from diffusionlm.parallel.mesh import Params
-from diffusionlm.sampling.canvas import Array
+from diffusionlm.parallel.mesh import Array
+from diffusionlm.tree_types import Params
 
 
 class View(NamedTuple):

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from diffusionlm.sampling.canvas import Array
+from diffusionlm.parallel.mesh import Array
 from diffusionlm.sampling.config import SamplingConfig
 from diffusionlm.sampling.strategies import STRATEGIES, Rules
 

@@ -10,7 +10,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from diffusionlm.sampling.canvas import Array
+from diffusionlm.parallel.mesh import Array
 
 PARTS = 128  # vocabularies are padded to a multiple of this
 COLDEST = 1e-6  # temperatures up to this count as 0

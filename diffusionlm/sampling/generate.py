@@ -9,12 +9,12 @@ import numpy as np
 
 from diffusionlm.errors import UserError
 from diffusionlm.model.spec import ModelSpec
-from diffusionlm.parallel.mesh import Params
 from diffusionlm.sampling import programs
 from diffusionlm.sampling.canvas import Template, expand_spans
 from diffusionlm.sampling.config import SamplingConfig
 from diffusionlm.sampling.request import Request, prepare
 from diffusionlm.sampling.state import State, Trace, has_work, initial_state
+from diffusionlm.tree_types import Params
 
 
 class Frame(NamedTuple):

@@ -13,7 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffusionlm.sampling.canvas import Array, Canvas, bucket_size
+from diffusionlm.parallel.mesh import Array
+from diffusionlm.sampling.canvas import Canvas, bucket_size
 
 MOST_WIDTHS = 4
 

@@ -10,13 +10,14 @@ import numpy as np
 
 from diffusionlm.config import ModelConfig
 from diffusionlm.diffusion import schedules
-from diffusionlm.parallel.mesh import Params, PyTree
+from diffusionlm.parallel.mesh import Array
 from diffusionlm.sampling import loop
-from diffusionlm.sampling.canvas import Array, Canvas
+from diffusionlm.sampling.canvas import Canvas
 from diffusionlm.sampling.denoiser import Denoiser, Guided, Memory, ModelDenoiser
 from diffusionlm.sampling.device_settings import Settings
 from diffusionlm.sampling.kv_cache import Windows
 from diffusionlm.sampling.state import Job, State, has_work, initial_state
+from diffusionlm.tree_types import Params, PyTree
 
 
 class Inputs(NamedTuple):

@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 
 from diffusionlm.diffusion import schedules
-from diffusionlm.sampling.canvas import Array, Canvas
+from diffusionlm.parallel.mesh import Array
+from diffusionlm.sampling.canvas import Canvas
 from diffusionlm.sampling.denoiser import Denoiser
 from diffusionlm.sampling.device_settings import Settings
 from diffusionlm.sampling.kv_cache import Windows

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from diffusionlm.sampling.canvas import Array
+from diffusionlm.parallel.mesh import Array
 
 
 class Rules(NamedTuple):

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from diffusionlm.config import OptimConfig
-from diffusionlm.parallel.mesh import Params, PyTree
+from diffusionlm.tree_types import Params, PyTree
 
 
 def learning_rate(cfg: OptimConfig, steps: int) -> optax.Schedule:

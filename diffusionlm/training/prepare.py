@@ -1,6 +1,7 @@
 """Preparing data with the tokenizer of a checkpoint: behind `diffusionlm.prepare` and `diffusionlm data prepare`."""
 
 import functools
+import inspect
 import os
 from typing import Any
 
@@ -10,6 +11,7 @@ from diffusionlm.checkpoint.sidecar import Sidecar
 from diffusionlm.data import prepare as data_prepare
 from diffusionlm.data import tokenizers
 from diffusionlm.data.metadata import Metadata
+from diffusionlm.data.request import check_values
 from diffusionlm.data.tokenizers import Tokenizer
 from diffusionlm.errors import UserError
 
@@ -22,9 +24,12 @@ def prepare(
     **settings: Any,
 ) -> Metadata:
     """Prepare a dataset as `data.prepare.prepare` does, also with the tokenizer of a checkpoint."""
-    if isinstance(tokenizer, str | os.PathLike) and (checkpoint := _in_checkpoint(os.fspath(tokenizer))):
-        tokenizer, sidecar = checkpoint
-        if bos is None:
+    if isinstance(tokenizer, str | os.PathLike) and epath.Path(tokenizer).is_dir():
+        _check_values(*args, bos=bos, **settings)  # before the work of reading a tokenizer
+        name = os.fspath(tokenizer)
+        tokenizer, sidecar = _read_directory(name)
+        tokenizers.require_eos(tokenizer, repr(name))
+        if bos is None and sidecar:
             bos = settings.get("format", "text") == "text" and begins_with_bos(sidecar)
     return data_prepare.prepare(*args, tokenizer=tokenizer, bos=bos, **settings)
 
@@ -35,8 +40,7 @@ def named_tokenizer(name: str) -> Tokenizer:
     Raises:
       UserError: there is no such tokenizer, or the checkpoint carries none.
     """
-    checkpoint = _in_checkpoint(name)
-    return checkpoint[0] if checkpoint else tokenizers.load(name)
+    return _read_directory(name)[0] if epath.Path(name).is_dir() else tokenizers.load(name)
 
 
 def begins_with_bos(sidecar: Sidecar) -> bool:
@@ -48,13 +52,25 @@ def begins_with_bos(sidecar: Sidecar) -> bool:
     return sidecar.tokenizer is not None and tokenizers.from_dict(sidecar.tokenizer).bos_id is not None
 
 
-def _in_checkpoint(name: str) -> tuple[Tokenizer, Sidecar] | None:
-    """Return the tokenizer and the sidecar of the checkpoint in a directory; None for the names of other tokenizers."""
-    if not epath.Path(name).is_dir() or tokenizers.load_directory(name) is not None:
-        return None
+def _check_values(*args: Any, **settings: Any) -> None:
+    """Check those arguments of `prepare` for which nothing needs to be read."""
+    bound = inspect.signature(data_prepare.prepare).bind(*args, **settings)
+    bound.apply_defaults()
+    names = inspect.signature(check_values).parameters
+    check_values(**{name: bound.arguments[name] for name in names})
+
+
+def _read_directory(path: str) -> tuple[Tokenizer, Sidecar | None]:
+    """Return the tokenizer in a directory; of a checkpoint, its sidecar too.
+
+    Raises:
+      UserError: the directory is neither a released model's nor a checkpoint, or the checkpoint carries no tokenizer.
+    """
+    if (tokenizer := tokenizers.load_directory(path)) is not None:
+        return tokenizer, None
     from diffusionlm.checkpoint import store  # here, because it imports JAX
 
-    sidecar = store.load_sidecar(name)
+    sidecar = store.load_sidecar(path)
     if sidecar.tokenizer is None:
-        raise UserError(f"the checkpoint {name} carries no tokenizer; give a tokenizer file")
+        raise UserError(f"the checkpoint {path} carries no tokenizer; give a tokenizer file")
     return tokenizers.from_dict(sidecar.tokenizer), sidecar

@@ -5,7 +5,7 @@ from contextlib import ExitStack
 import jax
 from etils import epath
 
-from diffusionlm.parallel.mesh import PyTree
+from diffusionlm.tree_types import PyTree
 
 
 class Profiler:

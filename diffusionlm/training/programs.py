@@ -12,10 +12,10 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from diffusionlm.config import Config, OptimConfig, RunConfig
-from diffusionlm.parallel.mesh import Params
 from diffusionlm.training.state import TrainState, abstract_state
 from diffusionlm.training.step import Metrics, eval_step, train_step
 from diffusionlm.training.targets import Batch
+from diffusionlm.tree_types import Params
 
 # Section -> fields that the compiled training step takes as data.
 _NUMBERS = {

@@ -10,9 +10,10 @@ from diffusionlm.config import Config
 from diffusionlm.diffusion.noise import INITIALISATION, stream_key
 from diffusionlm.model import lora
 from diffusionlm.model.transformer import Transformer
-from diffusionlm.parallel.mesh import Params, tree_shardings, unbox
+from diffusionlm.parallel.mesh import tree_shardings, unbox
 from diffusionlm.training import optimizer
 from diffusionlm.training.bad_batches import Guard, new_guard
+from diffusionlm.tree_types import Params
 
 
 @struct.dataclass

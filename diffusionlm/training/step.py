@@ -15,10 +15,11 @@ from diffusionlm.model import lora
 from diffusionlm.model.attention import annealed_mask
 from diffusionlm.model.spec import suppression_mask
 from diffusionlm.model.transformer import Transformer
-from diffusionlm.parallel.mesh import Params, PyTree, constrain, rows_per_device
+from diffusionlm.parallel.mesh import constrain, rows_per_device
 from diffusionlm.training import bad_batches, optimizer
 from diffusionlm.training.state import TrainState
 from diffusionlm.training.targets import Batch, held_out_targets, targets
+from diffusionlm.tree_types import Params, PyTree
 
 Metrics = dict[str, jax.Array]  # float32 scalars
 

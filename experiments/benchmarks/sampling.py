@@ -30,10 +30,10 @@ from diffusionlm.errors import UserError
 from diffusionlm.model.spec import ModelSpec
 from diffusionlm.model.transformer import Transformer
 from diffusionlm.options import parse
-from diffusionlm.parallel.mesh import Params
 from diffusionlm.sampling.canvas import build_canvas
 from diffusionlm.sampling.config import SamplingConfig
 from diffusionlm.sampling.generate import generate
+from diffusionlm.tree_types import Params
 
 OURS, EAGER, COMPILED = "ours", "torch eager", "torch.compile(network)"
 LOGITS_TOLERANCE = 1e-4

@@ -1,5 +1,6 @@
 """Preparing with the tokenizer of a checkpoint, as `diffusionlm.prepare` and the command line do."""
 
+import base64
 import inspect
 from pathlib import Path
 
@@ -44,6 +45,25 @@ def test_other_names_are_those_of_tokenizers(source, tmp_path):
     with pytest.raises(UserError, match="no diffusionlm checkpoint") as error:
         training_prepare.prepare(source, tmp_path / "out", tokenizer=str(tmp_path), **SETTINGS)
     assert "\n" not in str(error.value) and not (tmp_path / "out").exists()
+
+
+def test_a_released_tokenizer_is_read_once(source, tmp_path, monkeypatch):
+    released = tmp_path / "released"
+    released.mkdir()
+    (released / "tokenizer.model").write_bytes(base64.b64decode(store.load_sidecar(MODEL).tokenizer["model"]))
+    read, load_directory = [], tokenizers.load_directory
+    monkeypatch.setattr(tokenizers, "load_directory", lambda *args: read.append(args) or load_directory(*args))
+    metadata = training_prepare.prepare(source, tmp_path / "out", tokenizer=released, **SETTINGS)
+    assert metadata.tokenizer["kind"] == "sentencepiece" and len(read) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("sequence_length", 0), ("workers", 0), ("on_error", "shrug"), ("template", "plain"), ("format", "csv")],
+)
+def test_cheap_mistakes_are_reported_before_a_tokenizer_is_read(name, value, source, tmp_path):
+    with pytest.raises(UserError, match=f"^{name}={value!r} "):  # an empty directory: no tokenizer could be read
+        training_prepare.prepare(source, tmp_path / "out", tokenizer=tmp_path, **SETTINGS | {name: value})
 
 
 def test_preparing_itself_knows_no_checkpoints(source, tmp_path):

@@ -2,6 +2,9 @@
 
 The grid is that of a real sweep or of a planned one. Losses are parabolas in log N whose minima follow power laws
 exactly, plus normal noise, so this checks the statistics, not whether real losses are parabolas.
+
+No command calls this module. It is for people who check the intervals of their own sweep, as docs/scaling_fits.md
+shows, and for the tests of the statistics.
 """
 
 from collections import defaultdict

@@ -4,8 +4,7 @@ import base64
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
+from diffusionlm import templates
 from diffusionlm.scaling.laws.analysis import Analysis
 from diffusionlm.scaling.laws.published import PublishedLaw
 from diffusionlm.scaling.report.sentences import summary
@@ -23,13 +22,7 @@ def render(
       pictures: PNG files by name, in their order on the page.
       published: the laws that the plots show.
     """
-    environment = Environment(
-        loader=PackageLoader("diffusionlm.scaling.report"),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=StrictUndefined,
-    )
+    environment = templates.environment("diffusionlm.scaling.report")
     return environment.get_template("report.html.j2").render(
         title=content["title"],
         cells=content["cells"],

@@ -271,7 +271,8 @@ def keep_compiled_programs() -> None:
     host's processor may not run on another's.
     """
     home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    if jax.config.values["jax_compilation_cache_dir"] or not os.path.isabs(home):
+    cache = jax.config.jax_compilation_cache_dir  # pyright: ignore[reportAttributeAccessIssue]: added at run time
+    if cache or not os.path.isabs(home):
         return
     jax.config.update("jax_compilation_cache_dir", str(Path(home) / "diffusionlm" / "xla"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
