@@ -4,6 +4,7 @@ import contextlib
 import fcntl
 import glob
 import json
+import math
 import os
 import shutil
 import socket
@@ -57,18 +58,44 @@ def write_atomically(path: epath.Path, content: str | bytes) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def dump_numbers(values: Any, indent: int | None = None) -> str:
+    """Return JSON with null for every number that is not finite: JSON has no NaN and no infinity."""
+
+    def strict(value: Any) -> Any:
+        return None if isinstance(value, float) and not math.isfinite(value) else value
+
+    return json.dumps(_map_values(strict, values), indent=indent, allow_nan=False)
+
+
+def load_numbers(text: str) -> Any:
+    """Read JSON in which null stands for a number that is not finite, as `dump_numbers` writes it: null becomes NaN."""
+    return _map_values(lambda value: math.nan if value is None else value, json.loads(text))
+
+
+def _map_values(function: Callable[[Any], Any], values: Any) -> Any:
+    if isinstance(values, dict):
+        return {name: _map_values(function, value) for name, value in values.items()}
+    if isinstance(values, list | tuple):
+        return [_map_values(function, value) for value in values]
+    return function(values)
+
+
 def read_json_lines(path: epath.Path) -> list[dict[str, Any]]:
-    """Return the objects of a file, one a line, without a last line that a kill cut short; none if there is no file."""
+    """Return the objects of a file, one a line, without a last line that a kill cut short; none if there is no file.
+
+    A number that is not finite, which `JsonLines` writes as null, is NaN.
+    """
     if not path.exists():
         return []
     lines = path.read_text().split("\n")
-    return [json.loads(line) for line in lines[:-1]]  # what follows the last newline is empty or cut short
+    return [load_numbers(line) for line in lines[:-1]]  # what follows the last newline is empty or cut short
 
 
 class JsonLines:
     """Appends objects to a file, one a line; each is on disk when `write` returns.
 
-    In a bucket the whole object is rewritten, at most every `REWRITE_SECONDS`, and at `flush`.
+    A number that is not finite is written as null. In a bucket the whole object is rewritten, at most every
+    `REWRITE_SECONDS`, and at `flush`.
 
     Args:
       path: the file; the lines that it holds are continued.
@@ -88,7 +115,7 @@ class JsonLines:
         self._path, self._check = path, check
         self.kept = [line for line in read_json_lines(path) if keep(line)]
         self._bucket = in_bucket(path)
-        texts = [json.dumps(line) + "\n" for line in self.kept]
+        texts = [dump_numbers(line) + "\n" for line in self.kept]
         write_atomically(path, "".join(texts))
         self._texts = texts if self._bucket else []
         self._written = time.monotonic()
@@ -96,7 +123,7 @@ class JsonLines:
     def write(self, line: dict[str, Any]) -> None:
         """Append an object."""
         self._check()
-        text = json.dumps(line) + "\n"
+        text = dump_numbers(line) + "\n"
         if not self._bucket:
             with self._path.open("a") as file:
                 file.write(text)

@@ -1,6 +1,7 @@
 """Files of a run: seen whole or not at all, lines that survive a kill; in buckets, no renaming and no appending."""
 
 import json
+import math
 import sys
 
 import pytest
@@ -77,3 +78,11 @@ def test_in_a_bucket_objects_are_written_whole(path, bucket, monkeypatch):
     monkeypatch.setattr(storage.JsonLines, "REWRITE_SECONDS", 0.0)
     lines.write({"n": 3})
     assert storage.read_json_lines(path) == [{"n": 1}, {"n": 2}, {"n": 3}]
+
+
+def test_numbers_that_are_not_finite_are_null_in_json_and_nan_again_when_read():
+    text = storage.dump_numbers({"a": [1.0, float("-inf"), (float("inf"),)], "b": {"c": float("nan")}, "d": "nan"})
+    assert json.loads(text, parse_constant=pytest.fail) == {"a": [1.0, None, [None]], "b": {"c": None}, "d": "nan"}
+    values = storage.load_numbers(text)
+    assert math.isnan(values["a"][1]) and math.isnan(values["a"][2][0]) and math.isnan(values["b"]["c"])
+    assert values["a"][0] == 1.0 and values["d"] == "nan"

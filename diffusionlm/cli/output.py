@@ -2,10 +2,11 @@
 
 import errno
 import inspect
-import json
 import sys
 from collections.abc import Callable
 from typing import Any
+
+from diffusionlm.storage import dump_numbers
 
 PROGRAM = "diffusionlm"
 # Refusals of the file system that a user can fix: no space, no permission, a file where a directory should be.
@@ -19,8 +20,8 @@ def fail(message: str, code: int) -> int:
 
 
 def print_json(values: Any, indent: int | None = 2) -> None:
-    """Print a value as JSON on stdout."""
-    print(json.dumps(values, indent=indent))
+    """Print a value as JSON on stdout, with null for numbers that are not finite."""
+    print(dump_numbers(values, indent=indent))
 
 
 def summary(function: Callable) -> str:

@@ -1,5 +1,6 @@
 """The verb `train`, over `diffusionlm.training.loop.train`."""
 
+import math
 from typing import Annotated, Any
 
 from etils import epath
@@ -60,7 +61,7 @@ def _train(cfg: Config, workdir: str) -> int:
 
 def _result_text(result: dict[str, Any], done_before: bool, workdir: epath.Path, cfg: Config) -> str:
     held_out = result["eval"]
-    if held_out["nelbo_nats_per_token"] is None:
+    if not math.isfinite(held_out["nelbo_nats_per_token"]):
         figures = "the evaluation is not finite"
     else:
         error = f" +/- {held_out['nelbo_stderr']:.3f}" if cfg.objective == "mdm" else ""

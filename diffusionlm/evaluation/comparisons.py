@@ -1,5 +1,6 @@
 """The table at the end of an evaluation: the model among its baselines, best first."""
 
+import math
 from collections.abc import Mapping
 from typing import Literal
 
@@ -28,15 +29,16 @@ def comparison(
     Args:
       model: the name of its row.
       objective: mdm: the figures are a bound, with its standard error; arm: they are exact.
-      nats_per_token: the model's nats per scored token.
+      nats_per_token: the model's nats per scored token; if they are not finite, the table says so in its last row.
       nats_stderr: standard error of `nats_per_token`; shown for an mdm.
       bits_per_byte: the model's bits per byte of the same tokens.
       baselines: as `baselines.fit_and_score` returns them.
     """
     rows = {name: (scores["bits_per_byte"], f"{scores['nats_per_token']:.3f}") for name, scores in baselines.items()}
     error = f" +/- {nats_stderr:.3f}" if objective == "mdm" else ""
-    rows[model] = (bits_per_byte, f"{nats_per_token:.3f}{error}")
-    widest = max(bits for bits, _ in rows.values())
+    if math.isfinite(nats_per_token) and math.isfinite(bits_per_byte):
+        rows[model] = (bits_per_byte, f"{nats_per_token:.3f}{error}")
+    widest = max((bits for bits, _ in rows.values()), default=0.0)
 
     table = Table(title="What the held-out text costs (less is better)", title_justify="left", box=None, pad_edge=False)
     table.add_column("", overflow="fold")
@@ -47,4 +49,6 @@ def comparison(
         style, bar = ("bold green", "green") if name == model else ("", "cyan")
         cost = ProgressBar(widest, bits, complete_style=bar, finished_style=bar)
         table.add_row(name, f"{bits:.3f}", cost, nats, style=style)
+    if model not in rows:
+        table.add_row(model, "not finite", "", "not finite", style="bold red")
     return Group(table, Text(MEANING[objective]))

@@ -1,6 +1,7 @@
 """The end of a training run in the terminal: its bound beside baselines, and a sample being denoised."""
 
 import json
+import math
 
 import numpy as np
 from rich.console import Console
@@ -21,9 +22,6 @@ def show(run: Run, console: Console | None = None) -> None:
     console = console or Console()
     assert run.result is not None  # the run is finished
     bound = run.result["eval"]
-    if bound["bits_per_byte"] is None:
-        console.print("The evaluation of this run is not finite, so there is nothing to compare.")
-        return
     console.print(
         comparison(
             f"{run.config.name} ({run.config.objective.upper()})",
@@ -34,6 +32,8 @@ def show(run: Run, console: Console | None = None) -> None:
             _baselines(run, console),
         )
     )
+    if not math.isfinite(bound["nelbo_nats_per_token"]):
+        return  # sampling refuses a model whose logits are NaN
     model = load(run.workdir)
     length = min(model.config.max_length, 128) - 1
     completion = model.generate(length=length, steps=length, trace=True)[0]

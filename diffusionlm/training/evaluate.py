@@ -10,7 +10,6 @@ from diffusionlm.config import Config
 from diffusionlm.data.metadata import SplitMetadata
 from diffusionlm.data.pipeline import Dataset
 from diffusionlm.training.batches import Batches
-from diffusionlm.training.metrics import finite
 from diffusionlm.training.programs import make_eval_step
 
 
@@ -31,7 +30,7 @@ class Evaluator:
         Returns:
           "nelbo_nats_per_token" and "nelbo_stderr": the mean over noise draws and its standard error, which covers the
           Monte Carlo noise of the masks and not the choice of held-out documents (0 for an autoregressive model);
-          "bits_per_byte", "nelbo_per_draw", "tokens", "bytes". A number that is not finite is None.
+          "bits_per_byte", "nelbo_per_draw", "tokens", "bytes". The numbers are NaN if nothing was scored.
         """
         token_bytes_V = self._dataset.tokenizer.token_bytes()
         sums = np.zeros((self._draws, 3))  # nats, tokens and bytes of each draw
@@ -42,14 +41,14 @@ class Evaluator:
                 for draw in range(self._draws)
             ]
             sums += np.array([[float(part[name]) for name in ("nats", "tokens", "bytes")] for part in parts])
-        return finite(_summary(sums, self._dataset.metadata.splits["validation"]))
+        return _summary(sums, self._dataset.metadata.splits["validation"])
 
 
 def _summary(sums_Dx3: np.ndarray, split: SplitMetadata) -> dict[str, Any]:
     draws = len(sums_Dx3)
     # The tokens of a tokenizer that normalises text stand for fewer (or more) bytes than the documents had.
     bytes_scored = sums_Dx3[0, 2] * split.raw_bytes / split.token_bytes
-    with np.errstate(invalid="ignore"):  # nothing was scored: 0 / 0, which `finite` makes None
+    with np.errstate(invalid="ignore"):  # nothing was scored: 0 / 0 is NaN
         per_draw_D = sums_Dx3[:, 0] / sums_Dx3[:, 1]
         nelbo = per_draw_D.mean()
         stderr = per_draw_D.std(ddof=1) / math.sqrt(draws) if draws > 1 else 0.0

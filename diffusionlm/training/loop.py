@@ -6,7 +6,6 @@ directory resumes from the newest checkpoint.
 """
 
 import dataclasses
-import math
 import threading
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -30,7 +29,7 @@ from diffusionlm.storage import run_path
 from diffusionlm.training.batches import Batches
 from diffusionlm.training.dataset import open_or_prepare
 from diffusionlm.training.evaluate import Evaluator
-from diffusionlm.training.metrics import StepCost, finite, step_cost
+from diffusionlm.training.metrics import StepCost, step_cost
 from diffusionlm.training.profiler import Profiler
 from diffusionlm.training.programs import make_train_step
 from diffusionlm.training.records import Records
@@ -49,7 +48,7 @@ class Run:
     workdir: epath.Path
     config: Config
     step: int  # optimizer steps taken
-    result: dict[str, Any] | None  # the content of DONE.json; None if the run was stopped before the end
+    result: dict[str, Any] | None  # the content of DONE.json, NaN for null; None if stopped before the end
 
     @property
     def done(self) -> bool:
@@ -188,7 +187,7 @@ class Loop:
             self.records.step(stepper.step, metrics, skipped=batch + 1 - stepper.step)
             self.progress.update(stepper.step, self.records.log.note)
             return
-        details = {"batch": batch, "loss": _json(metrics["loss"]), "grad_norm": _json(metrics["grad_norm"])}
+        details = {"batch": batch, "loss": metrics["loss"], "grad_norm": metrics["grad_norm"]}
         message = f"batch {batch} gave loss {metrics['loss']} and gradient norm {metrics['grad_norm']}"
         if metrics["skipped"]:
             self.records.event("skip", stepper.step, **details)
@@ -309,11 +308,5 @@ class Loop:
             "skipped": self.stepper.batch_index - step,
             "rollbacks": int(self.stepper.state.guard.rollbacks),
         }
-        result = finite(result)
         self.records.finish(result)
         return result
-
-
-def _json(value: float) -> float | str:
-    """Return a number that is not finite by its name, which the timeline can hold and JSON numbers cannot."""
-    return value if math.isfinite(value) else str(value)

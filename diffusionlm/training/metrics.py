@@ -21,15 +21,6 @@ log = logging.getLogger(__name__)
 FILE = "metrics.jsonl"
 
 
-def finite(values: Any) -> Any:
-    """Return JSON `values` with None for every number that is not finite: JSON has no NaN and no infinity."""
-    if isinstance(values, dict):
-        return {name: finite(value) for name, value in values.items()}
-    if isinstance(values, list):
-        return [finite(value) for value in values]
-    return None if isinstance(values, float) and not math.isfinite(values) else values
-
-
 class MetricsWriter:
     """Appends one JSON object a logged step to WORKDIR/metrics.jsonl, and its numbers to WORKDIR/events.
 
@@ -54,11 +45,10 @@ class MetricsWriter:
 
     def write(self, step: int, values: dict[str, Any]) -> None:
         """Append a line with `step` and `values`."""
-        self._lines.write({"step": step, **finite(values)})
+        self._lines.write({"step": step, **values})
         if self._events:
             for name, value in values.items():
-                if value is not None:
-                    self._events.add_scalar(name, value, step)
+                self._events.add_scalar(name, value, step)
 
     def flush(self) -> None:
         """Make what was written visible to readers."""
@@ -89,7 +79,7 @@ def _importable(module: str) -> bool:
 
 
 def read(workdir: epath.PathLike) -> list[dict[str, Any]]:
-    """Return the lines of WORKDIR/metrics.jsonl, without a last line that a kill cut short."""
+    """Return the lines of WORKDIR/metrics.jsonl, without a last line that a kill cut short; null is NaN."""
     return read_json_lines(epath.Path(workdir) / FILE)
 
 
@@ -128,7 +118,7 @@ class StepLog:
         """Log to `writer` (None: only keep the note), with the times that `timeline` measures."""
         self._writer, self._timeline, self._cost = writer, timeline, cost
         self._every, self._last_step = every, last_step
-        self.last_loss: float | None = writer.latest.get("loss") if writer else None
+        self.last_loss: float = writer.latest.get("loss", math.nan) if writer else math.nan
         self.note = ""  # the last line in short, for a progress bar
         self._before: tuple[int, float] | None = None  # the last line: its steps, and when they began
         self._begin()
@@ -189,7 +179,7 @@ class StepLog:
         """Drop what was logged about steps after `step`."""
         if self._writer:
             self._writer.cut_back(step)
-            self.last_loss = self._writer.latest.get("loss")
+            self.last_loss = self._writer.latest.get("loss", math.nan)
         self._before = None
         self._begin()
 

@@ -1,6 +1,5 @@
 """The files that the first process writes during a run: metrics, events, timeline, DONE.json."""
 
-import json
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -11,7 +10,7 @@ from etils import epath
 from diffusionlm.config import Config
 from diffusionlm.errors import UserError
 from diffusionlm.parallel.processes import on_all_processes
-from diffusionlm.storage import write_atomically
+from diffusionlm.storage import dump_numbers, write_atomically
 from diffusionlm.training.metrics import MetricsWriter, StepCost, StepLog
 from diffusionlm.training.run_directory import Fence, Unfenced
 from diffusionlm.training.timeline import Timeline
@@ -89,9 +88,9 @@ class Records:
         self._confirm()
 
     def finish(self, result: dict[str, Any]) -> None:
-        """Write DONE.json, which ends the run."""
+        """Write DONE.json, which ends the run; a number that is not finite is null there."""
         self.require_written()
-        self._write_done(json.dumps(result, indent=2, allow_nan=False) + "\n")
+        self._write_done(dump_numbers(result, indent=2) + "\n")
 
     @on_all_processes
     def _write_done(self, text: str) -> None:

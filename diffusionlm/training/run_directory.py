@@ -20,7 +20,7 @@ from diffusionlm.config import Config
 from diffusionlm.errors import UserError
 from diffusionlm.parallel import processes
 from diffusionlm.parallel.processes import on_all_processes
-from diffusionlm.storage import write_atomically
+from diffusionlm.storage import load_numbers, write_atomically
 from diffusionlm.version import __version__
 
 PACKAGE = Path(__file__).resolve().parents[1]
@@ -99,7 +99,7 @@ def require_same_command(cfg: Config, workdir: epath.Path) -> None:
 
 
 def finished(workdir: epath.Path) -> dict[str, Any] | None:
-    """Return the content of DONE.json as process 0 sees it; None where there is none."""
+    """Return the content of DONE.json as process 0 sees it, with NaN for null; None where there is none."""
     done = workdir / "DONE.json"
 
     @on_all_processes
@@ -108,7 +108,10 @@ def finished(workdir: epath.Path) -> dict[str, Any] | None:
 
     text = processes.gather(read())[0]
     try:
-        return json.loads(text) if text else None
+        result = load_numbers(text) if text else None
+        if not isinstance(result, dict | None):
+            raise ValueError("it holds no JSON object")
+        return result
     except ValueError as error:
         raise UserError(f"{done} is damaged ({error}); delete it, and the same command ends the run again") from error
 

@@ -102,3 +102,18 @@ def test_warnings_of_ours_and_of_jax_are_shown_and_others_are_not(capsys):
         "diffusionlm: warning: falling back to cpu\n"
         "diffusionlm: error: broken\n"
     )
+
+
+def test_the_program_tells_the_allocator_to_keep_freed_memory_before_anything_else(monkeypatch):
+    calls = []
+    monkeypatch.setattr(cli, "keep_freed_memory", lambda: calls.append("keep_freed_memory"))
+    monkeypatch.setattr(cli, "main", lambda argv: calls.append("main") or 0)
+    monkeypatch.setattr(cli, "StderrHandler", logging.NullHandler)
+    monkeypatch.setattr("sys.warnoptions", ["default"])  # the filters of the tests stay
+    handlers = list(logging.getLogger().handlers)
+    try:
+        with pytest.raises(SystemExit) as end:
+            cli.entry_point()
+    finally:
+        logging.getLogger().handlers[:] = handlers
+    assert end.value.code == 0 and calls == ["keep_freed_memory", "main"]

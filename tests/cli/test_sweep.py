@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 
 import jax
 import pytest
@@ -167,3 +168,22 @@ def test_a_mistake_is_one_line(words, message, capsys, tmp_path, monkeypatch):
 
 def test_tiny_sweep_has_the_steps_that_its_users_expect():
     assert [cell.steps for cell in tiny_sweep.tiny_sweep().select()] == [100, 100, 120]
+
+
+def test_status_and_report_name_a_cell_whose_evaluation_is_not_finite(finished, capsys, tmp_path, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    name, workdir, _ = finished
+    shutil.copytree(workdir, tmp_path / "copy")
+    cell = sweep.get(name).cells[0].id
+    path = tmp_path / "copy" / "cells" / cell / "DONE.json"
+    done = json.loads(path.read_text())
+    done["eval"] |= {"nelbo_nats_per_token": None, "nelbo_stderr": None, "bits_per_byte": None}
+    done["eval"]["nelbo_per_draw"] = [None] * len(done["eval"]["nelbo_per_draw"])
+    path.write_text(json.dumps(done))
+    assert main(["sweep", "status", name, "--workdir", str(tmp_path / "copy"), "--json"]) == 0
+    progress = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
+    assert [cell["loss"] is None for cell in progress["cells"]] == [True, False, False]
+    assert main(["sweep", "status", name, "--workdir", str(tmp_path / "copy")]) == 0
+    assert capsys.readouterr().out.count("its evaluation is not finite") == 1
+    assert main(["sweep", "report", name, "--workdir", str(tmp_path / "copy")]) == 0
+    assert capsys.readouterr().err.count(f"warning: {cell} is left out: its evaluation is not finite") == 1

@@ -60,3 +60,14 @@ def test_train_resumes_a_stopped_run(run, dataset, tmp_path, capsys):
     assert f"resuming from step 2 in {tmp_path / 'copy'}" in capsys.readouterr().err
     before, after = (json.loads((w / "DONE.json").read_text())["eval"] for w in (run, tmp_path / "copy"))
     assert before == after
+
+
+def test_a_finished_run_whose_evaluation_is_null_says_that_it_is_not_finite(run, dataset, tmp_path, capsys):
+    shutil.copytree(run, tmp_path / "copy")
+    path = tmp_path / "copy" / "DONE.json"
+    done = json.loads(path.read_text())
+    done["eval"] |= {"nelbo_nats_per_token": None, "nelbo_stderr": None, "bits_per_byte": None}
+    path.write_text(json.dumps(done))
+    args = ["--workdir", str(tmp_path / "copy"), "--data.path", str(dataset), *options(TINY)]
+    assert cli.main(["train", "demo", *args]) == 0
+    assert "held out: the evaluation is not finite" in capsys.readouterr().out

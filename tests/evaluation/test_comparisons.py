@@ -1,14 +1,15 @@
 """The comparison table: order, figures, wording, and terminals of any width and character set."""
 
 import io
+import math
 
 import pytest
 from etils import epath
 from rich.console import Console
 
 from diffusionlm.config import Config
+from diffusionlm.evaluation import showcase
 from diffusionlm.evaluation.comparisons import comparison
-from diffusionlm.evaluation.showcase import show
 from diffusionlm.training.loop import Run
 
 BASELINES = {
@@ -71,7 +72,15 @@ def test_fits_any_terminal(width, encoding):
     assert all(f"{scores['bits_per_byte']:.3f}" in text for scores in BASELINES.values())
 
 
-def test_a_run_whose_evaluation_is_not_finite_has_no_comparison(capsys):
-    result = {"eval": {"nelbo_nats_per_token": None, "nelbo_stderr": None, "bits_per_byte": None}}
-    show(Run(epath.Path("nowhere"), Config(), 1, result))
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_an_evaluation_that_is_not_finite_comes_last_and_is_called_so(value):
+    *_, last = [line for line in render(bits_per_byte=value).splitlines() if line.startswith(("this", *BASELINES))]
+    assert last.split() == ["this", "model", "not", "finite", "not", "finite"]
+
+
+def test_the_showcase_of_a_run_whose_evaluation_is_not_finite_ends_with_the_comparison(monkeypatch, capsys):
+    monkeypatch.setattr(showcase, "_baselines", lambda run, console: BASELINES)
+    monkeypatch.setattr(showcase, "load", lambda workdir: pytest.fail("a model of NaN cannot sample"))
+    result = {"eval": dict.fromkeys(("nelbo_nats_per_token", "nelbo_stderr", "bits_per_byte"), math.nan)}
+    showcase.show(Run(epath.Path("nowhere"), Config(), 1, result))
     assert "not finite" in capsys.readouterr().out

@@ -202,12 +202,12 @@ def test_a_roll_back_returns_to_the_checkpoint_and_goes_on_behind_the_batch(roll
     rates = [1e-3 * k for k in range(5)] + [0.5e-3 * k for k in range(5, 10)]  # of the warm-up
     np.testing.assert_allclose([line["lr"] for line in lines[:10]], rates, rtol=1e-5)
     (event,) = events(run.workdir)
-    assert {name: event[name] for name in ("event", "step", "from_step", "batch", "loss", "lr_factor")} == {
+    assert math.isnan(event["loss"])
+    assert {name: event[name] for name in ("event", "step", "from_step", "batch", "lr_factor")} == {
         "event": "rollback",
         "step": 5,
         "from_step": 8,
         "batch": 8,
-        "loss": "nan",
         "lr_factor": 0.5,
     }
     assert (run.result["rollbacks"], run.result["skipped"]) == (1, 4)

@@ -49,6 +49,8 @@ def analyse(
       UserError: there is no finished cell with a finite loss.
     """
     finite = [result for result in results if np.isfinite(result.loss) and result.loss > 0]
+    if results and not finite:
+        raise UserError(f"no finished cell to report: the evaluation of none of the {len(results)} is finite")
     if not finite:
         raise UserError("no finished cell to report; run the sweep first (its status says what is missing)")
     noises = seed_noise(finite)

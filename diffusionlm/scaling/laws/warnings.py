@@ -43,9 +43,8 @@ def warnings(results: Sequence[CellResult], objectives: Mapping[str, ObjectiveFi
 
 
 def _all(results: Sequence[CellResult], objectives: Mapping[str, ObjectiveFit], gaps: Sequence[Gap]) -> Warnings:
-    not_finite = [result.id for result in results if not (np.isfinite(result.loss) and result.loss > 0)]
-    if not_finite:
-        yield 0, f"left out for want of a finite loss: {', '.join(not_finite)}"
+    yield from ((0, f"{r.id} is left out: its evaluation is not finite") for r in results if not np.isfinite(r.loss))
+    yield from ((0, f"{r.id} is left out: its loss is not positive") for r in results if r.loss <= 0)
     for fit in objectives.values():
         yield from _missing(fit)
         for row in fit.budgets:

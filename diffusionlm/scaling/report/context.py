@@ -1,6 +1,5 @@
 """A description of what a sweep measured, for a reader who has only the page."""
 
-import json
 import os
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -10,7 +9,7 @@ from etils import epath
 from diffusionlm.scaling.sweep.directory import Identity, cell_directory
 from diffusionlm.scaling.sweep.recipe import Cell, ScalingRecipe, Sweep
 from diffusionlm.scaling.sweep.results import read_concurrently
-from diffusionlm.storage import run_path
+from diffusionlm.storage import load_numbers, run_path
 
 
 def describe(
@@ -95,7 +94,7 @@ def _describe_recipe(recipe: ScalingRecipe) -> dict[str, str]:
 def _scored_text(directory: epath.Path) -> tuple[int, int] | None:
     """Return the tokens and bytes of held-out text that a finished cell was scored on, if its file says so."""
     try:
-        evaluation = json.loads((directory / "DONE.json").read_text())["eval"]
+        evaluation = load_numbers((directory / "DONE.json").read_text())["eval"]
         return int(evaluation["tokens"]), int(evaluation["bytes"])
     except (OSError, ValueError, KeyError, TypeError):  # not finished, or an older file
         return None

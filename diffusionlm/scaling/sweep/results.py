@@ -1,6 +1,5 @@
 """Measurements of the finished cells of a sweep: the input of the fits and of the report."""
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -11,7 +10,7 @@ from etils import epath
 from diffusionlm.errors import UserError
 from diffusionlm.scaling.sweep.directory import cell_directory, read_identity
 from diffusionlm.scaling.sweep.recipe import Cell, Sweep
-from diffusionlm.storage import read_json_lines, run_path
+from diffusionlm.storage import dump_numbers, load_numbers, read_json_lines, run_path
 
 CURVE_POINTS = 100  # points of a training curve that are kept
 CONCURRENT_READS = 32  # a bucket takes some 50 ms for each
@@ -35,7 +34,7 @@ class CellResult:
     tokens: int  # tokens that it was trained on
     unique_tokens: int  # tokens of the training split; fewer than `tokens` means that data were repeated
     steps: int
-    loss: float  # held-out nats per token: the bound of an MDM, the cross-entropy of an ARM
+    loss: float  # held-out nats per token: the bound of an MDM, the cross-entropy of an ARM; NaN if not finite
     loss_stderr: float  # Monte Carlo error of the masks; 0 for an ARM
     loss_per_draw: tuple[float, ...]  # the loss by noise draw; all cells of a sweep share the draws
     bits_per_byte: float
@@ -67,12 +66,7 @@ def _result(cell: Cell, directory: epath.Path, unique_tokens: int) -> CellResult
     if not path.exists():
         return None
     try:
-        evaluation = json.loads(path.read_text())["eval"]
-        if evaluation["nelbo_nats_per_token"] is None:
-            raise UserError(
-                f"the evaluation of cell {cell.id} is not finite ({path}); delete {directory} and the cell's lease to "
-                "run it again, or leave the cell out of the sweep"
-            )
+        evaluation = load_numbers(path.read_text())["eval"]
         return CellResult(
             id=cell.id,
             objective=cell.objective,
@@ -91,8 +85,6 @@ def _result(cell: Cell, directory: epath.Path, unique_tokens: int) -> CellResult
             bits_per_byte=float(evaluation["bits_per_byte"]),
             curve=_curve(read_json_lines(directory / "metrics.jsonl"), cell.flops / cell.steps),
         )
-    except UserError:
-        raise
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"{path}, or metrics.jsonl beside it, is damaged ({type(error).__name__}: {error}); delete {directory} and "
@@ -110,12 +102,12 @@ def _curve(lines: Sequence[Mapping[str, Any]], flops_per_step: float) -> tuple[t
 
 def to_json(results: Sequence[CellResult]) -> str:
     """Return results as the content of results.json, which `load` reads."""
-    return json.dumps([asdict(result) for result in results]) + "\n"
+    return dump_numbers([asdict(result) for result in results]) + "\n"
 
 
 def load(path: epath.PathLike) -> list[CellResult]:
     """Read the results.json of a report."""
-    rows = json.loads(epath.Path(path).read_text())
+    rows = load_numbers(epath.Path(path).read_text())
     for row in rows:
         row["loss_per_draw"] = tuple(row["loss_per_draw"])
         row["curve"] = tuple(map(tuple, row["curve"]))

@@ -1,6 +1,7 @@
 """The status of a sweep, from its files alone: which cells are done, running, failed and pending."""
 
 import json
+import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -13,7 +14,7 @@ from diffusionlm.scaling.sweep.directory import cell_directory, leases_directory
 from diffusionlm.scaling.sweep.lease import LeaseRecord, Leases
 from diffusionlm.scaling.sweep.recipe import Cell, Sweep
 from diffusionlm.scaling.sweep.results import read_concurrently
-from diffusionlm.storage import read_json_lines, run_path
+from diffusionlm.storage import load_numbers, read_json_lines, run_path
 from diffusionlm.training import heartbeat
 
 T = TypeVar("T")
@@ -36,7 +37,7 @@ class CellStatus:
     holder: str = ""  # the worker that has the cell
     starts: int = 0  # claims so far
     eta_seconds: float | None = None  # of a running cell
-    loss: float | None = None  # held-out nats per token of a finished cell
+    loss: float | None = None  # held-out nats per token of a finished cell; NaN if they are not finite
     note: str = ""  # why the cell failed, or what became of its worker
 
 
@@ -102,8 +103,8 @@ def _cell_status(cell: Cell, directory: epath.Path, record: LeaseRecord | None) 
     result = directory / "DONE.json"
     starts = record.starts if record else 0
     if result.exists():
-        loss = _parse(result, lambda: _loss(json.loads(result.read_text())))
-        note = "" if loss is not None else "its evaluation is not finite"
+        loss = _parse(result, lambda: float(load_numbers(result.read_text())["eval"]["nelbo_nats_per_token"]))
+        note = "" if math.isfinite(loss) else "its evaluation is not finite"
         return CellStatus(cell.id, "done", cell.steps, cell.steps, cell.flops, starts=starts, loss=loss, note=note)
     step, eta = _progress(cell, directory)
     flops = cell.flops * step / cell.steps
@@ -116,11 +117,6 @@ def _cell_status(cell: Cell, directory: epath.Path, record: LeaseRecord | None) 
         note = f"no heartbeat of {record.holder}"
         return CellStatus(cell.id, "pending", step, cell.steps, flops, starts=starts, note=note)
     return CellStatus(cell.id, "running", step, cell.steps, flops, record.holder, starts, eta)
-
-
-def _loss(result: Any) -> float | None:
-    loss = result["eval"]["nelbo_nats_per_token"]
-    return None if loss is None else float(loss)
 
 
 def _progress(cell: Cell, directory: epath.Path) -> tuple[int, float | None]:

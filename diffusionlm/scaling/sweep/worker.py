@@ -8,6 +8,7 @@ describes the files.
 import gc
 import json
 import logging
+import math
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
@@ -228,7 +229,7 @@ class _Worker:
         self._flops += cell.flops
         self._seconds += sum(result["seconds_by_kind"][kind] for kind in ("train", "data", "evaluate"))
         loss = result["eval"]["nelbo_nats_per_token"]
-        evaluation = "its evaluation is not finite" if loss is None else f"{loss:.4f} nats per token"
+        evaluation = f"{loss:.4f} nats per token" if math.isfinite(loss) else "its evaluation is not finite"
         self._print(f"{cell.id}: {evaluation}; {self._remaining_work()}")
         return False
 

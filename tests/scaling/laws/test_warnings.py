@@ -57,7 +57,7 @@ def test_repeated_data_lost_cells_and_missed_budgets_are_named():
     )
     assert not warned(results, "data repeat")
     lost = [replace(r, loss=float("nan")) if r is results[3] else r for r in results]
-    assert warned(lost, f"left out for want of a finite loss: {results[3].id}")
+    assert warned(lost, f"{results[3].id} is left out: its evaluation is not finite")
     assert warned([replace(r, flops=1.1 * r.flops) for r in results], "miss their budget by up to 10.0%")
 
 

@@ -1,6 +1,7 @@
 """Results of finished cells, read from their files."""
 
 import json
+import math
 from dataclasses import asdict
 from pathlib import Path
 
@@ -21,15 +22,32 @@ def test_a_damaged_result_is_named(finished, sweep, content):
             read(sweep, finished)
 
 
-def test_an_evaluation_that_is_not_finite_is_named(finished, sweep):
-    """The report needs every loss; the status shows the other cells."""
+@pytest.fixture
+def with_nulls(finished, sweep):
+    """The directory of the finished sweep, with null for each number of the first cell's evaluation and losses."""
+    directory = finished / "cells" / sweep.cells[0].id
     nothing = dict.fromkeys(("nelbo_nats_per_token", "nelbo_stderr", "bits_per_byte"))
-    path = finished / "cells" / sweep.cells[0].id / "DONE.json"
-    path.write_text(json.dumps({"eval": {**nothing, "nelbo_per_draw": [None]}}))
-    with pytest.raises(UserError, match="the evaluation of cell .* is not finite .*run it again"):
-        results.read(sweep, finished)
-    cell = next(cell for cell in status.status(sweep, finished).cells if cell.id == sweep.cells[0].id)
-    assert (cell.state, cell.loss, cell.note) == ("done", None, "its evaluation is not finite")
+    (directory / "DONE.json").write_text(json.dumps({"eval": {**nothing, "nelbo_per_draw": [None, None]}}))
+    (directory / "metrics.jsonl").write_text('{"step": 50, "loss": null}\n{"step": 100, "loss": null}\n')
+    return finished
+
+
+def test_an_evaluation_that_is_not_finite_is_nan_among_the_other_results(with_nulls, sweep, tmp_path):
+    cells, unfinished = results.read(sweep, with_nulls)
+    assert not unfinished and [math.isfinite(cell.loss) for cell in cells] == [False, True, True]
+    first = cells[0]
+    losses = [loss for _, loss in first.curve]
+    assert all(map(math.isnan, (first.loss_stderr, first.bits_per_byte, *first.loss_per_draw, *losses)))
+    (tmp_path / "results.json").write_text(results.to_json(cells))
+    json.loads((tmp_path / "results.json").read_text(), parse_constant=pytest.fail)
+    again = results.load(tmp_path / "results.json")
+    assert math.isnan(again[0].loss) and again[1:] == cells[1:]
+
+
+def test_the_status_names_an_evaluation_that_is_not_finite(with_nulls, sweep):
+    first, *others = status.status(sweep, with_nulls).cells
+    assert (first.state, first.note) == ("done", "its evaluation is not finite") and math.isnan(first.loss)
+    assert all(cell.state == "done" and cell.loss > 0 and not cell.note for cell in others)
 
 
 @pytest.mark.parametrize("content", ["3\n", '{"loss": 1, "step_seconds": 1}\n', '{"step": 1, "loss": "x"}\n'])

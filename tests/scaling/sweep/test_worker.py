@@ -1,5 +1,6 @@
 """Workers on a sweep whose training is a stand-in: claims, failures, signals and refusals."""
 
+import math
 import os
 import re
 import signal
@@ -145,3 +146,17 @@ def test_a_sweep_needs_a_name_and_a_lease_must_be_of_use(dataset, sweep, tmp_pat
     for seconds in (0, float("nan"), float("inf"), 1e300):  # no thread can wait so long
         with pytest.raises(UserError, match=re.escape(f"lease_seconds={seconds} must be positive, and at most 86400")):
             worker.run(sweep, tmp_path / "new", settings(dataset), lease_seconds=seconds)
+
+
+def test_a_cell_whose_evaluation_is_not_finite_is_done_and_the_worker_goes_on(
+    dataset, sweep, tmp_path, monkeypatch, capsys
+):
+    def train(cfg, workdir, **options):
+        run = tiny_sweep.stub_train(cfg, workdir, **options)
+        run.result["eval"] |= dict.fromkeys(("nelbo_nats_per_token", "nelbo_stderr", "bits_per_byte"), math.nan)
+        return run
+
+    monkeypatch.setattr(trainer, "train", train)
+    end = worker.run(sweep, tmp_path, settings(dataset))
+    assert len(end.done) == 3 and not end.failed
+    assert "".join(capsys.readouterr()).count(": its evaluation is not finite; ") == 3
