@@ -1,7 +1,7 @@
 """Keep glibc from returning freed memory to the system, which slows XLA on CPUs.
 
 By itself glibc gives every large buffer back to the system when it is freed, so that each step of a program takes page
-faults for all of its temporaries anew. XLA on CPUs allocates with it.
+faults for all of its temporaries again. XLA on CPUs allocates with it.
 """
 
 import ctypes

@@ -28,7 +28,7 @@ from diffusionlm.config_fields import (
 from diffusionlm.errors import UserError
 
 VOCAB_MULTIPLE = 128  # embedding and head rows are padded to this, on every mesh, so checkpoints fit every mesh
-PROMPT, ANSWER = 1, 2  # segment ids with data.packing=examples; 0 is the padding behind them
+PROMPT, ANSWER = 1, 2  # segment ids with data.packing=examples; 0 is the padding after them
 
 
 @dataclass(frozen=True)
@@ -65,12 +65,12 @@ class ModelConfig(Canonical):
 
     @property
     def embedding_rows(self) -> int:
-        """Return the input rows as published: the vocabulary and, if any, the appended mask row."""
+        """The input rows as published: the vocabulary and, if any, the appended mask row."""
         return self.vocab_size + int(self.mask_row)
 
     @property
     def padded_vocab_size(self) -> int:
-        """Return the rows of the embedding and columns of the head as stored, a multiple of 128."""
+        """The rows of the embedding and columns of the head as stored, a multiple of 128."""
         return -(-self.embedding_rows // VOCAB_MULTIPLE) * VOCAB_MULTIPLE
 
     def validate(self) -> None:
@@ -159,7 +159,7 @@ class OptimConfig(Canonical):
     first_moment_dtype: Literal["float32", "bfloat16"] = "float32"  # bfloat16 saves 2 bytes a parameter
 
     def validate(self, steps: int) -> None:
-        """Raise `UserError` for fields that contradict one another, or a run of so many steps."""
+        """Raise `UserError` for fields that contradict one another, or the number of steps."""
         if self.warmup_steps > steps:
             raise UserError(
                 f"optim.warmup_steps={self.warmup_steps} exceeds run.steps={steps}; shorten the warm-up or train longer"
@@ -196,7 +196,7 @@ class DataConfig(Canonical):
     # concatenate and cut; segments also keeps documents from attending to each other; examples: a prompt and its answer
     # in each record, for supervised fine-tuning: the prompt is given, the answer is learned
     packing: Literal["chunk", "segments", "examples"] = "chunk"
-    # examples: so many consecutive rows are padded with EOS to their longest, and learn the padding; 1: only the EOS
+    # examples: this many consecutive rows are padded with EOS to their longest, and learn the padding; 1: only the EOS
     # that ends an answer; 0: the whole batch. An autoregressive model learns no padding
     pad_group: NonNegative = 0
 
@@ -271,7 +271,7 @@ class SafetyConfig(Canonical):
     # a gradient norm above this many times its running mean is bad too; 0: only what is not finite is bad
     spike_factor: NonNegativeReal = op(0.0)
     max_skips: NonNegative = op(0)  # bad batches in a row that are left out; at one more the run rolls back, or stops
-    # times that the run returns to its newest checkpoint and continues behind the bad batch; then it stops
+    # times that the run returns to its newest checkpoint and continues after the bad batch; then it stops
     max_rollbacks: NonNegative = op(0)
     rollback_lr: Factor = op(1.0)  # permanent factor on the learning rate at each roll-back (LLaDA 8B: 0.25)
 
@@ -299,14 +299,14 @@ class Config(Canonical):
 
     @property
     def mask_id(self) -> int | None:
-        """Return the id that stands for [MASK], or None for an autoregressive model without one."""
+        """The id of [MASK], or None for an autoregressive model without one."""
         if self.diffusion.mask_id is not None:
             return self.diffusion.mask_id
         return self.model.vocab_size if self.model.mask_row else None
 
     @property
     def suppressed_ids(self) -> tuple[int, ...]:
-        """Return the in-vocabulary ids that loss and sampler never predict; they never predict padding rows either."""
+        """The in-vocabulary ids that loss and sampler never predict; they never predict padding rows either."""
         mask_id = self.mask_id
         if mask_id is None or mask_id >= self.model.vocab_size or self.objective == "arm":
             return ()
@@ -363,7 +363,7 @@ class Config(Canonical):
             raise UserError(f"diffusion.mask_id={mask_id} reuses a vocabulary id, so model.mask_row must be False")
 
     def _validate_examples(self) -> None:
-        """Check what does not go with data.packing=examples."""
+        """Refuse settings that are incompatible with data.packing=examples."""
         if self.data.packing != "examples":
             return
         if self.diffusion.random_length:
@@ -382,7 +382,7 @@ class Config(Canonical):
         if self.diffusion.anneal_steps > self.run.steps:
             raise UserError(
                 f"diffusion.anneal_steps={self.diffusion.anneal_steps} exceeds run.steps={self.run.steps}, so that "
-                "attention would never be full, as it is in use; set --diffusion.anneal_steps to fewer"
+                "attention would never be full, as in sampling; set --diffusion.anneal_steps to fewer"
             )
         if self.data.sequence_length > self.model.max_length:
             raise UserError(

@@ -52,12 +52,12 @@ def from_json(text: str) -> Config:
     """Read what `to_json` wrote.
 
     Raises:
-      ValueError: the text is no JSON.
+      ValueError: the text is not JSON.
       UserError: another version of diffusionlm wrote it, or a value is not allowed.
     """
     values = json.loads(text)
     if not isinstance(values, dict):
-        raise UserError("it holds no JSON object")
+        raise UserError("it is not a JSON object")
     version = values.pop("format", 1)
     if version != FORMAT:
         raise UserError(f"it is of format {version}, and this version of diffusionlm reads format {FORMAT}")

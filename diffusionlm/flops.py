@@ -36,7 +36,7 @@ class Memory:
 
     @property
     def total(self) -> int:
-        """Return the sum of all three."""
+        """The sum of all three."""
         return self.params + self.optimizer + self.gradients
 
 
@@ -73,7 +73,7 @@ def forward(cfg: ModelConfig, length: int) -> dict[str, int]:
 
     An (m, k) by (k, n) matmul is 2*m*k*n FLOPs. Attention is length x length even where it is causal, as PaLM
     (2204.02311, appendix B) counts it and as the reference implementation runs it; a kernel that skips the masked half
-    still gets credit for the whole. The head is as wide as it is stored. The embedding look-up is no matmul.
+    still gets credit for the whole. The head is as wide as it is stored. The embedding look-up is not a matmul.
     """
     d, q, kv = cfg.d_model, cfg.n_heads * cfg.head_dim, cfg.n_kv_heads * cfg.head_dim
     layer = {

@@ -64,17 +64,17 @@ class Topology:
 
     @property
     def chips(self) -> int:
-        """Return the number of chips of all slices."""
+        """The number of chips of all slices."""
         return math.prod(self.shape) * self.slices
 
     @property
     def devices(self) -> int:
-        """Return the number of JAX devices of all slices."""
+        """The number of JAX devices of all slices."""
         return self.chips * self.chip.devices
 
     @property
     def physical(self) -> str:
-        """Return the shape of a slice as libtpu reads it: "v5p:4x4x4"."""
+        """The shape of a slice as libtpu reads it: "v5p:4x4x4"."""
         return f"{self.chip.name}:{'x'.join(map(str, self.shape))}"
 
     def wraps(self, axis: int) -> bool:

@@ -82,7 +82,7 @@ def retyped(function: Callable, positional: int, **hints: Any) -> Callable:
 
     Args:
       function: the function that is called.
-      positional: so many of its first parameters become positional.
+      positional: the number of its first parameters that become positional.
       **hints: parameter -> the type that the command line reads instead.
     """
 
@@ -113,7 +113,7 @@ class _Option:
 
     @property
     def values(self) -> int | None:
-        """Return the number of values that it takes; None: any number."""
+        """The number of values that it takes; None: any number."""
         origins = {typing.get_origin(hint) for hint in _alternatives(self.hint)}
         return 0 if self.flag else None if origins & {list, tuple, Sequence} else 1
 

@@ -57,7 +57,7 @@ def names() -> list[str]:
 
 
 def arm_twin(cfg: ModelConfig) -> ModelConfig:
-    """Return the autoregressive model on the same trunk: causal, and without the input row that stands for [MASK]."""
+    """Return the autoregressive model on the same trunk: causal, and without the input row of [MASK]."""
     return dataclasses.replace(cfg, causal=True, mask_row=False)
 
 

@@ -247,7 +247,7 @@ def test_a_value_of_another_type_is_refused(name, value):
     [
         (config_io.to_dict(Config()), "of format 1"),
         ({"format": 99}, "of format 99, and this version of diffusionlm reads format 2"),
-        ([], "no JSON object"),
+        ([], "not a JSON object"),
     ],
 )
 def test_json_of_another_format_is_refused_in_one_line(values, message):

@@ -18,7 +18,7 @@ def root_cause(error: BaseException) -> BaseException:
 
 
 def is_storage_error(error: BaseException) -> bool:
-    """Return whether an error is TensorStore's: a ValueError that begins with the name of a status."""
+    """Return True if an error is TensorStore's: a ValueError that begins with the name of a status."""
     return isinstance(error, ValueError) and bool(re.match(r"[A-Z_]+: ", str(error)))
 
 

@@ -27,7 +27,7 @@ class Sidecar:
     tokenizer: dict[str, Any] | None = None  # the embedded tokenizer with its sha256
     canvas: dict[str, Any] = field(default_factory=dict)  # rules for the sampler's canvas: max_length, start_id
     source: dict[str, Any] = field(default_factory=dict)  # for people: experiment, fingerprint, dataset, step, ...
-    template: dict[str, Any] | None = None  # how prompts are written: `Template.to_dict`; None: as they are
+    template: dict[str, Any] | None = None  # how prompts are written: `Template.to_dict`; None: unchanged
 
     @property
     def start_id(self) -> int | None:

@@ -46,7 +46,7 @@ class CheckpointManager:
       keep_every: checkpoints at its multiples stay too; 0: no others.
 
     Raises:
-      UserError: the directory holds something that is no whole checkpoint, or cannot be written.
+      UserError: the directory holds something that is not a complete checkpoint, or cannot be written.
     """
 
     def __init__(self, workdir: epath.PathLike, keep: int, keep_every: int = 0):
@@ -63,7 +63,7 @@ class CheckpointManager:
             )
         for checkpoint in self._checkpointer.checkpoints:  # it would count among the newest and push whole ones out
             if not _is_whole(checkpoint.path):
-                raise UserError(f"{checkpoint.path} is no whole diffusionlm checkpoint; move or delete it to continue")
+                raise UserError(f"{checkpoint.path} is not a complete diffusionlm checkpoint; move or delete it")
 
     def latest_step(self) -> int | None:
         """Return the newest step that was saved, or is being saved; None if there is none."""
@@ -71,7 +71,7 @@ class CheckpointManager:
         return latest and latest.step
 
     def save(self, step: int, state: PyTree, sidecar: Sidecar) -> None:
-        """Start saving `state` as `step`; a step that was saved before is left as it is.
+        """Start saving `state` as `step`; a step that was saved before is left unchanged.
 
         Args:
           step: names the checkpoint.
@@ -106,8 +106,8 @@ class CheckpointManager:
         saved = {item: _saved_tree(path, item) for item in items}
         if differ := sorted(set(saved["train"]) ^ set(items["train"])):
             raise UserError(
-                f"{path} holds the train state of another version, which differs in {', '.join(differ)}; train anew in "
-                "another directory, or resume with the version that wrote it (its parameters can be used as before)"
+                f"{path} holds the train state of another version, which differs in {', '.join(differ)}; start a new "
+                "run in another directory, or resume with the version that wrote it (its parameters can still be used)"
             )
         for item, tree in items.items():
             _require_same_shapes(path, saved[item], tree)

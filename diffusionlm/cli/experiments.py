@@ -20,7 +20,7 @@ def experiment_first(args: list[str], prog: str, usage: str) -> tuple[Config | N
     """Return the experiment that the first word names, and the other words; print the help for `--help`.
 
     Args:
-      args: the words of the command line behind the verb.
+      args: the words of the command line after the verb.
       prog: how the verb is called.
       usage: the line that the help and an error show.
 

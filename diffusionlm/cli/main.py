@@ -17,7 +17,7 @@ from diffusionlm.cli.output import FILE_ERRORS, PROGRAM, fail, summary
 from diffusionlm.errors import UserError, suggest
 from diffusionlm.version import __version__
 
-# Each takes the words behind the verb, and how the verb is called; it returns the exit code.
+# Each takes the words after the verb and the name by which the verb is called; it returns the exit code.
 VERBS: dict[str, Callable[[list[str], str], int]] = {
     "train": train.train,
     "sample": sample.sample,

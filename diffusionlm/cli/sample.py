@@ -44,7 +44,7 @@ def _sample(
       infill: instead of a prompt, a text with gaps to fill, "a{mask:8} b" for 8 tokens between a and b, or
         "a{mask:3-8} b" for 3 to 8; most tokenizers want no space before a gap.
       count: how many completions.
-      raw: for a model that was fine-tuned on instructions: continue the prompt as it is, without its chat template.
+      raw: for a model that was fine-tuned on instructions: continue the prompt without its chat template.
       sampling: the settings.
       json: print {"completions": [{"prompt", "text", "tokens", "nfe", "seconds"}], "config"}, and with agreement
         {"agreement", "times"}; nfe: forward passes; with infill, the prompt is the text with gaps, and text and tokens
@@ -90,11 +90,11 @@ def _refuse_conflicts(
     if prompt and prompt_file is not None:
         raise UserError(f"prompt={prompt!r} and prompt_file={prompt_file!r} exclude each other; drop one")
     if infill is not None and (prompt or prompt_file is not None):
-        raise UserError(f"infill={infill!r} goes without prompt and prompt_file; drop the others")
+        raise UserError(f"infill={infill!r} excludes prompt and prompt_file; drop them")
     if json and trace:
-        raise UserError("json and trace both print; drop one (html goes with json)")
+        raise UserError("json and trace both print; drop one (html can be used with json)")
     if raw and infill is not None:
-        raise UserError("raw is about prompts, and infill takes texts as they are; drop one")
+        raise UserError("raw is about prompts, and infill uses no chat template; drop one")
     if agreement and infill is not None:
         raise UserError("agreement compares what follows a prompt; drop it, or infill")
 

@@ -44,12 +44,12 @@ class Collective:
 
     @property
     def group_size(self) -> int:
-        """Return the number of devices of the largest group."""
+        """The number of devices of the largest group."""
         return 2 if self.kind == "collective-permute" else max(map(len, self.groups), default=1)
 
     @property
     def wire_bytes(self) -> float:
-        """Return the bytes that each device sends in one run."""
+        """The bytes that each device sends in one run."""
         return wire_bytes(self.kind, self.operand_bytes, self.group_size)
 
 
@@ -68,7 +68,7 @@ def wire_bytes(kind: str, operand_bytes: float, n: int) -> float:
 def read_collective(
     instruction: Instruction, computation: Computation, runs: int, devices: int, asynchronous: bool
 ) -> Collective:
-    """Return the collective that an instruction of a computation performs, in a program of so many devices."""
+    """Return the collective that an instruction of a computation performs, in a program on `devices` devices."""
     operands = [array for name in instruction.operands if name in computation for array in computation[name].arrays]
     return Collective(
         kind=instruction.opcode.removesuffix("-start"),
@@ -134,7 +134,7 @@ def _parse_iota(text: str) -> np.ndarray:
 def _parse_mesh_axes(mesh: str, order: str | None, axes: str) -> Groups:
     """Return the groups of devices that differ in some axes of a mesh only.
 
-    mesh['a'=2,'b'=4] {'b'} groups devices that differ in b; 'b':(2)2 is the part of b of size 2 behind its first 2.
+    mesh['a'=2,'b'=4] {'b'} groups devices that differ in b; 'b':(2)2 is the part of b of size 2 after its first 2.
     """
     sizes = {name: int(size) for name, size in re.findall(r"'([^']+)'=(\d+)", mesh)}
     ids = np.arange(math.prod(sizes.values()))
@@ -144,7 +144,7 @@ def _parse_mesh_axes(mesh: str, order: str | None, axes: str) -> Groups:
         name: (int(before or 1), int(size or sizes[name]))
         for name, before, size in re.findall(r"'([^']+)'(?::\((\d+)\)(\d+))?", axes)
     }
-    shape, varying = [], []  # every mesh axis as three: before the part that varies, that part, and behind it
+    shape, varying = [], []  # every mesh axis as three: before the part that varies, that part, and after it
     for name, size in sizes.items():
         before, part = parts.get(name, (size, 1))
         if name in parts:

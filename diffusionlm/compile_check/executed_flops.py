@@ -33,7 +33,7 @@ def train(cfg: ModelConfig, length: int, rows: int = 1, predicted: float = 1.0, 
 def splash_kernels(cfg: ModelConfig, length: int) -> int:
     """Count the FLOPs inside the TPU's attention kernels, of one training pass over one sequence.
 
-    Causal models skip the tiles that lie wholly behind the mask.
+    Causal models skip the tiles that are wholly masked.
     """
     product = flops.forward(cfg, length)["attention_scores"]
     # Two products forward, and again where the backward pass recomputes the result; 4 and 3 in two backward kernels.

@@ -1,4 +1,4 @@
-"""What one run of a compiled program costs, read from its optimised HLO text: collectives, matmul FLOPs, HBM traffic.
+"""Read the cost of one run of a compiled program from its optimised HLO text: collectives, matmul FLOPs, HBM traffic.
 
 These are pure functions of the text. The body of a loop counts as often as the loop runs, and nested loops multiply;
 XLA's own counts see every body once. All numbers are for one device.

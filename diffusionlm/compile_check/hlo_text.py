@@ -16,7 +16,7 @@ class Array:
 
     @property
     def bytes(self) -> int:
-        """Return the size of the array in bytes."""
+        """The size of the array in bytes."""
         return -(-self.bits * math.prod(self.shape) // 8)
 
 
@@ -30,7 +30,7 @@ class Instruction:
       arrays: the arrays of its result.
       operands: the names of its operands.
       arguments: the text between its brackets.
-      attributes: the text behind its brackets.
+      attributes: the text after its brackets.
       root: True if its result is that of the computation.
     """
 
@@ -44,7 +44,7 @@ class Instruction:
 
     @property
     def jax_operation(self) -> str:
-        """Return the JAX operation that the instruction came from, with its scopes; empty if unknown."""
+        """The JAX operation that the instruction came from, with its scopes; empty if unknown."""
         match = re.search(r'op_name="([^"]*)"', self.attributes)
         return match[1] if match else ""
 

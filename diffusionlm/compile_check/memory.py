@@ -30,7 +30,7 @@ class Hbm:
 
     @property
     def headroom(self) -> int:
-        """Return the bytes that remain free, negative if the program does not fit."""
+        """The bytes that remain free, negative if the program does not fit."""
         return self.limit - self.peak
 
 

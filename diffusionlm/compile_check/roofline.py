@@ -1,4 +1,4 @@
-"""How long a compiled program should take on a TPU: a roofline, from its operations and the data sheet of the chip.
+"""Estimate the time of a compiled program on a TPU: a roofline, from its operations and the data sheet of the chip.
 
 The terms add up to the estimate:
 - compute: the FLOPs of the matmuls at the peak of the chip;
@@ -47,7 +47,7 @@ class Traffic:
       runs: how often they run.
       bytes: the bytes that each chip sends.
       seconds: the time they take.
-      largest: the JAX operation behind most of these bytes.
+      largest: the JAX operation that causes most of these bytes.
     """
 
     kind: str
@@ -71,7 +71,7 @@ class Terms:
 
     @property
     def total(self) -> float:
-        """Return the estimate, in seconds."""
+        """The estimate, in seconds."""
         return self.compute + self.memory + self.ici + self.dcn
 
 

@@ -16,14 +16,14 @@ from diffusionlm.errors import UserError, suggest
 
 VERSION = 1
 ROLES = ("system", "user", "assistant")
-# One turn of a dialogue. What stands before the content of an assistant's turn ends a prompt; its answer ends with EOS.
+# One turn of a dialogue. The text before the content of an assistant's turn ends a prompt; its answer ends with EOS.
 TURNS = {
     # arXiv 2502.09992; its released tokenizers have these pieces
     "llada": "<|start_header_id|>{role}<|end_header_id|>\n\n{content}<|eot_id|>",
     "plain": "### {role}\n{content}\n\n",  # for any tokenizer; line breaks, as no piece of a word crosses one
     "none": "{content}",  # prompts that are written out in full
 }
-LLADA_START = "<|startoftext|>"  # stands once, before the first turn
+LLADA_START = "<|startoftext|>"  # written once, before the first turn
 _PIECE = re.compile(r"<\|\w+\|>")
 
 
@@ -121,10 +121,10 @@ class Template:
         return self.turn == "{content}"
 
     def _require_plain_text(self, content: str, reserved: Sequence[str]) -> None:
-        """Raise `ValueError` if a text holds what marks turns, or another token that is no text."""
+        """Raise `ValueError` if a text holds what marks turns, or another token that is not text."""
         for piece in reserved:
             if piece in content:
-                raise ValueError(f"a text holds {piece!r}, which is a token of its own and no text; remove it")
+                raise ValueError(f"a text holds {piece!r}, which is a token of its own and not text; remove it")
         if self._marking_lines and (line := self._marking_lines.search(content)):
             raise ValueError(f"a text holds the line {line[0]!r}, which marks turns in the template; remove it")
 
@@ -182,5 +182,5 @@ def choose(name: str, tokenizer: Tokenizer) -> Template:
 def _required_id(tokenizer: Tokenizer, piece: str) -> int:
     i = tokenizer.piece_id(piece)
     if i is None:
-        raise ValueError(f"the template's piece {piece!r} is no token of this tokenizer")
+        raise ValueError(f"the template's piece {piece!r} is not a token of this tokenizer")
     return i

@@ -30,7 +30,7 @@ class EncodeRules(NamedTuple):
     text_field: str
     sequence_length: int
     template: Template | None = None  # of dialogues; None: the items are texts
-    bos: bool = False  # of texts: BOS stands before each
+    bos: bool = False  # of texts: BOS precedes each
 
 
 @dataclass(frozen=True)
@@ -170,7 +170,7 @@ def _encode_text(item: Item, codec: Codec, rules: EncodeRules) -> EncodedDocumen
 
 
 def is_held_out(text: str, fraction: float) -> bool:
-    """Return whether a document belongs to validation, by its text alone: equal documents fall into one split."""
+    """Return True if a document belongs to validation, by its text alone: equal documents fall into one split."""
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8]) < fraction * 2**64
 
 

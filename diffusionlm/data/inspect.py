@@ -12,7 +12,7 @@ from rich.text import Text
 from diffusionlm.data.pipeline import Dataset, open_dataset
 from diffusionlm.errors import UserError
 
-EXAMINED_ROWS = 2048  # from the first on: behind the token frequencies and document lengths
+EXAMINED_ROWS = 2048  # from the first on, for the token frequencies and document lengths
 FREQUENT = 12  # tokens listed
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 COLOURS = ("", "cyan")  # of documents in turn
@@ -28,7 +28,7 @@ def describe(path: str | os.PathLike, count: int = 3, split: str = "train") -> d
 
     Returns:
       {"path", "sha256", "tokenizer", "sequence_length", "packing", "template": its name, "splits": {name: counts},
-      "examined": rows behind the next two, "frequent_tokens": [{"id", "text", "share"}], "document_tokens": {quantile:
+      "examined": rows for the next two, "frequent_tokens": [{"id", "text", "share"}], "document_tokens": {quantile:
       tokens}, "records": [{"index", "documents": [text]}]}; with packing "examples" documents are dialogues there, and
       the texts of a record are prompts and answers in turn.
 

@@ -1,4 +1,4 @@
-"""What a prepared dataset says about itself: `meta.json`, beside the files that TFDS reads.
+"""The description of a prepared dataset: `meta.json`, beside the files that TFDS reads.
 
 It is written last, so a directory without it is not a dataset.
 """
@@ -49,7 +49,7 @@ class Metadata:
     packing: str = "chunk"
     template: dict[str, Any] | None = None  # of dialogues: `Template.from_dict` rebuilds it
     too_long: int = 0  # answers left out because they end beyond sequence_length, with all that follows them
-    bos: bool = False  # of texts: BOS stands before each document
+    bos: bool = False  # of texts: BOS precedes each document
 
     @property
     def format(self) -> int:

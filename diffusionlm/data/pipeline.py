@@ -80,7 +80,7 @@ def train_batches(
     """Yield batches start, start + 1, ... of the training split, without end, read ahead in the background.
 
     Every epoch is a new permutation of all rows; a batch may straddle two epochs. A dialogue comes once an epoch, with
-    one of its answers, drawn anew.
+    one of its answers, drawn again each time.
 
     Args:
       dataset: from `open_dataset`.
@@ -122,7 +122,7 @@ def eval_batches(
     Args:
       dataset: from `open_dataset`.
       batch_size: rows of the global batch.
-      records: only so many rows, evenly spread over the split, whose sources often follow one another; None: all.
+      records: the number of rows, evenly spread over the split, whose sources often follow one another; None: all.
       split: whose rows.
       rows: as in `train_batches`.
 

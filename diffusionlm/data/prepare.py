@@ -63,9 +63,9 @@ def prepare(
       text_field: the field of jsonl, or feature of TFDS, that holds the text; not for "sft".
       format: "text"; or "sft", instruction data in jsonl or json files (of a directory, both kinds), of the shapes in
         docs/sft.md. Answers that end beyond sequence_length tokens are left out and counted.
-      template: of "sft", how prompts are written: "llada", "plain", "none" (as they are), or "auto", which is llada if
+      template: of "sft", how prompts are written: "llada", "plain", "none" (unchanged), or "auto", which is llada if
         the tokenizer has its pieces and else plain.
-      bos: of "text", whether BOS stands before each document; None: as in the training of the checkpoint, if any.
+      bos: of "text", whether BOS precedes each document; None: as in the training of the checkpoint, if any.
       workers: processes; a script that asks for several needs the `if __name__ == "__main__"` guard.
       on_error: what to do about a malformed line or file, one without valid UTF-8 text: "stop", or "skip" and count.
       progress: show progress and a summary on stderr.

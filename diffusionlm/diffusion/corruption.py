@@ -185,11 +185,11 @@ def pad_to_longest(parts_BxT: jax.Array, group: int = 0) -> tuple[jax.Array, jax
     0, which nothing attends to and nothing scores. The result depends on the global batch only, not on the mesh.
 
     Args:
-      parts_BxT: int32 PROMPT, ANSWER (with the EOS that ends it), and 0 at the EOS padding behind them.
+      parts_BxT: int32 PROMPT, ANSWER (with the EOS that ends it), and 0 at the EOS padding after them.
       group: the number of consecutive rows that are padded to one length; 0: the whole batch.
 
     Returns:
-      Segment ids, int32 (B, T), 1 up to the longest example of the group and 0 behind it; and the answers with their
+      Segment ids, int32 (B, T), 1 up to the longest example of the group and 0 after it; and the answers with their
       padding, bool (B, T).
     """
     B, T = parts_BxT.shape

@@ -100,14 +100,14 @@ def arm_targets(tokens_BxL: jax.Array, segment_ids_BxL: jax.Array, *, segmented:
 def arm_answer_targets(cfg: DiffusionConfig, tokens_BxL: jax.Array, parts_BxL: jax.Array) -> Targets:
     """Return the targets of next-token prediction of answers given their prompts, in nats per token.
 
-    The EOS of an answer is predicted and the padding behind it is not: a text ends with its first EOS. With
+    The EOS of an answer is predicted and the padding after it is not: a text ends with its first EOS. With
     normalization "examples" the loss is the mean over the tokens of each example and then over the examples; else the
     mean over all tokens of answers (as SMDM fine-tunes its autoregressive models).
 
     Args:
       cfg: gives the normalization.
       tokens_BxL: int32 ids.
-      parts_BxL: int32 PROMPT, ANSWER (with its EOS), and 0 at the padding behind them.
+      parts_BxL: int32 PROMPT, ANSWER (with its EOS), and 0 at the padding after them.
     """
     scored_BxT = parts_BxL[:, 1:] == ANSWER
     counted_BxT = scored_BxT.astype(jnp.float32)

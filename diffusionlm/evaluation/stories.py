@@ -95,7 +95,7 @@ def cut(text: str) -> Story | None:
 def encode_story(story: Story, tokenizer: Tokenizer, sizes: np.ndarray) -> tuple[Story, Row]:
     """Encode a story: as a whole, where tokens end at the seams, or else part by part.
 
-    White space at a seam goes to the side where the vocabulary has it: before words, as most do, or behind them.
+    White space at a seam goes to the side where the vocabulary has it: before words, as most do, or after them.
 
     Args:
       story: the text.
@@ -121,11 +121,11 @@ def encode_story(story: Story, tokenizer: Tokenizer, sizes: np.ndarray) -> tuple
 
 
 def _ends_words_with_space(text: str, ends: np.ndarray) -> bool:
-    """Tell if more tokens of a text end behind white space than before it."""
+    """Return True if more tokens of a text end after white space than before it."""
     offset = ends[-1] - len(text.encode())  # of a tokenizer that begins every text with a space
     runs = [[len(text[:place].encode()) for place in match.span()] for match in re.finditer(r"\s+", text)]
-    before, behind = (np.isin(side, ends - offset).sum() for side in np.reshape(runs, (-1, 2)).T)
-    return bool(behind > before)
+    before, after = (np.isin(side, ends - offset).sum() for side in np.reshape(runs, (-1, 2)).T)
+    return bool(after > before)
 
 
 def _with_space_before_seams(story: Story) -> Story:

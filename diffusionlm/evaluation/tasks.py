@@ -34,7 +34,7 @@ class Result:
 
     Attributes:
       metrics: figures and counts by name.
-      config: the settings behind them, in JSON types.
+      config: the settings that gave them, in JSON types.
       examples: what the model wrote, if it was asked for.
     """
 
@@ -227,7 +227,7 @@ def evaluate(checkpoint: str | LoadedModel, task: str, **options: Any) -> Result
 def _fill(model: LoadedModel, rows: Sequence[Row], sampling: SamplingConfig, batch_size: int) -> list[str]:
     """Return what the model writes for the middle of each row, in order."""
     one_sided = model.config.autoregressive
-    # Text goes on behind the gap, so that no text ends in it.
+    # Text continues after the gap, so no text ends in it.
     cfg = dataclasses.replace(model.config, suppressed_ids=(*model.config.suppressed_ids, *model.config.eos_ids))
     templates = [[*row.before, *[None] * len(row.middle), *([] if one_sided else row.after)] for row in rows]
     order = sorted(range(len(rows)), key=lambda r: len(templates[r]))  # rows of similar lengths share a program

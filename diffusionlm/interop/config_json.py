@@ -198,7 +198,8 @@ def ladder_config(shapes: Mapping[str, Shape]) -> ModelConfig:
             cfg = dataclasses.replace(cfg, **FAMILIES["smdm"].constants)
             return cfg if rows == cfg.embedding_rows else presets.arm_twin(cfg)
     raise UserError(
-        f"{layers} layers of width {d_model} and MLP width {d_ff} are no size of SMDM's ladder (`diffusionlm.presets`)"
+        f"{layers} layers of width {d_model} and MLP width {d_ff} are not a size of SMDM's ladder "
+        "(`diffusionlm.presets`)"
     )
 
 

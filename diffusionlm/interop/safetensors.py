@@ -145,7 +145,7 @@ class Spec(NamedTuple):
 
     @property
     def nbytes(self) -> int:
-        """Return the size of the tensor in bytes."""
+        """The size of the tensor in bytes."""
         return math.prod(self.shape) * self.dtype.itemsize
 
 

@@ -17,7 +17,7 @@ class LikelihoodConfig:
     estimator: str | None = None
     draws: int = 16  # forward passes of one pass, spread evenly over the numbers of masks
     passes: int = 8  # independent passes, from which the standard error comes
-    stop_at_stderr: float = 0.0  # go on, up to max_passes, until standard errors are at most this, in nats; 0: do not
+    stop_at_stderr: float = 0.0  # up to max_passes, continue until standard errors are at most this, nats; 0: do not
     max_passes: int = 128  # the most passes, with stop_at_stderr and in choices
     guidance: float = 0.0  # scale of unsupervised guidance; 0: none
     seed: int = 0  # seed of the masks

@@ -35,7 +35,7 @@ class Estimate:
     Attributes:
       log_likelihood: the estimate; of a masked diffusion model, a lower bound of the log-likelihood.
       stderr: its standard error; 0 where it is exact.
-      passes: independent passes behind it; 1 where it is exact.
+      passes: the number of independent passes that it averages; 1 where it is exact.
       nfe: forward passes of the network.
     """
 

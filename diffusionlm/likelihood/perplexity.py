@@ -121,7 +121,7 @@ def _sum(parts: Sequence[Estimate]) -> Estimate:
 def rolling_windows(tokens: Sequence[int], context: int, stride: int) -> list[Pair]:
     """Cut a document into (prefix, target) pairs in which every token but the first is scored once.
 
-    The first window scores all that fits behind the first token; each later one scores up to `stride` tokens, given as
+    The first window scores all that fits after the first token; each later one scores up to `stride` tokens, given as
     many tokens before them as fit.
 
     Args:

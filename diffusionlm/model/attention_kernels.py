@@ -1,7 +1,7 @@
 """Kernels for attention that never hold all scores: splash attention on TPUs, cuDNN's on NVIDIA GPUs.
 
-`choose_kernel` goes by the devices of the mesh of `jax.set_mesh`, never by the machine that traces the program, so that
-a program compiled ahead of time for another machine has that machine's kernel. Both are tested against
+`choose_kernel` decides by the devices of the mesh of `jax.set_mesh`, never by the machine that traces the program, so
+that a program compiled ahead of time for another machine has that machine's kernel. Both are tested against
 `attention.reference_attention`.
 """
 

@@ -23,7 +23,7 @@ def look_up(
       ids_BxT: int32 ids of rows.
       dtype: of the result.
       name: the logical dimension of the table's rows.
-      batch: repeat the result of a single row of ids (B = 1) for so many; None: as many as there are.
+      batch: repeat the result of a single row of ids (B = 1) this many times; None: do not repeat it.
 
     Returns:
       (B, T, D), or (batch, T, D).

@@ -1,7 +1,7 @@
 """Low-rank adapters (LoRA, arXiv 2106.09685): the parameters that are trained with them, and their merge into weights.
 
 `transformer.Block` adds an adapter to the product with every matrix of a block. The embedding is trained as well, as
-DiffuLLaMA (arXiv 2410.17891) does for its 7B model; otherwise the row of [MASK] would stay as it was initialised.
+DiffuLLaMA (arXiv 2410.17891) does for its 7B model; otherwise the row of [MASK] would keep its initial values.
 """
 
 from typing import Any

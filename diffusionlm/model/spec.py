@@ -30,7 +30,7 @@ class ModelSpec:
 
     @property
     def autoregressive(self) -> bool:
-        """Return True for a next-token model, which has no mask id."""
+        """True if this is a next-token model, which has no mask id."""
         return self.mask_id is None
 
 

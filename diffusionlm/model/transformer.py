@@ -74,7 +74,7 @@ class Block(nn.Module):
     def __call__(
         self, x_BxTxD: jax.Array, context: AttentionContext, cached: LayerCache | None
     ) -> tuple[jax.Array, LayerCache | None]:
-        """Return the residual stream behind this block and, with `context.keep`, the keys and values of its positions.
+        """Return the residual stream after this block and, with `context.keep`, the keys and values of its positions.
 
         Args:
           x_BxTxD: the residual stream.
@@ -215,7 +215,7 @@ class Transformer(nn.Module):
         positions_BxT: jax.Array | None = None,
         allowed_TxT: jax.Array | None = None,
     ) -> jax.Array:
-        """Return the final hidden states, behind the last norm.
+        """Return the final hidden states, after the last norm.
 
         Args:
           tokens_BxT: int32 ids in [0, padded_vocab_size).

@@ -44,7 +44,7 @@ def make_mesh(cfg: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
     whose gradient all-reduce is the only traffic that the slow network between slices should carry.
 
     Raises:
-      UserError: the product of the sizes is not the number of devices, or "data" is no multiple of the slices.
+      UserError: the product of the sizes is not the number of devices, or "data" is not a multiple of the slices.
     """
     devices = list(jax.devices() if devices is None else devices)
     sizes = cfg.sizes(len(devices))
@@ -98,7 +98,7 @@ def check_batch(mesh: Mesh, batch_size: int, microbatches: int) -> None:
     every device.
 
     Raises:
-      UserError: the batch size is no multiple of devices and micro-batches.
+      UserError: the batch size is not a multiple of devices and micro-batches.
     """
     ways = mesh.shape["data"] * mesh.shape["fsdp"]
     if batch_size % (ways * microbatches):

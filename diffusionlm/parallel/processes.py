@@ -29,7 +29,7 @@ T = TypeVar("T")
 P = ParamSpec("P")
 
 # After so long without a heartbeat, a host counts as dead, and a host that failed stops waiting for the others. With
-# JAX's defaults, 100 s and 300 s, all other chips would stand idle for longer.
+# JAX's defaults, 100 s and 300 s, all other chips would be idle for longer.
 PATIENCE_SECONDS = 60
 VISIBLE_SECONDS = 30.0  # a network file system may show another host's files so late
 
@@ -69,7 +69,7 @@ def process_count() -> int:
     """Return the number of processes of this run by the environment; 1 if it names none.
 
     Raises:
-      UserError: the variables of the environment contradict each other or are no numbers.
+      UserError: the variables of the environment contradict each other or are not numbers.
     """
     if "JAX_NUM_PROCESSES" in os.environ:
         return _number("JAX_NUM_PROCESSES", at_least=1)
@@ -156,7 +156,7 @@ def run_on_all_processes(attempt: Callable[[], T]) -> T:
 
     Raises:
       UserError: it failed on some process; every process raises it, with the names of those that failed. A process
-        whose own failure is no user's mistake raises that instead.
+        whose own failure is not a user's mistake raises that instead.
     """
     if jax.process_count() == 1:
         return attempt()

@@ -26,7 +26,7 @@ def encode_messages(template: Template | None, messages: Sequence[MessageLike], 
       UserError: there is no template, or no place for these messages in it; one is malformed, or none is of a user.
     """
     if template is None:
-        raise UserError("this model has no chat template; it goes on from texts (`generate`)")
+        raise UserError("this model has no chat template; use `generate`, which continues texts")
     try:
         checked = [_to_message(i, message) for i, message in enumerate(messages)]
         return template.prompt_ids(checked, tokenizer)
@@ -38,7 +38,7 @@ def _to_message(i: int, value: object) -> Message:
     """Read a message in one of its forms; `ValueError` for anything else."""
     fields = dict(value) if isinstance(value, Mapping) else value._asdict() if isinstance(value, Message) else {}
     if set(fields) != set(Message._fields):
-        raise ValueError(f"messages[{i}]={value!r} is no Message, and no {{'role': ..., 'content': ...}}")
+        raise ValueError(f"messages[{i}]={value!r} is neither a Message nor {{'role': ..., 'content': ...}}")
     for name, content in fields.items():
         if not isinstance(content, str):
             raise ValueError(f"{name} of messages[{i}] is {type(content).__name__}, not a text")

@@ -45,7 +45,7 @@ class LoadedModel:
 
     Prompts begin with what a document began with in training: the sidecar's `canvas["start_id"]`, or else EOS, which
     ends the document before. It counts towards the context. A model that was fine-tuned on instructions brings its chat
-    template, in which `generate` writes prompts; everything else takes texts as they are.
+    template, in which `generate` writes prompts; everything else takes texts unchanged.
     """
 
     params: Params
@@ -69,7 +69,7 @@ class LoadedModel:
           prompts: a text, or several.
           sampling: the settings; None: the defaults.
           trace: also record every state of the denoising.
-          raw: go on from the texts as they are, even if the model has a chat template.
+          raw: continue the texts without a template, even if the model has a chat template.
           **settings: fields of `SamplingConfig` that replace those of `sampling`, e.g. `length=100, temperature=0.8`.
 
         Returns:
@@ -249,7 +249,7 @@ class LoadedModel:
 
     @functools.cached_property
     def template(self) -> Template | None:
-        """The chat template of a model that was fine-tuned on instructions; None: prompts are taken as they are."""
+        """The chat template of a model that was fine-tuned on instructions; None: prompts are taken unchanged."""
         return chat.template_of(self.sidecar)
 
     def encode_messages(self, messages: Sequence[chat.MessageLike]) -> list[int]:

@@ -21,7 +21,7 @@ LONGEST = 8  # tokens that are tried together for a whole character
 def show(
     trace: Trace, tokenizer: Tokenizer, *, prompt: str = "", seconds: float = 5.0, console: Console | None = None
 ) -> None:
-    """Play the trace of one row, or print a few stills where the output is no terminal.
+    """Play the trace of one row, or print a few stills where the output is not a terminal.
 
     Args:
       trace: tokens and masked, arrays (frames, length), as in `Completion.trace`.

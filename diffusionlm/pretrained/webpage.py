@@ -88,12 +88,13 @@ def _trace(completion: Completion) -> Trace:
 
 def _section(completion: Completion, tokenizer: Tokenizer) -> dict[str, Any]:
     trace = _trace(completion)
-    given = [-1 if masked else token for token, masked in zip(trace.tokens[0].tolist(), trace.masked[0], strict=True)]
+    start = zip(trace.tokens[0].tolist(), trace.masked[0], strict=True)
+    start_ids = [-1 if masked else token for token, masked in start]
     return {
         "prompt": completion.before,
         "nfe": completion.nfe,
         "seconds": round(completion.seconds, 2),
-        "given": given,  # ids, -1 where a position starts as a mask
+        "given": start_ids,  # ids, -1 where a position starts as a mask
         "steps": events(trace),
         "characters": terminal.characters(np.asarray(trace.tokens[-1]), tokenizer),
     }

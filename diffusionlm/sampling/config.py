@@ -50,7 +50,7 @@ class SamplingConfig:
     # all but the block); both are approximate, see `refresh`. None: none (autoregressive: "causal", which is exact)
     cache: str | None = None
     refresh: int = 0  # steps after which a cache is recomputed within a block; 0: only at its start; 1: exact
-    # let rows that still have work go on in a smaller batch (not while a trace is recorded), which compiles once for
+    # let rows that still have work continue in a smaller batch (not while a trace is recorded), which compiles once for
     # each power of two; a row's tokens may then differ with its batch mates where two choices are as good as equal
     compact: bool = False
     eos_penalty: float = 0.0  # nats taken off the logit of the end of text

@@ -184,7 +184,7 @@ def lower_request(params: Params, request: Request) -> jax.stages.Lowered:
 def _completion_templates(
     prompts: Sequence[Sequence[int]], sampling: SamplingConfig
 ) -> tuple[list[Template], tuple[np.ndarray, np.ndarray]]:
-    """Return the prompts with `length` gap positions behind them, and the index of these in (B, T) arrays."""
+    """Return the prompts with `length` gap positions after them, and the index of these in (B, T) arrays."""
     sampling.validate()
     templates: list[Template] = [[*prompt, *[None] * sampling.length] for prompt in prompts]
     first_Bx1 = np.array([len(prompt) for prompt in prompts], np.int64)[:, None]
@@ -206,7 +206,7 @@ def _recorded(state: State, index: tuple) -> Trace:
 def _most_confident(state: State, owners: Sequence[int]) -> list[int]:
     """Return the candidate of each template whose revealed tokens have the highest mean log p."""
     confidence_BxT = np.asarray(state.confidence_BxT)[: len(owners)]
-    revealed_BxT = confidence_BxT > 0  # not the positions behind an end of text
+    revealed_BxT = confidence_BxT > 0  # not the positions after an end of text
     log_p_BxT = np.log(np.where(revealed_BxT, confidence_BxT, 1.0))
     mean_B = log_p_BxT.sum(-1) / np.maximum(revealed_BxT.sum(-1), 1)
     by_owner: dict[int, list[int]] = {}

@@ -163,7 +163,7 @@ def _commit(
     tokens_BxT = jnp.where(decision.remask_BxT, canvas.tokens_BxT, tokens_BxT)
     masked_BxT = (state.masked_BxT & ~decision.reveal_BxT) | decision.remask_BxT
 
-    # A block may be all revealed before its last step; its row goes on to the next one, if the strategy lets it.
+    # A block may be all revealed before its last step; its row moves on to the next one, if the strategy lets it.
     done_B = ~(masked_BxT & (canvas.block_BxT == state.block_B[:, None])).any(-1)
     remasking = jnp.isin(settings.strategy, jnp.array([list(STRATEGIES).index(name) for name in REMASKING], jnp.int32))
     ended_B = stepping_B & done_B & (last_B | ~remasking)
@@ -202,7 +202,7 @@ def _text_is_complete(
     """Mark the rows that have generated an end of text with no mask before it. bool (B,)."""
     ends_BxT = jnp.asarray(canvas.masked_BxT) & ~masked_BxT & _is_eos(tokens_BxT, eos_ids)
     masks_before_BxT = jnp.cumsum(masked_BxT, axis=-1) - masked_BxT.astype(jnp.int32)
-    # In a text with given tokens behind the gaps, an end of text in a gap is not the end of the row.
+    # In a text with given tokens after the gaps, an end of text in a gap is not the end of the row.
     given_after_BxT = jnp.cumsum((~canvas.masked_BxT & (canvas.segment_ids_BxT != 0))[:, ::-1], axis=-1)[:, ::-1]
     return (ends_BxT & (masks_before_BxT == 0) & (given_after_BxT == 0)).any(-1)
 

@@ -69,7 +69,7 @@ def run(
       inputs: the canvas and the settings.
       structure: what to compile for.
       frames: as in `initial_state`.
-      compact: let the rows that still have work go on in a smaller batch, unless a trace is recorded.
+      compact: let the rows that still have work continue in a smaller batch, unless a trace is recorded.
 
     Returns:
       The final state, fetched to the host, and the seconds on the device, without compilation.

@@ -29,7 +29,7 @@ def propose(
 
     Args:
       job: the denoiser, which gives the logits, and the settings of the draw.
-      memory: the memory of the canvas as it is.
+      memory: the current memory of the canvas.
       wanted_BxT: bool.
       keys_BxT: the keys of the noise.
       scores: int32 scalar, the `Scores` to compute; the others are 0.

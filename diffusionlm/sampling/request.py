@@ -24,7 +24,7 @@ class Request:
     Attributes:
       inputs: the data for the device; its canvas may have idle rows at the end.
       structure: what is compiled.
-      compact: whether rows that still have work may go on in a smaller batch.
+      compact: whether rows that still have work may continue in a smaller batch.
       row_names: the numbers by which messages call the rows, one per row that is not idle.
     """
 
@@ -84,7 +84,7 @@ def prepare(
             "guidance_kind=standard leaves the prompt out, but this model predicts each token from the position before "
             "it; use guidance_kind=unsupervised"
         )
-    # An autoregressive row goes on by one position at a time, which is all that a step with a cache computes.
+    # An autoregressive row advances by one position at a time, which is all that a step with a cache computes.
     block_length = 1 if cfg.autoregressive else sampling.block_length
     row_names = range(len(templates)) if row_names is None else row_names
     row_ids = range(len(templates)) if row_ids is None else row_ids

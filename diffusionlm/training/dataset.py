@@ -130,7 +130,7 @@ def _open(cfg: Config, workdir: epath.Path) -> Dataset:
     if differing := {name: values for name, values in compared.items() if values[0] != values[1]}:
         shown = " and ".join(f"{name} {there} (the experiment: {here})" for name, (there, here) in differing.items())
         fix = " ".join(f"--{name} {there}" for name, (there, _) in differing.items())
-        raise UserError(f"dataset {dataset.path} was prepared for {shown}; set {fix}, or prepare the data anew")
+        raise UserError(f"dataset {dataset.path} was prepared for {shown}; set {fix}, or prepare the data again")
     for split in ("train", "validation"):
         dataset.size(split)  # raises where there is none
     return dataset

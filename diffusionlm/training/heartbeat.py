@@ -36,5 +36,5 @@ class Heartbeat:
         try:
             self._check()
             write_atomically(self._path, json.dumps({"step": step, "time": self._now(), "doing": doing}) + "\n")
-        except OSError as error:  # a bucket that is away for a moment is no reason to stop
+        except OSError as error:  # a bucket that is briefly unreachable is not a reason to stop
             log.warning("cannot write %s: %s", self._path, error)

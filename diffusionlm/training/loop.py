@@ -43,7 +43,7 @@ from diffusionlm.training.timeline import Timeline
 
 @dataclass(frozen=True)
 class Run:
-    """Where a run stands when `train` returns."""
+    """The state of a run when `train` returns."""
 
     workdir: epath.Path
     config: Config
@@ -198,7 +198,7 @@ class Loop:
             self._give_up(message)
 
     def evaluate(self) -> dict[str, Any]:
-        """Evaluate the parameters as they are, while the heartbeat continues."""
+        """Evaluate the current parameters, while the heartbeat continues."""
 
         def on_batch(k: int) -> None:
             self.progress.note(f"evaluating batch {k + 1}")
@@ -242,7 +242,7 @@ class Loop:
         return stop, save
 
     def _roll_back(self, batch: int, details: dict[str, Any], message: str) -> None:
-        """Return to the newest checkpoint, and continue behind `batch`."""
+        """Return to the newest checkpoint, and continue after `batch`."""
         stepper = self.stepper
         guard = jax.device_get(stepper.state.guard)
         factor = guard.lr_factor * np.float32(self.cfg.safety.rollback_lr)
@@ -254,18 +254,18 @@ class Loop:
         def replaced(old: jax.Array, new: np.ndarray | np.generic) -> jax.Array:
             return jax.make_array_from_callback((), old.sharding, lambda _: new.astype(old.dtype))
 
-        kept = dataclasses.replace(
+        new_guard = dataclasses.replace(
             state.guard,
             rollbacks=replaced(state.guard.rollbacks, guard.rollbacks + 1),
             lr_factor=replaced(state.guard.lr_factor, factor),
         )
         next_index = replaced(state.next_index, np.int32(batch + 1))
-        stepper.set_state(dataclasses.replace(state, next_index=next_index, guard=kept))
+        stepper.set_state(dataclasses.replace(state, next_index=next_index, guard=new_guard))
         self.records.event("rollback", stepper.step, from_step=failed, lr_factor=float(factor), **details)
         self.records.cut_back(stepper.step)
         self.progress.say(
-            f"{message} in step {failed + 1}; going back to step {stepper.step}, and on with batch {batch + 1} and "
-            f"{factor:g} times the learning rate"
+            f"{message} in step {failed + 1}; rolling back to step {stepper.step}, and continuing with batch "
+            f"{batch + 1} at {factor:g} times the learning rate"
         )
 
     def _give_up(self, message: str) -> None:

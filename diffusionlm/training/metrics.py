@@ -29,7 +29,7 @@ class MetricsWriter:
     """
 
     def __init__(self, workdir: epath.Path, restored_step: int, check: Callable[[], None] = lambda: None):
-        """Open the files to continue behind `restored_step`; `check` is called before each write, and may raise."""
+        """Open the files to continue after `restored_step`; `check` is called before each write, and may raise."""
         self._workdir, self._check = workdir, check
         self._open(restored_step)
 

@@ -1,4 +1,4 @@
-"""Preparing data with the tokenizer of a checkpoint: behind `diffusionlm.prepare` and `diffusionlm data prepare`."""
+"""Prepare data with the tokenizer of a checkpoint, for `diffusionlm.prepare` and `diffusionlm data prepare`."""
 
 import functools
 import inspect
@@ -44,7 +44,7 @@ def named_tokenizer(name: str) -> Tokenizer:
 
 
 def begins_with_bos(sidecar: Sidecar) -> bool:
-    """Return whether documents began with BOS in the training of a checkpoint."""
+    """Return True if documents began with BOS in the training of a checkpoint."""
     # Where it is EOS as well, as in GPT-2, the one that ends the document before is enough.
     if sidecar.bos_id in (None, sidecar.eos_id) or sidecar.canvas.get("start_id") != sidecar.bos_id:
         return False

@@ -32,7 +32,7 @@ class Records:
 
     @on_all_processes
     def open(self, step: int) -> None:
-        """Open the files to continue behind `step`; lines of later steps are dropped from metrics.jsonl."""
+        """Open the files to continue after `step`; lines of later steps are dropped from metrics.jsonl."""
         try:
             self._timeline.open(self._workdir, step, write=self._first, check=self._fence.check)
             self._stack.enter_context(self._timeline)
@@ -73,7 +73,7 @@ class Records:
 
     @on_all_processes
     def require_written(self) -> None:
-        """Raise `UserError` on every process if a line could not be written: no checkpoint may stand behind the gap."""
+        """Raise `UserError` on every process if a line could not be written: no checkpoint may follow a gap."""
         if self.unwritten:
             raise UserError(
                 f"cannot write the metrics or the timeline in {self._workdir}: {self.unwritten}; when that is mended, "

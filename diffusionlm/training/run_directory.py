@@ -77,7 +77,7 @@ def refuse_another_run(cfg: Config, workdir: epath.Path) -> None:
         if "run.init_id" in differing:
             start = f"--run.init_from {recorded.run.init_from}" if recorded.run.init_from else "no --run.init_from"
             fix += f", with {start}"
-        raise UserError(f"{workdir} holds another run: {shown}; use another --workdir to train anew, or {fix}")
+        raise UserError(f"{workdir} holds another run: {shown}; use another --workdir to start a new run, or {fix}")
 
 
 def _is_earlier(text: str) -> bool:
@@ -159,8 +159,8 @@ def environment() -> dict[str, Any]:
 def git_revision(package: Path = PACKAGE) -> str | None:
     """Return the commit of the checkout that `package` is imported from.
 
-    None where there is no git, or the package is no part of a checkout of its own: installed into a virtual
-    environment, it may lie inside of the user's repository, whose commit says nothing about it.
+    None where there is no git, or the package is not part of a checkout of its own: installed into a virtual
+    environment, it may lie inside the user's repository, whose commit says nothing about it.
     """
 
     def git(*arguments: str) -> str:

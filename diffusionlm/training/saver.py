@@ -41,7 +41,7 @@ class Saver:
         step = newest()
         processes.require_equal(
             {"newest checkpoint": step},
-            f"what it sees of {self._workdir} lags behind or is another directory; start again",
+            f"what it sees of {self._workdir} is out of date or another directory; start again",
         )
         return step
 

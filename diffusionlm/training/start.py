@@ -1,7 +1,7 @@
 """The initial parameters of a run: fresh ones, or those of another checkpoint.
 
-A checkpoint is known by what it is and not by where it lies. It may hold a model of the same kind, or an autoregressive
-one that is adapted to masked diffusion (`conversion`).
+A checkpoint is identified by its content, not its path. It may hold a model of the same kind, or an autoregressive one
+that is adapted to masked diffusion (`conversion`).
 """
 
 import contextlib
@@ -54,17 +54,17 @@ class Start:
 
     def is_named_by(self, path: epath.PathLike) -> bool:
         """Return True if `path` is this checkpoint, or the directory whose step it is."""
-        named, steps = store.absolute(path), self.path.parent
-        return named == self.path or (self.path.name.isdigit() and named in (steps, steps.parent))
+        absolute, steps = store.absolute(path), self.path.parent
+        return absolute == self.path or (self.path.name.isdigit() and absolute in (steps, steps.parent))
 
     @functools.cached_property
     def sidecar(self) -> Sidecar:
-        """What the parameters mean."""
+        """The sidecar of the checkpoint, which says what the parameters mean."""
         with _about_init_from():
             return store.load_sidecar(self.path)
 
     def current_identity(self) -> str:
-        """Return the identity of the files as they are at this moment.
+        """Return the identity of the files now on disk.
 
         Raises:
           UserError: the checkpoint does not say what it is.
@@ -128,7 +128,7 @@ def initial_state(cfg: Config, start: Start | None, dataset: Dataset, mesh: Mesh
     _require_tokenizer(start, dataset)
     if cfg.objective == "mdm" and cfg.diffusion.alignment != start.sidecar.alignment and jax.process_index() == 0:
         log.warning(
-            f"run.init_from={start.path} predicts the token behind each position, and diffusion.alignment=same "
+            f"run.init_from={start.path} predicts the token after each position, and diffusion.alignment=same "
             "unlearns that; --diffusion.alignment shifted keeps it"
         )
     return _with_weights(cfg, start, state, mesh)
@@ -138,8 +138,8 @@ def _with_weights(cfg: Config, start: Start, state: TrainState, mesh: Mesh) -> T
     """Replace the parameters of `state` by those of the start, in float32 and laid out alike."""
     source = config_io.from_dict(ModelConfig, start.sidecar.model)
     shardings, adapters = jax.tree.map(lambda x: x.sharding, state.params), lora.adapters(state.params)
-    kept = set(map(id, jax.tree.leaves(adapters)))
-    jax.tree.map(lambda x: None if id(x) in kept else x.delete(), state.params)  # there may be no room for both
+    adapter_ids = set(map(id, jax.tree.leaves(adapters)))
+    jax.tree.map(lambda x: None if id(x) in adapter_ids else x.delete(), state.params)  # there may be no room for both
     shapes = abstract_params(dataclasses.replace(source, max_length=cfg.model.max_length), mesh)
     params = store.load_params(start.path, jnp.float32, jax.tree.map(lambda x: x.sharding, shapes), expected=shapes)
     if not conversion.same_parameters(source, cfg.model):
@@ -178,7 +178,7 @@ def _look_up(cfg: Config, workdir: epath.Path) -> tuple[Start | None, str]:
 def _identity(path: epath.Path, sidecar: Sidecar) -> str:
     if not sidecar.source:
         raise UserError(
-            f"{path} does not say what it is (its sidecar has an empty `source`); write it anew with "
+            f"{path} does not say what it is (its sidecar has an empty `source`); rewrite it with "
             "`source={'experiment': ..., 'step': ...}`"
         )
     content = [sidecar.objective, sidecar.model, sidecar.mask_id, _tokenizer_sha256(sidecar.tokenizer), sidecar.source]

@@ -18,7 +18,7 @@ from diffusionlm.tree_types import Params
 
 @struct.dataclass
 class TrainState:
-    """Everything that a step changes."""
+    """All state that a step changes."""
 
     step: jax.Array  # int32 scalar, optimizer steps taken
     next_index: jax.Array  # int32 scalar, the next batch to train on; a skipped batch advances this alone

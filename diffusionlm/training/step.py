@@ -29,7 +29,7 @@ def train_step(cfg: Config, state: TrainState, batch: Batch, batch_index: jax.Ar
 
     A bad batch (see `SafetyConfig`) is left out: of the state, `next_index` alone advances, and the count of such
     batches in a row. Once that count is at its limit, a bad batch changes nothing, `next_index` included. As a step
-    also does nothing when its batch is not the one that the state expects, the steps already dispatched behind it
+    also does nothing when its batch is not the one that the state expects, the steps already dispatched after it
     change nothing either, and the state that is then saved is the one before the failure.
     """
     allowed_TxT = annealed_attention(cfg, batch_index)
@@ -144,8 +144,8 @@ def weighted_loss(
 def split_batch(cfg: Config, full: Targets) -> Targets:
     """Return the A micro-batches of a global batch, stacked along a new first axis.
 
-    Each micro-batch takes every A-th pair of rows, or row where the rows of a device are no whole number of pairs for
-    each: every device keeps the rows that it holds, and antithetic pairs stay together where they can.
+    Each micro-batch takes every A-th pair of rows, or row where the rows of a device are not a whole number of pairs
+    for each: every device keeps the rows that it holds, and antithetic pairs stay together where they can.
     """
     A = cfg.run.microbatches
 

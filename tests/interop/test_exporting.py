@@ -58,7 +58,7 @@ def test_values_beyond_float16_are_refused(native, tmp_path):
         ("gpt2", {}, "format=gpt2: this format has norm='layernorm'"),
         ("llada", {"head_dim": 8}, "no field for head_dim=8, and means 4"),
         ("llada", {"causal": True}, "the model is autoregressive"),
-        ("smdm", {"d_ff": 32}, "2 layers of width 16 and MLP width 32 are no size of SMDM's ladder"),
+        ("smdm", {"d_ff": 32}, "2 layers of width 16 and MLP width 32 are not a size of SMDM's ladder"),
         (
             "llada",
             {"alignment": "shifted"},

@@ -170,9 +170,9 @@ def test_messages_come_as_mappings_too_and_nothing_else(model):
         ([{"role": "system", "content": "S"}], "no message of a user"),
         ([{"role": "tool", "content": "x"}], "role 'tool' of messages[0] is none of system, user, assistant"),
         ([Message("human", "x")], "role 'human' of messages[0] is none of"),
-        ([asked[1], {"role": "user"}], "messages[1]={'role': 'user'} is no Message"),
-        (["Hi"], "messages[0]='Hi' is no Message"),
-        ("Hi", "messages[0]='H' is no Message"),
+        ([asked[1], {"role": "user"}], "messages[1]={'role': 'user'} is neither a Message"),
+        (["Hi"], "messages[0]='Hi' is neither a Message"),
+        ("Hi", "messages[0]='H' is neither a Message"),
         ([{"role": "user", "content": 3}], "content of messages[0] is int, not a text"),
         ([{"role": ["user"], "content": "x"}], "role of messages[0] is list, not a text"),
     ):

@@ -20,7 +20,7 @@ class Tokenizer(Protocol):
       eos_id: ends a document; `encode` never produces it.
       pad_id: fills what is not text; it is EOS where there is no piece of its own, as SMDM and LLaDA pad.
       sha256: equal for equal tokenizers.
-      marks: strings, such as the mask of a chat model, that `encode` turns into one token although they are no text.
+      marks: strings, such as the mask of a chat model, that `encode` turns into one token although they are not text.
     """
 
     kind: ClassVar[str]

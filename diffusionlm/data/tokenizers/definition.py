@@ -58,7 +58,7 @@ def byte_alphabet() -> frozenset[str]:
 
 
 def decoders_of(definition: Definition) -> tuple[bool, dict[str, dict[str, Any]]]:
-    """Return whether pieces are bytes, and the decoders by type.
+    """Return a flag, True if pieces are bytes, and the decoders by type.
 
     Raises:
       UserError: the decoders are of another kind, for which the bytes of a token are not known.
@@ -89,7 +89,7 @@ def without_prefix(definition: Definition) -> Definition:
 
 
 def is_lossless(definition: Definition, *, byte_level: bool, splits_at_mark: bool) -> bool:
-    """Return whether decoding what was encoded gives every text back, and its bytes are counted exactly.
+    """Return True if decoding the ids of any text gives it back, and its bytes are counted exactly.
 
     Args:
       definition: the definition.

@@ -28,7 +28,7 @@ class HuggingFaceTokenizer:
 
     Pieces are bytes (GPT-2, Qwen2, LLaMA 3), or text with U+2581 for a space and perhaps pieces of single bytes (LLaMA,
     Mistral). Control tokens, which are those that are flagged as special or that have a role (BOS, EOS, mask, ...),
-    come out of no text: one that is written in a text is encoded as any other text. Added tokens that are not special
+    never result from text: one that is written in a text is encoded like any other. Added tokens that are not special
     are text, as in their own library: `encode` finds them and `decode` writes them.
 
     `lossless` tokenizers give `decode(encode(text)) == text` and count every byte of every text. Others rewrite some

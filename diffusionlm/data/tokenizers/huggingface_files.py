@@ -126,7 +126,7 @@ def family_of(files: Mapping[str, bytes], config: Mapping[str, Any]) -> str:
 def control_tokens(files: Mapping[str, bytes]) -> dict[str, str | None]:
     """Return the control tokens that the settings name, by role; None where they say that there is none."""
     tokens = {}
-    for name in (SPECIAL_FILE, SETTINGS_FILE):  # the latter is what transformers goes by
+    for name in (SPECIAL_FILE, SETTINGS_FILE):  # the latter is the one that transformers uses
         for role, value in _optional_json(files, name).items():
             entries = value if isinstance(value, list) else [value]
             texts = [entry.get("content") if isinstance(entry, dict) else entry for entry in entries]
@@ -172,7 +172,9 @@ def _definition_of_merges(files: Mapping[str, bytes], family: Family) -> dict[st
     lines = files[MERGES_FILE].decode("utf-8", errors="replace").splitlines()
     pairs = [line.split(" ") for line in lines if line.strip() and not line.startswith("#version")]
     if bad := [pair for pair in pairs if len(pair) != 2 or "".join(pair) not in vocab]:
-        raise UserError(f"{MERGES_FILE} of the tokenizer is damaged: {' '.join(bad[0])!r} is no merge of {VOCAB_FILE}")
+        raise UserError(
+            f"{MERGES_FILE} of the tokenizer is damaged: {' '.join(bad[0])!r} is not a merge of {VOCAB_FILE}"
+        )
     return {
         "version": "1.0",
         "added_tokens": [],

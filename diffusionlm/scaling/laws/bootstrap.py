@@ -35,7 +35,7 @@ class Estimate:
         return self.interval is not None and bool(np.isfinite(self.interval).all())
 
     def excludes(self, value: float) -> bool:
-        """Return whether the interval is known and does not contain a value."""
+        """Return True if the interval is known and does not contain a value."""
         return self.interval is not None and not self.interval[0] <= value <= self.interval[1]
 
 

@@ -23,12 +23,12 @@ REASONS: dict[Lack, str] = {
 
 
 def suspicious(misfit: LackOfFit | None) -> bool:
-    """Return whether a misfit is larger than noise explains."""
+    """Return True if a misfit is larger than noise explains."""
     return misfit is not None and misfit.p is not None and misfit.p < SUSPICIOUS
 
 
 def rejected(fit: BudgetFit) -> bool:
-    """Return whether the residuals of a budget are too large to be noise about its parabola."""
+    """Return True if the residuals of a budget are too large to be noise about its parabola."""
     misfit = fit.optimum.lack_of_fit if fit.optimum else None
     return misfit is not None and misfit.p is not None and misfit.p < REJECTED
 

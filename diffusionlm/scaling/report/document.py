@@ -1,4 +1,4 @@
-"""The report of a sweep: one page that stands alone, its pictures, two tables and the numbers, from results alone."""
+"""The report of a sweep: one self-contained page, its pictures, two tables and the numbers, from results alone."""
 
 import dataclasses
 import json

@@ -21,7 +21,7 @@ def summary(analysis: Analysis) -> list[str]:
     sentences += [_about_gap(gap) for gap in analysis.gaps]
     sentences.append(
         "Intervals hold the noise between training seeds and, for diffusion, of the evaluation masks. They do not "
-        "hold the misfit of the curves, which stands beside them as bias, nor the choice of held-out text, learning "
+        "hold the misfit of the curves, which is given beside them as bias, nor the choice of held-out text, learning "
         "rate or data."
     )
     sentences += [_about_bend(fit) for fit in analysis.objectives.values() if fit.laws]
@@ -89,7 +89,7 @@ def _about_bend(fit: ObjectiveFit) -> str:
             "so small a bend cannot be told from a slightly different exponent. Far beyond the next budget it will be "
             "too optimistic."
         )
-    sentence = f"The law of {name}'s loss is no straight line in logarithms (misfit p = {p:.2g})."
+    sentence = f"The law of {name}'s loss is not a straight line in logarithms (misfit p = {p:.2g})."
     if ahead is None or bent is None or bent.value <= ahead.loss.value:
         return f"{sentence} It is not to be trusted at the next budget."
     return (

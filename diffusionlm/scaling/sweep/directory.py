@@ -102,5 +102,5 @@ def _parse_identity(text: str | bytes, path: epath.Path) -> Identity:
             if not isinstance(content.get(name), kind):
                 raise ValueError(f"{name} is {content.get(name)!r}")
     except ValueError as error:
-        raise UserError(f"{path} is damaged ({error}); delete it, and the next worker writes it anew") from error
+        raise UserError(f"{path} is damaged ({error}); delete it, and the next worker rewrites it") from error
     return Identity(sweep=content["sweep"], dataset=content["dataset"], unique_tokens=content["unique_tokens"])

@@ -114,7 +114,7 @@ class Leases:
         return self._seen.get(cell, (b"", 0.0))[0]
 
     def _expired(self, cell: str, record: LeaseRecord, generation: bytes) -> bool:
-        """Return whether this worker has seen the lease unchanged for longer than it lasts."""
+        """Return True if this worker has seen the lease unchanged for longer than it lasts."""
         now = self._clock()
         previous, since = self._seen.get(cell, (b"", now))
         if previous != generation:

@@ -98,7 +98,7 @@ def run(
         processes.require_shared(directory)
         return _Worker(directory, cells, lease_seconds, retry_failed, wait).run()
     except OSError as error:
-        raise UserError(f"cannot go on with the sweep in {directory}: {error}") from error
+        raise UserError(f"cannot continue the sweep in {directory}: {error}") from error
 
 
 class _Claim(NamedTuple):

@@ -113,7 +113,7 @@ def broken(directory, name, content):
             lambda d: broken(write_byte_level(d), "tokenizer_config.json", '{"added_tokens_decoder": {"1": {}}}'),
             "added",
         ),
-        (lambda d: broken(write_merges(d, "GPT2Tokenizer"), "merges.txt", "a b c\n"), "'a b c' is no merge"),
+        (lambda d: broken(write_merges(d, "GPT2Tokenizer"), "merges.txt", "a b c\n"), "'a b c' is not a merge"),
         (lambda d: broken(write_merges(d, "GPT2Tokenizer"), "added_tokens.json", '{"<x>": 999}'), "999"),
         (
             lambda d: broken(d, "tokenizer.json", json.dumps({"model": {"vocab": {"a": 0}}, "decoder": None})),

@@ -163,7 +163,7 @@ def test_a_bend_of_the_losses_is_stated_and_not_denied():
     ]
     content, text = page_of(bent)
     assert text.count("cannot be told from a slightly different exponent") == 1
-    assert "The law of ARM's loss is no straight line in logarithms" in text and "bends upwards" in text
+    assert "The law of ARM's loss is not a straight line in logarithms" in text and "bends upwards" in text
     [line] = [line for line in content["warnings"] if "hindcast" in line]
     assert line.startswith("arm: the other budgets predict") and "too low" in line
 

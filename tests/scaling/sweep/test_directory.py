@@ -35,7 +35,7 @@ def test_directories_and_data_are_not_mixed_up(finished, dataset, sweep, tmp_pat
     with pytest.raises(UserError, match="begun with other data: dataset .* there.*--data.path"):
         worker.run(sweep, finished, settings(another))
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="cannot go on with the sweep in .*file: "):
+    with pytest.raises(UserError, match="cannot continue the sweep in .*file: "):
         worker.run(sweep, tmp_path / "file", settings(dataset))
     with pytest.raises(UserError, match="has no sweep.json, so no worker has begun there"):
         results.read(sweep, tmp_path / "new")
