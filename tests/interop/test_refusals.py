@@ -120,7 +120,7 @@ def test_a_wrong_source_is_refused_and_leaves_nothing(case, tmp_path):
     assert {path.name for path in tmp_path.iterdir()} <= {"source"}
 
 
-@pytest.mark.parametrize(("named", "also"), [("qwen2", "lacks 6 of"), ("gpt2", "lacks n_embd"), ("smdm", "no size")])
+@pytest.mark.parametrize(("named", "also"), [("qwen2", "lacks 6 of"), ("gpt2", "lacks n_embd"), ("smdm", "not a size")])
 def test_a_family_that_config_json_contradicts_is_doubted(named, also, tmp_path):
     source = make_source("llama", tmp_path / "source")
     with pytest.raises(UserError, match=rf"{also}.*; or is --family {named} wrong\? config.json says llama"):
