@@ -19,9 +19,9 @@ from diffusionlm.errors import UserError
 from diffusionlm.model.attention_kernels import SPLASH_LENGTHS
 from diffusionlm.model.spec import ModelSpec
 from diffusionlm.model.transformer import Transformer
-from diffusionlm.parallel.mesh import batch_sharding, check_batch, tree_shardings
+from diffusionlm.parallel.mesh import batch_sharding, check_batch, row_ways, tree_shardings
 from diffusionlm.sampling import generate
-from diffusionlm.sampling.canvas import CANVAS_MULTIPLE, bucket_size
+from diffusionlm.sampling.canvas import CANVAS_MULTIPLE, padded_rows
 from diffusionlm.sampling.config import SamplingConfig
 from diffusionlm.training.programs import make_train_step
 from diffusionlm.training.state import abstract_state
@@ -100,7 +100,7 @@ def sampling_loop(cfg: Config, mesh: Mesh, sampling: SamplingConfig, count: int)
     )
     length = math.ceil((sampling.length + 1) / CANVAS_MULTIPLE) * CANVAS_MULTIPLE
     forward, passes = flops.forward(cfg.model, length), count * (2 if sampling.guidance else 1)
-    executed_passes = passes // count * bucket_size(count)  # the batch is padded to a bucket of rows
+    executed_passes = passes // count * padded_rows(count, row_ways(mesh.shape))
     attention = forward["attention_scores"] + forward["attention_values"]
     return Workload(
         kind="sample",

@@ -21,7 +21,7 @@ class Plan(NamedTuple):
     weight_DxK: jax.Array  # float32
 
 
-class Request(NamedTuple):
+class PlanRequest(NamedTuple):
     """The input of an estimator: rows `first` to `first + draws - 1` of a target of `n` tokens in K places."""
 
     n: jax.Array  # int32 scalar, at least 1
@@ -36,15 +36,15 @@ class Estimator:
     """A way to draw masks.
 
     Attributes:
-      plan: a pure function of a `Request`.
+      plan: a pure function of a `PlanRequest`.
       rows: the number of forward passes that an exact estimator takes for n tokens; None for a random one.
     """
 
-    plan: Callable[[Request], Plan]
+    plan: Callable[[PlanRequest], Plan]
     rows: Callable[[int], int] | None = None
 
 
-def exact_count(request: Request) -> Plan:
+def exact_count(request: PlanRequest) -> Plan:
     """Mask exactly c of the n tokens, c stratified over 1..n, with weight n/c (LLaDA, arXiv 2502.09992, Eq. 14).
 
     Draw r of b has c_r = 1 + (k - 1 + round(r n / b)) mod n for one uniform k in 1..n, so each c_r is uniform. LLaDA's
@@ -61,7 +61,7 @@ def exact_count(request: Request) -> Plan:
     return Plan(masked_DxK, jnp.where(masked_DxK, weight_D[:, None], 0.0))
 
 
-def iid(request: Request) -> Plan:
+def iid(request: PlanRequest) -> Plan:
     """Mask each token with probability t, at weight 1/t, t stratified by one shared offset (MDLM, SMDM, MD4).
 
     The variance is infinite, if barely (the integral of 1/t over (0, 1)): rarely, a token is masked at a time close to
@@ -75,7 +75,7 @@ def iid(request: Request) -> Plan:
     return Plan(masked_DxK, jnp.where(masked_DxK, 1 / (t_D[:, None] * request.draws), 0.0))
 
 
-def chain_rule(request: Request) -> Plan:
+def chain_rule(request: PlanRequest) -> Plan:
     """Predict the tokens from left to right, each with all later ones masked: exact, in n forward passes (SMDM)."""
     i_D = request.first + jnp.arange(request.draws)
     k_K = jnp.arange(request.K)
@@ -85,7 +85,7 @@ def chain_rule(request: Request) -> Plan:
     return Plan(masked_DxK, weight_DxK)
 
 
-def any_order(request: Request) -> Plan:
+def any_order(request: PlanRequest) -> Plan:
     """Sum the bound itself, the mean over all orders, in 2**n - 1 forward passes: every set of masks with its weight.
 
     A set of c tokens has probability 1 / (n C(n, c)) under exact-count masking, and weight n/c.
@@ -100,7 +100,7 @@ def any_order(request: Request) -> Plan:
     return Plan(masked_DxK, jnp.where(masked_DxK, (jnp.exp(-log_choose_D) / count_D)[:, None], 0.0))
 
 
-def teacher_forced(request: Request) -> Plan:
+def teacher_forced(request: PlanRequest) -> Plan:
     """Mask nothing: one forward pass of an autoregressive model scores every token."""
     shape = (request.draws, request.K)
     first_D = request.first + jnp.arange(request.draws) == 0
@@ -116,12 +116,12 @@ ESTIMATORS: dict[str, Estimator] = {
 }
 
 
-def is_target(request: Request) -> jax.Array:
+def is_target(request: PlanRequest) -> jax.Array:
     """Mark the places that hold tokens of the target, bool (K,)."""
     return jnp.arange(request.K) < request.n
 
 
-def uniform_scores(request: Request, key: jax.Array) -> jax.Array:
+def uniform_scores(request: PlanRequest, key: jax.Array) -> jax.Array:
     """Draw uniform noise (D, K), each element a function of (key, draw, place), so that K does not matter."""
 
     def score(d: jax.Array, k: jax.Array) -> jax.Array:

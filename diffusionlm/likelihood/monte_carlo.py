@@ -6,7 +6,7 @@ projection at the target's positions only.
 
 import functools
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -18,7 +18,7 @@ from scipy import special  # JAX has it loaded; scipy.stats would slow down ever
 from diffusionlm.diffusion.cross_entropy import cross_entropy
 from diffusionlm.errors import UserError
 from diffusionlm.likelihood.config import LikelihoodConfig
-from diffusionlm.likelihood.estimators import ESTIMATORS, Request
+from diffusionlm.likelihood.estimators import ESTIMATORS, PlanRequest
 from diffusionlm.likelihood.pairs import PairBatch, Shape, check_pairs, fetch_one_late, group_by_shape
 from diffusionlm.likelihood.predictor import TargetPredictor
 from diffusionlm.model.spec import ModelSpec
@@ -102,11 +102,20 @@ class Noise(NamedTuple):
         return fold_in(request_key_E, self.pass_E)
 
 
-class Job(NamedTuple):
+class Pass(NamedTuple):
     """One pass of one pair; of an exact estimator, its `number` is the first of its rows."""
 
     pair: int
     number: int
+
+
+class PassBatch(NamedTuple):
+    """Passes of pairs of one shape, which run together."""
+
+    passes: list[Pass]
+    shape: Shape
+    size: int  # E, the passes that the batch is filled up to
+    draws: int
 
 
 class Scorer:
@@ -144,14 +153,8 @@ class Scorer:
 
     def run_passes(self, indices: Sequence[int], passes: range) -> None:
         """Run the next passes of some of the pairs; as many of both as fit run together."""
-        draws = self._settings.draws
-        size = max(1, self._settings.rows // draws)
-        for shape, members in group_by_shape(self._cfg, self._pairs, indices).items():
-            jobs = [Job(r, p) for p in passes for r in members]
-            batches = (jobs[i : i + size] for i in range(0, len(jobs), size))
-            for batch, nats in self._run(batches, shape, size, draws):
-                for job, value in zip(batch, nats, strict=True):
-                    self._nats[job.pair].append(value)
+        for r, nats in self._run(self._random_batches(indices, passes)):
+            self._nats[r].append(nats)
 
     def nats(self, r: int) -> np.ndarray:
         """Return the nats of each pass that a pair has had, float64."""
@@ -169,44 +172,52 @@ class Scorer:
         rows = ESTIMATORS[self._name].rows
         assert rows is not None
         totals = np.zeros(len(self._pairs))
-        for shape, members in group_by_shape(self._cfg, self._pairs, range(len(self._pairs))).items():
-            draws = min(self._settings.rows, 1 << (rows(shape[1]) - 1).bit_length())  # of the shape: one program
-            size = self._settings.rows // draws
-            most = max(rows(len(self._pairs[r][1])) for r in members)
-            batches = (
-                [Job(r, first) for r in members[i : i + size]]
-                for i in range(0, len(members), size)
-                for first in range(0, most, draws)
-            )
-            for batch, nats in self._run(batches, shape, size, draws):
-                totals[[job.pair for job in batch]] += nats
+        for r, nats in self._run(self._exact_batches(rows)):
+            totals[r] += nats
         return [
             Estimate(-float(total), 0.0, 1, rows(len(target)) * self._forward_passes)
             for total, (_, target) in zip(totals, self._pairs, strict=True)
         ]
 
-    def _run(
-        self, batches: Iterable[list[Job]], shape: Shape, size: int, draws: int
-    ) -> Iterator[tuple[list[Job], list[float]]]:
-        """Yield batches of at most `size` jobs with the nats of each job."""
-        for batch, nats_E in fetch_one_late((batch, self._dispatch(batch, shape, size, draws)) for batch in batches):
-            nats = nats_E[: len(batch)].tolist()
-            for job, value in zip(batch, nats, strict=True):
-                if math.isnan(value):
-                    raise UserError(f"the model gives NaN logits for target {job.pair}: its parameters are damaged")
-            yield batch, nats
+    def _random_batches(self, indices: Sequence[int], numbers: range) -> Iterator[PassBatch]:
+        draws = self._settings.draws
+        size = max(1, self._settings.rows // draws)
+        for shape, members in group_by_shape(self._cfg, self._pairs, indices).items():
+            passes = [Pass(r, number) for number in numbers for r in members]
+            for i in range(0, len(passes), size):
+                yield PassBatch(passes[i : i + size], shape, size, draws)
 
-    def _dispatch(self, batch: list[Job], shape: Shape, size: int, draws: int) -> jax.Array:
-        T, K = shape
-        padded = batch + batch[-1:] * (size - len(batch))
-        number_E = np.array([job.number for job in padded], np.uint32)
+    def _exact_batches(self, rows: Callable[[int], int]) -> Iterator[PassBatch]:
+        for shape, members in group_by_shape(self._cfg, self._pairs, range(len(self._pairs))).items():
+            draws = min(self._settings.rows, 1 << (rows(shape[1]) - 1).bit_length())  # of the shape: one program
+            size = self._settings.rows // draws
+            most = max(rows(len(self._pairs[r][1])) for r in members)
+            for i in range(0, len(members), size):
+                for first in range(0, most, draws):
+                    yield PassBatch([Pass(r, first) for r in members[i : i + size]], shape, size, draws)
+
+    def _run(self, batches: Iterable[PassBatch]) -> Iterator[tuple[int, float]]:
+        """Yield the pair and the nats of each pass; the device does not wait between batches, of one shape or two."""
+        for batch, nats_E in fetch_one_late((batch, self._dispatch(batch)) for batch in batches):
+            for (r, _), nats in zip(batch.passes, nats_E.tolist(), strict=False):  # the batch is filled up
+                if math.isnan(nats):
+                    raise UserError(f"the model gives NaN logits for target {r}: its parameters are damaged")
+                yield r, nats
+
+    def _dispatch(self, batch: PassBatch) -> jax.Array:
+        T, K = batch.shape
+        padded = batch.passes + batch.passes[-1:] * (batch.size - len(batch.passes))
         return _pass_nats(
             self._predictor,
-            PairBatch.of([self._pairs[job.pair] for job in batch], T, size),
-            Noise(self._root, self._request_ids[[job.pair for job in padded]], number_E),
-            np.asarray(batch[0].number if self.exact else 0, np.int32),
+            PairBatch.of([self._pairs[r] for r, _ in batch.passes], T, batch.size),
+            Noise(
+                self._root,
+                self._request_ids[[r for r, _ in padded]],
+                np.array([number for _, number in padded], np.uint32),
+            ),
+            np.asarray(padded[0].number if self.exact else 0, np.int32),
             estimator=self._name,
-            draws=draws,
+            draws=batch.draws,
             K=K,
         )
 
@@ -225,7 +236,7 @@ def _pass_nats(
     """Return the nats of one pass of every pair, or of an exact estimator's rows from `first` on, (E,)."""
 
     def plan_of(n: jax.Array, key: jax.Array):
-        return ESTIMATORS[estimator].plan(Request(n, K, draws, first, key))
+        return ESTIMATORS[estimator].plan(PlanRequest(n, K, draws, first, key))
 
     plan = jax.vmap(plan_of)(jnp.asarray(batch.n_E), noise.keys())
     E = plan.masked_DxK.shape[0]

@@ -100,7 +100,7 @@ def check_batch(mesh: Mesh, batch_size: int, microbatches: int) -> None:
     Raises:
       UserError: the batch size is not a multiple of devices and micro-batches.
     """
-    ways = mesh.shape["data"] * mesh.shape["fsdp"]
+    ways = row_ways(mesh.shape)
     if batch_size % (ways * microbatches):
         raise UserError(
             f"data.batch_size={batch_size} in run.microbatches={microbatches} parts cannot be split over "
@@ -115,6 +115,12 @@ def constrain(x: jax.Array, *logical: str | None) -> jax.Array:
     if mesh.empty:
         return x
     return jax.lax.with_sharding_constraint(x, partition_spec(x.shape, logical, dict(mesh.shape)))
+
+
+def row_ways(mesh_shape: Mapping[str, int] | None = None) -> int:
+    """Return the number of parts that a mesh splits a batch into; None: the mesh of `jax.set_mesh`, or 1 without."""
+    shape = jax.sharding.get_abstract_mesh().shape if mesh_shape is None else mesh_shape
+    return math.prod(shape.get(axis, 1) for axis in RULES["batch"])
 
 
 def rows_per_device(batch_size: int) -> int:

@@ -9,7 +9,7 @@ import numpy as np
 
 from diffusionlm.errors import UserError
 from diffusionlm.model.spec import ModelSpec
-from diffusionlm.parallel.mesh import Array
+from diffusionlm.parallel.mesh import Array, row_ways
 
 CANVAS_MULTIPLE = 64  # canvases are padded to a multiple of this, so that rows of similar lengths share a program
 
@@ -29,7 +29,7 @@ Template = Sequence[int | None | Span]  # a row: token ids, None where one is to
 class Canvas(NamedTuple):
     """A batch of rows, each followed by padding (segment id 0) that nothing attends to.
 
-    The number of rows is a bucket (`bucket_size`); the rows at its end that no template fills are idle: all padding,
+    The number of rows is a bucket (`padded_rows`); the rows at its end that no template fills are idle: all padding,
     with nothing to generate.
     """
 
@@ -46,6 +46,15 @@ def bucket_size(count: int) -> int:
     Sizes of one bucket share a compiled program.
     """
     return 1 << (count - 1).bit_length() if count <= 8 else -(-count // 8) * 8
+
+
+def padded_rows(count: int, ways: int) -> int:
+    """Return the number of rows that a batch of `count` is padded to on a mesh that splits it `ways` ways.
+
+    It is a multiple of `ways`, because a batch that is not split would be computed whole by every device: the bucket
+    rounded up, or the bucket of one device's rows times `ways`, whichever is smaller.
+    """
+    return min(-(-bucket_size(count) // ways) * ways, bucket_size(-(-count // ways)) * ways)
 
 
 def expand_spans(r: int, template: Template) -> list[list[int | None]]:
@@ -93,7 +102,7 @@ def build_canvas(
         _check(cfg, r, template)
     if len(row_ids) != len(templates) or not all(0 <= i < 2**31 for i in row_ids):
         raise UserError(f"row_ids={list(row_ids)!r} must be {len(templates)} numbers from 0 to {2**31 - 1}, one a row")
-    B, longest = bucket_size(len(templates)), max(map(len, templates))
+    B, longest = padded_rows(len(templates), row_ways()), max(map(len, templates))
     T = min(-(-longest // CANVAS_MULTIPLE) * CANVAS_MULTIPLE, cfg.max_length)
     tokens_BxT, masked_BxT = np.zeros((B, T), np.int32), np.zeros((B, T), bool)
     segment_ids_BxT, block_BxT = np.zeros((B, T), np.int32), np.full((B, T), -1, np.int32)

@@ -75,7 +75,7 @@ def generate(
     Runs wherever `params` live; for a mesh, call it under `jax.set_mesh`. An autoregressive model takes the same road:
     one token a step from left to right, with a key/value cache. More steps than new tokens are allowed, and a step that
     follows one in which nothing was revealed needs no forward pass. Batches are padded with idle rows to 1, 2, 4 or a
-    multiple of 8, so that batches of similar sizes share a program.
+    multiple of 8, so that batches of similar sizes share a program; on a mesh, to a multiple of its data and fsdp ways.
 
     Args:
       params: the parameters of `Transformer(cfg.model)`.

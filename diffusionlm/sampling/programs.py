@@ -10,7 +10,7 @@ import numpy as np
 
 from diffusionlm.config import ModelConfig
 from diffusionlm.diffusion import schedules
-from diffusionlm.parallel.mesh import Array
+from diffusionlm.parallel.mesh import Array, row_ways
 from diffusionlm.sampling import loop
 from diffusionlm.sampling.canvas import Canvas
 from diffusionlm.sampling.denoiser import Denoiser, Guided, Memory, ModelDenoiser
@@ -77,7 +77,7 @@ def run(
     compact = compact and frames <= 1
     state, seconds = _run_timed(params, inputs, structure, initial_state(inputs.canvas, frames), compact)
     while compact and (working_B := np.asarray(has_work(inputs.canvas, state))).any():
-        rows = _rows_to_keep(working_B)
+        rows = _rows_to_keep(working_B, row_ways())
         smaller = inputs._replace(canvas=_take_rows(inputs.canvas, rows))
         result, more_seconds = _run_timed(params, smaller, structure, _take_rows(state, rows), True)
         seconds += more_seconds
@@ -88,8 +88,7 @@ def run(
 def _run_timed(
     params: Params, inputs: Inputs, structure: Structure, state: State, compact: bool
 ) -> tuple[State, float]:
-    B = len(inputs.canvas.row_ids_B)
-    leave = np.int32((1 << (B - 1).bit_length()) // 2 if compact and B > 1 else 0)
+    leave = np.int32(_smaller_batch(len(inputs.canvas.row_ids_B), row_ways()) if compact else 0)
     program = functools.partial(denoise, params, structure=structure, leave=leave)
     idle = inputs.canvas._replace(block_BxT=np.full_like(inputs.canvas.block_BxT, -1))
     jax.block_until_ready(program(inputs._replace(canvas=idle), state))  # compiles, and takes no step
@@ -98,10 +97,15 @@ def _run_timed(
     return result, time.perf_counter() - began
 
 
-def _rows_to_keep(working_B: np.ndarray) -> np.ndarray:
-    """Return the indices of the rows that have work, filled up to a power of two with rows that have none."""
+def _smaller_batch(B: int, ways: int) -> int:
+    """Return the next smaller batch than B rows, a power of two on each of `ways` devices; 0: there is none."""
+    return (1 << (-(-B // ways) - 1).bit_length()) // 2 * ways
+
+
+def _rows_to_keep(working_B: np.ndarray, ways: int) -> np.ndarray:
+    """Return the indices of the rows that have work, and of others that fill them up to a power of two per device."""
     working_first_B = np.argsort(~working_B, kind="stable")
-    return working_first_B[: 1 << (int(working_B.sum()) - 1).bit_length()]
+    return working_first_B[: ways << (-(-int(working_B.sum()) // ways) - 1).bit_length()]
 
 
 def _take_rows(tree: PyTree, rows: np.ndarray) -> PyTree:

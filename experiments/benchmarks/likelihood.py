@@ -27,7 +27,7 @@ from scipy import stats
 from diffusionlm.errors import UserError
 from diffusionlm.likelihood.choose import choose
 from diffusionlm.likelihood.config import LikelihoodConfig
-from diffusionlm.likelihood.estimators import ESTIMATORS, Plan, Request
+from diffusionlm.likelihood.estimators import ESTIMATORS, Plan, PlanRequest
 from diffusionlm.likelihood.monte_carlo import estimate
 from diffusionlm.likelihood.pairs import LENGTH_MULTIPLE
 from diffusionlm.model.spec import suppression_mask
@@ -163,7 +163,7 @@ def cost_table(model: LoadedModel, prefix: list[int], target: list[int]) -> np.n
 
 @partial(jax.jit, static_argnames=("name", "n", "draws"))
 def _plans(keys: jax.Array, *, name: str, n: int, draws: int) -> Plan:
-    return jax.vmap(lambda key: ESTIMATORS[name].plan(Request(jnp.int32(n), n, draws, jnp.int32(0), key)))(keys)
+    return jax.vmap(lambda key: ESTIMATORS[name].plan(PlanRequest(jnp.int32(n), n, draws, jnp.int32(0), key)))(keys)
 
 
 def _passes(table: np.ndarray, keys: jax.Array, name: str, draws: int) -> np.ndarray:

@@ -24,18 +24,18 @@ def test_the_likeliest_answer_is_chosen_with_few_passes_where_it_is_clear():
     answers = [[9, 2, 6], [1, 1, 1], [7, 30, 2], [44, 9, 13]]
     pairs = [(PREFIX, answer) for answer in answers]
     exact = [e.log_likelihood for e in estimate(params_of(MDM), MDM, pairs, LikelihoodConfig(estimator="any_order"))]
-    found = choose(params_of(MDM), MDM, PREFIX, answers, LikelihoodConfig(draws=4))
-    assert found.best == int(np.argmax(exact)) and found.decided
-    assert sum(one.nfe for one in found.estimates) < len(answers) * 128
+    choice = choose(params_of(MDM), MDM, PREFIX, answers, LikelihoodConfig(draws=4))
+    assert choice.best == int(np.argmax(exact)) and choice.decided
+    assert sum(e.nfe for e in choice.estimates) < len(answers) * 128
     same = choose(params_of(MDM), MDM, PREFIX, [TARGET, TARGET], LikelihoodConfig(draws=2, max_passes=16))
-    assert not same.decided and [one.passes for one in same.estimates] == [16, 16]
+    assert not same.decided and [e.passes for e in same.estimates] == [16, 16]
 
 
 def test_choosing_with_an_exact_estimator_is_exact():
     answers = [[1, 1], [9, 2]]
-    found = choose(params_of(MDM), MDM, PREFIX, answers, LikelihoodConfig(estimator="chain_rule"))
-    assert found.decided and found.estimates[found.best].log_likelihood == max(
-        one.log_likelihood for one in found.estimates
+    choice = choose(params_of(MDM), MDM, PREFIX, answers, LikelihoodConfig(estimator="chain_rule"))
+    assert choice.decided and choice.estimates[choice.best].log_likelihood == max(
+        e.log_likelihood for e in choice.estimates
     )
 
 

@@ -15,7 +15,7 @@ from scipy import stats
 from support.released_estimators import DIFFULLAMA_DRAWS, RELEASED, llada_counts
 
 from diffusionlm.likelihood import estimators
-from diffusionlm.likelihood.estimators import Request
+from diffusionlm.likelihood.estimators import PlanRequest
 
 ESTIMATORS = estimators.ESTIMATORS | RELEASED
 
@@ -51,7 +51,7 @@ def over_orders() -> float:
 @functools.cache
 def _program(name: str, draws: int, places: int):
     def plan(key, first, n):
-        return ESTIMATORS[name].plan(Request(n, places, draws, first, key))
+        return ESTIMATORS[name].plan(PlanRequest(n, places, draws, first, key))
 
     return jax.jit(jax.vmap(plan, in_axes=(0, None, None)))
 
@@ -80,8 +80,8 @@ def test_the_two_definitions_of_the_bound_agree():
 @pytest.mark.parametrize("draws", [1, 4, 8, 10])
 @pytest.mark.parametrize("name", ["exact_count", "iid"])
 def test_the_mean_over_passes_is_the_bound(name, draws):
-    found = passes(name, draws, 20_000)
-    assert abs(found.mean() - bound()) < 3.5 * found.std() / math.sqrt(len(found))
+    estimates = passes(name, draws, 20_000)
+    assert abs(estimates.mean() - bound()) < 3.5 * estimates.std() / math.sqrt(len(estimates))
 
 
 def test_exact_count_has_the_lower_variance():
@@ -101,22 +101,22 @@ def test_intervals_cover(name, n):
     c of masks, is a finite sum for any n.
     """
     rng = np.random.default_rng(n)
-    own, more, left = rng.gamma(2.0, size=(3, n))
-    left[0] = 0.0
+    own, more, to_left = rng.gamma(2.0, size=(3, n))
+    to_left[0] = 0.0
     bound = 0.0
     for c in range(1, n + 1):  # n/c, times the probability c/n that a token is masked, times its mean cross-entropy
-        bound += (own + more * c / n + left * (c - 1) / max(n - 1, 1)).sum() / n
-    found = []
+        bound += (own + more * c / n + to_left * (c - 1) / max(n - 1, 1)).sum() / n
+    nats_of_keys = []
     for keys in jax.random.split(jax.random.key(7), (8, 1000)):  # in parts, to save memory
         plan = planner(name, 16, n, 32)(keys, jnp.int32(0))
         masked, weight = np.asarray(plan.masked_DxK)[..., :n], np.asarray(plan.weight_DxK)[..., :n]
         before = np.pad(masked, ((0, 0), (0, 0), (1, 0)))[..., :n]
-        nll = own + more * masked.mean(-1, keepdims=True) + left * before
-        found.append((nll * weight).sum((1, 2)))
-    found = np.stack(found, axis=1)  # (1000, 8)
-    assert abs(found.mean() - bound) < 3.5 * found.std() / math.sqrt(found.size)
-    reach = stats.t.ppf(0.975, 7) * found.std(axis=1, ddof=1) / math.sqrt(8)
-    assert 0.92 < (np.abs(found.mean(axis=1) - bound) < reach).mean() < 0.98
+        nll = own + more * masked.mean(-1, keepdims=True) + to_left * before
+        nats_of_keys.append((nll * weight).sum((1, 2)))
+    estimates = np.stack(nats_of_keys, axis=1)  # (1000, 8)
+    assert abs(estimates.mean() - bound) < 3.5 * estimates.std() / math.sqrt(estimates.size)
+    reach = stats.t.ppf(0.975, 7) * estimates.std(axis=1, ddof=1) / math.sqrt(8)
+    assert 0.92 < (np.abs(estimates.mean(axis=1) - bound) < reach).mean() < 0.98
 
 
 def test_any_order_is_the_bound_in_any_chunks():
@@ -142,8 +142,8 @@ def test_dream_leaves_out_what_lies_below_its_least_time():
     sizes = np.array([bin(m).count("1") for m in range(2**N)])
     sums = np.array([TABLE[m, [i for i in range(N) if m >> i & 1]].sum() for m in range(2**N)])
     expected = ((t[:, None] ** sizes) * ((1 - t[:, None]) ** (N - sizes)) * sums / t[:, None] * widths[:, None]).sum()
-    found = passes("dream", 4, 20_000)
-    assert abs(found.mean() - expected) < 3.5 * found.std() / math.sqrt(len(found))
+    estimates = passes("dream", 4, 20_000)
+    assert abs(estimates.mean() - expected) < 3.5 * estimates.std() / math.sqrt(len(estimates))
     assert expected != pytest.approx(bound(), rel=1e-4)
 
 
@@ -176,9 +176,9 @@ def test_diffullamas_score_is_the_mean_of_means():
     plan = planner("diffullama", DIFFULLAMA_DRAWS)(jax.random.split(jax.random.key(0), 3000), jnp.int32(0))
     masked = np.asarray(plan.masked_DxK)
     expected = []
-    for one in masked[:50, :, :N]:
+    for masked_DxN in masked[:50, :, :N]:
         score = 0.0
-        for row in one:
+        for row in masked_DxN:
             which = [i for i in range(N) if row[i]]
             if which:
                 score += sum(TABLE[sum(1 << i for i in which), i] for i in which) / len(which)
@@ -193,9 +193,9 @@ def test_diffullamas_score_is_the_mean_of_means():
 def test_diffullamas_score_favours_short_answers(n, factor):
     """Of a constant cross-entropy it gives this share (each to one unit of the last place)."""
     plan = planner("diffullama", DIFFULLAMA_DRAWS, n)(jax.random.split(jax.random.key(n), 20_000), jnp.int32(0))
-    found = np.asarray(plan.weight_DxK).sum((1, 2)).mean()
-    assert found == pytest.approx(np.mean([1 - (1 - k / 32) ** n for k in range(1, 33)]), abs=0.003)
-    assert found == pytest.approx(factor, abs=0.011)
+    share = np.asarray(plan.weight_DxK).sum((1, 2)).mean()
+    assert share == pytest.approx(np.mean([1 - (1 - k / 32) ** n for k in range(1, 33)]), abs=0.003)
+    assert share == pytest.approx(factor, abs=0.011)
 
 
 @pytest.mark.parametrize("draws", [8, 10, 16])
@@ -232,7 +232,7 @@ def test_lladas_counts_are_not_uniform():
 
 def test_the_noise_of_a_pass_does_not_depend_on_the_bucket():
     def plan(places):
-        return ESTIMATORS["exact_count"].plan(Request(jnp.int32(N), places, 4, jnp.int32(0), jax.random.key(3)))
+        return ESTIMATORS["exact_count"].plan(PlanRequest(jnp.int32(N), places, 4, jnp.int32(0), jax.random.key(3)))
 
     small, large = plan(N), plan(16)
     np.testing.assert_array_equal(small.masked_DxK, large.masked_DxK[:, :N])
@@ -243,11 +243,11 @@ def test_the_noise_of_a_pass_does_not_depend_on_the_bucket():
 def test_a_single_token_is_exact(name):
     """One token is always masked, at weight 1: every estimator gives its cross-entropy."""
     table = np.array([[0.0], [1.7]])
-    found = nats(planner(name, 4, 1)(jax.random.split(jax.random.key(0), 500), jnp.int32(0)), table, 1)
+    estimates = nats(planner(name, 4, 1)(jax.random.split(jax.random.key(0), 500), jnp.int32(0)), table, 1)
     if name == "iid":  # masked with probability t at weight 1/t
-        assert abs(found.mean() - 1.7) < 4 * found.std() / math.sqrt(len(found))
+        assert abs(estimates.mean() - 1.7) < 4 * estimates.std() / math.sqrt(len(estimates))
     else:
-        np.testing.assert_allclose(found, 1.7, rtol=1e-6)
+        np.testing.assert_allclose(estimates, 1.7, rtol=1e-6)
 
 
 @pytest.mark.parametrize("draws, first", [(1, 0), (3, 0), (2, 1)])

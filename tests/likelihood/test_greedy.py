@@ -23,19 +23,19 @@ def greedy(prefix, n, spec=MDM, guidance=0.0):
     if spec.autoregressive:
         tokens = list(prefix)
         for _ in range(n):
-            found = next_token(tokens)
-            assert np.diff(np.sort(found)[-2:]) > 1e-4
-            tokens.append(int(found.argmax()))
+            log_p_V = next_token(tokens)
+            assert np.diff(np.sort(log_p_V)[-2:]) > 1e-4
+            tokens.append(int(log_p_V.argmax()))
         return list(enumerate(tokens[len(prefix) :]))
-    row, left, reveals = [*prefix, *[MASK] * n], set(range(n)), []
-    while left:
-        found = log_probabilities(MDM, [row], guidance, len(prefix))[0, len(prefix) :]
-        best = {k: found[k].max() for k in left}
-        first, *others = sorted(left, key=best.get, reverse=True)
-        assert np.diff(np.sort(found[first])[-2:]) > 1e-4 and (not others or best[first] - best[others[0]] > 1e-4)
-        token = int(found[first].argmax())
+    row, remaining, reveals = [*prefix, *[MASK] * n], set(range(n)), []
+    while remaining:
+        log_p_nxV = log_probabilities(MDM, [row], guidance, len(prefix))[0, len(prefix) :]
+        best = {k: log_p_nxV[k].max() for k in remaining}
+        first, *others = sorted(remaining, key=best.get, reverse=True)
+        assert np.diff(np.sort(log_p_nxV[first])[-2:]) > 1e-4 and (not others or best[first] - best[others[0]] > 1e-4)
+        token = int(log_p_nxV[first].argmax())
         row[len(prefix) + first] = token
-        left.remove(first)
+        remaining.remove(first)
         reveals.append((first, token))
     return reveals
 
@@ -56,8 +56,8 @@ def test_is_greedy_follows_the_slow_reference(spec, guidance):
         if spec is MDM:
             at_once = log_probabilities(spec, [[*prefix, *[MASK] * n]])[0, len(prefix) :].argmax(-1).tolist()
             changed += at_once != target
-    found = is_greedy(params_of(spec), spec, pairs, LikelihoodConfig(guidance=guidance, rows=16))
-    assert found == expected
+    result = is_greedy(params_of(spec), spec, pairs, LikelihoodConfig(guidance=guidance, rows=16))
+    assert result == expected
     if spec is MDM:  # not from left to right, and not all at once
         assert any(order != sorted(order) for order in orders) and changed
 

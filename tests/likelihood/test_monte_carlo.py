@@ -24,6 +24,7 @@ from support.tiny_likelihood import (
 )
 
 from diffusionlm.errors import UserError
+from diffusionlm.likelihood import monte_carlo
 from diffusionlm.likelihood.config import LikelihoodConfig
 from diffusionlm.likelihood.estimators import ESTIMATORS
 from diffusionlm.likelihood.greedy import is_greedy
@@ -43,35 +44,35 @@ def run(pairs=((PREFIX, TARGET),), cfg=MDM, request_ids=None, **settings) -> lis
 @pytest.mark.parametrize("guidance", [0.0, 0.7])
 @pytest.mark.parametrize("rows", [64, 4])
 def test_any_order_is_the_bound(rows, guidance):
-    (found,) = run(estimator="any_order", rows=rows, guidance=guidance)
-    assert found.log_likelihood == pytest.approx(-bound(guidance=guidance), rel=1e-5)
-    assert (found.stderr, found.passes, found.nfe) == (0.0, 1, 15 * (2 if guidance else 1))
-    assert found.interval() == (found.log_likelihood,) * 2
+    (result,) = run(estimator="any_order", rows=rows, guidance=guidance)
+    assert result.log_likelihood == pytest.approx(-bound(guidance=guidance), rel=1e-5)
+    assert (result.stderr, result.passes, result.nfe) == (0.0, 1, 15 * (2 if guidance else 1))
+    assert result.interval() == (result.log_likelihood,) * 2
 
 
 def test_without_a_prefix():
-    (found,) = run([([], TARGET)], estimator="any_order")
-    assert found.log_likelihood == pytest.approx(-bound(prefix=[]), rel=1e-5)
+    (result,) = run([([], TARGET)], estimator="any_order")
+    assert result.log_likelihood == pytest.approx(-bound(prefix=[]), rel=1e-5)
 
 
 @pytest.mark.parametrize("guidance", [0.0, 0.7])
 def test_chain_rule_masks_everything_to_the_right(guidance):
     masks = [[k >= i for k in range(4)] for i in range(4)]
     expected = np.diag(nll_of_masks(masks, guidance=guidance)).sum()
-    (found,) = run(estimator="chain_rule", guidance=guidance)
-    assert found.log_likelihood == pytest.approx(-expected, rel=1e-5)
-    assert found.nfe == 4 * (2 if guidance else 1)
+    (result,) = run(estimator="chain_rule", guidance=guidance)
+    assert result.log_likelihood == pytest.approx(-expected, rel=1e-5)
+    assert result.nfe == 4 * (2 if guidance else 1)
 
 
 @pytest.mark.parametrize("estimator", ["exact_count", "iid"])
 def test_estimates_lie_around_the_bound(estimator):
     """Sixteen estimates of one pair; their mean, and how many of their intervals cover."""
-    found = run([(PREFIX, TARGET)] * 16, estimator=estimator, draws=4, rows=64)
-    values = np.array([one.log_likelihood for one in found])
+    estimates = run([(PREFIX, TARGET)] * 16, estimator=estimator, draws=4, rows=64)
+    values = np.array([e.log_likelihood for e in estimates])
     assert abs(values.mean() + bound()) < 3.5 * values.std() / math.sqrt(16)
-    covered = [low <= -bound() <= high for low, high in (one.interval() for one in found)]
+    covered = [low <= -bound() <= high for low, high in (e.interval() for e in estimates)]
     assert np.mean(covered) > 0.7
-    assert {(one.passes, one.nfe) for one in found} == {(8, 32)} and min(one.stderr for one in found) > 0
+    assert {(e.passes, e.nfe) for e in estimates} == {(8, 32)} and min(e.stderr for e in estimates) > 0
 
 
 def test_an_estimate_does_not_depend_on_what_else_is_asked():
@@ -96,17 +97,17 @@ def test_noise_is_addressed_by_seed_request_and_pass():
 def test_it_stops_at_the_standard_error_that_was_asked_for():
     pairs = [(PREFIX, TARGET), (PREFIX, [9])]  # one token is exact
     first, single = run(pairs, draws=2)
-    wanted = first.stderr / 2
-    found, again = run(pairs, draws=2, stop_at_stderr=wanted, max_passes=400)
-    assert found.stderr <= wanted and 8 < found.passes < 400
+    limit = first.stderr / 2
+    result, again = run(pairs, draws=2, stop_at_stderr=limit, max_passes=400)
+    assert result.stderr <= limit and 8 < result.passes < 400
     assert again.passes == single.passes == 8 and single.stderr < 1e-6
     assert run(pairs, draws=2, stop_at_stderr=1e-9, max_passes=12)[0].passes == 12
 
 
 def test_an_autoregressive_model_is_teacher_forced():
     rows = [PREFIX + TARGET]
-    found = log_probabilities(ARM, rows)[0, len(PREFIX) - 1 : -1]
-    expected = sum(found[i, t] for i, t in enumerate(TARGET))
+    log_p_nxV = log_probabilities(ARM, rows)[0, len(PREFIX) - 1 : -1]
+    expected = sum(log_p_nxV[i, t] for i, t in enumerate(TARGET))
     (single,) = run(cfg=ARM)
     assert single.log_likelihood == pytest.approx(expected, rel=1e-5)
     assert (single.stderr, single.nfe) == (0.0, 1)
@@ -120,16 +121,16 @@ def test_an_unweighted_score_is_the_mean_over_masks(monkeypatch):
     expected = np.mean(
         [sum((k / 32) ** sum(m) * (1 - k / 32) ** (4 - sum(m)) * mean[m] for m in masks) for k in range(1, 33)]
     )
-    (found,) = run(estimator="diffullama", draws=DIFFULLAMA_DRAWS, passes=16)
-    assert abs(found.log_likelihood + expected) < 4 * found.stderr and found.stderr < 0.02 * expected
-    assert found.nfe == 16 * 32
+    (result,) = run(estimator="diffullama", draws=DIFFULLAMA_DRAWS, passes=16)
+    assert abs(result.log_likelihood + expected) < 4 * result.stderr and result.stderr < 0.02 * expected
+    assert result.nfe == 16 * 32
 
 
 def test_in_bfloat16_the_sum_is_float32():
     spec = dataclasses.replace(MDM, model=dataclasses.replace(TINY, dtype="bfloat16"))
-    (found,) = estimate(params_of(MDM), spec, [(PREFIX, TARGET)], LikelihoodConfig(estimator="any_order"))
-    assert found.log_likelihood == pytest.approx(-bound(), rel=0.02)
-    assert float(jnp.bfloat16(found.log_likelihood)) != found.log_likelihood
+    (result,) = estimate(params_of(MDM), spec, [(PREFIX, TARGET)], LikelihoodConfig(estimator="any_order"))
+    assert result.log_likelihood == pytest.approx(-bound(), rel=0.02)
+    assert float(jnp.bfloat16(result.log_likelihood)) != result.log_likelihood
 
 
 @pytest.mark.parametrize("estimator", ["exact_count", "chain_rule", "any_order", None])
@@ -188,3 +189,40 @@ def test_nan_logits_are_an_error_and_name_the_target():
 def test_request_ids_are_one_number_a_pair_in_range(ids):
     with pytest.raises(UserError, match=r"request_ids=.* must be 1 numbers from 0 to 4294967295, one a pair"):
         run(request_ids=ids)
+
+
+@pytest.mark.parametrize("settings", [{"draws": 2, "rows": 4}, {"estimator": "chain_rule", "rows": 4}])
+def test_every_batch_is_fetched_after_the_next_one_is_dispatched(settings, monkeypatch):
+    """Also from one shape to the next; and nothing runs on the device but the passes, whose inputs are NumPy arrays."""
+    events, shapes, roots, eager = [], [], [], []
+
+    class Nats:
+        """Nats on a device, which note when something waits for them."""
+
+        def __init__(self, number, size):
+            self.number, self.size = number, size
+
+        def block_until_ready(self):
+            events.append(("fetch", self.number))
+            return self
+
+        def __array__(self, dtype=None, copy=None):
+            return np.zeros(self.block_until_ready().size, np.float32)
+
+    def pass_nats(predictor, batch, noise, first, **static):
+        events.append(("dispatch", len(shapes)))
+        shapes.append(batch.tokens_ExT.shape)
+        roots.append(noise.root)
+        assert {type(x) for x in (*batch, noise.request_E, noise.pass_E, first)} == {np.ndarray}
+        return Nats(len(shapes) - 1, len(batch.n_E))
+
+    params_of(MDM)  # made before calls are counted
+    fold_in = jax.random.fold_in
+    monkeypatch.setattr(monte_carlo, "_pass_nats", pass_nats)
+    monkeypatch.setattr(jax.random, "fold_in", lambda *args: eager.append(args) or fold_in(*args))
+    run([(PREFIX, TARGET), ([9] * 70, TARGET), (PREFIX, [9, 2, 6]), ([9] * 70, TARGET)], **settings)
+    last = len(shapes) - 1
+    assert last >= 3 and [T for _, T in shapes] == sorted(T for _, T in shapes) and {T for _, T in shapes} == {64, 128}
+    overlapped = [event for i in range(last) for event in (("dispatch", i + 1), ("fetch", i))]
+    assert events == [("dispatch", 0), *overlapped, ("fetch", last)]
+    assert not eager and all(root is roots[0] for root in roots)

@@ -53,21 +53,21 @@ def test_perplexity_of_an_autoregressive_model_is_that_of_its_conditionals():
                 begin = end - 16
             total -= next_token(tokens[begin:i])[tokens[i]]
         expected.append(total)
-    found = perplexity(params_of(ARM), spec, DOCUMENTS, stride=6, n_bytes=[10, 30, 30, 80, 0])
-    np.testing.assert_allclose([-one.log_likelihood for one in found.documents], expected, rtol=1e-5)
-    assert found.tokens == [4, 15, 16, 39, 0] and found.estimate_stderr == 0.0
-    assert found.nats == pytest.approx(sum(expected), rel=1e-5)
-    assert found.perplexity == pytest.approx(math.exp(sum(expected) / 74), rel=1e-4)
-    assert found.bits_per_byte == pytest.approx(sum(expected) / math.log(2) / 150, rel=1e-5)
-    assert [one.nfe for one in found.documents] == [1, 1, 2, 5, 0]
+    result = perplexity(params_of(ARM), spec, DOCUMENTS, stride=6, n_bytes=[10, 30, 30, 80, 0])
+    np.testing.assert_allclose([-document.log_likelihood for document in result.documents], expected, rtol=1e-5)
+    assert result.tokens == [4, 15, 16, 39, 0] and result.estimate_stderr == 0.0
+    assert result.nats == pytest.approx(sum(expected), rel=1e-5)
+    assert result.perplexity == pytest.approx(math.exp(sum(expected) / 74), rel=1e-4)
+    assert result.bits_per_byte == pytest.approx(sum(expected) / math.log(2) / 150, rel=1e-5)
+    assert [document.nfe for document in result.documents] == [1, 1, 2, 5, 0]
 
 
 def test_perplexity_of_a_masked_diffusion_model_adds_up_the_bounds_of_its_windows():
     spec = dataclasses.replace(MDM, max_length=6)
     tokens = DOCUMENTS[1][:9]
     expected = bound(prefix=tokens[:1], target=tokens[1:6]) + bound(prefix=tokens[3:6], target=tokens[6:])
-    found = perplexity(params_of(MDM), spec, [tokens], LikelihoodConfig(estimator="any_order"))
-    assert found.nats == pytest.approx(expected, rel=1e-5) and math.isnan(found.stderr)
+    result = perplexity(params_of(MDM), spec, [tokens], LikelihoodConfig(estimator="any_order"))
+    assert result.nats == pytest.approx(expected, rel=1e-5) and math.isnan(result.stderr)
     sampled = perplexity(params_of(MDM), spec, [tokens], LikelihoodConfig(draws=4, passes=16))
     assert 0 < sampled.estimate_stderr and abs(sampled.nats - expected) < 4 * sampled.estimate_stderr
     assert (sampled.documents[0].passes, sampled.documents[0].nfe) == (16, 128)
@@ -80,9 +80,9 @@ def test_the_standard_error_over_documents_is_that_of_the_ratio():
     for _ in range(2000):
         tokens = rng.integers(5, 50, 40)
         nats = rng.gamma(4.0, 0.5, 40) * tokens
-        found = Perplexity([Estimate(-x, 0.0, 1, 1) for x in nats], tokens.tolist())
-        ratios.append(found.nats_per_token)
-        errors.append(found.stderr / tokens.sum())
+        result = Perplexity([Estimate(-x, 0.0, 1, 1) for x in nats], tokens.tolist())
+        ratios.append(result.nats_per_token)
+        errors.append(result.stderr / tokens.sum())
     assert np.mean(errors) == pytest.approx(np.std(ratios), rel=0.06)
 
 

@@ -2,11 +2,14 @@
 
 import dataclasses
 
+import jax
 import pytest
 from support.tiny_sampler import ARM, MASK, MDM, PARAMS, PROMPTS
 
+from diffusionlm.config import MeshConfig
 from diffusionlm.errors import UserError
-from diffusionlm.sampling.canvas import Span, bucket_size, build_canvas
+from diffusionlm.parallel.mesh import make_mesh, rows_per_device
+from diffusionlm.sampling.canvas import Span, bucket_size, build_canvas, padded_rows
 from diffusionlm.sampling.config import SamplingConfig
 from diffusionlm.sampling.generate import generate, infill
 
@@ -26,6 +29,22 @@ def test_batches_are_padded_to_a_bucket_with_rows_that_have_nothing_to_do():
     canvas = build_canvas(MDM, [[3, None]] * 3, 0, [7, 8, 9])
     assert {len(x) for x in canvas} == {4} and canvas.row_ids_B[:3].tolist() == [7, 8, 9]
     assert not canvas.masked_BxT[3].any() and not canvas.segment_ids_BxT[3].any() and (canvas.block_BxT[3] == -1).all()
+
+
+def test_on_a_mesh_every_batch_is_split_over_its_devices():
+    """As few rows as a multiple of the devices allows, and without a mesh the bucket."""
+    counts = (1, 5, 6, 7, 12, 13, 16, 18, 24, 33)
+    assert [padded_rows(n, 1) for n in counts] == [bucket_size(n) for n in counts]
+    assert [padded_rows(n, 6) for n in counts] == [6, 6, 6, 12, 12, 18, 18, 24, 24, 42]
+    assert [padded_rows(n, 12) for n in counts] == [12, 12, 12, 12, 12, 24, 24, 24, 24, 48]
+    assert [padded_rows(n, 8) for n in counts] == [8, 8, 8, 8, 16, 16, 16, 24, 24, 40]
+    for n in range(1, 200):
+        for ways in (2, 3, 6, 8, 12, 32):
+            assert padded_rows(n, ways) >= n and padded_rows(n, ways) % ways == 0
+    with jax.set_mesh(make_mesh(MeshConfig(data=2, fsdp=3), jax.devices()[:6])):
+        for count, B in ((1, 6), (6, 6), (7, 12), (12, 12)):
+            canvas = build_canvas(MDM, [[3, None]] * count, 0, range(count))
+            assert {len(x) for x in canvas} == {B} and rows_per_device(B) == B // 6
 
 
 @pytest.mark.parametrize(

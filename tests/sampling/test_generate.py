@@ -112,8 +112,8 @@ def test_standard_guidance_leads_away_from_the_text_without_its_prompt():
     ).tokens
     alone = token_logits(params(), [MASK] * 7)
     for prompt, row in zip(PROMPTS, result, strict=True):
-        given = token_logits(params(), [*prompt, *[MASK] * 7])[len(prompt) :]
-        mixed = alone + (1 + w) * (given - alone)
+        conditional = token_logits(params(), [*prompt, *[MASK] * 7])[len(prompt) :]
+        mixed = alone + (1 + w) * (conditional - alone)
         top = np.sort(mixed, -1)
         assert (top[:, -1] - top[:, -2]).min() > 1e-3
         assert row.tolist() == mixed.argmax(-1).tolist()
@@ -179,7 +179,7 @@ def test_infilling_keeps_what_was_given_and_fills_the_rest():
     result = infill(params(), SPEC, templates, SamplingConfig(temperature=0.0, strategy="low_confidence")).rows
     for template, row in zip(templates, result, strict=True):
         assert len(row) == len(template) and max(row) < TINY.vocab_size
-        assert all(given in (None, token) for given, token in zip(template, row, strict=True))
+        assert all(slot in (None, token) for slot, token in zip(template, row, strict=True))
 
 
 def test_a_prompt_is_a_template_with_its_gap_at_the_end():

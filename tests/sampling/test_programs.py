@@ -11,9 +11,12 @@ from support.compilations import count_compilations
 from support.random_params import make_params
 from support.tiny_sampler import ARM, MDM, PARAMS, PROMPTS
 
+from diffusionlm.config import MeshConfig
+from diffusionlm.parallel.mesh import make_mesh
 from diffusionlm.sampling.canvas import Span
 from diffusionlm.sampling.config import SamplingConfig
 from diffusionlm.sampling.generate import generate, infill, lower_request
+from diffusionlm.sampling.programs import _rows_to_keep, _smaller_batch
 from diffusionlm.sampling.request import prepare
 from diffusionlm.sampling.strategies import STRATEGIES
 
@@ -111,6 +114,30 @@ def test_rows_that_go_on_in_a_smaller_batch_end_the_same(cache, strategy, eos_id
     assert len(set(whole.nfe.tolist())) > 2  # rows end at different times
     np.testing.assert_array_equal(compact.tokens, whole.tokens)
     np.testing.assert_array_equal(compact.nfe, whole.nfe)
+
+
+def test_a_smaller_batch_is_a_power_of_two_on_each_device():
+    assert [_smaller_batch(B, 1) for B in (1, 2, 3, 4, 8, 16, 24)] == [0, 1, 2, 2, 4, 8, 16]
+    assert [_smaller_batch(B, 6) for B in (6, 12, 18, 24)] == [0, 6, 12, 12]
+    for ways in (1, 3, 6, 8):
+        for B in range(ways, 9 * ways, ways):
+            for working in range(1, _smaller_batch(B, ways) + 1):
+                rows = _rows_to_keep(np.arange(B) >= B - working, ways)
+                assert len(set(rows.tolist())) == len(rows) <= _smaller_batch(B, ways) < B and len(rows) % ways == 0
+                assert set(range(B - working, B)) <= set(rows.tolist())
+
+
+def test_a_mesh_of_six_devices_gives_the_tokens_of_one():
+    """Nine prompts are twelve rows, and of these six go on when few have work."""
+    spec = dataclasses.replace(MDM, eos_ids=(2,))
+    prompts = [[3, k, 4 * k + 1] for k in range(9)]
+    sampling = SamplingConfig(24, strategy="low_confidence", temperature=0.0, block_length=4, cache="dual")
+    whole = generate(PARAMS, spec, prompts, sampling)
+    with jax.set_mesh(make_mesh(MeshConfig(data=2, fsdp=3), jax.devices()[:6])):
+        split = generate(PARAMS, spec, prompts, dataclasses.replace(sampling, compact=True))
+    np.testing.assert_array_equal(split.tokens, whole.tokens)
+    np.testing.assert_array_equal(split.nfe, whole.nfe)
+    assert len(set(whole.nfe.tolist())) > 2
 
 
 def test_logits_are_computed_for_few_positions_at_a_time():

@@ -4,12 +4,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffusionlm.likelihood.estimators import Estimator, Plan, Request, is_target, uniform_scores
+from diffusionlm.likelihood.estimators import Estimator, Plan, PlanRequest, is_target, uniform_scores
 
 DIFFULLAMA_DRAWS = 32
 
 
-def dream(request: Request) -> Plan:
+def dream(request: PlanRequest) -> Plan:
     """Plan as `iid` with times from 0.001 up and no reconstruction term, as Dream's evaluation.
 
     Its code also lets the model see an end-of-text token after the target, which is not scored; here the target ends
@@ -23,7 +23,7 @@ def dream(request: Request) -> Plan:
     return Plan(masked_DxK, jnp.where(masked_DxK, 1 / (t_D[:, None] * request.draws), 0.0))
 
 
-def diffullama(request: Request) -> Plan:
+def diffullama(request: PlanRequest) -> Plan:
     """Plan DiffuLLaMA's score of answers (arXiv 2410.17891, released code), which always takes 32 draws.
 
     Draw k of b masks each token with probability k/b; the score is the mean over draws of the mean cross-entropy of the
