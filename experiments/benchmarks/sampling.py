@@ -88,14 +88,7 @@ def port(
       seed: of the parameters and the prompts.
       output: a JSON file for all measurements.
     """
-    if repetitions < 1:
-        raise UserError(f"repetitions={repetitions} must be positive")
-    if length % block_length or any(count % (length // block_length) for count in steps):
-        raise UserError(f"length={length} and steps={steps} must be divisible: LLaDA's blocks are all alike")
-    try:
-        import torch
-    except ImportError:
-        raise UserError('this needs PyTorch: pip install -e ".[parity]"') from None
+    torch = _checked_torch(length, block_length, steps, repetitions)
     terminal = console()
     report = {"command": sys.argv, "environment": {**environment(), "torch": torch.__version__}, "cells": []}
     report["environment"]["torch_threads"] = torch.get_num_threads()
@@ -118,6 +111,19 @@ def port(
                 output.parent.mkdir(parents=True, exist_ok=True)
                 output.write_text(json.dumps(report, indent=1) + "\n")
     return 0
+
+
+def _checked_torch(length: int, block_length: int, steps: tuple[int, ...], repetitions: int) -> Any:
+    """Return the module torch, once the options of `port` are known to have a meaning."""
+    if repetitions < 1:
+        raise UserError(f"repetitions={repetitions} must be positive")
+    if length % block_length or any(count % (length // block_length) for count in steps):
+        raise UserError(f"length={length} and steps={steps} must be divisible: LLaDA's blocks are all alike")
+    try:
+        import torch
+    except ImportError:
+        raise UserError('this needs PyTorch: pip install -e ".[parity]"') from None
+    return torch
 
 
 class Comparison(NamedTuple):

@@ -51,7 +51,7 @@ def test_the_backward_pass_of_the_tpu_kernel_recomputes():
 
 
 def test_the_tpu_kernel_skips_tiles_behind_the_mask():
-    """Of 4 x 4 tiles of 512 a causal model takes 10; at 640, five tiles of 128 a side, 15 of 25."""
+    """A causal model takes 10 of 4 x 4 tiles of 512; at 640, five tiles of 128 a side, it takes 15 of 25."""
     for length, part in ((2048, 10 / 16), (640, 15 / 25), (512, 1)):
         causal = dataclasses.replace(TINY, causal=True)
         assert executed_flops.splash_kernels(causal, length) == pytest.approx(

@@ -367,7 +367,7 @@ def test_padding_is_a_matter_of_the_rows_that_are_padded_together():
 
 
 def test_padding_in_pairs_leaves_most_of_the_loss_to_answers():
-    """Of log-normal lengths: each example weighs the same, so EOS behind EOS has the mean share of its row."""
+    """Lengths are log-normal, and each example weighs the same, so EOS after EOS has the mean share of its row."""
     rng = np.random.default_rng(0)
     lengths = np.clip(rng.lognormal(np.log(150), 0.9, 256).astype(int), 2, 4096)
     parts = jnp.asarray(np.where(np.arange(4096)[None] < lengths[:, None], 2, 0), jnp.int32)

@@ -122,7 +122,7 @@ def test_sums_and_gradients_are_those_of_the_definition(name, chunk, share):
 @pytest.mark.parametrize("sizes", [(2, 2, 2), (1, 4, 2), (4, 2, 1), (1, 1, 8), (1, 2, 4)])
 @pytest.mark.parametrize("name", ["half", "the last device's", "none"])
 def test_meshes_change_nothing(sizes, name):
-    """Where an axis does not divide the width of 6 or the 16 columns, that tensor is whole; all else is split."""
+    """A tensor whose width of 6 or 16 columns no axis divides stays whole; all others are split."""
     mesh = make_mesh(MeshConfig(*sizes))
     rows = NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
     with jax.set_mesh(mesh):

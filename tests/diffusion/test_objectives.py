@@ -126,7 +126,7 @@ def discrete_nodes(steps: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def reconstruction_excess(cfg: DiffusionConfig, nll: np.ndarray) -> np.ndarray:
-    """What the bound costs for jumping from t_min to clean text at once, (X,).
+    """Return the extra nats of the bound for one jump from t_min to clean text, (X,).
 
     With m the masking probability at t_min, E(m) = E[sum of CE over masked] is a polynomial sum_k a_k m^k. The jump
     costs E(m), and continuous time would cost the integral of E(m') / m' from 0 to m, which is sum_k a_k m^k / k. The
@@ -248,7 +248,7 @@ def test_the_exact_count_estimator_has_the_same_mean(nll):
 
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_a_uniform_predictor_costs_log_v_a_token(name):
-    """Which also says that the weights are normalised: the mean of weight x masked is 1."""
+    """It follows that the weights are normalised: the mean of weight x masked is 1."""
     uniform = library_nll(np.zeros((1, len(MASKS), L, V)))
     np.testing.assert_allclose(uniform, math.log(V), rtol=1e-6)
     cfg = DiffusionConfig(**{**SCHEDULES[name].__dict__, "t_min": 0.01})

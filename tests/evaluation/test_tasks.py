@@ -247,7 +247,7 @@ def test_seams_between_tokens_keep_the_tokens_of_the_whole():
 
 
 class Words:
-    """What the pattern finds is a token each; ids tell their length."""
+    """A tokenizer whose tokens are the matches of a pattern; an id is the length of its match."""
 
     def __init__(self, pattern):
         self.pattern, self.texts = pattern, []

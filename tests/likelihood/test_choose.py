@@ -87,7 +87,7 @@ def simulate(monkeypatch):
 
 
 def error_rate(choices) -> float:
-    """How often the first answer, which is the likeliest, was dropped."""
+    """Return how often the first answer, which is the likeliest, was dropped."""
     wrong = []
     for choice in choices:
         passes = [e.passes for e in choice.estimates]
@@ -113,7 +113,7 @@ RUNS = 1000
 )
 @pytest.mark.parametrize("max_passes", [8, 128])
 def test_decisions_err_no_more_often_than_asked(best, rivals, max_passes, simulate):
-    """Where answers differ least a test that looks often errs most: the likeliest may be dropped in 5% of runs.
+    """A test that looks often errs most when answers differ least: the likeliest may be dropped in 5% of runs.
 
     A rival with skewed passes looks likely and certain as long as its costly masks have not been drawn.
     """

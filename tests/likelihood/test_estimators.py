@@ -61,7 +61,7 @@ def planner(name: str, draws: int, n: int = N, places: int = K):
 
 
 def nats(plan, table=TABLE, n=N) -> np.ndarray:
-    """Of each pass."""
+    """Return the nats of each pass."""
     masked, weight = np.asarray(plan.masked_DxK), np.asarray(plan.weight_DxK)
     assert not masked[..., n:].any() and not weight[..., n:].any()
     which = masked[..., :n] @ (1 << np.arange(n))
@@ -191,7 +191,7 @@ def test_diffullamas_score_is_the_mean_of_means():
 
 @pytest.mark.parametrize("n, factor", [(1, 0.51), (2, 0.68), (4, 0.82), (8, 0.90)])
 def test_diffullamas_score_favours_short_answers(n, factor):
-    """Of a constant cross-entropy it gives this share (each to one unit of the last place)."""
+    """It gives this share of a constant cross-entropy (each to one unit of the last place)."""
     plan = planner("diffullama", DIFFULLAMA_DRAWS, n)(jax.random.split(jax.random.key(n), 20_000), jnp.int32(0))
     share = np.asarray(plan.weight_DxK).sum((1, 2)).mean()
     assert share == pytest.approx(np.mean([1 - (1 - k / 32) ** n for k in range(1, 33)]), abs=0.003)

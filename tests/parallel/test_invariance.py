@@ -180,5 +180,5 @@ def test_logits_do_not_depend_on_the_mesh():
 
 
 def test_suppressed_rows_are_the_padding():
-    """What `logits_of` cuts off is what a sampler never draws."""
+    """`logits_of` cuts off the rows that a sampler never draws."""
     assert suppression_mask(TINY, ()).tolist() == [False] * 50 + [True] * (TINY.padded_vocab_size - 50)

@@ -86,7 +86,7 @@ def play(scenario, dataset, workdir, compiled, processes=2, devices=2, codes=(0,
 
 @pytest.fixture(scope="module")
 def two(dataset, compiled, tmp_path_factory):
-    """What two processes did in `tiny_run.stopped_together`; only the second of them got SIGTERM."""
+    """The records of two processes in `tiny_run.stopped_together`, of which only the second got SIGTERM."""
     workdir = tmp_path_factory.mktemp("two") / "run"
     due, sent = random.randrange(3, 8), []
 
@@ -184,7 +184,7 @@ def whole(workdir):
 
 
 def assert_continues(one, workdir, first, inputs):
-    """What was done after the restored step `first` is what one process did, each batch once."""
+    """Assert that the steps after the restored step `first` equal those of one process, with each batch once."""
     assert sorted(inputs) == list(range(first, STEPS))
     for k, result in inputs.items():
         for name, value in one[1].inputs[k].items():

@@ -50,7 +50,7 @@ def joined(monkeypatch):
 
 @pytest.fixture
 def tpu(monkeypatch):
-    """What JAX sets where it finds a TPU."""
+    """The variables that JAX sets when it finds a TPU."""
     before = jax.config.jax_platforms
     jax.config.update("jax_platforms", "tpu,cpu")
     yield

@@ -68,7 +68,7 @@ def test_what_is_forbidden_is_never_drawn():
 
 
 def drawn_against_a_rare_rival(rival: float, n: int, seed: int = 0) -> int:
-    """How often a token of log-odds -rival is drawn in n draws."""
+    """Return how often a token of log-odds -rival is drawn in n draws."""
     rows = jnp.broadcast_to(jnp.array([0.0, -rival]), (1, 1 << 16, 2))
     settings = jnp.float32(1), jnp.int32(0), jnp.float32(1)
 

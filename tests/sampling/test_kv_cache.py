@@ -91,7 +91,7 @@ def test_without_a_cache_there_are_no_windows():
 
 
 def test_a_prefix_window_shrinks_by_halves_down_to_the_last_block():
-    """Of 120 positions in blocks of 8 the first window has 120 and the last 8; at most four widths are compiled."""
+    """With 120 positions in blocks of 8, the first window has 120 and the last 8; at most four widths are compiled."""
     canvas = build_canvas(MDM, [[None] * 120], 8, [0])
     assert plan_windows("prefix", False, canvas).widths == (16, 32, 64, 120)
     assert plan_windows("dual", False, canvas).widths == (8,)

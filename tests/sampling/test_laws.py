@@ -69,7 +69,7 @@ def denoise_with_oracle(canvas, key, settings, schedule):
 
 
 def oracle_counts(strategy: str, steps: int, schedule="linear", temperature=1.0, seed=0, **rules) -> np.ndarray:
-    """How often each sequence comes out of the loop."""
+    """Return how often each sequence comes out of the loop."""
     shape = (10_000, L)
     rows = jnp.arange(shape[0], dtype=jnp.int32)
     ones = jnp.ones(shape, jnp.int32)

@@ -163,7 +163,7 @@ def test_ancestral_reveals_with_the_given_probability():
     "t, s, cap", [(0.8, 0.6, 0.3), (0.9, 0.5, 1.0), (0.2, 0.1, 0.5), (1.0, 0.7, 0.4), (0.3, 0.0, 0.2)]
 )
 def test_remdm_keeps_the_share_of_masks_on_schedule(t, s, cap):
-    """Of a canvas with a share t of masks, a share s is masked afterwards for any cap (ReMDM, arXiv 2503.00307)."""
+    """A canvas with a share t of masks has a share s afterwards, for any cap (ReMDM, arXiv 2503.00307)."""
     n = 1000  # of each kind; the noise of position i is (i + 1/2) / n, so that a share p of it lies below p
     masked = np.arange(2 * n)[None] < n
     uniform = (np.arange(2 * n)[None] % n + 0.5) / n
@@ -244,7 +244,7 @@ def test_entropy_bound_is_its_definition(bound):
 
 
 def counts_on_time(name: str, masks: int, steps: int, **rules) -> list[int]:
-    """How many of a row's masks each step reveals; the last reveals all that remain."""
+    """Return how many of a row's masks each step reveals; the last reveals all that remain."""
     decide = jax.jit(STRATEGIES[name])
     step = make_step(0, steps, logits=np.zeros((1, masks, 2)), initial=[masks], **rules)
     remaining, counts = masks, []
@@ -266,7 +266,7 @@ def test_smdms_schedule_is_golden(masks, steps, expected):
 
 @pytest.mark.parametrize("name", ["entropy", "low_confidence", "margin", "random", "left_to_right"])
 def test_dreams_schedule_is_golden(name):
-    """Of as many tokens as steps none at first and two at last; 257 of 512 steps of 256 tokens are empty."""
+    """With as many tokens as steps, none is revealed first and two last; 257 of 512 steps of 256 tokens are empty."""
     counts = functools.partial(counts_on_time, name, transfer_until=1e-3)
     assert counts(256, 256) == [0] + [1] * 254 + [2]
     assert counts(128, 64) == [1] + [2] * 62 + [3]

@@ -37,7 +37,7 @@ class Pass(NamedTuple):
 
 
 def numpy_forward(cfg, params, tokens, segments, positions, fresh=None, stale: Pass | None = None) -> Pass:
-    """Where `fresh` (T,) is False, the keys and values are those of an earlier pass."""
+    """Positions where `fresh` (T,) is False use the keys and values of an earlier pass."""
     keys, values = [], []
     p = jax.tree.map(lambda a: np.asarray(a, np.float64), params)
     length = len(tokens)

@@ -258,7 +258,7 @@ def failing_alone(dataset, workdir):
 
 
 def refused(dataset, workdir):
-    """What goes wrong on one process alone, or differs; each is told as it was refused."""
+    """Play mistakes of one process, and differences between processes; each refusal is recorded."""
     second = jax.process_index() == 1
     here = workdir.parent / f"of_{jax.process_index()}"
     here.mkdir()

@@ -67,7 +67,7 @@ def test_done_has_the_final_numbers(uninterrupted):
 
 
 def test_the_devices_are_watched_at_every_step(uninterrupted, tmp_path, monkeypatch):
-    """What a wait for data costs follows from it."""
+    """The cost of a wait for data follows from it."""
     workdir, steps = truncated_copy(uninterrupted, tmp_path, 25), []
     dispatched = timeline.Timeline.dispatched
 

@@ -20,7 +20,7 @@ from diffusionlm.training import metrics, records, timeline
 
 @pytest.fixture
 def attempts(monkeypatch):
-    """Whether what is called is tried everywhere, as one that fails alone leaves the others waiting."""
+    """Record whether each call is made on all processes, since one that fails alone leaves the others waiting."""
     there = SimpleNamespace(tried=0)
 
     def everywhere(attempt):

@@ -13,7 +13,7 @@ from diffusionlm.training.timeline import Timeline
 
 @pytest.mark.parametrize(("anneal_steps", "compiled"), [(0, {0}), (4, {0, 3})])
 def test_every_program_s_compilation_is_counted_as_one(anneal_steps, compiled):
-    """Where attention opens up, there are two programs, and the second begins once it is open."""
+    """A run whose attention opens up has two programs, and the second begins once attention is full."""
     time = SimpleNamespace(now=0.0)
     timeline = Timeline(lambda: time.now, lambda: time.now)
     state = SimpleNamespace(step=0, next_index=0)

@@ -44,7 +44,7 @@ def test_the_optimum_of_an_exact_parabola_is_its_vertex(overspent):
 
 
 def test_the_tokens_of_three_sizes_are_a_parabola_through_them():
-    """Where the cost of a token is no multiple of N (attention, embeddings), log D is curved in log N."""
+    """log D is curved in log N if the cost of a token is not a multiple of N (attention, embeddings)."""
 
     def log_d(x):
         return 20.0 - 0.9 * (x - 13) - 0.05 * (x - 13) ** 2

@@ -154,7 +154,7 @@ def test_a_cell_that_kills_its_workers_has_failed(new_worker):
 
 @pytest.mark.parametrize("steps", [(300, 299, 300, 299, 300), (300, 100, 200, 299, 300)])
 def test_a_cell_makes_no_progress_by_falling_back(new_worker, steps):
-    """Where its workers die varies by some steps, and none gets further than the first."""
+    """Its workers die some steps apart, and none gets further than the first."""
     worker = new_worker()
     for step in steps[:-1]:
         assert worker.claim("a", seconds=1, step=step)

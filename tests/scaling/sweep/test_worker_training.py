@@ -119,7 +119,7 @@ def test_one_worker_runs_every_cell_once_cheap_ones_first(alone, sweep):
 
 
 def test_the_devices_are_free_for_the_next_cell(alone):
-    """What the last cell held is gone, whatever Python's garbage collector was up to."""
+    """The memory of the last cell is free, whether or not Python's garbage collector has run."""
     first, *others = alone[2]
     assert len(others) == 2 and max(others) - first <= 20, "scalars of the compiled step at most, never a state"
 
@@ -151,7 +151,7 @@ def test_a_cell_is_the_same_on_another_mesh(alone, dataset, sweep, tmp_path, mon
 
 
 def test_workers_that_sleep_die_and_are_stopped_lose_no_cell_and_run_none_twice(alone, sweep, start, tmp_path):
-    """Of three workers one sleeps past its lease, one is killed and one gets a signal; two others finish together."""
+    """Three workers sleep past a lease, are killed or get a signal; two others finish together."""
     workdir, meeting = tmp_path / "sweep", tmp_path / "meeting"
     meeting.mkdir()
     ids = [cell.id for cell in sweep.select()]
