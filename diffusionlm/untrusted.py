@@ -1,0 +1,127 @@
+"""Text, names and files that we did not write: what is shown, opened or read of them, and how much."""
+
+import os
+import re
+import stat
+from pathlib import PurePosixPath
+from typing import Any
+
+from etils import epath
+
+from diffusionlm.errors import UserError
+
+MAX_JSON_BYTES = 256 << 20  # the largest vocabulary of a released model takes 20 MB
+
+# Control characters (escape sequences begin with one), marks that change the direction of text, and lone surrogates.
+_UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def printable(text: Any, keep: str = "") -> str:
+    r"""Return text that a terminal shows as it is: each control character becomes its escape, such as \x1b.
+
+    Args:
+      text: anything; `str` is applied to it.
+      keep: control characters that stay, such as "\n".
+    """
+    return _UNPRINTABLE.sub(lambda match: match[0] if match[0] in keep else _escape(match[0]), str(text))
+
+
+def unmarked(text: Any, keep: str = "") -> str:
+    """Return `printable` text for a string that rich parses: square brackets are text, not markup."""
+    # rich.markup.escape leaves a backslash at the end, which would escape the bracket of a tag that follows.
+    escaped = re.sub(r"(\\*)(\[[a-zA-Z/@#])", r"\1\1\\\2", printable(text, keep))
+    trailing = len(escaped) - len(escaped.rstrip("\\"))
+    return escaped + "\\" * (trailing % 2)
+
+
+def plain_name(name: Any, source: str) -> str:
+    """Return the name of a file that another file mentions, if it is one name inside the directory of that file.
+
+    Args:
+      name: what the file says.
+      source: where it says so; the message begins with it.
+
+    Raises:
+      UserError: it is no string, is empty, has parts, or has characters that no file of ours has.
+    """
+    if (
+        isinstance(name, str)
+        and name not in ("", ".", "..")
+        and not re.search(r"[/\\]", name)
+        and name == printable(name)
+        and len(os.fsencode(name)) <= 255
+    ):
+        return name
+    raise UserError(f"{source} names the file {printable(repr(name))}; it must be a name inside its directory")
+
+
+def relative_name(name: Any, source: str) -> str:
+    """Return a path inside a directory, such as "a/b.json", each part of which is a `plain_name`.
+
+    Raises:
+      UserError: it is absolute, or a part of it is not a plain name.
+    """
+    if not isinstance(name, str) or not name or PurePosixPath(name).is_absolute():
+        raise UserError(f"{source} names the file {printable(repr(name))}; it must be a path inside its directory")
+    for part in name.split("/"):
+        plain_name(part, source)
+    return name
+
+
+def read_bytes(path: epath.PathLike, limit: int = MAX_JSON_BYTES) -> bytes:
+    """Return the bytes of a regular file, or of an object in a bucket, of at most `limit` bytes.
+
+    Devices and pipes, which may have no end or no writer, are never opened.
+
+    Raises:
+      UserError: it is not a regular file, or is larger.
+      OSError: it cannot be read.
+    """
+    path = epath.Path(path)
+    if "://" not in str(path):
+        require_regular(path)
+    size = path.stat().length
+    if size > limit:
+        raise UserError(f"{printable(path)} has {size:,} bytes; at most {limit:,} are read from a file of this kind")
+    with path.open("rb") as file:
+        data = file.read(limit + 1)
+    if len(data) > limit:
+        raise UserError(f"{printable(path)} has more than {limit:,} bytes, the most read from a file of this kind")
+    return data
+
+
+def read_text(path: epath.PathLike, limit: int = MAX_JSON_BYTES) -> str:
+    """Return the text of a file of UTF-8 (see `read_bytes`).
+
+    Raises:
+      UserError: it is not UTF-8, or `read_bytes` refuses it.
+    """
+    try:
+        return read_bytes(path, limit).decode()
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{printable(path)} is not UTF-8 text: byte {error.start} is {error.object[error.start]:#04x}"
+        ) from error
+
+
+def require_regular(path: epath.PathLike) -> None:
+    """Refuse what is no regular file, before it is opened: opening a pipe waits for its writer.
+
+    Raises:
+      UserError: it is a directory, a device, a pipe or a socket.
+      OSError: there is no such file.
+    """
+    mode = os.stat(path).st_mode
+    if not stat.S_ISREG(mode):
+        kinds = {
+            stat.S_IFDIR: "a directory",
+            stat.S_IFCHR: "a device",
+            stat.S_IFBLK: "a device",
+            stat.S_IFIFO: "a pipe",
+            stat.S_IFSOCK: "a socket",
+        }
+        raise UserError(f"{printable(path)} is {kinds.get(stat.S_IFMT(mode), 'no file')}; give a regular file")
+
+
+def _escape(character: str) -> str:
+    return character.encode("unicode_escape").decode()
