@@ -31,6 +31,7 @@ def paragraphs(document):
             yield letters
 
 
+@pytest.mark.slow
 def test_several_megabytes_in_two_splits(docs):
     size = {split: sum(len(document.text.encode()) for document in documents) for split, documents in docs.items()}
     assert set(size) == {"train", "validation"}

@@ -93,7 +93,7 @@ def test_gradients_of_adapters_are_those_of_the_weight_by_the_chain_rule():
                 np.testing.assert_allclose(grad, expected, atol=1e-5)
 
 
-@pytest.mark.parametrize("microbatches", [1, 2])
+@pytest.mark.parametrize("microbatches", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_a_step_changes_adapters_and_embedding_alone(microbatches):
     cfg = dataclasses.replace(CFG, run=dataclasses.replace(CFG.run, microbatches=microbatches))
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])

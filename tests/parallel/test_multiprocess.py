@@ -215,6 +215,7 @@ def go_on(dataset, workdir, compiled, processes, devices):
         yield inputs
 
 
+@pytest.mark.slow
 def test_killed_in_the_middle_of_a_save_one_process_goes_on(one, dataset, compiled, tmp_path):
     workdir = tmp_path / "run"
     play("killed_while_saving", dataset, workdir, compiled, codes=(-signal.SIGKILL, -signal.SIGABRT, 1))

@@ -168,7 +168,11 @@ EXACT = {
 }
 
 
-@pytest.mark.parametrize("cache, name", [("dual", name) for name in EXACT] + [("prefix", "threshold")])
+@pytest.mark.parametrize(
+    "cache, name",
+    [pytest.param("dual", name, marks=[pytest.mark.slow] if name in ("guided", "shifted") else []) for name in EXACT]
+    + [("prefix", "threshold")],
+)
 def test_a_cache_that_is_always_refreshed_is_exact(cache, name):
     spec = dataclasses.replace(MDM, shifted=name == "shifted")
     sampling = SamplingConfig(15, 12, block_length=6, **EXACT[name])

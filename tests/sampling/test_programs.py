@@ -127,6 +127,7 @@ def test_a_smaller_batch_is_a_power_of_two_on_each_device():
                 assert set(range(B - working, B)) <= set(rows.tolist())
 
 
+@pytest.mark.slow
 def test_a_mesh_of_six_devices_gives_the_tokens_of_one():
     """Nine prompts are twelve rows, and of these six go on when few have work."""
     spec = dataclasses.replace(MDM, eos_ids=(2,))

@@ -130,6 +130,7 @@ def test_a_sampler_has_adapters_in_its_weights(run):
     np.testing.assert_allclose(with_adapters, merged, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_run_that_starts_from_adapters_has_them_in_its_weights(run, source, tmp_path):
     """And adapters of its own, if it wants any, are new."""
     merged = jax.device_get(load(run[0].workdir).params)

@@ -102,7 +102,8 @@ def initial_message(prompt, model):
     return Message("user", text.removeprefix("### user\n").removesuffix("\n\n### assistant\n"))
 
 
-@pytest.mark.parametrize("name", ["tinystories", pytest.param("tinystories_arm", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["tinystories", "tinystories_arm"])
 def test_the_shipped_models_can_be_fine_tuned(name, tmp_path):
     found = [{"question": f"Where is toy {i}?", "answer": f"In box {i}."} for i in range(400)]
     (tmp_path / "toys.json").write_text(json.dumps(found))

@@ -114,7 +114,11 @@ def test_the_fine_tuning_loss_of_an_arm_is_its_definition():
 @pytest.mark.parametrize("objective", CONFIGS)
 @pytest.mark.parametrize(
     "sizes, microbatches, pad_group",
-    [((1, 8, 1), 1, 0), pytest.param((2, 2, 2), 4, 0, marks=pytest.mark.slow), ((2, 2, 2), 4, 2)],
+    [
+        pytest.param((1, 8, 1), 1, 0, marks=pytest.mark.slow),
+        pytest.param((2, 2, 2), 4, 0, marks=pytest.mark.slow),
+        ((2, 2, 2), 4, 2),
+    ],
 )
 def test_examples_on_meshes_and_in_micro_batches(objective, sizes, microbatches, pad_group):
     """The longest example of the batch is on one device, and counts for all that are padded with it."""

@@ -35,6 +35,7 @@ def test_without_noise_the_laws_gap_and_prediction_are_exact():
     assert gap.size_ratio_law.value == pytest.approx(0.5 * (middle / 1e13) ** -0.02, rel=1e-3)
 
 
+@pytest.mark.slow
 def test_laws_with_one_exponent_are_called_different_once_in_twenty():
     p = [analyse(simulated(seed=seed), draws=1000, full=False).gaps[0].equal_p for seed in range(300)]
     # Four standard errors of a share of 300 are 5%; the test is a little lax (Behrens and Fisher).

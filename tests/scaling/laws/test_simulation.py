@@ -65,6 +65,7 @@ def coverage_on_isoflop_cpu(replicates):
     return {key: share for key, (share, _) in shares.items()}
 
 
+@pytest.mark.slow
 def test_intervals_cover_on_the_grid_of_isoflop_cpu():
     shares = coverage_on_isoflop_cpu(400)
     # Four standard errors of a share of 400, 4.4%, as there are a dozen shares. Optima are four to a sweep and partly

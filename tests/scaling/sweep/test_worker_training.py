@@ -150,6 +150,7 @@ def test_a_cell_is_the_same_on_another_mesh(alone, dataset, sweep, tmp_path, mon
     assert cell.loss == pytest.approx(expected.loss, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_workers_that_sleep_die_and_are_stopped_lose_no_cell_and_run_none_twice(alone, sweep, start, tmp_path):
     """Three workers sleep past a lease, are killed or get a signal; two others finish together."""
     workdir, meeting = tmp_path / "sweep", tmp_path / "meeting"
@@ -196,6 +197,7 @@ def test_workers_that_sleep_die_and_are_stopped_lose_no_cell_and_run_none_twice(
     assert measured(workdir, sweep) == measured(alone[0], sweep), "nor has the sleeper written anything more"
 
 
+@pytest.mark.slow
 def test_a_slice_of_two_hosts_is_one_worker(alone, sweep, start, tmp_path):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
