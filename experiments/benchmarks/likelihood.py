@@ -24,6 +24,7 @@ from rich.console import Console
 from rich.table import Table
 from scipy import stats
 
+from diffusionlm.allocator import keep_freed_memory
 from diffusionlm.errors import UserError
 from diffusionlm.likelihood.choose import choose
 from diffusionlm.likelihood.config import LikelihoodConfig
@@ -271,6 +272,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    keep_freed_memory()  # as the command does; the other contenders run under it too
     try:
         main()
     except UserError as error:

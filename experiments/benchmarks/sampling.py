@@ -25,6 +25,7 @@ from measure import console, environment, in_turns, spread
 from rich.table import Table
 
 from diffusionlm import presets
+from diffusionlm.allocator import keep_freed_memory
 from diffusionlm.config import Config, ModelConfig
 from diffusionlm.errors import UserError
 from diffusionlm.model.spec import ModelSpec
@@ -309,4 +310,5 @@ def main(argv: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
+    keep_freed_memory()  # as the command does; the other contenders run under it too
     sys.exit(main(sys.argv[1:]))
