@@ -7,7 +7,6 @@ import json
 import math
 import os
 import shutil
-import socket
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -43,19 +42,25 @@ def in_bucket(path: epath.PathLike) -> bool:
     return "://" in str(path)
 
 
-def write_atomically(path: epath.Path, content: str | bytes) -> None:
+def write_atomically(path: epath.PathLike, content: str | bytes) -> None:
     """Write a file that readers see whole or not at all."""
     data = content.encode() if isinstance(content, str) else content
     if in_bucket(path):
-        path.write_bytes(data)
+        epath.Path(path).write_bytes(data)
         return
-    # On a shared disk, processes of two machines may have the same number.
-    temporary = path.parent / f".{path.name}.{socket.gethostname()}.{os.getpid()}.tmp"
+    # Nobody else can know the name, and a file or link that is there is never opened.
+    temporary = os.path.join(os.path.dirname(path), f".diffusionlm-{uuid.uuid4().hex}.tmp")
     try:
-        temporary.write_bytes(data)
-        temporary.replace(path)
+        with open(temporary, "xb", opener=_without_links) as file:
+            file.write(data)
+        os.replace(temporary, path)
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+
+
+def _without_links(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NOFOLLOW, 0o666)
 
 
 def dump_numbers(values: Any, indent: int | None = None) -> str:
@@ -125,7 +130,7 @@ class JsonLines:
         self._check()
         text = dump_numbers(line) + "\n"
         if not self._bucket:
-            with self._path.open("a") as file:
+            with open(self._path, "a", encoding="utf-8", opener=_without_links) as file:
                 file.write(text)
             return
         self._texts.append(text)
@@ -167,8 +172,8 @@ def whole_directory(output: Path) -> Iterator[Path]:
 def _lock(directory: Path) -> Iterator[bool]:
     """Yield True if this process acquires the lock on `directory`; the lock ends with the block, or the process."""
     try:
-        descriptor = os.open(directory, os.O_RDONLY)
-    except FileNotFoundError:  # it was renamed or removed meanwhile
+        descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    except OSError:  # it was renamed or removed meanwhile, or is something else of that name
         yield False
         return
     try:

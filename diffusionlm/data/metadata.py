@@ -13,6 +13,7 @@ from typing import Any
 from etils import epath
 
 from diffusionlm.errors import UserError
+from diffusionlm.untrusted import plain_name
 
 FILE = "meta.json"
 FORMATS = {"chunk": 1, "examples": 2}  # by packing
@@ -87,7 +88,8 @@ def read(directory: epath.Path) -> Metadata:
     metadata = _parse(values, directory)
     for split in metadata.splits.values():
         for shard, expected in split.shards.items():
-            size = (directory / shard).stat().length if (directory / shard).exists() else 0
+            path = directory / plain_name(shard, str(file))
+            size = path.stat().length if path.exists() else 0
             if size != expected:
                 raise UserError(
                     f"dataset {str(directory)!r} is damaged: {shard} has {size} bytes, not {expected}; copy or prepare "

@@ -82,7 +82,8 @@ def export_weights(
         safetensors.write(partial, specs, tensors.read)
         if sidecar.tokenizer:
             for name, content in tokenizers.from_dict(dict(sidecar.tokenizer)).files().items():
-                (partial / name).write_bytes(content)
+                with (partial / name).open("xb") as file:  # a name of a file that was just written is refused
+                    file.write(content)
     return _notes(FAMILIES[format], format, cfg, sidecar.alignment)
 
 

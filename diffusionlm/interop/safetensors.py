@@ -15,6 +15,7 @@ import ml_dtypes
 import numpy as np
 
 from diffusionlm.errors import UserError
+from diffusionlm.untrusted import plain_name
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 DTYPES = {"F32": np.dtype(np.float32), "F16": np.dtype(np.float16), "BF16": np.dtype(ml_dtypes.bfloat16)}
@@ -85,7 +86,9 @@ def _read_index(index: Path) -> dict[Path, set[str]]:
         weight_map = json.loads(index.read_text())["weight_map"]
         files: dict[Path, set[str]] = {}
         for name, file in weight_map.items():
-            files.setdefault(index.parent / file, set()).add(name)
+            files.setdefault(index.parent / plain_name(file, str(index)), set()).add(name)
+    except UserError:
+        raise
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"cannot read {index}, it is damaged: {error!r}; download it again") from error
     if missing := sorted(file.name for file in files if not file.is_file()):
