@@ -6,6 +6,7 @@ import glob
 import json
 import math
 import os
+import re
 import shutil
 import time
 import uuid
@@ -15,26 +16,64 @@ from typing import Any
 
 from etils import epath
 
-from diffusionlm.errors import UserError
+from diffusionlm.errors import UserError, naming
+from diffusionlm.untrusted import printable, read_text
+
+BUCKETS = ("gs://", "s3://")
+MAX_LINES_BYTES = 4 << 30  # of a file of JSON lines: ten million steps
 
 
 def run_path(path: epath.PathLike) -> epath.Path:
     """Return a path on a disk or in a bucket.
 
     Raises:
-      UserError: the client of such buckets is not installed.
+      UserError: no file can have that name, the scheme is unknown, or the client of such buckets is not installed.
     """
+    if (scheme := _scheme(path)) and scheme not in BUCKETS:
+        raise UserError(
+            f"{printable(path)}: unknown scheme {scheme}; give a path on a disk, or in a bucket ({', '.join(BUCKETS)})"
+        )
     path = epath.Path(path)
     try:
         path.exists()
     except ImportError as error:
         needed = " ".join(str(error).split())
         raise UserError(
-            f"cannot reach {path}: {needed}; in a checkout of diffusionlm, pip install -e '.[gcs]'"
+            f"cannot reach {printable(path)}: {needed}; in a checkout of diffusionlm, pip install -e '.[gcs]'"
         ) from error
     except OSError:  # the path's user will report it
         pass
     return path
+
+
+def disk_path(path: epath.PathLike) -> Path:
+    """Return a path on a disk, for files that are not read from or written to buckets.
+
+    Raises:
+      UserError: no file can have that name, or it is an address.
+    """
+    if scheme := _scheme(path):
+        raise UserError(
+            f"{printable(path)} is not on a disk, and {scheme} is not supported here; give a path on a disk"
+        )
+    return Path(path)
+
+
+def _scheme(path: epath.PathLike) -> str:
+    """Return the scheme of an address, such as "gs://", or "" for a path.
+
+    Raises:
+      UserError: no file can have that name.
+    """
+    text = os.fspath(path)
+    try:
+        characters = "\0" in text or not os.fsencode(text)
+    except UnicodeEncodeError:
+        characters = True
+    if characters:
+        raise UserError(f"{printable(repr(text))} is no path: it is empty, or has a character that no file name has")
+    match = re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", text)
+    return match[0] if match else ""
 
 
 def in_bucket(path: epath.PathLike) -> bool:
@@ -51,7 +90,7 @@ def write_atomically(path: epath.PathLike, content: str | bytes) -> None:
     # Nobody else can know the name, and a file or link that is there is never opened.
     temporary = os.path.join(os.path.dirname(path), f".diffusionlm-{uuid.uuid4().hex}.tmp")
     try:
-        with open(temporary, "xb", opener=_without_links) as file:
+        with naming(path), open(temporary, "xb", opener=_without_links) as file:
             file.write(data)
         os.replace(temporary, path)
     finally:
@@ -92,7 +131,7 @@ def read_json_lines(path: epath.Path) -> list[dict[str, Any]]:
     """
     if not path.exists():
         return []
-    lines = path.read_text().split("\n")
+    lines = read_text(path, MAX_LINES_BYTES).split("\n")
     return [load_numbers(line) for line in lines[:-1]]  # what follows the last newline is empty or cut short
 
 
@@ -130,7 +169,7 @@ class JsonLines:
         self._check()
         text = dump_numbers(line) + "\n"
         if not self._bucket:
-            with open(self._path, "a", encoding="utf-8", opener=_without_links) as file:
+            with naming(self._path), open(self._path, "a", encoding="utf-8", opener=_without_links) as file:
                 file.write(text)
             return
         self._texts.append(text)

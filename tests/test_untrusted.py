@@ -1,14 +1,11 @@
 """Names, text and files that we did not write: what is refused, and what a terminal gets to see."""
 
-import io
 import os
 import unicodedata
 
 import pytest
-import rich.text
 from hypothesis import example, given
 from hypothesis import strategies as st
-from rich.console import Console
 
 from diffusionlm import untrusted
 from diffusionlm.errors import UserError
@@ -25,24 +22,6 @@ def test_printable_text_has_nothing_that_a_terminal_obeys(text):
     assert not {unicodedata.bidirectional(character) for character in shown} & {"LRE", "RLE", "LRO", "RLO", "LRI"}
     assert untrusted.printable(shown) == shown
     shown.encode()
-
-
-@given(TEXT)
-@example("[/")
-@example("a\\")
-@example("\\[b]")
-def test_unmarked_text_is_shown_by_rich_as_it_is(text):
-    parsed = rich.text.Text.from_markup(f"[bold]{untrusted.unmarked(text)}[/bold] end")
-    assert parsed.plain == f"{untrusted.printable(text)} end"
-    assert [(span.start, span.style) for span in parsed.spans] == [(0, "bold")] * bool(untrusted.printable(text))
-
-
-@given(st.lists(TEXT, min_size=1, max_size=3))
-def test_a_console_prints_unmarked_text_as_it_is(texts):
-    console = Console(width=2000, file=io.StringIO(), record=True, emoji=False, highlight=False)
-    for text in texts:
-        console.print(untrusted.unmarked(text), soft_wrap=True)
-    assert console.export_text() == "".join(untrusted.printable(text) + "\n" for text in texts)
 
 
 BAD_NAMES = ["../x", "/abs", "a/b", "..", ".", "", "a\\b", "a\x00b", "\x1b[2J", "n" * 256, "é" * 128, None, 3, ["x"]]

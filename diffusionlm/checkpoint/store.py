@@ -27,6 +27,7 @@ from diffusionlm.checkpoint.failures import reading, writing
 from diffusionlm.checkpoint.quiet import quieten
 from diffusionlm.checkpoint.sidecar import Sidecar
 from diffusionlm.errors import UserError
+from diffusionlm.storage import run_path
 from diffusionlm.tree_types import Params, PyTree, Shardings
 
 _SIDECAR = "sidecar/data.json"
@@ -274,7 +275,7 @@ def save_params(directory: epath.PathLike, params: Params, sidecar: Sidecar, *, 
 
 def absolute(path: epath.PathLike) -> epath.Path:
     """Return a path that means the same wherever it is read."""
-    path = epath.Path(path)
+    path = run_path(path)
     return path if path.is_absolute() else path.resolve()  # resolve() would break the URL of a bucket
 
 

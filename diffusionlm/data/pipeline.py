@@ -19,6 +19,7 @@ from diffusionlm.data import dialogues, tokenizers
 from diffusionlm.data import metadata as metadata_lib
 from diffusionlm.data.metadata import Metadata
 from diffusionlm.errors import UserError
+from diffusionlm.storage import run_path
 
 PREFETCH = grain.ReadOptions(num_threads=4, prefetch_buffer_size=8)  # batches read ahead, and by how many threads
 
@@ -70,7 +71,7 @@ def open_dataset(path: str | os.PathLike) -> Dataset:
     Raises:
       UserError: it is not one, or not a whole one.
     """
-    path = epath.Path(path)
+    path = run_path(path)
     return Dataset(path, metadata_lib.read(path))
 
 

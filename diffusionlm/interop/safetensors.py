@@ -14,8 +14,8 @@ from typing import NamedTuple
 import ml_dtypes
 import numpy as np
 
-from diffusionlm.errors import UserError
-from diffusionlm.untrusted import plain_name
+from diffusionlm.errors import UserError, naming
+from diffusionlm.untrusted import plain_name, read_text
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 DTYPES = {"F32": np.dtype(np.float32), "F16": np.dtype(np.float16), "BF16": np.dtype(ml_dtypes.bfloat16)}
@@ -40,7 +40,7 @@ class Tensor(NamedTuple):
           UserError: the file is cut short.
         """
         out = np.empty(self.shape, self.dtype)
-        with self.file.open("rb") as file:
+        with naming(self.file), self.file.open("rb") as file:
             file.seek(self.offset)
             if file.readinto(out.reshape(-1).view(np.uint8).data) != out.nbytes:
                 raise UserError(f"{self.file} ends within a tensor; download it again")
@@ -83,13 +83,13 @@ def find(source: Path) -> dict[str, Tensor]:
 
 def _read_index(index: Path) -> dict[Path, set[str]]:
     try:
-        weight_map = json.loads(index.read_text())["weight_map"]
+        weight_map = json.loads(read_text(index))["weight_map"]
         files: dict[Path, set[str]] = {}
         for name, file in weight_map.items():
             files.setdefault(index.parent / plain_name(file, str(index)), set()).add(name)
     except UserError:
         raise
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"cannot read {index}, it is damaged: {error!r}; download it again") from error
     if missing := sorted(file.name for file in files if not file.is_file()):
         raise UserError(
@@ -109,7 +109,7 @@ def _read_header(path: Path) -> dict[str, Tensor]:
     if path.suffix in PICKLES:
         raise UserError(_pickle_message(path))
     size = path.stat().st_size
-    with path.open("rb") as file:
+    with naming(path), path.open("rb") as file:
         start = file.read(8)
         length = struct.unpack("<Q", start)[0] if len(start) == 8 else size
         if length > min(_MAX_HEADER, size - 8):
@@ -195,7 +195,7 @@ def _write_file(path: Path, specs: Mapping[str, Spec], names: Sequence[str], mak
         offset = end
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)  # aligns the tensors
-    with path.open("wb") as file:
+    with naming(path), path.open("xb") as file:
         file.write(struct.pack("<Q", len(text)) + text)
         for name in names:
             tensor = np.ascontiguousarray(make(name))

@@ -13,7 +13,7 @@ from diffusionlm.errors import UserError
 from diffusionlm.pretrained import terminal
 from diffusionlm.pretrained.completion import Completion
 from diffusionlm.sampling.state import Trace
-from diffusionlm.storage import write_atomically
+from diffusionlm.storage import disk_path, write_atomically
 
 
 def save_page(completions: Sequence[Completion], tokenizer: Tokenizer, path: str | os.PathLike) -> None:
@@ -42,7 +42,7 @@ def save_page(completions: Sequence[Completion], tokenizer: Tokenizer, path: str
 
 def check_page_path(path: str | os.PathLike) -> None:
     """Raise `UserError` if `save_page` could not write there; to be called before the work of generating."""
-    directory = os.path.dirname(os.path.realpath(path))
+    directory = os.path.dirname(os.path.realpath(disk_path(path)))
     if not os.path.basename(path) or (os.path.exists(path) and not os.path.isfile(path)):
         raise UserError(f"html={str(path)!r} is not a file; name one, such as trace.html")
     if not os.path.isdir(directory):

@@ -9,7 +9,7 @@ from etils import epath
 
 from diffusionlm.data.tokenizers.definition import added_token, all_pieces, make_special
 from diffusionlm.errors import UserError, suggest
-from diffusionlm.untrusted import printable
+from diffusionlm.untrusted import printable, read_bytes
 
 DEFINITION_FILE = "tokenizer.json"
 VOCAB_FILE, MERGES_FILE, ADDED_FILE = "vocab.json", "merges.txt", "added_tokens.json"
@@ -71,9 +71,9 @@ def read_files(directory: epath.Path, definition: str = DEFINITION_FILE) -> dict
     names = {**names, **{name: name for name in _EXTRA_FILES}}
     try:
         paths = {name: directory / stored_name for name, stored_name in names.items()}
-        return {name: path.read_bytes() for name, path in paths.items() if path.exists()}
+        return {name: read_bytes(path) for name, path in paths.items() if path.exists()}
     except OSError as error:
-        raise UserError(f"cannot read the tokenizer in {str(directory)!r}: {error.strerror}") from error
+        raise UserError(f"cannot read the tokenizer in {str(directory)!r}: {error.strerror or error}") from error
 
 
 def require_known(files: Mapping[str, Any], family: Any) -> None:
@@ -90,12 +90,12 @@ def require_known(files: Mapping[str, Any], family: Any) -> None:
             )
     if family not in ("", *FAMILIES):
         raise UserError(
-            f"the stored tokenizer has family={printable(repr(family))}{suggest(str(family), FAMILIES)}; restore the "
-            "original file"
+            f"the stored tokenizer is damaged, it has family={printable(repr(family))}{suggest(str(family), FAMILIES)}; "
+            "restore the original file"
         )
     for name in (VOCAB_FILE, MERGES_FILE) if family else (DEFINITION_FILE,):
         if name not in files:
-            raise UserError(f"the stored tokenizer lacks {name}; restore the original file")
+            raise UserError(f"the stored tokenizer is damaged, it lacks {name}; restore the original file")
 
 
 def parse_json(content: bytes, name: str) -> dict[str, Any]:
