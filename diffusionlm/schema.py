@@ -40,7 +40,7 @@ def decode(data: bytes | str, type_: type[T], source: Any) -> T:
     """
     try:
         value = msgspec.json.decode(data, type=type_)
-        json.loads(data, object_pairs_hook=_unique)  # msgspec takes the last of two fields of one name
+        json.loads(data, object_pairs_hook=_unique, parse_int=_integer)  # of what msgspec takes, refuse some more
     except (ValueError, RecursionError) as error:  # msgspec's errors and broken UTF-8 are ValueErrors
         raise _refusal(source, error, type_, _parsed(data)) from error
     return value
@@ -64,8 +64,13 @@ def read_json(path: epath.PathLike, type_: type[T], limit: int = untrusted.MAX_J
     return decode(untrusted.read_bytes(path, limit), type_, path)
 
 
+def _integer(text: str) -> None:
+    if text == "-0":
+        raise ValueError("-0 is no integer")
+
+
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    values = dict(pairs)
+    values = dict(pairs)  # msgspec takes the last of two fields of one name
     if len(values) < len(pairs):
         names = [name for name, _ in pairs]
         twice = next(name for name in names if names.count(name) > 1)

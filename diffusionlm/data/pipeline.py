@@ -48,8 +48,8 @@ class Dataset:
         for name, split in metadata.splits.items():
             if split.raw_bytes != split.token_bytes and getattr(tokenizer, "lossless", tokenizer.kind == "byte"):
                 raise UserError(
-                    f"dataset {str(self.path)!r} has raw_bytes={split.raw_bytes} and token_bytes={split.token_bytes} in "
-                    f"split {name!r}, which are equal for this tokenizer; prepare it again"
+                    f"dataset {str(self.path)!r} has raw_bytes={split.raw_bytes} and token_bytes={split.token_bytes} "
+                    f"in split {name!r}, which are equal for this tokenizer; prepare it again"
                 )
         return tokenizer
 

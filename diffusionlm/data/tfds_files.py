@@ -66,9 +66,7 @@ def digests(directory: epath.Path) -> dict[str, str]:
     return {name: hashlib.sha256(_read(directory, name)).hexdigest() for name in (FEATURES, INFO)}
 
 
-def check(
-    directory: epath.Path, vocab_size: int, length: int, splits: Mapping[str, tuple[int, Sequence[str]]]
-) -> None:
+def check(directory: epath.Path, vocab_size: int, length: int, splits: Mapping[str, tuple[int, Sequence[str]]]) -> None:
     """Refuse a dataset that TFDS would read in another way than meta.json describes it.
 
     Args:
@@ -105,6 +103,4 @@ def _read(directory: epath.Path, name: str) -> bytes:
     try:
         return untrusted.read_bytes(directory / name, _LIMIT)
     except FileNotFoundError as error:
-        raise UserError(
-            f"dataset {str(directory)!r} is damaged: it lacks {name}; copy or prepare it again"
-        ) from error
+        raise UserError(f"dataset {str(directory)!r} is damaged: it lacks {name}; copy or prepare it again") from error
