@@ -1,5 +1,6 @@
 """Requests: the same one reuses a dataset, another is refused, and so are unusable settings."""
 
+import dataclasses
 import gzip
 import json
 import os
@@ -13,6 +14,7 @@ from support.dialogues import prepare_dialogues, write_dialogues
 from diffusionlm.data import encode, identity
 from diffusionlm.data import prepare as prepare_lib
 from diffusionlm.data.pipeline import open_dataset
+from diffusionlm.data.request import changed_source
 from diffusionlm.errors import UserError
 
 
@@ -179,3 +181,14 @@ def test_a_file_that_changes_while_it_is_read_is_refused(jsonl, tmp_path, monkey
     with pytest.raises(UserError, match="changed while it was read"):
         prepare(jsonl, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_change_of_the_source_of_a_dataset_is_named(jsonl, tmp_path):
+    metadata = prepare(jsonl, tmp_path / "out")
+    assert changed_source(metadata, jsonl) is None
+    before = dataclasses.replace(metadata, request={"sources": {"train": [["corpus.jsonl", 3]]}})
+    assert changed_source(before, jsonl) is None
+    write_jsonl(Path(jsonl), ["word"])
+    assert re.fullmatch(r"corpus.jsonl of .*, not of corpus.jsonl of 26 bytes, .*", changed_source(metadata, jsonl))
+    Path(jsonl).unlink()
+    assert changed_source(metadata, jsonl) is None
