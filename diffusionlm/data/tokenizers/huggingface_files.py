@@ -90,8 +90,8 @@ def require_known(files: Mapping[str, Any], family: Any) -> None:
             )
     if family not in ("", *FAMILIES):
         raise UserError(
-            f"the stored tokenizer is damaged, it has family={printable(repr(family))}{suggest(str(family), FAMILIES)}; "
-            "restore the original file"
+            f"the stored tokenizer is damaged, it has family={printable(repr(family))}"
+            f"{suggest(str(family), FAMILIES)}; restore the original file"
         )
     for name in (VOCAB_FILE, MERGES_FILE) if family else (DEFINITION_FILE,):
         if name not in files:
