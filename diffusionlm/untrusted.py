@@ -4,13 +4,15 @@ import os
 import re
 import stat
 from pathlib import PurePosixPath
-from typing import Any
+from typing import IO, Any
 
 from etils import epath
 
-from diffusionlm.errors import UserError
+from diffusionlm.errors import UserError, naming
 
 MAX_JSON_BYTES = 256 << 20  # the largest vocabulary of a released model takes 20 MB
+
+_LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 
 # Control characters (escape sequences begin with one), marks that change the direction of text, and lone surrogates.
 _UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -24,14 +26,6 @@ def printable(text: Any, keep: str = "") -> str:
       keep: control characters that stay, such as "\n".
     """
     return _UNPRINTABLE.sub(lambda match: match[0] if match[0] in keep else _escape(match[0]), str(text))
-
-
-def unmarked(text: Any, keep: str = "") -> str:
-    """Return `printable` text for a string that rich parses: square brackets are text, not markup."""
-    # rich.markup.escape leaves a backslash at the end, which would escape the bracket of a tag that follows.
-    escaped = re.sub(r"(\\*)(\[[a-zA-Z/@#])", r"\1\1\\\2", printable(text, keep))
-    trailing = len(escaped) - len(escaped.rstrip("\\"))
-    return escaped + "\\" * (trailing % 2)
 
 
 def plain_name(name: Any, source: str) -> str:
@@ -83,7 +77,8 @@ def read_bytes(path: epath.PathLike, limit: int = MAX_JSON_BYTES) -> bytes:
     size = path.stat().length
     if size > limit:
         raise UserError(f"{printable(path)} has {size:,} bytes; at most {limit:,} are read from a file of this kind")
-    with path.open("rb") as file:
+    with naming(path), path.open("rb") as file:
+        require_content(file, path)
         data = file.read(limit + 1)
     if len(data) > limit:
         raise UserError(f"{printable(path)} has more than {limit:,} bytes, the most read from a file of this kind")
@@ -96,12 +91,33 @@ def read_text(path: epath.PathLike, limit: int = MAX_JSON_BYTES) -> str:
     Raises:
       UserError: it is not UTF-8, or `read_bytes` refuses it.
     """
+    return decoded(read_bytes(path, limit), path)
+
+
+def decoded(data: bytes, source: Any) -> str:
+    """Return UTF-8 as text.
+
+    Raises:
+      UserError: it is not UTF-8; the message begins with `source`.
+    """
     try:
-        return read_bytes(path, limit).decode()
+        return data.decode()
     except UnicodeDecodeError as error:
         raise UserError(
-            f"{printable(path)} is not UTF-8 text: byte {error.start} is {error.object[error.start]:#04x}"
+            f"{printable(source)} is not UTF-8 text: byte {error.start} is {error.object[error.start]:#04x}"
         ) from error
+
+
+def require_content(file: IO[bytes], path: epath.PathLike) -> None:
+    """Refuse the pointer that Git LFS leaves in the place of a file that was not fetched; `file` is at its start.
+
+    Raises:
+      UserError: it is such a pointer.
+    """
+    head = file.read(len(_LFS_POINTER))
+    file.seek(0)
+    if head == _LFS_POINTER:
+        raise UserError(f"{printable(path)} is a Git LFS pointer, not the file; fetch it with `git lfs pull`")
 
 
 def require_regular(path: epath.PathLike) -> None:

@@ -7,87 +7,53 @@ gets one example of it at a time (`select_turn`), in which segment 1 is the whol
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Collection, Iterable, Sequence
 
 import numpy as np
 
 from diffusionlm.config import ANSWER, PROMPT
-from diffusionlm.data.chat_templates import ROLES, Message, Template
-from diffusionlm.data.sources import Item, checked_text, record_of
+from diffusionlm.data.chat_templates import Message, Template
+from diffusionlm.data.items import Item, record_of
+from diffusionlm.data.records import Record, read_record
 from diffusionlm.data.words import Codec, Counts, EncodedDocument, mark_starts, split_words
 
-# Fields of a record with one question; an "instruction" may have an "input".
-PAIRS = (
-    ("prompt", "response"),
-    ("prompt", "completion"),
-    ("instruction", "output"),
-    ("instruction", "response"),
-    ("question", "answer"),
-)
-# Fields of a record with a dialogue, and the fields of its messages: role, content.
-DIALOGUES = {"messages": ("role", "content"), "conversations": ("from", "value")}
-SPEAKERS = {role: role for role in ROLES} | {"human": "user", "gpt": "assistant", "chatgpt": "assistant"}
 
+def read(item: Item, ignored: Collection[str] = ()) -> Record:
+    """Return the dialogue of an item, up to its last answer that is not blank, and the names of its unread fields.
 
-def messages_of(item: Item) -> list[Message]:
-    """Return the dialogue of a record, up to its last answer that is not blank; [] if it has no answer.
+    Without an answer there are no messages.
+
+    Args:
+      item: a JSON object.
+      ignored: fields that are taken for absent.
 
     Raises:
       ValueError: it is malformed, or of no known shape; the message is the reason.
     """
     if not item.is_json:
         raise ValueError("plain text; format=sft reads JSON objects")
-    if (record := record_of(item)) is None:
-        return []
-    messages = _messages(record)
+    if (fields := record_of(item)) is None:
+        return Record([], [])
+    messages, unread = read_record(fields, ignored)
     blank = (i for i, m in enumerate(messages) if m.role == "assistant" and not m.content.strip())
     messages = messages[: next(blank, len(messages))]
     answers = [i for i, (role, _) in enumerate(messages) if role == "assistant"]
     questions = [i for i, (role, _) in enumerate(messages) if role == "user"]
-    return messages[: answers[-1] + 1] if answers and questions and questions[0] < answers[-1] else []
+    answered = answers and questions and questions[0] < answers[-1]
+    return Record(messages[: answers[-1] + 1] if answered else [], unread)
 
 
-def _messages(record: dict[str, Any]) -> list[Message]:
-    for field, keys in DIALOGUES.items():
-        if field in record:
-            turns = record[field]
-            if not isinstance(turns, list):
-                raise ValueError(f"field {field!r} is {type(turns).__name__}, not a list of messages")
-            return [_message(f"{field}[{i}]", turn, *keys) for i, turn in enumerate(turns)]
-    for question, answer in PAIRS:
-        if question in record and answer in record:
-            prompt = checked_text(f"field {question!r}", record[question])
-            if question == "instruction" and (extra := record.get("input")):
-                prompt += "\n\n" + checked_text("field 'input'", extra)
-            response = checked_text(f"field {answer!r}", record[answer])
-            return [Message("user", prompt), Message("assistant", response)]
-    known = ", ".join(["+".join(pair) for pair in PAIRS] + list(DIALOGUES))
-    raise ValueError(f"fields {', '.join(map(repr, record)) or 'none'} are of no known shape; known: {known}")
-
-
-def _message(location: str, turn: Any, role_key: str, content_key: str) -> Message:
-    if not isinstance(turn, dict) or not {role_key, content_key} <= set(turn):
-        raise ValueError(f"{location} is not an object with the fields {role_key!r} and {content_key!r}")
-    if not isinstance(speaker := turn[role_key], str) or speaker not in SPEAKERS:
-        raise ValueError(f"{location} is by {speaker!r}; known: {', '.join(SPEAKERS)}")
-    return Message(SPEAKERS[speaker], checked_text(f"{location}[{content_key!r}]", turn[content_key]))
-
-
-def encode(item: Item, codec: Codec, template: Template, length: int) -> EncodedDocument | None:
+def encode(messages: Sequence[Message], codec: Codec, template: Template, length: int) -> EncodedDocument:
     """Encode a dialogue up to the last answer that ends, with its EOS, within `length` tokens.
 
     Answers that end beyond `length` are left out; that may be all of them.
 
     Returns:
-      The dialogue, in whose words the first token of each part is marked; None if it has no answer.
+      The dialogue, in whose words the first token of each part is marked.
 
     Raises:
-      ValueError: as `messages_of` and `Template.parts` do.
+      ValueError: as `Template.parts` does.
     """
-    messages = messages_of(item)
-    if not messages:
-        return None
     parts = template.parts(messages, codec.tokenizer)
     sizes = np.array([len(part.ids) for part in parts])
     if not sizes.all():

@@ -4,7 +4,8 @@ import contextlib
 import functools
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -13,7 +14,8 @@ import numpy as np
 
 from diffusionlm.data import dialogues, tokenizers
 from diffusionlm.data.chat_templates import Template
-from diffusionlm.data.sources import Item, Source, text_of
+from diffusionlm.data.items import Item, read_text
+from diffusionlm.data.sources import Source
 from diffusionlm.data.stream import BuildContext, TokenStream
 from diffusionlm.data.tokenizers import Tokenizer
 from diffusionlm.data.words import Codec, Counts, EncodedDocument, mark_starts
@@ -31,6 +33,7 @@ class EncodeRules(NamedTuple):
     sequence_length: int
     template: Template | None = None  # of dialogues; None: the items are texts
     bos: bool = False  # of texts: BOS precedes each
+    ignore_fields: tuple[str, ...] = ()  # of JSON objects: names of fields that are left out on purpose
 
 
 @dataclass(frozen=True)
@@ -58,14 +61,16 @@ class Encoded(NamedTuple):
     malformed: list[str]  # "location: reason"
     empty: int
     progress: int  # bytes of the source
+    unread: Counter[str]  # field of JSON objects -> objects in which it holds something that no document has
 
 
 class EncodedSplits(NamedTuple):
-    """The token stream of every split, and how many documents are in none."""
+    """The token stream of every split, and how many documents and which fields are in none."""
 
     streams: dict[str, TokenStream]
     malformed: int
     empty: int
+    unread: Counter[str]  # field of JSON objects -> objects in which it holds something that no document has
 
 
 def encode_splits(
@@ -92,7 +97,7 @@ def encode_splits(
     )
     names = [*sources, *(["validation"] if rules.held_out else [])]
     bar = context.bars.add_task("encoding", total=sum(source.total for source in sources.values()))
-    malformed = empty = 0
+    malformed, empty, unread = 0, 0, Counter[str]()
     with contextlib.ExitStack() as files:
         streams = {split: TokenStream(context.directory / f"{split}.tokens") for split in names}
         for stream in streams.values():
@@ -104,9 +109,10 @@ def encode_splits(
                 streams[split].append(*part)
             malformed += len(encoded.malformed)
             empty += encoded.empty
+            unread += encoded.unread
             context.bars.advance(bar, encoded.progress)
     tokenizer_file.unlink()
-    return EncodedSplits(streams, malformed, empty)
+    return EncodedSplits(streams, malformed, empty, unread)
 
 
 def _malformed(reason: str) -> UserError:
@@ -130,16 +136,14 @@ def encode(job: EncodeJob) -> Encoded:
     rules = job.rules
     codec = _read_codec(job.tokenizer_file)
     splits: dict[str, list[EncodedDocument]] = {}
-    malformed, empty = [], 0
+    malformed, empty, unread = [], 0, Counter[str]()
     for item in job.items:
         try:
-            if rules.template:
-                document = dialogues.encode(item, codec, rules.template, rules.sequence_length)
-            else:
-                document = _encode_text(item, codec, rules)
+            document, fields = _encode_item(item, codec, rules)
         except ValueError as error:
             malformed.append(f"{item.location}: {error}")
             continue
+        unread.update(fields)
         if document is None:
             empty += 1
             continue
@@ -153,17 +157,29 @@ def encode(job: EncodeJob) -> Encoded:
             np.array(lengths, np.int64),
             Counts.sum(document.counts for document in documents),
         )
-    return Encoded(parts, malformed, empty, sum(item.progress for item in job.items))
+    return Encoded(parts, malformed, empty, sum(item.progress for item in job.items), unread)
 
 
-def _encode_text(item: Item, codec: Codec, rules: EncodeRules) -> EncodedDocument | None:
-    """Return a text with its EOS, and with BOS if the rules ask for it; None for an empty text."""
-    text = text_of(item, rules.text_field)
-    if not text:
-        return None
+def _encode_item(item: Item, codec: Codec, rules: EncodeRules) -> tuple[EncodedDocument | None, Iterable[str]]:
+    """Return a text or dialogue, None if it is empty, and the names of the fields that are not in it.
+
+    Raises:
+      ValueError: the item is malformed; the message is the reason.
+    """
+    if rules.template:
+        messages, unread = dialogues.read(item, rules.ignore_fields)
+        if not messages:
+            return None, unread
+        return dialogues.encode(messages, codec, rules.template, rules.sequence_length), unread
+    text, names = read_text(item, rules.text_field)
+    return _encode_text(text, codec, rules.bos) if text else None, set(names) - {*rules.ignore_fields}
+
+
+def _encode_text(text: str, codec: Codec, bos: bool) -> EncodedDocument:
+    """Return a text with its EOS, and with BOS if that is asked for."""
     tokenizer = codec.tokenizer
-    bos = [tokenizer.bos_id] if rules.bos else []
-    words = np.array([*bos, *tokenizer.encode(text), tokenizer.eos_id], codec.word)
+    start = [tokenizer.bos_id] if bos else []
+    words = np.array([*start, *tokenizer.encode(text), tokenizer.eos_id], codec.word)
     counts = Counts(1, len(words), len(text.encode()), int(codec.token_bytes[words].sum()))
     mark_starts(words, 0)
     return EncodedDocument(text, words, counts)
@@ -179,13 +195,12 @@ def _read_codec(tokenizer_file: Path) -> Codec:
     return Codec.of(tokenizers.from_dict(json.loads(tokenizer_file.read_text())))
 
 
-def training_texts(source: Source, *, held_out: float, text_field: str, sft: bool, on_error: str) -> Iterator[str]:
+def training_texts(source: Source, rules: EncodeRules, *, sft: bool, on_error: str) -> Iterator[str]:
     """Yield the first documents of a source that will be in the training split, to train a tokenizer on.
 
     Args:
       source: of "train".
-      held_out: fraction that goes to validation.
-      text_field: of texts.
+      rules: how documents are encoded, with any template.
       sft: whether documents are dialogues, of which the messages are yielded.
       on_error: "stop" or "skip", for malformed documents.
 
@@ -196,15 +211,15 @@ def training_texts(source: Source, *, held_out: float, text_field: str, sft: boo
     for item in source:
         try:
             if sft:
-                messages = dialogues.messages_of(item)
+                messages, _ = dialogues.read(item, rules.ignore_fields)
                 key, text = json.dumps(messages), "\n".join(message.content for message in messages)
             else:
-                key = text = text_of(item, text_field)
+                key = text = read_text(item, rules.text_field)[0]
         except ValueError as error:
             if on_error == "stop":
                 raise _malformed(f"{item.location}: {error}") from None
             continue
-        if not is_held_out(key, held_out):
+        if not is_held_out(key, rules.held_out):
             yield text
             size += len(item.payload)
             if size >= TRAINING_BYTES:

@@ -10,14 +10,15 @@ With format "sft" documents are dialogues, and each is a record of its own (see 
 """
 
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Literal
 
-from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
+from diffusionlm.console import Console
 from diffusionlm.data import chat_templates, tokenizers
 from diffusionlm.data.encode import EncodeRules, encode_splits, training_texts
 from diffusionlm.data.metadata import Metadata
@@ -27,6 +28,9 @@ from diffusionlm.data.stream import BuildContext, RecordFormat, TokenStream, wri
 from diffusionlm.data.tokenizers import Tokenizer
 from diffusionlm.errors import UserError
 from diffusionlm.storage import whole_directory
+from diffusionlm.untrusted import printable
+
+MOST_NAMED = 10  # fields, in messages
 
 
 def prepare(
@@ -42,6 +46,7 @@ def prepare(
     format: Literal["text", "sft"] = "text",
     template: str = "auto",
     bos: bool | None = None,
+    ignore_fields: Sequence[str] = (),
     workers: int = 1,
     on_error: Literal["stop", "skip"] = "stop",
     progress: bool = True,
@@ -66,6 +71,8 @@ def prepare(
       template: of "sft", how prompts are written: "llada", "plain", "none" (unchanged), or "auto", which is llada if
         the tokenizer has its pieces and else plain.
       bos: of "text", whether BOS precedes each document; None: as in the training of the checkpoint, if any.
+      ignore_fields: fields of JSON objects that are left out on purpose, such as "category" and "messages.name". Others
+        that nothing is made of are named with a count, and refused in "sft".
       workers: processes; a script that asks for several needs the `if __name__ == "__main__"` guard.
       on_error: what to do about a malformed line or file, one without valid UTF-8 text: "stop", or "skip" and count.
       progress: show progress and a summary on stderr.
@@ -85,6 +92,7 @@ def prepare(
         format=format,
         template=template,
         bos=bool(bos),
+        ignore_fields=ignore_fields,
         on_error=on_error,
         workers=workers,
     )
@@ -94,7 +102,7 @@ def prepare(
 def _prepare(request: Request, workers: int, console: Console) -> Metadata:
     output = request.output
     if (existing := request.find_existing()) is not None:
-        console.print(f"{output} already holds this dataset; reusing it", markup=False)
+        console.print(f"{output} already holds this dataset; reusing it")
         return existing
     try:
         with whole_directory(output) as directory, _progress(console) as bars, ordered_map(workers) as map_jobs:
@@ -111,11 +119,14 @@ def _prepare(request: Request, workers: int, console: Console) -> Metadata:
 
 def _build(context: BuildContext, request: Request) -> Metadata:
     """Fill the directory with the records, what TFDS needs to read them and, at last, `meta.json`."""
-    tokenizer = request.tokenizer or _train_tokenizer(context.bars, request)
+    identity = request.identity()  # of the sources before they are read, which are looked at again afterwards
+    rules = request.encode_rules()
+    tokenizer = request.tokenizer or _train_tokenizer(context.bars, request, rules)
     template = chat_templates.choose(request.template, tokenizer) if request.format == "sft" else None
     packing = "examples" if template else "chunk"
-    rules = EncodeRules(request.held_out, request.text_field, request.sequence_length, template, request.bos)
+    rules = rules._replace(template=template)
     encoded = encode_splits(context, request.sources, rules, tokenizer, on_error=request.on_error)
+    _report_unread(context.bars.console, request, encoded.unread)
     if template:
         _require_answers(request, encoded.streams)
     record_format = RecordFormat(request.sequence_length, tokenizer.vocab_size, tokenizers.require_eos(tokenizer))
@@ -124,7 +135,7 @@ def _build(context: BuildContext, request: Request) -> Metadata:
         vocab_size=tokenizer.vocab_size,
         sequence_length=request.sequence_length,
         splits=write_records(context, record_format, encoded.streams, packing=packing),
-        request=request.identity(),
+        request=identity,
         malformed=encoded.malformed,
         empty=encoded.empty,
         packing=packing,
@@ -136,18 +147,30 @@ def _build(context: BuildContext, request: Request) -> Metadata:
     return metadata
 
 
-def _train_tokenizer(bars: Progress, request: Request) -> Tokenizer:
+def _train_tokenizer(bars: Progress, request: Request, rules: EncodeRules) -> Tokenizer:
     bar = bars.add_task("training the tokenizer", total=None)
-    texts = training_texts(
-        request.sources["train"],
-        held_out=request.held_out,
-        text_field=request.text_field,
-        sft=request.format == "sft",
-        on_error=request.on_error,
-    )
+    texts = training_texts(request.sources["train"], rules, sft=request.format == "sft", on_error=request.on_error)
     tokenizer = tokenizers.train_sentencepiece(texts, request.vocab_size)
     bars.remove_task(bar)
     return tokenizer
+
+
+def _report_unread(console: Console, request: Request, unread: Counter[str]) -> None:
+    """Name the fields that no document is made of; raise `UserError` if they belong to dialogues."""
+    if not unread:
+        return
+    named = [f"{printable(repr(name))} ({count:,} records)" for name, count in unread.most_common(MOST_NAMED)]
+    if len(unread) > MOST_NAMED:
+        named.append(f"{len(unread) - MOST_NAMED:,} more")
+    if request.format == "sft":
+        fix = " ".join(printable(name) for name, _ in unread.most_common(MOST_NAMED))
+        raise UserError(
+            f"no message is made of the fields {', '.join(named)}; to leave them out, --ignore_fields {fix}"
+        )
+    console.print(
+        f"the text is in {request.text_field!r}; not read: {', '.join(named)}",
+        markup=False,
+    )
 
 
 def _require_answers(request: Request, streams: Mapping[str, TokenStream]) -> None:
@@ -173,7 +196,7 @@ def _require_answers(request: Request, streams: Mapping[str, TokenStream]) -> No
 
 def _progress(console: Console) -> Progress:
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         DownloadColumn(),
         TransferSpeedColumn(),
@@ -197,4 +220,4 @@ def _summarise(console: Console, output: Path, metadata: Metadata) -> None:
     if metadata.malformed:
         lines.append(f"{metadata.malformed:,} malformed lines or files were skipped")
     for line in lines:
-        console.print(line, markup=False)
+        console.print(line)

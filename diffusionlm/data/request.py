@@ -12,10 +12,13 @@ from etils import epath
 
 from diffusionlm.data import metadata as metadata_lib
 from diffusionlm.data import tokenizers
+from diffusionlm.data.encode import EncodeRules
+from diffusionlm.data.identity import content_of, known_digests, names_and_sizes, summary
 from diffusionlm.data.metadata import Metadata
 from diffusionlm.data.sources import Source, resolve_splits
 from diffusionlm.data.tokenizers import SentencePieceTokenizer, Tokenizer
 from diffusionlm.errors import UserError
+from diffusionlm.storage import disk_path
 
 
 @dataclass(frozen=True)
@@ -33,12 +36,23 @@ class Request:
     template: str  # of "sft"
     bos: bool  # of "text"
     on_error: Literal["stop", "skip"]
+    ignore_fields: tuple[str, ...] = ()  # sorted
 
-    def identity(self) -> dict[str, Any]:
-        """Return what decides the records, in JSON types; equal for equal requests."""
+    def encode_rules(self) -> EncodeRules:
+        """Return the rules by which documents are encoded, without the template."""
+        return EncodeRules(
+            self.held_out,
+            self.text_field,
+            self.sequence_length,
+            bos=self.bos,
+            ignore_fields=self.ignore_fields,
+        )
+
+    def identity(self, known: Mapping[str, str] | None = None) -> dict[str, Any]:
+        """Return what decides the records, in JSON types; see `data.identity` for files and `known`."""
         tokenizer = self.tokenizer
         identity = {
-            "sources": {split: source.describe() for split, source in self.sources.items()},
+            "sources": {split: source.describe(known) for split, source in self.sources.items()},
             "held_out": self.held_out,
             "tokenizer": {tokenizer.kind: tokenizer.sha256} if tokenizer else {"sentencepiece": self.vocab_size},
             "sequence_length": self.sequence_length,
@@ -48,6 +62,7 @@ class Request:
         if self.format == "sft":
             identity |= {"format": self.format, "template": self.template}
             del identity["text_field"]
+            identity |= {"ignore_fields": list(self.ignore_fields)} if self.ignore_fields else {}
         if self.bos:
             identity["bos"] = True
         return identity
@@ -67,13 +82,45 @@ class Request:
             raise UserError(
                 f"output {str(output)!r} exists and cannot be reused ({error}); name another output"
             ) from error
-        asked, stored = json.loads(json.dumps(self.identity())), metadata.request
-        if differ := [name for name in asked | stored if asked.get(name) != stored.get(name)]:
-            shown = ", ".join(
-                f"{name}={reprlib.repr(stored.get(name))}, not {reprlib.repr(asked.get(name))}" for name in differ
-            )
+        stored = metadata.request
+        asked = json.loads(json.dumps(self.identity(known_digests(stored.get("sources")))))
+        sources = asked.pop("sources"), stored.get("sources")
+        differing = [
+            f"{name}={reprlib.repr(stored.get(name))}, not {reprlib.repr(asked.get(name))}"
+            for name in (asked | stored)
+            if name != "sources" and asked.get(name) != stored.get(name)
+        ]
+        unknown = names_and_sizes(sources[0]) == sources[1] != sources[0]
+        if not unknown and content_of(sources[0]) != content_of(sources[1]):
+            differing.append(f"sources: made of {summary(sources[1])}, not of {summary(sources[0])}")
+        if differing:
+            shown = ", ".join(differing)
             raise UserError(f"output {str(output)!r} holds another dataset ({shown}); name another, or remove it")
+        if unknown:
+            raise UserError(
+                f"output {str(output)!r} was made of files of these names and sizes, by a version that did not compare "
+                "their content, so that it may hold another text; use it as it is (--data.path), or remove it"
+            )
         return metadata
+
+
+def changed_source(metadata: Metadata, source: str | Sequence[str]) -> str | None:
+    """Return in words how the files of a source differ from those that a dataset was made of with default settings.
+
+    Returns:
+      The difference; None if there is none, if the files are gone, or if their content was not recorded.
+    """
+    stored = metadata.request.get("sources")
+    if content_of(stored) == stored:  # no file of it has a hash
+        return None
+    try:
+        sources, _ = resolve_splits(source, None, None, text_field=None if metadata.template else "text")
+    except UserError:
+        return None
+    present = json.loads(
+        json.dumps({split: source.describe(known_digests(stored)) for split, source in sources.items()})
+    )
+    return None if content_of(present) == content_of(stored) else f"{summary(stored)}, not of {summary(present)}"
 
 
 def check_request(
@@ -89,6 +136,7 @@ def check_request(
     format: Literal["text", "sft"],
     template: str,
     bos: bool,
+    ignore_fields: Sequence[str],
     on_error: Literal["stop", "skip"],
     workers: int,
 ) -> Request:
@@ -114,7 +162,7 @@ def check_request(
         source, validation, validation_fraction, text_field=None if format == "sft" else text_field
     )
     return Request(
-        output=Path(output),
+        output=disk_path(output),
         sources=sources,
         held_out=held_out,
         sequence_length=sequence_length,
@@ -125,6 +173,7 @@ def check_request(
         template=template,
         bos=bos,
         on_error=on_error,
+        ignore_fields=tuple(sorted(set(ignore_fields))),
     )
 
 

@@ -1,36 +1,20 @@
 """Sources of documents: text, jsonl and json files, TFDS datasets and named corpora, as one stream of raw items.
 
-A source only reads; the workers decode and check (`text_of`).
+A source only reads; the workers decode and check (`items`).
 """
 
 import functools
-import gzip
-import json
 import re
-import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
-
-from etils import epath
+from typing import Any, Protocol
 
 from diffusionlm.data import corpora
+from diffusionlm.data.items import Item
+from diffusionlm.data.text_files import DIALOGUE_KINDS, TEXT_ENDINGS, Files, expand
 from diffusionlm.errors import UserError, suggest
 
-TEXT_ENDINGS = (".txt", ".md", ".txt.gz", ".md.gz")  # one document a file
-JSON_ENDINGS = (".jsonl", ".jsonl.gz")  # one document a line
-LIST_ENDINGS = (".json", ".json.gz")  # a list of documents; a directory of texts does not include them
-_DIALOGUES = ".jsonl and .json"
 TFDS_NAME = re.compile(r"tfds:(?P<name>[^:]+(:[\d*]+\.[\d*]+\.[\d*]+)?)(:(?P<split>.+))?")
 DEFAULT_FRACTION = 0.01  # held out if neither a validation source nor a fraction is given
-
-
-class Item(NamedTuple):
-    """One document, raw."""
-
-    location: str  # for messages: file:line, file, or the example's name
-    payload: bytes
-    is_json: bool  # a JSON object, not the text itself
-    progress: int  # bytes of the source that this item used up
 
 
 class Source(Protocol):
@@ -41,76 +25,32 @@ class Source(Protocol):
         """The sum of the items' progress, for the progress bar; an estimate for TFDS."""
         ...
 
-    def describe(self) -> Any:
-        """Return what identifies the source, in JSON types."""
+    def describe(self, known: Mapping[str, str] | None = None) -> Any:
+        """Return what identifies the content, in JSON types; see `identity.known_digests` for `known`."""
         ...
 
     def __iter__(self) -> Iterator[Item]: ...
 
 
-class Files:
-    """Text files (a document each), jsonl (a document a line) and json (a list of documents), in this order."""
-
-    def __init__(self, paths: Sequence[epath.Path]):
-        self.paths = paths
-        self._sizes = [path.stat().length for path in paths]
-        self.total = sum(self._sizes)
-
-    def describe(self) -> Any:
-        """Return the names and sizes of the files."""
-        return [[path.name, size] for path, size in zip(self.paths, self._sizes, strict=True)]
-
-    def __iter__(self) -> Iterator[Item]:
-        for path in self.paths:
-            location = str(path)
-            try:
-                with path.open("rb") as raw, gzip.open(raw) if path.suffix == ".gz" else raw as stream:
-                    if path.name.endswith(JSON_ENDINGS):
-                        position = 0
-                        for number, line in enumerate(stream, start=1):
-                            location = f"{path}:{number}"
-                            before, position = position, raw.tell()
-                            yield Item(location, line, True, position - before)
-                    elif path.name.endswith(LIST_ENDINGS):
-                        yield from _list_items(location, stream.read())
-                    else:
-                        yield Item(location, stream.read(), False, raw.tell())
-            except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-                raise UserError(
-                    f"{location}: damaged gzip data after this point ({error}); fetch the file again"
-                ) from error
-            except OSError as error:
-                raise UserError(f"cannot read {str(path)!r}: {error.strerror or error}") from error
-
-
-def _list_items(location: str, content: bytes) -> Iterator[Item]:
-    """Yield the members of a JSON list, each as a line of jsonl."""
-    try:
-        members = json.loads(content.decode("utf-8-sig"))
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{location}: invalid JSON: {error}") from error
-    if not isinstance(members, list):
-        raise UserError(
-            f"{location}: a JSON {type(members).__name__}, not a list of objects; name lines of JSON .jsonl"
-        )
-    for i, member in enumerate(members):
-        yield Item(f"{location}[{i}]", json.dumps(member).encode(), True, len(content) // len(members))
-
-
 class Texts:
-    """Documents that a function makes when they are first needed."""
+    """Documents that a function makes when they are first needed.
 
-    def __init__(self, name: Any, make: Callable[[], Sequence[Item]]):
-        self._name, self._make = name, functools.cache(make)
+    Args:
+      describe: returns what identifies them, as `Source.describe` does.
+      make: returns them.
+    """
+
+    def __init__(self, describe: Callable[[Mapping[str, str] | None], Any], make: Callable[[], Sequence[Item]]):
+        self._describe, self._make = describe, functools.cache(make)
 
     @property
     def total(self) -> int:
         """The sum of the items' progress."""
         return sum(item.progress for item in self._make())
 
-    def describe(self) -> Any:
-        """Return the name."""
-        return self._name
+    def describe(self, known: Mapping[str, str] | None = None) -> Any:
+        """Return what identifies the documents."""
+        return self._describe(known)
 
     def __iter__(self) -> Iterator[Item]:
         return iter(self._make())
@@ -141,7 +81,7 @@ class Tfds:
         self._bytes = builder.info.dataset_size // max(1, sum(s.num_examples for s in builder.info.splits.values()))
         self.total = self._bytes * len(self._examples)
 
-    def describe(self) -> Any:
+    def describe(self, known: Mapping[str, str] | None = None) -> Any:
         """Return the dataset, its version and the split."""
         return {"tfds": self._name, "version": self._version, "split": self._split}
 
@@ -169,14 +109,14 @@ def resolve(spec: str | Sequence[str], text_field: str | None) -> Mapping[str, S
       UserError: there is nothing, or nothing of a known kind.
     """
     if text_field is None and isinstance(spec, str) and (TFDS_NAME.fullmatch(spec) or spec in corpora.CORPORA.names()):
-        raise UserError(f"format=sft reads {_DIALOGUES} files, not {spec}; give such files")
+        raise UserError(f"format=sft reads {DIALOGUE_KINDS} files, not {spec}; give such files")
     if text_field is not None and isinstance(spec, str) and (match := TFDS_NAME.fullmatch(spec)):
         return {"train": Tfds(match["name"], match["split"] or "train", text_field)}
     if isinstance(spec, str) and spec in corpora.CORPORA.names():
         load = functools.cache(functools.partial(corpora.get, spec))
         return {split: _corpus_source(spec, split, load) for split in ("train", "validation")}
     specs = [spec] if isinstance(spec, str) else spec
-    return {"train": Files([path for name in specs for path in _expand(str(name), dialogues=text_field is None)])}
+    return {"train": Files([path for name in specs for path in expand(str(name), dialogues=text_field is None)])}
 
 
 def resolve_splits(
@@ -214,89 +154,12 @@ def resolve_splits(
     return sources, float(fraction)
 
 
-def text_of(item: Item, text_field: str) -> str:
-    """Return the text of a document, "" for a blank line of jsonl.
-
-    Raises:
-      ValueError: the item is malformed; the message is the reason.
-    """
-    if not item.is_json:
-        return _decode(item)
-    record = record_of(item)
-    if record is None:
-        return ""
-    if text_field not in record:
-        raise ValueError(f"no field {text_field!r}{suggest(text_field, record)}")
-    return checked_text(f"field {text_field!r}", record[text_field])
-
-
-def record_of(item: Item) -> dict | None:
-    """Return the JSON object of an item, None for a blank line.
-
-    Raises:
-      ValueError: the item is malformed; the message is the reason.
-    """
-    if not (text := _decode(item)).strip():
-        return None
-    try:
-        record = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"invalid JSON: {error}") from error
-    if not isinstance(record, dict):
-        raise ValueError(f"a JSON {type(record).__name__}, not an object")
-    return record
-
-
-def checked_text(name: str, value: Any) -> str:
-    """Return `value` if it is text that UTF-8 can encode.
-
-    Raises:
-      ValueError: it is not; the message says so of `name`.
-    """
-    if not isinstance(value, str):
-        raise ValueError(f"{name} is {type(value).__name__}, not a string")
-    try:
-        value.encode()
-    except UnicodeEncodeError as error:
-        raise ValueError(f"{name} has half a surrogate pair at character {error.start}") from error
-    return value
-
-
-def _decode(item: Item) -> str:
-    try:
-        return item.payload.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"invalid UTF-8 at byte {error.start}") from error
-
-
-def _expand(spec: str, dialogues: bool) -> list[epath.Path]:
-    """Return the files that a path, directory or pattern stands for, sorted."""
-    endings = TEXT_ENDINGS + JSON_ENDINGS + LIST_ENDINGS
-    path = epath.Path(spec)
-    if path.is_dir():
-        included = JSON_ENDINGS + LIST_ENDINGS if dialogues else TEXT_ENDINGS + JSON_ENDINGS
-        files = [file for file in path.iterdir() if file.name.endswith(included)]
-    elif path.exists():
-        files = [path]
-    else:
-        files = [file for file in path.parent.glob(path.name) if file.is_file()]
-    if not files:
-        hint = suggest(spec, corpora.CORPORA.names())
-        raise UserError(f"no such text, jsonl file, directory with them, pattern or corpus: {spec!r}{hint}")
-    for file in files:
-        if dialogues and file.name.endswith(TEXT_ENDINGS):
-            raise UserError(f"format=sft reads {_DIALOGUES} files, not {str(file)!r}; give such files")
-        if not file.name.endswith(endings):
-            raise UserError(f"{str(file)!r} is of an unknown kind; allowed endings: {', '.join(endings)}")
-    return sorted(files)
-
-
 def _corpus_source(name: str, split: str, load: Callable[[], dict[str, list[corpora.Document]]]) -> Texts:
     def items() -> list[Item]:
         texts = [(document.name, document.text.encode()) for document in load()[split]]
         return [Item(f"{name}:{title}", text, False, len(text)) for title, text in texts]
 
-    return Texts({"corpus": name, "split": split}, items)
+    return Texts(lambda known: {"corpus": name, "split": split}, items)
 
 
 def _head_and_tail(source: Files, fraction: float) -> Mapping[str, Source]:
@@ -306,6 +169,9 @@ def _head_and_tail(source: Files, fraction: float) -> Mapping[str, Source]:
     if not cut:
         raise UserError(f"{item.location} has no line break to hold out its end at; name a validation file instead")
     parts = {"train": text[:cut], "validation": text[cut:]}
-    name = {"files": source.describe(), "tail": fraction}
     items = {split: [item._replace(payload=part, progress=len(part))] for split, part in parts.items()}
-    return {split: Texts(name, functools.partial(items.__getitem__, split)) for split in parts}
+
+    def describe(known: Mapping[str, str] | None) -> Any:
+        return {"files": source.describe(known), "tail": fraction}
+
+    return {split: Texts(describe, functools.partial(items.__getitem__, split)) for split in parts}

@@ -7,7 +7,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from diffusionlm.data.sources import Item, Source, checked_text, record_of, text_of
+from diffusionlm.data.items import Item, checked_text, record_of, text_of
+from diffusionlm.data.sources import Source
 from diffusionlm.data.tokenizers import Tokenizer
 from diffusionlm.errors import UserError
 

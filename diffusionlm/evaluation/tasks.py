@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, NamedTuple
 
-from diffusionlm.data import sources
+from diffusionlm.data import items, sources
 from diffusionlm.errors import UserError, suggest
 from diffusionlm.evaluation.stories import SENTENCES, Row, Stories, Story, encode_story
 from diffusionlm.likelihood.config import LikelihoodConfig
@@ -102,7 +102,7 @@ def _read_texts(model: LoadedModel, data: str, field: str, limit: int | None) ->
         if len(texts) == limit:
             break
         try:
-            text = sources.text_of(item, field)
+            text = items.text_of(item, field)
         except ValueError as error:
             raise UserError(f"{item.location}: {error}") from error
         if text and in_vocabulary and mask_id in model.encode(text):

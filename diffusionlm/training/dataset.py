@@ -7,6 +7,7 @@ from diffusionlm.config import Config
 from diffusionlm.data import metadata as metadata_lib
 from diffusionlm.data import tokenizers
 from diffusionlm.data.pipeline import Dataset, open_dataset
+from diffusionlm.data.request import changed_source
 from diffusionlm.errors import UserError
 from diffusionlm.parallel import processes
 from diffusionlm.storage import run_path
@@ -17,7 +18,7 @@ from diffusionlm.training.start import Start
 
 def directory(cfg: Config, workdir: epath.Path) -> epath.Path:
     """Return where the dataset that `cfg.data` names is, or will be."""
-    return epath.Path(cfg.data.path) if cfg.data.path else workdir / "data"
+    return run_path(cfg.data.path) if cfg.data.path else workdir / "data"
 
 
 def open_or_prepare(cfg: Config, workdir: epath.Path, start: Start | None = None) -> Dataset:
@@ -52,7 +53,13 @@ def _prepare(cfg: Config, workdir: epath.Path, start: Start | None) -> None:
         return
     path = directory(cfg, workdir)
     if _begun_with(cfg, workdir) and (path / metadata_lib.FILE).exists():
-        return  # its source, and the checkpoint with its tokenizer, may be gone
+        # The source, and the checkpoint with its tokenizer, may be gone.
+        if change := changed_source(metadata_lib.read(path), cfg.data.source):
+            raise UserError(
+                f"data.source={cfg.data.source} changed after this run began: its data were made of {change}; to go on "
+                f"with them give --data.path {path}, or choose another --workdir"
+            )
+        return
     tokenizer = _tokenizer(cfg, start)
     try:
         prepare(

@@ -53,7 +53,7 @@ from diffusionlm.errors import UserError
     ],
 )
 def test_formats_are_known_by_their_fields(record, messages):
-    assert sft.messages_of(item(record)) == messages
+    assert sft.read(item(record)).messages == messages
 
 
 @pytest.mark.parametrize(
@@ -82,7 +82,7 @@ def test_formats_are_known_by_their_fields(record, messages):
 )
 def test_records_of_no_known_shape_are_refused_in_one_line(record, message, tmp_path):
     with pytest.raises(ValueError, match=re.escape(message)):
-        sft.messages_of(item(record))
+        sft.read(item(record))
     source = write_dialogues(tmp_path / "data.jsonl", [record])
     with pytest.raises(UserError, match=rf"data\.jsonl:1: {re.escape(message)}.*on_error=skip") as error:
         prepare_dialogues(source, tmp_path / "out")
@@ -91,7 +91,7 @@ def test_records_of_no_known_shape_are_refused_in_one_line(record, message, tmp_
 
 def test_sources_and_settings_that_do_not_suit_are_refused(tmp_path):
     (tmp_path / "a.txt").write_text("text")
-    (tmp_path / "a.json").write_text('{"prompt": "2+2?", "response": "4"}')
+    (tmp_path / "a.json").write_text('{"prompt": "2+2?",\n"response": "4"}')
     (tmp_path / "b.json").write_text("[")
     good = write_dialogues(tmp_path / "good.jsonl", [{"prompt": "2+2?", "response": "4"}] * 9)
     empty = write_dialogues(tmp_path / "empty.jsonl", [{"prompt": "2+2?", "response": ""}] * 9)
@@ -104,7 +104,7 @@ def test_sources_and_settings_that_do_not_suit_are_refused(tmp_path):
             "reads .jsonl and .json files, not tfds:no",
         ),
         (good, {"text_field": "prompt"}, "text_field='prompt' is for format=text"),
-        (tmp_path / "a.json", {}, "a JSON dict, not a list of objects; name lines of JSON .jsonl"),
+        (tmp_path / "a.json", {}, "a JSON dict, not a list of objects, nor an object a line"),
         (tmp_path / "b.json", {}, "invalid JSON"),
         ("python_docs", {"validation_fraction": None}, "format=sft reads .jsonl and .json files"),
         (good, {"format": "chat"}, "format='chat' must be 'text' or 'sft'"),

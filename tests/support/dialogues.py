@@ -6,7 +6,7 @@ from pathlib import Path
 from diffusionlm.data import prepare as prepare_lib
 from diffusionlm.data import tokenizers
 from diffusionlm.data.chat_templates import Message
-from diffusionlm.data.sources import Item
+from diffusionlm.data.items import Item
 
 BYTE = tokenizers.ByteTokenizer()
 EOS = BYTE.eos_id

@@ -62,6 +62,9 @@ def test_the_tokenizer_of_the_start_prepares_the_data(dataset, start, tmp_path):
                 trainer.train(ours, tmp_path / name)
         made = pipeline.open_dataset(tmp_path / name / "data").metadata
         assert made.tokenizer == pipeline.open_dataset(dataset).metadata.tokenizer
+    asked = (tmp_path / "sums.json").read_text()
+    (tmp_path / "sums.json").write_text(asked.replace("1+1?", "1+2?"))
+    assert "sums.json changed after this run began: its data were made of" in refusal(cfg, tmp_path / "default")
     moved = tmp_path / "moved"
     gone.rename(moved)
     (tmp_path / "sums.json").unlink()

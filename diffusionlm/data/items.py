@@ -1,0 +1,104 @@
+"""Documents as a source gives them, raw, and what workers read of them: a text, or the fields of a JSON object."""
+
+import json
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from diffusionlm.errors import suggest
+
+
+class Item(NamedTuple):
+    """One document, raw."""
+
+    location: str  # for messages: file:line, file, or the example's name
+    payload: bytes
+    is_json: bool  # a JSON object, not the text itself
+    progress: int  # bytes of the source that this item used up
+
+
+def text_of(item: Item, text_field: str) -> str:
+    """Return the text of a document, "" for a blank line of jsonl.
+
+    Raises:
+      ValueError: the item is malformed; the message is the reason.
+    """
+    return read_text(item, text_field)[0]
+
+
+def read_text(item: Item, text_field: str) -> tuple[str, Sequence[str]]:
+    """Return the text of a document, and the names of the fields beside it that hold something.
+
+    Raises:
+      ValueError: the item is malformed; the message is the reason.
+    """
+    if not item.is_json:
+        return _decode(item), ()
+    record = record_of(item)
+    if record is None:
+        return "", ()
+    if text_field not in record:
+        raise ValueError(f"no field {text_field!r}{suggest(text_field, record)}")
+    text = checked_text(f"field {text_field!r}", record[text_field])
+    return text, [name for name, value in record.items() if name != text_field and not is_empty(value)]
+
+
+def record_of(item: Item) -> dict[str, Any] | None:
+    """Return the JSON object of an item, None for a blank line.
+
+    Raises:
+      ValueError: the item is malformed; the message is the reason.
+    """
+    if not (text := _decode(item)).strip():
+        return None
+    record = parse_json(text)
+    if not isinstance(record, dict):
+        raise ValueError(f"a JSON {type(record).__name__}, not an object")
+    return record
+
+
+def parse_json(text: str) -> Any:
+    """Return the value of a JSON text in which no object has two fields of one name: readers differ in which they take.
+
+    Raises:
+      ValueError: it is no such text; the message is the reason.
+    """
+    try:
+        return json.loads(text, object_pairs_hook=_distinct)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"invalid JSON: {error}") from error
+
+
+def checked_text(name: str, value: Any) -> str:
+    """Return `value` if it is text that UTF-8 can encode.
+
+    Raises:
+      ValueError: it is not; the message says so of `name`.
+    """
+    if not isinstance(value, str):
+        raise ValueError(f"{name} is {type(value).__name__}, not a string")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{name} has half a surrogate pair at character {error.start}") from error
+    return value
+
+
+def is_empty(value: Any) -> bool:
+    """Return True for the value of a field that holds nothing: null, or a text, list or object without content."""
+    return value is None or (isinstance(value, str | list | dict) and not value)
+
+
+def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        names = [name for name, _ in pairs]
+        repeated = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"an object has the field {repeated!r} twice")
+    return values
+
+
+def _decode(item: Item) -> str:
+    try:
+        return item.payload.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"invalid UTF-8 at byte {error.start}") from error
