@@ -3,12 +3,16 @@
 import importlib.util
 import logging
 import math
+import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from etils import epath
 from jax.sharding import Mesh
-from tensorboardX import SummaryWriter
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.proto.summary_pb2 import Summary
+from tensorboardX.record_writer import directory_check
 
 from diffusionlm import flops, hardware
 from diffusionlm.config import Config
@@ -41,18 +45,19 @@ class MetricsWriter:
     def _open(self, restored_step: int) -> None:
         self._lines = JsonLines(self._workdir / FILE, lambda line: line["step"] <= restored_step, self._check)
         self.latest = {name: value for line in self._lines.kept for name, value in line.items()}
-        self._events = _event_writer(self._workdir / "events", restored_step)
+        self._events = _event_file(self._workdir / "events", restored_step)
 
     def write(self, step: int, values: dict[str, Any]) -> None:
         """Append a line with `step` and `values`."""
         self._lines.write({"step": step, **values})
         if self._events:
-            for name, value in values.items():
-                self._events.add_scalar(name, value, step)
+            self._events.write(step, values)
 
     def flush(self) -> None:
         """Make what was written visible to readers."""
         self._lines.flush()
+        if self._events:
+            self._events.flush()
 
     def close(self) -> None:
         """Flush and close the files."""
@@ -63,12 +68,46 @@ class MetricsWriter:
                 self._events.close()
 
 
-def _event_writer(directory: epath.Path, restored_step: int) -> SummaryWriter | None:
+class EventFile:
+    """A file of TensorBoard events, one a logged step.
+
+    tensorboardX's own SummaryWriter hands events to a thread; on a full disk the thread dies, and its queue then blocks
+    the run for ever. Here errors are raised where the event is written.
+    """
+
+    FLUSH_SECONDS = 60.0  # in a bucket the whole object is uploaded again
+
+    def __init__(self, directory: epath.Path, restored_step: int):
+        """Begin a file; TensorBoard then hides the events of other files after `restored_step`."""
+        directory_check(str(directory))
+        # Files are named by the second; the suffix keeps a quick resume from overwriting the file before it.
+        self._writer = EventsWriter(str(directory / "events"), f".{restored_step}")
+        self._flushed = time.monotonic()
+        start = SessionLog(status=SessionLog.START)
+        self._writer.write_event(Event(wall_time=time.time(), step=restored_step + 1, session_log=start))
+
+    def write(self, step: int, values: dict[str, Any]) -> None:
+        """Append the numbers of a step."""
+        numbers = [Summary.Value(tag=name, simple_value=value) for name, value in values.items()]
+        self._writer.write_event(Event(wall_time=time.time(), step=step, summary=Summary(value=numbers)))
+        if time.monotonic() - self._flushed > self.FLUSH_SECONDS:
+            self.flush()
+
+    def flush(self) -> None:
+        """Make what was written visible to readers."""
+        self._writer.flush()
+        self._flushed = time.monotonic()
+
+    def close(self) -> None:
+        """Flush and close the file."""
+        self._writer.close()
+
+
+def _event_file(directory: epath.Path, restored_step: int) -> EventFile | None:
     if in_bucket(directory) and not _importable("google.cloud.storage" if "gs://" in str(directory) else "boto3"):
         log.warning("no TensorBoard events in %s: tensorboardX needs google-cloud-storage or boto3 there", directory)
         return None
-    # Files are named by the second; the suffix keeps a quick resume from overwriting the file before it.
-    return SummaryWriter(str(directory), purge_step=restored_step + 1, filename_suffix=f".{restored_step}")
+    return EventFile(directory, restored_step)
 
 
 def _importable(module: str) -> bool:
