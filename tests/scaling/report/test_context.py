@@ -7,6 +7,8 @@ from support.tiny_sweep import tiny_sweep
 
 from diffusionlm.scaling.report.context import describe
 
+EVALUATION = {"nelbo_nats_per_token": 4.0, "nelbo_stderr": 0.1, "nelbo_per_draw": [4.0], "bits_per_byte": 2.0}
+
 
 @pytest.fixture
 def described(tmp_path):
@@ -16,7 +18,7 @@ def described(tmp_path):
         sweep = tiny_sweep()
         directory = tmp_path / "cells" / sweep.cells[0].id
         directory.mkdir(parents=True)
-        (directory / "DONE.json").write_text(json.dumps({"eval": {"tokens": tokens, "bytes": 3 * tokens}}))
+        (directory / "DONE.json").write_text(json.dumps({"eval": EVALUATION | {"tokens": tokens, "bytes": 3 * tokens}}))
         identity = {"sweep": "tiny", "dataset": "abc", "unique_tokens": 12345}
         return describe(sweep, sweep.cells, tmp_path, identity, today="2026-11-25")
 
