@@ -28,13 +28,13 @@ class Evaluation(msgspec.Struct, frozen=True):
 class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     """The fields that are read of it; a later version may write more, which say nothing about these."""
 
+    step: Count
+    tokens: Count
+    flops: schema.NonNegative
+    train_loss: Number
     eval: Evaluation
-    step: Count = 0
-    tokens: Count = 0
-    flops: schema.NonNegative = 0
-    train_loss: Number = None
-    seconds: schema.NonNegative = 0
-    goodput: Number = None
+    seconds: schema.NonNegative
+    goodput: Number
     seconds_by_kind: dict[str, schema.NonNegative] = {}
 
 

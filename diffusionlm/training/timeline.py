@@ -42,7 +42,11 @@ class Event(msgspec.Struct):
     event: str
     step: schema.Count
     time: float
-    seconds: dict[Kind, schema.NonNegative] = {}
+    seconds: dict[Kind, schema.NonNegative] | msgspec.UnsetType = msgspec.UNSET
+
+    def __post_init__(self) -> None:
+        if self.event == "spent" and self.seconds is msgspec.UNSET:
+            raise ValueError('a line "spent" lacks `seconds`')
 
 
 class Total:
