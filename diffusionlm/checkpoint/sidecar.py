@@ -1,6 +1,7 @@
 """The sidecar of a checkpoint: plain JSON beside the parameters that says what they mean."""
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -27,12 +28,12 @@ _Settings = TypeVar("_Settings", ModelConfig, DiffusionConfig)
 _Id = Annotated[int, msgspec.Meta(ge=0, lt=2**31)]
 
 
-class _Canvas(schema.Record):
+class _Canvas(schema.Record, frozen=True):
     max_length: schema.Positive
     start_id: _Id | None
 
 
-class _Fields(schema.Record):
+class _Fields(schema.Record, frozen=True):
     """The JSON of a sidecar, but for its format and version."""
 
     objective: Literal["mdm", "arm"]
@@ -118,7 +119,7 @@ def read(path: epath.Path) -> Sidecar:
     return Sidecar.from_dict(schema.read_json(path, dict[str, Any]))
 
 
-def _settings(cls: type[_Settings], name: str, values: dict[str, Any], required: list[str]) -> _Settings:
+def _settings(cls: type[_Settings], name: str, values: dict[str, Any], required: Sequence[str]) -> _Settings:
     """Return nested settings; unknown ones would change what the parameters mean, so they are refused here."""
     settings = config_io.from_dict(cls, values)
     settings.validate()

@@ -19,7 +19,7 @@ from diffusionlm.training.batches import held_out_rows
 from diffusionlm.training.loop import Run
 
 
-class Scores(schema.Record):
+class Scores(schema.Record, frozen=True):
     """The numbers of one baseline in baselines.json."""
 
     nats_per_token: schema.NonNegative

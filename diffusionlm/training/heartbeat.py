@@ -15,7 +15,7 @@ FILE = "heartbeat"
 BEAT_SECONDS = 10.0  # between two writes, unless the work changes
 
 
-class Beat(schema.Record):
+class Beat(schema.Record, frozen=True):
     """The content of the file."""
 
     step: schema.Count

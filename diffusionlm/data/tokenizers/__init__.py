@@ -132,16 +132,16 @@ KINDS: dict[str, type[Tokenizer]] = {
 _Id = Annotated[int, msgspec.Meta(ge=0, lt=2**31)]
 
 
-class _Byte(schema.Record):
+class _Byte(schema.Record, frozen=True):
     kind: str
     sha256: schema.Sha256
 
 
-class _SentencePiece(_Byte):
+class _SentencePiece(_Byte, frozen=True):
     model: str  # base64
 
 
-class _HuggingFace(_Byte):
+class _HuggingFace(_Byte, frozen=True):
     family: str
     ids: tuple[_Id | None, _Id | None, _Id | None]  # of BOS, EOS and padding
     files: dict[str, str]  # base64 by name

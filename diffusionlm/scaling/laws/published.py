@@ -71,17 +71,17 @@ _Real = Annotated[float, msgspec.Meta(gt=0)]
 _Exponent = Annotated[float, msgspec.Meta(gt=-1, lt=1)]
 
 
-class _Power(schema.Record):
+class _Power(schema.Record, frozen=True):
     exponent: _Exponent
     coefficient: _Real | None
 
 
-class _Loss(schema.Record):
+class _Loss(schema.Record, frozen=True):
     exponent: _Exponent
     log_prefactor: float
 
 
-class _Parametric(schema.Record):
+class _Parametric(schema.Record, frozen=True):
     E: _Real
     A: _Real
     B: _Real
@@ -89,7 +89,7 @@ class _Parametric(schema.Record):
     beta: _Real
 
 
-class _Entry(schema.Record):
+class _Entry(schema.Record, frozen=True):
     title: str
     source: str
     how: str
@@ -104,7 +104,7 @@ class _Entry(schema.Record):
     parametric: _Parametric | None
 
 
-class _File(schema.Record):
+class _File(schema.Record, frozen=True):
     version: Literal[1]
     notes: list[str]
     laws: dict[str, _Entry]

@@ -29,7 +29,7 @@ class Identity(TypedDict):
     unique_tokens: int  # tokens of its training split
 
 
-class _Identity(schema.Record):
+class _Identity(schema.Record, frozen=True):
     sweep: str
     dataset: str
     unique_tokens: schema.Positive

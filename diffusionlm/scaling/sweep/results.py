@@ -47,7 +47,7 @@ class CellResult:
 _Real = Annotated[float, msgspec.Meta(gt=0)]
 
 
-class _Row(schema.Record):
+class _Row(schema.Record, frozen=True):
     """A `CellResult` in results.json, where null stands for a number that is not finite."""
 
     id: str
