@@ -29,8 +29,9 @@ _Id = Annotated[int, msgspec.Meta(ge=0, lt=2**31)]
 
 
 class _Canvas(schema.Record, frozen=True):
-    max_length: schema.Positive
-    start_id: _Id | None
+    # Absent, they are the model's positions and EOS.
+    max_length: schema.Positive | msgspec.UnsetType = msgspec.UNSET
+    start_id: _Id | None | msgspec.UnsetType = msgspec.UNSET
 
 
 class _Fields(schema.Record, frozen=True):
@@ -46,7 +47,7 @@ class _Fields(schema.Record, frozen=True):
     suppressed_ids: list[_Id]
     alignment: Literal["same", "shifted"]
     tokenizer: dict[str, Any] | None
-    canvas: dict[str, Any]  # a `_Canvas`, or empty
+    canvas: dict[str, Any]  # a `_Canvas`
     source: dict[str, str | int | float | bool | None]
     template: dict[str, Any] | None = None
 
@@ -100,8 +101,7 @@ class Sidecar:
         if early := [name for name, since in ADDED.items() if since > version and name in values]:
             raise UserError(f"its sidecar has the field {early[0]!r}, which version {version} has not")
         fields = schema.convert(values, _Fields, "its sidecar")
-        if fields.canvas:
-            schema.convert(fields.canvas, _Canvas, "its sidecar: canvas")
+        schema.convert(fields.canvas, _Canvas, "its sidecar: canvas")
         model = _settings(ModelConfig, "model", fields.model, _MODEL)
         diffusion = _settings(DiffusionConfig, "diffusion", fields.diffusion, _DIFFUSION)
         _require_consistent(fields, model, diffusion)

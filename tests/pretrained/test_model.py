@@ -54,7 +54,7 @@ def sidecar(cfg: Config = Config(model=MODEL), **changes) -> Sidecar:  # noqa: B
         eos_id=EOS,
         suppressed_ids=cfg.suppressed_ids,
         tokenizer=ByteTokenizer().to_dict(),
-        canvas={"max_length": 64, "start_id": EOS},
+        canvas={"max_length": 64},
     )
     return Sidecar(**{**values, **changes})
 
