@@ -18,6 +18,7 @@ from diffusionlm import flops, hardware
 from diffusionlm.config import Config
 from diffusionlm.diffusion.objectives import predicted_share
 from diffusionlm.storage import JsonLines, in_bucket, read_json_lines
+from diffusionlm.training.outcome import MetricsLine
 from diffusionlm.training.timeline import Timeline
 
 log = logging.getLogger(__name__)
@@ -43,7 +44,9 @@ class MetricsWriter:
         self._open(restored_step)
 
     def _open(self, restored_step: int) -> None:
-        self._lines = JsonLines(self._workdir / FILE, lambda line: line["step"] <= restored_step, self._check)
+        self._lines = JsonLines(
+            self._workdir / FILE, lambda line: line["step"] <= restored_step, self._check, MetricsLine
+        )
         self.latest = {name: value for line in self._lines.kept for name, value in line.items()}
         self._events = _event_file(self._workdir / "events", restored_step)
 
@@ -119,7 +122,7 @@ def _importable(module: str) -> bool:
 
 def read(workdir: epath.PathLike) -> list[dict[str, Any]]:
     """Return the lines of WORKDIR/metrics.jsonl, without a last line that a kill cut short; null is NaN."""
-    return read_json_lines(epath.Path(workdir) / FILE)
+    return read_json_lines(epath.Path(workdir) / FILE, MetricsLine)
 
 
 class StepCost(NamedTuple):

@@ -64,7 +64,15 @@ def commands(text):
     model = os.path.abspath(MODEL)
     return {
         "data prepare": ["data", "prepare", str(text), "--tokenizer", "byte", "--sequence_length", "64"],
-        "data prepare, its own tokenizer": ["data", "prepare", str(text), "--vocab_size", "300", "--sequence_length", "64"],
+        "data prepare, its own tokenizer": [
+            "data",
+            "prepare",
+            str(text),
+            "--vocab_size",
+            "300",
+            "--sequence_length",
+            "64",
+        ],
         "export": ["export", model, "--format", "llada"],
     }
 
