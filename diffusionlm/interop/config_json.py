@@ -113,7 +113,10 @@ def to_model_config(family: Family, given: ConfigJson) -> ModelConfig:
     known.setdefault("n_kv_heads", known["n_heads"])
     known.setdefault("head_dim", equal_head_dim(known, fields))
     cfg = ModelConfig(**known)
-    cfg.validate()
+    try:
+        cfg.validate()
+    except UserError as error:
+        raise UserError(f"config.json describes no network of ours: {error}; restore it") from error
     return cfg
 
 

@@ -58,7 +58,7 @@ def detect_family(fields: Mapping[str, Any], tensor_names: Iterable[str]) -> str
         names = ", ".join(FAMILIES)
         raise UserError(f"there is no config.json that names the architecture; name the family with --family ({names})")
     known = ", ".join(dict.fromkeys(name for family in FAMILIES.values() for name in family.architectures))
-    raise UserError(f"config.json has {_described(fields)}, and this version imports {known}; other networks differ")
+    raise UserError(f"config.json has {_described(fields)}, and this version imports {known} only")
 
 
 def require_architecture(name: str, fields: Mapping[str, Any]) -> None:
