@@ -50,7 +50,8 @@ def test_exactly_the_values_that_are_not_finite_are_counted(dtype):
 
 
 def _require_counted(tensor):
-    count = int((~np.isfinite(tensor)).sum())
+    with np.errstate(invalid="ignore"):  # of signalling NaN
+        count = int((~np.isfinite(tensor)).sum())
     try:
         importing._require_finite("x", tensor)
         assert count == 0
