@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import functools
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -30,8 +31,8 @@ from diffusionlm.model.transformer import abstract_params
 from diffusionlm.parallel.mesh import make_mesh
 from diffusionlm.pretrained import chat
 from diffusionlm.pretrained.completion import Completion, row_trace
-from diffusionlm.pretrained.mask_notation import split_at_gaps
-from diffusionlm.sampling.canvas import Span, expand_spans
+from diffusionlm.pretrained.mask_notation import GappedText, split_at_gaps
+from diffusionlm.sampling.canvas import Span, span_lengths
 from diffusionlm.sampling.config import SamplingConfig
 from diffusionlm.sampling.generate import generate, infill
 from diffusionlm.tree_types import Params
@@ -111,14 +112,20 @@ class LoadedModel:
         sampling: SamplingConfig | None = None,
         *,
         trace: bool = False,
+        special_tokens: bool = False,
         **settings: Any,
     ) -> list[Completion]:
         """Fill the gaps of texts as one batch: `{mask:8}` stands for 8 tokens, `{mask:3-8}` for 3 to 8 of them.
+
+        What was given stays as it is, in the tokens as in the text; only a tokenizer that cannot write some of it (one
+        without bytes, or that composes accents) reads something else there. No end of text is drawn in a gap that text
+        follows.
 
         Args:
           texts: a text, or several.
           sampling: the settings; None: the defaults. Their `length` is ignored.
           trace: also record every state of the denoising.
+          special_tokens: control tokens that are written in a text are their tokens, and not text.
           **settings: fields of `SamplingConfig` that replace those of `sampling`.
 
         Returns:
@@ -129,14 +136,13 @@ class LoadedModel:
             with a malformed one.
         """
         texts = self._check_texts(texts)
-        gapped = [self._encode_gaps(text) for text in texts]
+        gapped = [self._encode_gaps(text, special_tokens) for text in texts]
         sampling = self._replaced(sampling, settings)
         with self.on_mesh():
-            result = infill(self.params, self.config, gapped, sampling, trace=trace)
-        first = len(self.encode(""))
+            result = infill(self.params, self.config, [text.template for text in gapped], sampling, trace=trace)
         completions = []
-        for r, (text, row) in enumerate(zip(texts, result.rows, strict=True)):
-            filled, nfe = self.require_tokenizer().decode(row[first:]), int(result.nfe[r])
+        for r, (text, row, lengths) in enumerate(zip(texts, result.rows, result.span_lengths, strict=True)):
+            filled, nfe = self._filled(gapped[r], row, lengths), int(result.nfe[r])
             states = row_trace(result.trace, r, len(row))
             completions.append(Completion(text, filled, row, nfe, result.seconds, states, infilled=True))
         return completions
@@ -219,8 +225,8 @@ class LoadedModel:
         self, texts: str | Sequence[str], sampling: SamplingConfig | None = None, **settings: Any
     ) -> SamplingConfig:
         """Return the settings that `infill` uses: `length` is the number of gap tokens of the text with the most."""
-        longest = [expand_spans(r, self._encode_gaps(text))[-1] for r, text in enumerate(self._check_texts(texts))]
-        gaps = [template.count(None) for template in longest]
+        templates = [self._encode_gaps(text).template for text in self._check_texts(texts)]
+        gaps = [sum(span_lengths(r, template)[-1]) for r, template in enumerate(templates)]
         return self.sampling_config(sampling, **{**settings, "length": max(gaps, default=1)})
 
     def _replaced(self, sampling: SamplingConfig | None, settings: dict[str, Any]) -> SamplingConfig:
@@ -242,10 +248,18 @@ class LoadedModel:
             )
         return self.tokenizer
 
-    def encode(self, text: str) -> list[int]:
-        """Return the ids of a prompt, after the token that documents began with in training."""
-        start_id = self.sidecar.start_id
-        return ([] if start_id is None else [start_id]) + self.require_tokenizer().encode(text)
+    def encode(self, text: str, *, special_tokens: bool = False) -> list[int]:
+        """Return the ids of a prompt, after the token that documents began with in training.
+
+        Args:
+          text: the prompt.
+          special_tokens: control tokens that are written in it are their tokens, and not text. A text that begins with
+            one is written in full: nothing is put before it.
+        """
+        tokenizer, start_id = self.require_tokenizer(), self.sidecar.start_id
+        written = special_tokens and text.startswith(tokenizer.controls)
+        start = [] if start_id is None or written else [start_id]
+        return start + tokenizer.encode(text, special=special_tokens)
 
     @functools.cached_property
     def template(self) -> Template | None:
@@ -264,13 +278,13 @@ class LoadedModel:
         """
         return chat.encode_messages(self.template, messages, self.require_tokenizer())
 
-    def decode_after(self, prompt: list[int], tokens: list[int]) -> str:
-        """Return the text that `tokens` add to the prompt's, up to EOS; decoders may drop a space at a text's start."""
-        if self.sidecar.eos_id in tokens:
-            tokens = tokens[: tokens.index(self.sidecar.eos_id)]
-        decode = self.require_tokenizer().decode
-        before, whole = decode(prompt), decode([*prompt, *tokens])
-        return whole[len(before) :] if whole.startswith(before) else decode(tokens)
+    def decode_after(self, prompt: Sequence[int], tokens: Sequence[int]) -> str:
+        """Return the text that `tokens` add to the prompt's, up to the first end of text."""
+        return self._decode_until_end(tokens, inside=self.require_tokenizer().decode(prompt) != "")
+
+    def _decode_until_end(self, tokens: Sequence[int], *, inside: bool) -> str:
+        kept = itertools.takewhile(lambda token: token not in self.config.eos_ids, tokens)
+        return self.require_tokenizer().decode([*kept], inside=inside)
 
     def _check_texts(self, texts: object) -> list[str]:
         self.require_tokenizer()
@@ -293,17 +307,30 @@ class LoadedModel:
             encoded.append((whole[: len(prefix)], whole[len(prefix) :]))
         return encoded
 
-    def _encode_gaps(self, text: str) -> list[int | None | Span]:
-        """Return the tokens of a text, None for each token of a gap of known length, and the other gaps."""
+    def _encode_gaps(self, text: str, special_tokens: bool = False) -> GappedText:
         first, *parts = split_at_gaps(text, self.config.max_length)
         assert isinstance(first, str)
-        template: list[int | None | Span] = [*self.encode(first)]
+        pieces: list[tuple[str, list[int]] | Span] = [(first, self.encode(first, special_tokens=special_tokens))]
         for part in parts:
             if isinstance(part, str):
-                template += self.require_tokenizer().encode(part)
+                ids = self.require_tokenizer().encode(part, inside=True, special=special_tokens)
+                pieces.append((part, ids))
             else:
-                template += [None] * part.least if part.least == part.most else [part]
-        return template
+                pieces.append(part)
+        return GappedText(pieces)
+
+    def _filled(self, text: GappedText, row: Sequence[int], lengths: Sequence[int]) -> str:
+        """Return a text with its gaps filled: what was given as it was given, and between it what was generated."""
+        remaining, place, filled = iter(lengths), 0, ""
+        for piece in text.pieces:
+            if isinstance(piece, Span):
+                n = next(remaining)
+                filled += self._decode_until_end(row[place : place + n], inside=filled != "")
+                place += n
+            else:
+                filled += piece[0]
+                place += len(piece[1])
+        return filled
 
 
 def load(path: epath.PathLike, dtype: str | None = None, mesh: jax.sharding.Mesh | None = None) -> LoadedModel:

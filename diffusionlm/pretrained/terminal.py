@@ -89,7 +89,7 @@ def token_texts(tokens_N: np.ndarray, tokenizer: Tokenizer) -> list[str]:
 
 def single_texts(tokens_N: np.ndarray, tokenizer: Tokenizer) -> list[str]:
     """Return the text that each token adds by itself: `UNREADABLE` where it is only a part of a character."""
-    texts = {token: _added(tokenizer, [token]) for token in set(tokens_N.tolist())}
+    texts = {token: tokenizer.decode([token], inside=True) for token in set(tokens_N.tolist())}
     return [texts[token] for token in tokens_N.tolist()]
 
 
@@ -102,7 +102,7 @@ def characters(tokens_N: np.ndarray, tokenizer: Tokenizer) -> list[tuple[int, in
         count = 1
         while partial[n] and count < LONGEST and n + count < len(tokens) and partial[n + count]:
             count += 1
-            text = _added(tokenizer, tokens[n : n + count])
+            text = tokenizer.decode(tokens[n : n + count], inside=True)
             if UNREADABLE not in text:
                 shared.append((n, count, text))
                 break
@@ -110,8 +110,3 @@ def characters(tokens_N: np.ndarray, tokenizer: Tokenizer) -> list[tuple[int, in
             count = 1
         n += count
     return shared
-
-
-def _added(tokenizer: Tokenizer, tokens: list[int]) -> str:
-    anchor = tokenizer.encode("a")[-1:]
-    return tokenizer.decode([*anchor, *tokens])[len(tokenizer.decode(anchor)) :]

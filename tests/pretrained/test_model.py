@@ -19,6 +19,7 @@ from diffusionlm.checkpoint.sidecar import Sidecar
 from diffusionlm.config import Config, MeshConfig, ModelConfig
 from diffusionlm.data.chat_templates import Message, choose
 from diffusionlm.data.tokenizers import ByteTokenizer
+from diffusionlm.data.tokenizers import load as load_tokenizer
 from diffusionlm.errors import UserError
 from diffusionlm.likelihood.config import LikelihoodConfig
 from diffusionlm.likelihood.monte_carlo import estimate
@@ -116,16 +117,57 @@ def test_the_text_keeps_the_space_that_a_decoder_drops_at_the_start(model):
 
         words = [" one", " two", " three"]
 
-        def encode(self, text):
+        def encode(self, text, special=False):
             return [0]
 
-        def decode(self, ids):
-            return "".join(self.words[i % 3] for i in ids if i != EOS).removeprefix(" ")
+        def decode(self, ids, inside=False):
+            text = "".join(self.words[i % 3] for i in ids if i != EOS)
+            return text if inside else text.removeprefix(" ")
 
     model = dataclasses.replace(model, tokenizer=Words())
     for completion in model.generate(["one"] * 2, length=3):
         assert completion.text.startswith(" ")
         assert "one" + completion.text == Words().decode([0, *completion.tokens])
+
+
+@pytest.fixture(scope="module")
+def spaced(tmp_path_factory):
+    """A tokenizer in LLaMA's form, with a space before every text, whose ids fit into the model."""
+    directory = tmp_path_factory.mktemp("spaced")
+    vocab = {
+        piece: i for i, piece in enumerate(["<unk>", "</s>", "\u2581", *"abcdefghijklmnopqrstuvwxyz", "ab", "\u2581a"])
+    }
+    definition = {
+        "added_tokens": [],
+        "normalizer": {"type": "Replace", "pattern": {"String": " "}, "content": "\u2581"},
+        "pre_tokenizer": {"type": "Metaspace", "replacement": "\u2581", "prepend_scheme": "always", "split": False},
+        "decoder": {"type": "Metaspace", "replacement": "\u2581", "prepend_scheme": "always", "split": False},
+        "model": {"type": "BPE", "vocab": vocab, "merges": [["a", "b"], ["\u2581", "a"]], "unk_token": "<unk>"},
+    }
+    (directory / "tokenizer.json").write_text(json.dumps(definition))
+    (directory / "tokenizer_config.json").write_text(json.dumps({"eos_token": "</s>"}))
+    return load_tokenizer(str(directory))
+
+
+GAPPED = ["un{mask:2}able", "{mask:1}able", "un{mask:1} able {mask:2}", "a{mask:1}{mask:1-2} b{mask:1}", "a {mask:1}."]
+
+
+@pytest.mark.parametrize("text", GAPPED)
+def test_what_was_given_around_gaps_stays_as_it_was(model, spaced, text):
+    """In the text, and in the tokens, where only the start of the whole text has a space of the tokenizer's."""
+    eos = spaced.eos_id
+    model = dataclasses.replace(
+        with_sidecar(model, eos_id=eos), tokenizer=spaced, config=dataclasses.replace(model.config, eos_ids=(eos,))
+    )
+    completion = model.infill(text, seed=1)[0]
+    given = re.split(r"\{mask:[0-9-]+\}", text)
+    assert re.fullmatch(".*".join(map(re.escape, given)), completion.text, re.DOTALL)
+    first, *others = [spaced.encode(part, inside=k > 0) for k, part in enumerate(given)]
+    assert completion.tokens[: 1 + len(first)] == [eos, *first]
+    assert others[-1] == completion.tokens[len(completion.tokens) - len(others[-1]) :]
+    for part, ids in zip(given[1:], others, strict=True):
+        assert "." in part or spaced.decode(ids, inside=True) == part
+        assert ids in [completion.tokens[i : i + len(ids)] for i in range(len(completion.tokens))]
 
 
 TEMPLATE = choose("plain", ByteTokenizer())

@@ -232,8 +232,16 @@ def test_a_span_that_ended_early_is_judged_by_what_was_revealed():
     assert result.rows[0] == trials[int(np.argmax(means))].rows[0]
 
 
-def test_an_end_of_text_inside_a_gap_does_not_end_the_row():
+def test_no_text_ends_in_a_gap_that_text_follows():
+    """By the reference with EOS forbidden up to the last given token; in the gap after it, it may be drawn."""
     weights = params(3.0)
-    templates = [[3, None, None, None, 4, None, 5]] * 4
-    row = infill(weights, SPEC, templates, SamplingConfig(temperature=0.0)).rows[0]
-    assert EOS in row and row[4] == 4 and MASK not in row
+    sampling = SamplingConfig(temperature=0.0, strategy="left_to_right", stop_at_eos=False)
+    template = [3, None, None, 4, None, 5, None, None]
+    row, free = (infill(weights, spec, [template] * 4, sampling).rows[0] for spec in (SPEC, MDM))
+    expected = [*template]
+    for i in (1, 2, 4, 6, 7):
+        logits = token_logits(weights, [MASK if token is None else token for token in expected])[i]
+        logits[EOS] -= np.inf if i < 5 else 0
+        expected[i] = int(logits.argmax())
+    assert row == expected and EOS in row[6:]
+    assert EOS in free[1:5]  # where the model does not know that EOS ends a text
