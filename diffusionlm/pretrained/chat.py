@@ -3,23 +3,30 @@
 from collections.abc import Mapping, Sequence
 
 from diffusionlm.checkpoint.sidecar import Sidecar
+from diffusionlm.data import jinja_templates
 from diffusionlm.data.chat_templates import ROLES, Message, Template
+from diffusionlm.data.jinja_templates import JinjaTemplate
 from diffusionlm.data.tokenizers import Tokenizer
 from diffusionlm.errors import UserError
 
 MessageLike = Message | Mapping[str, str]  # a mapping has the keys "role" and "content"
 
 
-def template_of(sidecar: Sidecar) -> Template | None:
+AnyTemplate = Template | JinjaTemplate
+
+
+def template_of(sidecar: Sidecar) -> AnyTemplate | None:
     """Return the chat template of a model that was fine-tuned on instructions, or None.
 
     Raises:
       UserError: the sidecar's template is damaged, or of another version.
     """
-    return None if sidecar.template is None else Template.from_dict(sidecar.template)
+    return None if sidecar.template is None else jinja_templates.from_dict(sidecar.template)
 
 
-def encode_messages(template: Template | None, messages: Sequence[MessageLike], tokenizer: Tokenizer) -> list[int]:
+def encode_messages(
+    template: AnyTemplate | None, messages: Sequence[MessageLike], tokenizer: Tokenizer
+) -> list[int]:
     """Return the ids of a dialogue, to be followed by the answer to its last message.
 
     Raises:
