@@ -12,7 +12,10 @@ from diffusionlm.config import DiffusionConfig, ModelConfig
 from diffusionlm.errors import UserError
 
 FORMAT, VERSION = "diffusionlm", 3
-ADDED = {"template": 2, "end_ids": 3}  # fields that came after version 1, by the version that brought them; absent, they are unset
+ADDED = {
+    "template": 2,
+    "end_ids": 3,
+}  # fields that came after version 1, by the version that brought them; absent, they are unset
 # The settings that every version wrote. Those that came later are absent in files of before, and have their defaults.
 _MODEL = (
     "d_model n_layers n_heads n_kv_heads head_dim d_ff vocab_size mask_row max_length causal norm norm_eps positions "

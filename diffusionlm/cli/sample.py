@@ -29,6 +29,7 @@ def _sample(
     infill: str | None = None,
     count: int = 1,
     raw: bool = False,
+    special_tokens: bool = False,
     sampling: Annotated[SamplingConfig, *SETTINGS] = SamplingConfig(),  # noqa: B008
     json: bool = False,
     trace: bool = False,
@@ -45,10 +46,11 @@ def _sample(
         "a{mask:3-8} b" for 3 to 8; most tokenizers want no space before a gap.
       count: how many completions.
       raw: for a model that was fine-tuned on instructions: continue the prompt without its chat template.
+      special_tokens: special tokens that are written in the prompt are tokens, and not text; with raw, or infill.
       sampling: the settings.
-      json: print {"completions": [{"prompt", "text", "tokens", "nfe", "seconds"}], "config"}, and with agreement
-        {"agreement", "times"}; nfe: forward passes; with infill, the prompt is the text with gaps, and text and tokens
-        are the whole.
+      json: print {"completions": [{"prompt", "text", "tokens", "nfe", "seconds", "mask_tokens"}], "config"}, and with
+        agreement {"agreement", "times"}; nfe: forward passes; mask_tokens: predicted masks, which are no text; with
+        infill, the prompt is the text with gaps, and text and tokens are the whole.
       trace: show the denoising in the terminal.
       html: also write the denoising to this file, as an animated web page.
       agreement: also generate without the cache, and report the share of new tokens that are the same, and how many
@@ -68,6 +70,7 @@ def _sample(
         check_page_path(html)
     model = load(checkpoint)
     generate = functools.partial(model.generate, raw=raw) if infill is None else model.infill
+    generate = functools.partial(generate, special_tokens=special_tokens)
     texts = [prompt if infill is None else infill] * count
     completions = generate(texts, sampling, trace=trace or html is not None)
     assert model.tokenizer is not None  # or nothing is generated from texts
@@ -80,6 +83,12 @@ def _sample(
         print_json(completions_json(completions, settings) | comparison, indent=None)
     else:
         _show(model.tokenizer, completions, trace, comparison)
+    if masks := sum(completion.mask_tokens for completion in completions):
+        print(
+            f"{masks} of the tokens are the mask, which this model may predict and which is no text; "
+            "import it with --suppress_mask yes to rule that out",
+            file=sys.stderr,
+        )
     return 0
 
 

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 from diffusionlm import schema, untrusted
+from diffusionlm.data import chat_templates
 from diffusionlm.data.chat_templates import Message, Template
 from diffusionlm.data.tokenizers import Tokenizer
 from diffusionlm.errors import UserError
@@ -22,7 +23,7 @@ MOST_SOURCE = 1 << 18  # characters of a template; the largest published ones ha
 _PRIVATE = range(0xF0000, 0x10FFFE)  # characters for private use, which stand for typed control tokens in a rendering
 
 
-class _Fields(schema.Record):
+class _Fields(schema.Record, frozen=True):
     version: Literal[2]
     name: Annotated[str, msgspec.Meta(min_length=1, max_length=500)]
     source: Annotated[str, msgspec.Meta(max_length=MOST_SOURCE)]
@@ -91,7 +92,11 @@ def from_dict(values: Any) -> Template | JinjaTemplate:
     Raises:
       UserError: the values are of another version, or damaged.
     """
-    if not isinstance(values, dict) or values.get("version") != VERSION:
+    version = values.get("version") if isinstance(values, dict) else values
+    if version not in (chat_templates.VERSION, VERSION):
+        known = f"{chat_templates.VERSION} and {VERSION}"
+        raise UserError(f"a chat template of version {version!r}, and this diffusionlm knows {known}: upgrade")
+    if version == chat_templates.VERSION:
         return Template.from_dict(values)
     fields = schema.convert(values, _Fields, "the chat template")
     return JinjaTemplate(fields.name, fields.source, fields.tokens)
@@ -129,6 +134,7 @@ def _set_aside(
     unused: Iterator[str] = (character for character in map(chr, _PRIVATE) if character not in used)
     stand_ins = dict(zip(found, unused, strict=False))
     replaced = [
-        message._replace(content=pattern.sub(lambda match: stand_ins[match[0]], message.content)) for message in messages
+        message._replace(content=pattern.sub(lambda match: stand_ins[match[0]], message.content))
+        for message in messages
     ]
     return replaced, {character: piece for piece, character in stand_ins.items()}

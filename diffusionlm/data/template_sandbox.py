@@ -10,24 +10,29 @@ import functools
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, NoReturn
+from typing import Any, ClassVar, NoReturn
 
 import jinja2
 from jinja2 import nodes
 from jinja2.ext import Extension, loopcontrols
-from jinja2.sandbox import ImmutableSandboxedEnvironment, SecurityError
+from jinja2.exceptions import SecurityError
+from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 _TEXT = 1 << 16  # characters that a text may always have
-_WORK = 1 << 18  # units of work, which may take a few seconds; one is charged for 256 characters of a value that is made,
+_WORK = (
+    1 << 18
+)  # units of work, which may take a few seconds; one is charged for 256 characters of a value that is made,
 _TURN, _CALL = 4, 16  # and these for a turn of a loop and for a call
 _FILTERS = (
     "abs capitalize count d default dictsort first float int items join last length list lower map max min reject "
     "rejectattr replace reverse round safe select selectattr sort string title trim unique upper"
 ).split()
 _TEXT_METHODS = frozenset(
-    "capitalize count endswith find index isalnum isalpha isdigit islower isspace isupper join lower lstrip "
-    "partition removeprefix removesuffix replace rfind rindex rpartition rsplit rstrip split splitlines startswith strip "
-    "swapcase title upper".split()
+    (
+        "capitalize count endswith find index isalnum isalpha isdigit islower isspace isupper join lower lstrip "
+        "partition removeprefix removesuffix replace rfind rindex rpartition rsplit rstrip split splitlines startswith "
+        "strip swapcase title upper"
+    ).split()
 )
 
 
@@ -174,7 +179,7 @@ def _errors_of_templates() -> Iterator[None]:
 class _Generation(Extension):
     """`{% generation %}` marks an assistant's text for training; here it changes nothing."""
 
-    tags = {"generation"}  # noqa: RUF012: Jinja's own declaration
+    tags: ClassVar[set[str]] = {"generation"}  # pyright: ignore[reportIncompatibleVariableOverride]: Jinja's own
 
     def parse(self, parser: Any) -> nodes.Node:
         line = next(parser.stream).lineno

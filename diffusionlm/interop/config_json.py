@@ -35,7 +35,7 @@ class NativeFields:
     start_id: int | None  # the first token of a text
     max_length: int  # of texts in training, in tokens
     template: dict | None = None  # of chats
-    end_ids: tuple[int, ...] | list[int] = ()  # tokens besides EOS that end a text
+    end_ids: list = dataclasses.field(default_factory=list)  # tokens besides EOS that end a text
 
     @classmethod
     def read(cls, fields: ConfigJson) -> "NativeFields | None":

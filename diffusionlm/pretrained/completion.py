@@ -21,6 +21,8 @@ class Completion:
       seconds: wall time of the batch it was generated in, without compilation.
       trace: the states of `tokens` as arrays (frames, length), if asked for.
       infilled: whether the prompt is a text with gaps.
+      mask_tokens: how many of the tokens are the mask, which a model may predict where its reference lets it; they are
+        no text.
       templated: whether the model's chat template wrote something around the prompt, so that the text answers it.
     """
 
@@ -32,6 +34,7 @@ class Completion:
     trace: Trace | None = None
     infilled: bool = False
     templated: bool = False
+    mask_tokens: int = 0
 
     @property
     def before(self) -> str:
@@ -62,7 +65,7 @@ def token_agreement(some: Sequence[Completion], others: Sequence[Completion]) ->
 
 def completions_json(completions: Sequence[Completion], sampling: SamplingConfig) -> dict[str, Any]:
     """Return what `diffusionlm sample --json` prints: {"completions": [...], "config": the settings}, in JSON types."""
-    keys = ("prompt", "text", "tokens", "nfe", "seconds")
+    keys = ("prompt", "text", "tokens", "nfe", "seconds", "mask_tokens")
     return {
         "completions": [{key: getattr(completion, key) for key in keys} for completion in completions],
         "config": dataclasses.asdict(sampling),

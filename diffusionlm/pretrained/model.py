@@ -17,7 +17,7 @@ from diffusionlm.checkpoint import store
 from diffusionlm.checkpoint.sidecar import Sidecar
 from diffusionlm.config import DiffusionConfig, MeshConfig, ModelConfig
 from diffusionlm.data import tokenizers
-from diffusionlm.data.chat_templates import Message, Template
+from diffusionlm.data.chat_templates import Message
 from diffusionlm.errors import UserError, suggest
 from diffusionlm.likelihood.choose import Choice, choose
 from diffusionlm.likelihood.config import LikelihoodConfig
@@ -60,8 +60,10 @@ class LoadedModel:
         prompts: str | Sequence[str] = "",
         sampling: SamplingConfig | None = None,
         *,
+        messages: Sequence[chat.MessageLike] | Sequence[Sequence[chat.MessageLike]] | None = None,
         trace: bool = False,
         raw: bool = False,
+        special_tokens: bool = False,
         **settings: Any,
     ) -> list[Completion]:
         """Complete one or several texts as one batch; an empty text samples from nothing.
@@ -69,39 +71,48 @@ class LoadedModel:
         Args:
           prompts: a text, or several.
           sampling: the settings; None: the defaults.
+          messages: instead of prompts, a dialogue, or several, whose last message is answered (see `encode_messages`).
           trace: also record every state of the denoising.
           raw: continue the texts without a template, even if the model has a chat template.
+          special_tokens: control tokens that are written in a text are their tokens, and not text; needs `raw`, because
+            a chat template writes its own.
           **settings: fields of `SamplingConfig` that replace those of `sampling`, e.g. `length=100, temperature=0.8`.
 
         Returns:
-          One completion per prompt, in order.
+          One completion per prompt, in order. The prompt of a dialogue is its last message.
 
         Raises:
           UserError: any of `diffusionlm.sampling.generate.generate`, an unknown setting, a checkpoint without a
-            tokenizer, or a text that the template has no place for.
+            tokenizer, a text that the template has no place for, or arguments that exclude each other.
         """
-        texts = self._check_texts(prompts)
-        template = None if raw else self.template
-        templated = [template is not None and text != "" for text in texts]
-        encoded = [
-            self.encode_messages([Message("user", text)]) if in_template else self.encode(text)
-            for text, in_template in zip(texts, templated, strict=True)
-        ]
+        chat.refuse_conflicts(prompts, messages, raw=raw, special_tokens=special_tokens, template=self.template)
+        if messages is None:
+            requests = [self._encode_prompt(text, raw, special_tokens) for text in self._check_texts(prompts)]
+        else:
+            requests = [
+                chat.Prompt(chat.text_of(dialogue[-1]), self.encode_messages(dialogue), templated=True)
+                for dialogue in chat.dialogues(messages)
+            ]
         with self.on_mesh():
             result = generate(
-                self.params, self.config, encoded, self.sampling_config(sampling, **settings), trace=trace
+                self.params,
+                self.config,
+                [request.ids for request in requests],
+                self.sampling_config(sampling, **settings),
+                trace=trace,
             )
         completions = []
-        for r, (text, prompt, tokens) in enumerate(zip(texts, encoded, result.tokens.tolist(), strict=True)):
+        for r, (request, tokens) in enumerate(zip(requests, result.tokens.tolist(), strict=True)):
             completions.append(
                 Completion(
-                    text,
-                    self.decode_after(prompt, tokens),
+                    request.text,
+                    self.decode_after(request.ids, tokens),
                     tokens,
                     int(result.nfe[r]),
                     result.seconds,
                     row_trace(result.trace, r, len(tokens)),
-                    templated=templated[r] and template is not None and not template.bare,
+                    templated=request.templated and self.template is not None and not self.template.bare,
+                    mask_tokens=self._count_masks(tokens),
                 )
             )
         return completions
@@ -143,8 +154,10 @@ class LoadedModel:
         completions = []
         for r, (text, row, lengths) in enumerate(zip(texts, result.rows, result.span_lengths, strict=True)):
             filled, nfe = self._filled(gapped[r], row, lengths), int(result.nfe[r])
-            states = row_trace(result.trace, r, len(row))
-            completions.append(Completion(text, filled, row, nfe, result.seconds, states, infilled=True))
+            states, masks = row_trace(result.trace, r, len(row)), self._count_masks(row)
+            completions.append(
+                Completion(text, filled, row, nfe, result.seconds, states, infilled=True, mask_tokens=masks)
+            )
         return completions
 
     def log_likelihood(
@@ -262,7 +275,7 @@ class LoadedModel:
         return start + tokenizer.encode(text, special=special_tokens)
 
     @functools.cached_property
-    def template(self) -> Template | None:
+    def template(self) -> chat.AnyTemplate | None:
         """The chat template of a model that was fine-tuned on instructions; None: prompts are taken unchanged."""
         return chat.template_of(self.sidecar)
 
@@ -278,13 +291,23 @@ class LoadedModel:
         """
         return chat.encode_messages(self.template, messages, self.require_tokenizer())
 
+    def _encode_prompt(self, text: str, raw: bool, special_tokens: bool) -> chat.Prompt:
+        if self.template is None or raw or text == "":
+            return chat.Prompt(text, self.encode(text, special_tokens=special_tokens), templated=False)
+        return chat.Prompt(text, self.encode_messages([Message("user", text)]), templated=True)
+
+    def _count_masks(self, tokens: Sequence[int]) -> int:
+        return sum(token == self.config.mask_id for token in tokens)
+
     def decode_after(self, prompt: Sequence[int], tokens: Sequence[int]) -> str:
         """Return the text that `tokens` add to the prompt's, up to the first end of text."""
         return self._decode_until_end(tokens, inside=self.require_tokenizer().decode(prompt) != "")
 
     def _decode_until_end(self, tokens: Sequence[int], *, inside: bool) -> str:
         kept = itertools.takewhile(lambda token: token not in self.config.eos_ids, tokens)
-        return self.require_tokenizer().decode([*kept], inside=inside)
+        # A model whose reference lets it predict its mask may do so; a mask is not text, even if its id stood for some.
+        kept = [token for token in kept if token != self.config.mask_id]
+        return self.require_tokenizer().decode(kept, inside=inside)
 
     def _check_texts(self, texts: object) -> list[str]:
         self.require_tokenizer()
@@ -372,7 +395,7 @@ def _model_spec(sidecar: Sidecar, model_cfg: ModelConfig) -> ModelSpec:
         suppressed_ids=tuple(sidecar.suppressed_ids),
         shifted=sidecar.alignment == "shifted" or sidecar.objective == "arm",
         max_length=sidecar.canvas.get("max_length", model_cfg.max_length),
-        eos_ids=() if sidecar.eos_id is None else (sidecar.eos_id,),
+        eos_ids=tuple(i for i in (sidecar.eos_id, *sidecar.end_ids) if i is not None),
     )
 
 

@@ -276,7 +276,7 @@ def test_json_has_the_documented_keys(model):
     sampling = model.sampling_config(length=4, temperature=0.5)
     document = json.loads(json.dumps(completions_json(model.generate(["a", "b"], sampling), sampling)))
     assert set(document) == {"completions", "config"}
-    assert set(document["completions"][0]) == {"prompt", "text", "tokens", "nfe", "seconds"}
+    assert set(document["completions"][0]) == {"prompt", "text", "tokens", "nfe", "seconds", "mask_tokens"}
     assert document["config"] == dataclasses.asdict(sampling)
     assert {"length": 4, "steps": 4, "strategy": "ancestral", "temperature": 0.5}.items() <= document["config"].items()
     assert completions_json([Completion("p", "t", [1], 2, 3.0)], sampling)["completions"][0]["nfe"] == 2
@@ -433,7 +433,9 @@ def test_pairs_and_answers_of_another_shape_are_refused(model):
 
 def test_a_template_of_another_version_is_refused_when_the_model_is_loaded(save):
     """The checkpoint keeps its template as data; whoever samples checks it."""
-    path = save(template={"version": 2})
-    with pytest.raises(UserError, match="a chat template of version 2, and this diffusionlm knows 1: upgrade") as error:
+    path = save(template={"version": 9})
+    with pytest.raises(
+        UserError, match="a chat template of version 9, and this diffusionlm knows 1 and 2: upgrade"
+    ) as error:
         load(path)
     assert str(path) in str(error.value) and "\n" not in str(error.value)

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from etils import epath
 
+from diffusionlm import untrusted
 from diffusionlm.data.tokenizers.definition import added_token, all_pieces, make_special
 from diffusionlm.errors import UserError
 
@@ -72,6 +73,12 @@ def read_files(directory: epath.Path, definition: str = DEFINITION_FILE) -> dict
         return {name: path.read_bytes() for name, path in paths.items() if path.exists()}
     except OSError as error:
         raise UserError(f"cannot read the tokenizer in {str(directory)!r}: {error.strerror}") from error
+
+
+def read_settings(directory: epath.Path) -> dict[str, bytes]:
+    """Return the contents of the files with settings that accompany a tokenizer, by name."""
+    paths = {name: directory / name for name in (SETTINGS_FILE, SPECIAL_FILE)}
+    return {name: untrusted.read_bytes(path) for name, path in paths.items() if path.exists()}
 
 
 def parse_json(content: bytes, name: str) -> dict[str, Any]:
