@@ -14,8 +14,8 @@ from typing import Any, ClassVar, NoReturn
 
 import jinja2
 from jinja2 import nodes
-from jinja2.ext import Extension, loopcontrols
 from jinja2.exceptions import SecurityError
+from jinja2.ext import Extension, loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 _TEXT = 1 << 16  # characters that a text may always have

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from diffusionlm.model.cache import scatter_rows
 from diffusionlm.parallel.mesh import rows_per_device
 from diffusionlm.sampling.denoiser import Memory
-from diffusionlm.sampling.draw import argmax, draw
+from diffusionlm.sampling.draw import argmax, draw, drawn_logits
 from diffusionlm.sampling.state import Job, is_followed
 from diffusionlm.sampling.strategies import Proposal, Scores
 
@@ -55,8 +55,12 @@ def propose(
             followed_BxC = jnp.take_along_axis(followed_BxT, positions_BxC, axis=1)
             logits_BxCxV = jnp.where(followed_BxC[..., None] & ends_V[None, None], -jnp.inf, logits_BxCxV)
         keys_BxC = jax.vmap(operator.getitem)(keys_BxT, positions_BxC)
-        token_BxC = draw(keys_BxC, logits_BxCxV, settings.temperature, settings.top_k, settings.top_p)
-        pairs = zip(proposal, confidence_scores(logits_BxCxV, token_BxC, scores), strict=True)
+        law = (settings.temperature, settings.top_k, settings.top_p, settings.drawn_confidence)
+        token_BxC = draw(keys_BxC, logits_BxCxV, *law)
+        judged_BxCxV = jax.lax.cond(
+            settings.drawn_confidence, lambda: drawn_logits(logits_BxCxV, *law), lambda: logits_BxCxV
+        )
+        pairs = zip(proposal, confidence_scores(judged_BxCxV, token_BxC, scores), strict=True)
         return Proposal(*(scatter_rows(x_BxT, indices_BxC, new_BxC) for x_BxT, new_BxC in pairs)), nan_B
 
     zeros_BxT = jnp.zeros((B, T), jnp.float32)
@@ -66,7 +70,7 @@ def propose(
 
 
 def confidence_scores(logits_BxCxV: jax.Array, token_BxC: jax.Array, scores: jax.Array) -> Proposal:
-    """Score how confident the un-tempered distributions are in some tokens, and in general.
+    """Score how confident some distributions are in some tokens, and in general.
 
     Args:
       logits_BxCxV: float32; -inf where a token cannot be.

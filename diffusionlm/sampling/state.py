@@ -44,7 +44,9 @@ class Trace(NamedTuple):
 
     tokens: Array  # int32; masked positions hold the mask id
     masked: Array  # bool
-    confidence: Array | None = None  # float32: a token's un-tempered probability when it was revealed; 0 elsewhere
+    confidence: Array | None = (
+        None  # float32: a token's probability, as `confidence` says, when it was revealed; 0 elsewhere
+    )
 
 
 class State(NamedTuple):

@@ -12,6 +12,7 @@ from support.checkpoints import (
 
 from diffusionlm.checkpoint import store as checkpoint
 from diffusionlm.checkpoint.sidecar import Sidecar
+from diffusionlm.errors import UserError
 
 
 def test_sidecar_is_plain_json_and_round_trips(tmp_path):

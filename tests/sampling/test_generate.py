@@ -92,6 +92,44 @@ def test_the_rules_of_the_end_of_text_match_the_slow_reference(rule):
     assert (np.array(expected) == EOS).any() == (rule != "inf")
 
 
+def dream(params, prompt, length, steps, alg, top_p, top_k):
+    """Dream's `diffusion_generate` for one row at temperature 0, from its description, on the alignment of LLaDA.
+
+    Its `sample_tokens` keeps the likeliest tokens until their share exceeds top_p, of these the top_k, and judges by
+    what is left.
+    """
+    x = list(prompt) + [MASK] * length
+    times = np.linspace(1, 1e-3, steps + 1)
+    for i in range(steps):
+        masked = [j for j in range(len(x)) if x[j] == MASK]
+        if not masked:
+            break
+        logits = token_logits(params, x)
+        best, score = {}, {}
+        for j in masked:
+            order = np.argsort(-logits[j])
+            share = np.cumsum(special.softmax(logits[j])[order])
+            kept = order[: min(int((share <= top_p).sum()) + 1, top_k)]
+            p = np.sort(special.softmax(logits[j][kept]))[::-1]
+            best[j] = int(order[0])
+            second = p[1] if len(p) > 1 else 0.0
+            score[j] = {"low_confidence": p[0], "margin": p[0] - second, "entropy": (p * np.log(p)).sum()}[alg]
+        count = len(masked) if i == steps - 1 else int(len(masked) * (1 - times[i + 1] / times[i]))
+        for j in sorted(masked, key=lambda j: (-score[j], j))[:count]:
+            x[j] = best[j]
+    return x[len(prompt) :]
+
+
+@pytest.mark.parametrize("alg", ["low_confidence", "margin", "entropy"])
+def test_confidences_of_what_is_drawn_match_the_slow_reference_of_dream(alg):
+    settings = {"top_p": 0.9, "top_k": 3, "strategy": alg, "temperature": 0.0, "transfer_until": 1e-3}
+    sampling = SamplingConfig(12, 8, stop_at_eos=False, confidence="drawn", **settings)
+    tokens = generate(params(), SPEC, PROMPTS, sampling).tokens.tolist()
+    assert tokens == [dream(params(), prompt, 12, 8, alg, 0.9, 3) for prompt in PROMPTS]
+    uncut = generate(params(), SPEC, PROMPTS, dataclasses.replace(sampling, confidence="model")).tokens.tolist()
+    assert tokens != uncut  # the cuts change the order
+
+
 def test_blocks_are_filled_from_left_to_right():
     result = generate(params(), SPEC, PROMPTS, SamplingConfig(10, 10, block_length=4, stop_at_eos=False), trace=True)
     masked = result.trace.masked
