@@ -12,8 +12,7 @@ from diffusionlm.options import SETTINGS, parse
 from diffusionlm.sampling.config import SamplingConfig
 
 if TYPE_CHECKING:
-    from diffusionlm.data.tokenizers import Tokenizer
-    from diffusionlm.pretrained.completion import Completion
+    from diffusionlm.pretrained.completion import Completion, Reader
 
 
 def sample(args: list[str], prog: str) -> int:
@@ -73,16 +72,15 @@ def _sample(
     generate = functools.partial(generate, special_tokens=special_tokens)
     texts = [prompt if infill is None else infill] * count
     completions = generate(texts, sampling, trace=trace or html is not None)
-    assert model.tokenizer is not None  # or nothing is generated from texts
     uncached = dataclasses.replace(sampling, cache="none", refresh=0)
     comparison = _compare(completions, generate(texts, uncached)) if agreement else {}
     if html is not None:
-        save_page(completions, model.tokenizer, html)
+        save_page(completions, model.reader, html)
     if json:
         settings = model.sampling_config(sampling) if infill is None else model.infill_config(infill, sampling)
         print_json(completions_json(completions, settings) | comparison, indent=None)
     else:
-        _show(model.tokenizer, completions, trace, comparison)
+        _show(model.reader, completions, trace, comparison)
     if masks := sum(completion.mask_tokens for completion in completions):
         print(
             f"{masks} of the tokens are the mask, which this model may predict and which is no text; "
@@ -124,7 +122,7 @@ def _compare(completions: Sequence["Completion"], exact: Sequence["Completion"])
 
 
 def _show(
-    tokenizer: "Tokenizer", completions: Sequence["Completion"], trace: bool, comparison: Mapping[str, float]
+    tokenizer: "Reader", completions: Sequence["Completion"], trace: bool, comparison: Mapping[str, float]
 ) -> None:
     """Print the completions, or how they were denoised, and the comparison with the uncached loop if there is one."""
     from diffusionlm.pretrained import terminal

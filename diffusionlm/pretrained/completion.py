@@ -3,10 +3,33 @@
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from diffusionlm.sampling.config import SamplingConfig
 from diffusionlm.sampling.state import Trace
+
+
+class Reader(Protocol):
+    """A tokenizer, as far as it is needed to show tokens."""
+
+    def decode(self, ids: Sequence[int], *, inside: bool = False) -> str:
+        """Return the text of ids; `inside`: the text continues another."""
+        ...
+
+
+@dataclass(frozen=True)
+class MaskFree:
+    """A tokenizer for which a predicted mask is no text.
+
+    A model whose reference lets it predict its mask may do so, and the id of the mask may have stood for a text before.
+    """
+
+    tokenizer: Reader
+    mask_id: int | None
+
+    def decode(self, ids: Sequence[int], *, inside: bool = False) -> str:
+        """Return the text of ids; `inside`: the text continues another."""
+        return self.tokenizer.decode([i for i in ids if i != self.mask_id], inside=inside)
 
 
 @dataclass(frozen=True)

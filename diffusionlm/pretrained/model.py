@@ -30,7 +30,7 @@ from diffusionlm.model.spec import ModelSpec
 from diffusionlm.model.transformer import abstract_params
 from diffusionlm.parallel.mesh import make_mesh
 from diffusionlm.pretrained import chat
-from diffusionlm.pretrained.completion import Completion, row_trace
+from diffusionlm.pretrained.completion import Completion, MaskFree, row_trace
 from diffusionlm.pretrained.mask_notation import GappedText, split_at_gaps
 from diffusionlm.sampling.canvas import Span, span_lengths
 from diffusionlm.sampling.config import SamplingConfig
@@ -153,7 +153,7 @@ class LoadedModel:
             result = infill(self.params, self.config, [text.template for text in gapped], sampling, trace=trace)
         completions = []
         for r, (text, row, lengths) in enumerate(zip(texts, result.rows, result.span_lengths, strict=True)):
-            filled, nfe = self._filled(gapped[r], row, lengths), int(result.nfe[r])
+            filled, nfe = gapped[r].filled(row, lengths, self._decode_until_end), int(result.nfe[r])
             states, masks = row_trace(result.trace, r, len(row)), self._count_masks(row)
             completions.append(
                 Completion(text, filled, row, nfe, result.seconds, states, infilled=True, mask_tokens=masks)
@@ -261,6 +261,11 @@ class LoadedModel:
             )
         return self.tokenizer
 
+    @property
+    def reader(self) -> MaskFree:
+        """The tokenizer for showing what was generated: a mask is no text."""
+        return MaskFree(self.require_tokenizer(), self.config.mask_id)
+
     def encode(self, text: str, *, special_tokens: bool = False) -> list[int]:
         """Return the ids of a prompt, after the token that documents began with in training.
 
@@ -303,11 +308,9 @@ class LoadedModel:
         """Return the text that `tokens` add to the prompt's, up to the first end of text."""
         return self._decode_until_end(tokens, inside=self.require_tokenizer().decode(prompt) != "")
 
-    def _decode_until_end(self, tokens: Sequence[int], *, inside: bool) -> str:
+    def _decode_until_end(self, tokens: Sequence[int], inside: bool) -> str:
         kept = itertools.takewhile(lambda token: token not in self.config.eos_ids, tokens)
-        # A model whose reference lets it predict its mask may do so; a mask is not text, even if its id stood for some.
-        kept = [token for token in kept if token != self.config.mask_id]
-        return self.require_tokenizer().decode(kept, inside=inside)
+        return self.reader.decode([*kept], inside=inside)
 
     def _check_texts(self, texts: object) -> list[str]:
         self.require_tokenizer()
@@ -334,26 +337,8 @@ class LoadedModel:
         first, *parts = split_at_gaps(text, self.config.max_length)
         assert isinstance(first, str)
         pieces: list[tuple[str, list[int]] | Span] = [(first, self.encode(first, special_tokens=special_tokens))]
-        for part in parts:
-            if isinstance(part, str):
-                ids = self.require_tokenizer().encode(part, inside=True, special=special_tokens)
-                pieces.append((part, ids))
-            else:
-                pieces.append(part)
-        return GappedText(pieces)
-
-    def _filled(self, text: GappedText, row: Sequence[int], lengths: Sequence[int]) -> str:
-        """Return a text with its gaps filled: what was given as it was given, and between it what was generated."""
-        remaining, place, filled = iter(lengths), 0, ""
-        for piece in text.pieces:
-            if isinstance(piece, Span):
-                n = next(remaining)
-                filled += self._decode_until_end(row[place : place + n], inside=filled != "")
-                place += n
-            else:
-                filled += piece[0]
-                place += len(piece[1])
-        return filled
+        encode = functools.partial(self.require_tokenizer().encode, inside=True, special=special_tokens)
+        return GappedText(pieces + [(part, encode(part)) if isinstance(part, str) else part for part in parts])
 
 
 def load(path: epath.PathLike, dtype: str | None = None, mesh: jax.sharding.Mesh | None = None) -> LoadedModel:
