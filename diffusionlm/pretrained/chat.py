@@ -64,8 +64,8 @@ def dialogues(messages: Any) -> list[Sequence[MessageLike]]:
 
 
 def text_of(message: MessageLike) -> str:
-    """Return the content of a message."""
-    return message.content if isinstance(message, Message) else str(message.get("content", ""))
+    """Return the content of a message that `encode_messages` has taken."""
+    return message.content if isinstance(message, Message) else message["content"]
 
 
 def refuse_conflicts(

@@ -89,10 +89,10 @@ class LoadedModel:
         if messages is None:
             requests = [self._encode_prompt(text, raw, special_tokens) for text in self._check_texts(prompts)]
         else:
-            requests = [
-                chat.Prompt(chat.text_of(dialogue[-1]), self.encode_messages(dialogue), templated=True)
-                for dialogue in chat.dialogues(messages)
-            ]
+            asked = chat.dialogues(messages)
+            encoded = [self.encode_messages(dialogue) for dialogue in asked]
+            texts = [chat.text_of(dialogue[-1]) for dialogue in asked]
+            requests = [chat.Prompt(text, ids, templated=True) for text, ids in zip(texts, encoded, strict=True)]
         with self.on_mesh():
             result = generate(
                 self.params,

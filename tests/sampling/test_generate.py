@@ -26,7 +26,7 @@ def token_logits(weights, row):
     return numpy_logits(SPEC, weights, row)[:, : TINY.vocab_size]
 
 
-def llada(params, prompt, length, steps, block_length, cfg_scale=0.0, eos_inf=False, eos_last=False):
+def llada(params, prompt, length, steps, block_length, cfg_scale=0.0, eos_inf=False, eos_last=False, ends=(EOS,)):
     """LLaDA's `generate` for one row at temperature 0, from its description; asserts that no choice is close.
 
     With eos_last, tokens predicted as EOS have no confidence, as the paper has it (the code also takes EOS out of the
@@ -47,11 +47,11 @@ def llada(params, prompt, length, steps, block_length, cfg_scale=0.0, eos_inf=Fa
                 without = token_logits(params, [MASK] * len(prompt) + x[len(prompt) :])
                 mixed = without + (cfg_scale + 1) * (mixed - without)
             if eos_inf:
-                mixed[:, EOS] = -np.inf
+                mixed[:, list(ends)] = -np.inf
             p = special.softmax(mixed, -1)
             masked = [j for j in range(first, end) if x[j] == MASK]
             best = {j: int(np.argmax(p[j])) for j in masked}
-            score = {j: 0.0 if eos_last and best[j] == EOS else p[j, best[j]] for j in masked}
+            score = {j: 0.0 if eos_last and best[j] in ends else p[j, best[j]] for j in masked}
             order = sorted(masked, key=lambda j: (-score[j], j))
             count = N // S + (i < N % S)
             for j in order[:count]:
@@ -90,6 +90,20 @@ def test_the_rules_of_the_end_of_text_match_the_slow_reference(rule):
     expected = [llada(weights, p, 12, 6, 6, eos_inf=rule == "inf", eos_last=rule == "last") for p in PROMPTS]
     assert result.tokens.tolist() == expected
     assert (np.array(expected) == EOS).any() == (rule != "inf")
+
+
+@pytest.mark.parametrize("rule", ["inf", "last"])
+def test_the_rules_are_of_every_end_of_text(rule):
+    """As in LLaDA's Instruct evaluations, which take the end of a turn and that of the text alike."""
+    weights, plain = params(0.05), generate_confident(params(0.05), length=12, steps=6, block_length=6).tokens
+    turn = int(np.bincount(plain[plain != EOS]).argmax())  # the end of a turn: a token that this model likes too
+    spec = dataclasses.replace(SPEC, eos_ids=(EOS, turn))
+    settings = {"inf": {"eos_penalty": float("inf")}, "last": {"eos_last": True}}[rule]
+    sampling = SamplingConfig(12, 6, "low_confidence", 0.0, block_length=6, stop_at_eos=False, **settings)
+    flags = {"inf": {"eos_inf": True}, "last": {"eos_last": True}}[rule]
+    expected = [llada(weights, p, 12, 6, 6, ends=(EOS, turn), **flags) for p in PROMPTS]
+    assert generate(weights, spec, PROMPTS, sampling).tokens.tolist() == expected
+    assert expected != [llada(weights, p, 12, 6, 6, **flags) for p in PROMPTS]
 
 
 def dream(params, prompt, length, steps, alg, top_p, top_k):
