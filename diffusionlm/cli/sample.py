@@ -55,9 +55,7 @@ def _sample(
       agreement: also generate without the cache, and report the share of new tokens that are the same, and how many
         times as fast the cache was.
     """
-    _refuse_conflicts(prompt, prompt_file, infill, raw=raw, json=json, trace=trace, agreement=agreement)
-    if count < 1:
-        raise UserError(f"count={count} must be at least 1")
+    _refuse_conflicts(prompt, prompt_file, infill, count, raw=raw, json=json, trace=trace, agreement=agreement)
     sampling.validate()
     if prompt_file is not None:
         prompt = _read_text(prompt_file).removesuffix("\n")
@@ -81,19 +79,33 @@ def _sample(
         print_json(completions_json(completions, settings) | comparison, indent=None)
     else:
         _show(model.reader, completions, trace, comparison)
+    _warn_of_masks(completions)
+    return 0
+
+
+def _warn_of_masks(completions: Sequence["Completion"]) -> None:
     if masks := sum(completion.mask_tokens for completion in completions):
         print(
             f"{masks} of the tokens are the mask, which this model may predict and which is no text; "
             "import it with --suppress_mask yes to rule that out",
             file=sys.stderr,
         )
-    return 0
 
 
 def _refuse_conflicts(
-    prompt: str, prompt_file: str | None, infill: str | None, *, raw: bool, json: bool, trace: bool, agreement: bool
+    prompt: str,
+    prompt_file: str | None,
+    infill: str | None,
+    count: int,
+    *,
+    raw: bool,
+    json: bool,
+    trace: bool,
+    agreement: bool,
 ) -> None:
-    """Raise `UserError` for options of `sample` that exclude each other."""
+    """Raise `UserError` for options of `sample` that exclude each other, or that ask for nothing."""
+    if count < 1:
+        raise UserError(f"count={count} must be at least 1")
     if prompt and prompt_file is not None:
         raise UserError(f"prompt={prompt!r} and prompt_file={prompt_file!r} exclude each other; drop one")
     if infill is not None and (prompt or prompt_file is not None):

@@ -91,11 +91,7 @@ def import_weights(
     placed = placements(FAMILIES[name], cfg, {name: leaf.shape for name, leaf in abstract.items()})
     tensors = _complete(FAMILIES[name], cfg, tensors, placed)
     loaded = _load_tokenizer(directory, fields, tokenizer, cfg)
-    model_name = source.stem if source.is_file() else source.resolve().name
-    directories = _directories(directory, tokenizer)
-    template = chats.chat_template(directories, name, model_name, loaded, chat_template)
-    end_ids = chats.end_ids([directory], fields, name, loaded, chats=template is not None, rows=cfg.embedding_rows)
-    origin = Source(model_name, name, fields, loaded, template and template.to_dict(), end_ids)
+    origin = _origin(source, name, fields, loaded, cfg, _directories(directory, tokenizer), chat_template)
     sidecar = imported_sidecar(origin, cfg, mask_id, suppress_mask)
     params = _filled(cfg, abstract, placed, tensors)
     if mesh is not None:
@@ -190,6 +186,23 @@ def _mask_id(family: Family, fields: ConfigJson, rows: int, mask_id: int | None)
     if not 0 <= mask_id < rows:
         raise UserError(f"mask_id={mask_id} must lie in [0, {rows}), the model's input rows; choose another")
     return mask_id
+
+
+def _origin(
+    source: Path,
+    family: str,
+    fields: ConfigJson,
+    tokenizer: tokenizers.Tokenizer | None,
+    cfg: ModelConfig,
+    directories: list[Path],
+    chat_template: str | None,
+) -> Source:
+    """Return what is imported, with the chat template and the end tokens that the directories have."""
+    name = source.stem if source.is_file() else source.resolve().name
+    template = chats.chat_template(directories, family, name, tokenizer, chat_template)
+    rows, has_chats = cfg.embedding_rows, template is not None
+    end_ids = chats.end_ids(directories[-1:], fields, family, tokenizer, chats=has_chats, rows=rows)
+    return Source(name, family, fields, tokenizer, template and template.to_dict(), end_ids)
 
 
 def _directories(source: Path, tokenizer: str | None) -> list[Path]:

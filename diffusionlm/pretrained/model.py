@@ -89,18 +89,11 @@ class LoadedModel:
         if messages is None:
             requests = [self._encode_prompt(text, raw, special_tokens) for text in self._check_texts(prompts)]
         else:
-            asked = chat.dialogues(messages)
-            encoded = [self.encode_messages(dialogue) for dialogue in asked]
-            texts = [chat.text_of(dialogue[-1]) for dialogue in asked]
-            requests = [chat.Prompt(text, ids, templated=True) for text, ids in zip(texts, encoded, strict=True)]
+            requests = [self._encode_dialogue(dialogue) for dialogue in chat.dialogues(messages)]
         with self.on_mesh():
-            result = generate(
-                self.params,
-                self.config,
-                [request.ids for request in requests],
-                self.sampling_config(sampling, **settings),
-                trace=trace,
-            )
+            encoded = [request.ids for request in requests]
+            resolved = self.sampling_config(sampling, **settings)
+            result = generate(self.params, self.config, encoded, resolved, trace=trace)
         completions = []
         for r, (request, tokens) in enumerate(zip(requests, result.tokens.tolist(), strict=True)):
             completions.append(
@@ -300,6 +293,10 @@ class LoadedModel:
         if self.template is None or raw or text == "":
             return chat.Prompt(text, self.encode(text, special_tokens=special_tokens), templated=False)
         return chat.Prompt(text, self.encode_messages([Message("user", text)]), templated=True)
+
+    def _encode_dialogue(self, messages: Sequence[chat.MessageLike]) -> chat.Prompt:
+        ids = self.encode_messages(messages)
+        return chat.Prompt(chat.text_of(messages[-1]), ids, templated=True)
 
     def _count_masks(self, tokens: Sequence[int]) -> int:
         return sum(token == self.config.mask_id for token in tokens)
