@@ -45,15 +45,14 @@ def _sample(
         "a{mask:3-8} b" for 3 to 8; most tokenizers want no space before a gap.
       count: how many completions.
       raw: for a model that was fine-tuned on instructions: continue the prompt without its chat template.
-      special_tokens: special tokens that are written in the prompt are tokens, and not text; with raw, or infill.
+      special_tokens: special tokens written in the prompt are tokens, and not text; with raw, or infill.
       sampling: the settings.
       json: print {"completions": [{"prompt", "text", "tokens", "nfe", "seconds", "mask_tokens"}], "config"}, and with
         agreement {"agreement", "times"}; nfe: forward passes; mask_tokens: predicted masks, which are no text; with
         infill, the prompt is the text with gaps, and text and tokens are the whole.
       trace: show the denoising in the terminal.
       html: also write the denoising to this file, as an animated web page.
-      agreement: also generate without the cache, and report the share of new tokens that are the same, and how many
-        times as fast the cache was.
+      agreement: also generate uncached; report the share of equal new tokens, and how many times as fast the cache was.
     """
     _refuse_conflicts(prompt, prompt_file, infill, count, raw=raw, json=json, trace=trace, agreement=agreement)
     sampling.validate()
