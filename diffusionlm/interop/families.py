@@ -14,8 +14,9 @@ from diffusionlm.interop.layouts import Layout
 QKV = ("blocks/q", "blocks/k", "blocks/v")
 QKV_BIAS = ("blocks/q_bias", "blocks/k_bias", "blocks/v_bias")
 
-# Values of `ModelConfig` known so far -> the value of another field.
-Default = bool | int | float | Callable[[Mapping[str, Any]], int]
+# A constant stands in for an absent field only; a function, of the values of `ModelConfig` known so far and the parsed
+# config.json, also for null, where the family's reference computes the value.
+Default = bool | int | float | Callable[[Mapping[str, Any], Mapping[str, Any]], Any]
 
 
 class Rule(NamedTuple):
@@ -46,11 +47,17 @@ class Family:
       fields: `ModelConfig` field -> config.json field. If empty, the format has no config.json, and the shapes of the
         tensors select a preset.
       constants: `ModelConfig` fields that the family fixes.
-      optional: `ModelConfig` fields that config.json may omit, with their defaults; a function receives the values
-        known so far.
-      supported: config.json field -> the values that our network computes; an absent field has the first.
-      architectures: values of the config.json field `architectures`.
-      model_type: value of the config.json field `model_type`.
+      optional: `ModelConfig` fields that config.json may omit, with their defaults.
+      supported: config.json field -> the values that our network computes; an absent field has the first, unless
+        `absent` says otherwise.
+      absent: config.json field -> the value that the family's reference takes for it where it is absent, if that is not
+        the first supported one or our default. Exports have all of these fields.
+      unread: `ModelConfig` fields that the reference computes from others, whatever config.json says; not exported.
+      harmless: config.json fields that the reference ignores, besides those that every family may have.
+      exported: config.json fields that exports have besides.
+      generation_config: True if the reference needs a generation_config.json.
+      code: the files of code that `exported["auto_map"]` names, which exports do not contain.
+      architectures: values of the config.json field `architectures` -> the value of `model_type` that goes with it.
       mdm: True for masked diffusion models, False for autoregressive models.
       shifted: True if position i predicts token i + 1.
       mask_id: the mask id as a function of the number of input rows, for families whose config.json has none.
@@ -68,9 +75,14 @@ class Family:
     fields: Mapping[str, str] = dataclasses.field(default_factory=dict)
     constants: Mapping[str, bool | str] = dataclasses.field(default_factory=dict)
     optional: Mapping[str, Default] = dataclasses.field(default_factory=dict)
-    supported: Mapping[str, tuple[bool | str | None, ...]] = dataclasses.field(default_factory=dict)
-    architectures: tuple[str, ...] = ()
-    model_type: str = ""
+    supported: Mapping[str, tuple[bool | int | str | None, ...]] = dataclasses.field(default_factory=dict)
+    absent: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    unread: frozenset[str] = frozenset()
+    harmless: frozenset[str] = frozenset()
+    exported: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    generation_config: bool = False
+    code: tuple[str, ...] = ()
+    architectures: Mapping[str, str] = dataclasses.field(default_factory=dict)
     mdm: bool = False
     shifted: bool = True
     mask_id: Callable[[int], int] | None = None
@@ -145,13 +157,18 @@ def _smdm_rules() -> tuple[Rule, ...]:
     )
 
 
-def _n_heads(known: Mapping[str, Any]) -> int:
+def _n_heads(known: Mapping[str, Any], fields: Mapping[str, Any]) -> int:
     return known["n_heads"]
 
 
-def equal_head_dim(known: Mapping[str, Any]) -> int:
+def equal_head_dim(known: Mapping[str, Any], fields: Mapping[str, Any]) -> int:
     """Return the head dimension of heads that share `d_model` equally."""
     return known["d_model"] // known["n_heads"]
+
+
+def _llada_d_ff(known: Mapping[str, Any], fields: Mapping[str, Any]) -> Any:
+    ratio = fields.get("mlp_ratio", 4)
+    return ratio * known["d_model"] if type(ratio) is int else ratio
 
 
 _ROPE = {"norm": "rmsnorm", "positions": "rope", "mlp": "swiglu", "linear_bias": False, "qkv_bias": False}
@@ -184,8 +201,22 @@ _LLAMA = Family(
         "sliding_window": (None,),
         "quantization_config": (None,),
     },
-    architectures=("LlamaForCausalLM", "MistralForCausalLM"),
-    model_type="llama",
+    harmless=frozenset({"is_llama_config", "max_sequence_length"}),
+    architectures={"LlamaForCausalLM": "llama"},
+)
+
+_MISTRAL = dataclasses.replace(
+    _LLAMA,
+    supported={
+        "hidden_act": ("silu",),
+        "rope_scaling": (None,),
+        "sliding_window": (None,),
+        "quantization_config": (None,),
+    },
+    absent={"num_key_value_heads": 8, "sliding_window": 4096},
+    harmless=frozenset(),
+    exported={"sliding_window": None},
+    architectures={"MistralForCausalLM": "mistral"},
 )
 
 _QWEN2 = dataclasses.replace(
@@ -198,8 +229,25 @@ _QWEN2 = dataclasses.replace(
         "use_sliding_window": (False,),
         "quantization_config": (None,),
     },
-    architectures=("Qwen2ForCausalLM",),
-    model_type="qwen2",
+    absent={"num_key_value_heads": 32},
+    harmless=frozenset({"attention_bias", "max_window_layers", "sliding_window"}),
+    architectures={"Qwen2ForCausalLM": "qwen2"},
+)
+
+_DREAM = dataclasses.replace(
+    _QWEN2,
+    absent={"num_key_value_heads": 32, "mask_token_id": 151666, "pad_token_id": 151643},
+    unread=frozenset({"head_dim"}),
+    harmless=_QWEN2.harmless | {"mlp_bias"},
+    exported={
+        "auto_map": {"AutoConfig": "configuration_dream.DreamConfig", "AutoModel": "modeling_dream.DreamModel"},
+        "pad_token_id": None,
+        "sliding_window": None,
+    },
+    generation_config=True,
+    code=("configuration_dream.py", "modeling_dream.py", "generation_utils.py"),
+    architectures={"DreamModel": "Dream"},
+    mdm=True,
 )
 
 _GPT2 = Family(
@@ -218,7 +266,7 @@ _GPT2 = Family(
         "tied_head": "tie_word_embeddings",
     },
     constants={"norm": "layernorm", "positions": "learned", "mlp": "gelu", "linear_bias": True, "qkv_bias": False},
-    optional={"d_ff": lambda known: 4 * known["d_model"], "norm_eps": 1e-5, "tied_head": True},
+    optional={"d_ff": lambda known, fields: 4 * known["d_model"], "norm_eps": 1e-5, "tied_head": True},
     supported={
         "activation_function": ("gelu_new", "gelu_pytorch_tanh"),
         "scale_attn_weights": (True,),
@@ -226,15 +274,16 @@ _GPT2 = Family(
         "add_cross_attention": (False,),
         "quantization_config": (None,),
     },
-    architectures=("GPT2LMHeadModel",),
-    model_type="gpt2",
+    harmless=frozenset({"attn_pdrop", "embd_pdrop", "n_ctx", "reorder_and_upcast_attn", "resid_pdrop"}),
+    architectures={"GPT2LMHeadModel": "gpt2"},
 )
 
 FAMILIES: dict[str, Family] = {
     "gpt2": _GPT2,
     "llama": _LLAMA,
+    "mistral": _MISTRAL,
     "qwen2": _QWEN2,
-    "dream": dataclasses.replace(_QWEN2, architectures=("DreamModel",), model_type="Dream", mdm=True),
+    "dream": _DREAM,
     "llada": Family(
         rules=_llada_rules(),
         embedding="model.transformer.wte.weight",
@@ -253,22 +302,64 @@ FAMILIES: dict[str, Family] = {
             "tied_head": "weight_tying",
         },
         constants=_ROPE,
-        optional={"n_kv_heads": _n_heads, "rope_theta": 10000.0, "norm_eps": 1e-5, "tied_head": False},
+        optional={
+            "n_kv_heads": _n_heads,
+            "d_ff": _llada_d_ff,
+            "vocab_size": lambda known, fields: fields.get("vocab_size"),
+            "rope_theta": 10000.0,
+            "norm_eps": 1e-5,
+        },
         supported={
             "block_type": ("llama",),
+            "block_group_size": (1,),
             "activation_type": ("silu",),
             "layer_norm_type": ("rms",),
+            "layer_norm_with_affine": (True,),
+            "bias_for_layer_norm": (False, None),
             "rope": (True,),
+            "rope_full_precision": (True,),
             "alibi": (False,),
             "include_bias": (False,),
             "include_qkv_bias": (False,),
+            "multi_query_attention": (None,),
             "attention_layer_norm": (False,),
             "scale_logits": (False,),
             "input_emb_norm": (False,),
             "quantization_config": (None,),
         },
-        architectures=("LLaDAModelLM",),
-        model_type="llada",
+        absent={
+            "activation_type": "swiglu",
+            "attention_dropout": 0.1,
+            "block_type": "sequential",
+            "embedding_dropout": 0.1,
+            "embedding_size": 50304,
+            "eos_token_id": 50256,
+            "layer_norm_type": "default",
+            "mask_token_id": 50256,
+            "max_sequence_length": 1024,
+            "pad_token_id": 50256,
+            "residual_dropout": 0.1,
+            "rope": False,
+            "weight_tying": True,
+        },
+        harmless=frozenset(
+            "alibi_bias_max attention_layer_norm_with_affine embedding_dropout flash_attention init_cutoff_factor "
+            "init_device init_fn init_std mlp_ratio precision residual_dropout vocab_size".split()
+        ),
+        exported={
+            "auto_map": {
+                "AutoConfig": "configuration_llada.LLaDAConfig",
+                "AutoModel": "modeling_llada.LLaDAModelLM",
+                "AutoModelForCausalLM": "modeling_llada.LLaDAModelLM",
+            },
+            "attention_dropout": 0.0,
+            "embedding_dropout": 0.0,
+            "residual_dropout": 0.0,
+            "eos_token_id": None,
+            "pad_token_id": None,
+        },
+        code=("configuration_llada.py", "modeling_llada.py"),
+        architectures={"LLaDAModelLM": "llada"},
         mdm=True,
         shifted=False,
     ),
@@ -289,10 +380,16 @@ FAMILIES: dict[str, Family] = {
         embedding="embed_tokens.weight",
         prefix="",
         marker="denoise_model.",
-        architectures=(),
+        architectures={"GPT2LMHeadModel": "gpt2", "DiscreteDiffusionModel": "gpt2"},
         mdm=True,
         mask_id=lambda rows: 50257 if rows > 50257 else 10541,
         suppress_mask=True,
     ),
-    "diffullama": dataclasses.replace(_LLAMA, architectures=(), mdm=True, mask_id=lambda rows: 811, suppress_mask=True),
+    "diffullama": dataclasses.replace(
+        _LLAMA,
+        architectures={"LlamaForCausalLM": "llama", "DiscreteDiffusionModel": "llama"},
+        mdm=True,
+        mask_id=lambda rows: 811,
+        suppress_mask=True,
+    ),
 }

@@ -78,7 +78,10 @@ REFUSED = {
     "activation": (broken(fields={"hidden_act": "gelu"}), "has hidden_act='gelu', and this version computes 'silu'"),
     "attention_bias": (broken(fields={"attention_bias": True}), "has attention_bias=True"),
     "qk_norm": (broken("llada", {"attention_layer_norm": True}), "has attention_layer_norm=True"),
-    "architecture": (broken(fields={"architectures": ["MambaForCausalLM"]}), "MambaForCausalLM, and this version"),
+    "architecture": (
+        broken(fields={"architectures": ["MambaForCausalLM"]}),
+        r"has architectures=\['MambaForCausalLM'\] .* imports GPT2",
+    ),
     "field": (broken(fields={"hidden_size": None}), "lacks hidden_size"),
     "missing": (broken(**{"model.norm.weight": None}), "lacks 1 of 21 tensors: model.norm.weight"),
     "unknown": (broken(extra=np.zeros(2, np.float32)), "has 1 tensors that this family does not know: extra"),
@@ -86,13 +89,16 @@ REFUSED = {
         broken(**{"model.norm.weight": np.zeros(9, np.float32)}),
         r"1 tensors have other shapes .*: model.norm.weight \[9\] instead of \[16\]",
     ),
-    "dtype": (broken(extra=np.zeros(2, np.int64)), "has 'extra' in I64, and this version reads F32, F16, BF16"),
+    "dtype": (
+        broken(**{"model.norm.weight": np.zeros(16, np.int64)}),
+        "has 'model.norm.weight' in I64, and this version reads F32, F16, BF16",
+    ),
     "truncated": (truncated, "model.safetensors is cut short"),
     "shard": (without_a_shard, "lacks 1 of its 2 shards, first model-00002-of-00002.safetensors"),
     "pickle": (pickled, "pytorch_model.bin is a pickle.*convert it to safetensors"),
     "absent": (absent, "no weights at .*: it does not exist"),
     "header": (damaged("model.safetensors", b"\x10\0\0\0\0\0\0\0not a header at "), "has a damaged header"),
-    "config": (damaged("config.json", b"{"), "cannot read .*config.json, it is damaged"),
+    "config": (damaged("config.json", b"{"), "config.json: .*; download it again"),
     "tokenizer": (with_long_tokenizer, f"the tokenizer has {V + 1} ids, and the model {V} input rows"),
     "mask_id": (broken("dream", {"mask_token_id": None}), "config.json has no mask_token_id; .* --mask_id"),
     "mask_range": (broken("dream", {"mask_token_id": V}), f"mask_id={V} must lie in"),
@@ -102,7 +108,7 @@ REFUSED = {
     "text": (broken(fields={"hidden_size": "16"}), "has hidden_size='16', which must be a whole number of at least"),
     "fraction": (broken(fields={"num_attention_heads": 4.0}), "has num_attention_heads=4.0, which must be a whole"),
     "zero": (broken(fields={"num_attention_heads": 0}), "has num_attention_heads=0, which must be a whole number"),
-    "number": (broken(fields={"rope_theta": "abc"}), "has rope_theta='abc', which must be a number"),
+    "number": (broken(fields={"rope_theta": "abc"}), "has rope_theta='abc', which must be a number, and finite"),
     "truth": (broken(fields={"tie_word_embeddings": 1}), "has tie_word_embeddings=1, which must be true or false"),
     "scaling_text": (broken(fields={"rope_scaling": "linear"}), "has rope_scaling='linear'"),
     "window_text": (broken(fields={"sliding_window": 9, "max_position_embeddings": None}), "has sliding_window=9"),
@@ -118,15 +124,6 @@ def test_a_wrong_source_is_refused_and_leaves_nothing(case, tmp_path):
         dlm.import_weights(source, tmp_path / "model")
     assert "\n" not in str(error.value)
     assert {path.name for path in tmp_path.iterdir()} <= {"source"}
-
-
-@pytest.mark.parametrize(("named", "also"), [("qwen2", "lacks 6 of"), ("gpt2", "lacks n_embd"), ("smdm", "not a size")])
-def test_a_family_that_config_json_contradicts_is_doubted(named, also, tmp_path):
-    source = make_source("llama", tmp_path / "source")
-    with pytest.raises(UserError, match=rf"{also}.*; or is --family {named} wrong\? config.json says llama"):
-        dlm.import_weights(source, tmp_path / "model", family=named)
-    with pytest.raises(UserError, match="lacks 1 of 21 tensors: model.norm.weight; complete it$"):
-        dlm.import_weights(broken(**{"model.norm.weight": None})(tmp_path / "less"), tmp_path / "model", family="llama")
 
 
 @pytest.fixture(scope="module")

@@ -43,6 +43,7 @@ GPT2 = {"model_type": "gpt2", "n_embd": D, "n_layer": L, "n_head": H, "n_positio
 CONFIGS: dict[str, dict[str, Any] | None] = {
     "gpt2": GPT2 | {"architectures": ["GPT2LMHeadModel"]},
     "llama": LLAMA,
+    "mistral": LLAMA | {"architectures": ["MistralForCausalLM"], "model_type": "mistral", "sliding_window": None},
     "qwen2": LLAMA | {"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "sliding_window": 9},
     "dream": LLAMA | {"architectures": ["DreamModel"], "model_type": "Dream", "mask_token_id": 37},
     "llada": IDS
@@ -50,6 +51,9 @@ CONFIGS: dict[str, dict[str, Any] | None] = {
         "architectures": ["LLaDAModelLM"],
         "model_type": "llada",
         "block_type": "llama",
+        "activation_type": "silu",
+        "layer_norm_type": "rms",
+        "rope": True,
         "d_model": D,
         "n_heads": H,
         "n_kv_heads": G,
