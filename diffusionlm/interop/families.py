@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from diffusionlm.interop.layouts import Layout
+from diffusionlm.interop.translations import ALL_KINDS, MISTRAL_WINDOW, QWEN_WINDOW, Translation, rope
 
 QKV = ("blocks/q", "blocks/k", "blocks/v")
 QKV_BIAS = ("blocks/q_bias", "blocks/k_bias", "blocks/v_bias")
@@ -46,6 +47,7 @@ class Family:
       marker: a string that only the tensor names of this family contain.
       fields: `ModelConfig` field -> config.json field. If empty, the format has no config.json, and the shapes of the
         tensors select a preset.
+      translations: rules for config.json fields that mean some of ours together; later ones see what earlier ones read.
       constants: `ModelConfig` fields that the family fixes.
       optional: `ModelConfig` fields that config.json may omit, with their defaults.
       supported: config.json field -> the values that our network computes; an absent field has the first, unless
@@ -73,6 +75,7 @@ class Family:
     ignored: str = r"(?!)"
     marker: str = ""
     fields: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    translations: tuple[Translation, ...] = ()
     constants: Mapping[str, bool | str] = dataclasses.field(default_factory=dict)
     optional: Mapping[str, Default] = dataclasses.field(default_factory=dict)
     supported: Mapping[str, tuple[bool | int | str | None, ...]] = dataclasses.field(default_factory=dict)
@@ -111,18 +114,20 @@ def _gpt2_rules(embedding: str, body: str) -> tuple[Rule, ...]:
     )
 
 
-def _llama_rules(qkv_bias: bool = False) -> tuple[Rule, ...]:
+def _llama_rules(qkv_bias: bool = False, qk_norm: bool = False) -> tuple[Rule, ...]:
     block = "model.layers.{i}."
     linears = {
         **{f"self_attn.{name}_proj": f"blocks/{name}" for name in "qkvo"},
         **{f"mlp.{name}_proj": f"blocks/{name}" for name in ("gate", "up", "down")},
     }
     biases = [Rule(f"{block}self_attn.{n}_proj.bias", (f"blocks/{n}_bias",), "same") for n in "qkv"] if qkv_bias else []
+    norms = [Rule(f"{block}self_attn.{n}_norm.weight", (f"blocks/{n}_norm/scale",), "same") for n in "qk" if qk_norm]
     return (
         Rule("model.embed_tokens.weight", ("embed",), "rows"),
         Rule(f"{block}input_layernorm.weight", ("blocks/attention_norm/scale",), "same"),
         *(Rule(f"{block}{name}.weight", (parameter,)) for name, parameter in linears.items()),
         *biases,
+        *norms,
         Rule(f"{block}post_attention_layernorm.weight", ("blocks/mlp_norm/scale",), "same"),
         Rule("model.norm.weight", ("final_norm/scale",), "same"),
         Rule("lm_head.weight", ("head",), "columns"),
@@ -188,16 +193,15 @@ _LLAMA = Family(
         "vocab_size": "vocab_size",
         "max_length": "max_position_embeddings",
         "norm_eps": "rms_norm_eps",
-        "rope_theta": "rope_theta",
         "tied_head": "tie_word_embeddings",
     },
+    translations=(rope(*ALL_KINDS),),
     constants=_ROPE,
-    optional={"n_kv_heads": _n_heads, "head_dim": equal_head_dim, "rope_theta": 10000.0, "tied_head": False},
+    optional={"n_kv_heads": _n_heads, "head_dim": equal_head_dim, "tied_head": False},
     supported={
         "hidden_act": ("silu",),
         "attention_bias": (False,),
         "mlp_bias": (False,),
-        "rope_scaling": (None,),
         "sliding_window": (None,),
         "quantization_config": (None,),
     },
@@ -207,38 +211,41 @@ _LLAMA = Family(
 
 _MISTRAL = dataclasses.replace(
     _LLAMA,
-    supported={
-        "hidden_act": ("silu",),
-        "rope_scaling": (None,),
-        "sliding_window": (None,),
-        "quantization_config": (None,),
-    },
+    translations=(rope(*ALL_KINDS), MISTRAL_WINDOW),
+    supported={"hidden_act": ("silu",), "quantization_config": (None,)},
     absent={"num_key_value_heads": 8, "sliding_window": 4096},
     harmless=frozenset(),
-    exported={"sliding_window": None},
     architectures={"MistralForCausalLM": "mistral"},
 )
 
 _QWEN2 = dataclasses.replace(
     _LLAMA,
     rules=_llama_rules(qkv_bias=True),
+    translations=(rope(*ALL_KINDS), QWEN_WINDOW),
     constants=_ROPE | {"qkv_bias": True},
-    supported={
-        "hidden_act": ("silu",),
-        "rope_scaling": (None,),
-        "use_sliding_window": (False,),
-        "quantization_config": (None,),
-    },
+    supported={"hidden_act": ("silu",), "quantization_config": (None,)},
     absent={"num_key_value_heads": 32},
-    harmless=frozenset({"attention_bias", "max_window_layers", "sliding_window"}),
+    harmless=frozenset({"attention_bias"}),
     architectures={"Qwen2ForCausalLM": "qwen2"},
+)
+
+_QWEN3 = dataclasses.replace(
+    _QWEN2,
+    rules=_llama_rules(qk_norm=True),
+    constants=_ROPE | {"qk_norm": True},
+    optional={"n_kv_heads": _n_heads, "head_dim": 128, "tied_head": False},
+    supported={"hidden_act": ("silu",), "attention_bias": (False,), "quantization_config": (None,)},
+    harmless=frozenset(),
+    architectures={"Qwen3ForCausalLM": "qwen3"},
 )
 
 _DREAM = dataclasses.replace(
     _QWEN2,
+    translations=(rope(),),
+    supported={"hidden_act": ("silu",), "use_sliding_window": (False,), "quantization_config": (None,)},
     absent={"num_key_value_heads": 32, "mask_token_id": 151666, "pad_token_id": 151643},
     unread=frozenset({"head_dim"}),
-    harmless=_QWEN2.harmless | {"mlp_bias"},
+    harmless=frozenset({"attention_bias", "max_window_layers", "mlp_bias", "sliding_window"}),
     exported={
         "auto_map": {"AutoConfig": "configuration_dream.DreamConfig", "AutoModel": "modeling_dream.DreamModel"},
         "pad_token_id": None,
@@ -283,6 +290,7 @@ FAMILIES: dict[str, Family] = {
     "llama": _LLAMA,
     "mistral": _MISTRAL,
     "qwen2": _QWEN2,
+    "qwen3": _QWEN3,
     "dream": _DREAM,
     "llada": Family(
         rules=_llada_rules(),

@@ -118,7 +118,7 @@ def test_every_family_refuses_every_key_that_it_does_not_know(family):
 
     table = FAMILIES[family]
     read = {*table.fields.values(), *table.supported, *table.harmless, *config_keys.HARMLESS}
-    read |= {*config_keys.SWITCHED_OFF, "layer_types", "rope_parameters"}
+    read |= {*config_keys.SWITCHED_OFF, "layer_types"}.union(*(rule.keys for rule in table.translations))
     refused()
     for key, value in FOREIGN_KEYS.items():
         with pytest.raises(UserError, match=f"has {key}="):
@@ -201,20 +201,6 @@ def test_an_absent_field_means_what_readers_take_for_it(family):
     for key, default in table.absent.items():
         without = {name: value for name, value in CONFIGS[family].items() if name != key}
         assert outcome(without) == outcome(without | {key: default}), key
-
-
-def test_a_mistral_without_a_window_has_one_of_4096(tmp_path):
-    fields = {name: value for name, value in CONFIGS["mistral"].items() if name != "sliding_window"}
-    assert to_model_config(FAMILIES["mistral"], fields).max_length == 64  # no text of 64 tokens fills it
-    assert to_model_config(FAMILIES["mistral"], fields | {"max_position_embeddings": 4096}).max_length == 4096
-    for changes, said in [
-        ({}, "lacks sliding_window, which its readers take for 4096"),
-        ({"sliding_window": 32}, "=32"),
-    ]:
-        with pytest.raises(UserError, match=said):
-            to_model_config(FAMILIES["mistral"], fields | {"max_position_embeddings": 4097} | changes)
-    unlimited = fields | {"max_position_embeddings": 4097, "sliding_window": None}
-    assert to_model_config(FAMILIES["mistral"], unlimited).max_length == 4097
 
 
 HUGE = 2**31
