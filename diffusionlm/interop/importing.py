@@ -79,7 +79,7 @@ def import_weights(
     if family is not None and family not in FAMILIES:
         raise UserError(f"unknown family {family!r}{suggest(family, FAMILIES)}")
     tensors, directory = safetensors.find(source), source if source.is_dir() else source.parent
-    # The files of SMDM's sizes lie in one directory, without a config.json; one beside them is another model's.
+    # A single file of SMDM's lies among others and has no config.json; one beside it is another model's.
     fields = config_json.read(directory) if family != "smdm" or source.is_dir() else {}
     name = _family(family, fields, tensors)
     tensors = _renamed(FAMILIES[name], tensors)
@@ -95,12 +95,7 @@ def import_weights(
         tokenizer=_load_tokenizer(directory, fields, tokenizer, cfg),
     )
     sidecar = imported_sidecar(origin, cfg, mask_id, suppress_mask)
-    params = _filled(cfg, abstract, placed, tensors)
-    if mesh is not None:
-        params = {
-            name: jax.make_array_from_callback(leaf.shape, leaf.sharding, params[name].__getitem__)
-            for name, leaf in abstract.items()
-        }
+    params = _filled(cfg, abstract, placed, tensors, mesh)
     checkpoint.save_params(output, traverse_util.unflatten_dict(params, sep="/"), sidecar, compress=False)
     return output
 
@@ -235,8 +230,15 @@ def _filled(
     abstract: Mapping[str, jax.ShapeDtypeStruct],
     placed: Mapping[str, Placement],
     tensors: Tensors,
-) -> dict[str, np.ndarray]:
-    """Return the parameters by name, with layers stacked and zeros in the rows that pad the vocabulary."""
+    mesh: jax.sharding.Mesh | None,
+) -> Mapping[str, np.ndarray | jax.Array]:
+    """Return the parameters by name, with layers stacked and zeros in the rows that pad the vocabulary.
+
+    They are on the mesh, if there is one.
+
+    Raises:
+      UserError: a tensor has values that are not finite.
+    """
     dtypes: dict[str, list[np.dtype]] = {}
     for name, placement in placed.items():
         for parameter in placement.rule.parameters:
@@ -254,7 +256,12 @@ def _filled(
         _require_finite(name, tensor)
         for target, part in paired_views(placement.rule.layout, views, tensor, cfg):
             target[...] = part
-    return params
+    if mesh is None:
+        return params
+    return {
+        name: jax.make_array_from_callback(leaf.shape, leaf.sharding, params[name].__getitem__)
+        for name, leaf in abstract.items()
+    }
 
 
 def _require_finite(name: str, tensor: np.ndarray) -> None:

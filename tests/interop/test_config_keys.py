@@ -187,10 +187,56 @@ def test_the_width_of_an_mlp_follows_from_its_ratio():
             to_model_config(FAMILIES["llada"], fields | {"mlp_ratio": ratio})
 
 
+# The defaults of the classes of configurations that read these files: transformers 5.24, and the code of the releases.
+_LLAMA = {"attention_bias": False, "head_dim": None, "hidden_act": "silu", "mlp_bias": False}
+_LLAMA |= {"num_key_value_heads": None, "rope_scaling": None, "rope_theta": 10000.0, "tie_word_embeddings": False}
+_COMMON = {key: _LLAMA[key] for key in ("hidden_act", "rope_scaling", "rope_theta", "tie_word_embeddings")}
+READERS_DEFAULTS = {
+    "llama": _LLAMA,
+    "diffullama": _LLAMA,
+    "mistral": _COMMON | {"head_dim": None, "num_key_value_heads": 8, "sliding_window": 4096},
+    "qwen2": _COMMON | {"num_key_value_heads": 32, "sliding_window": 4096, "use_sliding_window": False},
+    "dream": _COMMON | {"num_key_value_heads": 32, "sliding_window": 4096, "use_sliding_window": False},
+    "gpt2": {
+        "activation_function": "gelu_new",
+        "add_cross_attention": False,
+        "layer_norm_epsilon": 1e-5,
+        "n_inner": None,
+        "scale_attn_by_inverse_layer_idx": False,
+        "scale_attn_weights": True,
+        "tie_word_embeddings": True,
+    },
+    "llada": {
+        "activation_type": "swiglu",
+        "alibi": False,
+        "attention_layer_norm": False,
+        "bias_for_layer_norm": None,
+        "block_group_size": 1,
+        "block_type": "sequential",
+        "embedding_size": 50304,
+        "include_bias": False,
+        "include_qkv_bias": False,
+        "input_emb_norm": False,
+        "layer_norm_type": "default",
+        "layer_norm_with_affine": True,
+        "max_sequence_length": 1024,
+        "mlp_hidden_size": None,
+        "multi_query_attention": None,
+        "n_kv_heads": None,
+        "rms_norm_eps": 1e-5,
+        "rope": False,
+        "rope_full_precision": True,
+        "rope_theta": 10000.0,
+        "scale_logits": False,
+        "weight_tying": True,
+    },
+}
+READERS_OF_ROPE = ("llama", "diffullama", "mistral", "qwen2", "dream")
+READERS_DEFAULTS["diffugpt"] = READERS_DEFAULTS["gpt2"]
+
+
 @pytest.mark.parametrize("family", WITH_CONFIG)
 def test_an_absent_field_means_what_readers_take_for_it(family):
-    """The defaults are those of the classes of configurations that read these files."""
-
     def outcome(fields):
         try:
             return to_model_config(table, fields)
@@ -198,9 +244,11 @@ def test_an_absent_field_means_what_readers_take_for_it(family):
             return None
 
     table = FAMILIES[family]
-    for key, default in table.absent.items():
-        without = {name: value for name, value in CONFIGS[family].items() if name != key}
-        assert outcome(without) == outcome(without | {key: default}), key
+    for key, default in READERS_DEFAULTS[family].items():
+        for longest in (64, 8192):  # whether texts are longer than a window or not
+            fields = CONFIGS[family] | ({"max_position_embeddings": longest} if family in READERS_OF_ROPE else {})
+            without = {name: value for name, value in fields.items() if name != key}
+            assert outcome(without) == outcome(without | {key: default}), (key, longest)
 
 
 HUGE = 2**31
