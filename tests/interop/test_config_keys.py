@@ -196,6 +196,8 @@ READERS_DEFAULTS = {
     "diffullama": _LLAMA,
     "mistral": _COMMON | {"head_dim": None, "num_key_value_heads": 8, "sliding_window": 4096},
     "qwen2": _COMMON | {"num_key_value_heads": 32, "sliding_window": 4096, "use_sliding_window": False},
+    "qwen3": _COMMON
+    | {"num_key_value_heads": 32, "head_dim": 128, "attention_bias": False, "use_sliding_window": False},
     "dream": _COMMON | {"num_key_value_heads": 32, "sliding_window": 4096, "use_sliding_window": False},
     "gpt2": {
         "activation_function": "gelu_new",
@@ -231,7 +233,7 @@ READERS_DEFAULTS = {
         "weight_tying": True,
     },
 }
-READERS_OF_ROPE = ("llama", "diffullama", "mistral", "qwen2", "dream")
+READERS_OF_ROPE = ("llama", "diffullama", "mistral", "qwen2", "qwen3", "dream")
 READERS_DEFAULTS["diffugpt"] = READERS_DEFAULTS["gpt2"]
 
 
