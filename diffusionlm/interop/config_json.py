@@ -5,6 +5,7 @@ import re
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,6 +19,8 @@ from diffusionlm.interop.layouts import Shape
 
 ConfigJson = Mapping[str, Any]  # a parsed config.json; empty if there is none
 _HUGE = 1e300  # NaN, infinity and integers that no float holds are not below it
+# Features that only some networks have, and the values of those that lack them.
+_WITHOUT = {"qk_norm": False, "sliding_window": 0, "rope_scaling.kind": "none"}
 _OPERATIONAL = {"dtype", "remat", "head_chunk", "lora_rank", "max_length", "rope_bf16_tables"}
 
 
@@ -101,7 +104,7 @@ def to_model_config(family: Family, given: ConfigJson) -> ModelConfig:
       UserError: a field is missing, or has a value that our network does not compute.
     """
     require_known(family, given)
-    fields = _normalized(family, given)
+    fields = {**family.absent, **given}
     for name, allowed in family.supported.items():
         if (value := fields.get(name, allowed[0])) not in allowed:
             shown = untrusted.printable(repr(value))
@@ -113,6 +116,8 @@ def to_model_config(family: Family, given: ConfigJson) -> ModelConfig:
         known[native_name] = _value(family, fields, known, native_name, foreign_name)
     known.setdefault("n_kv_heads", known["n_heads"])
     known.setdefault("head_dim", equal_head_dim(known, fields))
+    for translation in family.translations:
+        known |= translation.read(fields, known)
     cfg = ModelConfig(**known)
     try:
         cfg.validate()
@@ -140,24 +145,6 @@ def _checked_type(native_name: str, foreign_name: str, value: Any) -> bool | int
     allowed = {int: "a whole number of at least 1", float: "a number, and finite", bool: "true or false"}[kind]
     shown = untrusted.printable(repr(value))
     raise UserError(f"config.json has {foreign_name}={shown}, which must be {allowed}; restore the file")
-
-
-def _normalized(family: Family, fields: ConfigJson) -> ConfigJson:
-    """Return a config.json with what its readers take for absent fields, and with one spelling of what it means.
-
-    Rotary settings have several; a window that no text can fill is none.
-    """
-    fields = {**family.absent, **fields}
-    rope = fields.pop("rope_parameters", None) or {}
-    scaling = fields.get("rope_scaling") or rope
-    if isinstance(rope, dict) and rope.get("rope_theta") is not None:
-        fields.setdefault("rope_theta", rope["rope_theta"])
-    unscaled = isinstance(scaling, dict) and scaling.get("rope_type", scaling.get("type", "default")) == "default"
-    fields["rope_scaling"] = None if unscaled else scaling
-    window, positions = fields.get("sliding_window"), fields.get("max_position_embeddings")
-    if isinstance(window, int) and isinstance(positions, int) and window >= positions:
-        fields["sliding_window"] = None
-    return fields
 
 
 def ladder_config(shapes: Mapping[str, Shape]) -> ModelConfig:
@@ -218,6 +205,8 @@ def from_model_config(
         if native_name not in family.unread:
             fields[foreign_name] = rows if native_name == "vocab_size" else getattr(cfg, native_name)
     fields |= {name: allowed[0] for name, allowed in family.supported.items() if allowed[0] is not None}
+    for translation in family.translations:
+        fields |= translation.write(cfg)
     if "embedding_size" in fields:  # LLaDA has both
         fields["vocab_size"] = rows
     return fields | {f"{name}_token_id": i for name, i in special_ids.items() if i is not None}
@@ -231,6 +220,10 @@ def _require_expressible(family: Family, cfg: ModelConfig) -> None:
         return
     if cfg.causal and family.mdm:
         raise UserError("this format is for masked diffusion models, and the model is autoregressive")
+    expressed = {*family.constants, *family.fields}.union(*(rule.fields for rule in family.translations))
+    for name, value in _WITHOUT.items():
+        if name.partition(".")[0] not in expressed and (actual := attrgetter(name)(cfg)) != value:
+            raise UserError(f"this format has no field for {name}={actual}")
     implied = {"n_kv_heads": cfg.n_heads, "head_dim": cfg.d_model // cfg.n_heads}
     for name, value in implied.items():
         if (name not in family.fields or name in family.unread) and getattr(cfg, name) != value:

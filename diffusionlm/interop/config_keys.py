@@ -104,22 +104,16 @@ def require_known(family: Family, fields: Mapping[str, Any]) -> None:
     Raises:
       UserError: there are such keys, or a feature that our network lacks is switched on.
     """
-    read = (
-        set(family.fields.values())
-        | set(family.supported)
-        | family.harmless
-        | HARMLESS
-        | set(SWITCHED_OFF)
-        | {"layer_types"}
-    )
-    if "rope_scaling" in family.supported:
-        read.add("rope_parameters")
+    translated = frozenset().union(*(translation.keys for translation in family.translations))
+    read = {*family.fields.values(), *family.supported, *family.harmless, *translated}
+    read |= {*HARMLESS, *SWITCHED_OFF, "layer_types"}
     for name, allowed in SWITCHED_OFF.items():
         if name in fields and name not in family.supported and fields[name] not in allowed:
             shown = untrusted.printable(repr(fields[name]))
             raise UserError(f"config.json has {name}={shown}, and this version computes {allowed[0]!r} only")
     layers = fields.get("layer_types")
-    if layers is not None and (not isinstance(layers, list) or any(kind != "full_attention" for kind in layers)):
+    unread = "layer_types" not in translated and layers is not None
+    if unread and (not isinstance(layers, list) or any(kind != "full_attention" for kind in layers)):
         raise UserError(
             f"config.json has layer_types={untrusted.printable(repr(layers))[:80]}, and this version computes "
             "'full_attention' in every layer only"

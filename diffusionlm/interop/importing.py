@@ -62,7 +62,7 @@ def import_weights(
       source: a Hugging Face directory (config.json, safetensors in one file or several, tokenizer files), or a
         .safetensors file.
       output: the checkpoint, a new directory.
-      family: gpt2, llama, mistral, qwen2, dream, llada, smdm, diffugpt or diffullama; None: detect it.
+      family: gpt2, llama, mistral, qwen2, qwen3, dream, llada, smdm, diffugpt or diffullama; None: detect it.
       tokenizer: a tokenizer file or directory; None: the source's own, if it has one.
       mask_id: the id of [MASK]; None: config.json's, or else the one that the family published.
       suppress_mask: True to never predict a mask id from the vocabulary; None: as the family's reference does.
@@ -145,6 +145,7 @@ def _model(family: Family, fields: ConfigJson, tensors: Tensors, mask_id: int | 
     cfg = dataclasses.replace(cfg, dtype="bfloat16" if narrow else "float32")
     if native := NativeFields.read(fields):
         cfg = dataclasses.replace(cfg, causal=native.objective == "arm", rope_bf16_tables=native.rope_bf16_tables)
+        cfg.validate()
     if cfg.causal:
         if mask_id is not None:
             raise UserError(

@@ -118,7 +118,7 @@ def test_every_family_refuses_every_key_that_it_does_not_know(family):
 
     table = FAMILIES[family]
     read = {*table.fields.values(), *table.supported, *table.harmless, *config_keys.HARMLESS}
-    read |= {*config_keys.SWITCHED_OFF, "layer_types", "rope_parameters"}
+    read |= {*config_keys.SWITCHED_OFF, "layer_types"}.union(*(rule.keys for rule in table.translations))
     refused()
     for key, value in FOREIGN_KEYS.items():
         with pytest.raises(UserError, match=f"has {key}="):
@@ -196,6 +196,8 @@ READERS_DEFAULTS = {
     "diffullama": _LLAMA,
     "mistral": _COMMON | {"head_dim": None, "num_key_value_heads": 8, "sliding_window": 4096},
     "qwen2": _COMMON | {"num_key_value_heads": 32, "sliding_window": 4096, "use_sliding_window": False},
+    "qwen3": _COMMON
+    | {"num_key_value_heads": 32, "head_dim": 128, "attention_bias": False, "use_sliding_window": False},
     "dream": _COMMON | {"num_key_value_heads": 32, "sliding_window": 4096, "use_sliding_window": False},
     "gpt2": {
         "activation_function": "gelu_new",
@@ -231,7 +233,7 @@ READERS_DEFAULTS = {
         "weight_tying": True,
     },
 }
-READERS_OF_ROPE = ("llama", "diffullama", "mistral", "qwen2", "dream")
+READERS_OF_ROPE = ("llama", "diffullama", "mistral", "qwen2", "qwen3", "dream")
 READERS_DEFAULTS["diffugpt"] = READERS_DEFAULTS["gpt2"]
 
 
@@ -249,20 +251,6 @@ def test_an_absent_field_means_what_readers_take_for_it(family):
             fields = CONFIGS[family] | ({"max_position_embeddings": longest} if family in READERS_OF_ROPE else {})
             without = {name: value for name, value in fields.items() if name != key}
             assert outcome(without) == outcome(without | {key: default}), (key, longest)
-
-
-def test_a_mistral_without_a_window_has_one_of_4096(tmp_path):
-    fields = {name: value for name, value in CONFIGS["mistral"].items() if name != "sliding_window"}
-    assert to_model_config(FAMILIES["mistral"], fields).max_length == 64  # no text of 64 tokens fills it
-    assert to_model_config(FAMILIES["mistral"], fields | {"max_position_embeddings": 4096}).max_length == 4096
-    for changes, said in [
-        ({}, "lacks sliding_window, which its readers take for 4096"),
-        ({"sliding_window": 32}, "=32"),
-    ]:
-        with pytest.raises(UserError, match=said):
-            to_model_config(FAMILIES["mistral"], fields | {"max_position_embeddings": 4097} | changes)
-    unlimited = fields | {"max_position_embeddings": 4097, "sliding_window": None}
-    assert to_model_config(FAMILIES["mistral"], unlimited).max_length == 4097
 
 
 HUGE = 2**31

@@ -71,10 +71,11 @@ def with_long_tokenizer(directory):
 
 
 REFUSED = {
-    "rope_scaling": (broken(fields={"rope_scaling": {"type": "linear", "factor": 2.0}}), "has rope_scaling="),
-    "rope_parameters": (broken(fields={"rope_parameters": {"rope_type": "llama3"}}), "has rope_scaling="),
     "sliding_window": (broken(fields={"sliding_window": 32}), "has sliding_window=32"),
-    "use_sliding_window": (broken("qwen2", {"use_sliding_window": True}), "has use_sliding_window=True"),
+    "scaled_dream": (
+        broken("dream", {"rope_scaling": {"type": "linear", "factor": 2.0}}),
+        "has rope_scaling of type 'linear', and this version computes none for this family",
+    ),
     "activation": (broken(fields={"hidden_act": "gelu"}), "has hidden_act='gelu', and this version computes 'silu'"),
     "attention_bias": (broken(fields={"attention_bias": True}), "has attention_bias=True"),
     "qk_norm": (broken("llada", {"attention_layer_norm": True}), "has attention_layer_norm=True"),
