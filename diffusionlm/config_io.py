@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 from diffusionlm.config import Config
 from diffusionlm.config_fields import check_fields, field_types
 from diffusionlm.errors import UserError, suggest
+from diffusionlm.untrusted import printable
 
 T = TypeVar("T")
 
@@ -32,7 +33,9 @@ def from_dict(cls: type[T], values: Mapping[str, Any]) -> T:
     return config
 
 
-def _build(cls: type[T], values: Mapping[str, Any]) -> T:
+def _build(cls: type[T], values: Any) -> T:
+    if not isinstance(values, Mapping):
+        raise UserError(f"{cls.__name__}={printable(repr(values))[:60]} must be an object of fields")
     hints = field_types(cls)
     fields: dict[str, Any] = {}
     for name, value in values.items():

@@ -4,9 +4,10 @@ import sys
 import time
 from types import TracebackType
 
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
+
+from diffusionlm.console import Console
 
 
 class Progress:
@@ -19,10 +20,10 @@ class Progress:
         self._console = Console(file=sys.stderr, quiet=quiet)
         self._live = self._console.is_terminal or self._console.is_jupyter
         self._bar = Bar(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=20),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[note]}"),
+            TextColumn("{task.fields[note]}", markup=False),
             TimeRemainingColumn(compact=True),
             console=self._console,
             disable=not self._live,
@@ -56,7 +57,7 @@ class Progress:
 
     def say(self, line: str) -> None:
         """Print a line that stays, above the live one."""
-        self._console.print(line, soft_wrap=True, highlight=False, markup=False)
+        self._console.print(line, soft_wrap=True, highlight=False)
 
     def note(self, note: str) -> None:
         """Replace the note, for work between two counts."""

@@ -12,6 +12,7 @@ from typing import Annotated, Any, ClassVar, Generic, TypeVar, cast
 from diffusionlm.config import Config
 from diffusionlm.errors import UserError, suggest
 from diffusionlm.options import SETTINGS, parse
+from diffusionlm.storage import disk_path
 
 T = TypeVar("T")
 
@@ -61,7 +62,7 @@ class Registry(Generic[T]):
         self._load()
         file, colon, own_name = name.rpartition(":")
         if colon and file.endswith(".py"):
-            registered = self._run(Path(file))
+            registered = self._run(disk_path(file))
             if own_name not in registered:
                 raise UserError(f"{file} registers no {self.kind} {own_name!r}{suggest(own_name, registered)}")
             return self._builders[own_name]

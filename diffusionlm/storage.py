@@ -6,8 +6,8 @@ import glob
 import json
 import math
 import os
+import re
 import shutil
-import socket
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -16,26 +16,64 @@ from typing import Any
 
 from etils import epath
 
-from diffusionlm.errors import UserError
+from diffusionlm.errors import UserError, naming
+from diffusionlm.untrusted import printable, read_text
+
+BUCKETS = ("gs://", "s3://")
+MAX_LINES_BYTES = 4 << 30  # of a file of JSON lines: ten million steps
 
 
 def run_path(path: epath.PathLike) -> epath.Path:
     """Return a path on a disk or in a bucket.
 
     Raises:
-      UserError: the client of such buckets is not installed.
+      UserError: no file can have that name, the scheme is unknown, or the client of such buckets is not installed.
     """
+    if (scheme := _scheme(path)) and scheme not in BUCKETS:
+        raise UserError(
+            f"{printable(path)}: unknown scheme {scheme}; give a path on a disk, or in a bucket ({', '.join(BUCKETS)})"
+        )
     path = epath.Path(path)
     try:
         path.exists()
     except ImportError as error:
         needed = " ".join(str(error).split())
         raise UserError(
-            f"cannot reach {path}: {needed}; in a checkout of diffusionlm, pip install -e '.[gcs]'"
+            f"cannot reach {printable(path)}: {needed}; in a checkout of diffusionlm, pip install -e '.[gcs]'"
         ) from error
     except OSError:  # the path's user will report it
         pass
     return path
+
+
+def disk_path(path: epath.PathLike) -> Path:
+    """Return a path on a disk, for files that are not read from or written to buckets.
+
+    Raises:
+      UserError: no file can have that name, or it is an address.
+    """
+    if scheme := _scheme(path):
+        raise UserError(
+            f"{printable(path)} is not on a disk, and {scheme} is not supported here; give a path on a disk"
+        )
+    return Path(path)
+
+
+def _scheme(path: epath.PathLike) -> str:
+    """Return the scheme of an address, such as "gs://", or "" for a path.
+
+    Raises:
+      UserError: no file can have that name.
+    """
+    text = os.fspath(path)
+    try:
+        characters = "\0" in text or not os.fsencode(text)
+    except UnicodeEncodeError:
+        characters = True
+    if characters:
+        raise UserError(f"{printable(repr(text))} is no path: it is empty, or has a character that no file name has")
+    match = re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", text)
+    return match[0] if match else ""
 
 
 def in_bucket(path: epath.PathLike) -> bool:
@@ -43,19 +81,25 @@ def in_bucket(path: epath.PathLike) -> bool:
     return "://" in str(path)
 
 
-def write_atomically(path: epath.Path, content: str | bytes) -> None:
+def write_atomically(path: epath.PathLike, content: str | bytes) -> None:
     """Write a file that readers see whole or not at all."""
     data = content.encode() if isinstance(content, str) else content
     if in_bucket(path):
-        path.write_bytes(data)
+        epath.Path(path).write_bytes(data)
         return
-    # On a shared disk, processes of two machines may have the same number.
-    temporary = path.parent / f".{path.name}.{socket.gethostname()}.{os.getpid()}.tmp"
+    # Nobody else can know the name, and a file or link that is there is never opened.
+    temporary = os.path.join(os.path.dirname(path), f".diffusionlm-{uuid.uuid4().hex}.tmp")
     try:
-        temporary.write_bytes(data)
-        temporary.replace(path)
+        with naming(path), open(temporary, "xb", opener=_without_links) as file:
+            file.write(data)
+        os.replace(temporary, path)
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+
+
+def _without_links(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NOFOLLOW, 0o666)
 
 
 def dump_numbers(values: Any, indent: int | None = None) -> str:
@@ -87,7 +131,7 @@ def read_json_lines(path: epath.Path) -> list[dict[str, Any]]:
     """
     if not path.exists():
         return []
-    lines = path.read_text().split("\n")
+    lines = read_text(path, MAX_LINES_BYTES).split("\n")
     return [load_numbers(line) for line in lines[:-1]]  # what follows the last newline is empty or cut short
 
 
@@ -125,7 +169,7 @@ class JsonLines:
         self._check()
         text = dump_numbers(line) + "\n"
         if not self._bucket:
-            with self._path.open("a") as file:
+            with naming(self._path), open(self._path, "a", encoding="utf-8", opener=_without_links) as file:
                 file.write(text)
             return
         self._texts.append(text)
@@ -167,8 +211,8 @@ def whole_directory(output: Path) -> Iterator[Path]:
 def _lock(directory: Path) -> Iterator[bool]:
     """Yield True if this process acquires the lock on `directory`; the lock ends with the block, or the process."""
     try:
-        descriptor = os.open(directory, os.O_RDONLY)
-    except FileNotFoundError:  # it was renamed or removed meanwhile
+        descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    except OSError:  # it was renamed or removed meanwhile, or is something else of that name
         yield False
         return
     try:

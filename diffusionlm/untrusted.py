@@ -8,7 +8,7 @@ from typing import IO, Any
 
 from etils import epath
 
-from diffusionlm.errors import UserError
+from diffusionlm.errors import UserError, naming
 
 MAX_JSON_BYTES = 256 << 20  # the largest vocabulary of a released model takes 20 MB
 
@@ -26,14 +26,6 @@ def printable(text: Any, keep: str = "") -> str:
       keep: control characters that stay, such as "\n".
     """
     return _UNPRINTABLE.sub(lambda match: match[0] if match[0] in keep else _escape(match[0]), str(text))
-
-
-def unmarked(text: Any, keep: str = "") -> str:
-    """Return `printable` text for a string that rich parses: square brackets are text, not markup."""
-    # rich.markup.escape leaves a backslash at the end, which would escape the bracket of a tag that follows.
-    escaped = re.sub(r"(\\*)(\[[a-zA-Z/@#])", r"\1\1\\\2", printable(text, keep))
-    trailing = len(escaped) - len(escaped.rstrip("\\"))
-    return escaped + "\\" * (trailing % 2)
 
 
 def plain_name(name: Any, source: str) -> str:
@@ -85,7 +77,7 @@ def read_bytes(path: epath.PathLike, limit: int = MAX_JSON_BYTES) -> bytes:
     size = path.stat().length
     if size > limit:
         raise UserError(f"{printable(path)} has {size:,} bytes; at most {limit:,} are read from a file of this kind")
-    with path.open("rb") as file:
+    with naming(path), path.open("rb") as file:
         require_content(file, path)
         data = file.read(limit + 1)
     if len(data) > limit:
@@ -99,11 +91,20 @@ def read_text(path: epath.PathLike, limit: int = MAX_JSON_BYTES) -> str:
     Raises:
       UserError: it is not UTF-8, or `read_bytes` refuses it.
     """
+    return decoded(read_bytes(path, limit), path)
+
+
+def decoded(data: bytes, source: Any) -> str:
+    """Return UTF-8 as text.
+
+    Raises:
+      UserError: it is not UTF-8; the message begins with `source`.
+    """
     try:
-        return read_bytes(path, limit).decode()
+        return data.decode()
     except UnicodeDecodeError as error:
         raise UserError(
-            f"{printable(path)} is not UTF-8 text: byte {error.start} is {error.object[error.start]:#04x}"
+            f"{printable(source)} is not UTF-8 text: byte {error.start} is {error.object[error.start]:#04x}"
         ) from error
 
 

@@ -2,13 +2,52 @@
 
 import dataclasses
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any, Literal, TypeVar
 
-from diffusionlm import config_io
+import msgspec
+from etils import epath
+
+from diffusionlm import config_io, schema, untrusted
 from diffusionlm.config import DiffusionConfig, ModelConfig
-from diffusionlm.errors import UserError, suggest
+from diffusionlm.errors import UserError
 
-FORMAT, VERSION = "diffusionlm", 2  # version 1 has no chat templates, and is read as one without
+FORMAT, VERSION = "diffusionlm", 2
+ADDED = {"template": 2}  # fields that came after version 1, by the version that brought them; absent, they are unset
+# The settings that every version wrote. Those that came later are absent in files of before, and have their defaults.
+_MODEL = (
+    "d_model n_layers n_heads n_kv_heads head_dim d_ff vocab_size mask_row max_length causal norm norm_eps positions "
+    "rope_theta rope_bf16_tables mlp linear_bias qkv_bias tied_head dtype"
+).split()
+_DIFFUSION = (
+    "schedule polynomial_power geometric_min geometric_max t_min timesteps time_sampling mask_sampling random_length "
+    "normalization mask_id suppress_mask"
+).split()
+
+_Settings = TypeVar("_Settings", ModelConfig, DiffusionConfig)
+_Id = Annotated[int, msgspec.Meta(ge=0, lt=2**31)]
+
+
+class _Canvas(schema.Record):
+    max_length: schema.Positive | msgspec.UnsetType = msgspec.UNSET
+    start_id: _Id | None | msgspec.UnsetType = msgspec.UNSET
+
+
+class _Fields(schema.Record):
+    """The JSON of a sidecar, but for its format and version."""
+
+    objective: Literal["mdm", "arm"]
+    model: dict[str, Any]
+    diffusion: dict[str, Any]
+    mask_id: _Id | None
+    pad_id: _Id | None
+    eos_id: _Id | None
+    bos_id: _Id | None
+    suppressed_ids: list[_Id]
+    alignment: Literal["same", "shifted"]
+    tokenizer: dict[str, Any] | None
+    canvas: _Canvas
+    source: dict[str, str | int | float | bool | None]
+    template: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -46,24 +85,94 @@ class Sidecar:
         The tokenizer and the template are kept as data; whoever uses them checks them.
 
         Raises:
-          UserError: another format, a newer version, or a field that this version cannot interpret.
+          UserError: another format, a newer version, a field that this version cannot interpret, an id that the model
+            has no row for, or fields that contradict one another.
         """
-        if not isinstance(values, dict) or values.get("format") != FORMAT or not isinstance(values.get("version"), int):
+        version = values.get("version") if isinstance(values, dict) else None
+        if version is None or values.get("format") != FORMAT or type(version) is not int or version < 1:
             raise UserError(f"its sidecar is not of format {FORMAT!r}")
-        if (version := values["version"]) > VERSION:
+        if version > VERSION:
             raise UserError(f"written by a newer diffusionlm (version {version}); this one reads {VERSION}: upgrade")
         values = {name: value for name, value in values.items() if name not in ("format", "version")}
-        fields = [f.name for f in dataclasses.fields(cls)]
-        if unknown := sorted(set(values) - set(fields)):
-            raise UserError(f"its sidecar has an unknown field {unknown[0]!r}{suggest(unknown[0], fields)}")
-        if missing := [name for name in ("objective", "model", "diffusion", "mask_id") if name not in values]:
+        if missing := [name for name, since in ADDED.items() if since <= version and name not in values]:
             raise UserError(f"its sidecar lacks the field {missing[0]!r}")
-        for name, allowed in (("objective", ("mdm", "arm")), ("alignment", ("same", "shifted"))):
-            if (value := values.get(name, allowed[0])) not in allowed:
-                raise UserError(f"its sidecar has {name}={value!r}; this version knows {', '.join(allowed)}")
-        if values["mask_id"] is None and values["objective"] == "mdm":
-            raise UserError("its sidecar has objective='mdm' and no mask_id")
-        # Unknown settings inside would change what the parameters mean, so they are refused here and not at first use.
-        config_io.from_dict(ModelConfig, values["model"])
-        config_io.from_dict(DiffusionConfig, values["diffusion"])
-        return cls(**{**values, "suppressed_ids": tuple(values.get("suppressed_ids", ()))})
+        if early := [name for name, since in ADDED.items() if since > version and name in values]:
+            raise UserError(f"its sidecar has the field {early[0]!r}, which version {version} has not")
+        fields = schema.convert(values, _Fields, "its sidecar")
+        model = _settings(ModelConfig, "model", fields.model, _MODEL)
+        diffusion = _settings(DiffusionConfig, "diffusion", fields.diffusion, _DIFFUSION)
+        _require_consistent(fields, model, diffusion)
+        _require_ids(fields, model, diffusion)
+        return cls(**{**values, "suppressed_ids": tuple(fields.suppressed_ids)})
+
+
+def read(path: epath.Path) -> Sidecar:
+    """Return the sidecar in a file.
+
+    Raises:
+      UserError: it is not JSON, or `Sidecar.from_dict` refuses it.
+      OSError: it cannot be read.
+    """
+    return Sidecar.from_dict(schema.read_json(path, dict[str, Any]))
+
+
+def _settings(cls: type[_Settings], name: str, values: dict[str, Any], required: list[str]) -> _Settings:
+    """Return nested settings; unknown ones would change what the parameters mean, so they are refused here."""
+    settings = config_io.from_dict(cls, values)
+    settings.validate()
+    if missing := [field_name for field_name in required if field_name not in values]:
+        raise UserError(f"its sidecar lacks the field '{name}.{missing[0]}'")
+    return settings
+
+
+def _require_consistent(fields: _Fields, model: ModelConfig, diffusion: DiffusionConfig) -> None:
+    objective, causal = fields.objective, model.causal  # an autoregressive model predicts shifted, whatever is said
+    if causal != (objective == "arm"):
+        raise UserError(f"its sidecar has objective={objective!r} and model.causal={causal}, which contradict")
+    if objective == "mdm" and fields.diffusion.get("alignment", fields.alignment) != fields.alignment:
+        raise UserError(
+            f"its sidecar has alignment={fields.alignment!r} and diffusion.alignment={diffusion.alignment!r}, which "
+            "contradict"
+        )
+    if (length := fields.canvas.max_length) is not msgspec.UNSET and length > model.max_length:
+        raise UserError(
+            f"its sidecar has canvas.max_length={length}, which must lie in [1, {model.max_length}], the model's "
+            "positions"
+        )
+    if fields.tokenizer is not None:
+        for name in ("kind", "sha256"):
+            if not isinstance(value := fields.tokenizer.get(name), str):
+                raise UserError(f"its sidecar has tokenizer.{name}={untrusted.printable(repr(value))}, no text")
+
+
+def _require_ids(fields: _Fields, model: ModelConfig, diffusion: DiffusionConfig) -> None:
+    """Refuse ids without a row, and a mask that is not the one of the model's settings."""
+    if diffusion.mask_id is not None and (model.mask_row or not 0 <= diffusion.mask_id < model.vocab_size):
+        raise UserError(
+            f"its sidecar has diffusion.mask_id={diffusion.mask_id}, which must lie in [0, {model.vocab_size}) and "
+            f"needs model.mask_row=False, not {model.mask_row}"
+        )
+    appended = model.vocab_size if model.mask_row else None
+    mask_id = appended if diffusion.mask_id is None else diffusion.mask_id
+    if fields.mask_id != mask_id and (fields.objective == "mdm" or fields.mask_id is not None):
+        raise UserError(f"its sidecar has mask_id={fields.mask_id}, and its model and diffusion settings {mask_id}")
+    if fields.objective == "mdm" and mask_id is None:
+        raise UserError("its sidecar has objective='mdm' and no mask_id")
+    start_id = fields.canvas.start_id
+    ids: dict[str, Any] = {"pad_id": fields.pad_id, "eos_id": fields.eos_id, "bos_id": fields.bos_id}
+    ids["canvas.start_id"] = None if start_id is msgspec.UNSET else start_id
+    ids["template.start_id"] = (fields.template or {}).get("start_id")
+    ids |= {f"suppressed_ids[{i}]": value for i, value in enumerate(fields.suppressed_ids)}
+    for name, value in ids.items():
+        rows = model.vocab_size if name.startswith("suppressed") else model.embedding_rows
+        if isinstance(value, int) and not 0 <= value < rows:
+            raise UserError(f"its sidecar has {name}={value}, which must lie in [0, {rows}), the model's rows")
+    suppressed = fields.suppressed_ids
+    if len(set(suppressed)) < len(suppressed):
+        raise UserError(f"its sidecar has suppressed_ids={suppressed}, in which an id comes twice")
+    expected = diffusion.suppress_mask and mask_id is not None and mask_id < model.vocab_size
+    if fields.objective == "mdm" and (mask_id in suppressed) != expected:
+        raise UserError(
+            f"its sidecar has suppressed_ids={suppressed}, which contradict diffusion.suppress_mask="
+            f"{diffusion.suppress_mask} and mask_id={mask_id}"
+        )

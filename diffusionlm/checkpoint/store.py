@@ -13,7 +13,6 @@ Every process of a run calls these functions; Orbax lets each write its own shar
 
 import dataclasses
 import hashlib
-import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -23,10 +22,12 @@ from etils import epath
 from flax import traverse_util
 from orbax.checkpoint import v1 as ocp
 
+from diffusionlm.checkpoint import sidecar as sidecar_lib
 from diffusionlm.checkpoint.failures import reading, writing
 from diffusionlm.checkpoint.quiet import quieten
 from diffusionlm.checkpoint.sidecar import Sidecar
 from diffusionlm.errors import UserError
+from diffusionlm.storage import run_path
 from diffusionlm.tree_types import Params, PyTree, Shardings
 
 _SIDECAR = "sidecar/data.json"
@@ -188,11 +189,11 @@ def load_sidecar(path: epath.PathLike) -> Sidecar:
     """
     path = find(path)
     try:
-        return Sidecar.from_dict(json.loads((path / _SIDECAR).read_text()))
+        return sidecar_lib.read(path / _SIDECAR)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
-    except (OSError, TypeError, AttributeError, ValueError) as error:
-        raise UserError(f"cannot read {path / _SIDECAR}, it is damaged: {error}") from error
+    except OSError as error:
+        raise UserError(f"cannot read {path / _SIDECAR}: {error.strerror or error}") from error
 
 
 def load_params(
@@ -274,7 +275,7 @@ def save_params(directory: epath.PathLike, params: Params, sidecar: Sidecar, *, 
 
 def absolute(path: epath.PathLike) -> epath.Path:
     """Return a path that means the same wherever it is read."""
-    path = epath.Path(path)
+    path = run_path(path)
     return path if path.is_absolute() else path.resolve()  # resolve() would break the URL of a bucket
 
 

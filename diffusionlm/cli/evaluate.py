@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from diffusionlm.cli.output import print_json, summary
+from diffusionlm.console import Console, write
 from diffusionlm.errors import UserError
 from diffusionlm.options import parse
 
@@ -21,7 +22,7 @@ def evaluate(args: list[str], prog: str) -> int:
     positional = list(itertools.takewhile(lambda word: not word.startswith("-"), args[:2]))
     if len(positional) < 2:
         if {"-h", "--help"} & set(args):
-            print(_usage(prog, tasks.TASKS))
+            write(_usage(prog, tasks.TASKS))
             return 0
         missing = "TASK" if positional else "CHECKPOINT"
         raise UserError(f"{missing} is missing: {prog} CHECKPOINT TASK [...]; tasks: {', '.join(tasks.TASKS)}")
@@ -66,11 +67,10 @@ def _options(task: Callable) -> Callable[..., tuple[bool, dict[str, Any]]]:
 
 def _show(task: str, result: "Result") -> None:
     """Print the examples and a table of the metrics, for people."""
-    from rich.console import Console
     from rich.table import Table
 
     for example in result.examples or []:
-        print(f"{example['before']} >>>{example['fill']} <<<{example['after']}\n(was:{example['middle']})\n")
+        write(f"{example['before']} >>>{example['fill']} <<<{example['after']}\n(was:{example['middle']})\n")
     table = Table(title=task, title_justify="left", box=None, pad_edge=False)
     table.add_column("")
     for heading in ("value", "+/-"):

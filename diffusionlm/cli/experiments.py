@@ -6,6 +6,7 @@ from typing import Any
 from diffusionlm import config_io, fingerprint, flops
 from diffusionlm.cli.output import print_json, short_count, summary
 from diffusionlm.config import Config
+from diffusionlm.console import write
 from diffusionlm.errors import UserError
 from diffusionlm.options import parse
 from diffusionlm.registry import experiments as registry
@@ -33,7 +34,7 @@ def experiment_first(args: list[str], prog: str, usage: str) -> tuple[Config | N
     if args and not args[0].startswith("-"):
         return registry.get(args[0]), args[1:]
     if args and args[0] in ("-h", "--help"):
-        print(f"usage: {usage}\n\n`{prog} EXPERIMENT --help` lists all fields. Experiments:\n\n{_all_as_text()}")
+        write(f"usage: {usage}\n\n`{prog} EXPERIMENT --help` lists all fields. Experiments:\n\n{_all_as_text()}")
         return None, []
     raise UserError(f"name the experiment first: {usage}; known: {', '.join(registry.names())}")
 
@@ -48,13 +49,13 @@ def _experiments(name: str | None = None, /, json: bool = False) -> int:
     if name is None and json:
         print_json({"experiments": [_describe(known) for known in registry.names()]})
     elif name is None:
-        print(_all_as_text())
+        write(_all_as_text())
     else:
         cfg, description = registry.get(name), _describe(name)
         if json:
             print_json(description | {"config": config_io.to_dict(cfg)})
         else:
-            print(_as_text(description, cfg))
+            write(_as_text(description, cfg))
     return 0
 
 

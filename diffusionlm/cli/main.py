@@ -4,6 +4,7 @@ A new verb is one function in a file of this package and one entry in `VERBS`. A
 and exit code 2.
 """
 
+import io
 import logging
 import os
 import sys
@@ -13,8 +14,9 @@ from collections.abc import Callable, Sequence
 from diffusionlm.allocator import keep_freed_memory
 from diffusionlm.cli import compile as cli_compile
 from diffusionlm.cli import data, evaluate, experiments, sample, sweep, train, weights
-from diffusionlm.cli.output import FILE_ERRORS, PROGRAM, fail, summary
-from diffusionlm.errors import UserError, suggest
+from diffusionlm.cli.output import PROGRAM, fail, summary
+from diffusionlm.console import write
+from diffusionlm.errors import UserError, naming, suggest
 from diffusionlm.version import __version__
 
 # Each takes the words after the verb and the name by which the verb is called; it returns the exit code.
@@ -38,28 +40,46 @@ VERBS: dict[str, Callable[[list[str], str], int]] = {
 def entry_point() -> None:
     """Run the console script: `main`, with the logging and warnings of a program rather than of a library."""
     keep_freed_memory()  # before JAX starts its threads
+    _prepare_streams()
     logging.getLogger().addHandler(StderrHandler())
     if not sys.warnoptions:
         warnings.simplefilter("ignore")  # those of third parties, which a user cannot act on
     try:
         code = main(sys.argv[1:])
-        sys.stdout.flush()
     except BrokenPipeError:  # `diffusionlm experiments | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 1
+    try:
+        sys.stdout.flush()
+    except OSError:  # `main` has reported it; the interpreter would try and report it again
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(code)
+
+
+def _prepare_streams() -> None:
+    """Open the standard streams that the caller closed, and let none refuse a character that its encoding lacks."""
+    for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
+        if getattr(sys, name) is None:  # or the next file that is opened gets its number, and what is printed
+            descriptor = os.open(os.devnull, os.O_RDWR)
+            setattr(sys, name, open(descriptor, mode, encoding="utf-8", closefd=descriptor > 2))
+            assert descriptor >= number
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def main(argv: Sequence[str]) -> int:
     """Run one command; return its exit code: 0, 2 for a user's mistake, 1 for a run that failed, 130 for Ctrl-C."""
     try:
-        return _dispatch(list(argv))
+        code = _dispatch(list(argv))
+        with naming("standard output"):
+            sys.stdout.flush()
+        return code
     except UserError as error:
         return fail(str(error), 2)
-    except OSError as error:
-        if error.errno not in FILE_ERRORS:
-            raise
-        return fail(f"{error.strerror}: {error.filename}" if error.filename else str(error.strerror), 2)
+    except BrokenPipeError:
+        raise
+    except OSError as error:  # a disk, a network or a path refuses
+        return fail(f"{error.strerror}: {error.filename}" if error.filename else error.strerror or str(error), 2)
     except KeyboardInterrupt:
         return fail("interrupted", 130)
     except SystemExit as stop:  # after --help
@@ -68,10 +88,10 @@ def main(argv: Sequence[str]) -> int:
 
 def _dispatch(argv: list[str]) -> int:
     if not argv or argv[0] in ("-h", "--help"):
-        print(_help(list(VERBS)))
+        write(_help(list(VERBS)))
         return 0
     if argv == ["--version"]:
-        print(f"{PROGRAM} {__version__}")
+        write(f"{PROGRAM} {__version__}")
         return 0
     for words in (2, 1):
         verb = " ".join(argv[:words])
@@ -79,7 +99,7 @@ def _dispatch(argv: list[str]) -> int:
             return VERBS[verb](argv[words:], f"{PROGRAM} {verb}")
     family = [verb for verb in VERBS if verb.startswith(f"{argv[0]} ")]
     if family and argv[1:2] in ([], ["-h"], ["--help"]):
-        print(_help(family))
+        write(_help(family))
         return 0
     verb = " ".join(argv[: 2 if family else 1])
     raise UserError(f"unknown verb {verb!r}{suggest(verb, VERBS)}")
@@ -108,4 +128,4 @@ class StderrHandler(logging.Handler):
         """Print the record if it matters to the user."""
         known = record.name.split(".")[0] in ("diffusionlm", "jax")
         if record.levelno >= (logging.WARNING if known else logging.ERROR):
-            print(f"{PROGRAM}: {record.levelname.lower()}: {' '.join(record.getMessage().split())}", file=sys.stderr)
+            write(f"{PROGRAM}: {record.levelname.lower()}: {' '.join(record.getMessage().split())}", error=True)

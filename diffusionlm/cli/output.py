@@ -1,27 +1,30 @@
 """Helpers of all verbs: the program's name, error and JSON output, short counts."""
 
-import errno
+import contextlib
 import inspect
-import sys
 from collections.abc import Callable
 from typing import Any
 
+from diffusionlm.console import write
+from diffusionlm.errors import naming
 from diffusionlm.storage import dump_numbers
 
 PROGRAM = "diffusionlm"
-# Refusals of the file system that a user can fix: no space, no permission, a file where a directory should be.
-FILE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR)
+LONGEST = 2000  # characters of an error that are shown: a value in it may be a whole text
 
 
 def fail(message: str, code: int) -> int:
     """Print an error as one line on stderr, and return the exit code."""
-    print(f"{PROGRAM}: error: {' '.join(message.split())}", file=sys.stderr)
+    line = " ".join(message.split())
+    with contextlib.suppress(OSError):  # there is nowhere else to say it
+        write(f"{PROGRAM}: error: {line if len(line) <= LONGEST else line[:LONGEST] + ' ...'}", error=True)
     return code
 
 
 def print_json(values: Any, indent: int | None = 2) -> None:
     """Print a value as JSON on stdout, with null for numbers that are not finite."""
-    print(dump_numbers(values, indent=indent))
+    with naming("standard output"):
+        print(dump_numbers(values, indent=indent))
 
 
 def summary(function: Callable) -> str:

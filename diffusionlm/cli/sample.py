@@ -6,14 +6,19 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated
 
+from diffusionlm import untrusted
 from diffusionlm.cli.output import print_json
-from diffusionlm.errors import UserError
+from diffusionlm.console import write
+from diffusionlm.errors import UserError, naming
 from diffusionlm.options import SETTINGS, parse
 from diffusionlm.sampling.config import SamplingConfig
+from diffusionlm.storage import disk_path
 
 if TYPE_CHECKING:
     from diffusionlm.data.tokenizers import Tokenizer
     from diffusionlm.pretrained.completion import Completion
+
+LONGEST_PROMPT = 64 << 20  # bytes of a prompt file
 
 
 def sample(args: list[str], prog: str) -> int:
@@ -40,7 +45,7 @@ def _sample(
     Args:
       checkpoint: a run directory (its latest step), a step directory, or a params-only model.
       prompt: the text to continue; empty: generate from nothing.
-      prompt_file: a file whose text is the prompt, without a line break at its end.
+      prompt_file: a file whose text is the prompt, without a line break at its end; -: standard input.
       infill: instead of a prompt, a text with gaps to fill, "a{mask:8} b" for 8 tokens between a and b, or
         "a{mask:3-8} b" for 3 to 8; most tokenizers want no space before a gap.
       count: how many completions.
@@ -59,7 +64,7 @@ def _sample(
         raise UserError(f"count={count} must be at least 1")
     sampling.validate()
     if prompt_file is not None:
-        prompt = _read_text(prompt_file).removesuffix("\n")
+        prompt = _read_prompt(prompt_file).removesuffix("\n")
     from diffusionlm.pretrained.completion import completions_json
     from diffusionlm.pretrained.model import load
     from diffusionlm.pretrained.webpage import check_page_path, save_page
@@ -99,12 +104,14 @@ def _refuse_conflicts(
         raise UserError("agreement compares what follows a prompt; drop it, or infill")
 
 
-def _read_text(path: str) -> str:
+def _read_prompt(path: str) -> str:
     try:
-        with open(path, encoding="utf-8") as file:
-            return file.read()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read prompt_file={path!r}: {error}") from error
+        if path == "-":
+            with naming("standard input"):
+                return untrusted.decoded(sys.stdin.buffer.read(LONGEST_PROMPT), "standard input")
+        return untrusted.read_text(disk_path(path), LONGEST_PROMPT)
+    except OSError as error:
+        raise UserError(f"cannot read prompt_file={path!r}: {error.strerror or error}") from error
 
 
 def _compare(completions: Sequence["Completion"], exact: Sequence["Completion"]) -> dict[str, float]:
@@ -122,11 +129,11 @@ def _show(
 
     for i, completion in enumerate(completions, start=1):
         if len(completions) > 1:
-            print(f"--- {i} of {len(completions)}", flush=True)
+            write(f"--- {i} of {len(completions)}", flush=True)
         if trace and completion.trace is not None:
             terminal.show(completion.trace, tokenizer, prompt=completion.before)
         else:
-            print(completion.full_text)
+            write(completion.full_text)
     if comparison:
         share, times = comparison["agreement"], comparison["times"]
-        print(f"{share:.1%} of the tokens agree with the uncached loop; {times:.2f} times as fast", file=sys.stderr)
+        write(f"{share:.1%} of the tokens agree with the uncached loop; {times:.2f} times as fast", error=True)

@@ -1,12 +1,12 @@
 """The verbs `sweep plan | run | status | report`, over `diffusionlm.scaling.commands`."""
 
 import os
-import sys
 from typing import Annotated, Any
 
 from diffusionlm.cli.output import print_json
 from diffusionlm.config import Config
 from diffusionlm.config_io import flat
+from diffusionlm.console import write
 from diffusionlm.errors import UserError
 from diffusionlm.options import SETTINGS, parse
 
@@ -100,7 +100,7 @@ def run(args: list[str], prog: str) -> int:
         )
         state = "was stopped" if outcome.stopped else "found no more cells to run"
         where = f" --workdir {workdir}" if workdir else ""
-        print(
+        write(
             f"{name}: this worker {state}; cells it finished: {len(outcome.ran)}; of the whole sweep done: "
             f"{len(outcome.done)}, failed: {len(outcome.failed)}; next: diffusionlm sweep status {name}{where}"
         )
@@ -152,7 +152,7 @@ def _status(
     if json and watch:
         raise UserError("json and watch exclude each other; drop one")
     if not sweep.directory(name, workdir).exists():
-        print(f"no worker has begun in {sweep.directory(name, workdir)}", file=sys.stderr)
+        write(f"no worker has begun in {sweep.directory(name, workdir)}", error=True)
     if watch:
         tables.watch(sweep.get(name), sweep.directory(name, workdir), everything=everything)
         return 0
@@ -189,6 +189,6 @@ def _report(
     else:
         where = output or sweep.directory(name, workdir) / "report"
         for warning in content.get("warnings", []):
-            print(f"warning: {warning}", file=sys.stderr)
-        print(f"written: {where}/report.html")
+            write(f"warning: {warning}", error=True)
+        write(f"written: {where}/report.html")
     return 0

@@ -6,8 +6,9 @@ from typing import Annotated, Any
 from etils import epath
 
 from diffusionlm.cli.experiments import experiment_first
-from diffusionlm.cli.output import FILE_ERRORS, PROGRAM, fail, short_count
+from diffusionlm.cli.output import PROGRAM, fail, short_count
 from diffusionlm.config import Config
+from diffusionlm.console import write
 from diffusionlm.errors import UserError
 from diffusionlm.options import SETTINGS, parse
 
@@ -43,19 +44,19 @@ def _train(cfg: Config, workdir: str) -> int:
     except DivergenceError as error:
         return fail(str(error), 1)
     except OSError as error:
-        if error.errno not in FILE_ERRORS or error.filename:
+        if error.filename or error.errno is None:
             raise
-        raise UserError(f"cannot write to the run directory {workdir}: {error.strerror}") from error  # a full disk
+        raise UserError(f"cannot use the run directory {workdir}: {error.strerror}") from error
     if jax.process_index():  # process 0 reports for all
         return 0
     if run.result is None:
-        print(f"stopped and saved at step {run.step} of {cfg.run.steps} in {run.workdir}; the same command resumes it")
+        write(f"stopped and saved at step {run.step} of {cfg.run.steps} in {run.workdir}; the same command resumes it")
         return 0
     if cfg.run.showcase and not done_before and jax.process_count() == 1:  # other processes would not wait for it
         from diffusionlm.evaluation import showcase
 
         showcase.show(run)
-    print(_result_text(run.result, done_before, run.workdir, cfg))
+    write(_result_text(run.result, done_before, run.workdir, cfg))
     return 0
 
 

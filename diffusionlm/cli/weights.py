@@ -2,6 +2,7 @@
 
 from typing import Literal
 
+from diffusionlm.console import write
 from diffusionlm.options import parse
 
 
@@ -40,7 +41,7 @@ def _import(
     next_step = (
         f"diffusionlm sample {path}" if sidecar.tokenizer else "import it again with --tokenizer FILE to use texts"
     )
-    print(f"{path}: {importing.summary(sidecar)}; next: {next_step}")
+    write(f"{path}: {importing.summary(sidecar)}; next: {next_step}")
     return 0
 
 
@@ -67,6 +68,6 @@ def _export(
     from diffusionlm.interop.exporting import export_weights as export
 
     for note in export(checkpoint, output, format, dtype=dtype):
-        print(f"note: {note}")
-    print(f"{output}: written as {format}")
+        write(f"note: {note}")
+    write(f"{output}: written as {format}")
     return 0

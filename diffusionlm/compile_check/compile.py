@@ -17,12 +17,13 @@ import jax
 from jax.experimental import topologies
 from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import Mesh
-from rich.console import Console
+from rich.text import Text
 
 from diffusionlm import hardware
 from diffusionlm.compile_check.report import Compilation, CompileReport, make_report
 from diffusionlm.compile_check.workloads import Workload, sampling_loop, training_step
 from diffusionlm.config import Config
+from diffusionlm.console import Console
 from diffusionlm.errors import UserError
 from diffusionlm.hardware import Topology
 from diffusionlm.parallel.mesh import make_mesh
@@ -142,8 +143,8 @@ def _progress(message: str) -> Iterator[None]:
     """Show a message on stderr while the body runs: with a spinner in a terminal, as a line elsewhere."""
     console = Console(stderr=True)
     if console.is_terminal:
-        with console.status(message):
+        with console.status(Text(message)):
             yield
     else:
-        console.print(message, soft_wrap=True, highlight=False, markup=False)
+        console.print(message, soft_wrap=True, highlight=False)
         yield

@@ -3,11 +3,11 @@
 import dataclasses
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from diffusionlm.compile_check.report import CompileReport
 from diffusionlm.compile_check.roofline import Traffic
+from diffusionlm.console import Console
 from diffusionlm.hardware import GIB
 
 TERMS = {
@@ -49,8 +49,8 @@ def show(report: CompileReport, console: Console | None = None) -> None:
     if report.collectives:
         console.print(_collectives(report.collectives))
     for warning in report.warnings:
-        console.print(f"note: {warning}", soft_wrap=True, highlight=False, markup=False)
-    console.print(verdict(report), soft_wrap=True, highlight=False, markup=False)
+        console.print(f"note: {warning}", soft_wrap=True, highlight=False)
+    console.print(verdict(report), soft_wrap=True, highlight=False)
 
 
 def _summary(report: CompileReport) -> Table:

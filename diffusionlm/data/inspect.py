@@ -4,11 +4,11 @@ import os
 from typing import Any
 
 import numpy as np
-from rich.console import Console
 from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+from diffusionlm.console import Console
 from diffusionlm.data.pipeline import Dataset, open_dataset
 from diffusionlm.errors import UserError
 
@@ -121,19 +121,18 @@ def inspect(path: str | os.PathLike, count: int = 3, split: str = "train") -> di
         f"{values['path']}: records of {values['sequence_length']} + 1 tokens, {kind} tokenizer of {vocab_size:,} ids, "
         f"sha256 {values['sha256'][:12]}",
         soft_wrap=True,
-        markup=False,
     )
     table = Table("split", "records", "answers" if dialogues else "documents", "tokens", "bytes", "bytes/token")
     for name, counts in values["splits"].items():
         integers = (f"{counts[key]:,}" for key in ("records", "documents", "tokens", "raw_bytes"))
         table.add_row(name, *integers, f"{counts['bytes_per_token']:.3f}")
     console.print(table)
-    console.print(f"first {values['examined']:,} rows of {split}", markup=False)
+    console.print(f"first {values['examined']:,} rows of {split}")
     quantiles = (f"{float(q):.0%} {length:.0f}" for q, length in values["document_tokens"].items())
     unit = "dialogue" if dialogues else "document"
-    console.print(f"  tokens a {unit}, quantiles: " + ", ".join(quantiles), markup=False)
+    console.print(f"  tokens a {unit}, quantiles: " + ", ".join(quantiles))
     frequent = (f"{token['text']!r} {token['share']:.1%}" for token in values["frequent_tokens"])
-    console.print("  most frequent tokens: " + ", ".join(frequent), markup=False)
+    console.print("  most frequent tokens: " + ", ".join(frequent))
     for record in values["records"]:
         console.print(_panel(record, split, dialogues))
     return values
@@ -145,4 +144,4 @@ def _panel(record: dict[str, Any], split: str, dialogues: bool) -> Panel:
         if i and not dialogues:
             body.append(" ■ end of document\n", style="bold red")
         body.append(text, style=COLOURS[i % 2])
-    return Panel(body, title=f"{split} record {record['index']:,}", title_align="left")
+    return Panel(body, title=Text(f"{split} record {record['index']:,}"), title_align="left")

@@ -3,52 +3,58 @@
 It is written last, so a directory without it is not a dataset.
 """
 
-import dataclasses
+import functools
 import hashlib
 import json
-from dataclasses import dataclass
+import logging
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
+import msgspec
 from etils import epath
 
+from diffusionlm import schema, untrusted
+from diffusionlm.data import tfds_files
 from diffusionlm.errors import UserError
+from diffusionlm.schema import Count, Positive, Sha256
+
+log = logging.getLogger(__name__)
 
 FILE = "meta.json"
 FORMATS = {"chunk": 1, "examples": 2}  # by packing
 
+_SplitName = Annotated[str, msgspec.Meta(pattern=r"\A[A-Za-z0-9_]+\Z")]
 
-@dataclass(frozen=True)
-class SplitMetadata:
+
+class SplitMetadata(schema.Record):
     """Counts of one split, over all its documents; what follows the last whole record is counted but not stored.
 
     With packing "examples" a record is a dialogue, and the counts are of its answers.
     """
 
-    records: int  # rows of sequence_length + 1 tokens
-    documents: int
-    tokens: int  # with one EOS a document
-    raw_bytes: int  # UTF-8 bytes of the documents
-    token_bytes: int  # bytes that the tokens stand for: equal to raw_bytes where the tokenizer is lossless
-    sha256: str  # of the token stream (see `words`), and of the lengths of its dialogues
-    shards: dict[str, int]  # file name -> its size in bytes
+    records: Positive  # rows of sequence_length + 1 tokens
+    documents: Positive
+    tokens: Positive  # with one EOS a document
+    raw_bytes: Positive  # UTF-8 bytes of the documents
+    token_bytes: Positive  # bytes that the tokens stand for: equal to raw_bytes where the tokenizer is lossless
+    sha256: Sha256  # of the token stream (see `words`), and of the lengths of its dialogues
+    shards: dict[str, Count]  # file name -> its size in bytes
 
 
-@dataclass(frozen=True)
-class Metadata:
+class Metadata(schema.Record):
     """The description of a prepared dataset, beside its records."""
 
     tokenizer: dict[str, Any]  # whole: `tokenizers.from_dict` rebuilds it
-    vocab_size: int
-    sequence_length: int  # tokens that a model sees; a record holds one more
-    splits: dict[str, SplitMetadata]
+    vocab_size: Positive
+    sequence_length: Positive  # tokens that a model sees; a record holds one more
+    splits: dict[_SplitName, SplitMetadata]
     request: dict[str, Any]  # what `prepare` was asked for, to recognise the same request
-    malformed: int  # input lines or files skipped on request
-    empty: int  # documents without text, which are always skipped
+    malformed: Count  # input lines or files skipped on request
+    empty: Count  # documents without text, which are always skipped
     # chunk: documents, each with its EOS, concatenated in order and cut; examples: a dialogue a record
-    packing: str = "chunk"
+    packing: Literal["chunk", "examples"] = "chunk"
     template: dict[str, Any] | None = None  # of dialogues: `Template.from_dict` rebuilds it
-    too_long: int = 0  # answers left out because they end beyond sequence_length, with all that follows them
+    too_long: Count = 0  # answers left out because they end beyond sequence_length, with all that follows them
     bos: bool = False  # of texts: BOS precedes each document
 
     @property
@@ -65,9 +71,16 @@ class Metadata:
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
     def write(self, directory: Path) -> None:
-        """Write `meta.json` into `directory`."""
-        values = dataclasses.asdict(self) | {"format": self.format, "sha256": self.sha256}
+        """Write `meta.json` into `directory`, in which the files of TFDS are, with the digests of both."""
+        values = msgspec.to_builtins(self) | {"format": self.format, "sha256": self.sha256}
+        values["files"] = tfds_files.digests(epath.Path(directory))
+        values["checksum"] = _checksum(values)
         (directory / FILE).write_text(json.dumps(values, indent=2) + "\n")
+
+
+def _checksum(values: dict[str, Any]) -> str:
+    """Return the sha256 of everything in `meta.json` but the checksum itself."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 def read(directory: epath.Path) -> Metadata:
@@ -78,13 +91,15 @@ def read(directory: epath.Path) -> Metadata:
     """
     file = directory / FILE
     try:
-        values = json.loads(file.read_text())
+        values = schema.read_json(file, Any)
     except FileNotFoundError as error:
         state = "has no meta.json, so it is not a (whole) prepared dataset" if directory.is_dir() else "does not exist"
         raise UserError(f"dataset {str(directory)!r} {state}; make one with `diffusionlm data prepare`") from error
-    except (OSError, ValueError) as error:
+    except OSError as error:
         raise UserError(f"cannot read {str(file)!r}: {error}") from error
     metadata = _parse(values, directory)
+    described = {name: (split.records, list(split.shards)) for name, split in metadata.splits.items()}
+    tfds_files.check(directory, metadata.vocab_size, metadata.sequence_length + 1, described)
     for split in metadata.splits.values():
         for shard, expected in split.shards.items():
             size = (directory / shard).stat().length if (directory / shard).exists() else 0
@@ -104,15 +119,53 @@ def _parse(values: Any, directory: epath.Path) -> Metadata:
         raise UserError(
             f"dataset {str(directory)!r} has format {format!r}, not {expected}; prepare it again with this version"
         )
+    values = dict(values)
+    checksum, digests = values.pop("checksum", None), values.pop("files", None)
+    described = dict(values)
+    sha256, _ = values.pop("sha256", None), values.pop("format")
     try:
-        sha256, _ = values.pop("sha256"), values.pop("format")
-        splits = {name: SplitMetadata(**split) for name, split in values.pop("splits").items()}
-        metadata = Metadata(splits=splits, **values)
-        unchanged = metadata.sha256 == sha256
-    except (KeyError, TypeError, AttributeError) as error:
-        raise UserError(
-            f"{str(file)!r} is not the metadata of a prepared dataset ({error!r}); prepare it again"
-        ) from error
-    if not unchanged:
+        metadata = schema.convert(values, Metadata, file)
+    except UserError as error:
+        raise UserError(f"{error}; it is not the metadata of a prepared dataset, so prepare it again") from error
+    _require_counts(metadata, file)
+    if checksum is None and digests is None:
+        _warn_of_no_checksum(str(directory))
+    elif checksum != _checksum(described | {"files": digests}):
+        raise UserError(f"{str(file)!r} was changed after it was written; copy or prepare the dataset again")
+    if metadata.sha256 != sha256:
         raise UserError(f"{str(file)!r} was changed after it was written (sha256 differs); prepare the dataset again")
+    if digests is not None and digests != tfds_files.digests(directory):
+        raise UserError(
+            f"dataset {str(directory)!r} is damaged: {tfds_files.FEATURES} or {tfds_files.INFO} was changed after it "
+            "was written; copy or prepare it again"
+        )
     return metadata
+
+
+@functools.cache
+def _warn_of_no_checksum(directory: str) -> None:
+    log.warning(
+        "dataset %s was prepared by an earlier version, without checksums: its counts cannot be verified",
+        untrusted.printable(directory),
+    )
+
+
+def _require_counts(metadata: Metadata, file: epath.Path) -> None:
+    """Refuse counts that contradict one another."""
+    length = metadata.sequence_length + 1
+    if not isinstance(metadata.tokenizer.get("sha256"), str):
+        raise UserError(f"{file}: tokenizer has no sha256; it is not a prepared dataset's, so prepare it again")
+    if (metadata.template is not None) != (metadata.packing == "examples"):
+        raise UserError(f"{file}: a template belongs to packing=examples, not {metadata.packing}; prepare it again")
+    for name, split in metadata.splits.items():
+        chunks = split.tokens // length
+        if split.records != chunks if metadata.packing == "chunk" else split.documents < split.records:
+            raise UserError(
+                f"{file}: split {name!r} has records={split.records}, documents={split.documents} and "
+                f"tokens={split.tokens}, which contradict; prepare it again"
+            )
+        if list(split.shards) != tfds_files.shard_names(name, len(split.shards)) or not split.shards:
+            raise UserError(
+                f"{file}: split {name!r} has the shards {untrusted.printable(', '.join(split.shards))[:200]}, which "
+                "are not named as `diffusionlm data prepare` names them; prepare it again"
+            )

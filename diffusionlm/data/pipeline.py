@@ -19,6 +19,7 @@ from diffusionlm.data import dialogues, tokenizers
 from diffusionlm.data import metadata as metadata_lib
 from diffusionlm.data.metadata import Metadata
 from diffusionlm.errors import UserError
+from diffusionlm.storage import run_path
 
 PREFETCH = grain.ReadOptions(num_threads=4, prefetch_buffer_size=8)  # batches read ahead, and by how many threads
 
@@ -34,8 +35,24 @@ class Dataset:
 
     @functools.cached_property
     def tokenizer(self) -> tokenizers.Tokenizer:
-        """The tokenizer that made the dataset."""
-        return tokenizers.from_dict(self.metadata.tokenizer)
+        """The tokenizer that made the dataset.
+
+        Raises:
+          UserError: it is damaged, or is not the one whose tokens and bytes the metadata counts.
+        """
+        tokenizer, metadata = tokenizers.from_dict(self.metadata.tokenizer), self.metadata
+        if tokenizer.vocab_size != metadata.vocab_size:
+            raise UserError(
+                f"dataset {str(self.path)!r} has vocab_size={metadata.vocab_size}, and its tokenizer "
+                f"{tokenizer.vocab_size}; prepare it again"
+            )
+        for name, split in metadata.splits.items():
+            if split.raw_bytes != split.token_bytes and getattr(tokenizer, "lossless", tokenizer.kind == "byte"):
+                raise UserError(
+                    f"dataset {str(self.path)!r} has raw_bytes={split.raw_bytes} and token_bytes={split.token_bytes} "
+                    f"in split {name!r}, which are equal for this tokenizer; prepare it again"
+                )
+        return tokenizer
 
     def size(self, split: str) -> int:
         """Return the number of rows.
@@ -70,7 +87,7 @@ def open_dataset(path: str | os.PathLike) -> Dataset:
     Raises:
       UserError: it is not one, or not a whole one.
     """
-    path = epath.Path(path)
+    path = run_path(path)
     return Dataset(path, metadata_lib.read(path))
 
 

@@ -16,9 +16,9 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Literal
 
-from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
+from diffusionlm.console import Console
 from diffusionlm.data import chat_templates, tokenizers
 from diffusionlm.data.encode import EncodeRules, encode_splits, training_texts
 from diffusionlm.data.metadata import Metadata
@@ -99,7 +99,7 @@ def prepare(
 def _prepare(request: Request, workers: int, console: Console) -> Metadata:
     output = request.output
     if (existing := request.find_existing()) is not None:
-        console.print(f"{output} already holds this dataset; reusing it", markup=False)
+        console.print(f"{output} already holds this dataset; reusing it")
         return existing
     try:
         with whole_directory(output) as directory, _progress(console) as bars, ordered_map(workers) as map_jobs:
@@ -193,7 +193,7 @@ def _require_answers(request: Request, streams: Mapping[str, TokenStream]) -> No
 
 def _progress(console: Console) -> Progress:
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         DownloadColumn(),
         TransferSpeedColumn(),
@@ -217,4 +217,4 @@ def _summarise(console: Console, output: Path, metadata: Metadata) -> None:
     if metadata.malformed:
         lines.append(f"{metadata.malformed:,} malformed lines or files were skipped")
     for line in lines:
-        console.print(line, markup=False)
+        console.print(line)

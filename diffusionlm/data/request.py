@@ -18,6 +18,7 @@ from diffusionlm.data.metadata import Metadata
 from diffusionlm.data.sources import Source, resolve_splits
 from diffusionlm.data.tokenizers import SentencePieceTokenizer, Tokenizer
 from diffusionlm.errors import UserError
+from diffusionlm.storage import disk_path
 
 
 @dataclass(frozen=True)
@@ -161,7 +162,7 @@ def check_request(
         source, validation, validation_fraction, text_field=None if format == "sft" else text_field
     )
     return Request(
-        output=Path(output),
+        output=disk_path(output),
         sources=sources,
         held_out=held_out,
         sequence_length=sequence_length,

@@ -18,13 +18,13 @@ from rich.progress import Progress
 from diffusionlm.data import dialogues
 from diffusionlm.data.metadata import SplitMetadata
 from diffusionlm.data.ordered_map import Map
+from diffusionlm.data.tfds_files import DATASET_NAME, record_dtypes, shard_names
 from diffusionlm.data.words import Counts, split_words, word_type
 from diffusionlm.errors import UserError
 
 if TYPE_CHECKING:
     import tensorflow_datasets as tfds
 
-DATASET_NAME = "diffusionlm"  # as TFDS sees it
 SHARD_TOKENS = 1 << 26  # a shard holds 32k records of 2048 tokens
 BLOCK_TOKENS = 1 << 20  # read at a time while a shard is written
 
@@ -84,8 +84,7 @@ class RecordFormat(NamedTuple):
     @property
     def dtypes(self) -> dict[str, np.dtype]:
         """The dtypes of the arrays of a record."""
-        limits = {"tokens": self.vocab_size, "segment_ids": self.length}
-        return {name: np.dtype(np.uint16 if limit < 1 << 16 else np.uint32) for name, limit in limits.items()}
+        return record_dtypes(self.vocab_size, self.length)
 
     def features(self) -> "tfds.features.FeaturesDict":
         """Return the TFDS features: `tokens`, and `segment_ids` that number a record's documents from 1."""
@@ -111,7 +110,7 @@ class ShardJob:
     @property
     def file(self) -> Path:
         """The shard, named as TFDS expects, beside the stream."""
-        return self.stream.with_name(f"{DATASET_NAME}-{self.split}.array_record-{self.index:05d}-of-{self.shards:05d}")
+        return self.stream.with_name(shard_names(self.split, self.shards)[self.index])
 
     @property
     def records(self) -> int:

@@ -4,8 +4,8 @@ import json
 import math
 
 import numpy as np
-from rich.console import Console
 
+from diffusionlm.console import Console
 from diffusionlm.data.pipeline import open_dataset
 from diffusionlm.evaluation.baselines import fit_and_score
 from diffusionlm.evaluation.comparisons import comparison
@@ -15,6 +15,7 @@ from diffusionlm.storage import write_atomically
 from diffusionlm.training import dataset as run_dataset
 from diffusionlm.training.batches import held_out_rows
 from diffusionlm.training.loop import Run
+from diffusionlm.untrusted import read_text
 
 
 def show(run: Run, console: Console | None = None) -> None:
@@ -45,7 +46,7 @@ def show(run: Run, console: Console | None = None) -> None:
 def _baselines(run: Run, console: Console) -> dict[str, dict[str, float]]:
     path = run.workdir / "baselines.json"
     if path.exists():
-        return json.loads(path.read_text())
+        return json.loads(read_text(path))
     dataset = open_dataset(run_dataset.directory(run.config, run.workdir))
     T = run.config.data.sequence_length
     heldout = np.concatenate(

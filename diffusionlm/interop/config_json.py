@@ -15,6 +15,7 @@ from diffusionlm.data.chat_templates import Template
 from diffusionlm.errors import UserError
 from diffusionlm.interop.families import FAMILIES, Family, equal_head_dim
 from diffusionlm.interop.layouts import Shape
+from diffusionlm.untrusted import read_text
 
 ConfigJson = Mapping[str, Any]  # a parsed config.json; empty if there is none
 NATIVE_KEY = "diffusionlm"
@@ -71,10 +72,10 @@ def read(directory: Path) -> ConfigJson:
     if not file.is_file():
         return {}
     try:
-        fields = json.loads(file.read_text())
+        fields = json.loads(read_text(file))
         if not isinstance(fields, dict):
             raise ValueError("not a JSON object")
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"cannot read {file}, it is damaged: {error}; download it again") from error
     return fields
 

@@ -4,7 +4,6 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal
 
 import jax
@@ -24,7 +23,7 @@ from diffusionlm.interop.layouts import paired_views
 from diffusionlm.interop.placement import Placement, abstract_leaves, common_dtype, parameter_views, placements
 from diffusionlm.interop.sidecars import native_fields
 from diffusionlm.model import lora
-from diffusionlm.storage import whole_directory
+from diffusionlm.storage import disk_path, whole_directory
 
 DTYPES = {
     "float32": np.dtype(np.float32),
@@ -59,7 +58,7 @@ def export_weights(
       UserError: there is no checkpoint; the format or the dtype is unknown, or cannot express the model or its values;
         `output` exists.
     """
-    output = Path(output)
+    output = disk_path(output)
     if output.exists():
         raise UserError(f"output={output} exists; delete it or choose another directory")
     if format not in FAMILIES:
@@ -82,7 +81,8 @@ def export_weights(
         safetensors.write(partial, specs, tensors.read)
         if sidecar.tokenizer:
             for name, content in tokenizers.from_dict(dict(sidecar.tokenizer)).files().items():
-                (partial / name).write_bytes(content)
+                with (partial / name).open("xb") as file:  # a name of a file that was just written is refused
+                    file.write(content)
     return _notes(FAMILIES[format], format, cfg, sidecar.alignment)
 
 

@@ -31,6 +31,7 @@ from diffusionlm.interop.placement import (
     placements,
 )
 from diffusionlm.interop.sidecars import Source, imported_sidecar
+from diffusionlm.storage import disk_path
 
 Tensors = dict[str, safetensors.Tensor]
 
@@ -66,7 +67,7 @@ def import_weights(
       UserError: the source is damaged, incomplete or of an architecture that our network does not compute; the
         tokenizer has more ids than the model has rows; `output` exists.
     """
-    source, output = Path(source), Path(output)
+    source, output = disk_path(source), disk_path(output)
     if output.exists():
         raise UserError(f"output={output} exists; delete it or choose another directory")
     if family is not None and family not in FAMILIES:

@@ -9,37 +9,50 @@ import math
 import struct
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
 
-from diffusionlm.errors import UserError
+from diffusionlm import schema
+from diffusionlm.errors import UserError, naming
+from diffusionlm.interop import safetensors_header
+from diffusionlm.untrusted import plain_name
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 DTYPES = {"F32": np.dtype(np.float32), "F16": np.dtype(np.float16), "BF16": np.dtype(ml_dtypes.bfloat16)}
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 SHARD_BYTES = 5 * 10**9
-_MAX_HEADER = 100 * 10**6  # bytes; the format's limit
 
 
 class Tensor(NamedTuple):
     """A tensor in a file, not read yet."""
 
     file: Path
-    dtype: np.dtype
+    name: str
+    kind: str  # its dtype, as the format names it
     shape: tuple[int, ...]
     offset: int  # bytes from the start of the file
+
+    @property
+    def dtype(self) -> np.dtype:
+        """The dtype; raise `UserError` if it is not in `DTYPES`."""
+        if self.kind not in DTYPES:
+            raise UserError(
+                f"{self.file} has {self.name!r} in {self.kind}, and this version reads {', '.join(DTYPES)}; convert it "
+                "to one"
+            )
+        return DTYPES[self.kind]
 
     def read(self) -> np.ndarray:
         """Return the tensor.
 
         Raises:
-          UserError: the file is cut short.
+          UserError: the file is cut short, or the dtype is not in `DTYPES`.
         """
         out = np.empty(self.shape, self.dtype)
-        with self.file.open("rb") as file:
+        with naming(self.file), self.file.open("rb") as file:
             file.seek(self.offset)
             if file.readinto(out.reshape(-1).view(np.uint8).data) != out.nbytes:
                 raise UserError(f"{self.file} ends within a tensor; download it again")
@@ -50,8 +63,7 @@ def find(source: Path) -> dict[str, Tensor]:
     """Return every tensor of a .safetensors file, or of a directory with one or with an index of several.
 
     Raises:
-      UserError: there is no such file, it has another format, a shard is missing or cut short, or a dtype is not in
-        `DTYPES`.
+      UserError: there is no such file, it has another format or a damaged header, or a shard is missing or cut short.
     """
     files: Mapping[Path, set[str] | None]  # the tensors to take from each file; None: all of them
     if source.is_file():
@@ -82,12 +94,14 @@ def find(source: Path) -> dict[str, Tensor]:
 
 def _read_index(index: Path) -> dict[Path, set[str]]:
     try:
-        weight_map = json.loads(index.read_text())["weight_map"]
-        files: dict[Path, set[str]] = {}
-        for name, file in weight_map.items():
-            files.setdefault(index.parent / file, set()).add(name)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"cannot read {index}, it is damaged: {error!r}; download it again") from error
+        weight_map = schema.convert(schema.read_json(index, dict[str, Any]).get("weight_map"), dict[str, str], index)
+    except OSError as error:
+        raise UserError(f"cannot read {index}: {error.strerror or error}; download it again") from error
+    except UserError as error:
+        raise UserError(f"{error}; the index is damaged: download it again") from error
+    files: dict[Path, set[str]] = {}
+    for name, file in weight_map.items():
+        files.setdefault(index.parent / plain_name(file, str(index)), set()).add(name)
     if missing := sorted(file.name for file in files if not file.is_file()):
         raise UserError(
             f"{index.parent} lacks {len(missing)} of its {len(files)} shards, first {missing[0]}; download them again"
@@ -105,36 +119,11 @@ def _pickle_message(path: Path) -> str:
 def _read_header(path: Path) -> dict[str, Tensor]:
     if path.suffix in PICKLES:
         raise UserError(_pickle_message(path))
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        start = file.read(8)
-        length = struct.unpack("<Q", start)[0] if len(start) == 8 else size
-        if length > min(_MAX_HEADER, size - 8):
-            raise UserError(f"{path} is not a safetensors file, or is cut short ({size:,} bytes); download it again")
-        text = file.read(length)
-    tensors = {}
-    try:
-        for name, entry in json.loads(text).items():
-            if name == "__metadata__":
-                continue
-            begin, end = entry["data_offsets"]
-            dtype, shape = entry["dtype"], tuple(entry["shape"])
-            if dtype not in DTYPES:
-                raise UserError(
-                    f"{path} has {name!r} in {dtype}, and this version reads {', '.join(DTYPES)}; convert it to one"
-                )
-            if end - begin != math.prod(shape) * DTYPES[dtype].itemsize:
-                raise ValueError(f"{name} of shape {shape} has {end - begin} bytes")
-            if 8 + length + end > size:
-                raise UserError(
-                    f"{path} is cut short: {size:,} bytes, and {name!r} ends at {8 + length + end:,}; download it again"
-                )
-            tensors[name] = Tensor(path, DTYPES[dtype], shape, 8 + length + begin)
-    except UserError:
-        raise
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} has a damaged header: {error!r}; download it again") from error
-    return tensors
+    entries, start = safetensors_header.read(path)
+    return {
+        name: Tensor(path, name, entry.dtype, entry.shape, start + entry.data_offsets[0])
+        for name, entry in entries.items()
+    }
 
 
 class Spec(NamedTuple):
@@ -192,7 +181,7 @@ def _write_file(path: Path, specs: Mapping[str, Spec], names: Sequence[str], mak
         offset = end
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)  # aligns the tensors
-    with path.open("wb") as file:
+    with naming(path), path.open("xb") as file:
         file.write(struct.pack("<Q", len(text)) + text)
         for name in names:
             tensor = np.ascontiguousarray(make(name))

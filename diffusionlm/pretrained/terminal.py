@@ -4,13 +4,15 @@ import time
 
 import numpy as np
 from rich.cells import cell_len
-from rich.console import Console, Group
+from rich.console import Group
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.text import Text
 
+from diffusionlm.console import KEPT, Console
 from diffusionlm.data.tokenizers import Tokenizer
 from diffusionlm.sampling.state import Trace
+from diffusionlm.untrusted import printable
 
 BLOCK = "░"
 STILLS = 4  # frames that are printed where nothing can move
@@ -58,8 +60,8 @@ def frame(trace: Trace, index: int, pieces: list[str], prompt: str = "") -> Text
     """
     masked_N = trace.masked[index]
     fresh_N = ~masked_N & trace.masked[index - 1] if index else np.zeros_like(masked_N)
-    text = Text(prompt, style="bold")
-    for piece, masked, fresh in zip(pieces, masked_N, fresh_N, strict=True):
+    text = Text(printable(prompt, KEPT), style="bold")
+    for piece, masked, fresh in zip((printable(piece, KEPT) for piece in pieces), masked_N, fresh_N, strict=True):
         if masked:
             breaks = "\n" * piece.count("\n")
             text.append(BLOCK * max(1, cell_len(piece.replace("\n", ""))) + breaks, style="not bold dim")

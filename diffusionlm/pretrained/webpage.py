@@ -13,6 +13,7 @@ from diffusionlm.errors import UserError
 from diffusionlm.pretrained import terminal
 from diffusionlm.pretrained.completion import Completion
 from diffusionlm.sampling.state import Trace
+from diffusionlm.storage import disk_path, write_atomically
 
 
 def save_page(completions: Sequence[Completion], tokenizer: Tokenizer, path: str | os.PathLike) -> None:
@@ -33,19 +34,15 @@ def save_page(completions: Sequence[Completion], tokenizer: Tokenizer, path: str
     check_page_path(path)
     content = _page(completions, tokenizer).encode("ascii", "xmlcharrefreplace")
     target = Path(os.path.realpath(path))  # a link stays a link
-    temporary = target.with_name(f".diffusionlm-{os.getpid()}.tmp")  # beside it: a move between disks is a copy
     try:
-        temporary.write_bytes(content)
-        os.replace(temporary, target)
+        write_atomically(target, content)
     except OSError as error:
         raise UserError(f"cannot write html={str(path)!r}: {error.strerror}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def check_page_path(path: str | os.PathLike) -> None:
     """Raise `UserError` if `save_page` could not write there; to be called before the work of generating."""
-    directory = os.path.dirname(os.path.realpath(path))
+    directory = os.path.dirname(os.path.realpath(disk_path(path)))
     if not os.path.basename(path) or (os.path.exists(path) and not os.path.isfile(path)):
         raise UserError(f"html={str(path)!r} is not a file; name one, such as trace.html")
     if not os.path.isdir(directory):

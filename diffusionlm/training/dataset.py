@@ -18,7 +18,7 @@ from diffusionlm.training.start import Start
 
 def directory(cfg: Config, workdir: epath.Path) -> epath.Path:
     """Return where the dataset that `cfg.data` names is, or will be."""
-    return epath.Path(cfg.data.path) if cfg.data.path else workdir / "data"
+    return run_path(cfg.data.path) if cfg.data.path else workdir / "data"
 
 
 def open_or_prepare(cfg: Config, workdir: epath.Path, start: Start | None = None) -> Dataset:

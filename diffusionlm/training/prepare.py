@@ -5,8 +5,6 @@ import inspect
 import os
 from typing import Any
 
-from etils import epath
-
 from diffusionlm.checkpoint.sidecar import Sidecar
 from diffusionlm.data import prepare as data_prepare
 from diffusionlm.data import tokenizers
@@ -14,6 +12,7 @@ from diffusionlm.data.metadata import Metadata
 from diffusionlm.data.request import check_values
 from diffusionlm.data.tokenizers import Tokenizer
 from diffusionlm.errors import UserError
+from diffusionlm.storage import run_path
 
 
 @functools.wraps(data_prepare.prepare)
@@ -24,7 +23,7 @@ def prepare(
     **settings: Any,
 ) -> Metadata:
     """Prepare a dataset as `data.prepare.prepare` does, also with the tokenizer of a checkpoint."""
-    if isinstance(tokenizer, str | os.PathLike) and epath.Path(tokenizer).is_dir():
+    if isinstance(tokenizer, str | os.PathLike) and run_path(tokenizer).is_dir():
         _check_values(*args, bos=bos, **settings)  # before the work of reading a tokenizer
         name = os.fspath(tokenizer)
         tokenizer, sidecar = _read_directory(name)
@@ -40,7 +39,7 @@ def named_tokenizer(name: str) -> Tokenizer:
     Raises:
       UserError: there is no such tokenizer, or the checkpoint carries none.
     """
-    return _read_directory(name)[0] if epath.Path(name).is_dir() else tokenizers.load(name)
+    return _read_directory(name)[0] if run_path(name).is_dir() else tokenizers.load(name)
 
 
 def begins_with_bos(sidecar: Sidecar) -> bool:

@@ -50,12 +50,12 @@ def test_version_1_is_read_as_a_sidecar_without_a_template():
         ({"version": 3}, "written by a newer diffusionlm (version 3); this one reads 2: upgrade"),
         ({"version": None}, "not of format 'diffusionlm'"),
         ({"format": "other"}, "not of format 'diffusionlm'"),
-        ({"alignmnt": "same"}, "unknown field 'alignmnt'; did you mean 'alignment'?"),
+        ({"alignmnt": "same"}, "unknown field `alignmnt`; did you mean 'alignment'?"),
         ({"alignment": "mirrored"}, "alignment='mirrored'"),
         ({"objective": "gan"}, "objective='gan'"),
         ({"model": {"d_modell": 8}}, "unknown field 'd_modell' in ModelConfig; did you mean 'd_model'?"),
         ({"diffusion": {"sigma": 8}}, "unknown field 'sigma' in DiffusionConfig"),
-        ({"model": None}, "damaged"),
+        ({"model": None}, "model=None: Expected `object`, got `null`"),
     ],
 )
 def test_a_sidecar_that_is_not_understood_is_refused(tmp_path, change, reason):
@@ -72,6 +72,6 @@ def test_an_incomplete_sidecar_is_refused(tmp_path):
     path = tmp_path / "checkpoints" / "1" / "sidecar" / "data.json"
     values = json.loads(path.read_text())
     path.write_text(json.dumps({name: value for name, value in values.items() if name != "mask_id"}))
-    assert "lacks the field 'mask_id'" in refusal(checkpoint.load_sidecar, tmp_path)
+    assert "missing required field `mask_id`" in refusal(checkpoint.load_sidecar, tmp_path)
     path.write_text(json.dumps(values)[:50])
     assert str(path) in refusal(checkpoint.load_sidecar, tmp_path)

@@ -36,9 +36,7 @@ def test_what_a_verb_raises_becomes_one_line(error, code, part, monkeypatch, cap
     assert_one_line(capsys.readouterr(), [part])
 
 
-@pytest.mark.parametrize(
-    "error", [RuntimeError("a bug"), FileNotFoundError(errno.ENOENT, "a bug"), ValueError("a bug")]
-)
+@pytest.mark.parametrize("error", [RuntimeError("a bug"), ValueError("a bug")])
 def test_a_bug_keeps_its_traceback(error, monkeypatch):
     monkeypatch.setitem(cli.VERBS, "train", verb_that_raises(error))
     with pytest.raises(type(error), match="a bug"):

@@ -82,7 +82,7 @@ WRONG = [
     ("sample x --count 0", ["count=0", "at least 1"]),
     ("sample x --prompt a --prompt_file b", ["'a'", "'b'", "exclude"]),
     ("sample x --prompt_file {tmp}/none", ["{tmp}/none"]),
-    ("sample x --prompt_file {tmp}/binary.txt", ["{tmp}/binary.txt", "utf-8"]),
+    ("sample x --prompt_file {tmp}/binary.txt", ["{tmp}/binary.txt", "UTF-8"]),
     ("sample x --infill a --prompt b", ["infill='a'", "excludes prompt", "drop"]),
     ("sample x --infill a --prompt_file b", ["infill='a'", "prompt_file", "drop"]),
     ("sample x --json --trace", ["json", "trace", "drop one"]),

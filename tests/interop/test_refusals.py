@@ -86,7 +86,10 @@ REFUSED = {
         broken(**{"model.norm.weight": np.zeros(9, np.float32)}),
         r"1 tensors have other shapes .*: model.norm.weight \[9\] instead of \[16\]",
     ),
-    "dtype": (broken(extra=np.zeros(2, np.int64)), "has 'extra' in I64, and this version reads F32, F16, BF16"),
+    "dtype": (
+        broken(**{"model.norm.weight": np.zeros(16, np.int64)}),
+        "has 'model.norm.weight' in I64, and this version reads F32, F16, BF16",
+    ),
     "truncated": (truncated, "model.safetensors is cut short"),
     "shard": (without_a_shard, "lacks 1 of its 2 shards, first model-00002-of-00002.safetensors"),
     "pickle": (pickled, "pytorch_model.bin is a pickle.*convert it to safetensors"),

@@ -1,10 +1,12 @@
 """The web page is complete, and written atomically."""
 
+import contextlib
 import dataclasses
 import errno
 import json
 import os
 from html.parser import HTMLParser
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +14,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
+from diffusionlm import storage
 from diffusionlm.config import Config, ModelConfig
 from diffusionlm.data.tokenizers import ByteTokenizer
 from diffusionlm.errors import UserError
@@ -175,18 +178,21 @@ def test_a_confidence_that_is_not_known_is_null(tmp_path):
     assert [section["steps"][0] for section in sections] == [[[0, 0, 0.25], [1, 0, None]], [[0, 0, None], [1, 0, None]]]
 
 
-@pytest.mark.parametrize("fails", ["write_bytes", "replace"])
+@pytest.mark.parametrize("fails", ["write", "replace"])
 def test_a_full_disk_leaves_the_old_page_and_nothing_else(fails, tmp_path, monkeypatch):
     path = tmp_path / "page.html"
     path.write_text("the old page")
 
     def full(*args):
-        if fails == "write_bytes":
-            with open(args[0], "wb") as file:
-                file.write(args[1][:10])
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(*{"write_bytes": ("pathlib.Path.write_bytes", full), "replace": (os, "replace", full)}[fails])
+    @contextlib.contextmanager
+    def opened(*args, **options):
+        with open(*args, **options) as file:
+            file.write(b"a part")
+            yield SimpleNamespace(write=full)
+
+    monkeypatch.setattr(*{"write": (storage, "open", opened), "replace": (os, "replace", full)}[fails], raising=False)
     with pytest.raises(UserError, match="cannot write html='.*page.html': No space left on device"):
         save_page([completion([0], [{0}, set()])], Words(), path)
     assert path.read_text() == "the old page" and os.listdir(tmp_path) == ["page.html"]

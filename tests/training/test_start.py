@@ -116,15 +116,18 @@ def test_another_mask_token_tokenizer_or_objective_is_refused(dataset, start, tm
     inside = tiny_run.with_changes(cfg, {"model": kept, "diffusion": {"mask_id": 5}})
     tokenizer = {"kind": "byte", "sha256": "f" * 64}
     twin = dataclasses.replace(cfg, objective="arm", model=arm_twin(cfg.model))
+    other = tiny_run.with_changes(inside, {"diffusion": {"mask_id": 6}})
+    shifted = tiny_run.with_changes(cfg, {"diffusion": {"alignment": "shifted"}})
+    unsuppressed = tiny_run.with_changes(inside, {"diffusion": {"suppress_mask": False}})
     for name, ours, theirs, said in (
-        ("mask", inside, sidecar_of(inside, dataset, mask_id=6), "masks with id 6, this run with 5"),
+        ("mask", inside, sidecar_of(other, dataset, suppressed_ids=(6,)), "masks with id 6, this run with 5"),
         ("tokenizer", cfg, sidecar_of(cfg, dataset, tokenizer=tokenizer), "data prepare --tokenizer"),
         ("objective", twin, sidecar_of(cfg, dataset), "model.causal (False there, True here)"),
-        ("shifted", cfg, sidecar_of(cfg, dataset, alignment="shifted"), "predicts with alignment 'shifted'"),
+        ("shifted", cfg, sidecar_of(shifted, dataset, alignment="shifted"), "predicts with alignment 'shifted'"),
         (
             "suppressed",
             inside,
-            sidecar_of(inside, dataset, suppressed_ids=()),
+            sidecar_of(unsuppressed, dataset),
             "never predicts the ids [], this run [5]; set --diffusion.suppress_mask False",
         ),
         ("nameless", cfg, sidecar_of(cfg, dataset, source={}), "does not say what it is (its sidecar has an empty"),
@@ -138,14 +141,15 @@ def test_another_mask_token_tokenizer_or_objective_is_refused(dataset, start, tm
 def test_the_identity_tells_what_the_parameters_are(dataset, start, tmp_path):
     """Other numbers, another dtype or another alignment under the same names are another start; a copy is none."""
     cfg, found = tuned(dataset), {}
-    for name, scale, dtype, changes in (
-        ("same", 1, jnp.bfloat16, {}),
-        ("other", 2, jnp.bfloat16, {}),
-        ("wide", 1, jnp.float32, {}),
-        ("shifted", 1, jnp.bfloat16, {"alignment": "shifted"}),
+    for name, scale, dtype, alignment in (
+        ("same", 1, jnp.bfloat16, "same"),
+        ("other", 2, jnp.bfloat16, "same"),
+        ("wide", 1, jnp.float32, "same"),
+        ("shifted", 1, jnp.bfloat16, "shifted"),
     ):
+        saved = tiny_run.with_changes(cfg, {"diffusion": {"alignment": alignment}})
         params = jax.tree.map(lambda x, scale=scale, dtype=dtype: (jnp.asarray(x) * scale).astype(dtype), start[1])
-        checkpoint.save_params(tmp_path / name, params, sidecar_of(cfg, dataset, **changes))
+        checkpoint.save_params(tmp_path / name, params, sidecar_of(saved, dataset, alignment=alignment))
         found[name] = identity(tmp_path / name)
     assert len(set(found.values())) == len(found)
     shutil.copytree(tmp_path / "same", tmp_path / "copy")

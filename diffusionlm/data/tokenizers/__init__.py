@@ -16,6 +16,8 @@ from diffusionlm.data.tokenizers.huggingface import HuggingFaceTokenizer
 from diffusionlm.data.tokenizers.huggingface_files import ADDED_FILE, DEFINITION_FILE, parse_json, read_files
 from diffusionlm.data.tokenizers.sentencepiece import SENTENCEPIECE_FILE, SentencePieceTokenizer, train_sentencepiece
 from diffusionlm.errors import UserError, suggest
+from diffusionlm.storage import run_path
+from diffusionlm.untrusted import read_bytes
 
 __all__ = [
     "FILES",
@@ -55,7 +57,7 @@ def load(name: str) -> Tokenizer:
     """
     if name == ByteTokenizer.kind:
         return ByteTokenizer()
-    if epath.Path(name).is_dir() and (tokenizer := load_directory(name)):
+    if run_path(name).is_dir() and (tokenizer := load_directory(name)):
         return tokenizer
     for ending, read in FILES.items():
         if name.endswith(ending):
@@ -81,14 +83,14 @@ def load_directory(path: epath.PathLike, config: Mapping[str, Any] | None = None
     Raises:
       UserError: a file is damaged, or the tokenizer is of an unknown kind.
     """
-    directory = epath.Path(path)
+    directory = run_path(path)
     if files := read_files(directory):
         return HuggingFaceTokenizer.from_files(files, _read_config(directory) if config is None else config)
     if not (directory / SENTENCEPIECE_FILE).exists():
         return None
     tokenizer = SentencePieceTokenizer.from_file(os.fspath(directory / SENTENCEPIECE_FILE))
     added_file = directory / ADDED_FILE
-    added = parse_json(added_file.read_bytes(), added_file.name) if added_file.exists() else {}
+    added = parse_json(read_bytes(added_file), added_file.name) if added_file.exists() else {}
     if beyond := [piece for piece, i in added.items() if i >= tokenizer.vocab_size]:
         raise UserError(
             f"{ADDED_FILE} in {str(path)!r} adds {beyond[0]!r} to {SENTENCEPIECE_FILE}, which only a "
@@ -99,7 +101,7 @@ def load_directory(path: epath.PathLike, config: Mapping[str, Any] | None = None
 
 def _load_definition(path: str) -> Tokenizer:
     """Return the tokenizer of a tokenizer.json, with the settings beside it."""
-    file = epath.Path(path)
+    file = run_path(path)
     files = read_files(file.parent, file.name)
     if DEFINITION_FILE not in files:
         raise UserError(f"cannot read the tokenizer {path!r}: No such file or directory")
@@ -108,7 +110,7 @@ def _load_definition(path: str) -> Tokenizer:
 
 def _read_config(directory: epath.Path) -> dict[str, Any]:
     file = directory / "config.json"
-    return parse_json(file.read_bytes(), file.name) if file.exists() else {}
+    return parse_json(read_bytes(file), file.name) if file.exists() else {}
 
 
 KINDS: dict[str, type[Tokenizer]] = {

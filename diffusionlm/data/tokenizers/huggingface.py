@@ -17,7 +17,14 @@ from diffusionlm.data.tokenizers.definition import (
     make_special,
     without_prefix,
 )
-from diffusionlm.data.tokenizers.huggingface_files import FAMILIES, control_tokens, definition_of, digest, family_of
+from diffusionlm.data.tokenizers.huggingface_files import (
+    FAMILIES,
+    control_tokens,
+    definition_of,
+    digest,
+    family_of,
+    require_known,
+)
 from diffusionlm.errors import UserError
 
 _BYTE_PIECE = re.compile(r"<0x[0-9A-F]{2}>")
@@ -103,7 +110,10 @@ class HuggingFaceTokenizer:
         try:
             files = {name: base64.b64decode(text, validate=True) for name, text in values["files"].items()}
             family, ids, recorded = values["family"], values["ids"], values["sha256"]
+            require_known(files, family)
             sha256 = digest(files, family, ids)
+        except UserError:
+            raise
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise UserError(
                 "the stored huggingface tokenizer has no readable files; restore the original file"

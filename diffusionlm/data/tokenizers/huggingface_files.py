@@ -8,12 +8,14 @@ from typing import Any, NamedTuple
 from etils import epath
 
 from diffusionlm.data.tokenizers.definition import added_token, all_pieces, make_special
-from diffusionlm.errors import UserError
+from diffusionlm.errors import UserError, suggest
+from diffusionlm.untrusted import printable, read_bytes
 
 DEFINITION_FILE = "tokenizer.json"
 VOCAB_FILE, MERGES_FILE, ADDED_FILE = "vocab.json", "merges.txt", "added_tokens.json"
 SETTINGS_FILE, SPECIAL_FILE = "tokenizer_config.json", "special_tokens_map.json"
 _EXTRA_FILES = (SETTINGS_FILE, SPECIAL_FILE, "chat_template.jinja")  # accompany either form
+FILE_NAMES = (DEFINITION_FILE, VOCAB_FILE, MERGES_FILE, ADDED_FILE, *_EXTRA_FILES)  # by which files are stored
 _OPENAI_NAMES = {VOCAB_FILE: "encoder.json", MERGES_FILE: "vocab.bpe"}  # of GPT-2's original release
 
 
@@ -69,9 +71,31 @@ def read_files(directory: epath.Path, definition: str = DEFINITION_FILE) -> dict
     names = {**names, **{name: name for name in _EXTRA_FILES}}
     try:
         paths = {name: directory / stored_name for name, stored_name in names.items()}
-        return {name: path.read_bytes() for name, path in paths.items() if path.exists()}
+        return {name: read_bytes(path) for name, path in paths.items() if path.exists()}
     except OSError as error:
-        raise UserError(f"cannot read the tokenizer in {str(directory)!r}: {error.strerror}") from error
+        raise UserError(f"cannot read the tokenizer in {str(directory)!r}: {error.strerror or error}") from error
+
+
+def require_known(files: Mapping[str, Any], family: Any) -> None:
+    """Refuse a stored tokenizer with files that none of ours has: `export` writes each by its name.
+
+    Raises:
+      UserError: a name is unknown, or the files that the family needs are missing.
+    """
+    for name in files:
+        if name not in FILE_NAMES:
+            raise UserError(
+                f"the stored tokenizer names the file {printable(repr(name))}, which must be one of "
+                f"{', '.join(FILE_NAMES)}; restore the original file"
+            )
+    if family not in ("", *FAMILIES):
+        raise UserError(
+            f"the stored tokenizer is damaged, it has family={printable(repr(family))}"
+            f"{suggest(str(family), FAMILIES)}; restore the original file"
+        )
+    for name in (VOCAB_FILE, MERGES_FILE) if family else (DEFINITION_FILE,):
+        if name not in files:
+            raise UserError(f"the stored tokenizer is damaged, it lacks {name}; restore the original file")
 
 
 def parse_json(content: bytes, name: str) -> dict[str, Any]:

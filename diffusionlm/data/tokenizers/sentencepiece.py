@@ -6,7 +6,6 @@ import hashlib
 import io
 import re
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -15,6 +14,7 @@ from sentencepiece import sentencepiece_model_pb2
 
 from diffusionlm.data.tokenizers.base import SPACE_MARK
 from diffusionlm.errors import UserError
+from diffusionlm.untrusted import read_bytes
 
 SENTENCEPIECE_FILE = "tokenizer.model"
 
@@ -75,7 +75,7 @@ class SentencePieceTokenizer:
           UserError: there is no such file, or it is not a SentencePiece model.
         """
         try:
-            return cls(Path(path).read_bytes())
+            return cls(read_bytes(path))
         except OSError as error:
             raise UserError(f"cannot read the tokenizer {path!r}: {error.strerror}") from error
 

@@ -37,9 +37,22 @@ def write_once(directory: epath.Path, name: str, text: str) -> str:
     with store_errors():
         content = store.read(name).result()
         if content.state == "missing":
-            store.write(name, text.encode(), if_equal=content.stamp.generation).result()
+            write(store, name, text.encode(), content.stamp.generation)
             content = store.read(name).result()
         return content.value.decode(errors="replace")
+
+
+def write(store: ts.KvStore, name: str, content: bytes | None, generation: bytes) -> bytes | None:
+    """Replace (None: delete) a file that still has this generation; return the new one, or None if it has not.
+
+    Raises:
+      OSError: the file cannot be written, or its lock is a symbolic link, which TensorStore would write through.
+    """
+    lock = store.path + f"{name}.__lock"
+    if os.path.islink(lock):
+        raise OSError(f"{lock} is a symbolic link, which nothing here makes; remove it")
+    with store_errors():
+        return store.write(name, content, if_equal=generation).result().generation or None
 
 
 @contextmanager

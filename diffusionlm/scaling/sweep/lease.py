@@ -21,7 +21,7 @@ import tensorstore as ts
 from etils import epath
 
 from diffusionlm.errors import UserError
-from diffusionlm.scaling.sweep.conditional_writes import open_store, store_errors
+from diffusionlm.scaling.sweep.conditional_writes import open_store, store_errors, write
 
 log = logging.getLogger(__name__)
 
@@ -130,8 +130,7 @@ class Leases:
     def _write(self, cell: str, record: LeaseRecord | None, generation: bytes) -> bytes | None:
         """Replace (None: delete) a lease that still has this generation; return the new one, or None if it has not."""
         text = None if record is None else json.dumps(asdict(record)).encode()
-        with store_errors():
-            return self._kv.write(cell, text, if_equal=generation).result().generation or None
+        return write(self._kv, cell, text, generation)
 
 
 class Lease:

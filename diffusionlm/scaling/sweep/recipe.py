@@ -19,6 +19,7 @@ from diffusionlm.errors import UserError, suggest
 from diffusionlm.fingerprint import scientific_fields
 from diffusionlm.presets import arm_twin
 from diffusionlm.scaling.sweep.identity import digest
+from diffusionlm.untrusted import plain_name
 
 Objective = Literal["mdm", "arm"]
 
@@ -211,6 +212,8 @@ class Sweep:
         if not self.cells:
             subject = f"sweep {self.name!r}" if self.name else "a sweep"
             raise UserError(f"{subject} has no cells; make some with diffusionlm.grid")
+        for cell in (*self.cells, *self.others):  # a cell's id is the name of its directory and of its lease
+            plain_name(cell.id, f"sweep {self.name!r}")
         for name, values in {
             "data.sequence_length": {cell.config.data.sequence_length for cell in self.cells},
             "model.vocab_size": {cell.config.model.vocab_size for cell in self.cells},

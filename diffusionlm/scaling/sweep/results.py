@@ -107,7 +107,7 @@ def to_json(results: Sequence[CellResult]) -> str:
 
 def load(path: epath.PathLike) -> list[CellResult]:
     """Read the results.json of a report."""
-    rows = load_numbers(epath.Path(path).read_text())
+    rows = load_numbers(run_path(path).read_text())
     for row in rows:
         row["loss_per_draw"] = tuple(row["loss_per_draw"])
         row["curve"] = tuple(map(tuple, row["curve"]))

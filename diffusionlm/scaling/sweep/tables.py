@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from etils import epath
-from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
+from diffusionlm.console import Console
 from diffusionlm.errors import UserError
 from diffusionlm.scaling.sweep.plan import Plan, PlannedCell, peak_flops
 from diffusionlm.scaling.sweep.recipe import Sweep

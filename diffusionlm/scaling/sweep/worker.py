@@ -18,9 +18,9 @@ from typing import Any, NamedTuple
 
 import jax
 from etils import epath
-from rich.console import Console
 
 from diffusionlm.config import Config
+from diffusionlm.console import Console
 from diffusionlm.errors import UserError
 from diffusionlm.parallel import processes, signals
 from diffusionlm.scaling.sweep.data import with_dataset, with_settings
@@ -118,7 +118,7 @@ class _Worker:
         self._workdir, self._cells = workdir, {cell.id: cell for cell in cells}
         self._lease_seconds, self._wait = lease_seconds, wait
         self._first = jax.process_index() == 0
-        self._console = Console(stderr=True, soft_wrap=True, highlight=False, markup=False, quiet=not self._first)
+        self._console = Console(stderr=True, soft_wrap=True, highlight=False, quiet=not self._first)
         self._ran: list[str] = []
         self._failures = 0  # in a row
         self._last_structure: Config | None = None
