@@ -65,8 +65,7 @@ def prepare(
       validation_fraction: share of documents held out by a hash if there is no validation source, 0.01 by default; a
         single text file gives its last part instead. 0: no validation split.
       text_field: the field of JSON, or feature of TFDS, that holds the text; not for "sft".
-      format: "text"; or "sft", instruction data in jsonl or json files, of the shapes in docs/sft.md. Answers that end
-        beyond sequence_length tokens are left out and counted.
+      format: "text"; or "sft", instruction data in jsonl or json files, of the shapes in docs/sft.md.
       template: of "sft": "llada", "plain", "none" (unchanged), or "auto": llada if the tokenizer has it, else plain.
       bos: of "text", whether BOS precedes each document; None: as in the training of the checkpoint, if any.
       ignore_fields: fields of JSON objects that no text is made of; others are named, and in "sft" refused.
@@ -93,7 +92,7 @@ def prepare(
         on_error=on_error,
         workers=workers,
     )
-    return _prepare(request, workers, Console(stderr=True, quiet=not progress, soft_wrap=True, highlight=False))
+    return _prepare(request, int(workers), Console(stderr=True, quiet=not progress, soft_wrap=True, highlight=False))
 
 
 def _prepare(request: Request, workers: int, console: Console) -> Metadata:

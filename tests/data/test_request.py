@@ -8,6 +8,7 @@ import types
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from support.datasets import LENGTH, WideTokenizer, prepare, write_jsonl
 from support.dialogues import prepare_dialogues, write_dialogues
@@ -195,3 +196,15 @@ def test_a_change_of_the_source_of_a_dataset_is_named(jsonl, tmp_path):
     assert re.fullmatch(r"corpus.jsonl of .*, not of corpus.jsonl of 26 bytes, .*", changed_source(metadata, jsonl))
     Path(jsonl).unlink()
     assert changed_source(metadata, jsonl) is None
+
+
+def test_numbers_of_numpy_are_taken_and_truth_values_are_not(jsonl, tmp_path):
+    plain = {"tokenizer": "sentencepiece", "vocab_size": 330, "sequence_length": 15, "validation_fraction": 0.5}
+    numpy = {"vocab_size": np.int32(330), "sequence_length": np.int64(15), "validation_fraction": np.float32(0.5)}
+    metadata = prepare(jsonl, tmp_path / "out", **plain)
+    assert prepare(jsonl, tmp_path / "out", **{**plain, **numpy, "workers": np.uint8(1)}) == metadata
+    assert prepare(jsonl, tmp_path / "numpy", **{**plain, **numpy}) == metadata
+    for name in ("vocab_size", "sequence_length", "validation_fraction", "workers"):
+        for value in (True, np.True_, "3", np.nan):
+            with pytest.raises(UserError, match=f"{name}=.* must be (an integer|a finite number)"):
+                prepare(jsonl, tmp_path / "other", **{**plain, name: value})
