@@ -31,6 +31,7 @@ class Registry(Generic[T]):
     """
 
     _all: ClassVar[list["Registry"]] = []
+    _folders: ClassVar[set[Path]] = set()  # of users' files
 
     def __init__(self, kind: str, package: str = "", *, named: bool = False):
         self.kind, self._package, self._named = kind, package, named
@@ -128,9 +129,16 @@ def _execute(path: Path, module_name: str) -> None:
     It may import its neighbours, as a script may, then and later. What is installed goes before them: a neighbour that
     is named like a package does not take its place in the libraries that import it.
     """
-    folder = str(path.parent)
-    if folder not in sys.path:
-        sys.path.append(folder)
+    folders = Registry._folders
+    for neighbour in path.parent.glob("*.py"):
+        loaded = Path(getattr(sys.modules.get(neighbour.stem), "__file__", None) or "none")
+        if loaded.parent in folders and loaded.parent != path.parent:
+            raise UserError(
+                f"its neighbour {neighbour.name} is not the one that is loaded, {loaded}; rename one of them"
+            )
+    folders.add(path.parent)
+    if str(path.parent) not in sys.path:
+        sys.path.append(str(path.parent))
     importlib.invalidate_caches()  # a neighbour may be younger than the last look
     spec = importlib.util.spec_from_file_location(module_name, path)
     assert spec is not None and spec.loader is not None, path  # given for every .py file
