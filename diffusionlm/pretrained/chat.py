@@ -9,6 +9,7 @@ from diffusionlm.data.chat_templates import ROLES, Message, Template
 from diffusionlm.data.jinja_templates import JinjaTemplate
 from diffusionlm.data.tokenizers import Tokenizer
 from diffusionlm.errors import UserError
+from diffusionlm.untrusted import unencodable
 
 
 class Prompt(NamedTuple):
@@ -89,6 +90,8 @@ def _to_message(i: int, value: object) -> Message:
     for name, content in fields.items():
         if not isinstance(content, str):
             raise ValueError(f"{name} of messages[{i}] is {type(content).__name__}, not a text")
+        if (reason := unencodable(content)) is not None:
+            raise ValueError(f"{name} of messages[{i}] has {reason}")
     if fields["role"] not in ROLES:
         raise ValueError(f"role {fields['role']!r} of messages[{i}] is none of {', '.join(ROLES)}")
     return Message(**fields)

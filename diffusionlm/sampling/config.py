@@ -7,6 +7,7 @@ import dataclasses
 from dataclasses import dataclass
 
 from diffusionlm.errors import UserError, suggest
+from diffusionlm.scalars import NativeScalars, is_real, is_whole
 
 CACHES = ("none", "prefix", "dual", "causal")
 CONFIDENCES = ("model", "drawn")
@@ -14,7 +15,7 @@ GUIDANCE_KINDS = ("unsupervised", "standard")
 
 
 @dataclass(frozen=True)
-class SamplingConfig:
+class SamplingConfig(NativeScalars):
     """The settings of a generation after a prompt, or in the gaps of a text.
 
     `length` shapes the canvas, guidance doubles the batch, a cache is compiled for the width of its blocks, and
@@ -71,7 +72,7 @@ class SamplingConfig:
             value = getattr(self, name)
             if name == "steps" and value is None:
                 continue
-            if not isinstance(value, int) or not lowest <= value < 2**31:
+            if not is_whole(value) or not lowest <= value < 2**31:
                 raise UserError(f"{name}={value!r} must be an integer from {lowest} to {2**31 - 1}")
         for name, lowest, highest, meaning in (
             ("temperature", 0, 1e6, "0 takes the likeliest token"),
@@ -85,9 +86,9 @@ class SamplingConfig:
             ("eos_penalty", 0, float("inf"), "in nats; inf forbids it"),
         ):
             value = getattr(self, name)
-            if not isinstance(value, int | float) or not lowest <= value <= highest:
+            if not is_real(value) or not lowest <= value <= highest:
                 raise UserError(f"{name}={value!r} must be a number from {lowest} to {highest} ({meaning})")
-        if not isinstance(self.top_p, int | float) or not 0 < self.top_p <= 1:
+        if not is_real(self.top_p) or not 0 < self.top_p <= 1:
             raise UserError(f"top_p={self.top_p!r} must be a probability above 0, at most 1 (all tokens)")
         named = {
             "strategy": (None, *STRATEGIES),
