@@ -85,7 +85,7 @@ def read(step: epath.Path) -> Digests | None:
     """
     file = step / FILE
     if not (step / ITEM).exists():
-        _warn_once(str(step))
+        _warn_unverifiable(step)
         return None
     try:
         stored = schema.read_json(file, Digests)
@@ -95,7 +95,7 @@ def read(step: epath.Path) -> Digests | None:
     if json_digest({name: value for name, value in values.items() if name != "sha256"}) != stored.sha256:
         raise _damaged(file)
     if stored.chunks == "none":
-        _warn_once(str(step))
+        _warn_unverifiable(step)
     return stored
 
 
@@ -125,11 +125,37 @@ def require_same_tree(step: epath.Path, item: str, tree: PyTree, file: epath.Pat
         raise _damaged(file)
 
 
+def require_same_shapes(path: epath.Path, saved: PyTree, expected: PyTree) -> None:
+    """Raise `UserError` if a checkpoint holds other names or shapes than a model has."""
+
+    def shapes(tree: PyTree) -> dict[str, tuple[int, ...]]:
+        leaves = jax.tree_util.tree_leaves_with_path(tree)
+        return {jax.tree_util.keystr(name, simple=True, separator="/"): tuple(leaf.shape) for name, leaf in leaves}
+
+    saved_shapes, expected_shapes = shapes(saved), shapes(expected)
+    names = sorted(saved_shapes | expected_shapes)
+    differing = [name for name in names if saved_shapes.get(name) != expected_shapes.get(name)]
+    if differing:
+        shown = ", ".join(
+            f"{name} saved {saved_shapes.get(name, 'absent')} wanted {expected_shapes.get(name, 'absent')}"
+            for name in differing[:3]
+        )
+        more = f" and {len(differing) - 3} more" if len(differing) > 3 else ""
+        raise UserError(
+            f"{path} holds other tensors than this model: {shown}{more}; use the settings it was saved with"
+        )
+
+
 def _damaged(file: epath.Path) -> UserError:
     return UserError(f"{file} is damaged: it differs from what was saved; use another checkpoint, or a copy")
 
 
+def _warn_unverifiable(step: epath.Path) -> None:
+    warn_once(f"{step} was saved without checksums: damage to its files cannot be noticed")
+
+
 @functools.cache
-def _warn_once(step: str) -> None:
+def warn_once(line: str) -> None:
+    """Log a line on the first process, unless it was logged before."""
     if jax.process_index() == 0:
-        log.warning(f"{step} was saved without checksums: damage to its files cannot be noticed")
+        log.warning(line)

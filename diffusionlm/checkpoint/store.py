@@ -128,7 +128,7 @@ class CheckpointManager:
                 "run in another directory, or resume with the version that wrote it (its parameters can still be used)"
             )
         for item, tree in items.items():
-            _require_same_shapes(path, saved[item], tree)
+            integrity.require_same_shapes(path, saved[item], tree)
         restored = {item: _load(path, item, tree) for item, tree in items.items()}
         return dataclasses.replace(abstract_state, params=restored["params"], **restored["train"])
 
@@ -174,8 +174,20 @@ class CheckpointManager:
         self.close()
 
 
-def find(path: epath.PathLike) -> epath.Path:
-    """Return the directory of the checkpoint that `path` names.
+@dataclasses.dataclass(frozen=True)
+class Location:
+    """Where a checkpoint is, and which newer steps of its run are not whole."""
+
+    path: epath.Path
+    passed_over: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """Return {"checkpoint": the directory, "passed_over": newer steps, of which a part is missing}."""
+        return {"checkpoint": str(self.path), "passed_over": list(self.passed_over)}
+
+
+def locate(path: epath.PathLike) -> Location:
+    """Return where the checkpoint is that `path` names; say once which newer steps are passed over.
 
     Args:
       path: a run directory or its checkpoints/ (the newest whole step), one step, or a params-only model.
@@ -187,21 +199,29 @@ def find(path: epath.PathLike) -> epath.Path:
     if not path.is_dir():
         raise UserError(f"no checkpoint at {path}: it {'is a file' if path.exists() else 'does not exist'}; {_HINT}")
     if _is_whole(path):
-        return path
+        return Location(path)
     root = path / "checkpoints" if (path / "checkpoints").is_dir() else path
     try:
         children = [child for child in root.iterdir() if child.is_dir()]
     except OSError as error:
         raise UserError(f"cannot read {root}: {error.strerror}") from error
-    steps = [child for child in children if child.name.isdigit()]
-    for step in sorted(steps, key=lambda child: int(child.name), reverse=True):
+    steps = sorted((child for child in children if child.name.isdigit()), key=lambda child: int(child.name))[::-1]
+    for i, step in enumerate(steps):
         if _is_whole(step):
-            return step
+            if i:
+                damaged = ", ".join(newer.name for newer in steps[:i])
+                integrity.warn_once(f"{root}: passed over step {damaged}, which lacks a part; using step {step.name}")
+            return Location(step, tuple(newer.name for newer in steps[:i]))
     if any(_has_parts(directory) for directory in (path, *children)):
         raise UserError(f"{path} holds only an incomplete checkpoint (an interrupted save or copy); {_HINT}")
     if any(child.suffix == ".safetensors" for child in path.glob("*")):
         raise UserError(f"{path} holds released weights; make a checkpoint of them: diffusionlm import {path}")
     raise UserError(f"{path} holds no diffusionlm checkpoint; {_HINT}")
+
+
+def find(path: epath.PathLike) -> epath.Path:
+    """Return the directory of the checkpoint that `path` names (see `locate`)."""
+    return locate(path).path
 
 
 def params_sha256(path: epath.PathLike) -> str:
@@ -211,7 +231,7 @@ def params_sha256(path: epath.PathLike) -> str:
     have two hashes.
     """
     path = find(path)
-    with reading(path):
+    with reading(path, "params"):
         return hashlib.sha256((path / "params/manifest.ocdbt").read_bytes()).hexdigest()
 
 
@@ -225,7 +245,8 @@ def load_sidecar(path: epath.PathLike) -> Sidecar:
     try:
         sidecar = sidecar_lib.read(path / _SIDECAR)
     except UserError as error:
-        raise UserError(f"{path}: {error}") from error
+        named = str(error).startswith(str(path))
+        raise error if named else UserError(f"{path / _SIDECAR}: {error}") from error
     except OSError as error:
         raise UserError(f"cannot read {path / _SIDECAR}: {error.strerror or error}") from error
     integrity.require_same_sidecar(path, path / _SIDECAR)
@@ -253,7 +274,7 @@ def load_params(
     path = find(path)
     saved = _saved_tree(path, "params")
     if expected is not None:
-        _require_same_shapes(path, saved, expected)
+        integrity.require_same_shapes(path, saved, expected)
     if shardings is None:
         shardings = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     if isinstance(shardings, jax.sharding.Sharding):
@@ -361,33 +382,14 @@ def _has_parts(directory: epath.Path) -> bool:
 
 def _saved_tree(path: epath.Path, item: str) -> PyTree:
     """Return the tree of one item as saved, whose leaves have shape and dtype."""
-    with reading(path):
+    with reading(path, item):
         quieten()
         if (tree := ocp.metadata(path, item).metadata) is None:  # Orbax has only logged why
-            raise ValueError(f"the index of {item}/")
+            raise ValueError("its index cannot be read")
     integrity.require_same_tree(path, item, tree, path / item / "_METADATA")
     return tree
 
 
 def _load(path: epath.Path, item: str, abstract: PyTree) -> PyTree:
-    with reading(path):
+    with reading(path, item):
         return ocp.load(path, abstract, checkpointable_name=item)
-
-
-def _require_same_shapes(path: epath.Path, saved: PyTree, expected: PyTree) -> None:
-    def shapes(tree: PyTree) -> dict[str, tuple[int, ...]]:
-        leaves = jax.tree_util.tree_leaves_with_path(tree)
-        return {jax.tree_util.keystr(name, simple=True, separator="/"): tuple(leaf.shape) for name, leaf in leaves}
-
-    saved_shapes, expected_shapes = shapes(saved), shapes(expected)
-    names = sorted(saved_shapes | expected_shapes)
-    differing = [name for name in names if saved_shapes.get(name) != expected_shapes.get(name)]
-    if differing:
-        shown = ", ".join(
-            f"{name} saved {saved_shapes.get(name, 'absent')} wanted {expected_shapes.get(name, 'absent')}"
-            for name in differing[:3]
-        )
-        more = f" and {len(differing) - 3} more" if len(differing) > 3 else ""
-        raise UserError(
-            f"{path} holds other tensors than this model: {shown}{more}; use the settings it was saved with"
-        )
