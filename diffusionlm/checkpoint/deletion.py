@@ -5,7 +5,6 @@ On a disk a directory is renamed first, which is atomic. In a bucket, where it i
 
 import concurrent.futures
 import re
-import shutil
 import uuid
 from collections.abc import Sequence
 
@@ -88,9 +87,7 @@ def remove_leftovers(steps: epath.Path) -> list[str]:
 
 
 def _remove(directory: epath.Path) -> None:
-    if in_bucket(directory):
-        children = sorted(directory.iterdir(), key=lambda path: path.name == _MARKER)  # the marker last
-        for child in children:
+    for child in directory.iterdir():
+        if child.name != _MARKER:  # it goes last
             child.rmtree() if child.is_dir() else child.unlink()
-    else:
-        shutil.rmtree(directory)
+    directory.rmtree()
