@@ -80,7 +80,9 @@ def test_a_path_that_cannot_be_written_is_one_line(command, kind, places, capsys
 def run(words, *, redirect="", **environment):
     """Run the command in a shell, with redirected streams."""
     line = f"exec {sys.executable} -m diffusionlm {words} {redirect}"
-    return subprocess.run(["sh", "-c", line], capture_output=True, env=os.environ | environment, timeout=60, check=False)
+    return subprocess.run(
+        ["sh", "-c", line], capture_output=True, env=os.environ | environment, timeout=60, check=False
+    )
 
 
 def test_a_full_disk_behind_stdout_is_one_line_and_exit_code_2():
