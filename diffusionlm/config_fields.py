@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Annotated, Any, Literal, NamedTuple
 
 from diffusionlm.errors import UserError
+from diffusionlm.scalars import NativeScalars
 
 LARGEST = sys.float_info.max
 
@@ -48,13 +49,14 @@ def op(default: Any) -> Any:
 
 
 @dataclasses.dataclass(frozen=True)
-class Canonical:
+class Canonical(NativeScalars):
     """A base of configs that writes equal values alike: in a float field 10000 becomes 10000.0, and -0.0 becomes 0.0.
 
     Fingerprints hash what is written, so equal configs have equal fingerprints.
     """
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name, hint in field_types(type(self)).items():
             value = getattr(self, name)
             if float in _kinds(hint) and type(value) in (int, float) and abs(value) <= LARGEST:

@@ -13,6 +13,7 @@ from diffusionlm.config import Config
 from diffusionlm.errors import UserError, suggest
 from diffusionlm.options import SETTINGS, parse
 from diffusionlm.storage import disk_path
+from diffusionlm.untrusted import printable
 
 T = TypeVar("T")
 
@@ -30,6 +31,7 @@ class Registry(Generic[T]):
     """
 
     _all: ClassVar[list["Registry"]] = []
+    _folders: ClassVar[set[Path]] = set()  # of users' files
 
     def __init__(self, kind: str, package: str = "", *, named: bool = False):
         self.kind, self._package, self._named = kind, package, named
@@ -94,16 +96,20 @@ class Registry(Generic[T]):
         path = file.resolve()
         if path in self._files:
             return self._files[path]
+        loaded = _neighbours(path.parent)
         before = {registry: dict(registry._builders) for registry in Registry._all}
         module_name = f"diffusionlm_user_{path.stem}"
         try:
             _execute(path, module_name)
         except BaseException as error:  # once the file is mended, it can be run again
-            sys.modules.pop(module_name, None)
+            for name in _neighbours(path.parent) - loaded:
+                sys.modules.pop(name, None)
             for registry, builders in before.items():
                 registry._builders = builders
             if isinstance(error, UserError):
                 raise UserError(f"{file}: {error}") from error
+            if isinstance(error, SyntaxError) and error.filename and Path(error.filename).is_file():
+                raise UserError(f"{_place(error)}: {error.msg}: {printable((error.text or '').strip())}") from error
             raise
         for registry, builders in before.items():
             registry._files[path] = set(registry._builders) - set(builders)
@@ -118,11 +124,36 @@ class Registry(Generic[T]):
 
 
 def _execute(path: Path, module_name: str) -> None:
-    """Run a file as a module of that name; dataclasses in it look their module up."""
+    """Run a file as a module of that name; dataclasses in it look their module up.
+
+    It may import its neighbours, as a script may, then and later. What is installed goes before them: a neighbour that
+    is named like a package does not take its place in the libraries that import it.
+    """
+    folders = Registry._folders
+    for neighbour in path.parent.glob("*.py"):
+        loaded = Path(getattr(sys.modules.get(neighbour.stem), "__file__", None) or "none")
+        if loaded.parent in folders and loaded.parent != path.parent:
+            raise UserError(
+                f"its neighbour {neighbour.name} is not the one that is loaded, {loaded}; rename one of them"
+            )
+    folders.add(path.parent)
+    if str(path.parent) not in sys.path:
+        sys.path.append(str(path.parent))
+    importlib.invalidate_caches()  # a neighbour may be younger than the last look
     spec = importlib.util.spec_from_file_location(module_name, path)
     assert spec is not None and spec.loader is not None, path  # given for every .py file
     module = sys.modules[module_name] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
+
+
+def _neighbours(folder: Path) -> set[str]:
+    """Return the names of the modules that were loaded from a folder."""
+    files = {name: getattr(module, "__file__", None) for name, module in list(sys.modules.items())}
+    return {name for name, file in files.items() if file and Path(file).parent == folder}
+
+
+def _place(error: SyntaxError) -> str:
+    return f"{printable(error.filename)}:{error.lineno}"
 
 
 experiments: Registry[Config] = Registry("experiment", package="diffusionlm.experiments", named=True)

@@ -28,6 +28,24 @@ def printable(text: Any, keep: str = "") -> str:
     return _UNPRINTABLE.sub(lambda match: match[0] if match[0] in keep else _escape(match[0]), str(text))
 
 
+def unencodable(text: str) -> str | None:
+    """Return in words the first character of a text that UTF-8 cannot write; None if it can write them all.
+
+    Python stands such characters in for bytes of the command line that are not UTF-8; JSON can name them too.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        code = ord(text[error.start])
+        what = (
+            f"the byte {code - 0xDC00:#04x}, which is not UTF-8,"
+            if 0xDC80 <= code < 0xDD00
+            else "half a surrogate pair"
+        )
+        return f"{what} at character {error.start}"
+    return None
+
+
 def plain_name(name: Any, source: str) -> str:
     """Return the name of a file that another file mentions, if it is one name inside the directory of that file.
 

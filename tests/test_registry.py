@@ -123,6 +123,86 @@ def test_a_file_that_fails_can_be_mended_and_run_again(tmp_path, monkeypatch):
 SHARED = Registry("fruit")
 
 
+@pytest.fixture
+def user_files(tmp_path, monkeypatch):
+    """A function that writes a user's file; what it makes Python import is forgotten afterwards."""
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.setattr(Registry, "_folders", set())
+    monkeypatch.setattr(Registry, "_all", [])
+    before = set(sys.modules)
+
+    def write(name, text):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+        return tmp_path / name
+
+    yield write
+    for name in set(sys.modules) - before:
+        del sys.modules[name]
+
+
+REGISTER = (
+    "from diffusionlm.registry import Registry\nfruit = next(r for r in Registry._all if r.kind == 'fruit_of_users')\n"
+)
+
+
+def test_a_users_file_may_import_its_neighbour(user_files):
+    fruit = Registry("fruit_of_users")
+    user_files("colours.py", "RED = 'red'")
+    user_files("shapes.py", "ROUND = 'round'")
+    later = "@fruit.register('plum')\ndef plum():\n    from shapes import ROUND\n    return colours.RED, ROUND\n"
+    file = user_files("mine.py", "import colours\n" + REGISTER + later)
+    assert fruit.get(f"{file}:plum") == ("red", "round")
+
+
+def test_a_neighbour_that_is_named_like_a_library_does_not_take_its_place(user_files):
+    fruit = Registry("fruit_of_users")
+    user_files("fractions.py", "raise RuntimeError('the neighbour')")
+    sys.modules.pop("fractions", None)
+    user_files("mine.py", "import fractions\n" + REGISTER + "fruit.register('plum')(lambda: fractions.Fraction(1, 2))")
+    assert fruit.get(f"{user_files('none.py', '').parent / 'mine.py'}:plum") == 0.5
+
+
+def test_a_neighbour_of_another_file_is_not_taken_for_its_own(user_files):
+    fruit = Registry("fruit_of_users")
+    for folder in ("a", "b"):
+        user_files(f"{folder}/colours.py", f"COLOUR = {folder!r}")
+        file = user_files(
+            f"{folder}/{folder}.py",
+            "import colours\n" + REGISTER + f"fruit.register({folder!r})(lambda: colours.COLOUR)",
+        )
+        if folder == "a":
+            assert fruit.get(f"{file}:a") == "a"
+    with pytest.raises(
+        UserError, match=r"b\.py: its neighbour colours.py is not the one that is loaded, .*a/colours.py"
+    ):
+        fruit.get(f"{file}:b")
+
+
+@pytest.mark.parametrize("broken", ["mine.py", "colours.py"])
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("a = 1\ndef f(:\n    pass\n", r":2: invalid syntax: def f\(:"),
+        ("if True:\npass\n", r":2: expected an indented block after 'if' statement on line 1: pass"),
+        ("a = '\x1b[31m\n", r":1: unterminated string literal .*: a = '\\x1b\[31m"),
+    ],
+)
+def test_a_syntax_error_is_one_line_with_its_place(broken, text, reason, user_files):
+    fruit = Registry("fruit_of_users")
+    user_files("colours.py", "RED = 'red'")
+    file = user_files(
+        "mine.py", good := "import colours\n" + REGISTER + "fruit.register('plum')(lambda: colours.RED)\n"
+    )
+    user_files(broken, text)
+    with pytest.raises(UserError, match=broken + reason) as error:
+        fruit.get(f"{file}:plum")
+    assert "\n" not in str(error.value)
+    user_files("mine.py", good)
+    user_files("colours.py", "RED = 'mended'")
+    assert fruit.get(f"{file}:plum") == "mended"
+
+
 def test_a_built_dataclass_can_carry_its_registered_name():
     @dataclass(frozen=True)
     class Pie:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated
@@ -64,7 +65,7 @@ def _sample(
         raise UserError(f"count={count} must be at least 1")
     sampling.validate()
     if prompt_file is not None:
-        prompt = _read_prompt(prompt_file).removesuffix("\n")
+        prompt = _read_prompt(prompt_file)
     from diffusionlm.pretrained.completion import completions_json
     from diffusionlm.pretrained.model import load
     from diffusionlm.pretrained.webpage import check_page_path, save_page
@@ -105,11 +106,17 @@ def _refuse_conflicts(
 
 
 def _read_prompt(path: str) -> str:
+    """Return the text of a file as it is, CRLF included, without a mark of its encoding and a line break at its end."""
     try:
         if path == "-":
             with naming("standard input"):
-                return untrusted.decoded(sys.stdin.buffer.read(LONGEST_PROMPT), "standard input")
-        return untrusted.read_text(disk_path(path), LONGEST_PROMPT)
+                data = sys.stdin.buffer.read(LONGEST_PROMPT + 1)
+            if len(data) > LONGEST_PROMPT:
+                raise UserError(f"standard input has more than {LONGEST_PROMPT:,} bytes, the most of a prompt")
+            text = untrusted.decoded(data, "standard input")
+        else:
+            text = untrusted.read_text(disk_path(path), LONGEST_PROMPT)
+        return re.sub(r"\r?\n\Z", "", text.removeprefix("\ufeff"))
     except OSError as error:
         raise UserError(f"cannot read prompt_file={path!r}: {error.strerror or error}") from error
 

@@ -29,6 +29,7 @@ from diffusionlm.hardware import Topology
 from diffusionlm.parallel.mesh import make_mesh
 from diffusionlm.registry import experiments
 from diffusionlm.sampling.config import SamplingConfig
+from diffusionlm.scalars import whole
 
 # libtpu compiles for any TPU on any machine. Without a TPU, these stop it from querying the cloud about the machine,
 # and let several processes compile at once.
@@ -64,6 +65,7 @@ def compile(
         libtpu is missing.
     """
     cfg = (experiments.get(cfg) if isinstance(cfg, str) else cfg).validate()
+    slices, count = whole("slices", slices, 1), whole("count", count, 1)
     where = hardware.parse(topology, slices)
     mesh = make_mesh(cfg.mesh, tpu_devices(where))
     workload = sampling_loop(cfg, mesh, sampling, count) if sampling else training_step(cfg, mesh)

@@ -10,7 +10,7 @@ from rich.text import Text
 
 from diffusionlm.console import Console
 from diffusionlm.data.pipeline import Dataset, open_dataset
-from diffusionlm.errors import UserError
+from diffusionlm.scalars import whole
 
 EXAMINED_ROWS = 2048  # from the first on, for the token frequencies and document lengths
 FREQUENT = 12  # tokens listed
@@ -35,8 +35,7 @@ def describe(path: str | os.PathLike, count: int = 3, split: str = "train") -> d
     Raises:
       UserError: there is no dataset or no such split, or the count is negative.
     """
-    if count < 0:
-        raise UserError(f"count={count} must not be negative")
+    count = whole("count", count, 0, "not be negative")
     dataset = open_dataset(path)
     metadata = dataset.metadata
     size = dataset.size(split)

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from diffusionlm.errors import suggest
+from diffusionlm.untrusted import unencodable
 
 
 class Item(NamedTuple):
@@ -76,10 +77,8 @@ def checked_text(name: str, value: Any) -> str:
     """
     if not isinstance(value, str):
         raise ValueError(f"{name} is {type(value).__name__}, not a string")
-    try:
-        value.encode()
-    except UnicodeEncodeError as error:
-        raise ValueError(f"{name} has half a surrogate pair at character {error.start}") from error
+    if (reason := unencodable(value)) is not None:
+        raise ValueError(f"{name} has {reason}")
     return value
 
 

@@ -19,6 +19,7 @@ from diffusionlm.data import dialogues, tokenizers
 from diffusionlm.data import metadata as metadata_lib
 from diffusionlm.data.metadata import Metadata
 from diffusionlm.errors import UserError
+from diffusionlm.scalars import whole
 from diffusionlm.storage import run_path
 
 PREFETCH = grain.ReadOptions(num_threads=4, prefetch_buffer_size=8)  # batches read ahead, and by how many threads
@@ -109,6 +110,7 @@ def train_batches(
     Raises:
       UserError: the seed is out of range, or there is no training split.
     """
+    batch_size, start, seed = whole("batch_size", batch_size, 1), whole("start", start, 0), whole("seed", seed, 0)
     if not 0 <= seed < 1 << 32:
         raise UserError(f"seed={seed} of the data order must lie in [0, 2**32)")
     size = dataset.size("train")
@@ -146,8 +148,8 @@ def eval_batches(
     Raises:
       UserError: there is no such split.
     """
-    total = dataset.size(split)
-    size = total if records is None else min(total, records)
+    batch_size, total = whole("batch_size", batch_size, 1), dataset.size(split)
+    size = total if records is None else min(total, whole("records", records, 1))
     spread = np.arange(size) * total // size
     rows = np.arange(batch_size) if rows is None else np.asarray(rows)
 

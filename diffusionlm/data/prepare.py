@@ -55,26 +55,22 @@ def prepare(
 
     Args:
       source: a registered corpus (`python_docs`), `tfds:NAME[:split]`, or one or several files, directories or glob
-        patterns. A .txt or .md file is one document, a .jsonl file holds one a line, a .json file a list of them; all
-        may end in .gz.
+        patterns. A .txt or .md file is one document, a .jsonl or .json file holds one a line, or a list; also .gz.
       output: the directory to make, local or mounted.
       sequence_length: tokens that a model will see; records hold one more.
       tokenizer: `byte`, `sentencepiece` (trained on the training documents), a tokenizer file (tokenizer.model,
         tokenizer.json), the directory of a released model or of a checkpoint (its tokenizer), or an object.
       vocab_size: pieces of the `sentencepiece` that is trained; not for other tokenizers.
       validation: a source, like `source`, for the validation split.
-      validation_fraction: share of the documents held out by a hash of their text if there is no validation source,
-        0.01 by default; a single text file gives its last part instead. 0: no validation split.
-      text_field: the field of jsonl, or feature of TFDS, that holds the text; not for "sft".
-      format: "text"; or "sft", instruction data in jsonl or json files (of a directory, both kinds), of the shapes in
-        docs/sft.md. Answers that end beyond sequence_length tokens are left out and counted.
-      template: of "sft", how prompts are written: "llada", "plain", "none" (unchanged), or "auto", which is llada if
-        the tokenizer has its pieces and else plain.
+      validation_fraction: share of documents held out by a hash if there is no validation source, 0.01 by default; a
+        single text file gives its last part instead. 0: no validation split.
+      text_field: the field of JSON, or feature of TFDS, that holds the text; not for "sft".
+      format: "text"; or "sft", instruction data in jsonl or json files, of the shapes in docs/sft.md.
+      template: of "sft": "llada", "plain", "none" (unchanged), or "auto": llada if the tokenizer has it, else plain.
       bos: of "text", whether BOS precedes each document; None: as in the training of the checkpoint, if any.
-      ignore_fields: fields of JSON objects that are left out on purpose, such as "category" and "messages.name". Others
-        that nothing is made of are named with a count, and refused in "sft".
+      ignore_fields: fields of JSON objects that no text is made of; others are named, and in "sft" refused.
       workers: processes; a script that asks for several needs the `if __name__ == "__main__"` guard.
-      on_error: what to do about a malformed line or file, one without valid UTF-8 text: "stop", or "skip" and count.
+      on_error: for a malformed line or file, one without valid UTF-8 text: "stop", or "skip" and count.
       progress: show progress and a summary on stderr.
 
     Raises:
@@ -96,7 +92,7 @@ def prepare(
         on_error=on_error,
         workers=workers,
     )
-    return _prepare(request, workers, Console(stderr=True, quiet=not progress, soft_wrap=True, highlight=False))
+    return _prepare(request, int(workers), Console(stderr=True, quiet=not progress, soft_wrap=True, highlight=False))
 
 
 def _prepare(request: Request, workers: int, console: Console) -> Metadata:

@@ -18,6 +18,7 @@ from diffusionlm.data.metadata import Metadata
 from diffusionlm.data.sources import Source, resolve_splits
 from diffusionlm.data.tokenizers import SentencePieceTokenizer, Tokenizer
 from diffusionlm.errors import UserError
+from diffusionlm.scalars import whole
 from diffusionlm.storage import disk_path
 
 
@@ -155,6 +156,8 @@ def check_request(
         on_error=on_error,
         workers=workers,
     )
+    if vocab_size is not None:
+        vocab_size = whole("vocab_size", vocab_size, 1, "be at least 1, and in practice a thousand or more")
     chosen = _resolve_tokenizer(tokenizer, vocab_size)
     if bos and chosen and chosen.bos_id is None:
         raise UserError(f"bos=True needs a tokenizer with a BOS piece, which {chosen.kind} has not; drop it")
@@ -165,7 +168,7 @@ def check_request(
         output=disk_path(output),
         sources=sources,
         held_out=held_out,
-        sequence_length=sequence_length,
+        sequence_length=int(sequence_length),
         tokenizer=chosen,
         vocab_size=vocab_size or 0,
         text_field=text_field,
@@ -193,10 +196,8 @@ def check_values(
     Raises:
       UserError: an argument is not usable.
     """
-    if sequence_length < 1:
-        raise UserError(f"sequence_length={sequence_length} must be at least 1")
-    if workers < 1:
-        raise UserError(f"workers={workers} must be at least 1")
+    whole("sequence_length", sequence_length, 1)
+    whole("workers", workers, 1)
     if on_error not in ("stop", "skip"):
         raise UserError(f"on_error={on_error!r} must be 'stop' or 'skip'")
     _check_format(format, template, text_field, bos)
@@ -220,9 +221,7 @@ def _resolve_tokenizer(tokenizer: str | os.PathLike | Tokenizer, vocab_size: int
     if isinstance(tokenizer, os.PathLike):
         tokenizer = os.fspath(tokenizer)
     if tokenizer == SentencePieceTokenizer.kind:
-        if vocab_size is not None and vocab_size < 1:
-            raise UserError(f"vocab_size={vocab_size} must be at least 1, and in practice a thousand or more")
-        if not vocab_size:
+        if vocab_size is None:
             raise UserError("tokenizer=sentencepiece is trained on the data and needs vocab_size, such as 2048")
         return None
     name = repr(tokenizer) if isinstance(tokenizer, str) else f"of kind {tokenizer.kind}"

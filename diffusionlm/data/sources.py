@@ -12,6 +12,7 @@ from diffusionlm.data import corpora
 from diffusionlm.data.items import Item
 from diffusionlm.data.text_files import DIALOGUE_KINDS, TEXT_ENDINGS, Files, expand
 from diffusionlm.errors import UserError, suggest
+from diffusionlm.scalars import real
 
 TFDS_NAME = re.compile(r"tfds:(?P<name>[^:]+(:[\d*]+\.[\d*]+\.[\d*]+)?)(:(?P<split>.+))?")
 DEFAULT_FRACTION = 0.01  # held out if neither a validation source nor a fraction is given
@@ -135,7 +136,7 @@ def resolve_splits(
     Raises:
       UserError: the arguments contradict each other, or as in `resolve`.
     """
-    if fraction is not None and not 0 <= fraction < 1:
+    if fraction is not None and not 0 <= (fraction := real("validation_fraction", fraction)) < 1:
         raise UserError(f"validation_fraction={fraction} must lie in [0, 1)")
     if fraction and validation is not None:
         raise UserError(f"validation={validation!r} and validation_fraction={fraction} exclude each other; drop one")

@@ -19,6 +19,7 @@ from diffusionlm.options import SETTINGS
 from diffusionlm.pretrained.model import LoadedModel, load
 from diffusionlm.sampling.config import SamplingConfig
 from diffusionlm.sampling.generate import infill
+from diffusionlm.scalars import native, whole
 
 
 class Metric(NamedTuple):
@@ -76,7 +77,7 @@ def perplexity(
     Raises:
       UserError: any of `LoadedModel.perplexity`, no such file, a malformed line, or no text.
     """
-    _check_limit(limit)
+    limit, stride = _checked_limit(limit), native(stride)
     texts = _read_texts(model, data, field, limit)
     scores = model.perplexity(texts, settings, stride=stride)
     n, n_bytes = sum(scores.tokens), sum(scores.n_bytes or [])
@@ -149,9 +150,8 @@ def infilling(
       UserError: any of `diffusionlm.sampling.generate.infill`, no such file, a malformed line, no story that is long
         enough and fits, or the package `rouge-score` is missing.
     """
-    _check_limit(limit)
-    if batch_size < 1 or examples < 0:
-        raise UserError(f"batch_size={batch_size} must be at least 1, and examples={examples} not negative")
+    limit, batch_size = _checked_limit(limit), whole("batch_size", batch_size, 1)
+    examples = whole("examples", examples, 0, "not be negative")
     model.require_tokenizer()
     score = _rouge()
     chosen, rows, skipped = _read_stories(model, data, field, limit)
@@ -272,6 +272,5 @@ def _source(data: str, field: str) -> sources.Source:
     return splits.get("validation", splits["train"])  # corpora bring a split of their own
 
 
-def _check_limit(limit: int | None) -> None:
-    if limit is not None and limit < 1:
-        raise UserError(f"limit={limit} must be at least 1, or be left out for all")
+def _checked_limit(limit: int | None) -> int | None:
+    return None if limit is None else whole("limit", limit, 1, "be at least 1, or be left out for all")

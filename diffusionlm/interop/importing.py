@@ -31,6 +31,7 @@ from diffusionlm.interop.placement import (
     placements,
 )
 from diffusionlm.interop.sidecars import Source, imported_sidecar
+from diffusionlm.scalars import is_whole, native
 from diffusionlm.storage import disk_path
 
 Tensors = dict[str, safetensors.Tensor]
@@ -172,7 +173,8 @@ def _mask_id(family: Family, fields: ConfigJson, rows: int, mask_id: int | None)
         mask_id = family.mask_id(rows)
     if mask_id is None:
         raise UserError("config.json has no mask_token_id; give the id of the mask with --mask_id")
-    if not 0 <= mask_id < rows:
+    mask_id = native(mask_id)
+    if not is_whole(mask_id) or not 0 <= mask_id < rows:
         raise UserError(f"mask_id={mask_id} must lie in [0, {rows}), the model's input rows; choose another")
     return mask_id
 

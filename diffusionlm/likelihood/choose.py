@@ -11,6 +11,7 @@ from diffusionlm.errors import UserError
 from diffusionlm.likelihood.config import LikelihoodConfig
 from diffusionlm.likelihood.monte_carlo import Estimate, Scorer
 from diffusionlm.model.spec import ModelSpec
+from diffusionlm.scalars import real
 from diffusionlm.tree_types import Params
 
 # The skewness that a leader's nats are taken to have at least, as a few passes do not show it. Real passes have up to
@@ -67,7 +68,7 @@ def choose(
     settings = settings or LikelihoodConfig()
     if len(answers) < 2:
         raise UserError(f"{len(answers)} answer(s) to choose from; give at least 2")
-    if not 0 < error_rate < 1:
+    if not 0 < (error_rate := real("error_rate", error_rate)) < 1:
         raise UserError(f"error_rate={error_rate} must lie in (0, 1)")
     scorer = Scorer(params, cfg, [(prefix, answer) for answer in answers], settings, request_ids)
     if scorer.exact:

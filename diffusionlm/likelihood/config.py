@@ -5,12 +5,13 @@ from dataclasses import dataclass
 
 from diffusionlm.errors import UserError, suggest
 from diffusionlm.likelihood.estimators import ESTIMATORS
+from diffusionlm.scalars import NativeScalars, is_real, is_whole
 
 LEAST_PASSES = 8  # with fewer, Student's t has tails that make an interval useless
 
 
 @dataclass(frozen=True)
-class LikelihoodConfig:
+class LikelihoodConfig(NativeScalars):
     """The settings of likelihood estimates."""
 
     # exact_count, iid (random); chain_rule, any_order (exact); None: exact_count (autoregressive: exact)
@@ -27,11 +28,11 @@ class LikelihoodConfig:
         """Raise `UserError` for a value that has no meaning."""
         for name, least in (("draws", 1), ("passes", LEAST_PASSES), ("max_passes", 1), ("rows", 1), ("seed", 0)):
             value = getattr(self, name)
-            if not isinstance(value, int) or value < least:
+            if not is_whole(value) or value < least:
                 raise UserError(f"{name}={value!r} must be an integer of at least {least}")
         for name in ("stop_at_stderr", "guidance"):
             value = getattr(self, name)
-            if not isinstance(value, int | float) or not 0 <= value < math.inf:
+            if not is_real(value) or not 0 <= value < math.inf:
                 raise UserError(f"{name}={value!r} must be a number that is not negative")
         if self.stop_at_stderr and self.max_passes < self.passes:
             raise UserError(f"max_passes={self.max_passes} must not be below passes={self.passes}")

@@ -9,6 +9,7 @@ from diffusionlm.likelihood.config import LikelihoodConfig
 from diffusionlm.likelihood.monte_carlo import Estimate, estimate
 from diffusionlm.likelihood.pairs import Pair
 from diffusionlm.model.spec import ModelSpec
+from diffusionlm.scalars import is_whole, native
 from diffusionlm.tree_types import Params
 
 
@@ -129,7 +130,8 @@ def rolling_windows(tokens: Sequence[int], context: int, stride: int) -> list[Pa
       context: most tokens of prefix and target together.
       stride: most tokens that a window after the first scores, at most context - 1.
     """
-    if not isinstance(stride, int) or not 1 <= stride < context:
+    stride = native(stride)
+    if not is_whole(stride) or not 1 <= stride < context:
         raise UserError(f"stride={stride} must lie in [1, {context - 1}], below the model's context of {context}")
     tokens = list(tokens)
     starts = [1, *range(context, len(tokens), stride)]

@@ -6,6 +6,7 @@ from diffusionlm.checkpoint.sidecar import Sidecar
 from diffusionlm.data.chat_templates import ROLES, Message, Template
 from diffusionlm.data.tokenizers import Tokenizer
 from diffusionlm.errors import UserError
+from diffusionlm.untrusted import unencodable
 
 MessageLike = Message | Mapping[str, str]  # a mapping has the keys "role" and "content"
 
@@ -42,6 +43,8 @@ def _to_message(i: int, value: object) -> Message:
     for name, content in fields.items():
         if not isinstance(content, str):
             raise ValueError(f"{name} of messages[{i}] is {type(content).__name__}, not a text")
+        if (reason := unencodable(content)) is not None:
+            raise ValueError(f"{name} of messages[{i}] has {reason}")
     if fields["role"] not in ROLES:
         raise ValueError(f"role {fields['role']!r} of messages[{i}] is none of {', '.join(ROLES)}")
     return Message(**fields)

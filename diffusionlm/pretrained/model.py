@@ -35,6 +35,7 @@ from diffusionlm.sampling.canvas import Span, expand_spans
 from diffusionlm.sampling.config import SamplingConfig
 from diffusionlm.sampling.generate import generate, infill
 from diffusionlm.tree_types import Params
+from diffusionlm.untrusted import unencodable
 
 DTYPES = ("float32", "bfloat16")
 
@@ -277,6 +278,9 @@ class LoadedModel:
         texts = [texts] if isinstance(texts, str) else texts
         if not isinstance(texts, list | tuple) or not all(isinstance(text, str) for text in texts):
             raise UserError(f"{texts!r} must be a text, or a list of texts")
+        for i, text in enumerate(texts):
+            if (reason := unencodable(text)) is not None:
+                raise UserError(f"text {i} has {reason}; give text that UTF-8 can write")
         return list(texts)
 
     def _encode_pairs(self, pairs: Sequence[tuple[str, str]]) -> list[Pair]:

@@ -7,13 +7,14 @@ import dataclasses
 from dataclasses import dataclass
 
 from diffusionlm.errors import UserError, suggest
+from diffusionlm.scalars import NativeScalars, is_real, is_whole
 
 CACHES = ("none", "prefix", "dual", "causal")
 GUIDANCE_KINDS = ("unsupervised", "standard")
 
 
 @dataclass(frozen=True)
-class SamplingConfig:
+class SamplingConfig(NativeScalars):
     """The settings of a generation after a prompt, or in the gaps of a text.
 
     `length` shapes the canvas, guidance doubles the batch, a cache is compiled for the width of its blocks, and
@@ -67,7 +68,7 @@ class SamplingConfig:
             value = getattr(self, name)
             if name == "steps" and value is None:
                 continue
-            if not isinstance(value, int) or not lowest <= value < 2**31:
+            if not is_whole(value) or not lowest <= value < 2**31:
                 raise UserError(f"{name}={value!r} must be an integer from {lowest} to {2**31 - 1}")
         for name, lowest, highest, meaning in (
             ("temperature", 0, 1e6, "0 takes the likeliest token"),
@@ -81,9 +82,9 @@ class SamplingConfig:
             ("eos_penalty", 0, float("inf"), "in nats; inf forbids it"),
         ):
             value = getattr(self, name)
-            if not isinstance(value, int | float) or not lowest <= value <= highest:
+            if not is_real(value) or not lowest <= value <= highest:
                 raise UserError(f"{name}={value!r} must be a number from {lowest} to {highest} ({meaning})")
-        if not isinstance(self.top_p, int | float) or not 0 < self.top_p <= 1:
+        if not is_real(self.top_p) or not 0 < self.top_p <= 1:
             raise UserError(f"top_p={self.top_p!r} must be a probability above 0, at most 1 (all tokens)")
         for name, allowed in (("strategy", STRATEGIES), ("cache", CACHES), ("guidance_kind", GUIDANCE_KINDS)):
             value = getattr(self, name)

@@ -1,13 +1,19 @@
 """The verb `sample`: completions, gaps, traces and pages."""
 
+import io
 import json
+import os
+import sys
 
 import pytest
 from support.command_line import LENGTH, TINY, assert_one_line, options
 
 import diffusionlm as dlm
 from diffusionlm.cli import main as cli
+from diffusionlm.cli import sample
+from diffusionlm.cli.sample import _read_prompt
 from diffusionlm.console import KEPT
+from diffusionlm.errors import UserError
 from diffusionlm.untrusted import printable
 
 
@@ -79,6 +85,53 @@ def test_sample_json_has_the_agreed_keys(run, tmp_path, capsys):
     assert [completion["prompt"] for completion in answer["completions"]] == ["line 1"] * 2
     assert answer["config"]["length"] == len(answer["completions"][0]["tokens"]) == 4
     assert answer["config"]["seed"] == 3
+
+
+@pytest.mark.parametrize(
+    ("content", "prompt"),
+    [
+        (b"\xef\xbb\xbfa line\n", "a line"),
+        (b"a line\r\nand another\r\n", "a line\r\nand another"),
+        (b"a line\n\n", "a line\n"),
+        (b"a\rline\r", "a\rline\r"),
+        (b"\xef\xbb\xbf", ""),
+        ("a line with \ufeff inside".encode(), "a line with \ufeff inside"),
+    ],
+)
+def test_a_prompt_file_is_taken_as_it_is_but_for_its_mark_and_last_line_break(content, prompt, tmp_path, monkeypatch):
+    (tmp_path / "prompt").write_bytes(content)
+    assert _read_prompt(str(tmp_path / "prompt")) == prompt
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content)))
+    assert _read_prompt("-") == prompt
+
+
+def test_a_prompt_that_is_no_file_of_text_is_one_line(tmp_path, monkeypatch):
+    (tmp_path / "bytes").write_bytes(b"a \xff line")
+    (tmp_path / "pointer").write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:1\nsize 3\n")
+    os.mkfifo(tmp_path / "pipe")
+    for name, reason in (
+        ("bytes", "is not UTF-8 text: byte 2 is 0xff"),
+        ("pointer", "is a Git LFS pointer, not the file"),
+        ("pipe", "is a pipe; give a regular file"),
+        ("none", "No such file"),
+    ):
+        with pytest.raises(UserError, match=reason) as error:
+            _read_prompt(str(tmp_path / name))
+        assert "\n" not in str(error.value)
+    with pytest.raises(UserError, match="is a device"):
+        _read_prompt("/dev/zero")
+    monkeypatch.setattr(sample, "LONGEST_PROMPT", 3)
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"four")))
+    with pytest.raises(UserError, match="standard input has more than 3 bytes"):
+        _read_prompt("-")
+
+
+def test_bytes_of_a_prompt_that_are_no_text_are_one_line(run, capsys):
+    """Python stands in half surrogate pairs for bytes of the command line that are not UTF-8 (PEP 383)."""
+    for option in ("--prompt", "--infill"):
+        capsys.readouterr()
+        assert cli.main(["sample", str(run), option, os.fsdecode(b"a \xff {mask:2}")]) == 2
+        assert_one_line(capsys.readouterr(), ["has the byte 0xff, which is not UTF-8, at character 2"])
 
 
 def test_sample_reports_the_agreement_of_a_cache_with_the_exact_loop(run, capsys):

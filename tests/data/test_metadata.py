@@ -51,7 +51,7 @@ def test_refuses_what_is_no_whole_dataset(name, path, tmp_path):
 def test_a_text_and_a_dialogue_dataset_have_formats_of_their_own(tmp_path):
     source = write_dialogues(tmp_path / "d.jsonl", [{"text": "word " * 40, "prompt": "2+2?", "response": "4"}] * 5)
     prepare_dialogues(source, tmp_path / "text", format="text")
-    prepare_dialogues(source, tmp_path / "sft")
+    prepare_dialogues(source, tmp_path / "sft", ignore_fields=["text"])
     text, dialogues = (json.loads((tmp_path / name / "meta.json").read_text()) for name in ("text", "sft"))
     assert text["format"] == 1 and "text_field" in text["request"] and text["template"] is None
     assert dialogues["format"] == 2 and "text_field" not in dialogues["request"]

@@ -143,7 +143,7 @@ def leaves(value, path=""):
         yield path, str(value)
 
 
-@settings(max_examples=1500, deadline=None)
+@settings(max_examples=600, deadline=None)
 @given(record=objects, ignored=st.sets(st.sampled_from([*KNOWN, *OTHERS, "messages.name"]), max_size=2))
 @example(record={"prompt": "<1>", "response": "<2>", "completion": "<3>"}, ignored=set())
 @example(record={"messages": [{"role": "user", "content": "<1>", "name": "<2>"}]}, ignored=set())

@@ -1,12 +1,14 @@
 """Requests: the same one reuses a dataset, another is refused, and so are unusable settings."""
 
-import dataclasses
 import gzip
 import json
 import os
 import re
+import types
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 from support.datasets import LENGTH, WideTokenizer, prepare, write_jsonl
 from support.dialogues import prepare_dialogues, write_dialogues
@@ -158,6 +160,8 @@ def test_datasets_of_before_stay_readable_and_say_that_their_text_is_unknown(jso
     metadata = prepare(jsonl, tmp_path / "out")
     file = tmp_path / "out" / "meta.json"
     values = json.loads(file.read_text())
+    for name in ("checksum", "files"):
+        values.pop(name, None)
     values["request"]["sources"] = {"train": [["corpus.jsonl", os.path.getsize(jsonl)]]}
     file.write_text(json.dumps(values))
     assert open_dataset(tmp_path / "out").metadata.sha256 == metadata.sha256
@@ -186,9 +190,21 @@ def test_a_file_that_changes_while_it_is_read_is_refused(jsonl, tmp_path, monkey
 def test_a_change_of_the_source_of_a_dataset_is_named(jsonl, tmp_path):
     metadata = prepare(jsonl, tmp_path / "out")
     assert changed_source(metadata, jsonl) is None
-    before = dataclasses.replace(metadata, request={"sources": {"train": [["corpus.jsonl", 3]]}})
+    before: Any = types.SimpleNamespace(request={"sources": {"train": [["corpus.jsonl", 3]]}}, template=None)
     assert changed_source(before, jsonl) is None
     write_jsonl(Path(jsonl), ["word"])
     assert re.fullmatch(r"corpus.jsonl of .*, not of corpus.jsonl of 26 bytes, .*", changed_source(metadata, jsonl))
     Path(jsonl).unlink()
     assert changed_source(metadata, jsonl) is None
+
+
+def test_numbers_of_numpy_are_taken_and_truth_values_are_not(jsonl, tmp_path):
+    plain = {"tokenizer": "sentencepiece", "vocab_size": 330, "sequence_length": 15, "validation_fraction": 0.5}
+    numpy = {"vocab_size": np.int32(330), "sequence_length": np.int64(15), "validation_fraction": np.float32(0.5)}
+    metadata = prepare(jsonl, tmp_path / "out", **plain)
+    assert prepare(jsonl, tmp_path / "out", **{**plain, **numpy, "workers": np.uint8(1)}) == metadata
+    assert prepare(jsonl, tmp_path / "numpy", **{**plain, **numpy}) == metadata
+    for name in ("vocab_size", "sequence_length", "validation_fraction", "workers"):
+        for value in (True, np.True_, "3", np.nan):
+            with pytest.raises(UserError, match=f"{name}=.* must be (an integer|a finite number)"):
+                prepare(jsonl, tmp_path / "other", **{**plain, name: value})

@@ -395,3 +395,32 @@ def test_a_template_of_another_version_is_refused_when_the_model_is_loaded(save)
     with pytest.raises(UserError, match="a chat template of version 2, and this diffusionlm knows 1: upgrade") as error:
         load(path)
     assert str(path) in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda model, text: model.generate(["fine", text]),
+        lambda model, text: model.infill(["a{mask:2}", "a{mask:2}" + text]),
+        lambda model, text: model.perplexity(["fine", text]),
+        lambda model, text: model.choose(text, ["a", "b"]),
+        lambda model, text: model.choose("a", ["a", text]),
+        lambda model, text: model.log_likelihood([("a", text)]),
+        lambda model, text: model.is_greedy([(text, "a")]),
+    ],
+)
+@pytest.mark.parametrize(
+    ("text", "reason"), [("a\ud83d", "half a surrogate pair at"), ("\udcff", "the byte 0xff, which")]
+)
+def test_texts_that_utf8_cannot_write_are_refused_in_one_line(use, text, reason):
+    model = LoadedModel({}, SPEC, sidecar(), ByteTokenizer(), make_mesh(MeshConfig(), jax.local_devices()[:1]))
+    with pytest.raises(UserError, match=rf"text \d has {reason}") as error:
+        use(model, text)
+    assert "\n" not in str(error.value)
+
+
+def test_messages_that_utf8_cannot_write_are_refused_in_one_line():
+    template = choose("plain", ByteTokenizer()).to_dict()
+    model = LoadedModel({}, SPEC, sidecar(template=template), ByteTokenizer(), make_mesh(MeshConfig()))
+    with pytest.raises(UserError, match=r"content of messages\[1\] has half a surrogate pair at character 0"):
+        model.encode_messages([Message("system", "S"), Message("user", "\ud83d")])

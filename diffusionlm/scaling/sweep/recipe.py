@@ -18,6 +18,7 @@ from diffusionlm.config_io import flat
 from diffusionlm.errors import UserError, suggest
 from diffusionlm.fingerprint import scientific_fields
 from diffusionlm.presets import arm_twin
+from diffusionlm.scalars import NativeScalars, is_real, native
 from diffusionlm.scaling.sweep.identity import digest
 from diffusionlm.untrusted import plain_name
 
@@ -27,7 +28,7 @@ LEAST_STEPS = 100  # with fewer, whole steps would miss the budget by more than 
 
 
 @dataclass(frozen=True)
-class ScalingRecipe:
+class ScalingRecipe(NativeScalars):
     """The rules that turn a size and a budget into a run: the hidden part of a scaling law.
 
     All other fields (Adam's constants, clipping, packing, time sampling, the normalisation of the loss) have the
@@ -57,6 +58,7 @@ class ScalingRecipe:
     eval_draws: int = 8  # noise draws per sequence, the same for all MDM cells
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_fields(self, f"recipe {self.name!r}: ")
         if self.lr_exponent and not self.lr_width:
             raise UserError(
@@ -158,7 +160,8 @@ def solve(
     Raises:
       UserError: the budget is not a positive, finite number, or pays for fewer than `LEAST_STEPS` steps.
     """
-    if not 0 < budget < math.inf:
+    budget, seed = native(budget), native(seed)
+    if not is_real(budget) or not 0 < budget < math.inf:
         raise UserError(
             f"{objective} {preset}: budget={budget} must be a positive, finite number of FLOPs, such as 1e15"
         )
