@@ -152,7 +152,7 @@ def _explain_mistake(function: Callable, args: Sequence[str], prog: str) -> str:
     values, groups = _group(args)
     for name, words in groups:
         if name not in options:
-            close = difflib.get_close_matches(name, options, n=1)
+            close = difflib.get_close_matches(name.lstrip("-"), options, n=1)
             return f"unknown option {name!r}; " + (f"did you mean {close[0]!r}?" if close else f"see `{prog} --help`")
         option = options[name]
         if not words and option.values != 0:
@@ -168,7 +168,7 @@ def _explain_mistake(function: Callable, args: Sequence[str], prog: str) -> str:
     if missing := [name for name, option in options.items() if option.required and name not in used]:
         description = _description(function, missing[0])
         return f"--{missing[0]} is missing{': ' * bool(description)}{description}; see `{prog} --help`"
-    superfluous = values[len(positional) :] or values
+    superfluous = values[len(positional) :] or values or list(args) or [""]
     usage = " ".join([*map(str.upper, positional), "[--OPTION VALUE ...]"])
     return f"cannot make sense of {superfluous[0]!r}: usage is {prog} {usage}; see `{prog} --help`"
 
@@ -179,8 +179,10 @@ def _group(args: Sequence[str]) -> tuple[list[str], list[tuple[str, list[str]]]]
     groups: list[tuple[str, list[str]]] = []
     for word in args:
         if word.startswith("-") and not _fits(float, word):
-            name, equals, value = word.lstrip("-").partition("=")
-            groups.append((name.replace("-", "_"), [value] if equals else []))
+            name, equals, value = word.partition("=")
+            dashes = len(name) - len(name.lstrip("-"))
+            name = name[dashes:].replace("-", "_")
+            groups.append((name if dashes == 2 or len(name) == 1 else "-" * dashes + name, [value] if equals else []))
         else:
             (groups[-1][1] if groups else values).append(word)
     return values, groups

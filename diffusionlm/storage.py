@@ -91,9 +91,10 @@ def write_atomically(path: epath.PathLike, content: str | bytes) -> None:
     # Nobody else can know the name, and a file or link that is there is never opened.
     temporary = os.path.join(os.path.dirname(path), f".diffusionlm-{uuid.uuid4().hex}.tmp")
     try:
-        with naming(path), open(temporary, "xb", opener=_without_links) as file:
-            file.write(data)
-        os.replace(temporary, path)
+        with naming(path):
+            with open(temporary, "xb", opener=_without_links) as file:
+                file.write(data)
+            os.replace(temporary, path)
     finally:
         with contextlib.suppress(OSError):
             os.unlink(temporary)

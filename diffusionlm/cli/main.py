@@ -79,7 +79,8 @@ def main(argv: Sequence[str]) -> int:
     except BrokenPipeError:
         raise
     except OSError as error:  # a disk, a network or a path refuses
-        return fail(f"{error.strerror}: {error.filename}" if error.filename else error.strerror or str(error), 2)
+        file = error.filename2 or error.filename
+        return fail(f"{error.strerror}: {file}" if file else error.strerror or str(error), 2)
     except KeyboardInterrupt:
         return fail("interrupted", 130)
     except SystemExit as stop:  # after --help

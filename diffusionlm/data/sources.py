@@ -138,11 +138,11 @@ def resolve_splits(
     """
     if fraction is not None and not 0 <= (fraction := real("validation_fraction", fraction)) < 1:
         raise UserError(f"validation_fraction={fraction} must lie in [0, 1)")
-    if fraction and validation:
+    if fraction and validation is not None:
         raise UserError(f"validation={validation!r} and validation_fraction={fraction} exclude each other; drop one")
     sources = resolve(source, text_field)
     train = sources["train"]
-    if validation:
+    if validation is not None:
         held_out = resolve(validation, text_field)
         return {"train": train, "validation": held_out.get("validation", held_out["train"])}, 0.0
     if "validation" in sources:

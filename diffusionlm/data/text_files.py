@@ -13,6 +13,7 @@ from etils import epath
 from diffusionlm.data import corpora, identity
 from diffusionlm.data.items import Item, parse_json
 from diffusionlm.errors import UserError, suggest
+from diffusionlm.storage import run_path
 from diffusionlm.untrusted import printable, require_content, require_regular
 
 TEXT_ENDINGS = (".txt", ".md", ".txt.gz", ".md.gz")  # one document a file
@@ -64,7 +65,7 @@ def expand(spec: str, *, dialogues: bool) -> list[epath.Path]:
     Raises:
       UserError: there is no file, one is of an unknown kind, or a link leads nowhere.
     """
-    path = epath.Path(spec)
+    path = run_path(spec)
     if path.is_dir():
         files = _directory(path, dialogues)
     elif path.exists():

@@ -42,6 +42,8 @@ WRONG = [
     ("train demo --batch_size 3", ["'batch_size'", "'data.batch_size'"]),
     ("train demo --qqqq 3", ["'qqqq'", "--help"]),
     ("train demo -d 3", ["'d'"]),
+    ("train demo ---run.steps 3", ["'---run.steps'", "'run.steps'"]),
+    ("train demo -run.steps 3", ["'-run.steps'", "'run.steps'"]),
     ("train demo 3", ["'3'", "--help"]),
     ("train demo --workdir", ["workdir", "value"]),
     ("train demo --run.steps", ["run.steps", "an integer"]),

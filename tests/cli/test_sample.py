@@ -12,7 +12,9 @@ import diffusionlm as dlm
 from diffusionlm.cli import main as cli
 from diffusionlm.cli import sample
 from diffusionlm.cli.sample import _read_prompt
+from diffusionlm.console import KEPT
 from diffusionlm.errors import UserError
+from diffusionlm.untrusted import printable
 
 
 def test_sample_fills_gaps(run, capsys):
@@ -160,7 +162,8 @@ def test_sample_prints_the_prompt_and_its_completion(run, capsys):
     assert cli.main(["sample", str(run), *args, "--json"]) == 0
     texts = [completion["text"] for completion in json.loads(capsys.readouterr().out)["completions"]]
     assert cli.main(["sample", str(run), *args]) == 0
-    assert capsys.readouterr().out == f"--- 1 of 2\nline 1{texts[0]}\n--- 2 of 2\nline 1{texts[1]}\n"
+    shown = [printable(f"line 1{text}", KEPT) for text in texts]
+    assert capsys.readouterr().out == f"--- 1 of 2\n{shown[0]}\n--- 2 of 2\n{shown[1]}\n"
 
 
 def test_from_instructions_to_an_answer(run, tmp_path, capsys):
@@ -182,7 +185,7 @@ def test_from_instructions_to_an_answer(run, tmp_path, capsys):
         assert cli.main(["sample", tuned, "--prompt", "7?", "--length", "4", "--json", *more]) == 0
         text = json.loads(capsys.readouterr().out)["completions"][0]["text"]
         assert cli.main(["sample", tuned, "--prompt", "7?", "--length", "4", *more]) == 0
-        assert capsys.readouterr().out == f"7?{text}\n"
+        assert capsys.readouterr().out == printable(f"7?{text}\n", KEPT)
 
 
 def test_the_python_calls_do_what_the_verbs_do(run):
