@@ -24,7 +24,7 @@ from diffusionlm.interop.layouts import paired_views
 from diffusionlm.interop.placement import Placement, abstract_leaves, common_dtype, parameter_views, placements
 from diffusionlm.interop.sidecars import native_fields
 from diffusionlm.model import lora
-from diffusionlm.storage import whole_directory
+from diffusionlm.ownership import whole_directory
 
 DTYPES = {
     "float32": np.dtype(np.float32),
@@ -57,7 +57,7 @@ def export_weights(
 
     Raises:
       UserError: there is no checkpoint; the format or the dtype is unknown, or cannot express the model or its values;
-        `output` exists.
+        `output` exists, or another process is making it.
     """
     output = Path(output)
     if output.exists():

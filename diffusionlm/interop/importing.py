@@ -31,6 +31,8 @@ from diffusionlm.interop.placement import (
     placements,
 )
 from diffusionlm.interop.sidecars import Source, imported_sidecar
+from diffusionlm.ownership import owned_output
+from diffusionlm.parallel import processes
 
 Tensors = dict[str, safetensors.Tensor]
 
@@ -64,7 +66,7 @@ def import_weights(
 
     Raises:
       UserError: the source is damaged, incomplete or of an architecture that our network does not compute; the
-        tokenizer has more ids than the model has rows; `output` exists.
+        tokenizer has more ids than the model has rows; `output` exists, or another process is making it.
     """
     source, output = Path(source), Path(output)
     if output.exists():
@@ -87,13 +89,14 @@ def import_weights(
         tokenizer=_load_tokenizer(directory, fields, tokenizer, cfg),
     )
     sidecar = imported_sidecar(origin, cfg, mask_id, suppress_mask)
-    params = _filled(cfg, abstract, placed, tensors)
-    if mesh is not None:
-        params = {
-            name: jax.make_array_from_callback(leaf.shape, leaf.sharding, params[name].__getitem__)
-            for name, leaf in abstract.items()
-        }
-    checkpoint.save_params(output, traverse_util.unflatten_dict(params, sep="/"), sidecar, compress=False)
+    with processes.on_first_process(lambda: owned_output(output)):
+        params = _filled(cfg, abstract, placed, tensors)
+        if mesh is not None:
+            params = {
+                name: jax.make_array_from_callback(leaf.shape, leaf.sharding, params[name].__getitem__)
+                for name, leaf in abstract.items()
+            }
+        checkpoint.save_params(output, traverse_util.unflatten_dict(params, sep="/"), sidecar, compress=False)
     return output
 
 

@@ -13,7 +13,7 @@ import time
 import urllib.request
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any, ParamSpec, TypeVar, cast
 
 import jax
@@ -181,6 +181,17 @@ def on_all_processes(function: Callable[P, T]) -> Callable[P, T]:
         return run_on_all_processes(lambda: function(*args, **named))
 
     return call
+
+
+@contextmanager
+def on_first_process(context: Callable[[], AbstractContextManager[T]]) -> Iterator[T | None]:
+    """Enter a context on the first process alone; yield its value there, and None elsewhere.
+
+    Raises:
+      UserError: it cannot be entered (see `run_on_all_processes`).
+    """
+    with ExitStack() as stack:
+        yield run_on_all_processes(lambda: None if jax.process_index() else stack.enter_context(context()))
 
 
 def _failures(reports: list[str]) -> str:

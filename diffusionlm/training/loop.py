@@ -29,11 +29,12 @@ from diffusionlm.storage import run_path
 from diffusionlm.training.batches import Batches
 from diffusionlm.training.dataset import open_or_prepare
 from diffusionlm.training.evaluate import Evaluator
+from diffusionlm.training.fence import Fence, owned_run
 from diffusionlm.training.metrics import StepCost, step_cost
 from diffusionlm.training.profiler import Profiler
 from diffusionlm.training.programs import make_train_step
 from diffusionlm.training.records import Records
-from diffusionlm.training.run_directory import Fence, finished, record_run, refuse_another_run, require_same_command
+from diffusionlm.training.run_directory import finished, record_run, refuse_another_run, require_same_command
 from diffusionlm.training.saver import Saver
 from diffusionlm.training.start import Start, initial_state, resolve
 from diffusionlm.training.state import TrainState
@@ -68,11 +69,11 @@ def train(cfg: Config | str, workdir: epath.PathLike | None = None, *, fence: Fe
     Args:
       cfg: a configuration, or the name of an experiment.
       workdir: the run directory.
-      fence: what must hold when the first process writes there; None: the directory belongs to this run alone.
+      fence: what must hold when the first process writes there, beside that no other process has the directory.
 
     Raises:
-      UserError: the configuration is inconsistent, the directory holds another run, or the data do not fit the model;
-        of several processes, all raise it if one must.
+      UserError: the configuration is inconsistent, the directory holds another run or another process trains there,
+        or the data do not fit the model; of several processes, all raise it if one must.
       DivergenceError: a batch gave a loss or gradient that cannot be used.
     """
     timeline = Timeline()
@@ -93,17 +94,20 @@ def train(cfg: Config | str, workdir: epath.PathLike | None = None, *, fence: Fe
         return Run(directory, cfg, result["step"], result)
     mesh = fitting_mesh(cfg)
     processes.require_shared(directory)
-    dataset = open_or_prepare(cfg, directory, start)
-    with jax.set_mesh(mesh), stop_signals() as stopped, processes.log_lost_processes():
-        cost, batches = step_cost(cfg, mesh), Batches(cfg, dataset, mesh)
-        stepper = Stepper(cfg, make_train_step(cfg, mesh), batches.train, timeline)
-        evaluator = Evaluator(cfg, dataset, batches)
-        records = Records(cfg, directory, cost, timeline, fence)
-        loop = Loop(cfg, directory, start, dataset, mesh, timeline, cost, stepper, evaluator, records)
-        try:
-            return loop.run(stopped)
-        finally:
-            stepper.release()
+    with owned_run(directory, fence) as fence:
+        if result := finished(directory):  # by an owner that this process waited for
+            return Run(directory, cfg, result["step"], result)
+        dataset = open_or_prepare(cfg, directory, start)
+        with jax.set_mesh(mesh), stop_signals() as stopped, processes.log_lost_processes():
+            cost, batches = step_cost(cfg, mesh), Batches(cfg, dataset, mesh)
+            stepper = Stepper(cfg, make_train_step(cfg, mesh), batches.train, timeline)
+            evaluator = Evaluator(cfg, dataset, batches)
+            records = Records(cfg, directory, cost, timeline, fence)
+            loop = Loop(cfg, directory, start, dataset, mesh, timeline, cost, stepper, evaluator, records)
+            try:
+                return loop.run(stopped)
+            finally:
+                stepper.release()
 
 
 def fitting_mesh(cfg: Config) -> Mesh:

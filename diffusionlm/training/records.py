@@ -9,10 +9,11 @@ from etils import epath
 
 from diffusionlm.config import Config
 from diffusionlm.errors import UserError
+from diffusionlm.lease import LeaseLost
 from diffusionlm.parallel.processes import on_all_processes
 from diffusionlm.storage import dump_numbers, write_atomically
+from diffusionlm.training.fence import Fence
 from diffusionlm.training.metrics import MetricsWriter, StepCost, StepLog
-from diffusionlm.training.run_directory import Fence, Unfenced
 from diffusionlm.training.timeline import Timeline
 
 
@@ -23,10 +24,10 @@ class Records:
     wait for it: it is kept in `unwritten`, and `require_written` raises it on all of them, before the next checkpoint.
     """
 
-    def __init__(self, cfg: Config, workdir: epath.Path, cost: StepCost, timeline: Timeline, fence: Fence | None):
+    def __init__(self, cfg: Config, workdir: epath.Path, cost: StepCost, timeline: Timeline, fence: Fence):
         self._cfg, self._workdir, self._cost, self._timeline = cfg, workdir, cost, timeline
         self._first = jax.process_index() == 0
-        self._fence = fence if fence and self._first else Unfenced()
+        self._fence = fence
         self._stack = ExitStack()
         self.unwritten: OSError | None = None  # why something could not be written
 
@@ -74,6 +75,8 @@ class Records:
     @on_all_processes
     def require_written(self) -> None:
         """Raise `UserError` on every process if a line could not be written: no checkpoint may follow a gap."""
+        if isinstance(self.unwritten, LeaseLost):
+            raise UserError(f"{self.unwritten}; this process writes no more there") from self.unwritten
         if self.unwritten:
             raise UserError(
                 f"cannot write the metrics or the timeline in {self._workdir}: {self.unwritten}; when that is mended, "
