@@ -165,6 +165,8 @@ def owned(
 
 
 def _release(lease: Lease[Owner], subject: str) -> None:
+    if lease.lost:  # whoever noticed it has said so
+        return
     try:
         lease.release()
     except LeaseLost as error:

@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -91,13 +92,17 @@ def import_weights(
     sidecar = imported_sidecar(origin, cfg, mask_id, suppress_mask)
     with processes.on_first_process(lambda: owned_output(output)):
         params = _filled(cfg, abstract, placed, tensors)
-        if mesh is not None:
-            params = {
-                name: jax.make_array_from_callback(leaf.shape, leaf.sharding, params[name].__getitem__)
-                for name, leaf in abstract.items()
-            }
+        params = params if mesh is None else _on_mesh(params, abstract)
         checkpoint.save_params(output, traverse_util.unflatten_dict(params, sep="/"), sidecar, compress=False)
     return output
+
+
+def _on_mesh(params: Mapping[str, np.ndarray], abstract: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, Any]:
+    """Return the parameters on the devices of a mesh, each process its part."""
+    return {
+        name: jax.make_array_from_callback(leaf.shape, leaf.sharding, params[name].__getitem__)
+        for name, leaf in abstract.items()
+    }
 
 
 def summary(sidecar: Sidecar) -> str:

@@ -75,13 +75,8 @@ class Records:
     @on_all_processes
     def require_written(self) -> None:
         """Raise `UserError` on every process if a line could not be written: no checkpoint may follow a gap."""
-        if isinstance(self.unwritten, LeaseLost):
-            raise UserError(f"{self.unwritten}; this process writes no more there") from self.unwritten
         if self.unwritten:
-            raise UserError(
-                f"cannot write the metrics or the timeline in {self._workdir}: {self.unwritten}; when that is mended, "
-                "the same command resumes from the newest checkpoint"
-            ) from self.unwritten
+            raise self._failure("write the metrics or the timeline", self.unwritten) from self.unwritten
 
     def before_checkpoint(self) -> None:
         """Put everything that was recorded on disk, and raise unless it is there and the run is still this worker's."""
@@ -98,12 +93,26 @@ class Records:
     @on_all_processes
     def _write_done(self, text: str) -> None:
         if self._first:
-            self._fence.confirm()
+            self._confirm_alone()
             write_atomically(self._workdir / "DONE.json", text)
 
     @on_all_processes
     def _confirm(self) -> None:
-        self._fence.confirm()
+        self._confirm_alone()
+
+    def _confirm_alone(self) -> None:
+        try:
+            self._fence.confirm()
+        except OSError as error:
+            raise self._failure("renew the lease", error) from error
+
+    def _failure(self, action: str, error: OSError) -> UserError:
+        if isinstance(error, LeaseLost):
+            return UserError(f"{error}; this process writes no more there")
+        return UserError(
+            f"cannot {action} in {self._workdir}: {error}; when that is mended, the same command resumes from the "
+            "newest checkpoint"
+        )
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
