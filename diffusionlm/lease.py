@@ -5,9 +5,11 @@ several processes that want it exactly one gets it. The holder renews its lease 
 are never compared: whoever has seen the same lease for longer than it lasts, by its own clock, may take it over.
 """
 
+import contextlib
 import logging
 import threading
 import time
+import weakref
 from collections.abc import Callable
 from typing import Annotated, Any, Generic, Self, TypeVar
 
@@ -87,6 +89,22 @@ class Slot(Generic[R]):
             return self._store.write(self._name, text, if_equal=generation).result().generation or None
 
 
+_held: "weakref.WeakSet[Lease[Any]]" = weakref.WeakSet()  # leases that are being renewed
+
+
+def release_all(seconds: float) -> None:
+    """Give back everything that this process holds, before it ends without unwinding; wait `seconds` at most."""
+
+    def release() -> None:
+        for lease in list(_held):
+            with contextlib.suppress(OSError):  # it expires
+                lease.release()
+
+    thread = threading.Thread(target=release, daemon=True)
+    thread.start()
+    thread.join(seconds)
+
+
 class Lease(Generic[R]):
     """What belongs to this process; inside a `with` block the lease is renewed in the background."""
 
@@ -146,8 +164,10 @@ class Lease(Generic[R]):
 
     def __enter__(self) -> Self:
         self._thread.start()
+        _held.add(self)
         return self
 
     def __exit__(self, *_: object) -> None:
+        _held.discard(self)
         self._closed.set()
         self._thread.join(CLOSE_SECONDS)

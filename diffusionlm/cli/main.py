@@ -15,6 +15,7 @@ from diffusionlm.cli import compile as cli_compile
 from diffusionlm.cli import data, evaluate, experiments, sample, sweep, train, weights
 from diffusionlm.cli.output import FILE_ERRORS, PROGRAM, fail, summary
 from diffusionlm.errors import UserError, suggest
+from diffusionlm.parallel.signals import never_deaf
 from diffusionlm.version import __version__
 
 # Each takes the words after the verb and the name by which the verb is called; it returns the exit code.
@@ -38,6 +39,7 @@ VERBS: dict[str, Callable[[list[str], str], int]] = {
 def entry_point() -> None:
     """Run the console script: `main`, with the logging and warnings of a program rather than of a library."""
     keep_freed_memory()  # before JAX starts its threads
+    never_deaf()
     logging.getLogger().addHandler(StderrHandler())
     if not sys.warnoptions:
         warnings.simplefilter("ignore")  # those of third parties, which a user cannot act on

@@ -6,7 +6,6 @@ directory resumes from the newest checkpoint.
 """
 
 import dataclasses
-import threading
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,7 +21,7 @@ from diffusionlm.diffusion import schedules
 from diffusionlm.errors import UserError
 from diffusionlm.parallel import processes
 from diffusionlm.parallel.mesh import check_batch, make_mesh
-from diffusionlm.parallel.signals import stop_signals
+from diffusionlm.parallel.signals import StopRequest, stop_signals
 from diffusionlm.progress import Progress
 from diffusionlm.registry import experiments
 from diffusionlm.storage import run_path
@@ -140,9 +139,10 @@ class Loop:
     saver: Saver = field(init=False)
     progress: Progress = field(init=False)
 
-    def run(self, stopped: threading.Event) -> Run:
+    def run(self, stopped: StopRequest) -> Run:
         """Train until the last step, or until `stopped` is set; save, and write DONE.json at the end."""
         cfg, stepper = self.cfg, self.stepper
+        stopped.starting = True
         with ExitStack() as stack:
             self.saver = stack.enter_context(
                 processes.run_on_all_processes(lambda: Saver(cfg, self.workdir, self.dataset, self.timeline))
@@ -166,6 +166,7 @@ class Loop:
                 profiler.before(stepper.ahead, stepper.state)
                 with jax.profiler.StepTraceAnnotation("train", step_num=stepper.ahead):
                     self.process_metrics(stepper.dispatch())
+                stopped.starting = False
                 stop, overdue = self._requests(stopped)
                 step = stepper.ahead
                 save = overdue or step % cfg.run.checkpoint_every == 0
@@ -231,7 +232,7 @@ class Loop:
         elif self.cfg.run.init_id:
             self.progress.say(f"starting from the weights of {self.cfg.run.init_id}")
 
-    def _requests(self, stopped: threading.Event) -> tuple[bool, bool]:
+    def _requests(self, stopped: StopRequest) -> tuple[bool, bool]:
         """Return (stop, save) as any process requests it: unless all do both at the same step, they wait for ever.
 
         To ask is to wait for the devices, so several processes ask only at the steps that are logged.
