@@ -14,7 +14,7 @@ from diffusionlm.allocator import keep_freed_memory
 from diffusionlm.cli import compile as cli_compile
 from diffusionlm.cli import data, evaluate, experiments, sample, sweep, train, weights
 from diffusionlm.cli.output import FILE_ERRORS, PROGRAM, fail, summary
-from diffusionlm.errors import UserError, suggest
+from diffusionlm.errors import LostProcess, UserError, suggest
 from diffusionlm.parallel.signals import never_deaf
 from diffusionlm.version import __version__
 
@@ -58,6 +58,8 @@ def main(argv: Sequence[str]) -> int:
         return _dispatch(list(argv))
     except UserError as error:
         return fail(str(error), 2)
+    except LostProcess as error:
+        return fail(str(error), 1)
     except OSError as error:
         if error.errno not in FILE_ERRORS:
             raise

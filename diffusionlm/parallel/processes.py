@@ -21,7 +21,7 @@ import numpy as np
 from etils import epath
 from jax.experimental import multihost_utils
 
-from diffusionlm.errors import UserError
+from diffusionlm.errors import LostProcess, UserError, shows_lost_process
 
 log = logging.getLogger(__name__)
 
@@ -272,18 +272,13 @@ def any_across_processes(*flags: bool) -> list[bool]:
 
 
 @contextmanager
-def log_lost_processes() -> Iterator[None]:
-    """Log where to look if a computation that several processes share fails in this context."""
+def name_lost_processes() -> Iterator[None]:
+    """Raise `LostProcess` for what fails in this context because another process died."""
     try:
         yield
-    except jax.errors.JaxRuntimeError:
-        if jax.process_count() > 1:
-            log.error(
-                "process %d of %d cannot continue, most likely because another one died: see that one's log for the "
-                "reason; restart all processes to resume from the newest checkpoint",
-                jax.process_index(),
-                jax.process_count(),
-            )
+    except Exception as error:
+        if jax.process_count() > 1 and not isinstance(error, LostProcess) and shows_lost_process(error):
+            raise LostProcess(f"continue process {jax.process_index()} of {jax.process_count()}", error) from error
         raise
 
 

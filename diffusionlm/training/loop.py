@@ -99,7 +99,7 @@ def train(cfg: Config | str, workdir: epath.PathLike | None = None, *, fence: Fe
         if result := finished(directory):  # by an owner that this process waited for
             return Run(directory, cfg, result["step"], result)
         dataset = open_or_prepare(cfg, directory, start)
-        with jax.set_mesh(mesh), stop_signals() as stopped, room.refusals(cfg, mesh), processes.log_lost_processes():
+        with jax.set_mesh(mesh), stop_signals() as stopped, room.refusals(cfg, mesh), processes.name_lost_processes():
             cost, batches = step_cost(cfg, mesh), Batches(cfg, dataset, mesh)
             stepper = Stepper(cfg, make_train_step(cfg, mesh), batches.train, timeline)
             evaluator = Evaluator(cfg, dataset, batches)

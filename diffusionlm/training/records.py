@@ -34,15 +34,15 @@ class Records:
     @on_all_processes
     def open(self, step: int) -> None:
         """Open the files to continue after `step`; lines of later steps are dropped from metrics.jsonl."""
+        run = self._cfg.run
         try:
             self._timeline.open(self._workdir, step, write=self._first, check=self._fence.check)
             self._stack.enter_context(self._timeline)
-            writer = MetricsWriter(self._workdir, step, self._fence.check) if self._first else None
+            writer = MetricsWriter(self._workdir, step, self._fence.check, run.steps) if self._first else None
         except ValueError as error:
             raise UserError(
                 f"metrics.jsonl or timeline.jsonl in {self._workdir} has a damaged line ({error}); delete that line"
             ) from error
-        run = self._cfg.run
         log = StepLog(writer, self._timeline, self._cost, every=run.log_every, last_step=run.steps)
         self.log = self._stack.enter_context(log)
 
