@@ -41,7 +41,7 @@ class LeaseLost(OSError):
     """Another process has what was leased. This is an `OSError` because nothing more can be written about it."""
 
 
-class Term(Record, kw_only=True):
+class Term(Record, frozen=True, kw_only=True):
     """The part of a lease's content that all kinds of leases share."""
 
     holder: str  # host and process, for people to read

@@ -30,7 +30,7 @@ POLL_SECONDS = 1.0  # between looks at a lease that may expire
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
-class Owner(Term, kw_only=True):
+class Owner(Term, frozen=True, kw_only=True):
     """The content of the lease of a directory."""
 
     since: float  # seconds since 1970, by the holder's clock

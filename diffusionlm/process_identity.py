@@ -9,7 +9,7 @@ from diffusionlm.schema import Record
 _EXITING = 0x4  # PF_EXITING of the flags in /proc/PID/stat
 
 
-class Process(Record):
+class Process(Record, frozen=True):
     """A process of some machine.
 
     Numbers of processes are used again; so are the names of machines, by containers above all. Where the system

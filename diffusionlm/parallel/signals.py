@@ -13,8 +13,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
 
-from diffusionlm import lease
-
 GRACE_SECONDS = 5.0  # for the main thread to hear a signal; then the process ends without it
 RELEASE_SECONDS = 2.0  # for it to give back its leases
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -120,7 +118,8 @@ def _listen(reader: int) -> None:
 
 def _end(number: int, reason: str) -> None:
     """End the process without unwinding its main thread, which does not answer."""
-    lease.release_all(RELEASE_SECONDS)
+    if lease := sys.modules.get("diffusionlm.lease"):  # which takes long to import, and without which there are none
+        lease.release_all(RELEASE_SECONDS)
     _say(reason)
     os._exit(128 + number)
 

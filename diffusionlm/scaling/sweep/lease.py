@@ -21,7 +21,7 @@ MAX_DEATHS = 4  # workers in a row that may die without progress before the cell
 Count = Annotated[int, msgspec.Meta(ge=0)]
 
 
-class LeaseRecord(Term, kw_only=True):
+class LeaseRecord(Term, frozen=True, kw_only=True):
     """The content of a lease."""
 
     state: Literal["running", "failed", "done"]
