@@ -13,7 +13,7 @@ from support.tiny_sweep import MODEL, PER_STEP, RECIPE
 from support.tokenizer_files import write_byte_level
 
 import diffusionlm as dlm
-from diffusionlm import storage
+from diffusionlm import ownership, storage
 from diffusionlm.data import tokenizers
 from diffusionlm.data.pipeline import open_dataset
 from diffusionlm.data.tokenizers.huggingface_files import digest
@@ -157,7 +157,7 @@ def test_a_name_of_an_abandoned_directory_may_be_a_pipe_or_a_link(tmp_path, outs
     (tmp_path / ".made.partial-link").symlink_to(outside)
 
     def make():
-        with storage.whole_directory(tmp_path / "made") as directory:
+        with ownership.whole_directory(tmp_path / "made") as directory:
             (directory / "file").write_text("whole")
 
     thread = threading.Thread(target=make, daemon=True)
