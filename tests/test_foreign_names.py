@@ -13,13 +13,12 @@ from support.tiny_sweep import MODEL, PER_STEP, RECIPE
 from support.tokenizer_files import write_byte_level
 
 import diffusionlm as dlm
-from diffusionlm import ownership, storage
+from diffusionlm import conditional_writes, ownership, storage
 from diffusionlm.data import tokenizers
 from diffusionlm.data.pipeline import open_dataset
 from diffusionlm.data.tokenizers.huggingface_files import digest
 from diffusionlm.errors import UserError
 from diffusionlm.interop import safetensors
-from diffusionlm.scaling.sweep import conditional_writes
 from diffusionlm.scaling.sweep.lease import Leases
 from diffusionlm.scaling.sweep.recipe import Sweep, grid
 

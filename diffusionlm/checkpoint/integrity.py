@@ -26,7 +26,7 @@ ITEM = "integrity"
 FILE = f"{ITEM}/data.json"
 
 
-class Digests(schema.Record):
+class Digests(schema.Record, frozen=True):
     """The content of `integrity/data.json`."""
 
     version: Literal[1]
@@ -107,7 +107,7 @@ def require_same_sidecar(step: epath.Path, file: epath.Path) -> None:
       file: its sidecar, which is JSON.
     """
     stored = read(step)
-    if stored and json_digest(schema.read_json(file, Any)) != stored.sidecar:
+    if stored and json_digest(schema.read_json(file, dict[str, Any])) != stored.sidecar:
         raise _damaged(file)
 
 

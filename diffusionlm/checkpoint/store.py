@@ -64,7 +64,11 @@ class CheckpointManager:
             # Orbax would delete in place, and a kill meanwhile would leave half a step.
             policy = ocp.training.preservation_policies.PreserveAll()
             self._checkpointer = ocp.training.Checkpointer(
-                self._directory, context=_context(), preservation_policy=policy, cleanup_tmp_directories=True
+                self._directory,
+                context=_context(),
+                # Orbax annotates its policies and what takes them differently.
+                preservation_policy=policy,  # pyright: ignore[reportArgumentType]
+                cleanup_tmp_directories=True,
             )
         self._steps = self._whole_steps()
         self._saving: int | None = None

@@ -55,7 +55,7 @@ def _sample(
       sampling: the settings.
       json: print {"completions": [{"prompt", "text", "tokens", "nfe", "seconds", "mask_tokens"}], "config",
         "checkpoint", "passed_over"}, and with agreement {"agreement", "times"}; nfe: forward passes; mask_tokens:
-        predicted masks; passed_over: newer, incomplete steps; with infill, prompt has the gaps, text and tokens are all.
+        predicted masks; passed_over: newer, incomplete steps; with infill, the prompt has the gaps.
       trace: show the denoising in the terminal.
       html: also write the denoising to this file, as an animated web page.
       agreement: also generate uncached; report the share of equal new tokens, and how many times as fast the cache was.

@@ -122,7 +122,7 @@ def _build(context: BuildContext, request: Request) -> Metadata:
     packing = "examples" if template else "chunk"
     rules = rules._replace(template=template)
     encoded = encode_splits(context, request.sources, rules, tokenizer, on_error=request.on_error)
-    _report_unread(context.bars.console, request, encoded.unread)
+    _report_unread(context.bars, request, encoded.unread)
     if template:
         _require_answers(request, encoded.streams)
     record_format = RecordFormat(request.sequence_length, tokenizer.vocab_size, tokenizers.require_eos(tokenizer))
@@ -151,7 +151,7 @@ def _train_tokenizer(bars: Progress, request: Request, rules: EncodeRules) -> To
     return tokenizer
 
 
-def _report_unread(console: Console, request: Request, unread: Counter[str]) -> None:
+def _report_unread(bars: Progress, request: Request, unread: Counter[str]) -> None:
     """Name the fields that no document is made of; raise `UserError` if they belong to dialogues."""
     if not unread:
         return
@@ -163,7 +163,7 @@ def _report_unread(console: Console, request: Request, unread: Counter[str]) -> 
         raise UserError(
             f"no message is made of the fields {', '.join(named)}; to leave them out, --ignore_fields {fix}"
         )
-    console.print(
+    bars.console.print(
         f"the text is in {request.text_field!r}; not read: {', '.join(named)}",
         markup=False,
     )

@@ -184,10 +184,10 @@ def _mask_id(family: Family, fields: ConfigJson, rows: int, mask_id: int | None)
         mask_id = family.mask_id(rows)
     if mask_id is None:
         raise UserError("config.json has no mask_token_id; give the id of the mask with --mask_id")
-    mask_id = native(mask_id)
-    if not is_whole(mask_id) or not 0 <= mask_id < rows:
-        raise UserError(f"mask_id={mask_id} must lie in [0, {rows}), the model's input rows; choose another")
-    return mask_id
+    row = native(mask_id)
+    if not is_whole(row) or not 0 <= row < rows:
+        raise UserError(f"mask_id={row} must lie in [0, {rows}), the model's input rows; choose another")
+    return row
 
 
 def _origin(

@@ -10,8 +10,10 @@ from typing import Any, NamedTuple
 from etils import epath
 from jax.sharding import Mesh
 from tensorboardX.event_file_writer import EventsWriter
-from tensorboardX.proto.event_pb2 import Event, SessionLog
-from tensorboardX.proto.summary_pb2 import Summary
+
+# The names of protocol buffers are made at import.
+from tensorboardX.proto.event_pb2 import Event, SessionLog  # pyright: ignore[reportAttributeAccessIssue]
+from tensorboardX.proto.summary_pb2 import Summary  # pyright: ignore[reportAttributeAccessIssue]
 from tensorboardX.record_writer import directory_check
 
 from diffusionlm import flops, hardware
