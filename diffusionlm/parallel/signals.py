@@ -64,8 +64,9 @@ class _StopHandler:
             outer(number, frame)
         elif first and sys.stderr is not None:
             with suppress(OSError, ValueError, AttributeError):  # a closed stderr must not keep the run from saving
+                action = b"stopping" if self.event.starting else b"saving after this step, then stopping"
                 # Not `print`, which this handler may have interrupted.
-                os.write(sys.stderr.fileno(), b"\nsaving after this step, then stopping; Ctrl-C again stops at once\n")
+                os.write(sys.stderr.fileno(), b"\n" + action + b"; Ctrl-C again stops at once\n")
 
 
 _heard_at = -1.0  # when the main thread last handled a signal
