@@ -3,18 +3,18 @@
 import importlib.util
 import logging
 import math
+import socket
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from etils import epath
 from jax.sharding import Mesh
-from tensorboardX.event_file_writer import EventsWriter
 
 # The names of protocol buffers are made at import.
 from tensorboardX.proto.event_pb2 import Event, SessionLog  # pyright: ignore[reportAttributeAccessIssue]
 from tensorboardX.proto.summary_pb2 import Summary  # pyright: ignore[reportAttributeAccessIssue]
-from tensorboardX.record_writer import directory_check
+from tensorboardX.record_writer import RecordWriter, directory_check
 
 from diffusionlm import flops, hardware
 from diffusionlm.config import Config
@@ -95,26 +95,31 @@ class EventFile:
         """Begin a file; TensorBoard then hides the events of other files after `restored_step`."""
         directory_check(str(directory))
         # Files are named by the second; the suffix keeps a quick resume from overwriting the file before it.
-        self._writer = EventsWriter(str(directory / "events"), f".{restored_step}")
+        name = f"events.out.tfevents.{time.time():.0f}.{socket.gethostname()}.{restored_step}"
+        self._records = RecordWriter(str(directory / name))
         self._flushed = time.monotonic()
-        start = SessionLog(status=SessionLog.START)
-        self._writer.write_event(Event(wall_time=time.time(), step=restored_step + 1, session_log=start))
+        self._write(Event(file_version="brain.Event:2"))
+        self._write(Event(step=restored_step + 1, session_log=SessionLog(status=SessionLog.START)))
 
     def write(self, step: int, values: dict[str, Any]) -> None:
         """Append the numbers of a step."""
         numbers = [Summary.Value(tag=name, simple_value=value) for name, value in values.items()]
-        self._writer.write_event(Event(wall_time=time.time(), step=step, summary=Summary(value=numbers)))
+        self._write(Event(step=step, summary=Summary(value=numbers)))
         if time.monotonic() - self._flushed > self.FLUSH_SECONDS:
             self.flush()
 
     def flush(self) -> None:
         """Make what was written visible to readers."""
-        self._writer.flush()
+        self._records.flush()
         self._flushed = time.monotonic()
 
     def close(self) -> None:
         """Flush and close the file."""
-        self._writer.close()
+        self._records.close()
+
+    def _write(self, event: Event) -> None:
+        event.wall_time = time.time()
+        self._records.write(event.SerializeToString())
 
 
 def _event_file(directory: epath.Path, restored_step: int) -> EventFile | None:

@@ -1,5 +1,6 @@
 """Metrics: the file survives kills and resumes with every line once, and its numbers are those of the steps."""
 
+import contextlib
 import json
 import math
 import struct
@@ -123,7 +124,8 @@ def test_a_number_that_is_not_finite_is_null(workdir):
     }
     (line,) = metrics.read(workdir)
     assert line["lr"] == 0.5 and math.isnan(line["loss"]) and math.isnan(line["eval_nelbo_stderr"])
-    assert math.isnan(metrics.MetricsWriter(workdir, 1).latest["loss"])
+    with contextlib.closing(metrics.MetricsWriter(workdir, 1)) as resumed:
+        assert math.isnan(resumed.latest["loss"])
     assert json.loads((workdir / "metrics.jsonl").read_text(), parse_constant=pytest.fail)["loss"] is None
 
 
