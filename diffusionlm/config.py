@@ -25,68 +25,10 @@ from diffusionlm.config_fields import (
     check_fields,
     op,
 )
+from diffusionlm.config_model import ModelConfig
 from diffusionlm.errors import UserError
 
-VOCAB_MULTIPLE = 128  # embedding and head rows are padded to this, on every mesh, so checkpoints fit every mesh
 PROMPT, ANSWER = 1, 2  # segment ids with data.packing=examples; 0 is the padding after them
-
-
-@dataclass(frozen=True)
-class ModelConfig(Canonical):
-    """The Transformer trunk that masked diffusion models and their autoregressive twins share."""
-
-    d_model: Positive = 256  # width of the residual stream
-    n_layers: Positive = 6  # number of blocks
-    n_heads: Positive = 4  # query heads
-    n_kv_heads: Positive = 4  # key/value heads; fewer than n_heads is grouped-query attention
-    head_dim: Positive = 64  # width of one head
-    d_ff: Positive = 1024  # hidden width of the MLP
-    # tokens that the model can be asked to predict (the published vocabulary, without padding rows)
-    vocab_size: Positive = 32000
-    mask_row: bool = True  # append one input row, id = vocab_size, for [MASK]; it is never predicted
-    max_length: Positive = 2048  # longest sequence the positions are meant for
-    causal: bool = False  # causal attention (autoregressive twin) instead of full attention
-    norm: Literal["rmsnorm", "layernorm"] = "rmsnorm"  # layernorm has a bias
-    norm_eps: PositiveReal = 1e-5  # added to the mean square (rmsnorm) or variance (layernorm)
-    positions: Literal["rope", "learned"] = "rope"  # rotary (half-split) or a learned table
-    rope_theta: PositiveReal = 10000.0  # base of the rotary frequencies
-    rope_bf16_tables: bool = False  # round cos/sin to bfloat16, as SMDM's released models do
-    mlp: Literal["swiglu", "gelu"] = "swiglu"  # gated SiLU, or two matrices with tanh-approximated GELU
-    linear_bias: bool = False  # biases on every linear layer but the head (GPT-2)
-    qkv_bias: bool = False  # biases on q, k and v only (Qwen2, Dream)
-    tied_head: bool = False  # the head is the transposed embedding
-    # rank of low-rank adapters on every matrix of the blocks (LoRA); then only they and the embedding are trained; 0:
-    # everything is trained
-    lora_rank: Annotated[NonNegative, Hint("0 trains everything")] = 0
-    dtype: Literal["bfloat16", "float32"] = "float32"  # activations and matmuls; parameters are float32
-    # what the backward pass recomputes: nothing, all but matmuls with weights, all but attention's result, everything
-    remat: Literal["none", "dots", "attention", "full"] = op("none")
-    head_chunk: Positive = op(2048)  # most tokens on each device that are projected to the vocabulary at a time
-
-    @property
-    def embedding_rows(self) -> int:
-        """The input rows as published: the vocabulary and, if any, the appended mask row."""
-        return self.vocab_size + int(self.mask_row)
-
-    @property
-    def padded_vocab_size(self) -> int:
-        """The rows of the embedding and columns of the head as stored, a multiple of 128."""
-        return -(-self.embedding_rows // VOCAB_MULTIPLE) * VOCAB_MULTIPLE
-
-    def validate(self) -> None:
-        """Raise `UserError` for fields out of range, or that contradict one another."""
-        check_fields(self, "model.")
-        if self.lora_rank > self.d_model:
-            raise UserError(
-                f"model.lora_rank={self.lora_rank} must not exceed model.d_model={self.d_model}; 0 trains everything"
-            )
-        if self.n_heads % self.n_kv_heads:
-            raise UserError(f"model.n_kv_heads={self.n_kv_heads} must divide model.n_heads={self.n_heads}")
-        if self.positions == "rope" and self.head_dim % 2:
-            raise UserError(
-                f"model.head_dim={self.head_dim} must be even for rotary positions; use an even width or "
-                "model.positions=learned"
-            )
 
 
 @dataclass(frozen=True)

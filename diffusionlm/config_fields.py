@@ -1,4 +1,4 @@
-"""Field types that check a config's values, and the marker for operational (non-scientific) fields.
+"""Field types that check a config's values, and the markers for operational (non-scientific) and for later fields.
 
 A field's type says what it may hold (`d_model: Positive = 256`), and `check_fields` refuses every other value. A field
 may add advice: `t_min: Annotated[OpenFraction, Hint("the papers use 0.001")]`.
@@ -36,6 +36,7 @@ AtLeastTwo = Annotated[int, Must("be at least 2", lambda n: n >= 2)]
 NonNegative = Annotated[int, Must("not be negative", lambda n: n >= 0)]
 Seed = Annotated[int, Must("be at least 0 and below 2**32", lambda n: 0 <= n < 1 << 32)]
 PositiveReal = Annotated[float, Must("be positive", lambda x: x > 0)]
+AtLeastOneReal = Annotated[float, Must("be at least 1", lambda x: x >= 1)]
 NonNegativeReal = Annotated[float, Must("not be negative", lambda x: x >= 0)]
 Fraction = Annotated[float, Must("be a fraction in [0, 1]", lambda x: 0 <= x <= 1)]
 OpenFraction = Annotated[float, Must("lie in (0, 1)", lambda x: 0 < x < 1)]
@@ -46,6 +47,33 @@ Factor = Annotated[float, Must("lie in (0, 1]", lambda x: 0 < x <= 1)]
 def op(default: Any) -> Any:
     """Return a dataclass field that is operational: not part of the scientific identity of a run."""
     return dataclasses.field(default=default, metadata={"operational": True})
+
+
+def later(default: Any) -> Any:
+    """Return a scientific dataclass field that stays out of fingerprints at its default.
+
+    It was added when runs had fingerprints already, and its default is what these runs did. A nested dataclass passes
+    this on to its fields.
+    """
+    return dataclasses.field(default=default, metadata={"later": True})
+
+
+def later_defaults(cls: type, prefix: str = "", nested: bool = False) -> dict[str, Any]:
+    """Return dotted name -> default of every field that was made with `later`.
+
+    Args:
+      cls: a dataclass.
+      prefix: put before the names.
+      nested: true for a dataclass all of whose fields count.
+    """
+    defaults: dict[str, Any] = {}
+    for field in dataclasses.fields(cls):
+        hint, added = field_types(cls)[field.name], nested or "later" in field.metadata
+        if isinstance(hint, type) and dataclasses.is_dataclass(hint):
+            defaults |= later_defaults(hint, f"{prefix}{field.name}.", added)
+        elif added:
+            defaults[prefix + field.name] = field.default
+    return defaults
 
 
 @dataclasses.dataclass(frozen=True)

@@ -82,8 +82,11 @@ def flat(config: Any, prefix: str = "", operational: bool = True) -> dict[str, A
 def with_fields(config: Config, changes: Mapping[str, Any]) -> Config:
     """Return `config` with other values for some dotted fields, validated."""
     for name, value in changes.items():
-        section, _, field_name = name.rpartition(".")
-        if section:
-            value = dataclasses.replace(getattr(config, section), **{field_name: value})
-        config = dataclasses.replace(config, **{section or name: value})
+        config = _with_field(config, name, value)
     return config.validate()
+
+
+def _with_field(config: Any, name: str, value: Any) -> Any:
+    head, _, rest = name.partition(".")
+    inner = _with_field(getattr(config, head), rest, value) if rest else value
+    return dataclasses.replace(config, **{head: inner})

@@ -5,6 +5,7 @@ import json
 from typing import Any
 
 from diffusionlm.config import Config
+from diffusionlm.config_fields import later_defaults
 from diffusionlm.config_io import flat
 
 
@@ -23,5 +24,11 @@ def scientific_fields(config: Any) -> dict[str, Any]:
 
 def fingerprint(config: Config) -> str:
     """Return twelve hex digits that identify the science of a run, whatever its paths, mesh and logging."""
-    text = json.dumps(scientific_fields(config), sort_keys=True)
+    later = later_defaults(type(config))
+    fields = {
+        name: value
+        for name, value in scientific_fields(config).items()
+        if name not in later or value != later[name]  # runs of before have the fingerprint that they had
+    }
+    text = json.dumps(fields, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]

@@ -50,7 +50,10 @@ def parameters(cfg: ModelConfig) -> Parameters:
     if cfg.linear_bias:
         block += d + matrices_in * cfg.d_ff + d  # out; gate and up; down
     norm = d * (2 if cfg.norm == "layernorm" else 1)  # gain, and bias if any
-    non_embedding = cfg.n_layers * (block + 2 * norm) + norm  # SMDM: layers*(4dd + 3d*ffn) + (2*layers + 1)*d
+    head_norms = 2 * cfg.head_dim if cfg.qk_norm else 0  # one gain for all queries and one for all keys
+    non_embedding = (
+        cfg.n_layers * (block + 2 * norm + head_norms) + norm
+    )  # SMDM: layers*(4dd + 3d*ffn) + (2*layers + 1)*d
     positions = cfg.max_length * d if cfg.positions == "learned" else 0
     embedding = cfg.embedding_rows * d + positions
     head = 0 if cfg.tied_head else cfg.vocab_size * d
@@ -73,13 +76,15 @@ def forward(cfg: ModelConfig, length: int) -> dict[str, int]:
 
     An (m, k) by (k, n) matmul is 2*m*k*n FLOPs. Attention is length x length even where it is causal, as PaLM
     (2204.02311, appendix B) counts it and as the reference implementation runs it; a kernel that skips the masked half
-    still gets credit for the whole. The head is as wide as it is stored. The embedding look-up is not a matmul.
+    still gets credit for the whole. With a sliding window each query counts as many keys as the window is wide, also
+    the first ones, which have fewer. The head is as wide as it is stored. The embedding look-up is not a matmul.
     """
     d, q, kv = cfg.d_model, cfg.n_heads * cfg.head_dim, cfg.n_kv_heads * cfg.head_dim
+    keys = min(length, cfg.sliding_window or length)
     layer = {
         "qkv": 2 * length * d * (q + 2 * kv),
-        "attention_scores": 2 * length * length * q,  # every query head meets every key; its head_dim is contracted
-        "attention_values": 2 * length * length * q,
+        "attention_scores": 2 * length * keys * q,  # every query head meets every key; its head_dim is contracted
+        "attention_values": 2 * length * keys * q,
         "out": 2 * length * q * d,
         "mlp": 2 * length * d * cfg.d_ff * (3 if cfg.mlp == "swiglu" else 2),
         "adapters": 2 * length * cfg.lora_rank * _adapter_width(cfg),

@@ -6,6 +6,7 @@ A preset fixes the network only: the mask id, the learning rate and the data bel
 import dataclasses
 
 from diffusionlm.config import ModelConfig
+from diffusionlm.config_model import RopeScaling
 from diffusionlm.registry import Registry
 
 _presets: Registry[ModelConfig] = Registry("preset")
@@ -200,4 +201,53 @@ def _dream_7b() -> ModelConfig:
         rope_theta=1e6,
         qkv_bias=True,
         dtype="bfloat16",
+    )
+
+
+@_presets.register("llama3_8b")
+def _llama3_8b() -> ModelConfig:
+    """LLaMA 3.1 8B (config.json of meta-llama/Llama-3.1-8B)."""
+    return ModelConfig(
+        d_model=4096,
+        n_layers=32,
+        n_heads=32,
+        n_kv_heads=8,
+        head_dim=128,
+        d_ff=14336,
+        vocab_size=128256,
+        mask_row=False,
+        max_length=131072,
+        causal=True,
+        rope_theta=500000.0,
+        rope_scaling=RopeScaling("llama3", factor=8.0, original_length=8192),
+        dtype="bfloat16",
+    )
+
+
+@_presets.register("qwen3_8b")
+def _qwen3_8b() -> ModelConfig:
+    """Qwen3 8B (config.json of Qwen/Qwen3-8B-Base)."""
+    return ModelConfig(
+        d_model=4096,
+        n_layers=36,
+        n_heads=32,
+        n_kv_heads=8,
+        head_dim=128,
+        d_ff=12288,
+        vocab_size=151936,
+        mask_row=False,
+        max_length=32768,
+        causal=True,
+        norm_eps=1e-6,
+        rope_theta=1e6,
+        qk_norm=True,
+        dtype="bfloat16",
+    )
+
+
+@_presets.register("mistral_7b")
+def _mistral_7b() -> ModelConfig:
+    """Mistral 7B (2310.06825; config.json of mistralai/Mistral-7B-v0.1), with its window of 4096 positions."""
+    return dataclasses.replace(
+        _llama2_7b(), n_kv_heads=8, d_ff=14336, max_length=32768, rope_theta=10000.0, sliding_window=4096
     )

@@ -13,7 +13,7 @@ from typing import Literal, get_args, get_origin
 import pytest
 from support.invalid_configs import INVALID
 
-from diffusionlm import config, config_fields, config_io, fingerprint
+from diffusionlm import config, config_fields, config_io, config_model, fingerprint
 from diffusionlm.config import Config
 from diffusionlm.errors import UserError
 from diffusionlm.options import fields
@@ -90,7 +90,7 @@ FINGERPRINTS = {
 
 @pytest.mark.parametrize("name", FINGERPRINTS)
 def test_fingerprints_of_experiments_stay(name):
-    """A change of a recipe changes its entry; a new scientific field changes them all."""
+    """A change of a recipe changes its entry; a new scientific field is a `later` one and changes none."""
     assert fingerprint.fingerprint(experiment(name)) == FINGERPRINTS[name]
 
 
@@ -144,10 +144,12 @@ def test_validation_names_the_values(overrides, parts):
 
 def with_value(name, value):
     """`Config()` with a value in the field of that dotted name, unchecked."""
-    head, _, rest = name.partition(".")
-    if not rest:
-        return dataclasses.replace(Config(), **{head: value})
-    return dataclasses.replace(Config(), **{head: dataclasses.replace(getattr(Config(), head), **{rest: value})})
+
+    def put(cfg, name):
+        head, _, rest = name.partition(".")
+        return dataclasses.replace(cfg, **{head: put(getattr(cfg, head), rest) if rest else value})
+
+    return put(Config(), name)
 
 
 OF_ANOTHER_KIND = [("model", None), ("model.norm", "batchnorm"), ("run.steps", "1")]  # which overrides cannot express
@@ -163,7 +165,7 @@ def test_every_check_of_validation_has_a_case_above():
         raised.add((frame.filename, frame.lineno))
     assert raised == {
         (module.__file__, node.lineno)
-        for module in (config, config_fields)
+        for module in (config, config_fields, config_model)
         for node in ast.walk(ast.parse(inspect.getsource(module)))
         if isinstance(node, ast.Raise)
     }
@@ -189,8 +191,8 @@ BOUNDS = {  # least and greatest value
 
 def bounds(name):
     """The least and the greatest value of the field of that dotted name; None: there is none."""
-    head, _, rest = name.partition(".")
-    hint = config_fields.field_types(type(getattr(Config(), head)))[rest]
+    section, _, field = name.rpartition(".")
+    hint = config_fields.field_types(type(attrgetter(section)(Config())))[field]
     return next((limits for kind, limits in BOUNDS.items() if kind.__metadata__[0] in hint.__metadata__), None)
 
 

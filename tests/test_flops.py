@@ -4,6 +4,7 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from flax import linen as nn
 from jax.extend import core as jex
@@ -12,6 +13,7 @@ from support.matmul_flops import GPT2_LIKE, TINY, VARIANTS, matmul_flops, progra
 from diffusionlm import flops, presets
 from diffusionlm.config import MeshConfig, ModelConfig, OptimConfig
 from diffusionlm.errors import UserError
+from diffusionlm.model.attention import attention_mask
 from diffusionlm.model.transformer import Transformer
 from diffusionlm.parallel.mesh import make_mesh, tree_shardings
 from diffusionlm.training import optimizer
@@ -27,6 +29,20 @@ def test_counts_equal_the_matmuls_of_the_forward_pass(variant):
     # Weights that have adapters have no gradient, nor has the head, unless it is the embedding.
     frozen = parts["qkv"] + parts["out"] + parts["mlp"] + (0 if cfg.tied_head else parts["head"])
     assert flops.train(cfg, T, "model") == 3 * sum(parts.values()) - (frozen if cfg.lora_rank else 0)
+
+
+@pytest.mark.parametrize("window", [1, 5, 11, 12, 40])
+def test_a_window_counts_as_many_keys_as_it_is_wide(window):
+    """The mask has fewer at the start of a text only: T W - W (W - 1) / 2 pairs of T W."""
+    T = 12
+    cfg = dataclasses.replace(TINY, causal=True, sliding_window=window)
+    pairs = int(np.asarray(attention_mask(T, True, 1, window, None)).sum())
+    width = min(window, T)
+    full, less = (flops.forward(c, T) for c in (dataclasses.replace(cfg, sliding_window=0), cfg))
+    for part in ("attention_scores", "attention_values"):
+        assert less[part] == full[part] * width // T
+        assert less[part] == 2 * cfg.n_layers * cfg.n_heads * cfg.head_dim * (pairs + width * (width - 1) // 2)
+    assert all(less[part] == full[part] for part in less if not part.startswith("attention"))
 
 
 def test_the_head_is_counted_where_labels_are_predicted():

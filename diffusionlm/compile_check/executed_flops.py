@@ -1,8 +1,11 @@
 """Count the FLOPs that a compiled training step executes, beyond those that `flops.train` credits.
 
-The backward pass computes some results a second time to save memory, the head works in whole chunks, and a causal
-attention kernel skips tiles. The compile check holds these counts to the HLO of the compiled program.
+The backward pass computes some results a second time to save memory, the head works in whole chunks, a causal attention
+kernel skips tiles, and plain products compute the scores that a sliding window masks. The compile check holds these
+counts to the HLO of the compiled program.
 """
+
+import dataclasses
 
 from diffusionlm import flops
 from diffusionlm.config import ModelConfig
@@ -20,7 +23,7 @@ def train(cfg: ModelConfig, length: int, rows: int = 1, predicted: float = 1.0, 
       predicted: the share of tokens whose labels are predicted.
       splash: true where attention is the TPU kernel, which keeps no scores.
     """
-    parts = flops.forward(cfg, length)
+    parts = flops.forward(_whole(cfg), length)
     local = (rows, length, cfg.head_chunk, predicted)
     projected = head_turns(*local) * head_chunk(*local)
     # Three passes even beside adapters: the loss makes the gradient of the head's matrix in any case.
@@ -31,15 +34,37 @@ def train(cfg: ModelConfig, length: int, rows: int = 1, predicted: float = 1.0, 
 
 
 def splash_kernels(cfg: ModelConfig, length: int) -> int:
-    """Count the FLOPs inside the TPU's attention kernels, of one training pass over one sequence.
-
-    Causal models skip the tiles that are wholly masked.
-    """
-    product = flops.forward(cfg, length)["attention_scores"]
+    """Count the FLOPs inside the TPU's attention kernels, of one training pass over one sequence."""
     # Two products forward, and again where the backward pass recomputes the result; 4 and 3 in two backward kernels.
-    products = 2 + 7 + (2 if cfg.remat in ("dots", "full") else 0)
-    tiles = length // splash_tile(length)
-    return products * product * (tiles + 1) // (2 * tiles) if cfg.causal else products * product
+    return (2 + 7 + (2 if cfg.remat in ("dots", "full") else 0)) * _splash_product(cfg, length)
+
+
+def splash_forward(cfg: ModelConfig, length: int) -> int:
+    """Count the FLOPs inside the TPU's attention kernels, of one forward pass over one sequence."""
+    return 2 * _splash_product(cfg, length)
+
+
+def _splash_product(cfg: ModelConfig, length: int) -> int:
+    """Count the FLOPs of the scores, or of the weighted values, in the tiles that are not wholly masked."""
+    whole = flops.forward(_whole(cfg), length)["attention_scores"]
+    return whole * splash_tiles(cfg, length) // (length // splash_tile(length)) ** 2
+
+
+def splash_tiles(cfg: ModelConfig, length: int) -> int:
+    """Return how many tiles of the scores of one head the TPU's attention kernel computes."""
+    size = splash_tile(length)
+    side = length // size
+    if not cfg.causal:
+        return side * side
+    # The key of the tile that is closest to a query of it lies so many positions before; 0 on the diagonal.
+    distances = [0] + [(below - 1) * size + 1 for below in range(1, side)]
+    window = cfg.sliding_window or length
+    return sum(side - below for below, distance in enumerate(distances) if distance < window)
+
+
+def _whole(cfg: ModelConfig) -> ModelConfig:
+    """Return the network without a window: plain products compute all scores, and mask them."""
+    return dataclasses.replace(cfg, sliding_window=0)
 
 
 def _recomputed(cfg: ModelConfig, length: int, parts: dict[str, int], splash: bool) -> int:

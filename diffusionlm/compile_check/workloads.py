@@ -101,7 +101,7 @@ def sampling_loop(cfg: Config, mesh: Mesh, sampling: SamplingConfig, count: int)
     length = math.ceil((sampling.length + 1) / CANVAS_MULTIPLE) * CANVAS_MULTIPLE
     forward, passes = flops.forward(cfg.model, length), count * (2 if sampling.guidance else 1)
     executed_passes = passes // count * padded_rows(count, row_ways(mesh.shape))
-    attention = forward["attention_scores"] + forward["attention_values"]
+    splash = length % SPLASH_LENGTHS == 0
     return Workload(
         kind="sample",
         lower=lambda: generate.lower(params, spec, prompts, sampling),
@@ -109,5 +109,5 @@ def sampling_loop(cfg: Config, mesh: Mesh, sampling: SamplingConfig, count: int)
         optimizer=None,
         model_flops=passes * (sum(forward.values()) - forward["head"]),
         executed_flops=None,
-        kernel_flops=executed_passes * attention if length % SPLASH_LENGTHS == 0 else 0,
+        kernel_flops=executed_passes * executed_flops.splash_forward(cfg.model, length) if splash else 0,
     )

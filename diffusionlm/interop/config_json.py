@@ -1,24 +1,27 @@
-"""Translate between a foreign config.json and our `ModelConfig`, and detect the family."""
+"""Translate between a foreign config.json and our `ModelConfig` (`config_keys` says whose config.json it is)."""
 
 import dataclasses
-import json
 import re
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal
 
-from diffusionlm import config_io, presets
+from diffusionlm import config_io, presets, schema, untrusted
 from diffusionlm.config import DiffusionConfig, ModelConfig
 from diffusionlm.data.chat_templates import Template
 from diffusionlm.errors import UserError
+from diffusionlm.interop.config_keys import NATIVE_KEY, require_known
 from diffusionlm.interop.families import FAMILIES, Family, equal_head_dim
 from diffusionlm.interop.layouts import Shape
-from diffusionlm.untrusted import read_text
 
 ConfigJson = Mapping[str, Any]  # a parsed config.json; empty if there is none
-NATIVE_KEY = "diffusionlm"
+_HUGE = 1e300  # NaN, infinity and integers that no float holds are not below it
+# Features that only some networks have, and the values of those that lack them.
+_WITHOUT = {"qk_norm": False, "sliding_window": 0, "rope_scaling.kind": "none"}
+_OPERATIONAL = {"dtype", "remat", "head_chunk", "lora_rank", "max_length", "rope_bf16_tables"}
 
 
 @dataclass(frozen=True)
@@ -69,50 +72,14 @@ def read(directory: Path) -> ConfigJson:
       UserError: the file is damaged.
     """
     file = directory / "config.json"
-    if not file.is_file():
+    if not file.exists():
         return {}
     try:
-        fields = json.loads(read_text(file))
-        if not isinstance(fields, dict):
-            raise ValueError("not a JSON object")
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"cannot read {file}, it is damaged: {error}; download it again") from error
-    return fields
-
-
-def detect_family(fields: ConfigJson, tensor_names: Iterable[str]) -> str:
-    """Return the name of the family that a config.json and the names of the tensors belong to.
-
-    Raises:
-      UserError: no known family matches.
-    """
-    if native := NativeFields.read(fields):
-        return native.family
-    tensor_names = list(tensor_names)
-    architectures = fields.get("architectures") or []
-    for name, family in FAMILIES.items():
-        if family.marker and any(family.marker in tensor for tensor in tensor_names):
-            return name
-    for name, family in FAMILIES.items():
-        if set(architectures) & set(family.architectures):
-            return name
-    if not architectures:
-        for name, family in FAMILIES.items():
-            if family.architectures and fields.get("model_type") == family.model_type:
-                return name
-    _refuse_unknown_family(fields)
-
-
-def _refuse_unknown_family(fields: ConfigJson) -> NoReturn:
-    names = ", ".join(FAMILIES)
-    if not fields:
-        raise UserError(f"there is no config.json that names the architecture; name the family with --family ({names})")
-    architecture = ", ".join(fields.get("architectures") or []) or fields.get("model_type") or "(none)"
-    known = ", ".join(name for family in FAMILIES.values() for name in family.architectures)
-    raise UserError(
-        f"config.json names the architecture {architecture}, and this version imports {known}; if another family has "
-        f"the same layout, name it with --family ({names})"
-    )
+        return schema.read_json(file, dict[str, Any])
+    except OSError as error:
+        raise UserError(f"cannot read {file}: {error}") from error
+    except UserError as error:
+        raise UserError(f"{error}; download it again") from error
 
 
 def special_id(fields: ConfigJson, key: str) -> int | None:
@@ -129,59 +96,54 @@ def special_id(fields: ConfigJson, key: str) -> int | None:
     return None if value is None or value < 0 else value
 
 
-def to_model_config(family: Family, fields: ConfigJson) -> ModelConfig:
+def to_model_config(family: Family, given: ConfigJson) -> ModelConfig:
     """Return the network that a config.json describes; its `vocab_size` counts all input rows.
 
     Raises:
       UserError: a field is missing, or has a value that our network does not compute.
     """
-    fields = _normalized(fields)
+    require_known(family, given)
+    fields = {**family.absent, **given}
     for name, allowed in family.supported.items():
-        value = fields.get(name, allowed[0])
-        if value not in allowed:
-            raise UserError(
-                f"config.json has {name}={value!r}, and this version computes {' or '.join(map(repr, allowed))} only"
-            )
+        if (value := fields.get(name, allowed[0])) not in allowed:
+            shown = untrusted.printable(repr(value))
+            lacking = name in family.absent and name not in given
+            said = f"lacks {name}, which its readers take for {shown}" if lacking else f"has {name}={shown}"
+            raise UserError(f"config.json {said}, and this version computes {' or '.join(map(repr, allowed))} only")
     known: dict[str, Any] = {"mask_row": False, "causal": not family.mdm, **family.constants}
     for native_name, foreign_name in family.fields.items():
-        value = fields.get(foreign_name)
-        if value is None:
-            if native_name not in family.optional:
-                raise UserError(f"config.json lacks {foreign_name}, our {native_name}; restore the file")
-            default = family.optional[native_name]
-            value = default(known) if callable(default) else default
-        known[native_name] = _checked_type(native_name, foreign_name, value)
+        known[native_name] = _value(family, fields, known, native_name, foreign_name)
     known.setdefault("n_kv_heads", known["n_heads"])
-    known.setdefault("head_dim", equal_head_dim(known))
+    known.setdefault("head_dim", equal_head_dim(known, fields))
+    for translation in family.translations:
+        known |= translation.read(fields, known)
     cfg = ModelConfig(**known)
-    cfg.validate()
+    try:
+        cfg.validate()
+    except UserError as error:
+        raise UserError(f"config.json describes no network of ours: {error}; restore it") from error
     return cfg
+
+
+def _value(family: Family, fields: ConfigJson, known: Mapping[str, Any], native_name: str, foreign_name: str) -> Any:
+    """Return the value of one of our fields, or the default of one that is absent or that the reference computes."""
+    value, default = fields.get(foreign_name), family.optional.get(native_name)
+    if value is None and (default is None or (callable(default) and (default := default(known, fields)) is None)):
+        raise UserError(f"config.json lacks {foreign_name}, our {native_name}; restore the file")
+    computed = value is None and (foreign_name not in fields or callable(family.optional[native_name]))
+    return _checked_type(native_name, foreign_name, default if computed else value)
 
 
 def _checked_type(native_name: str, foreign_name: str, value: Any) -> bool | int | float:
     """Return a value of config.json as the type of our field."""
     kind = typing.get_type_hints(ModelConfig)[native_name]
-    if kind is float and type(value) in (int, float):
+    if kind is float and type(value) in (int, float) and abs(value) < _HUGE:
         return float(value)
     if type(value) is kind and not (kind is int and value < 1):
         return value
-    allowed = {int: "a whole number of at least 1", float: "a number", bool: "true or false"}[kind]
-    raise UserError(f"config.json has {foreign_name}={value!r}, which must be {allowed}; restore the file")
-
-
-def _normalized(fields: ConfigJson) -> ConfigJson:
-    """Return a config.json with one spelling of its rotary settings, and without a window that no text can fill."""
-    fields = dict(fields)
-    rope = fields.pop("rope_parameters", None) or {}
-    scaling = fields.get("rope_scaling") or rope
-    if isinstance(rope, dict):
-        fields.setdefault("rope_theta", rope.get("rope_theta"))
-    unscaled = isinstance(scaling, dict) and scaling.get("rope_type", scaling.get("type", "default")) == "default"
-    fields["rope_scaling"] = None if unscaled else scaling
-    window, positions = fields.get("sliding_window"), fields.get("max_position_embeddings")
-    if isinstance(window, int) and isinstance(positions, int) and window >= positions:
-        fields["sliding_window"] = None
-    return fields
+    allowed = {int: "a whole number of at least 1", float: "a number, and finite", bool: "true or false"}[kind]
+    shown = untrusted.printable(repr(value))
+    raise UserError(f"config.json has {foreign_name}={shown}, which must be {allowed}; restore the file")
 
 
 def ladder_config(shapes: Mapping[str, Shape]) -> ModelConfig:
@@ -204,6 +166,21 @@ def ladder_config(shapes: Mapping[str, Shape]) -> ModelConfig:
     )
 
 
+def require_ladder(cfg: ModelConfig, shapes: Mapping[str, Shape]) -> None:
+    """Refuse a network that readers of SMDM's format, who have nothing but the shapes, would take for another.
+
+    Raises:
+      UserError: it is not a size of the ladder, or differs from the one that has these shapes.
+    """
+    ladder = ladder_config(shapes)
+    for field in dataclasses.fields(ModelConfig):
+        implied, actual = getattr(ladder, field.name), getattr(cfg, field.name)
+        if field.name not in _OPERATIONAL and implied != actual:
+            raise UserError(
+                f"tensors of these shapes mean {field.name}={implied!r} in it, and the model has {actual!r}"
+            )
+
+
 def from_model_config(
     family: Family, cfg: ModelConfig, rows: int, special_ids: Mapping[str, int | None]
 ) -> dict[str, Any]:
@@ -221,10 +198,14 @@ def from_model_config(
     _require_expressible(family, cfg)
     if not family.fields:
         return {}
-    fields: dict[str, Any] = {"architectures": list(family.architectures[:1]), "model_type": family.model_type}
+    architecture, model_type = next(iter(family.architectures.items()))
+    fields: dict[str, Any] = {"architectures": [architecture], "model_type": model_type, **family.exported}
     for native_name, foreign_name in family.fields.items():
-        fields[foreign_name] = rows if native_name == "vocab_size" else getattr(cfg, native_name)
+        if native_name not in family.unread:
+            fields[foreign_name] = rows if native_name == "vocab_size" else getattr(cfg, native_name)
     fields |= {name: allowed[0] for name, allowed in family.supported.items() if allowed[0] is not None}
+    for translation in family.translations:
+        fields |= translation.write(cfg)
     if "embedding_size" in fields:  # LLaDA has both
         fields["vocab_size"] = rows
     return fields | {f"{name}_token_id": i for name, i in special_ids.items() if i is not None}
@@ -234,11 +215,15 @@ def _require_expressible(family: Family, cfg: ModelConfig) -> None:
     for name, value in family.constants.items():
         if name != "rope_bf16_tables" and getattr(cfg, name) != value:
             raise UserError(f"this format has {name}={value!r}, and the model {name}={getattr(cfg, name)!r}")
-    if cfg.causal and family.mdm:
-        raise UserError("this format is for masked diffusion models, and the model is autoregressive")
     if not family.fields:
         return
+    if cfg.causal and family.mdm:
+        raise UserError("this format is for masked diffusion models, and the model is autoregressive")
+    expressed = {*family.constants, *family.fields}.union(*(rule.fields for rule in family.translations))
+    for name, value in _WITHOUT.items():
+        if name.partition(".")[0] not in expressed and (actual := attrgetter(name)(cfg)) != value:
+            raise UserError(f"this format has no field for {name}={actual}")
     implied = {"n_kv_heads": cfg.n_heads, "head_dim": cfg.d_model // cfg.n_heads}
     for name, value in implied.items():
-        if name not in family.fields and getattr(cfg, name) != value:
+        if (name not in family.fields or name in family.unread) and getattr(cfg, name) != value:
             raise UserError(f"this format has no field for {name}={getattr(cfg, name)}, and means {value}")

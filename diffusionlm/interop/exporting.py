@@ -25,6 +25,7 @@ from diffusionlm.interop.sidecars import native_fields
 from diffusionlm.model import lora
 from diffusionlm.storage import disk_path, whole_directory
 
+GENERATION_IDS = ("bos_token_id", "eos_token_id", "pad_token_id", "mask_token_id")
 DTYPES = {
     "float32": np.dtype(np.float32),
     "float16": np.dtype(np.float16),
@@ -78,6 +79,9 @@ def export_weights(
             first = next(iter(specs.values())).dtype
             fields["torch_dtype"] = next(name for name, known in DTYPES.items() if known == first)
             (partial / "config.json").write_text(json.dumps(fields, indent=2) + "\n")
+        if FAMILIES[format].generation_config:
+            ids = {name: fields[name] for name in GENERATION_IDS if name in fields}
+            (partial / "generation_config.json").write_text(json.dumps(ids, indent=2) + "\n")
         safetensors.write(partial, specs, tensors.read)
         if sidecar.tokenizer:
             for name, content in tokenizers.from_dict(dict(sidecar.tokenizer)).files().items():
@@ -102,8 +106,8 @@ def _plan(format: str, sidecar: Sidecar, cfg: ModelConfig) -> tuple[dict[str, An
     placed = placements(family, cfg, {name: leaf.shape for name, leaf in abstract_leaves(merged).items()})
     if fields:
         fields[config_json.NATIVE_KEY] = config_io.to_dict(native_fields(format, sidecar, cfg))
-    else:  # a reader can only infer the network from the shapes
-        config_json.ladder_config({name: placement.shape for name, placement in placed.items()})
+    else:
+        config_json.require_ladder(cfg, {name: placement.shape for name, placement in placed.items()})
     return fields, placed
 
 
@@ -182,6 +186,11 @@ def _notes(family: Family, format: str, cfg: ModelConfig, alignment: str) -> lis
         notes.append(
             f"the model attends in both directions, and readers of the format {format} are causal by default; position "
             f"i predicts token {predicted}"
+        )
+    if family.code:
+        *names, last = family.code
+        notes.append(
+            f"its readers need {', '.join(names)} and {last} of a released {format} repository in the directory too"
         )
     if cfg.rope_bf16_tables and family.fields:
         notes.append(

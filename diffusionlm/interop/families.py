@@ -1,35 +1,19 @@
 """The families of weights: names, layouts and config.json fields of each, used in both directions.
 
-To add a family, add an entry to `FAMILIES`. Its rules may name parameters that a model lacks (the head of a tied model,
-biases); those are skipped. "Tensor" always means one of the foreign format, "parameter" one of ours.
+To add a family, add an entry to `FAMILIES`; its tensors are named in `rules`.
 """
 
 import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
-from diffusionlm.interop.layouts import Layout
+from diffusionlm.interop.rules import Rule, gpt2_rules, llada_rules, llama_rules, smdm_rules
+from diffusionlm.interop.translations import ALL_KINDS, MISTRAL_WINDOW, QWEN_WINDOW, Translation, rope
 
-QKV = ("blocks/q", "blocks/k", "blocks/v")
-QKV_BIAS = ("blocks/q_bias", "blocks/k_bias", "blocks/v_bias")
-
-# Values of `ModelConfig` known so far -> the value of another field.
-Default = bool | int | float | Callable[[Mapping[str, Any]], int]
-
-
-class Rule(NamedTuple):
-    """A tensor of the format and the parameters that it holds.
-
-    Attributes:
-      tensor: the tensor's name; with {i} in it, there is one for each layer.
-      parameters: the names of the parameters.
-      layout: the arrangement of the parameters in the tensor.
-    """
-
-    tensor: str
-    parameters: tuple[str, ...]
-    layout: Layout = "transposed"
+# A constant stands in for an absent field only; a function, of the values of `ModelConfig` known so far and the parsed
+# config.json, also for null, where the family's reference computes the value.
+Default = bool | int | float | Callable[[Mapping[str, Any], Mapping[str, Any]], Any]
 
 
 @dataclass(frozen=True)
@@ -45,12 +29,19 @@ class Family:
       marker: a string that only the tensor names of this family contain.
       fields: `ModelConfig` field -> config.json field. If empty, the format has no config.json, and the shapes of the
         tensors select a preset.
+      translations: rules for config.json fields that mean some of ours together; later ones see what earlier ones read.
       constants: `ModelConfig` fields that the family fixes.
-      optional: `ModelConfig` fields that config.json may omit, with their defaults; a function receives the values
-        known so far.
-      supported: config.json field -> the values that our network computes; an absent field has the first.
-      architectures: values of the config.json field `architectures`.
-      model_type: value of the config.json field `model_type`.
+      optional: `ModelConfig` fields that config.json may omit, with their defaults.
+      supported: config.json field -> the values that our network computes; an absent field has the first, unless
+        `absent` says otherwise.
+      absent: config.json field -> the value that the family's reference takes for it where it is absent, if that is not
+        the first supported one or our default. Exports have all of these fields.
+      unread: `ModelConfig` fields that the reference computes from others, whatever config.json says; not exported.
+      harmless: config.json fields that the reference ignores, besides those that every family may have.
+      exported: config.json fields that exports have besides.
+      generation_config: True if the reference needs a generation_config.json.
+      code: the files of code that `exported["auto_map"]` names, which exports do not contain.
+      architectures: values of the config.json field `architectures` -> the value of `model_type` that goes with it.
       mdm: True for masked diffusion models, False for autoregressive models.
       shifted: True if position i predicts token i + 1.
       mask_id: the mask id as a function of the number of input rows, for families whose config.json has none.
@@ -66,11 +57,17 @@ class Family:
     ignored: str = r"(?!)"
     marker: str = ""
     fields: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    translations: tuple[Translation, ...] = ()
     constants: Mapping[str, bool | str] = dataclasses.field(default_factory=dict)
     optional: Mapping[str, Default] = dataclasses.field(default_factory=dict)
-    supported: Mapping[str, tuple[bool | str | None, ...]] = dataclasses.field(default_factory=dict)
-    architectures: tuple[str, ...] = ()
-    model_type: str = ""
+    supported: Mapping[str, tuple[bool | int | str | None, ...]] = dataclasses.field(default_factory=dict)
+    absent: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    unread: frozenset[str] = frozenset()
+    harmless: frozenset[str] = frozenset()
+    exported: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    generation_config: bool = False
+    code: tuple[str, ...] = ()
+    architectures: Mapping[str, str] = dataclasses.field(default_factory=dict)
     mdm: bool = False
     shifted: bool = True
     mask_id: Callable[[int], int] | None = None
@@ -79,85 +76,24 @@ class Family:
     ids: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
 
-def _gpt2_rules(embedding: str, body: str) -> tuple[Rule, ...]:
-    """Return the rules of GPT-2, whose Conv1D weights are (inputs, outputs), as ours are."""
-    block = f"{body}h.{{i}}."
-    norms = {"ln_1": "blocks/attention_norm", "ln_2": "blocks/mlp_norm"}
-    linears = {"attn.c_proj": "blocks/o", "mlp.c_fc": "blocks/up", "mlp.c_proj": "blocks/down"}
-    return (
-        Rule(embedding, ("embed",), "rows"),
-        Rule(f"{body}wpe.weight", ("positions",), "same"),
-        *(Rule(f"{block}{name}.weight", (f"{parameter}/scale",), "same") for name, parameter in norms.items()),
-        *(Rule(f"{block}{name}.bias", (f"{parameter}/bias",), "same") for name, parameter in norms.items()),
-        Rule(f"{block}attn.c_attn.weight", QKV, "fused"),
-        Rule(f"{block}attn.c_attn.bias", QKV_BIAS, "fused"),
-        *(Rule(f"{block}{name}.weight", (parameter,), "same") for name, parameter in linears.items()),
-        *(Rule(f"{block}{name}.bias", (f"{parameter}_bias",), "same") for name, parameter in linears.items()),
-        Rule(f"{body}ln_f.weight", ("final_norm/scale",), "same"),
-        Rule(f"{body}ln_f.bias", ("final_norm/bias",), "same"),
-        Rule("lm_head.weight", ("head",), "columns"),
-    )
-
-
-def _llama_rules(qkv_bias: bool = False) -> tuple[Rule, ...]:
-    block = "model.layers.{i}."
-    linears = {
-        **{f"self_attn.{name}_proj": f"blocks/{name}" for name in "qkvo"},
-        **{f"mlp.{name}_proj": f"blocks/{name}" for name in ("gate", "up", "down")},
-    }
-    biases = [Rule(f"{block}self_attn.{n}_proj.bias", (f"blocks/{n}_bias",), "same") for n in "qkv"] if qkv_bias else []
-    return (
-        Rule("model.embed_tokens.weight", ("embed",), "rows"),
-        Rule(f"{block}input_layernorm.weight", ("blocks/attention_norm/scale",), "same"),
-        *(Rule(f"{block}{name}.weight", (parameter,)) for name, parameter in linears.items()),
-        *biases,
-        Rule(f"{block}post_attention_layernorm.weight", ("blocks/mlp_norm/scale",), "same"),
-        Rule("model.norm.weight", ("final_norm/scale",), "same"),
-        Rule("lm_head.weight", ("head",), "columns"),
-    )
-
-
-def _llada_rules() -> tuple[Rule, ...]:
-    block = "model.transformer.blocks.{i}."
-    linears = {"q_proj": "q", "k_proj": "k", "v_proj": "v", "attn_out": "o"}
-    linears |= {"ff_proj": "gate", "up_proj": "up", "ff_out": "down"}
-    return (
-        Rule("model.transformer.wte.weight", ("embed",), "rows"),
-        Rule(f"{block}attn_norm.weight", ("blocks/attention_norm/scale",), "same"),
-        *(Rule(f"{block}{name}.weight", (f"blocks/{parameter}",)) for name, parameter in linears.items()),
-        Rule(f"{block}ff_norm.weight", ("blocks/mlp_norm/scale",), "same"),
-        Rule("model.transformer.ln_f.weight", ("final_norm/scale",), "same"),
-        Rule("model.transformer.ff_out.weight", ("head",), "columns"),
-    )
-
-
-def _smdm_rules() -> tuple[Rule, ...]:
-    block = "transformer.h.{i}."
-    linears = {"attn.proj": "o", "mlp.swiglu.w1": "gate", "mlp.swiglu.w2": "up", "mlp.swiglu.w3": "down"}
-    return (
-        Rule("transformer.wte.weight", ("embed",), "rows"),
-        Rule(f"{block}norm_1.weight", ("blocks/attention_norm/scale",), "same"),
-        Rule(f"{block}attn.attn.weight", QKV, "interleaved"),
-        *(Rule(f"{block}{name}.weight", (f"blocks/{parameter}",)) for name, parameter in linears.items()),
-        Rule(f"{block}norm_2.weight", ("blocks/mlp_norm/scale",), "same"),
-        Rule("transformer.ln_f.weight", ("final_norm/scale",), "same"),
-        Rule("lm_head.weight", ("head",), "columns"),
-    )
-
-
-def _n_heads(known: Mapping[str, Any]) -> int:
+def _n_heads(known: Mapping[str, Any], fields: Mapping[str, Any]) -> int:
     return known["n_heads"]
 
 
-def equal_head_dim(known: Mapping[str, Any]) -> int:
+def equal_head_dim(known: Mapping[str, Any], fields: Mapping[str, Any]) -> int:
     """Return the head dimension of heads that share `d_model` equally."""
     return known["d_model"] // known["n_heads"]
+
+
+def _llada_d_ff(known: Mapping[str, Any], fields: Mapping[str, Any]) -> Any:
+    ratio = fields.get("mlp_ratio", 4)
+    return ratio * known["d_model"] if type(ratio) is int else ratio
 
 
 _ROPE = {"norm": "rmsnorm", "positions": "rope", "mlp": "swiglu", "linear_bias": False, "qkv_bias": False}
 
 _LLAMA = Family(
-    rules=_llama_rules(),
+    rules=llama_rules(),
     embedding="model.embed_tokens.weight",
     prefix="model.",
     ignored=r".*rotary_emb\.inv_freq",
@@ -171,39 +107,72 @@ _LLAMA = Family(
         "vocab_size": "vocab_size",
         "max_length": "max_position_embeddings",
         "norm_eps": "rms_norm_eps",
-        "rope_theta": "rope_theta",
         "tied_head": "tie_word_embeddings",
     },
+    translations=(rope(*ALL_KINDS),),
     constants=_ROPE,
-    optional={"n_kv_heads": _n_heads, "head_dim": equal_head_dim, "rope_theta": 10000.0, "tied_head": False},
+    optional={"n_kv_heads": _n_heads, "head_dim": equal_head_dim, "tied_head": False},
     supported={
         "hidden_act": ("silu",),
         "attention_bias": (False,),
         "mlp_bias": (False,),
-        "rope_scaling": (None,),
         "sliding_window": (None,),
         "quantization_config": (None,),
     },
-    architectures=("LlamaForCausalLM", "MistralForCausalLM"),
-    model_type="llama",
+    harmless=frozenset({"is_llama_config", "max_sequence_length"}),
+    architectures={"LlamaForCausalLM": "llama"},
+)
+
+_MISTRAL = dataclasses.replace(
+    _LLAMA,
+    translations=(rope(*ALL_KINDS), MISTRAL_WINDOW),
+    supported={"hidden_act": ("silu",), "quantization_config": (None,)},
+    absent={"num_key_value_heads": 8, "sliding_window": 4096},
+    harmless=frozenset(),
+    architectures={"MistralForCausalLM": "mistral"},
 )
 
 _QWEN2 = dataclasses.replace(
     _LLAMA,
-    rules=_llama_rules(qkv_bias=True),
+    rules=llama_rules(qkv_bias=True),
+    translations=(rope(*ALL_KINDS), QWEN_WINDOW),
     constants=_ROPE | {"qkv_bias": True},
-    supported={
-        "hidden_act": ("silu",),
-        "rope_scaling": (None,),
-        "use_sliding_window": (False,),
-        "quantization_config": (None,),
+    supported={"hidden_act": ("silu",), "quantization_config": (None,)},
+    absent={"num_key_value_heads": 32},
+    harmless=frozenset({"attention_bias"}),
+    architectures={"Qwen2ForCausalLM": "qwen2"},
+)
+
+_QWEN3 = dataclasses.replace(
+    _QWEN2,
+    rules=llama_rules(qk_norm=True),
+    constants=_ROPE | {"qk_norm": True},
+    optional={"n_kv_heads": _n_heads, "head_dim": 128, "tied_head": False},
+    supported={"hidden_act": ("silu",), "attention_bias": (False,), "quantization_config": (None,)},
+    harmless=frozenset(),
+    architectures={"Qwen3ForCausalLM": "qwen3"},
+)
+
+_DREAM = dataclasses.replace(
+    _QWEN2,
+    translations=(rope(),),
+    supported={"hidden_act": ("silu",), "use_sliding_window": (False,), "quantization_config": (None,)},
+    absent={"num_key_value_heads": 32, "mask_token_id": 151666, "pad_token_id": 151643},
+    unread=frozenset({"head_dim"}),
+    harmless=frozenset({"attention_bias", "max_window_layers", "mlp_bias", "sliding_window"}),
+    exported={
+        "auto_map": {"AutoConfig": "configuration_dream.DreamConfig", "AutoModel": "modeling_dream.DreamModel"},
+        "pad_token_id": None,
+        "sliding_window": None,
     },
-    architectures=("Qwen2ForCausalLM",),
-    model_type="qwen2",
+    generation_config=True,
+    code=("configuration_dream.py", "modeling_dream.py", "generation_utils.py"),
+    architectures={"DreamModel": "Dream"},
+    mdm=True,
 )
 
 _GPT2 = Family(
-    rules=_gpt2_rules("transformer.wte.weight", "transformer."),
+    rules=gpt2_rules("transformer.wte.weight", "transformer."),
     embedding="transformer.wte.weight",
     prefix="transformer.",
     ignored=r".*\.attn\.(masked_)?bias",  # the causal mask
@@ -218,7 +187,7 @@ _GPT2 = Family(
         "tied_head": "tie_word_embeddings",
     },
     constants={"norm": "layernorm", "positions": "learned", "mlp": "gelu", "linear_bias": True, "qkv_bias": False},
-    optional={"d_ff": lambda known: 4 * known["d_model"], "norm_eps": 1e-5, "tied_head": True},
+    optional={"d_ff": lambda known, fields: 4 * known["d_model"], "norm_eps": 1e-5, "tied_head": True},
     supported={
         "activation_function": ("gelu_new", "gelu_pytorch_tanh"),
         "scale_attn_weights": (True,),
@@ -226,17 +195,19 @@ _GPT2 = Family(
         "add_cross_attention": (False,),
         "quantization_config": (None,),
     },
-    architectures=("GPT2LMHeadModel",),
-    model_type="gpt2",
+    harmless=frozenset({"attn_pdrop", "embd_pdrop", "n_ctx", "reorder_and_upcast_attn", "resid_pdrop"}),
+    architectures={"GPT2LMHeadModel": "gpt2"},
 )
 
 FAMILIES: dict[str, Family] = {
     "gpt2": _GPT2,
     "llama": _LLAMA,
+    "mistral": _MISTRAL,
     "qwen2": _QWEN2,
-    "dream": dataclasses.replace(_QWEN2, architectures=("DreamModel",), model_type="Dream", mdm=True),
+    "qwen3": _QWEN3,
+    "dream": _DREAM,
     "llada": Family(
-        rules=_llada_rules(),
+        rules=llada_rules(),
         embedding="model.transformer.wte.weight",
         head="model.transformer.ff_out.weight",
         prefix="model.",
@@ -253,27 +224,69 @@ FAMILIES: dict[str, Family] = {
             "tied_head": "weight_tying",
         },
         constants=_ROPE,
-        optional={"n_kv_heads": _n_heads, "rope_theta": 10000.0, "norm_eps": 1e-5, "tied_head": False},
+        optional={
+            "n_kv_heads": _n_heads,
+            "d_ff": _llada_d_ff,
+            "vocab_size": lambda known, fields: fields.get("vocab_size"),
+            "rope_theta": 10000.0,
+            "norm_eps": 1e-5,
+        },
         supported={
             "block_type": ("llama",),
+            "block_group_size": (1,),
             "activation_type": ("silu",),
             "layer_norm_type": ("rms",),
+            "layer_norm_with_affine": (True,),
+            "bias_for_layer_norm": (False, None),
             "rope": (True,),
+            "rope_full_precision": (True,),
             "alibi": (False,),
             "include_bias": (False,),
             "include_qkv_bias": (False,),
+            "multi_query_attention": (None,),
             "attention_layer_norm": (False,),
             "scale_logits": (False,),
             "input_emb_norm": (False,),
             "quantization_config": (None,),
         },
-        architectures=("LLaDAModelLM",),
-        model_type="llada",
+        absent={
+            "activation_type": "swiglu",
+            "attention_dropout": 0.1,
+            "block_type": "sequential",
+            "embedding_dropout": 0.1,
+            "embedding_size": 50304,
+            "eos_token_id": 50256,
+            "layer_norm_type": "default",
+            "mask_token_id": 50256,
+            "max_sequence_length": 1024,
+            "pad_token_id": 50256,
+            "residual_dropout": 0.1,
+            "rope": False,
+            "weight_tying": True,
+        },
+        harmless=frozenset(
+            "alibi_bias_max attention_layer_norm_with_affine embedding_dropout flash_attention init_cutoff_factor "
+            "init_device init_fn init_std mlp_ratio precision residual_dropout vocab_size".split()
+        ),
+        exported={
+            "auto_map": {
+                "AutoConfig": "configuration_llada.LLaDAConfig",
+                "AutoModel": "modeling_llada.LLaDAModelLM",
+                "AutoModelForCausalLM": "modeling_llada.LLaDAModelLM",
+            },
+            "attention_dropout": 0.0,
+            "embedding_dropout": 0.0,
+            "residual_dropout": 0.0,
+            "eos_token_id": None,
+            "pad_token_id": None,
+        },
+        code=("configuration_llada.py", "modeling_llada.py"),
+        architectures={"LLaDAModelLM": "llada"},
         mdm=True,
         shifted=False,
     ),
     "smdm": Family(
-        rules=_smdm_rules(),
+        rules=smdm_rules(),
         embedding="transformer.wte.weight",
         constants={"rope_bf16_tables": True},
         mdm=True,
@@ -285,14 +298,20 @@ FAMILIES: dict[str, Family] = {
     # 2410.17891. No config.json has the mask ids: the small model and the 7B reuse a token, the medium appends a row.
     "diffugpt": dataclasses.replace(
         _GPT2,
-        rules=_gpt2_rules("embed_tokens.weight", "denoise_model."),
+        rules=gpt2_rules("embed_tokens.weight", "denoise_model."),
         embedding="embed_tokens.weight",
         prefix="",
         marker="denoise_model.",
-        architectures=(),
+        architectures={"GPT2LMHeadModel": "gpt2", "DiscreteDiffusionModel": "gpt2"},
         mdm=True,
         mask_id=lambda rows: 50257 if rows > 50257 else 10541,
         suppress_mask=True,
     ),
-    "diffullama": dataclasses.replace(_LLAMA, architectures=(), mdm=True, mask_id=lambda rows: 811, suppress_mask=True),
+    "diffullama": dataclasses.replace(
+        _LLAMA,
+        architectures={"LlamaForCausalLM": "llama", "DiscreteDiffusionModel": "llama"},
+        mdm=True,
+        mask_id=lambda rows: 811,
+        suppress_mask=True,
+    ),
 }

@@ -1,14 +1,15 @@
 """Import foreign weights as our checkpoint, one tensor at a time (`config_json` reads config.json)."""
 
 import dataclasses
+import logging
 import math
 import os
 import re
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
 from pathlib import Path
 
 import jax
+import ml_dtypes
 import numpy as np
 from flax import traverse_util
 
@@ -20,6 +21,7 @@ from diffusionlm.data import tokenizers
 from diffusionlm.errors import UserError, suggest
 from diffusionlm.interop import config_json, safetensors
 from diffusionlm.interop.config_json import ConfigJson, NativeFields
+from diffusionlm.interop.config_keys import detect_family, require_architecture
 from diffusionlm.interop.families import FAMILIES, Family
 from diffusionlm.interop.layouts import paired_views
 from diffusionlm.interop.placement import (
@@ -31,10 +33,15 @@ from diffusionlm.interop.placement import (
     placements,
 )
 from diffusionlm.interop.sidecars import Source, imported_sidecar
+from diffusionlm.interop.sizes import require_sizes
 from diffusionlm.scalars import is_whole, native
 from diffusionlm.storage import disk_path
 
+log = logging.getLogger(__name__)
+
 Tensors = dict[str, safetensors.Tensor]
+EXPONENTS = {np.dtype(np.float32): 0x7F800000, np.dtype(ml_dtypes.bfloat16): 0x7F80, np.dtype(np.float16): 0x7C00}
+FINITE_CHUNK = 1 << 17  # values that are checked at a time, which stay in a processor's cache
 
 
 def import_weights(
@@ -55,7 +62,7 @@ def import_weights(
       source: a Hugging Face directory (config.json, safetensors in one file or several, tokenizer files), or a
         .safetensors file.
       output: the checkpoint, a new directory.
-      family: gpt2, llama, qwen2, dream, llada, smdm, diffugpt or diffullama; None: detect it from config.json.
+      family: gpt2, llama, mistral, qwen2, qwen3, dream, llada, smdm, diffugpt or diffullama; None: detect it.
       tokenizer: a tokenizer file or directory; None: the source's own, if it has one.
       mask_id: the id of [MASK]; None: config.json's, or else the one that the family published.
       suppress_mask: True to never predict a mask id from the vocabulary; None: as the family's reference does.
@@ -74,14 +81,15 @@ def import_weights(
     if family is not None and family not in FAMILIES:
         raise UserError(f"unknown family {family!r}{suggest(family, FAMILIES)}")
     tensors, directory = safetensors.find(source), source if source.is_dir() else source.parent
-    fields = config_json.read(directory) if family != "smdm" else {}
-    name = family or config_json.detect_family(fields, tensors)
+    # A single file of SMDM's lies among others and has no config.json; one beside it is another model's.
+    fields = config_json.read(directory) if family != "smdm" or source.is_dir() else {}
+    name = _family(family, fields, tensors)
     tensors = _renamed(FAMILIES[name], tensors)
-    with _doubt_family(family, directory, tensors):
-        cfg, mask_id = _model(FAMILIES[name], fields, tensors, mask_id)
-        abstract = abstract_leaves(cfg, mesh)
-        placed = placements(FAMILIES[name], cfg, {name: leaf.shape for name, leaf in abstract.items()})
-        tensors = _complete(FAMILIES[name], cfg, tensors, placed)
+    cfg, mask_id = _model(FAMILIES[name], fields, tensors, mask_id)
+    require_sizes(FAMILIES[name], cfg, {name: tensor.shape for name, tensor in tensors.items()})
+    abstract = abstract_leaves(cfg, mesh)
+    placed = placements(FAMILIES[name], cfg, {name: leaf.shape for name, leaf in abstract.items()})
+    tensors = _complete(FAMILIES[name], cfg, tensors, placed)
     origin = Source(
         name=source.stem if source.is_file() else source.resolve().name,
         family=name,
@@ -89,12 +97,7 @@ def import_weights(
         tokenizer=_load_tokenizer(directory, fields, tokenizer, cfg),
     )
     sidecar = imported_sidecar(origin, cfg, mask_id, suppress_mask)
-    params = _filled(cfg, abstract, placed, tensors)
-    if mesh is not None:
-        params = {
-            name: jax.make_array_from_callback(leaf.shape, leaf.sharding, params[name].__getitem__)
-            for name, leaf in abstract.items()
-        }
+    params = _filled(cfg, abstract, placed, tensors, mesh)
     checkpoint.save_params(output, traverse_util.unflatten_dict(params, sep="/"), sidecar, compress=False)
     return output
 
@@ -107,19 +110,23 @@ def summary(sidecar: Sidecar) -> str:
     return f"{sidecar.source['family']}, {flops.parameters(cfg).total:,} parameters, {kind}, {tokenizer}"
 
 
-@contextmanager
-def _doubt_family(family: str | None, directory: Path, tensors: Tensors) -> Iterator[None]:
-    """Append to a refusal that config.json describes another family than the user named, if it does."""
-    try:
-        yield
-    except UserError as error:
-        detected = None
-        if family is not None:
-            with suppress(UserError):
-                detected = config_json.detect_family(config_json.read(directory), tensors)
-        if detected in (None, family):
-            raise
-        raise UserError(f"{error}; or is --family {family} wrong? config.json says {detected}") from error
+def _family(named: str | None, fields: ConfigJson, tensors: Tensors) -> str:
+    """Return the family that the user named, or else that of config.json and the tensors.
+
+    Raises:
+      UserError: there is none, or config.json is another family's.
+    """
+    native = NativeFields.read(fields)
+    if named and native and native.family != named:
+        raise UserError(f"config.json was exported as {native.family}; import it without --family {named}")
+    name = named or (native.family if native else detect_family(fields, tensors))
+    require_architecture(name, fields)
+    if name == "llama" and not named and not native:
+        log.warning(
+            "this config.json is also that of DiffuLLaMA, a diffusion model adapted from LLaMA; if these weights are "
+            "DiffuLLaMA's, import them with --family diffullama"
+        )
+    return name
 
 
 def _renamed(family: Family, tensors: Tensors) -> Tensors:
@@ -139,6 +146,7 @@ def _model(family: Family, fields: ConfigJson, tensors: Tensors, mask_id: int | 
     cfg = dataclasses.replace(cfg, dtype="bfloat16" if narrow else "float32")
     if native := NativeFields.read(fields):
         cfg = dataclasses.replace(cfg, causal=native.objective == "arm", rope_bf16_tables=native.rope_bf16_tables)
+        cfg.validate()
     if cfg.causal:
         if mask_id is not None:
             raise UserError(
@@ -208,7 +216,7 @@ def _complete(family: Family, cfg: ModelConfig, tensors: Tensors, placed: Mappin
     if unknown := sorted(set(tensors) - set(placed)):
         raise UserError(
             f"the source has {len(unknown)} tensors that this family does not know: {abridged(unknown)}; "
-            "restore config.json, or name another family with --family"
+            "the files of another model or a damaged config.json do that"
         )
     if different := [name for name, placement in placed.items() if tensors[name].shape != placement.shape]:
         texts = [f"{name} {list(tensors[name].shape)} instead of {list(placed[name].shape)}" for name in different]
@@ -225,8 +233,15 @@ def _filled(
     abstract: Mapping[str, jax.ShapeDtypeStruct],
     placed: Mapping[str, Placement],
     tensors: Tensors,
-) -> dict[str, np.ndarray]:
-    """Return the parameters by name, with layers stacked and zeros in the rows that pad the vocabulary."""
+    mesh: jax.sharding.Mesh | None,
+) -> Mapping[str, np.ndarray | jax.Array]:
+    """Return the parameters by name, with layers stacked and zeros in the rows that pad the vocabulary.
+
+    They are on the mesh, if there is one.
+
+    Raises:
+      UserError: a tensor has values that are not finite.
+    """
     dtypes: dict[str, list[np.dtype]] = {}
     for name, placement in placed.items():
         for parameter in placement.rule.parameters:
@@ -240,6 +255,35 @@ def _filled(
     # plus the tensor being read, is lowest if the largest tensors are read while few parameters are filled.
     for name, placement in sorted(placed.items(), key=size, reverse=True):
         views = parameter_views(placement, params)
-        for target, tensor in paired_views(placement.rule.layout, views, tensors[name].read(), cfg):
-            target[...] = tensor
-    return params
+        tensor = tensors[name].read()
+        _require_finite(name, tensor)
+        for target, part in paired_views(placement.rule.layout, views, tensor, cfg):
+            target[...] = part
+    if mesh is None:
+        return params
+    return {
+        name: jax.make_array_from_callback(leaf.shape, leaf.sharding, params[name].__getitem__)
+        for name, leaf in abstract.items()
+    }
+
+
+def _require_finite(name: str, tensor: np.ndarray) -> None:
+    """Refuse a tensor with NaN or infinity: a float whose exponent bits are all set.
+
+    Raises:
+      UserError: there are such values.
+    """
+    bits = tensor.reshape(-1).view(np.uint16 if tensor.dtype.itemsize == 2 else np.uint32)
+    exponent = bits.dtype.type(EXPONENTS[tensor.dtype])
+    masked = np.empty(min(bits.size, FINITE_CHUNK), bits.dtype)
+    count = 0
+    for start in range(0, bits.size, FINITE_CHUNK):
+        chunk = bits[start : start + FINITE_CHUNK]
+        part = np.bitwise_and(chunk, exponent, out=masked[: chunk.size])
+        if part.max() == exponent:
+            count += int(np.count_nonzero(part == exponent))
+    if count:
+        raise UserError(
+            f"{name} has {count:,} of {bits.size:,} values that are NaN or infinite; the weights are damaged, or "
+            "their training diverged: get them again"
+        )

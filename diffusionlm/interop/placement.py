@@ -9,8 +9,9 @@ from flax import traverse_util
 
 from diffusionlm.config import MeshConfig, ModelConfig
 from diffusionlm.errors import UserError
-from diffusionlm.interop.families import Family, Rule
+from diffusionlm.interop.families import Family
 from diffusionlm.interop.layouts import Shape, flat_shape, tensor_shape
+from diffusionlm.interop.rules import Rule
 from diffusionlm.model.transformer import abstract_params
 from diffusionlm.parallel.mesh import make_mesh
 

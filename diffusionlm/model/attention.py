@@ -1,7 +1,7 @@
 """Attention: one entry point for every kind of mask, on every device.
 
-Masks are full, causal, block-causal, within segments, or arbitrary data. `attention_kernels` has kernels for the first
-four; `reference_attention` computes all others.
+Masks are full, causal, causal within a window, block-causal, within segments, or arbitrary data. `attention_kernels`
+has kernels for all but the last; `reference_attention` computes any.
 """
 
 from typing import NamedTuple
@@ -27,6 +27,7 @@ def attention(
     *,
     causal: bool,
     block: int = 1,
+    window: int = 0,
     segment_ids_BxT: jax.Array | None = None,
     keys: Keys | None = None,
     allowed_TxS: jax.Array | None = None,
@@ -39,6 +40,8 @@ def attention(
       v_BxSxGxK: values.
       causal: position i attends to positions j <= i only.
       block: with `causal`, a position also attends to later ones of its own block of this many positions.
+      window: with `causal` and blocks of 1, a position attends to this many newest positions only, itself among them;
+        0: to all.
       segment_ids_BxT: int32, positions attend within equal ids only; padding has id 0, so nothing else attends to it.
       keys: where the keys are; None: at the positions of the queries, S = T.
       allowed_TxS: bool, a mask on top of the others, such as `annealed_mask`.
@@ -49,13 +52,15 @@ def attention(
     operands = (q_BxTxHxK, k_BxSxGxK, v_BxSxGxK)
     kernel = attention_kernels.choose_kernel(q_BxTxHxK) if keys is None and allowed_TxS is None else None
     if kernel == "splash":
-        return attention_kernels.splash(*operands, causal=causal, block=block, segment_ids_BxT=segment_ids_BxT)
+        return attention_kernels.splash(
+            *operands, causal=causal, block=block, window=window, segment_ids_BxT=segment_ids_BxT
+        )
     T = q_BxTxHxK.shape[1]
     if kernel == "cudnn":
-        is_causal = causal and block == 1  # the only mask that the kernel needs no array for
-        mask_BxTxT = attention_mask(T, causal and not is_causal, block, segment_ids_BxT)
+        is_causal = causal and block == 1 and not window  # the only mask that the kernel needs no array for
+        mask_BxTxT = attention_mask(T, causal and not is_causal, block, window, segment_ids_BxT)
         return attention_kernels.cudnn(*operands, causal=is_causal, mask_BxTxT=mask_BxTxT)
-    mask_BxTxS = attention_mask(T, causal, block, segment_ids_BxT, keys)
+    mask_BxTxS = attention_mask(T, causal, block, window, segment_ids_BxT, keys)
     if allowed_TxS is not None:
         mask_BxTxS = allowed_TxS[None] if mask_BxTxS is None else mask_BxTxS & allowed_TxS[None]
     return reference_attention(*operands, mask_BxTxS)
@@ -86,7 +91,12 @@ def reference_attention(
 
 
 def attention_mask(
-    T: int, causal: bool, block: int, segment_ids_BxT: jax.Array | None, keys: Keys | None = None
+    T: int,
+    causal: bool,
+    block: int,
+    window: int,
+    segment_ids_BxT: jax.Array | None,
+    keys: Keys | None = None,
 ) -> jax.Array | None:
     """Return where a query (second-last axis) may attend to a key (last axis), bool; None: everywhere.
 
@@ -97,6 +107,8 @@ def attention_mask(
         places_BxT = jnp.arange(T)[None] if keys is None else keys.places_BxT
         S = T if keys is None else keys.segment_ids_BxS.shape[1]
         mask_BxTxS = jnp.arange(S)[None, None] // block <= places_BxT[..., None] // block
+        if window:
+            mask_BxTxS &= jnp.arange(S)[None, None] > places_BxT[..., None] - window
     if segment_ids_BxT is not None:
         segment_ids_BxS = segment_ids_BxT if keys is None else keys.segment_ids_BxS
         same_BxTxS = segment_ids_BxT[:, :, None] == segment_ids_BxS[:, None, :]

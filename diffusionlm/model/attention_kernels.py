@@ -46,6 +46,7 @@ def splash(
     *,
     causal: bool,
     block: int,
+    window: int = 0,
     segment_ids_BxT: jax.Array | None,
     interpret: bool = False,
 ) -> jax.Array:
@@ -60,7 +61,7 @@ def splash(
     kv_spec = partition_spec(k_BxTxGxK.shape, ("batch", None, "kv_heads", None), mesh)
     if spec != kv_spec:  # the mesh does not divide the key/value heads: each goes to the devices of its queries
         k_BxTxGxK, v_BxTxGxK = (jnp.repeat(x, H // G, axis=2) for x in (k_BxTxGxK, v_BxTxGxK))
-    body = functools.partial(_splash_one_device, causal, block, interpret)
+    body = functools.partial(_splash_one_device, _static_mask(q_BxTxHxK.shape[1], causal, block, window), interpret)
     operands = (q_BxTxHxK, k_BxTxGxK, v_BxTxGxK, segment_ids_BxT)
     if not mesh:
         return body(*operands)
@@ -69,8 +70,7 @@ def splash(
 
 
 def _splash_one_device(
-    causal: bool,
-    block: int,
+    mask: splash_masks.Mask,
     interpret: bool,
     q_BxTxHxK: jax.Array,
     k_BxTxGxK: jax.Array,
@@ -79,7 +79,7 @@ def _splash_one_device(
 ) -> jax.Array:
     _, T, H, K = q_BxTxHxK.shape
     run = splash_lib.make_splash_mha(
-        _static_mask(T, H, causal, block),
+        splash_masks.MultiHeadMask([mask] * H),
         block_sizes=_tiles(T),
         head_shards=1,
         q_seq_shards=1,
@@ -96,15 +96,15 @@ def _splash_one_device(
     return out_BxHxTxK.transpose(0, 2, 1, 3)
 
 
-def _static_mask(T: int, H: int, causal: bool, block: int) -> splash_masks.MultiHeadMask:
+def _static_mask(T: int, causal: bool, block: int, window: int) -> splash_masks.Mask:
     if not causal:
-        mask = splash_masks.FullMask((T, T))
-    elif block == 1:
-        mask = splash_masks.CausalMask((T, T))
-    else:
-        blocks_T = np.arange(T) // block
-        mask = splash_masks.NumpyMask(blocks_T[None] <= blocks_T[:, None])
-    return splash_masks.MultiHeadMask([mask] * H)
+        return splash_masks.FullMask((T, T))
+    if window:
+        return splash_masks.LocalMask((T, T), window_size=(window - 1, 0), offset=0)
+    if block == 1:
+        return splash_masks.CausalMask((T, T))
+    blocks_T = np.arange(T) // block
+    return splash_masks.NumpyMask(blocks_T[None] <= blocks_T[:, None])
 
 
 def splash_tile(length: int) -> int:

@@ -20,6 +20,11 @@ from diffusionlm.tree_types import Params, Shardings
 CONVERTIBLE = {"causal": (True, False), "mask_row": (False, True)}
 
 
+def is_convertible(field: str, before: Any, after: Any) -> bool:
+    """Return True if the value of a field may change so; full attention replaces a causal window of any width."""
+    return CONVERTIBLE.get(field) == (before, after) or (field == "sliding_window" and after == 0)
+
+
 def same_parameters(source: ModelConfig, target: ModelConfig) -> bool:
     """Return True if both models have the same parameters, so that `convert_params` would change nothing."""
     return not source.lora_rank and not target.lora_rank and source.mask_row == target.mask_row
@@ -55,7 +60,7 @@ def convert_params(source: ModelConfig, target: ModelConfig, params: Params, ada
     source are merged into its weights.
 
     Args:
-      source: the model of `params`; it differs from `target` in nothing but `CONVERTIBLE` and `lora_rank`.
+      source: the model of `params`; it differs from `target` in `lora_rank` and what `is_convertible` at most.
       target: the model of the result.
       params: the parameters of `source`.
       adapters: the parameters of `target` that are adapters, freshly initialised.

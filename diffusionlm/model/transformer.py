@@ -21,7 +21,7 @@ from diffusionlm.model.attention import Keys, attention
 from diffusionlm.model.attention_kernels import CHECKPOINT
 from diffusionlm.model.cache import Cache, LayerCache, Window, update_cache, update_layer
 from diffusionlm.model.embedding import look_up
-from diffusionlm.model.positions import rope_tables, rotate
+from diffusionlm.model.positions import rope_tables, rotate, text_lengths
 from diffusionlm.parallel.mesh import constrain, tree_shardings, unbox
 from diffusionlm.tree_types import Params
 
@@ -38,19 +38,20 @@ class Norm(nn.Module):
     cfg: ModelConfig
 
     @nn.compact
-    def __call__(self, x_BxTxD: jax.Array) -> jax.Array:
-        """Normalise over the last axis, in the dtype of `x`."""
-        cfg = self.cfg
-        scale_D = _param(self, "scale", nn.initializers.ones, (cfg.d_model,), (None,))
-        y_BxTxD = x_BxTxD.astype(jnp.float32)
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Normalise over the last axis, in the dtype of `x`; all other axes share one gain."""
+        cfg, width = self.cfg, x.shape[-1:]
+        wide = (1,) * (x.ndim - 1) + width
+        scale = _param(self, "scale", nn.initializers.ones, width, (None,))
+        y = x.astype(jnp.float32)
         if cfg.norm == "layernorm":
-            y_BxTxD -= y_BxTxD.mean(-1, keepdims=True)
-        y_BxTxD *= jax.lax.rsqrt(jnp.square(y_BxTxD).mean(-1, keepdims=True) + cfg.norm_eps)
-        y_BxTxD *= scale_D.astype(jnp.float32)[None, None]  # a sampler may hold parameters in bfloat16
+            y -= y.mean(-1, keepdims=True)
+        y *= jax.lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + cfg.norm_eps)
+        y *= scale.astype(jnp.float32).reshape(wide)  # a sampler may hold parameters in bfloat16
         if cfg.norm == "layernorm":
-            bias_D = _param(self, "bias", nn.initializers.zeros, (cfg.d_model,), (None,))
-            y_BxTxD += bias_D.astype(jnp.float32)[None, None]
-        return y_BxTxD.astype(x_BxTxD.dtype)
+            bias = _param(self, "bias", nn.initializers.zeros, width, (None,))
+            y += bias.astype(jnp.float32).reshape(wide)
+        return y.astype(x.dtype)
 
 
 @struct.dataclass
@@ -100,6 +101,9 @@ class Block(nn.Module):
         q_BxTxHxK = self._linear("q", x_BxTxD, (D,), (H, K), ("embed", "heads", None), bias=bias)
         k_BxTxGxK = self._linear("k", x_BxTxD, (D,), (G, K), ("embed", "kv_heads", None), bias=bias)
         v_BxTxGxK = self._linear("v", x_BxTxD, (D,), (G, K), ("embed", "kv_heads", None), bias=bias)
+        if cfg.qk_norm:
+            q_BxTxHxK = Norm(cfg, name="q_norm")(q_BxTxHxK)
+            k_BxTxGxK = Norm(cfg, name="k_norm")(k_BxTxGxK)
         if context.rope_BxTx2xJ is not None:
             q_BxTxHxK = rotate(q_BxTxHxK, context.rope_BxTx2xJ)
             k_BxTxGxK = rotate(k_BxTxGxK, context.rope_BxTx2xJ)
@@ -114,6 +118,7 @@ class Block(nn.Module):
             q_BxTxHxK,
             *visible,
             causal=cfg.causal,
+            window=cfg.sliding_window,
             segment_ids_BxT=context.segment_ids_BxT,
             keys=keys,
             allowed_TxS=context.allowed_TxT,
@@ -229,14 +234,17 @@ class Transformer(nn.Module):
         """
         if positions_BxT is None:
             positions_BxT = jnp.arange(tokens_BxT.shape[1], dtype=jnp.int32)[None]
-        context = self._context(segment_ids_BxT, positions_BxT, allowed_TxT=allowed_TxT)
+        rope_BxTx2xJ = self._rope(positions_BxT, positions_BxT, segment_ids_BxT)
+        context = AttentionContext(rope_BxTx2xJ, segment_ids_BxT, allowed_TxT=allowed_TxT)
         return self._hidden(tokens_BxT, positions_BxT, context)[0]
 
     def refresh(
         self, tokens_BxS: jax.Array, segment_ids_BxS: jax.Array, positions_BxS: jax.Array
     ) -> tuple[jax.Array, Cache]:
         """Return the final hidden states of a whole canvas, as `__call__` does, and its keys and values."""
-        context = self._context(segment_ids_BxS, positions_BxS, keep=True)
+        context = AttentionContext(
+            self._rope(positions_BxS, positions_BxS, segment_ids_BxS), segment_ids_BxS, keep=True
+        )
         hidden_BxSxD, layers = self._hidden(tokens_BxS, positions_BxS, context)
         assert layers is not None
         return hidden_BxSxD, Cache(*layers)
@@ -256,16 +264,20 @@ class Transformer(nn.Module):
 
         segment_ids_BxW = jnp.where(window.places_BxW > last, 0, take(window.segment_ids_BxS))
         positions_BxW = take(positions_BxS)
-        context = self._context(segment_ids_BxW, positions_BxW, window=window, keep=True)
+        rope_BxWx2xJ = self._rope(positions_BxW, positions_BxS, window.segment_ids_BxS)
+        context = AttentionContext(rope_BxWx2xJ, segment_ids_BxW, window=window, keep=True)
         hidden_BxWxD, layers = self._hidden(take(tokens_BxS), positions_BxW, context, LayerCache(*cache))
         assert layers is not None
         return hidden_BxWxD, update_cache(cache, window, Cache(*layers))
 
-    def _context(
-        self, segment_ids_BxT: jax.Array | None, positions_BxT: jax.Array, **settings: Any
-    ) -> AttentionContext:
-        rope_BxTx2xJ = rope_tables(self.cfg, positions_BxT) if self.cfg.positions == "rope" else None
-        return AttentionContext(rope_BxTx2xJ, segment_ids_BxT, **settings)
+    def _rope(
+        self, positions_BxT: jax.Array, whole_BxS: jax.Array, segment_ids_BxS: jax.Array | None
+    ) -> jax.Array | None:
+        """Return the rotary tables of some positions, in texts whose tokens have the positions `whole_BxS`."""
+        if self.cfg.positions != "rope":
+            return None
+        dynamic = self.cfg.rope_scaling.kind == "dynamic"
+        return rope_tables(self.cfg, positions_BxT, text_lengths(whole_BxS, segment_ids_BxS) if dynamic else None)
 
     def _hidden(
         self,

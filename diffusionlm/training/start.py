@@ -198,16 +198,14 @@ def _about_init_from() -> Iterator[None]:
 def require_same_model(cfg: Config, start: Start) -> None:
     """Raise `UserError` unless the run can train the model of the start, as far as is known before there are data."""
     path, sidecar = start.path, start.sidecar
-    there, here = config_io.from_dict(ModelConfig, sidecar.model), cfg.model
+    model = config_io.from_dict(ModelConfig, sidecar.model)
+    there, here = fingerprint.scientific_fields(model), fingerprint.scientific_fields(cfg.model)
     adapted = sidecar.objective == "arm" and cfg.objective == "mdm"
-    compared = [name for name in fingerprint.scientific_fields(here) if name not in FREE]
+    differing = [name for name in here if name not in FREE and there[name] != here[name]]
     if adapted:
-        changes = conversion.CONVERTIBLE
-        compared = [n for n in compared if (getattr(there, n), getattr(here, n)) != changes.get(n)]
-    if differing := [name for name in compared if getattr(there, name) != getattr(here, name)]:
-        shown = ", ".join(
-            f"model.{name} ({getattr(there, name)} there, {getattr(here, name)} here)" for name in differing
-        )
+        differing = [name for name in differing if not conversion.is_convertible(name, there[name], here[name])]
+    if differing:
+        shown = ", ".join(f"model.{name} ({there[name]} there, {here[name]} here)" for name in differing)
         raise UserError(f"run.init_from={path} holds another model: {shown}; use the settings it was trained with")
     if not adapted:  # an autoregressive model has no mask yet
         _require_same_diffusion(cfg, path, sidecar)

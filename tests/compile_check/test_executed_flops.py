@@ -4,11 +4,13 @@ import dataclasses
 import math
 
 import jax
+import numpy as np
 import pytest
 from support.matmul_flops import TINY, VARIANTS, matmul_flops, programs
 
 from diffusionlm import flops
 from diffusionlm.compile_check import executed_flops
+from diffusionlm.model import attention_kernels
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -60,3 +62,23 @@ def test_the_tpu_kernel_skips_tiles_behind_the_mask():
         saved = (1 - part) * executed_flops.splash_kernels(TINY, length)
         full, less = (executed_flops.train(cfg, length, splash=True) for cfg in (TINY, causal))
         assert full - less == pytest.approx(saved)
+
+
+def test_plain_products_of_a_windowed_model_compute_all_scores():
+    cfg, B, T = dataclasses.replace(TINY, causal=True, mask_row=False, sliding_window=5), 2, 12
+    _, gradient, args = programs(cfg, B, T)
+    executed = matmul_flops(jax.make_jaxpr(gradient)(*args).jaxpr, math.ceil(B * T / cfg.head_chunk))
+    assert executed == B * executed_flops.train(cfg, T, rows=B)
+
+
+@pytest.mark.parametrize("window", [0, 1, 2, 128, 129, 130, 500, 513, 514, 1025, 1026, 4000])
+@pytest.mark.parametrize("length", [128, 640, 2048])
+def test_the_tpu_kernel_computes_the_tiles_that_its_mask_touches(length, window):
+    cfg = dataclasses.replace(TINY, causal=True, sliding_window=window)
+    mask = np.asarray(attention_kernels._static_mask(length, True, 1, window)[:, :])
+    size = attention_kernels.splash_tile(length)
+    touched = mask.reshape(length // size, size, length // size, size).any((1, 3))
+    assert executed_flops.splash_tiles(cfg, length) == touched.sum()
+    whole = flops.forward(dataclasses.replace(cfg, sliding_window=0), length)
+    share = touched.mean()
+    assert executed_flops.splash_forward(cfg, length) == pytest.approx(2 * share * whole["attention_scores"])

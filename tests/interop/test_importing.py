@@ -32,7 +32,7 @@ from diffusionlm.parallel.mesh import make_mesh
 PARITY = Path(__file__).parents[1] / "fixtures" / "parity"
 
 
-@pytest.mark.parametrize("name", ["gpt2", "llama", "qwen2"])
+@pytest.mark.parametrize("name", ["gpt2", "llama", "qwen2", "qwen3"])
 def test_logits_are_those_of_transformers(name, tmp_path):
     golden = np.load(PARITY / name / "golden.npz")
     dlm.import_weights(PARITY / name, tmp_path / "model")

@@ -71,14 +71,18 @@ def with_long_tokenizer(directory):
 
 
 REFUSED = {
-    "rope_scaling": (broken(fields={"rope_scaling": {"type": "linear", "factor": 2.0}}), "has rope_scaling="),
-    "rope_parameters": (broken(fields={"rope_parameters": {"rope_type": "llama3"}}), "has rope_scaling="),
     "sliding_window": (broken(fields={"sliding_window": 32}), "has sliding_window=32"),
-    "use_sliding_window": (broken("qwen2", {"use_sliding_window": True}), "has use_sliding_window=True"),
+    "scaled_dream": (
+        broken("dream", {"rope_scaling": {"type": "linear", "factor": 2.0}}),
+        "has rope_scaling of type 'linear', and this version computes none for this family",
+    ),
     "activation": (broken(fields={"hidden_act": "gelu"}), "has hidden_act='gelu', and this version computes 'silu'"),
     "attention_bias": (broken(fields={"attention_bias": True}), "has attention_bias=True"),
     "qk_norm": (broken("llada", {"attention_layer_norm": True}), "has attention_layer_norm=True"),
-    "architecture": (broken(fields={"architectures": ["MambaForCausalLM"]}), "MambaForCausalLM, and this version"),
+    "architecture": (
+        broken(fields={"architectures": ["MambaForCausalLM"]}),
+        r"has architectures=\['MambaForCausalLM'\] .* imports GPT2",
+    ),
     "field": (broken(fields={"hidden_size": None}), "lacks hidden_size"),
     "missing": (broken(**{"model.norm.weight": None}), "lacks 1 of 21 tensors: model.norm.weight"),
     "unknown": (broken(extra=np.zeros(2, np.float32)), "has 1 tensors that this family does not know: extra"),
@@ -95,7 +99,7 @@ REFUSED = {
     "pickle": (pickled, "pytorch_model.bin is a pickle.*convert it to safetensors"),
     "absent": (absent, "no weights at .*: it does not exist"),
     "header": (damaged("model.safetensors", b"\x10\0\0\0\0\0\0\0not a header at "), "has a damaged header"),
-    "config": (damaged("config.json", b"{"), "cannot read .*config.json, it is damaged"),
+    "config": (damaged("config.json", b"{"), "config.json: .*; download it again"),
     "tokenizer": (with_long_tokenizer, f"the tokenizer has {V + 1} ids, and the model {V} input rows"),
     "mask_id": (broken("dream", {"mask_token_id": None}), "config.json has no mask_token_id; .* --mask_id"),
     "mask_range": (broken("dream", {"mask_token_id": V}), f"mask_id={V} must lie in"),
@@ -105,7 +109,7 @@ REFUSED = {
     "text": (broken(fields={"hidden_size": "16"}), "has hidden_size='16', which must be a whole number of at least"),
     "fraction": (broken(fields={"num_attention_heads": 4.0}), "has num_attention_heads=4.0, which must be a whole"),
     "zero": (broken(fields={"num_attention_heads": 0}), "has num_attention_heads=0, which must be a whole number"),
-    "number": (broken(fields={"rope_theta": "abc"}), "has rope_theta='abc', which must be a number"),
+    "number": (broken(fields={"rope_theta": "abc"}), "has rope_theta='abc', which must be a number, and finite"),
     "truth": (broken(fields={"tie_word_embeddings": 1}), "has tie_word_embeddings=1, which must be true or false"),
     "scaling_text": (broken(fields={"rope_scaling": "linear"}), "has rope_scaling='linear'"),
     "window_text": (broken(fields={"sliding_window": 9, "max_position_embeddings": None}), "has sliding_window=9"),
@@ -121,15 +125,6 @@ def test_a_wrong_source_is_refused_and_leaves_nothing(case, tmp_path):
         dlm.import_weights(source, tmp_path / "model")
     assert "\n" not in str(error.value)
     assert {path.name for path in tmp_path.iterdir()} <= {"source"}
-
-
-@pytest.mark.parametrize(("named", "also"), [("qwen2", "lacks 6 of"), ("gpt2", "lacks n_embd"), ("smdm", "not a size")])
-def test_a_family_that_config_json_contradicts_is_doubted(named, also, tmp_path):
-    source = make_source("llama", tmp_path / "source")
-    with pytest.raises(UserError, match=rf"{also}.*; or is --family {named} wrong\? config.json says llama"):
-        dlm.import_weights(source, tmp_path / "model", family=named)
-    with pytest.raises(UserError, match="lacks 1 of 21 tensors: model.norm.weight; complete it$"):
-        dlm.import_weights(broken(**{"model.norm.weight": None})(tmp_path / "less"), tmp_path / "model", family="llama")
 
 
 @pytest.fixture(scope="module")

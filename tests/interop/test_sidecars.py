@@ -17,6 +17,7 @@ from diffusionlm.training.start import Start
 SIDECARS = {  # family: objective, alignment, mask id, suppressed ids
     "gpt2": ("arm", "shifted", None, ()),
     "llama": ("arm", "shifted", None, ()),
+    "mistral": ("arm", "shifted", None, ()),
     "qwen2": ("arm", "shifted", None, ()),
     "dream": ("mdm", "shifted", 37, ()),
     "llada": ("mdm", "same", 5, ()),

@@ -15,7 +15,7 @@ SEGMENTS = {
     "padding": np.array([[1, 1, 1, 1, 2, 0, 0], [0, 0, 1, 1, 1, 1, 0]], np.int32),
 }
 
-run = jax.jit(attention, static_argnames=("causal", "block"))
+run = jax.jit(attention, static_argnames=("causal", "block", "window"))
 
 
 def inputs(H: int, G: int, seed: int = 0) -> list[np.ndarray]:
@@ -23,19 +23,23 @@ def inputs(H: int, G: int, seed: int = 0) -> list[np.ndarray]:
     return [rng.normal(size=(B, T, heads, K)).astype(np.float32) for heads in (H, G, G)]
 
 
-def allowed(b: int, i: int, j: int, causal: bool, segments: np.ndarray | None, block: int = 1) -> bool:
+def allowed(b: int, i: int, j: int, causal: bool, segments: np.ndarray | None, block: int = 1, window: int = 0) -> bool:
     last = i - i % block + block - 1  # of the block that i lies in
-    return (not causal or j <= last) and (segments is None or segments[b, i] == segments[b, j])
+    return (
+        (not causal or j <= last)
+        and (not window or i - j < window)
+        and (segments is None or segments[b, i] == segments[b, j])
+    )
 
 
-def by_loops(q, k, v, causal, segments, block=1):
+def by_loops(q, k, v, causal, segments, block=1, window=0):
     H, G = q.shape[2], k.shape[2]
     out = np.zeros(q.shape)
     for b in range(B):
         for h in range(H):
             g = h // (H // G)
             for i in range(T):
-                keys = [j for j in range(T) if allowed(b, i, j, causal, segments, block)]
+                keys = [j for j in range(T) if allowed(b, i, j, causal, segments, block, window)]
                 scores = np.array([q[b, i, h].astype(np.float64) @ k[b, j, g] / np.sqrt(K) for j in keys])
                 weights = np.exp(scores - scores.max())
                 out[b, i, h] = (weights / weights.sum()) @ v[b, keys, g]
@@ -60,6 +64,18 @@ def test_block_causal_attention_is_what_the_loops_say(segments):
     ids = SEGMENTS[segments]
     out = run(q, k, v, causal=True, block=3, segment_ids_BxT=ids)
     np.testing.assert_allclose(out, by_loops(q, k, v, True, ids, block=3), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("window", [1, 3, T, T + 5])
+@pytest.mark.parametrize("segments", SEGMENTS)
+def test_a_window_holds_the_newest_positions(segments, window):
+    """As many as it is wide, the query's own among them; a window as long as the text is none."""
+    q, k, v = inputs(4, 2)
+    ids = SEGMENTS[segments]
+    out = run(q, k, v, causal=True, window=window, segment_ids_BxT=ids)
+    np.testing.assert_allclose(out, by_loops(q, k, v, True, ids, window=window), rtol=1e-5, atol=1e-5)
+    if window >= T:
+        np.testing.assert_array_equal(out, run(q, k, v, causal=True, segment_ids_BxT=ids))
 
 
 def test_a_mask_that_is_data_comes_on_top_of_the_others():

@@ -20,9 +20,10 @@ T = 256
 LENGTHS = np.array([[100, 80, 50, 26], [256, 0, 0, 0], [1, 200, 0, 55], [128, 128, 0, 0]])
 SEGMENTS = np.stack([np.repeat([1, 2, 3, 0], row) for row in LENGTHS]).astype(np.int32)  # the last of each is padding
 MASKS = {
-    "full": {"causal": False, "block": 1},
-    "causal": {"causal": True, "block": 1},
+    "full": {"causal": False},
+    "causal": {"causal": True},
     "blocks of 96": {"causal": True, "block": 96},
+    "window of 40": {"causal": True, "window": 40},
 }
 
 
@@ -41,12 +42,13 @@ def with_gradients(function):
     return jax.jit(jax.value_and_grad(weighted, argnums=(0, 1, 2), has_aux=True))
 
 
-def both(causal, block):
+def both(causal, block=1, window=0):
     def fast(q, k, v, ids):
-        return attention_kernels.splash(q, k, v, causal=causal, block=block, segment_ids_BxT=ids, interpret=True)
+        masks = {"causal": causal, "block": block, "window": window, "segment_ids_BxT": ids}
+        return attention_kernels.splash(q, k, v, **masks, interpret=True)
 
     def slow(q, k, v, ids):
-        return reference_attention(q, k, v, attention_mask(T, causal, block, ids))
+        return reference_attention(q, k, v, attention_mask(T, causal, block, window, ids))
 
     return with_gradients(fast), with_gradients(slow)
 
@@ -147,6 +149,7 @@ def calls(platform, kind, dtype=jnp.bfloat16, **settings):
 def test_attention_takes_the_kernel_where_it_can():
     assert "pallas_call" in calls("tpu", "TPU v5", causal=False)
     assert "pallas_call" in calls("tpu", "TPU v5", causal=True, block=32)
+    assert "pallas_call" in calls("tpu", "TPU v5", causal=True, window=32)
     # A mask that is data, and any other device, take the reference.
     assert calls("tpu", "TPU v5", causal=False, allowed_TxS=np.tri(T, dtype=bool)) == {"dot_general"}
     assert calls("cpu", "cpu", causal=False) == {"dot_general"}

@@ -13,6 +13,7 @@ from jax.extend.core import jaxprs_in_params
 from support.numpy_model import numpy_forward
 
 from diffusionlm.config import DiffusionConfig, MeshConfig, ModelConfig
+from diffusionlm.config_model import RopeScaling
 from diffusionlm.diffusion.corruption import corrupt
 from diffusionlm.diffusion.cross_entropy import cross_entropy
 from diffusionlm.diffusion.noise import noise_key
@@ -26,12 +27,21 @@ BASE = ModelConfig(
     d_model=16, n_layers=2, n_heads=4, n_kv_heads=4, head_dim=8, d_ff=24, vocab_size=60, max_length=12, head_chunk=8
 )
 GPT2 = {"norm": "layernorm", "positions": "learned", "mlp": "gelu", "linear_bias": True, "tied_head": True}
+SCALINGS = {  # with pairs on either side of each ramp, and texts of 8 that are longer than the first training's
+    "linear": RopeScaling("linear", factor=3),
+    "dynamic": RopeScaling("dynamic", factor=3, original_length=5),
+    "llama3": RopeScaling("llama3", factor=3, original_length=150, high_freq_factor=5),
+    "yarn": RopeScaling("yarn", factor=3, original_length=400, beta_fast=20),
+}
 VARIANTS = {
     "smdm": BASE,  # RMSNorm, rotary, SwiGLU, no biases, its own head
     "grouped": dataclasses.replace(BASE, n_kv_heads=2, rope_theta=500000.0),
     "dream": dataclasses.replace(BASE, qkv_bias=True, norm_eps=1e-2),
     "bf16 tables": dataclasses.replace(BASE, rope_bf16_tables=True),
     "gpt2": dataclasses.replace(BASE, causal=True, mask_row=False, **GPT2),
+    "qwen3": dataclasses.replace(BASE, qk_norm=True, n_kv_heads=2, norm_eps=1e-2),
+    "window": dataclasses.replace(BASE, causal=True, sliding_window=3),
+    **{kind: dataclasses.replace(BASE, rope_scaling=scaling) for kind, scaling in SCALINGS.items()},
 }
 SEGMENTS = np.array([[1, 1, 1, 2, 2, 2, 0, 0], [1, 1, 1, 1, 1, 1, 1, 1]], np.int32)
 

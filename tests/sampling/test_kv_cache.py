@@ -9,6 +9,7 @@ from scipy import special
 from support.numpy_model import numpy_forward
 from support.tiny_sampler import ARM, MASK, MDM, PARAMS, PROMPTS, TINY
 
+from diffusionlm.config_model import RopeScaling
 from diffusionlm.model.cache import Window
 from diffusionlm.model.transformer import Transformer
 from diffusionlm.sampling.canvas import bucket_size, build_canvas
@@ -110,10 +111,19 @@ def test_window_indices_are_the_places_in_rising_order_and_then_t():
 # --- the model's windows
 
 
-@pytest.mark.parametrize("causal", [False, True])
-def test_a_window_sees_new_keys_inside_and_old_ones_outside(causal):
+DYNAMIC = RopeScaling("dynamic", factor=3, original_length=4)  # so that frequencies depend on the text's length
+NETWORKS = {
+    "full": TINY,
+    "causal": CAUSAL,
+    "dynamic": dataclasses.replace(TINY, rope_scaling=DYNAMIC),
+    "sliding window": dataclasses.replace(CAUSAL, sliding_window=4),
+}
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_a_window_sees_new_keys_inside_and_old_ones_outside(network):
     """Two rows, the second one padded on the left, with windows that are scattered and not full."""
-    cfg = CAUSAL if causal else TINY
+    cfg = NETWORKS[network]
     rng = np.random.default_rng(0)
     before = rng.integers(0, 50, (2, 10)).astype(np.int32)
     segments = np.array([[1] * 10, [0, 0] + [1] * 8], np.int32)
@@ -154,6 +164,15 @@ def test_an_autoregressive_cache_changes_nothing(settings):
     plain = generate(PARAMS, ARM, PROMPTS, dataclasses.replace(sampling, cache="none"))
     np.testing.assert_array_equal(cached.tokens, plain.tokens)
     assert cached.nfe.tolist() == [12] * 4
+
+
+def test_an_autoregressive_cache_is_exact_under_a_sliding_window_and_dynamic_positions():
+    model = dataclasses.replace(CAUSAL, sliding_window=5, rope_scaling=DYNAMIC)
+    spec, sampling = dataclasses.replace(ARM, model=model), SamplingConfig(length=12, stop_at_eos=False)
+    cached = generate(PARAMS, spec, PROMPTS, sampling)
+    plain = generate(PARAMS, spec, PROMPTS, dataclasses.replace(sampling, cache="none"))
+    np.testing.assert_array_equal(cached.tokens, plain.tokens)
+    assert not np.array_equal(plain.tokens, generate(PARAMS, ARM, PROMPTS, sampling).tokens)
 
 
 EXACT = {

@@ -20,6 +20,7 @@ from diffusionlm.model.transformer import Transformer
 from support.random_params import make_params
 
 D, H, G, F, L, V = 16, 4, 2, 24, 2, 40
+QWEN3_HEAD = 6  # the width of its heads, which together are wider than the model
 TINY_SMDM = dataclasses.replace(
     presets.get("smdm_6m"), d_model=D, n_layers=L, n_heads=H, n_kv_heads=H, head_dim=D // H, d_ff=F, vocab_size=V
 )
@@ -43,13 +44,18 @@ GPT2 = {"model_type": "gpt2", "n_embd": D, "n_layer": L, "n_head": H, "n_positio
 CONFIGS: dict[str, dict[str, Any] | None] = {
     "gpt2": GPT2 | {"architectures": ["GPT2LMHeadModel"]},
     "llama": LLAMA,
+    "mistral": LLAMA | {"architectures": ["MistralForCausalLM"], "model_type": "mistral", "sliding_window": None},
     "qwen2": LLAMA | {"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "sliding_window": 9},
+    "qwen3": LLAMA | {"architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "head_dim": QWEN3_HEAD},
     "dream": LLAMA | {"architectures": ["DreamModel"], "model_type": "Dream", "mask_token_id": 37},
     "llada": IDS
     | {
         "architectures": ["LLaDAModelLM"],
         "model_type": "llada",
         "block_type": "llama",
+        "activation_type": "silu",
+        "layer_norm_type": "rms",
+        "rope": True,
         "d_model": D,
         "n_heads": H,
         "n_kv_heads": G,
@@ -97,8 +103,10 @@ def tensor_shapes(family: str) -> dict[str, tuple[int, ...]]:
         names |= {"up_proj": (F, D), "ff_out": (D, F), "attn_norm": (D,), "ff_norm": (D,)}
         return shapes | {f"{t}blocks.{i}.{name}.weight": shape for i in range(L) for name, shape in names.items()}
     shapes = {"model.embed_tokens.weight": (V, D), "lm_head.weight": (V, D), "model.norm.weight": (D,)}
-    names = {"self_attn.q_proj": (D, D), "self_attn.k_proj": (kv, D), "self_attn.v_proj": (kv, D)}
-    names |= {"self_attn.o_proj": (D, D), "mlp.gate_proj": (F, D), "mlp.up_proj": (F, D), "mlp.down_proj": (D, F)}
+    K = QWEN3_HEAD if family == "qwen3" else D // H
+    names = {"self_attn.q_proj": (H * K, D), "self_attn.k_proj": (G * K, D), "self_attn.v_proj": (G * K, D)}
+    names |= {"self_attn.q_norm": (K,), "self_attn.k_norm": (K,)} if family == "qwen3" else {}
+    names |= {"self_attn.o_proj": (D, H * K), "mlp.gate_proj": (F, D), "mlp.up_proj": (F, D), "mlp.down_proj": (D, F)}
     names |= {"input_layernorm": (D,), "post_attention_layernorm": (D,)}
     for i in range(L):
         shapes |= {f"model.layers.{i}.{name}.weight": shape for name, shape in names.items()}

@@ -8,6 +8,7 @@ from flax import linen as nn
 from jax.extend import core as jex
 
 from diffusionlm.config import ModelConfig
+from diffusionlm.config_model import RopeScaling
 from diffusionlm.diffusion.cross_entropy import weighted_cross_entropy
 from diffusionlm.model import lora
 from diffusionlm.model.spec import suppression_mask
@@ -25,6 +26,8 @@ VARIANTS = {
     "qkv bias": {"qkv_bias": True, "n_kv_heads": 1},
     "gpt2": {**GPT2_LIKE, "causal": True, "mask_row": False},
     "untied gpt2": {**GPT2_LIKE, "tied_head": False},
+    "norms of queries and keys": {"qk_norm": True, "n_kv_heads": 2},
+    "scaled positions": {"rope_scaling": RopeScaling("dynamic", original_length=8)},
     "remat dots": {"remat": "dots"},
     "remat attention": {"remat": "attention"},
     "remat full": {"remat": "full"},
