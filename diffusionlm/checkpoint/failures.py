@@ -1,6 +1,7 @@
 """Turn errors of checkpoint I/O into one-line messages."""
 
 import contextlib
+import json
 import os
 import re
 import textwrap
@@ -18,19 +19,21 @@ def root_cause(error: BaseException) -> BaseException:
 
 
 def is_storage_error(error: BaseException) -> bool:
-    """Return True if an error is TensorStore's: a ValueError that begins with the name of a status."""
-    return isinstance(error, ValueError) and bool(re.match(r"[A-Z_]+: ", str(error)))
+    """Return True if an error is TensorStore's: a ValueError that begins with a status, or with what it was doing."""
+    return isinstance(error, ValueError) and bool(re.match(r"[A-Z_]+: |Error (opening|reading|writing) ", str(error)))
 
 
 @contextlib.contextmanager
-def reading(path: epath.Path) -> Iterator[None]:
-    """Turn what is raised while `path` is read into a `UserError`, unless the device or the host caused it."""
+def reading(path: epath.Path, item: str) -> Iterator[None]:
+    """Turn what is raised while an item of a checkpoint is read into a `UserError`, unless the machine caused it."""
     try:
         yield
     except Exception as error:  # a damaged file surfaces as any of a dozen types
         if isinstance(root_cause(error), jax.errors.JaxRuntimeError | MemoryError):
             raise
-        raise UserError(f"cannot read the checkpoint {path}, a file is damaged or missing: {_reason(error)}") from error
+        reason = _malformed(path / item) or _reason(error)
+        what = f"cannot read the checkpoint {path}, a file of {item}/ is damaged or missing"
+        raise UserError(f"{what}: {reason}") from error
 
 
 @contextlib.contextmanager
@@ -45,8 +48,25 @@ def writing(directory: epath.Path) -> Iterator[None]:
         raise
 
 
+def _malformed(item: epath.Path) -> str:
+    """Return the file of an item that should be JSON and is not, if any: Orbax does not say which it could not read."""
+    for file in (item / "_METADATA", item / "_sharding", *sorted((item / "array_metadatas").glob("*"))):
+        try:
+            json.loads(file.read_text())
+        except FileNotFoundError:
+            pass
+        except (OSError, ValueError) as error:
+            return f"{file.relative_to(item)} ({textwrap.shorten(str(error), 100)})"
+    return ""
+
+
 def _reason(error: BaseException) -> str:
     cause = root_cause(error)
-    if code := re.search(r"os_error_code='(\d+)'", str(cause)):
+    text = str(cause) or type(cause).__name__
+    if code := re.search(r"os_error_code='(\d+)'", text):
         return os.strerror(int(code[1]))
-    return textwrap.shorten(str(cause) or type(cause).__name__, 200)
+    if array := re.search(r'in "([^"]+)/c[/"].*Digest mismatch', text):
+        return f"the array {array[1]} differs from its checksum"
+    if file := re.findall(r'local file "([^"]+)": ([^"]*)', text.partition(" [")[0]):  # the innermost says most
+        text = ": ".join(file[-1])
+    return textwrap.shorten(text, 200)

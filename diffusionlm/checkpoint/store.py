@@ -7,21 +7,25 @@ a commit marker last):
         params/             the parameters: all that a sampler reads
         train/              the rest of the train state: optimizer, step, next_index; absent from a params-only model
         sidecar/data.json   plain JSON that says what the parameters mean (`Sidecar`)
+        integrity/data.json checksums of what has none of its own (see `integrity`)
 
 Every process of a run calls these functions; Orbax lets each write its own shards and the first one write the rest.
 """
 
 import dataclasses
 import hashlib
+import logging
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
 from etils import epath
 from flax import traverse_util
 from orbax.checkpoint import v1 as ocp
+from orbax.checkpoint._src.serialization import tensorstore_utils
 
+from diffusionlm.checkpoint import deletion, integrity
 from diffusionlm.checkpoint import sidecar as sidecar_lib
 from diffusionlm.checkpoint.failures import reading, writing
 from diffusionlm.checkpoint.quiet import quieten
@@ -29,6 +33,8 @@ from diffusionlm.checkpoint.sidecar import Sidecar
 from diffusionlm.errors import UserError
 from diffusionlm.storage import run_path
 from diffusionlm.tree_types import Params, PyTree, Shardings
+
+log = logging.getLogger(__name__)
 
 _SIDECAR = "sidecar/data.json"
 _COMMIT = "commit_success.txt"  # Orbax writes it last
@@ -52,24 +58,32 @@ class CheckpointManager:
 
     def __init__(self, workdir: epath.PathLike, keep: int, keep_every: int = 0):
         self._directory = absolute(workdir) / "checkpoints"
-        policies = ocp.training.preservation_policies
-        preserved = [policies.LatestN(keep)] + ([policies.EveryNSteps(keep_every)] if keep_every else [])
         with writing(self._directory):
+            if jax.process_index() == 0 and (names := deletion.remove_leftovers(self._directory)):
+                log.warning(f"{self._directory}: finished deleting step {', '.join(names)}, which a kill had cut short")
+            # Orbax would delete in place, and a kill meanwhile would leave half a step.
+            policy = ocp.training.preservation_policies.PreserveAll()
             self._checkpointer = ocp.training.Checkpointer(
-                self._directory,
-                context=_context(),
-                # Orbax annotates its policies and what takes them differently.
-                preservation_policy=policies.AnyPreservationPolicy(preserved),  # pyright: ignore[reportArgumentType]
-                cleanup_tmp_directories=True,
+                self._directory, context=_context(), preservation_policy=policy, cleanup_tmp_directories=True
             )
-        for checkpoint in self._checkpointer.checkpoints:  # it would count among the newest and push whole ones out
-            if not _is_whole(checkpoint.path):
-                raise UserError(f"{checkpoint.path} is not a complete diffusionlm checkpoint; move or delete it")
+        self._steps = self._whole_steps()
+        self._saving: int | None = None
+        self._deleter = deletion.Deleter(self._directory, keep, keep_every)
+
+    def _whole_steps(self) -> list[int]:
+        """Return the steps that were saved, in order; of others, which are left alone, say that they are ignored."""
+        checkpoints = self._checkpointer.checkpoints
+        damaged = [checkpoint for checkpoint in checkpoints if not _is_whole(checkpoint.path)]
+        if damaged and damaged[-1].step == checkpoints[-1].step:  # nobody should resume before it unawares
+            raise UserError(f"{damaged[-1].path} is not a complete diffusionlm checkpoint; move or delete it")
+        if damaged and jax.process_index() == 0:
+            names = ", ".join(str(checkpoint.step) for checkpoint in damaged)
+            log.warning(f"{self._directory}: ignored step {names}, no complete checkpoint; a newer one is complete")
+        return [checkpoint.step for checkpoint in checkpoints if checkpoint not in damaged]
 
     def latest_step(self) -> int | None:
         """Return the newest step that was saved, or is being saved; None if there is none."""
-        latest = self._checkpointer.latest
-        return latest and latest.step
+        return max(self._steps, default=None) if self._saving is None else self._saving
 
     def save(self, step: int, state: PyTree, sidecar: Sidecar) -> None:
         """Start saving `state` as `step`; a step that was saved before is left unchanged.
@@ -82,11 +96,15 @@ class CheckpointManager:
         Raises:
           UserError: the checkpoint, or the one before, cannot be written.
         """
-        if any(checkpoint.step == step for checkpoint in self._checkpointer.checkpoints):
+        if step in (*self._steps, self._saving):
             return
-        items = {"params": state.params, "train": _train_items(state), "sidecar": sidecar.to_dict()}
+        self._finish_save()
+        items = {"params": state.params, "train": _train_items(state)}
+        checkpointables = _with_sidecar(items, sidecar)
         with writing(self._directory):
-            self._checkpointer.save_checkpointables_async(step, items, force=True)
+            self._checkpointer.save_checkpointables_async(step, checkpointables, force=True)
+        self._saving = step
+        self._delete_old()
 
     def restore(self, abstract_state: PyTree, step: int | None = None) -> PyTree:
         """Return the state saved at `step`, the newest by default, on the shardings of `abstract_state`.
@@ -111,7 +129,7 @@ class CheckpointManager:
                 "run in another directory, or resume with the version that wrote it (its parameters can still be used)"
             )
         for item, tree in items.items():
-            _require_same_shapes(path, saved[item], tree)
+            integrity.require_same_shapes(path, saved[item], tree)
         restored = {item: _load(path, item, tree) for item, tree in items.items()}
         return dataclasses.replace(abstract_state, params=restored["params"], **restored["train"])
 
@@ -120,18 +138,35 @@ class CheckpointManager:
         return load_sidecar(self._directory / str(step))
 
     def wait(self) -> None:
-        """Block until the save in flight is on disk.
+        """Block until the save in flight is on disk, and checkpoints that it replaces are deleted.
 
         Raises:
-          UserError: it cannot be written.
+          UserError: it cannot be written, or they cannot be deleted.
         """
+        self._finish_save()
+        self._delete_old()
         with writing(self._directory):
-            self._checkpointer.wait()
+            self._deleter.finish()
 
     def close(self) -> None:
         """Wait, then release what Orbax holds."""
+        try:
+            self.wait()
+        finally:
+            with writing(self._directory):
+                self._checkpointer.close()
+
+    def _finish_save(self) -> None:
+        saving, self._saving = self._saving, None
         with writing(self._directory):
-            self._checkpointer.close()
+            self._checkpointer.wait()
+        if saving is not None:
+            self._steps.append(saving)
+
+    def _delete_old(self) -> None:
+        """Start to delete what is neither among the newest on disk nor kept for good."""
+        with writing(self._directory):
+            self._steps = self._deleter.start(self._steps)
 
     def __enter__(self) -> "CheckpointManager":
         return self
@@ -140,8 +175,20 @@ class CheckpointManager:
         self.close()
 
 
-def find(path: epath.PathLike) -> epath.Path:
-    """Return the directory of the checkpoint that `path` names.
+@dataclasses.dataclass(frozen=True)
+class Location:
+    """Where a checkpoint is, and which newer steps of its run are not whole."""
+
+    path: epath.Path
+    passed_over: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """Return {"checkpoint": the directory, "passed_over": newer steps, of which a part is missing}."""
+        return {"checkpoint": str(self.path), "passed_over": list(self.passed_over)}
+
+
+def locate(path: epath.PathLike) -> Location:
+    """Return where the checkpoint is that `path` names; say once which newer steps are passed over.
 
     Args:
       path: a run directory or its checkpoints/ (the newest whole step), one step, or a params-only model.
@@ -153,21 +200,29 @@ def find(path: epath.PathLike) -> epath.Path:
     if not path.is_dir():
         raise UserError(f"no checkpoint at {path}: it {'is a file' if path.exists() else 'does not exist'}; {_HINT}")
     if _is_whole(path):
-        return path
+        return Location(path)
     root = path / "checkpoints" if (path / "checkpoints").is_dir() else path
     try:
         children = [child for child in root.iterdir() if child.is_dir()]
     except OSError as error:
         raise UserError(f"cannot read {root}: {error.strerror}") from error
-    steps = [child for child in children if child.name.isdigit()]
-    for step in sorted(steps, key=lambda child: int(child.name), reverse=True):
+    steps = sorted((child for child in children if child.name.isdigit()), key=lambda child: int(child.name))[::-1]
+    for i, step in enumerate(steps):
         if _is_whole(step):
-            return step
+            if i:
+                damaged = ", ".join(newer.name for newer in steps[:i])
+                integrity.warn_once(f"{root}: passed over step {damaged}, which lacks a part; using step {step.name}")
+            return Location(step, tuple(newer.name for newer in steps[:i]))
     if any(_has_parts(directory) for directory in (path, *children)):
         raise UserError(f"{path} holds only an incomplete checkpoint (an interrupted save or copy); {_HINT}")
     if any(child.suffix == ".safetensors" for child in path.glob("*")):
         raise UserError(f"{path} holds released weights; make a checkpoint of them: diffusionlm import {path}")
     raise UserError(f"{path} holds no diffusionlm checkpoint; {_HINT}")
+
+
+def find(path: epath.PathLike) -> epath.Path:
+    """Return the directory of the checkpoint that `path` names (see `locate`)."""
+    return locate(path).path
 
 
 def params_sha256(path: epath.PathLike) -> str:
@@ -177,7 +232,7 @@ def params_sha256(path: epath.PathLike) -> str:
     have two hashes.
     """
     path = find(path)
-    with reading(path):
+    with reading(path, "params"):
         return hashlib.sha256((path / "params/manifest.ocdbt").read_bytes()).hexdigest()
 
 
@@ -189,11 +244,14 @@ def load_sidecar(path: epath.PathLike) -> Sidecar:
     """
     path = find(path)
     try:
-        return sidecar_lib.read(path / _SIDECAR)
+        sidecar = sidecar_lib.read(path / _SIDECAR)
     except UserError as error:
-        raise UserError(f"{path}: {error}") from error
+        named = str(error).startswith(str(path))
+        raise error if named else UserError(f"{path / _SIDECAR}: {error}") from error
     except OSError as error:
         raise UserError(f"cannot read {path / _SIDECAR}: {error.strerror or error}") from error
+    integrity.require_same_sidecar(path, path / _SIDECAR)
+    return sidecar
 
 
 def load_params(
@@ -217,7 +275,7 @@ def load_params(
     path = find(path)
     saved = _saved_tree(path, "params")
     if expected is not None:
-        _require_same_shapes(path, saved, expected)
+        integrity.require_same_shapes(path, saved, expected)
     if shardings is None:
         shardings = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     if isinstance(shardings, jax.sharding.Sharding):
@@ -268,7 +326,7 @@ def save_params(directory: epath.PathLike, params: Params, sidecar: Sidecar, *, 
     context.array.saving.use_compression = compress
     context.memory.deepcopy_host_arrays = False  # nobody changes them meanwhile
     with writing(directory), context:
-        ocp.save_checkpointables(directory, {"params": params, "sidecar": sidecar.to_dict()})
+        ocp.save_checkpointables(directory, _with_sidecar({"params": params}, sidecar))
         if jax.process_index() == 0:  # Orbax puts the absolute path here, which a model that is shared should not carry
             (directory / _COMMIT).write_text("complete\n")
 
@@ -283,11 +341,29 @@ def _context() -> ocp.Context:
     quieten()
     context = ocp.Context()
     # By itself Orbax stores a dict of strings as arrays; this makes the sidecar a JSON file.
-    registry = ocp.handlers.local_registry().add(ocp.handlers.JsonHandler, checkpointable_name="sidecar")
+    registry = ocp.handlers.local_registry()
+    for item in ("sidecar", integrity.ITEM):
+        registry = registry.add(ocp.handlers.JsonHandler, checkpointable_name=item)
     context.checkpointables.registry = registry
     # A directory that cannot be made is then an error of the call, not of a thread for which the others wait minutes.
     context.asynchronous.create_directories_asynchronously = False
     return context
+
+
+def _with_sidecar(items: Mapping[str, PyTree], sidecar: Sidecar) -> dict[str, Any]:
+    """Return what a checkpoint of `items` holds."""
+    values = sidecar.to_dict()
+    return {**items, "sidecar": values, integrity.ITEM: integrity.digests(values, items, _checksum_chunks())}
+
+
+def _checksum_chunks() -> Literal["crc32c", "none"]:
+    """Make Orbax, which has no option for it, write arrays whose chunks end with a checksum, and say what they have."""
+    build = getattr(tensorstore_utils, "_build_zarr3_metadata", None)
+    if build is None:  # another version of Orbax
+        return "none"
+    if not hasattr(build, "__wrapped__"):
+        tensorstore_utils._build_zarr3_metadata = integrity.with_crc32c(build)
+    return "crc32c"
 
 
 def _train_items(state: PyTree) -> dict[str, PyTree]:
@@ -307,32 +383,14 @@ def _has_parts(directory: epath.Path) -> bool:
 
 def _saved_tree(path: epath.Path, item: str) -> PyTree:
     """Return the tree of one item as saved, whose leaves have shape and dtype."""
-    with reading(path):
+    with reading(path, item):
         quieten()
         if (tree := ocp.metadata(path, item).metadata) is None:  # Orbax has only logged why
-            raise ValueError(f"the index of {item}/")
-        return tree
+            raise ValueError("its index cannot be read")
+    integrity.require_same_tree(path, item, tree, path / item / "_METADATA")
+    return tree
 
 
 def _load(path: epath.Path, item: str, abstract: PyTree) -> PyTree:
-    with reading(path):
+    with reading(path, item):
         return ocp.load(path, abstract, checkpointable_name=item)
-
-
-def _require_same_shapes(path: epath.Path, saved: PyTree, expected: PyTree) -> None:
-    def shapes(tree: PyTree) -> dict[str, tuple[int, ...]]:
-        leaves = jax.tree_util.tree_leaves_with_path(tree)
-        return {jax.tree_util.keystr(name, simple=True, separator="/"): tuple(leaf.shape) for name, leaf in leaves}
-
-    saved_shapes, expected_shapes = shapes(saved), shapes(expected)
-    names = sorted(saved_shapes | expected_shapes)
-    differing = [name for name in names if saved_shapes.get(name) != expected_shapes.get(name)]
-    if differing:
-        shown = ", ".join(
-            f"{name} saved {saved_shapes.get(name, 'absent')} wanted {expected_shapes.get(name, 'absent')}"
-            for name in differing[:3]
-        )
-        more = f" and {len(differing) - 3} more" if len(differing) > 3 else ""
-        raise UserError(
-            f"{path} holds other tensors than this model: {shown}{more}; use the settings it was saved with"
-        )

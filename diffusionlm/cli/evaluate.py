@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 def evaluate(args: list[str], prog: str) -> int:
     """Evaluate a model on a task: evaluate CHECKPOINT TASK --data FILE [--limit N] [--json] [...]."""
+    from diffusionlm.checkpoint.store import locate
     from diffusionlm.evaluation import tasks
 
     positional = list(itertools.takewhile(lambda word: not word.startswith("-"), args[:2]))
@@ -28,9 +29,10 @@ def evaluate(args: list[str], prog: str) -> int:
         raise UserError(f"{missing} is missing: {prog} CHECKPOINT TASK [...]; tasks: {', '.join(tasks.TASKS)}")
     checkpoint, name = positional
     json, options = parse(_options(tasks.get(name)), args[2:], f"{prog} {checkpoint} {name}")()
+    location = locate(checkpoint)
     result = tasks.evaluate(checkpoint, name, **options)
     if json:
-        print_json(result.to_json(name))
+        print_json(result.to_json(name) | location.to_json())
     else:
         _show(name, result)
     return 0

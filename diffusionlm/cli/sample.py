@@ -52,9 +52,9 @@ def _sample(
       count: how many completions.
       raw: for a model that was fine-tuned on instructions: continue the prompt without its chat template.
       sampling: the settings.
-      json: print {"completions": [{"prompt", "text", "tokens", "nfe", "seconds"}], "config"}, and with agreement
-        {"agreement", "times"}; nfe: forward passes; with infill, the prompt is the text with gaps, and text and tokens
-        are the whole.
+      json: print {"completions": [{"prompt", "text", "tokens", "nfe", "seconds"}], "config", "checkpoint",
+        "passed_over"}, and with agreement {"agreement", "times"}; nfe: forward passes; passed_over: newer steps that
+        lack a part; with infill, the prompt is the text with gaps, and text and tokens are the whole.
       trace: show the denoising in the terminal.
       html: also write the denoising to this file, as an animated web page.
       agreement: also generate without the cache, and report the share of new tokens that are the same, and how many
@@ -83,7 +83,7 @@ def _sample(
         save_page(completions, model.tokenizer, html)
     if json:
         settings = model.sampling_config(sampling) if infill is None else model.infill_config(infill, sampling)
-        print_json(completions_json(completions, settings) | comparison, indent=None)
+        print_json(completions_json(completions, settings) | comparison | model.location.to_json(), indent=None)
     else:
         _show(model.tokenizer, completions, trace, comparison)
     return 0

@@ -66,6 +66,7 @@ def export_weights(
         raise UserError(f"unknown format {format!r}{suggest(str(format), FAMILIES)}")
     if dtype is not None and dtype not in DTYPES:
         raise UserError(f"unknown dtype {dtype!r}{suggest(str(dtype), DTYPES)}")
+    path = checkpoint.find(path)  # once: a run may save another step meanwhile
     sidecar = checkpoint.load_sidecar(path)
     cfg = config_io.from_dict(ModelConfig, sidecar.model)
     try:

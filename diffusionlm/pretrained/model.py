@@ -54,6 +54,7 @@ class LoadedModel:
     sidecar: Sidecar
     tokenizer: tokenizers.Tokenizer | None
     mesh: jax.sharding.Mesh  # the devices that the parameters lie on
+    location: store.Location
 
     def generate(
         self,
@@ -321,6 +322,8 @@ def load(path: epath.PathLike, dtype: str | None = None, mesh: jax.sharding.Mesh
     Raises:
       UserError: no checkpoint there, one that this version does not understand, or an unknown dtype.
     """
+    location = store.locate(path)  # once: a run may save another step meanwhile
+    path = location.path
     sidecar = store.load_sidecar(path)
     _require_known_template(path, sidecar)
     saved = config_io.from_dict(ModelConfig, sidecar.model)
@@ -338,7 +341,7 @@ def load(path: epath.PathLike, dtype: str | None = None, mesh: jax.sharding.Mesh
         shardings = jax.tree.map(lambda x: x.sharding, abstract_params(model_cfg, mesh))
         params = conversion.convert_on_mesh(saved, model_cfg, params, {}, shardings)
     tokenizer = tokenizers.from_dict(sidecar.tokenizer) if sidecar.tokenizer else None
-    return LoadedModel(params, _model_spec(sidecar, model_cfg), sidecar, tokenizer, mesh)
+    return LoadedModel(params, _model_spec(sidecar, model_cfg), sidecar, tokenizer, mesh, location)
 
 
 def _model_spec(sidecar: Sidecar, model_cfg: ModelConfig) -> ModelSpec:

@@ -16,6 +16,7 @@ import jax
 from etils import epath
 
 from diffusionlm import config_io, fingerprint
+from diffusionlm.checkpoint import store
 from diffusionlm.config import Config
 from diffusionlm.errors import UserError
 from diffusionlm.parallel import processes
@@ -59,6 +60,7 @@ def refuse_another_run(cfg: Config, workdir: epath.Path) -> None:
     """Raise `UserError` unless the directory is free, or the run in it has the same scientific settings."""
     path = workdir / "config.json"
     if not path.exists():
+        _refuse_checkpoints_of_another_run(cfg, workdir / "checkpoints")
         return
     text = path.read_text()
     try:
@@ -78,6 +80,20 @@ def refuse_another_run(cfg: Config, workdir: epath.Path) -> None:
             start = f"--run.init_from {recorded.run.init_from}" if recorded.run.init_from else "no --run.init_from"
             fix += f", with {start}"
         raise UserError(f"{workdir} holds another run: {shown}; use another --workdir to start a new run, or {fix}")
+
+
+def _refuse_checkpoints_of_another_run(cfg: Config, checkpoints: epath.Path) -> None:
+    """Raise `UserError` if a directory that lacks config.json has checkpoints, and the newest is another run's."""
+    try:
+        path = store.locate(checkpoints).path
+    except UserError:  # there is none, or only what the saver refuses
+        return
+    recorded, here = store.load_sidecar(path).source.get("fingerprint"), fingerprint.fingerprint(cfg)
+    if recorded != here:
+        raise UserError(
+            f"{path} was saved by a run with the fingerprint {recorded}, this run has {here}, and config.json, which "
+            "would say what differs, is missing; use another --workdir"
+        )
 
 
 def _is_earlier(text: str) -> bool:

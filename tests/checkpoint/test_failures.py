@@ -34,7 +34,7 @@ def test_a_truncated_file_is_one_line(tmp_path, capfd, item, damage):
         os.truncate(path, path.stat().st_size // 2 if damage != "empty" else 0)
     with CheckpointManager(tmp_path, keep=1) as manager:
         message = refusal(manager.restore, abstract_state(make_mesh(8)))
-    assert f"cannot read the checkpoint {step}, a file is damaged or missing" in message
+    assert f"cannot read the checkpoint {step}, a file of {item}/ is damaged or missing" in message
     if item == "params":
         assert f"cannot read the checkpoint {step}" in refusal(checkpoint.load_params, step)
     else:

@@ -159,11 +159,18 @@ PARTS = ("_CHECKPOINT_METADATA", "params/_METADATA", "params/manifest.ocdbt", "p
 
 
 @pytest.mark.parametrize("part", PARTS)
-def test_a_step_that_lacks_a_part_is_passed_over_and_not_trained_on(tmp_path, part):
+def test_a_step_that_lacks_a_part_is_passed_over_aloud_and_not_trained_on(tmp_path, part, caplog):
     save_run(tmp_path, 1, 2)
     broken = tmp_path / "checkpoints" / "2"
     shutil.rmtree(broken / part) if (broken / part).is_dir() else (broken / part).unlink()
-    assert checkpoint.find(tmp_path).name == "1"
+    assert checkpoint.locate(tmp_path).to_json() == {
+        "checkpoint": str(tmp_path / "checkpoints" / "1"),
+        "passed_over": ["2"],
+    }
+    checkpoint.load_params(tmp_path)
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{tmp_path / 'checkpoints'}: passed over step 2, which lacks a part; using step 1"
+    ]
     assert "incomplete" in refusal(checkpoint.load_params, broken)
     assert str(broken) in refusal(CheckpointManager, tmp_path, keep=1)
     assert broken.exists()  # whose it is we cannot know

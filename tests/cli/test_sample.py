@@ -78,7 +78,7 @@ def test_sample_json_has_the_agreed_keys(run, tmp_path, capsys):
     args = ["--prompt_file", str(tmp_path / "prompt"), "--length", "4", "--count", "2", "--seed", "3", "--json"]
     assert cli.main(["sample", str(run), *args]) == 0
     answer = json.loads(capsys.readouterr().out)
-    assert set(answer) == {"completions", "config"}
+    assert set(answer) == {"completions", "config", "checkpoint", "passed_over"}
     assert [set(completion) for completion in answer["completions"]] == [
         {"prompt", "text", "tokens", "nfe", "seconds"}
     ] * 2

@@ -304,7 +304,7 @@ def test_the_command(places, capsys):
     args = ["evaluate", places["uniform_arm"], "perplexity", "--data", places["texts"], "--limit", "1"]
     assert cli.main([*args, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert set(found) == {"task", "metrics", "config"} and found["task"] == "perplexity"
+    assert set(found) == {"task", "metrics", "config", "checkpoint", "passed_over"} and found["task"] == "perplexity"
     assert set(found["metrics"]["nats_per_token"]) == {"value", "stderr"}
     assert (found["config"]["limit"], found["metrics"]["documents"]["value"]) == (1, 1)
     assert cli.main(args) == 0
