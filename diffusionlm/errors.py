@@ -1,8 +1,9 @@
-"""The exception for mistakes that a user can fix, the names of files in errors, and suggestions for mistyped names."""
+"""The exceptions for mistakes of users and for lost processes, the names of files in errors, and suggestions."""
 
 import contextlib
 import difflib
 import os
+import re
 from collections.abc import Iterable, Iterator
 
 
@@ -11,6 +12,36 @@ class UserError(ValueError):
 
     `diffusionlm.cli.main` prints it to stderr and exits with code 2; from Python it is an ordinary `ValueError`.
     """
+
+
+class LostProcess(RuntimeError):
+    """Another process of this run died, or hangs: the reason is in its log, not here.
+
+    `diffusionlm.cli.main` prints it in one line, and exits with code 1.
+    """
+
+    def __init__(self, attempt: str, error: BaseException):
+        """Say what this process attempted, such as "complete a checkpoint", and what it met."""
+        reason = " ".join(str(error).split())[:200]
+        super().__init__(
+            f"cannot {attempt}: another process of this run died or hangs ({reason}); see the logs of the others for "
+            "the reason, and restart all processes to resume from the newest checkpoint"
+        )
+
+
+def shows_lost_process(error: BaseException | None) -> bool:
+    """Return True if an error, or one that caused it, is what the other processes of a run see when one dies.
+
+    Ask only in a run of several processes.
+    """
+    if error is None:
+        return False
+    # Orbax raises it where it waited for the others; that of the operating system has a number.
+    waited = isinstance(error, TimeoutError) and error.errno is None
+    # JAX's collectives and its coordination service raise nothing more special.
+    signs = "[Bb]arrier|heartbeat|coordination|Gloo|NCCL|UNAVAILABLE|preempted|Connection (reset|closed|refused)"
+    lost = isinstance(error, RuntimeError) and re.search(signs, str(error))
+    return waited or bool(lost) or shows_lost_process(error.__cause__)
 
 
 def suggest(name: str, known: Iterable[str]) -> str:

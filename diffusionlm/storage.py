@@ -1,16 +1,13 @@
 """Atomic file writes and crash-safe JSON lines, on disks and in buckets."""
 
 import contextlib
-import fcntl
-import glob
 import json
 import math
 import os
 import re
-import shutil
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -183,45 +180,3 @@ class JsonLines:
             self._check()
             write_atomically(self._path, "".join(self._texts))
             self._written = time.monotonic()
-
-
-@contextlib.contextmanager
-def whole_directory(output: Path) -> Iterator[Path]:
-    """Yield a directory beside `output` that is renamed to it at the end, or removed after any failure.
-
-    It is locked while this process lives. Directories that a killed process left behind have no lock, and are removed.
-    """
-    output.parent.mkdir(parents=True, exist_ok=True)
-    prefix = f".{output.name}.partial-"
-    for abandoned in output.parent.glob(glob.escape(prefix) + "*"):
-        with _lock(abandoned) as acquired:
-            if acquired:
-                shutil.rmtree(abandoned, ignore_errors=True)
-    partial = output.with_name(prefix + uuid.uuid4().hex[:8])
-    partial.mkdir()
-    with _lock(partial):
-        try:
-            yield partial
-            partial.replace(output)
-        except BaseException:
-            shutil.rmtree(partial, ignore_errors=True)
-            raise
-
-
-@contextlib.contextmanager
-def _lock(directory: Path) -> Iterator[bool]:
-    """Yield True if this process acquires the lock on `directory`; the lock ends with the block, or the process."""
-    try:
-        descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-    except OSError:  # it was renamed or removed meanwhile, or is something else of that name
-        yield False
-        return
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            locked = True
-        except OSError:  # another process has it, or the file system knows no locks
-            locked = False
-        yield locked
-    finally:
-        os.close(descriptor)

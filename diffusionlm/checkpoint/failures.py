@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import jax
 from etils import epath
 
-from diffusionlm.errors import UserError
+from diffusionlm.errors import LostProcess, UserError, shows_lost_process
 
 
 def root_cause(error: BaseException) -> BaseException:
@@ -38,11 +38,13 @@ def reading(path: epath.Path, item: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def writing(directory: epath.Path) -> Iterator[None]:
-    """Turn what the storage raises while `directory` is written into a `UserError`."""
+    """Turn what the storage raises while `directory` is written into a `UserError`, or `LostProcess`."""
     try:
         yield
     except Exception as error:
         cause = root_cause(error)
+        if jax.process_count() > 1 and shows_lost_process(error):
+            raise LostProcess(f"complete the checkpoints in {directory}", error) from error
         if isinstance(cause, OSError) or is_storage_error(cause):
             raise UserError(f"cannot write checkpoints to {directory}: {_reason(error)}") from error
         raise

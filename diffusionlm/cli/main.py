@@ -16,7 +16,8 @@ from diffusionlm.cli import compile as cli_compile
 from diffusionlm.cli import data, evaluate, experiments, sample, sweep, train, weights
 from diffusionlm.cli.output import PROGRAM, fail, summary
 from diffusionlm.console import write
-from diffusionlm.errors import UserError, naming, suggest
+from diffusionlm.errors import LostProcess, UserError, naming, suggest
+from diffusionlm.parallel.signals import never_deaf
 from diffusionlm.version import __version__
 
 # Each takes the words after the verb and the name by which the verb is called; it returns the exit code.
@@ -40,6 +41,7 @@ VERBS: dict[str, Callable[[list[str], str], int]] = {
 def entry_point() -> None:
     """Run the console script: `main`, with the logging and warnings of a program rather than of a library."""
     keep_freed_memory()  # before JAX starts its threads
+    never_deaf()
     _prepare_streams()
     logging.getLogger().addHandler(StderrHandler())
     if not sys.warnoptions:
@@ -76,6 +78,8 @@ def main(argv: Sequence[str]) -> int:
         return code
     except UserError as error:
         return fail(str(error), 2)
+    except LostProcess as error:
+        return fail(str(error), 1)
     except BrokenPipeError:
         raise
     except OSError as error:  # a disk, a network or a path refuses

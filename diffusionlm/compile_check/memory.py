@@ -1,13 +1,12 @@
 """The HBM that a compiled program needs on each chip."""
 
-import math
 from dataclasses import dataclass
 
 import jax
 
 from diffusionlm.compile_check.workloads import Workload
 from diffusionlm.hardware import Topology
-from diffusionlm.tree_types import PyTree
+from diffusionlm.parallel.mesh import bytes_per_device
 
 
 @dataclass(frozen=True)
@@ -46,7 +45,7 @@ def hbm_per_chip(
       requested_bytes: the temporaries on each device that the compiler refused, which is all that it says then.
     """
     chip = topology.chip
-    params, optimizer = (_bytes_per_device(tree) * chip.devices for tree in (workload.params, workload.optimizer))
+    params, optimizer = (bytes_per_device(tree) * chip.devices for tree in (workload.params, workload.optimizer))
     if executable is None:
         temporary = requested_bytes * chip.devices
         return Hbm(chip.hbm_bytes, params, optimizer, temporary, params + optimizer + temporary)
@@ -56,8 +55,3 @@ def hbm_per_chip(
     peak = arguments + stats.temp_size_in_bytes + stats.generated_code_size_in_bytes
     temporary = stats.temp_size_in_bytes * chip.devices
     return Hbm(chip.hbm_bytes, params, optimizer, temporary, peak * chip.devices)
-
-
-def _bytes_per_device(tree: PyTree) -> int:
-    leaves = jax.tree.leaves(tree)
-    return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in leaves)

@@ -23,7 +23,8 @@ from diffusionlm.interop.layouts import paired_views
 from diffusionlm.interop.placement import Placement, abstract_leaves, common_dtype, parameter_views, placements
 from diffusionlm.interop.sidecars import native_fields
 from diffusionlm.model import lora
-from diffusionlm.storage import disk_path, whole_directory
+from diffusionlm.ownership import whole_directory
+from diffusionlm.storage import disk_path
 
 GENERATION_IDS = ("bos_token_id", "eos_token_id", "pad_token_id", "mask_token_id")
 DTYPES = {
@@ -57,7 +58,7 @@ def export_weights(
 
     Raises:
       UserError: there is no checkpoint; the format or the dtype is unknown, or cannot express the model or its values;
-        `output` exists.
+        `output` exists, or another process is making it.
     """
     output = disk_path(output)
     if output.exists():

@@ -34,6 +34,8 @@ from diffusionlm.interop.placement import (
 )
 from diffusionlm.interop.sidecars import Source, imported_sidecar
 from diffusionlm.interop.sizes import require_sizes
+from diffusionlm.ownership import owned_output
+from diffusionlm.parallel import processes
 from diffusionlm.scalars import is_whole, native
 from diffusionlm.storage import disk_path
 
@@ -73,7 +75,7 @@ def import_weights(
 
     Raises:
       UserError: the source is damaged, incomplete or of an architecture that our network does not compute; the
-        tokenizer has more ids than the model has rows; `output` exists.
+        tokenizer has more ids than the model has rows; `output` exists, or another process is making it.
     """
     source, output = disk_path(source), disk_path(output)
     if output.exists():
@@ -97,8 +99,9 @@ def import_weights(
         tokenizer=_load_tokenizer(directory, fields, tokenizer, cfg),
     )
     sidecar = imported_sidecar(origin, cfg, mask_id, suppress_mask)
-    params = _filled(cfg, abstract, placed, tensors, mesh)
-    checkpoint.save_params(output, traverse_util.unflatten_dict(params, sep="/"), sidecar, compress=False)
+    with processes.on_first_process(lambda: owned_output(output)):
+        params = _filled(cfg, abstract, placed, tensors, mesh)
+        checkpoint.save_params(output, traverse_util.unflatten_dict(params, sep="/"), sidecar, compress=False)
     return output
 
 

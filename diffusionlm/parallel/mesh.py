@@ -177,6 +177,12 @@ def unbox(tree: PyTree) -> PyTree:
     return jax.tree.map(lambda leaf: leaf.value if _is_boxed(leaf) else leaf, tree, is_leaf=_is_boxed)
 
 
+def bytes_per_device(tree: PyTree) -> int:
+    """Return the bytes that each device holds of arrays, or of shapes with dtypes and shardings."""
+    leaves = jax.tree.leaves(tree)
+    return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in leaves)
+
+
 def _is_boxed(leaf: Any) -> bool:
     return isinstance(leaf, nn.LogicallyPartitioned)
 

@@ -13,7 +13,7 @@ import time
 import urllib.request
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any, ParamSpec, TypeVar, cast
 
 import jax
@@ -21,7 +21,7 @@ import numpy as np
 from etils import epath
 from jax.experimental import multihost_utils
 
-from diffusionlm.errors import UserError
+from diffusionlm.errors import LostProcess, UserError, shows_lost_process
 
 log = logging.getLogger(__name__)
 
@@ -183,6 +183,17 @@ def on_all_processes(function: Callable[P, T]) -> Callable[P, T]:
     return call
 
 
+@contextmanager
+def on_first_process(context: Callable[[], AbstractContextManager[T]]) -> Iterator[T | None]:
+    """Enter a context on the first process alone; yield its value there, and None elsewhere.
+
+    Raises:
+      UserError: it cannot be entered (see `run_on_all_processes`).
+    """
+    with ExitStack() as stack:
+        yield run_on_all_processes(lambda: None if jax.process_index() else stack.enter_context(context()))
+
+
 def _failures(reports: list[str]) -> str:
     r"""Return one line for the reports of all processes, each "host\nreason" or empty."""
     reasons: dict[str, list[str]] = {}
@@ -261,18 +272,13 @@ def any_across_processes(*flags: bool) -> list[bool]:
 
 
 @contextmanager
-def log_lost_processes() -> Iterator[None]:
-    """Log where to look if a computation that several processes share fails in this context."""
+def name_lost_processes() -> Iterator[None]:
+    """Raise `LostProcess` for what fails in this context because another process died."""
     try:
         yield
-    except jax.errors.JaxRuntimeError:
-        if jax.process_count() > 1:
-            log.error(
-                "process %d of %d cannot continue, most likely because another one died: see that one's log for the "
-                "reason; restart all processes to resume from the newest checkpoint",
-                jax.process_index(),
-                jax.process_count(),
-            )
+    except Exception as error:
+        if jax.process_count() > 1 and not isinstance(error, LostProcess) and shows_lost_process(error):
+            raise LostProcess(f"continue process {jax.process_index()} of {jax.process_count()}", error) from error
         raise
 
 

@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import numpy as np
 
 from diffusionlm.config import Config
@@ -40,6 +41,7 @@ class Evaluator:
                 self._eval_step(params, batch, token_bytes_V, np.int32(k), np.int32(draw))
                 for draw in range(self._draws)
             ]
+            jax.block_until_ready(parts)  # raises where memory was refused; a read of them might wait for ever
             sums += np.array([[float(part[name]) for name in ("nats", "tokens", "bytes")] for part in parts])
         return _summary(sums, self._dataset.metadata.splits["validation"])
 

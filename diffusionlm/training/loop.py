@@ -6,7 +6,6 @@ directory resumes from the newest checkpoint.
 """
 
 import dataclasses
-import threading
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,18 +21,20 @@ from diffusionlm.diffusion import schedules
 from diffusionlm.errors import UserError
 from diffusionlm.parallel import processes
 from diffusionlm.parallel.mesh import check_batch, make_mesh
-from diffusionlm.parallel.signals import stop_signals
+from diffusionlm.parallel.signals import StopRequest, stop_signals
 from diffusionlm.progress import Progress
 from diffusionlm.registry import experiments
 from diffusionlm.storage import run_path
+from diffusionlm.training import room
 from diffusionlm.training.batches import Batches
 from diffusionlm.training.dataset import open_or_prepare
 from diffusionlm.training.evaluate import Evaluator
+from diffusionlm.training.fence import Fence, owned_run
 from diffusionlm.training.metrics import StepCost, step_cost
 from diffusionlm.training.profiler import Profiler
 from diffusionlm.training.programs import make_train_step
 from diffusionlm.training.records import Records
-from diffusionlm.training.run_directory import Fence, finished, record_run, refuse_another_run, require_same_command
+from diffusionlm.training.run_directory import finished, record_run, refuse_another_run, require_same_command
 from diffusionlm.training.saver import Saver
 from diffusionlm.training.start import Start, initial_state, resolve
 from diffusionlm.training.state import TrainState
@@ -68,11 +69,11 @@ def train(cfg: Config | str, workdir: epath.PathLike | None = None, *, fence: Fe
     Args:
       cfg: a configuration, or the name of an experiment.
       workdir: the run directory.
-      fence: what must hold when the first process writes there; None: the directory belongs to this run alone.
+      fence: what must hold when the first process writes there, beside that no other process has the directory.
 
     Raises:
-      UserError: the configuration is inconsistent, the directory holds another run, or the data do not fit the model;
-        of several processes, all raise it if one must.
+      UserError: the configuration is inconsistent, the directory holds another run or another process trains there,
+        or the data do not fit the model; of several processes, all raise it if one must.
       DivergenceError: a batch gave a loss or gradient that cannot be used.
     """
     timeline = Timeline()
@@ -92,18 +93,22 @@ def train(cfg: Config | str, workdir: epath.PathLike | None = None, *, fence: Fe
     if result := finished(directory):
         return Run(directory, cfg, result["step"], result)
     mesh = fitting_mesh(cfg)
+    processes.run_on_all_processes(lambda: room.require_room(cfg, mesh))
     processes.require_shared(directory)
-    dataset = open_or_prepare(cfg, directory, start)
-    with jax.set_mesh(mesh), stop_signals() as stopped, processes.log_lost_processes():
-        cost, batches = step_cost(cfg, mesh), Batches(cfg, dataset, mesh)
-        stepper = Stepper(cfg, make_train_step(cfg, mesh), batches.train, timeline)
-        evaluator = Evaluator(cfg, dataset, batches)
-        records = Records(cfg, directory, cost, timeline, fence)
-        loop = Loop(cfg, directory, start, dataset, mesh, timeline, cost, stepper, evaluator, records)
-        try:
-            return loop.run(stopped)
-        finally:
-            stepper.release()
+    with owned_run(directory, fence) as fence:
+        if result := finished(directory):  # by an owner that this process waited for
+            return Run(directory, cfg, result["step"], result)
+        dataset = open_or_prepare(cfg, directory, start)
+        with jax.set_mesh(mesh), stop_signals() as stopped, room.refusals(cfg, mesh), processes.name_lost_processes():
+            cost, batches = step_cost(cfg, mesh), Batches(cfg, dataset, mesh)
+            stepper = Stepper(cfg, make_train_step(cfg, mesh), batches.train, timeline)
+            evaluator = Evaluator(cfg, dataset, batches)
+            records = Records(cfg, directory, cost, timeline, fence)
+            loop = Loop(cfg, directory, start, dataset, mesh, timeline, cost, stepper, evaluator, records)
+            try:
+                return loop.run(stopped)
+            finally:
+                stepper.release()
 
 
 def fitting_mesh(cfg: Config) -> Mesh:
@@ -134,9 +139,10 @@ class Loop:
     saver: Saver = field(init=False)
     progress: Progress = field(init=False)
 
-    def run(self, stopped: threading.Event) -> Run:
+    def run(self, stopped: StopRequest) -> Run:
         """Train until the last step, or until `stopped` is set; save, and write DONE.json at the end."""
         cfg, stepper = self.cfg, self.stepper
+        stopped.starting = True
         with ExitStack() as stack:
             self.saver = stack.enter_context(
                 processes.run_on_all_processes(lambda: Saver(cfg, self.workdir, self.dataset, self.timeline))
@@ -160,6 +166,7 @@ class Loop:
                 profiler.before(stepper.ahead, stepper.state)
                 with jax.profiler.StepTraceAnnotation("train", step_num=stepper.ahead):
                     self.process_metrics(stepper.dispatch())
+                stopped.starting = False
                 stop, overdue = self._requests(stopped)
                 step = stepper.ahead
                 save = overdue or step % cfg.run.checkpoint_every == 0
@@ -225,7 +232,7 @@ class Loop:
         elif self.cfg.run.init_id:
             self.progress.say(f"starting from the weights of {self.cfg.run.init_id}")
 
-    def _requests(self, stopped: threading.Event) -> tuple[bool, bool]:
+    def _requests(self, stopped: StopRequest) -> tuple[bool, bool]:
         """Return (stop, save) as any process requests it: unless all do both at the same step, they wait for ever.
 
         To ask is to wait for the devices, so several processes ask only at the steps that are logged.

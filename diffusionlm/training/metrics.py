@@ -24,13 +24,20 @@ FILE = "metrics.jsonl"
 class MetricsWriter:
     """Appends one JSON object a logged step to WORKDIR/metrics.jsonl, and its numbers to WORKDIR/events.
 
-    Lines after `restored_step` belong to work that the restored checkpoint does not contain; they are cut off. A number
+    Lines after `restored_step` belong to work that the restored checkpoint does not contain; they are cut off. So is
+    the evaluation of the last step, which follows its checkpoint and is made again by whoever restores that. A number
     that is not finite is written as null.
     """
 
-    def __init__(self, workdir: epath.Path, restored_step: int, check: Callable[[], None] = lambda: None):
+    def __init__(
+        self,
+        workdir: epath.Path,
+        restored_step: int,
+        check: Callable[[], None] = lambda: None,
+        last_step: int | None = None,
+    ):
         """Open the files to continue after `restored_step`; `check` is called before each write, and may raise."""
-        self._workdir, self._check = workdir, check
+        self._workdir, self._last_step, self._check = workdir, last_step, check
         self._open(restored_step)
 
     def cut_back(self, restored_step: int) -> None:
@@ -39,7 +46,11 @@ class MetricsWriter:
         self._open(restored_step)
 
     def _open(self, restored_step: int) -> None:
-        self._lines = JsonLines(self._workdir / FILE, lambda line: line["step"] <= restored_step, self._check)
+        def keep(line: dict[str, Any]) -> bool:
+            repeated = line["step"] == self._last_step and "eval_nelbo_nats_per_token" in line
+            return line["step"] <= restored_step and not repeated
+
+        self._lines = JsonLines(self._workdir / FILE, keep, self._check)
         self.latest = {name: value for line in self._lines.kept for name, value in line.items()}
         self._events = _event_writer(self._workdir / "events", restored_step)
 

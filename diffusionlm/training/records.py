@@ -9,10 +9,11 @@ from etils import epath
 
 from diffusionlm.config import Config
 from diffusionlm.errors import UserError
+from diffusionlm.lease import LeaseLost
 from diffusionlm.parallel.processes import on_all_processes
 from diffusionlm.storage import dump_numbers, write_atomically
+from diffusionlm.training.fence import Fence
 from diffusionlm.training.metrics import MetricsWriter, StepCost, StepLog
-from diffusionlm.training.run_directory import Fence, Unfenced
 from diffusionlm.training.timeline import Timeline
 
 
@@ -23,25 +24,25 @@ class Records:
     wait for it: it is kept in `unwritten`, and `require_written` raises it on all of them, before the next checkpoint.
     """
 
-    def __init__(self, cfg: Config, workdir: epath.Path, cost: StepCost, timeline: Timeline, fence: Fence | None):
+    def __init__(self, cfg: Config, workdir: epath.Path, cost: StepCost, timeline: Timeline, fence: Fence):
         self._cfg, self._workdir, self._cost, self._timeline = cfg, workdir, cost, timeline
         self._first = jax.process_index() == 0
-        self._fence = fence if fence and self._first else Unfenced()
+        self._fence = fence
         self._stack = ExitStack()
         self.unwritten: OSError | None = None  # why something could not be written
 
     @on_all_processes
     def open(self, step: int) -> None:
         """Open the files to continue after `step`; lines of later steps are dropped from metrics.jsonl."""
+        run = self._cfg.run
         try:
             self._timeline.open(self._workdir, step, write=self._first, check=self._fence.check)
             self._stack.enter_context(self._timeline)
-            writer = MetricsWriter(self._workdir, step, self._fence.check) if self._first else None
+            writer = MetricsWriter(self._workdir, step, self._fence.check, run.steps) if self._first else None
         except ValueError as error:
             raise UserError(
                 f"metrics.jsonl or timeline.jsonl in {self._workdir} has a damaged line ({error}); delete that line"
             ) from error
-        run = self._cfg.run
         log = StepLog(writer, self._timeline, self._cost, every=run.log_every, last_step=run.steps)
         self.log = self._stack.enter_context(log)
 
@@ -75,10 +76,7 @@ class Records:
     def require_written(self) -> None:
         """Raise `UserError` on every process if a line could not be written: no checkpoint may follow a gap."""
         if self.unwritten:
-            raise UserError(
-                f"cannot write the metrics or the timeline in {self._workdir}: {self.unwritten}; when that is mended, "
-                "the same command resumes from the newest checkpoint"
-            ) from self.unwritten
+            raise self._failure("write the metrics or the timeline", self.unwritten) from self.unwritten
 
     def before_checkpoint(self) -> None:
         """Put everything that was recorded on disk, and raise unless it is there and the run is still this worker's."""
@@ -95,12 +93,26 @@ class Records:
     @on_all_processes
     def _write_done(self, text: str) -> None:
         if self._first:
-            self._fence.confirm()
+            self._confirm_alone()
             write_atomically(self._workdir / "DONE.json", text)
 
     @on_all_processes
     def _confirm(self) -> None:
-        self._fence.confirm()
+        self._confirm_alone()
+
+    def _confirm_alone(self) -> None:
+        try:
+            self._fence.confirm()
+        except OSError as error:
+            raise self._failure("renew the lease", error) from error
+
+    def _failure(self, action: str, error: OSError) -> UserError:
+        if isinstance(error, LeaseLost):
+            return UserError(f"{error}; this process writes no more there")
+        return UserError(
+            f"cannot {action} in {self._workdir}: {error}; when that is mended, the same command resumes from the "
+            "newest checkpoint"
+        )
 
     @contextmanager
     def _writing(self) -> Iterator[None]:

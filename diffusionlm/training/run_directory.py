@@ -10,7 +10,7 @@ import subprocess
 import sys
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 from etils import epath
@@ -25,26 +25,6 @@ from diffusionlm.storage import load_numbers, write_atomically
 from diffusionlm.version import __version__
 
 PACKAGE = Path(__file__).resolve().parents[1]
-
-
-class Fence(Protocol):
-    """Stands between a run and its directory where other workers may take it over, as those of a sweep do."""
-
-    def check(self) -> None:
-        """Raise `OSError` if the run is known to be another worker's by now; called before every line is written."""
-
-    def confirm(self) -> None:
-        """Ask, and raise `OSError` if the run is another worker's; called before every checkpoint and DONE.json."""
-
-
-class Unfenced:
-    """The fence around a directory that belongs to this run alone."""
-
-    def check(self) -> None:
-        """Allow every line."""
-
-    def confirm(self) -> None:
-        """Allow every checkpoint."""
 
 
 def recorded_config(workdir: epath.Path) -> Config | None:

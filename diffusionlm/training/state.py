@@ -1,5 +1,7 @@
 """The state of a training run: one dataclass, and its layout on a mesh."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -27,6 +29,7 @@ class TrainState:
     guard: Guard
 
 
+@functools.lru_cache(maxsize=4)
 def abstract_state(cfg: Config, mesh: Mesh) -> TrainState:
     """Return the shapes, dtypes and shardings of the state, without making it.
 

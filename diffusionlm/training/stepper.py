@@ -42,7 +42,7 @@ class Stepper:
 
     def set_state(self, state: TrainState) -> None:
         """Continue from `state`, with the batch that it expects."""
-        self.state = state
+        self.state = jax.block_until_ready(state)  # raises where memory was refused; a read of it might wait for ever
         self.step = int(state.step)  # optimizer steps that are known to be taken
         self.batch_index = int(state.next_index)  # of the batch that is dispatched next
         self._in_flight: tuple[int, Metrics] | None = None
@@ -83,6 +83,6 @@ class Stepper:
         if dispatched is None:
             return None
         batch_index, metrics = dispatched
-        values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+        values = {name: float(value) for name, value in jax.device_get(jax.block_until_ready(metrics)).items()}
         self.step += bool(values["applied"])
         return Outcome(batch_index, values)

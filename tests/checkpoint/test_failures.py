@@ -1,10 +1,12 @@
 """Failures of reading and writing are one line, and cost no earlier checkpoint."""
 
 import contextlib
+import errno
 import os
 import re
 import resource
 
+import jax
 import jax.numpy as jnp
 import pytest
 from support.checkpoints import (
@@ -18,8 +20,10 @@ from support.checkpoints import (
     save_run,
 )
 
+from diffusionlm.checkpoint import failures
 from diffusionlm.checkpoint import store as checkpoint
 from diffusionlm.checkpoint.store import CheckpointManager
+from diffusionlm.errors import LostProcess, UserError
 
 
 @pytest.mark.parametrize("item", ["params", "train"])
@@ -95,3 +99,44 @@ def test_a_read_only_directory_is_one_line(tmp_path, capfd):
     os.chmod(tmp_path, 0o500)
     refuses_to_write(tmp_path, "Permission denied")
     assert capfd.readouterr() == ("", "")
+
+
+def caused(error, cause):
+    error.__cause__ = cause
+    return error
+
+
+BARRIER = jax.errors.JaxRuntimeError("INTERNAL: Barrier failed because: task is set to ERROR: heartbeat timeout.")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        TimeoutError("Timed out after 300.0 seconds."),
+        caused(TimeoutError("Timed out while waiting for async_write_complete barrier."), BARRIER),
+        caused(ValueError("Save failed"), caused(TimeoutError("Timeout waiting at barrier 'x'."), BARRIER)),
+        BARRIER,
+        jax.errors.JaxRuntimeError("UNKNOWN: Gloo AllGather failed: Connection reset by peer"),
+    ],
+)
+def test_the_death_of_another_process_is_not_a_failure_to_write(tmp_path, monkeypatch, error):
+    """Orbax says so by timeouts, which are errors of the operating system to Python."""
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    with pytest.raises(LostProcess) as lost, failures.writing(tmp_path):
+        raise error
+    assert re.match(
+        rf"cannot complete the checkpoints in {tmp_path}: another process of this run died or hangs \(.+\); see the "
+        "logs of the others .*, and restart all processes to resume",
+        str(lost.value),
+    )
+    assert "\n" not in str(lost.value)
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_disk_that_does_not_answer_is_not_the_death_of_a_process(tmp_path, monkeypatch, processes):
+    monkeypatch.setattr(jax, "process_count", lambda: processes)
+    with pytest.raises(UserError, match="cannot write checkpoints to .*: .*Connection timed out"):
+        with failures.writing(tmp_path):
+            raise OSError(errno.ETIMEDOUT, "Connection timed out")
+    with pytest.raises(jax.errors.JaxRuntimeError), failures.writing(tmp_path):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")

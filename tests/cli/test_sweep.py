@@ -3,6 +3,7 @@
 import io
 import json
 import shutil
+import time
 
 import jax
 import pytest
@@ -77,11 +78,14 @@ def test_status_of_what_has_not_begun(capsys, tmp_path):
     assert f"no worker has begun in {tmp_path / 'none'}" in capsys.readouterr().err
 
 
-def test_a_dead_workers_cell_is_pending(tmp_path):
+def test_a_dead_workers_cell_is_pending(tmp_path, monkeypatch):
     cells = make_sweep().select()
     leases = Leases(tmp_path / "leases")
     alive = leases.claim(cells[0].id)
-    leases.claim(cells[1].id, seconds=-100.0)  # it ended 100 s before it was written
+    now = time.time()
+    with monkeypatch.context() as patch:
+        patch.setattr(time, "time", lambda: now - 200)
+        leases.claim(cells[1].id, seconds=100.0)
     progress = sweep.status(make_sweep(), tmp_path)
     assert [cell.state for cell in progress.cells] == ["running", "pending", "pending"]
     assert "no heartbeat of" in progress.cells[1].note

@@ -34,6 +34,7 @@ def test_killed_in_its_last_evaluation_a_run_ends_with_the_same_numbers(uninterr
     assert again.result["eval"] == run.result["eval"]  # the noise is fixed: to the last bit
     assert again.result["train_loss"] == run.result["train_loss"]
     assert again.result["goodput"] > 0
+    assert timeless(workdir) == timeless(run.workdir), "the evaluation that was made again has one line"
 
 
 @pytest.fixture(scope="module")

@@ -3,12 +3,13 @@
 import dataclasses
 import logging
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import jax
 from etils import epath
 
-from diffusionlm import config_io
+from diffusionlm import config_io, ownership
 from diffusionlm.config import Config
 from diffusionlm.data.pipeline import open_dataset
 from diffusionlm.data.tokenizers import ByteTokenizer
@@ -46,7 +47,7 @@ def with_dataset(sweep: Sweep, cells: Sequence[Cell], workdir: epath.Path) -> li
         processes.run_on_all_processes(lambda: _require_fit(config))
     elif sweep.source and not in_bucket(workdir):
         prepared = dataclasses.replace(config, data=dataclasses.replace(config.data, source=sweep.source))
-        run_dataset.open_or_prepare(prepared, workdir)
+        _prepare(prepared, workdir)
         cells = [with_settings(cell, {"data.path": str(workdir / "data")}) for cell in cells]
     else:
         reason = "cannot prepare its data in a bucket" if sweep.source else "names no data"
@@ -64,6 +65,17 @@ def with_dataset(sweep: Sweep, cells: Sequence[Cell], workdir: epath.Path) -> li
     )
     processes.run_on_all_processes(lambda: require_identity(workdir, identity) if jax.process_index() == 0 else None)
     return list(cells)
+
+
+def _prepare(config: Config, workdir: epath.Path) -> None:
+    """Prepare the sweep's data, after other workers that do so already."""
+
+    def turn() -> AbstractContextManager:
+        workdir.mkdir(parents=True, exist_ok=True)
+        return ownership.owned(workdir / "data.owner.json", f"{workdir / 'data'}", "", wait=True)
+
+    with processes.on_first_process(turn):
+        run_dataset.open_or_prepare(config, workdir)
 
 
 def _require_fit(config: Config) -> None:

@@ -13,8 +13,8 @@ from typing import TypedDict
 
 from etils import epath
 
+from diffusionlm.conditional_writes import write_once
 from diffusionlm.errors import UserError
-from diffusionlm.scaling.sweep.conditional_writes import write_once
 from diffusionlm.scaling.sweep.recipe import Sweep
 
 log = logging.getLogger(__name__)

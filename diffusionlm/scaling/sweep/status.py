@@ -10,6 +10,7 @@ from typing import Any, Literal, TypeVar
 from etils import epath
 
 from diffusionlm.errors import UserError
+from diffusionlm.process_identity import has_ended
 from diffusionlm.scaling.sweep.directory import cell_directory, leases_directory, read_identity, unplanned_cells
 from diffusionlm.scaling.sweep.lease import LeaseRecord, Leases
 from diffusionlm.scaling.sweep.recipe import Cell, Sweep
@@ -113,7 +114,8 @@ def _cell_status(cell: Cell, directory: epath.Path, record: LeaseRecord | None) 
         return CellStatus(cell.id, "pending", step, cell.steps, flops, starts=starts, note=note)
     if record.state == "failed":
         return CellStatus(cell.id, "failed", step, cell.steps, flops, starts=starts, note=record.reason)
-    if time.time() - record.time > record.seconds + SLACK_SECONDS:
+    silent = time.time() - record.time > record.seconds + SLACK_SECONDS
+    if silent or (record.process and has_ended(record.process)):
         note = f"no heartbeat of {record.holder}"
         return CellStatus(cell.id, "pending", step, cell.steps, flops, starts=starts, note=note)
     return CellStatus(cell.id, "running", step, cell.steps, flops, record.holder, starts, eta)

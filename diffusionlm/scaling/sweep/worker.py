@@ -22,10 +22,11 @@ from etils import epath
 from diffusionlm.config import Config
 from diffusionlm.console import Console
 from diffusionlm.errors import UserError
+from diffusionlm.lease import LEASE_SECONDS, MAX_LEASE_SECONDS, LeaseLost
 from diffusionlm.parallel import processes, signals
 from diffusionlm.scaling.sweep.data import with_dataset, with_settings
 from diffusionlm.scaling.sweep.directory import cell_directory, leases_directory, require_own_cells
-from diffusionlm.scaling.sweep.lease import LEASE_SECONDS, Lease, LeaseLost, Leases
+from diffusionlm.scaling.sweep.lease import Lease, Leases
 from diffusionlm.scaling.sweep.recipe import Cell, Sweep, check_operational
 from diffusionlm.scaling.sweep.status import State, heartbeat_step
 from diffusionlm.storage import run_path
@@ -35,7 +36,6 @@ from diffusionlm.training.programs import structure
 log = logging.getLogger(__name__)
 
 POLL_SECONDS = 5.0  # between looks at cells that other workers have
-MAX_LEASE_SECONDS = 86400.0
 MAX_FAILURES = 3  # failed cells in a row, after which the worker itself may be at fault
 
 

@@ -5,9 +5,10 @@ import time
 
 import pytest
 
+from diffusionlm.conditional_writes import write_once
 from diffusionlm.errors import UserError
-from diffusionlm.scaling.sweep.conditional_writes import write_once
-from diffusionlm.scaling.sweep.lease import LeaseLost, Leases
+from diffusionlm.lease import LeaseLost
+from diffusionlm.scaling.sweep.lease import Leases
 
 
 class Clock:
@@ -77,7 +78,7 @@ def test_a_lease_that_is_not_renewed_is_taken_over_once_it_was_seen_for_long_eno
     taken = other.claim("a")
     assert taken.starts == 2
     for use in (lease.confirm, lease.check, lease.release, lambda: lease.fail("late")):
-        lease._leases.clock.now += 1000  # it slept
+        lease._clock.now += 1000  # it slept
         with pytest.raises(LeaseLost, match="cell a was taken over"):
             use()
     taken.confirm()  # nothing that the sleeper did has touched it
@@ -89,7 +90,7 @@ def test_a_worker_that_slept_asks_before_the_next_write_and_continues_if_nobody_
     before = lease._generation
     lease.check()
     assert lease._generation == before, "a fresh lease does not read the store"
-    lease._leases.clock.now += 61
+    lease._clock.now += 61
     lease.check()
     assert lease._generation != before
 

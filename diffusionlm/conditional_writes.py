@@ -4,6 +4,7 @@ TensorStore's key-value stores offer such writes on file systems and on object s
 """
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -14,7 +15,7 @@ from diffusionlm.storage import in_bucket
 
 
 def open_store(directory: epath.Path) -> ts.KvStore:
-    """Open a directory as a key-value store with conditional writes.
+    """Open a directory as a key-value store with conditional writes; it is made by the first write.
 
     Raises:
       OSError: the directory cannot be opened.
@@ -57,8 +58,14 @@ def write(store: ts.KvStore, name: str, content: bytes | None, generation: bytes
 
 @contextmanager
 def store_errors() -> Iterator[None]:
-    """Raise TensorStore's errors about a failing disk or network as `OSError`, as the standard library does."""
+    """Raise TensorStore's errors about a failing disk or network as `OSError`, as the standard library does.
+
+    The error has the operating system's number where there is one.
+    """
     try:
         yield
-    except ValueError as error:
-        raise OSError(f"cannot reach the leases: {' '.join(str(error).split())}") from error
+    except (ValueError, NotImplementedError) as error:
+        failure = OSError(f"cannot reach the leases: {' '.join(str(error).replace(chr(0), '/').split())}")
+        if number := re.search(r"os_error_code='(\d+)'", str(error)):
+            failure.errno = int(number[1])
+        raise failure from error
