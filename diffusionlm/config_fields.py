@@ -6,6 +6,7 @@ may add advice: `t_min: Annotated[OpenFraction, Hint("the papers use 0.001")]`.
 
 import dataclasses
 import functools
+import reprlib
 import sys
 import types
 import typing
@@ -112,7 +113,7 @@ def check_fields(config: Any, prefix: str = "") -> None:
         value = getattr(config, name)
         if isinstance(hint, type) and dataclasses.is_dataclass(hint):
             if not isinstance(value, hint):
-                raise UserError(f"{prefix}{name}={value!r} must be a {hint.__name__}")
+                raise UserError(f"{prefix}{name}={reprlib.repr(value)} must be a {hint.__name__}")
             check_fields(value, f"{prefix}{name}.")
         else:
             _check(f"{prefix}{name}", value, hint)
@@ -123,12 +124,12 @@ def _check(name: str, value: Any, hint: Any) -> None:
     if typing.get_origin(kinds[0]) is Literal:
         choices = typing.get_args(kinds[0])
         if value not in choices:
-            raise UserError(f"{name}={value!r} must be one of {', '.join(choices)}")
+            raise UserError(f"{name}={reprlib.repr(value)} must be one of {', '.join(choices)}")
         return
     accepted = (*kinds, int) if float in kinds else kinds
     if not isinstance(value, accepted) or (isinstance(value, bool) and bool not in kinds):
         names = " or ".join("None" if kind is types.NoneType else kind.__name__ for kind in kinds)
-        raise UserError(f"{name}={value!r} must be of type {names}")
+        raise UserError(f"{name}={reprlib.repr(value)} must be of type {names}")
     if float in kinds and value is not None and not abs(value) <= LARGEST:  # nor NaN
         raise UserError(f"{name}={value} must be a finite number")
     notes = getattr(hint, "__metadata__", ())

@@ -5,6 +5,7 @@ import json
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
+from diffusionlm import schema
 from diffusionlm.config import Config
 from diffusionlm.config_fields import check_fields, field_types
 from diffusionlm.errors import UserError, suggest
@@ -55,10 +56,12 @@ def from_json(text: str) -> Config:
     """Read what `to_json` wrote.
 
     Raises:
-      ValueError: the text is not JSON.
-      UserError: another version of diffusionlm wrote it, or a value is not allowed.
+      UserError: the text is not a JSON object, another version of diffusionlm wrote it, or a value is not allowed.
     """
-    values = json.loads(text)
+    try:  # as Python reads JSON, so that a setting that is NaN is named
+        values = json.loads(text, object_pairs_hook=schema.unique_fields)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"it is not JSON: {printable(error)}") from error
     if not isinstance(values, dict):
         raise UserError("it is not a JSON object")
     version = values.pop("format", 1)

@@ -14,6 +14,7 @@ T = TypeVar("T")
 
 Count = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 Positive = Annotated[int, msgspec.Meta(ge=1, le=2**63 - 1)]
+NonNegative = Annotated[float, msgspec.Meta(ge=0)]
 Sha256 = Annotated[str, msgspec.Meta(pattern=r"\A[0-9a-f]{64}\Z")]
 
 _SHOWN = 60  # characters of a refused value in a message
@@ -40,7 +41,7 @@ def decode(data: bytes | str, type_: type[T], source: Any) -> T:
     """
     try:
         value = msgspec.json.decode(data, type=type_)
-        json.loads(data, object_pairs_hook=_unique, parse_int=_integer)  # of what msgspec takes, refuse some more
+        json.loads(data, object_pairs_hook=unique_fields, parse_int=_integer)  # of what msgspec takes, refuse some more
     except (ValueError, RecursionError) as error:  # msgspec's errors and broken UTF-8 are ValueErrors
         raise _refusal(source, error, type_, _parsed(data)) from error
     return value
@@ -64,18 +65,19 @@ def read_json(path: epath.PathLike, type_: type[T], limit: int = untrusted.MAX_J
     return decode(untrusted.read_bytes(path, limit), type_, path)
 
 
-def _integer(text: str) -> None:
-    if text == "-0":
-        raise ValueError("-0 is no integer")
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def unique_fields(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return the fields of a JSON object, an `object_pairs_hook` of `json`; raise `ValueError` if one comes twice."""
     values = dict(pairs)  # msgspec takes the last of two fields of one name
     if len(values) < len(pairs):
         names = [name for name, _ in pairs]
         twice = next(name for name in names if names.count(name) > 1)
         raise ValueError(f"the field {twice!r} comes twice in one object")
     return values
+
+
+def _integer(text: str) -> None:
+    if text == "-0":
+        raise ValueError("-0 is no integer")
 
 
 def _parsed(data: bytes | str) -> Any:

@@ -1,6 +1,7 @@
 """The sidecar of a checkpoint: plain JSON beside the parameters that says what they mean."""
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -27,12 +28,13 @@ _Settings = TypeVar("_Settings", ModelConfig, DiffusionConfig)
 _Id = Annotated[int, msgspec.Meta(ge=0, lt=2**31)]
 
 
-class _Canvas(schema.Record):
+class _Canvas(schema.Record, frozen=True):
+    # Absent, they are the model's positions and EOS.
     max_length: schema.Positive | msgspec.UnsetType = msgspec.UNSET
     start_id: _Id | None | msgspec.UnsetType = msgspec.UNSET
 
 
-class _Fields(schema.Record):
+class _Fields(schema.Record, frozen=True):
     """The JSON of a sidecar, but for its format and version."""
 
     objective: Literal["mdm", "arm"]
@@ -45,7 +47,7 @@ class _Fields(schema.Record):
     suppressed_ids: list[_Id]
     alignment: Literal["same", "shifted"]
     tokenizer: dict[str, Any] | None
-    canvas: _Canvas
+    canvas: dict[str, Any]  # a `_Canvas`
     source: dict[str, str | int | float | bool | None]
     template: dict[str, Any] | None = None
 
@@ -99,6 +101,7 @@ class Sidecar:
         if early := [name for name, since in ADDED.items() if since > version and name in values]:
             raise UserError(f"its sidecar has the field {early[0]!r}, which version {version} has not")
         fields = schema.convert(values, _Fields, "its sidecar")
+        schema.convert(fields.canvas, _Canvas, "its sidecar: canvas")
         model = _settings(ModelConfig, "model", fields.model, _MODEL)
         diffusion = _settings(DiffusionConfig, "diffusion", fields.diffusion, _DIFFUSION)
         _require_consistent(fields, model, diffusion)
@@ -116,7 +119,7 @@ def read(path: epath.Path) -> Sidecar:
     return Sidecar.from_dict(schema.read_json(path, dict[str, Any]))
 
 
-def _settings(cls: type[_Settings], name: str, values: dict[str, Any], required: list[str]) -> _Settings:
+def _settings(cls: type[_Settings], name: str, values: dict[str, Any], required: Sequence[str]) -> _Settings:
     """Return nested settings; unknown ones would change what the parameters mean, so they are refused here."""
     settings = config_io.from_dict(cls, values)
     settings.validate()
@@ -134,7 +137,7 @@ def _require_consistent(fields: _Fields, model: ModelConfig, diffusion: Diffusio
             f"its sidecar has alignment={fields.alignment!r} and diffusion.alignment={diffusion.alignment!r}, which "
             "contradict"
         )
-    if (length := fields.canvas.max_length) is not msgspec.UNSET and length > model.max_length:
+    if (length := fields.canvas.get("max_length", 1)) > model.max_length:
         raise UserError(
             f"its sidecar has canvas.max_length={length}, which must lie in [1, {model.max_length}], the model's "
             "positions"
@@ -158,9 +161,8 @@ def _require_ids(fields: _Fields, model: ModelConfig, diffusion: DiffusionConfig
         raise UserError(f"its sidecar has mask_id={fields.mask_id}, and its model and diffusion settings {mask_id}")
     if fields.objective == "mdm" and mask_id is None:
         raise UserError("its sidecar has objective='mdm' and no mask_id")
-    start_id = fields.canvas.start_id
     ids: dict[str, Any] = {"pad_id": fields.pad_id, "eos_id": fields.eos_id, "bos_id": fields.bos_id}
-    ids["canvas.start_id"] = None if start_id is msgspec.UNSET else start_id
+    ids["canvas.start_id"] = fields.canvas.get("start_id")
     ids["template.start_id"] = (fields.template or {}).get("start_id")
     ids |= {f"suppressed_ids[{i}]": value for i, value in enumerate(fields.suppressed_ids)}
     for name, value in ids.items():

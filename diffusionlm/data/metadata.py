@@ -26,7 +26,7 @@ FORMATS = {"chunk": 1, "examples": 2}  # by packing
 _SplitName = Annotated[str, msgspec.Meta(pattern=r"\A[A-Za-z0-9_]+\Z")]
 
 
-class SplitMetadata(schema.Record):
+class SplitMetadata(schema.Record, frozen=True):
     """Counts of one split, over all its documents; what follows the last whole record is counted but not stored.
 
     With packing "examples" a record is a dialogue, and the counts are of its answers.
@@ -41,7 +41,7 @@ class SplitMetadata(schema.Record):
     shards: dict[str, Count]  # file name -> its size in bytes
 
 
-class Metadata(schema.Record):
+class Metadata(schema.Record, frozen=True):
     """The description of a prepared dataset, beside its records."""
 
     tokenizer: dict[str, Any]  # whole: `tokenizers.from_dict` rebuilds it
@@ -91,7 +91,7 @@ def read(directory: epath.Path) -> Metadata:
     """
     file = directory / FILE
     try:
-        values = schema.read_json(file, Any)
+        values = schema.decode(untrusted.read_bytes(file), object, file)
     except FileNotFoundError as error:
         state = "has no meta.json, so it is not a (whole) prepared dataset" if directory.is_dir() else "does not exist"
         raise UserError(f"dataset {str(directory)!r} {state}; make one with `diffusionlm data prepare`") from error

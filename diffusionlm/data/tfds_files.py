@@ -23,14 +23,14 @@ _CLASSES = "tensorflow_datasets.core.features"
 _Digits = Annotated[str, msgspec.Meta(pattern=r"\A[0-9]{1,18}\Z")]
 
 
-class _Split(schema.Record):
+class _Split(schema.Record, frozen=True):
     name: str
     filepathTemplate: Literal["{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"]
     shardLengths: list[_Digits]
     numBytes: _Digits = "0"
 
 
-class _Info(schema.Record):
+class _Info(schema.Record, frozen=True):
     name: Literal["diffusionlm"]
     version: Literal["1.0.0"]
     fileFormat: Literal["array_record"]

@@ -3,8 +3,10 @@
 import json
 import math
 
+import msgspec
 import numpy as np
 
+from diffusionlm import schema
 from diffusionlm.console import Console
 from diffusionlm.data.pipeline import open_dataset
 from diffusionlm.evaluation.baselines import fit_and_score
@@ -15,7 +17,13 @@ from diffusionlm.storage import write_atomically
 from diffusionlm.training import dataset as run_dataset
 from diffusionlm.training.batches import held_out_rows
 from diffusionlm.training.loop import Run
-from diffusionlm.untrusted import read_text
+
+
+class Scores(schema.Record, frozen=True):
+    """The numbers of one baseline in baselines.json."""
+
+    nats_per_token: schema.NonNegative
+    bits_per_byte: schema.NonNegative
 
 
 def show(run: Run, console: Console | None = None) -> None:
@@ -46,7 +54,7 @@ def show(run: Run, console: Console | None = None) -> None:
 def _baselines(run: Run, console: Console) -> dict[str, dict[str, float]]:
     path = run.workdir / "baselines.json"
     if path.exists():
-        return json.loads(read_text(path))
+        return msgspec.to_builtins(schema.read_json(path, dict[str, Scores]))
     dataset = open_dataset(run_dataset.directory(run.config, run.workdir))
     T = run.config.data.sequence_length
     heldout = np.concatenate(

@@ -29,7 +29,7 @@ _HINT = "download it again"
 _Size = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 
 
-class Entry(schema.Record):
+class Entry(schema.Record, frozen=True):
     """The place and the type of a tensor in a file."""
 
     dtype: str  # a key of `BITS`
@@ -77,7 +77,8 @@ def parse(data: bytes, body: int, source: Any) -> dict[str, Entry]:
         raise UserError(f"{source} has a damaged header: it does not begin with '{{'; {_HINT}")
     try:
         values = schema.decode(data, dict[str, Any], source)
-        schema.convert(values.pop(_METADATA, None), dict[str, str] | None, f"{source}: {_METADATA}")
+        if (notes := values.pop(_METADATA, None)) is not None:
+            schema.convert(notes, dict[str, str], f"{source}: {_METADATA}")
         entries = {name: schema.convert(entry, Entry, f"{source}: tensor {name!r}") for name, entry in values.items()}
     except UserError as error:
         raise UserError(f"{error}; the header is damaged: {_HINT}") from error

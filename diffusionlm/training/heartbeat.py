@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from etils import epath
 
+from diffusionlm import schema
 from diffusionlm.storage import write_atomically
 
 log = logging.getLogger(__name__)
@@ -14,8 +15,25 @@ FILE = "heartbeat"
 BEAT_SECONDS = 10.0  # between two writes, unless the work changes
 
 
+class Beat(schema.Record, frozen=True):
+    """The content of the file."""
+
+    step: schema.Count
+    time: float = 0.0
+    doing: str = ""
+
+
+def read(path: epath.PathLike) -> Beat:
+    """Return the last beat of a run.
+
+    Raises:
+      UserError: the file is damaged.
+    """
+    return schema.read_json(path, Beat, 1 << 16)
+
+
 class Heartbeat:
-    """A file {"step", "time", "doing"} that is replaced every `BEAT_SECONDS`."""
+    """A file (see `Beat`) that is replaced every `BEAT_SECONDS`."""
 
     def __init__(
         self,

@@ -14,6 +14,7 @@ from diffusionlm import flops, hardware
 from diffusionlm.config import Config
 from diffusionlm.diffusion.objectives import predicted_share
 from diffusionlm.storage import JsonLines, in_bucket, read_json_lines
+from diffusionlm.training.outcome import MetricsLine
 from diffusionlm.training.timeline import Timeline
 
 log = logging.getLogger(__name__)
@@ -50,7 +51,7 @@ class MetricsWriter:
             repeated = line["step"] == self._last_step and "eval_nelbo_nats_per_token" in line
             return line["step"] <= restored_step and not repeated
 
-        self._lines = JsonLines(self._workdir / FILE, keep, self._check)
+        self._lines = JsonLines(self._workdir / FILE, keep, self._check, MetricsLine)
         self.latest = {name: value for line in self._lines.kept for name, value in line.items()}
         self._events = _event_writer(self._workdir / "events", restored_step)
 
@@ -91,7 +92,7 @@ def _importable(module: str) -> bool:
 
 def read(workdir: epath.PathLike) -> list[dict[str, Any]]:
     """Return the lines of WORKDIR/metrics.jsonl, without a last line that a kill cut short; null is NaN."""
-    return read_json_lines(epath.Path(workdir) / FILE)
+    return read_json_lines(epath.Path(workdir) / FILE, MetricsLine)
 
 
 class StepCost(NamedTuple):

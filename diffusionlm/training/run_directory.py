@@ -15,13 +15,14 @@ from typing import Any
 import jax
 from etils import epath
 
-from diffusionlm import config_io, fingerprint
+from diffusionlm import config_io, fingerprint, schema, untrusted
 from diffusionlm.checkpoint import store
 from diffusionlm.config import Config
 from diffusionlm.errors import UserError
 from diffusionlm.parallel import processes
 from diffusionlm.parallel.processes import on_all_processes
-from diffusionlm.storage import load_numbers, write_atomically
+from diffusionlm.storage import write_atomically
+from diffusionlm.training import outcome
 from diffusionlm.version import __version__
 
 PACKAGE = Path(__file__).resolve().parents[1]
@@ -30,7 +31,7 @@ PACKAGE = Path(__file__).resolve().parents[1]
 def recorded_config(workdir: epath.Path) -> Config | None:
     """Return the configuration of the run in `workdir`; None if there is none, or it cannot be read."""
     try:
-        return config_io.from_json((workdir / "config.json").read_text())
+        return config_io.from_json(untrusted.read_text(workdir / "config.json"))
     except (OSError, ValueError):
         return None
 
@@ -42,11 +43,11 @@ def refuse_another_run(cfg: Config, workdir: epath.Path) -> None:
     if not path.exists():
         _refuse_checkpoints_of_another_run(cfg, workdir / "checkpoints")
         return
-    text = path.read_text()
     try:
+        text = untrusted.read_text(path)
         recorded = config_io.from_json(text)
     except ValueError as error:
-        if _is_earlier(text):
+        if _is_earlier(path):
             raise UserError(
                 f"{workdir} holds a run of an earlier diffusionlm, whose fingerprints differ; finish it with that "
                 "version, or use another --workdir"
@@ -76,10 +77,10 @@ def _refuse_checkpoints_of_another_run(cfg: Config, checkpoints: epath.Path) -> 
         )
 
 
-def _is_earlier(text: str) -> bool:
+def _is_earlier(path: epath.Path) -> bool:
     try:
-        return json.loads(text).get("format", 1) < config_io.FORMAT
-    except (ValueError, AttributeError, TypeError):
+        return 1 <= schema.read_json(path, dict[str, Any]).get("format", 1) < config_io.FORMAT
+    except (ValueError, TypeError):
         return False
 
 
@@ -96,19 +97,16 @@ def require_same_command(cfg: Config, workdir: epath.Path) -> None:
 
 def finished(workdir: epath.Path) -> dict[str, Any] | None:
     """Return the content of DONE.json as process 0 sees it, with NaN for null; None where there is none."""
-    done = workdir / "DONE.json"
+    done = workdir / outcome.FILE
 
     @on_all_processes
     def read() -> str:
-        return done.read_text() if jax.process_index() == 0 and done.exists() else ""
+        return untrusted.read_text(done) if jax.process_index() == 0 and done.exists() else ""
 
     text = processes.gather(read())[0]
     try:
-        result = load_numbers(text) if text else None
-        if not isinstance(result, dict | None):
-            raise ValueError("it holds no JSON object")
-        return result
-    except ValueError as error:
+        return outcome.parse(text, "it") if text else None
+    except UserError as error:
         raise UserError(f"{done} is damaged ({error}); delete it, and the same command ends the run again") from error
 
 
@@ -133,8 +131,8 @@ def record_run(cfg: Config, workdir: epath.Path) -> None:
 def _last_environment(path: epath.Path) -> dict[str, Any]:
     """Return the content of environment.json, or nothing: it is a record, and no reason to refuse a run."""
     try:
-        return json.loads(path.read_text())
-    except (FileNotFoundError, ValueError):
+        return schema.read_json(path, dict[str, Any])
+    except (FileNotFoundError, UserError):
         return {}
 
 

@@ -18,19 +18,35 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
-from typing import Any
+from typing import Any, Literal, get_args
 
+import msgspec
 from etils import epath
 
+from diffusionlm import schema
 from diffusionlm.storage import JsonLines, read_json_lines
 from diffusionlm.training import heartbeat
 
 log = logging.getLogger(__name__)
 
 FILE = "timeline.jsonl"
-KINDS = ("start", "restore", "compile", "data", "train", "evaluate", "save", "lost", "between")
+Kind = Literal["start", "restore", "compile", "data", "train", "evaluate", "save", "lost", "between"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
 SPENT_SECONDS = 60.0  # between two lines "spent": what a killed process leaves uncounted, at most
 CLOSE_SECONDS = 5.0  # for which the end of a run waits for work that may hang
+
+
+class Event(msgspec.Struct):
+    """The fields of a line that are read again."""
+
+    event: str
+    step: schema.Count
+    time: float
+    seconds: dict[Kind, schema.NonNegative] | msgspec.UnsetType = msgspec.UNSET
+
+    def __post_init__(self) -> None:
+        if self.event == "spent" and self.seconds is msgspec.UNSET:
+            raise ValueError('a line "spent" lacks `seconds`')
 
 
 class Total:
@@ -41,7 +57,7 @@ class Total:
     """
 
     def __init__(self, lines: Iterable[dict[str, Any]] = ()):
-        self.seconds = dict.fromkeys(KINDS, 0.0)
+        self.seconds: dict[str, float] = dict.fromkeys(KINDS, 0.0)
         self._steps: list[tuple[int, int, float]] = []  # (from, to, seconds) of "train"
         self._step = 0
         self._time: float | None = None
@@ -100,7 +116,7 @@ class Timeline:
         """
         self._step = step
         if write:
-            self._lines = JsonLines(workdir / FILE, check=check)
+            self._lines = JsonLines(workdir / FILE, check=check, line_type=Event)
             self._heartbeat = heartbeat.Heartbeat(workdir / heartbeat.FILE, self._clock, self._now, check)
             self._total = Total(self._lines.kept)
         self._write({"event": "start", "time": self._began, "step": step})
@@ -247,4 +263,4 @@ class Watch:
 
 def read(workdir: epath.PathLike) -> list[dict[str, Any]]:
     """Return the lines of WORKDIR/timeline.jsonl."""
-    return read_json_lines(epath.Path(workdir) / FILE)
+    return read_json_lines(epath.Path(workdir) / FILE, Event)

@@ -60,7 +60,16 @@ def stub_train(cfg, workdir, *, fence=None):
         "tokens": 1000,
         "bytes": 3000,
     }
-    result = {"step": cfg.run.steps, "eval": evaluation, "seconds_by_kind": {"train": 1, "data": 0, "evaluate": 1}}
+    result = {
+        "step": cfg.run.steps,
+        "tokens": 128 * cfg.run.steps,
+        "flops": 1.0,
+        "train_loss": 5.0,
+        "eval": evaluation,
+        "seconds": 2.0,
+        "goodput": 0.5,
+        "seconds_by_kind": {"train": 1, "data": 0, "evaluate": 1},
+    }
     workdir.mkdir(parents=True)
     lines = [{"step": step, "loss": 5.0, "step_seconds": 0.1} for step in (cfg.run.steps // 2, cfg.run.steps)]
     (workdir / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))

@@ -4,13 +4,13 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from etils import epath
 from support.run_files import (
     checkpoint_steps,
     truncated_copy,
 )
 from support.tiny_run import refusal
 
+from diffusionlm import untrusted
 from diffusionlm.checkpoint import store as checkpoint
 from diffusionlm.errors import UserError
 from diffusionlm.parallel import processes as runtime
@@ -81,8 +81,7 @@ def test_the_end_of_a_run_is_read_and_written_everywhere(uninterrupted, tmp_path
             trainer.train(uninterrupted[0].config, workdir)
     (workdir / "DONE.json").write_text("{")
     assert "DONE.json is damaged" in refusal(uninterrupted[0].config, workdir)
-    path = type(epath.Path(workdir))
-    monkeypatch.setattr(path, "read_text", fail(path.read_text))
+    monkeypatch.setattr(untrusted, "read_text", fail(untrusted.read_text))
     with pytest.raises(OSError, match="the mount is away"):
         trainer.train(uninterrupted[0].config, workdir)
     assert found == [True, True]

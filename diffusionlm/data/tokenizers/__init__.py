@@ -6,10 +6,12 @@ neither needs a file beside it. A new kind is one class, and its entry in `KINDS
 
 import os
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Annotated, Any
 
+import msgspec
 from etils import epath
 
+from diffusionlm import schema, untrusted
 from diffusionlm.data.tokenizers.base import Tokenizer, require_eos
 from diffusionlm.data.tokenizers.byte import ByteTokenizer
 from diffusionlm.data.tokenizers.huggingface import HuggingFaceTokenizer
@@ -38,12 +40,25 @@ def from_dict(values: Mapping[str, Any]) -> Tokenizer:
     """Rebuild a tokenizer from its `to_dict`.
 
     Raises:
-      UserError: the kind is unknown, or the content does not have the recorded hash.
+      UserError: the kind is unknown, a field is missing, unknown or of another type, or the content does not have the
+        recorded hash.
     """
     kind = values.get("kind")
-    if kind not in KINDS:
-        raise UserError(f"unknown tokenizer kind {kind!r}{suggest(str(kind), KINDS)}")
-    return KINDS[kind].from_dict(dict(values))
+    if not isinstance(kind, str) or kind not in KINDS:
+        raise UserError(f"unknown tokenizer kind {untrusted.printable(repr(kind))[:60]}{suggest(str(kind), KINDS)}")
+    if kind in _STORED:
+        try:
+            schema.convert(dict(values), _STORED[kind], f"the stored {kind} tokenizer")
+        except UserError as error:
+            raise UserError(f"{error}; it is damaged: restore the original file") from error
+    tokenizer = KINDS[kind].from_dict(dict(values))
+    if tokenizer.sha256 != values["sha256"]:
+        recorded = untrusted.printable(values["sha256"])
+        raise UserError(
+            f"the stored {kind} tokenizer is damaged: sha256 {tokenizer.sha256}, not {recorded}; restore the original "
+            "file"
+        )
+    return tokenizer
 
 
 def load(name: str) -> Tokenizer:
@@ -115,6 +130,29 @@ def _read_config(directory: epath.Path) -> dict[str, Any]:
 
 KINDS: dict[str, type[Tokenizer]] = {
     cls.kind: cls for cls in (ByteTokenizer, SentencePieceTokenizer, HuggingFaceTokenizer)
+}
+_Id = Annotated[int, msgspec.Meta(ge=0, lt=2**31)]
+
+
+class _Byte(schema.Record, frozen=True):
+    kind: str
+    sha256: schema.Sha256
+
+
+class _SentencePiece(_Byte, frozen=True):
+    model: str  # base64
+
+
+class _HuggingFace(_Byte, frozen=True):
+    family: str
+    ids: tuple[_Id | None, _Id | None, _Id | None]  # of BOS, EOS and padding
+    files: dict[str, str]  # base64 by name
+
+
+_STORED: dict[str, type[schema.Record]] = {  # the fields of `to_dict`, by kind
+    ByteTokenizer.kind: _Byte,
+    SentencePieceTokenizer.kind: _SentencePiece,
+    HuggingFaceTokenizer.kind: _HuggingFace,
 }
 FILES: dict[str, Callable[[str], Tokenizer]] = {  # by the end of the file's name
     ".model": SentencePieceTokenizer.from_file,

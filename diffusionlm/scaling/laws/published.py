@@ -4,12 +4,15 @@ The numbers are in `published.json`, whose notes give units and conventions, and
 """
 
 import functools
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import resources
+from typing import Annotated, Literal
 
+import msgspec
+
+from diffusionlm import schema
 from diffusionlm.errors import UserError, suggest
 
 
@@ -64,9 +67,53 @@ class PublishedLaw:
         return None
 
 
+_Real = Annotated[float, msgspec.Meta(gt=0)]
+_Exponent = Annotated[float, msgspec.Meta(gt=-1, lt=1)]
+
+
+class _Power(schema.Record, frozen=True):
+    exponent: _Exponent
+    coefficient: _Real | None
+
+
+class _Loss(schema.Record, frozen=True):
+    exponent: _Exponent
+    log_prefactor: float
+
+
+class _Parametric(schema.Record, frozen=True):
+    E: _Real
+    A: _Real
+    B: _Real
+    alpha: _Real
+    beta: _Real
+
+
+class _Entry(schema.Record, frozen=True):
+    title: str
+    source: str
+    how: str
+    objective: Literal["mdm", "arm", "uniform"]
+    convention: dict[Literal["N", "C"], str]
+    data: str | None
+    fitted_range: tuple[_Real, _Real] | None
+    points: list[dict[Literal["C", "N", "L"], _Real]]
+    loss: _Loss | None
+    params: _Power | None
+    tokens: _Power | None
+    parametric: _Parametric | None
+
+
+class _File(schema.Record, frozen=True):
+    version: Literal[1]
+    notes: list[str]
+    laws: dict[str, _Entry]
+
+
 @functools.cache
 def _file() -> Mapping:
-    return json.loads(resources.files("diffusionlm.scaling.laws").joinpath("published.json").read_text())
+    text = resources.files("diffusionlm.scaling.laws").joinpath("published.json").read_text()
+    return msgspec.to_builtins(schema.decode(text, _File, "published.json"))
 
 
 def names() -> list[str]:

@@ -9,7 +9,8 @@ from etils import epath
 from diffusionlm.scaling.sweep.directory import Identity, cell_directory
 from diffusionlm.scaling.sweep.recipe import Cell, ScalingRecipe, Sweep
 from diffusionlm.scaling.sweep.results import read_concurrently
-from diffusionlm.storage import load_numbers, run_path
+from diffusionlm.storage import run_path
+from diffusionlm.training import outcome
 
 
 def describe(
@@ -94,7 +95,7 @@ def _describe_recipe(recipe: ScalingRecipe) -> dict[str, str]:
 def _scored_text(directory: epath.Path) -> tuple[int, int] | None:
     """Return the tokens and bytes of held-out text that a finished cell was scored on, if its file says so."""
     try:
-        evaluation = load_numbers((directory / "DONE.json").read_text())["eval"]
+        evaluation = outcome.read(directory / outcome.FILE)["eval"]
         return int(evaluation["tokens"]), int(evaluation["bytes"])
     except (OSError, ValueError, KeyError, TypeError):  # not finished, or an older file
         return None

@@ -13,6 +13,7 @@ from typing import TypedDict
 
 from etils import epath
 
+from diffusionlm import schema, untrusted
 from diffusionlm.conditional_writes import write_once
 from diffusionlm.errors import UserError
 from diffusionlm.scaling.sweep.recipe import Sweep
@@ -26,6 +27,12 @@ class Identity(TypedDict):
     sweep: str  # the name of the sweep
     dataset: str  # sha256 of the dataset
     unique_tokens: int  # tokens of its training split
+
+
+class _Identity(schema.Record, frozen=True):
+    sweep: str
+    dataset: str
+    unique_tokens: schema.Positive
 
 
 def leases_directory(workdir: epath.Path) -> epath.Path:
@@ -73,7 +80,7 @@ def read_identity(workdir: epath.Path) -> Identity | None:
     if not path.exists():
         return None
     try:
-        return _parse_identity(path.read_bytes(), path)
+        return _parse_identity(untrusted.read_bytes(path, 1 << 16), path)
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
 
@@ -95,12 +102,7 @@ def require_identity(workdir: epath.Path, identity: Identity) -> None:
 
 def _parse_identity(text: str | bytes, path: epath.Path) -> Identity:
     try:
-        content = json.loads(text)
-        if not isinstance(content, dict):
-            raise ValueError("it holds no object")
-        for name, kind in {"sweep": str, "dataset": str, "unique_tokens": int}.items():
-            if not isinstance(content.get(name), kind):
-                raise ValueError(f"{name} is {content.get(name)!r}")
-    except ValueError as error:
+        content = schema.decode(text, _Identity, "it")
+    except UserError as error:
         raise UserError(f"{path} is damaged ({error}); delete it, and the next worker rewrites it") from error
-    return Identity(sweep=content["sweep"], dataset=content["dataset"], unique_tokens=content["unique_tokens"])
+    return Identity(sweep=content.sweep, dataset=content.dataset, unique_tokens=content.unique_tokens)

@@ -13,7 +13,14 @@ from typing import Any, Literal
 
 from diffusionlm import flops
 from diffusionlm.config import Config, DataConfig, DiffusionConfig, ModelConfig, OptimConfig, RunConfig
-from diffusionlm.config_fields import check_fields
+from diffusionlm.config_fields import (
+    AtLeastTwo,
+    Fraction,
+    NonNegative,
+    NonNegativeReal,
+    Positive,
+    check_fields,
+)
 from diffusionlm.config_io import flat
 from diffusionlm.errors import UserError, suggest
 from diffusionlm.fingerprint import scientific_fields
@@ -36,26 +43,26 @@ class ScalingRecipe(NativeScalars):
     """
 
     name: str
-    sequence_length: int
-    batch_size: int  # sequences per step, in every cell
-    peak_lr: float  # at `lr_width`
+    sequence_length: Positive
+    batch_size: Positive  # sequences per step, in every cell
+    peak_lr: NonNegativeReal  # at `lr_width`
     # "6nd": C = 6 N D with N non-embedding parameters (SMDM, LLaDA). "model": C is three times the matmuls of the
     # forward pass, attention and head included, and N counts the parameters that are multiplied, the head's included.
     convention: Literal["6nd", "model"] = "6nd"
-    lr_width: int = 0  # the width that peak_lr is tuned for; 0: the learning rate does not depend on the width
+    lr_width: NonNegative = 0  # the width that peak_lr is tuned for; 0: the learning rate does not depend on the width
     lr_exponent: float = 0.0  # the peak is peak_lr * (d_model / lr_width) ** lr_exponent
-    final_lr_ratio: float = 0.1  # final over peak learning rate (cosine)
+    final_lr_ratio: Fraction = 0.1  # final over peak learning rate (cosine)
     schedule: Literal["cosine", "constant"] = "cosine"
     # Linear warm-up lasts the larger of this many steps and this fraction of all steps, but at most a quarter of them.
-    warmup_steps: int = 100
-    warmup_fraction: float = 0.01
-    weight_decay: float = 0.1
+    warmup_steps: NonNegative = 100
+    warmup_fraction: Fraction = 0.01
+    weight_decay: NonNegativeReal = 0.1
     decay_mask: Literal["matrices", "all"] = "matrices"
-    random_length: float = 0.0  # fraction of an MDM's examples that are cut to a uniform random length
+    random_length: Fraction = 0.0  # fraction of an MDM's examples that are cut to a uniform random length
     mask_id: int | None = None  # None: a row that is appended to the embedding
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
-    eval_records: int = 2048  # held-out sequences, the same for all cells
-    eval_draws: int = 8  # noise draws per sequence, the same for all MDM cells
+    eval_records: Positive = 2048  # held-out sequences, the same for all cells
+    eval_draws: AtLeastTwo = 8  # noise draws per sequence, the same for all MDM cells
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -64,11 +71,6 @@ class ScalingRecipe(NativeScalars):
             raise UserError(
                 f"recipe {self.name!r}: lr_exponent={self.lr_exponent} needs lr_width, the width that peak_lr is for"
             )
-        for name in ("sequence_length", "batch_size"):
-            if not getattr(self, name) >= 1:
-                raise UserError(f"recipe {self.name!r}: {name}={getattr(self, name)} must be at least 1")
-        if not 0 <= self.random_length <= 1:
-            raise UserError(f"recipe {self.name!r}: random_length={self.random_length} must lie in [0, 1]")
 
     def params(self, model: ModelConfig) -> int:
         """Return the size N of a model, as the laws of this recipe count it."""

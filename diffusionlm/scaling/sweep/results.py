@@ -3,14 +3,17 @@
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from typing import Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
+import msgspec
 from etils import epath
 
+from diffusionlm import schema, untrusted
 from diffusionlm.errors import UserError
 from diffusionlm.scaling.sweep.directory import cell_directory, read_identity
 from diffusionlm.scaling.sweep.recipe import Cell, Sweep
 from diffusionlm.storage import dump_numbers, load_numbers, read_json_lines, run_path
+from diffusionlm.training import outcome
 
 CURVE_POINTS = 100  # points of a training curve that are kept
 CONCURRENT_READS = 32  # a bucket takes some 50 ms for each
@@ -41,6 +44,30 @@ class CellResult:
     curve: tuple[tuple[float, float], ...]  # (FLOPs spent, training loss) along the run, thinned
 
 
+_Real = Annotated[float, msgspec.Meta(gt=0)]
+
+
+class _Row(schema.Record, frozen=True):
+    """A `CellResult` in results.json, where null stands for a number that is not finite."""
+
+    id: str
+    objective: Literal["mdm", "arm"]
+    preset: str
+    seed: schema.Count
+    budget: _Real
+    flops: _Real
+    params: schema.Positive
+    params_non_embedding: schema.Positive
+    tokens: schema.Positive
+    unique_tokens: schema.Positive
+    steps: schema.Positive
+    loss: float | None
+    loss_stderr: schema.NonNegative | None
+    loss_per_draw: list[float | None]
+    bits_per_byte: float | None
+    curve: list[tuple[float, float | None]]
+
+
 def read(sweep: Sweep, workdir: epath.PathLike, *, everything: bool = False) -> tuple[list[CellResult], int]:
     """Return the results of the finished cells, and the number of unfinished ones.
 
@@ -62,11 +89,11 @@ def read(sweep: Sweep, workdir: epath.PathLike, *, everything: bool = False) -> 
 
 
 def _result(cell: Cell, directory: epath.Path, unique_tokens: int) -> CellResult | None:
-    path = directory / "DONE.json"
+    path = directory / outcome.FILE
     if not path.exists():
         return None
     try:
-        evaluation = load_numbers(path.read_text())["eval"]
+        evaluation = outcome.read(path)["eval"]
         return CellResult(
             id=cell.id,
             objective=cell.objective,
@@ -83,7 +110,7 @@ def _result(cell: Cell, directory: epath.Path, unique_tokens: int) -> CellResult
             loss_stderr=float(evaluation["nelbo_stderr"]),
             loss_per_draw=tuple(map(float, evaluation["nelbo_per_draw"])),
             bits_per_byte=float(evaluation["bits_per_byte"]),
-            curve=_curve(read_json_lines(directory / "metrics.jsonl"), cell.flops / cell.steps),
+            curve=_curve(read_json_lines(directory / "metrics.jsonl", outcome.MetricsLine), cell.flops / cell.steps),
         )
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(
@@ -106,8 +133,16 @@ def to_json(results: Sequence[CellResult]) -> str:
 
 
 def load(path: epath.PathLike) -> list[CellResult]:
-    """Read the results.json of a report."""
-    rows = load_numbers(run_path(path).read_text())
+    """Read the results.json of a report.
+
+    Raises:
+      UserError: it is damaged.
+      OSError: it cannot be read.
+    """
+    path = run_path(path)
+    text = untrusted.read_text(path)
+    schema.decode(text, list[_Row], path)
+    rows = load_numbers(text)
     for row in rows:
         row["loss_per_draw"] = tuple(row["loss_per_draw"])
         row["curve"] = tuple(map(tuple, row["curve"]))

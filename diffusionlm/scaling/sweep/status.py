@@ -1,6 +1,5 @@
 """The status of a sweep, from its files alone: which cells are done, running, failed and pending."""
 
-import json
 import math
 import time
 from collections.abc import Callable
@@ -15,8 +14,8 @@ from diffusionlm.scaling.sweep.directory import cell_directory, leases_directory
 from diffusionlm.scaling.sweep.lease import LeaseRecord, Leases
 from diffusionlm.scaling.sweep.recipe import Cell, Sweep
 from diffusionlm.scaling.sweep.results import read_concurrently
-from diffusionlm.storage import load_numbers, read_json_lines, run_path
-from diffusionlm.training import heartbeat
+from diffusionlm.storage import read_json_lines, run_path
+from diffusionlm.training import heartbeat, outcome
 
 T = TypeVar("T")
 State = Literal["done", "running", "failed", "pending"]
@@ -101,10 +100,10 @@ def status(sweep: Sweep, workdir: epath.PathLike, *, everything: bool = False) -
 
 
 def _cell_status(cell: Cell, directory: epath.Path, record: LeaseRecord | None) -> CellStatus:
-    result = directory / "DONE.json"
+    result = directory / outcome.FILE
     starts = record.starts if record else 0
     if result.exists():
-        loss = _parse(result, lambda: float(load_numbers(result.read_text())["eval"]["nelbo_nats_per_token"]))
+        loss = _parse(result, lambda: float(outcome.read(result)["eval"]["nelbo_nats_per_token"]))
         note = "" if math.isfinite(loss) else "its evaluation is not finite"
         return CellStatus(cell.id, "done", cell.steps, cell.steps, cell.flops, starts=starts, loss=loss, note=note)
     step, eta = _progress(cell, directory)
@@ -126,7 +125,7 @@ def _progress(cell: Cell, directory: epath.Path) -> tuple[int, float | None]:
     metrics = directory / "metrics.jsonl"
 
     def last_steps() -> tuple[int, list[float]]:
-        lines = [line for line in read_json_lines(metrics) if "step_seconds" in line]
+        lines = [line for line in read_json_lines(metrics, outcome.MetricsLine) if "step_seconds" in line]
         return int(lines[-1]["step"]) if lines else 0, [float(line["step_seconds"]) for line in lines[-10:]]
 
     logged, seconds = _parse(metrics, last_steps)
@@ -141,7 +140,7 @@ def heartbeat_step(directory: epath.Path) -> int:
       UserError: the file is damaged.
     """
     path = directory / heartbeat.FILE
-    return _parse(path, lambda: int(json.loads(path.read_text())["step"])) if path.exists() else 0
+    return _parse(path, lambda: heartbeat.read(path).step) if path.exists() else 0
 
 
 def _parse(path: epath.Path, parse: Callable[[], T]) -> T:

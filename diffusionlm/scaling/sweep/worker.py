@@ -227,7 +227,8 @@ class _Worker:
         self._ran.append(cell.id)
         self._failures = 0
         self._flops += cell.flops
-        self._seconds += sum(result["seconds_by_kind"][kind] for kind in ("train", "data", "evaluate"))
+        seconds = result.get("seconds_by_kind", {})
+        self._seconds += sum(seconds.get(kind, 0.0) for kind in ("train", "data", "evaluate"))
         loss = result["eval"]["nelbo_nats_per_token"]
         evaluation = f"{loss:.4f} nats per token" if math.isfinite(loss) else "its evaluation is not finite"
         self._print(f"{cell.id}: {evaluation}; {self._remaining_work()}")

@@ -115,7 +115,7 @@ def test_refuses_damaged_dictionaries(byte_level):
         with pytest.raises(UserError, match="damaged"):
             tokenizers.from_dict(values | damage)
     for damage in ({"files": None}, {"files": {"tokenizer.json": "?"}}, {"ids": None}):
-        with pytest.raises(UserError, match="no readable files"):
+        with pytest.raises(UserError, match="damaged|no readable files"):
             tokenizers.from_dict(values | damage)
 
 

@@ -61,8 +61,8 @@ def test_travels_to_other_processes(tokenizer):
     [
         ({"kind": "sentencepeice"}, "did you mean 'sentencepiece'"),
         ({}, "unknown tokenizer kind None"),
-        ({"kind": "sentencepiece"}, "no readable model"),
-        ({"kind": "sentencepiece", "model": "?", "sha256": ""}, "no readable model"),
+        ({"kind": "sentencepiece"}, "missing required field `sha256`"),
+        ({"kind": "sentencepiece", "model": "?", "sha256": "0"}, "sha256='0'.*it is damaged"),
         ({"kind": "sentencepiece", "model": "AAAA", "sha256": "0" * 64}, "damaged"),
     ],
 )
@@ -83,3 +83,18 @@ def test_refuses_names_and_files(tmp_path):
         with pytest.raises(UserError, match=message) as error:
             tokenizers.load(name)
         assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"sha256": "0" * 64}, "is damaged: sha256"),
+        ({"sha256": None}, "sha256=None: Expected `str`"),
+        ({"kind": []}, "unknown tokenizer kind"),
+        ({"extra": 1}, "unknown field `extra`"),
+    ],
+)
+def test_refuses_definitions_with_one_change(tokenizer, change, message):
+    with pytest.raises(UserError, match=message.replace("[", r"\[")) as caught:
+        tokenizers.from_dict(tokenizer.to_dict() | change)
+    assert "\n" not in str(caught.value)

@@ -7,6 +7,9 @@ from support.tiny_sweep import tiny_sweep
 
 from diffusionlm.scaling.report.context import describe
 
+EVALUATION = {"nelbo_nats_per_token": 4.0, "nelbo_stderr": 0.1, "nelbo_per_draw": [4.0], "bits_per_byte": 2.0}
+DONE = {"step": 1, "tokens": 1, "flops": 1.0, "train_loss": 4.0, "seconds": 1.0, "goodput": 1.0}
+
 
 @pytest.fixture
 def described(tmp_path):
@@ -16,7 +19,8 @@ def described(tmp_path):
         sweep = tiny_sweep()
         directory = tmp_path / "cells" / sweep.cells[0].id
         directory.mkdir(parents=True)
-        (directory / "DONE.json").write_text(json.dumps({"eval": {"tokens": tokens, "bytes": 3 * tokens}}))
+        done = DONE | {"eval": EVALUATION | {"tokens": tokens, "bytes": 3 * tokens}}
+        (directory / "DONE.json").write_text(json.dumps(done))
         identity = {"sweep": "tiny", "dataset": "abc", "unique_tokens": 12345}
         return describe(sweep, sweep.cells, tmp_path, identity, today="2026-11-25")
 

@@ -182,8 +182,11 @@ def test_an_unknown_sweep_gets_a_suggestion():
         ({"sequence_length": "64"}, "sequence_length='64' must be of type int"),
         ({"batch_size": 0}, "batch_size=0 must be at least 1"),
         ({"sequence_length": 0}, "sequence_length=0 must be at least 1"),
-        ({"random_length": 2.0}, r"random_length=2.0 must lie in \[0, 1\]"),
-        ({"random_length": 1.5}, r"random_length=1.5 must lie in \[0, 1\]"),
+        ({"random_length": 2.0}, r"random_length=2.0 must be a fraction in \[0, 1\]"),
+        ({"random_length": 1.5}, r"random_length=1.5 must be a fraction in \[0, 1\]"),
+        ({"lr_width": -1}, "lr_width=-1 must not be negative"),
+        ({"warmup_fraction": 1.5}, r"warmup_fraction=1.5 must be a fraction in \[0, 1\]"),
+        ({"eval_draws": 1}, "eval_draws=1 must be at least 2"),
         ({"random_length": float("nan")}, "random_length=nan must be a finite number"),
     ],
 )

@@ -5,7 +5,10 @@ import math
 from dataclasses import asdict
 from pathlib import Path
 
+import hypothesis
 import pytest
+from hypothesis import strategies as st
+from support import mutated_json
 
 from diffusionlm.errors import UserError
 from diffusionlm.scaling.commands import get
@@ -27,7 +30,9 @@ def with_nulls(finished, sweep):
     """The directory of the finished sweep, with null for each number of the first cell's evaluation and losses."""
     directory = finished / "cells" / sweep.cells[0].id
     nothing = dict.fromkeys(("nelbo_nats_per_token", "nelbo_stderr", "bits_per_byte"))
-    (directory / "DONE.json").write_text(json.dumps({"eval": {**nothing, "nelbo_per_draw": [None, None]}}))
+    done = json.loads((directory / "DONE.json").read_text())
+    evaluation = {**nothing, "nelbo_per_draw": [None, None]}
+    (directory / "DONE.json").write_text(json.dumps(done | {"eval": evaluation}))
     (directory / "metrics.jsonl").write_text('{"step": 50, "loss": null}\n{"step": 100, "loss": null}\n')
     return finished
 
@@ -78,3 +83,33 @@ def test_shipped_results_are_those_of_the_registered_cells():
         cell = cells[name]
         planned = {key: getattr(cell, key) for key in ("budget", "flops", "params", "tokens", "steps", "seed")}
         assert planned == {key: asdict(result)[key] for key in planned}
+
+
+ROWS = json.loads(SHIPPED.read_text())[:2]
+for row in ROWS:
+    row["curve"] = row["curve"][:2]
+
+
+@hypothesis.settings(
+    max_examples=300,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture],
+)
+@hypothesis.given(data=st.data())
+def test_a_results_file_with_one_change_is_refused_in_one_line_or_makes_sense(data, tmp_path):
+    mutation = data.draw(mutated_json.mutations(ROWS))
+    path = tmp_path / "results.json"
+    path.write_text(json.dumps(mutation.values))
+    try:
+        loaded = results.load(path)
+    except UserError as error:
+        message = str(error)
+        assert "results.json" in message and "\n" not in message and "\x1b" not in message and len(message) < 600
+        return
+    for result in loaded:
+        assert result.objective in ("mdm", "arm") and result.budget > 0 and result.flops > 0
+        counts = (result.params, result.params_non_embedding, result.tokens, result.unique_tokens, result.steps)
+        assert all(type(count) is int and count > 0 for count in counts) and not result.loss_stderr < 0
+        assert all(len(point) == 2 for point in result.curve)
+    assert mutation.kind not in ("missing", "extra") or mutation.path[-1] == 0 or isinstance(mutation.path[-1], int)
