@@ -12,8 +12,11 @@ from diffusionlm import config_io, schema, untrusted
 from diffusionlm.config import DiffusionConfig, ModelConfig
 from diffusionlm.errors import UserError
 
-FORMAT, VERSION = "diffusionlm", 2
-ADDED = {"template": 2}  # fields that came after version 1, by the version that brought them; absent, they are unset
+FORMAT, VERSION = "diffusionlm", 3
+ADDED = {
+    "template": 2,
+    "end_ids": 3,
+}  # fields that came after version 1, by the version that brought them; absent, they are unset
 # The settings that every version wrote. Those that came later are absent in files of before, and have their defaults.
 _MODEL = (
     "d_model n_layers n_heads n_kv_heads head_dim d_ff vocab_size mask_row max_length causal norm norm_eps positions "
@@ -50,6 +53,7 @@ class _Fields(schema.Record, frozen=True):
     canvas: dict[str, Any]  # a `_Canvas`
     source: dict[str, str | int | float | bool | None]
     template: dict[str, Any] | None = None
+    end_ids: list[_Id] = []
 
 
 @dataclass(frozen=True)
@@ -69,6 +73,7 @@ class Sidecar:
     canvas: dict[str, Any] = field(default_factory=dict)  # rules for the sampler's canvas: max_length, start_id
     source: dict[str, Any] = field(default_factory=dict)  # for people: experiment, fingerprint, dataset, step, ...
     template: dict[str, Any] | None = None  # how prompts are written: `Template.to_dict`; None: unchanged
+    end_ids: tuple[int, ...] = ()  # ids besides EOS that end a text, such as the end of a turn
 
     @property
     def start_id(self) -> int | None:
@@ -77,7 +82,8 @@ class Sidecar:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields in JSON types, with the format and its version."""
-        values = dataclasses.asdict(self) | {"suppressed_ids": list(self.suppressed_ids)}
+        values = dataclasses.asdict(self)
+        values |= {"suppressed_ids": list(self.suppressed_ids), "end_ids": list(self.end_ids)}
         return {"format": FORMAT, "version": VERSION, **values}
 
     @classmethod
@@ -106,7 +112,8 @@ class Sidecar:
         diffusion = _settings(DiffusionConfig, "diffusion", fields.diffusion, _DIFFUSION)
         _require_consistent(fields, model, diffusion)
         _require_ids(fields, model, diffusion)
-        return cls(**{**values, "suppressed_ids": tuple(fields.suppressed_ids)})
+        tuples = {"suppressed_ids": tuple(fields.suppressed_ids), "end_ids": tuple(fields.end_ids)}
+        return cls(**{**values, **tuples})
 
 
 def read(path: epath.Path) -> Sidecar:
@@ -165,6 +172,7 @@ def _require_ids(fields: _Fields, model: ModelConfig, diffusion: DiffusionConfig
     ids["canvas.start_id"] = fields.canvas.get("start_id")
     ids["template.start_id"] = (fields.template or {}).get("start_id")
     ids |= {f"suppressed_ids[{i}]": value for i, value in enumerate(fields.suppressed_ids)}
+    ids |= {f"end_ids[{i}]": value for i, value in enumerate(fields.end_ids)}
     for name, value in ids.items():
         rows = model.vocab_size if name.startswith("suppressed") else model.embedding_rows
         if isinstance(value, int) and not 0 <= value < rows:

@@ -16,8 +16,7 @@ from diffusionlm.sampling.config import SamplingConfig
 from diffusionlm.storage import disk_path
 
 if TYPE_CHECKING:
-    from diffusionlm.data.tokenizers import Tokenizer
-    from diffusionlm.pretrained.completion import Completion
+    from diffusionlm.pretrained.completion import Completion, Reader
 
 LONGEST_PROMPT = 64 << 20  # bytes of a prompt file
 
@@ -35,6 +34,7 @@ def _sample(
     infill: str | None = None,
     count: int = 1,
     raw: bool = False,
+    special_tokens: bool = False,
     sampling: Annotated[SamplingConfig, *SETTINGS] = SamplingConfig(),  # noqa: B008
     json: bool = False,
     trace: bool = False,
@@ -51,18 +51,17 @@ def _sample(
         "a{mask:3-8} b" for 3 to 8; most tokenizers want no space before a gap.
       count: how many completions.
       raw: for a model that was fine-tuned on instructions: continue the prompt without its chat template.
+      special_tokens: special tokens written in the prompt are tokens, and not text; with raw, or infill.
       sampling: the settings.
-      json: print {"completions": [{"prompt", "text", "tokens", "nfe", "seconds"}], "config", "checkpoint",
-        "passed_over"}, and with agreement {"agreement", "times"}; nfe: forward passes; passed_over: newer steps that
-        lack a part; with infill, the prompt is the text with gaps, and text and tokens are the whole.
+      json: print {"completions": [{"prompt", "text", "tokens", "nfe", "seconds", "mask_tokens"}], "config",
+        "checkpoint", "passed_over"}, and with agreement {"agreement", "times"}; nfe: forward passes; mask_tokens:
+        predicted masks, which are no text; passed_over: newer steps that lack a part; with infill, the prompt is the
+        text with gaps, and text and tokens are the whole.
       trace: show the denoising in the terminal.
       html: also write the denoising to this file, as an animated web page.
-      agreement: also generate without the cache, and report the share of new tokens that are the same, and how many
-        times as fast the cache was.
+      agreement: also generate uncached; report the share of equal new tokens, and how many times as fast the cache was.
     """
-    _refuse_conflicts(prompt, prompt_file, infill, raw=raw, json=json, trace=trace, agreement=agreement)
-    if count < 1:
-        raise UserError(f"count={count} must be at least 1")
+    _refuse_conflicts(prompt, prompt_file, infill, count, raw=raw, json=json, trace=trace, agreement=agreement)
     sampling.validate()
     if prompt_file is not None:
         prompt = _read_prompt(prompt_file)
@@ -74,25 +73,45 @@ def _sample(
         check_page_path(html)
     model = load(checkpoint)
     generate = functools.partial(model.generate, raw=raw) if infill is None else model.infill
+    generate = functools.partial(generate, special_tokens=special_tokens)
     texts = [prompt if infill is None else infill] * count
     completions = generate(texts, sampling, trace=trace or html is not None)
-    assert model.tokenizer is not None  # or nothing is generated from texts
     uncached = dataclasses.replace(sampling, cache="none", refresh=0)
     comparison = _compare(completions, generate(texts, uncached)) if agreement else {}
     if html is not None:
-        save_page(completions, model.tokenizer, html)
+        save_page(completions, model.reader, html)
     if json:
         settings = model.sampling_config(sampling) if infill is None else model.infill_config(infill, sampling)
         print_json(completions_json(completions, settings) | comparison | model.location.to_json(), indent=None)
     else:
-        _show(model.tokenizer, completions, trace, comparison)
+        _show(model.reader, completions, trace, comparison)
+    _warn_of_masks(completions)
     return 0
 
 
+def _warn_of_masks(completions: Sequence["Completion"]) -> None:
+    if masks := sum(completion.mask_tokens for completion in completions):
+        write(
+            f"{masks} of the tokens are the mask, which this model may predict and which is no text; "
+            "import it with --suppress_mask yes to rule that out",
+            file=sys.stderr,
+        )
+
+
 def _refuse_conflicts(
-    prompt: str, prompt_file: str | None, infill: str | None, *, raw: bool, json: bool, trace: bool, agreement: bool
+    prompt: str,
+    prompt_file: str | None,
+    infill: str | None,
+    count: int,
+    *,
+    raw: bool,
+    json: bool,
+    trace: bool,
+    agreement: bool,
 ) -> None:
-    """Raise `UserError` for options of `sample` that exclude each other."""
+    """Raise `UserError` for options of `sample` that exclude each other, or that ask for nothing."""
+    if count < 1:
+        raise UserError(f"count={count} must be at least 1")
     if prompt and prompt_file is not None:
         raise UserError(f"prompt={prompt!r} and prompt_file={prompt_file!r} exclude each other; drop one")
     if infill is not None and (prompt or prompt_file is not None):
@@ -129,7 +148,7 @@ def _compare(completions: Sequence["Completion"], exact: Sequence["Completion"])
 
 
 def _show(
-    tokenizer: "Tokenizer", completions: Sequence["Completion"], trace: bool, comparison: Mapping[str, float]
+    tokenizer: "Reader", completions: Sequence["Completion"], trace: bool, comparison: Mapping[str, float]
 ) -> None:
     """Print the completions, or how they were denoised, and the comparison with the uncached loop if there is one."""
     from diffusionlm.pretrained import terminal

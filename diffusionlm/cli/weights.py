@@ -19,6 +19,7 @@ def _import(
     tokenizer: str | None = None,
     mask_id: int | None = None,
     suppress_mask: Literal["auto", "yes", "no"] = "auto",
+    chat_template: str | None = None,
 ) -> int:
     """Convert released weights to a checkpoint.
 
@@ -29,13 +30,21 @@ def _import(
       tokenizer: a tokenizer file or directory; None: the source's own, if it has one.
       mask_id: the id that stands for [MASK]; None: as config.json says, or the family's published one.
       suppress_mask: never predict a mask id that is in the vocabulary; auto: as the family's reference does.
+      chat_template: how prompts are written: the name of one of the model's templates, or none; None: the default one,
+        or else the one that the family published.
     """
     from diffusionlm.checkpoint import store as checkpoint
     from diffusionlm.interop import importing
 
     suppress = {"auto": None, "yes": True, "no": False}[suppress_mask]
     path = importing.import_weights(
-        source, output, family, tokenizer=tokenizer, mask_id=mask_id, suppress_mask=suppress
+        source,
+        output,
+        family,
+        tokenizer=tokenizer,
+        mask_id=mask_id,
+        suppress_mask=suppress,
+        chat_template=chat_template,
     )
     sidecar = checkpoint.load_sidecar(path)
     next_step = (

@@ -88,8 +88,8 @@ class Template:
         """Return the prompts and answers of a dialogue alternately, up to its last answer; each is encoded on its own.
 
         So the tokens of a shorter history begin those of a longer one, and an answer's tokens do not depend on what
-        stands before it. A message of the assistant is an answer once a user has spoken; the EOS after it is not
-        included.
+        stands before it, except that only the first part begins a text. A message of the assistant is an answer once a
+        user has spoken; the EOS after it is not included.
 
         Raises:
           ValueError: the messages cannot be written in this template; the message is the reason.
@@ -107,8 +107,8 @@ class Template:
             pending += before.replace("{role}", role)
             if role == "assistant" and asked:
                 start = [] if parts else [self.start_id]
-                parts.append(Part([*start, *self._encode(pending, tokenizer)], False, ""))
-                parts.append(Part(tokenizer.encode(content), True, content))
+                parts.append(Part([*start, *self._encode(pending, tokenizer, inside=bool(parts))], False, ""))
+                parts.append(Part(tokenizer.encode(content, inside=pending != "" or len(parts) > 1), True, content))
                 pending = after
             else:
                 pending += content + after
@@ -141,19 +141,20 @@ class Template:
     def _pieces(self) -> list[str]:
         return _PIECE.findall(self.turn)
 
-    def _encode(self, text: str, tokenizer: Tokenizer) -> list[int]:
-        return [i for ids in self._encode_pieces(text, tokenizer) for i in ids]
+    def _encode(self, text: str, tokenizer: Tokenizer, inside: bool) -> list[int]:
+        return [i for ids in self._encode_pieces(text, tokenizer, inside) for i in ids]
 
-    def _encode_pieces(self, text: str, tokenizer: Tokenizer) -> Iterator[list[int]]:
+    def _encode_pieces(self, text: str, tokenizer: Tokenizer, inside: bool) -> Iterator[list[int]]:
         """Yield the ids of a text in which the template's own pieces are single tokens."""
         if not self._pieces:
-            yield tokenizer.encode(text)
+            yield tokenizer.encode(text, inside=inside)
             return
         for part in re.split(f"({'|'.join(map(re.escape, self._pieces))})", text):
             if part in self._pieces:
                 yield [_required_id(tokenizer, part)]
             elif part:
-                yield tokenizer.encode(part)
+                yield tokenizer.encode(part, inside=inside)
+            inside = inside or part != ""
 
 
 def choose(name: str, tokenizer: Tokenizer) -> Template:

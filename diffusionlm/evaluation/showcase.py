@@ -48,7 +48,7 @@ def show(run: Run, console: Console | None = None) -> None:
     completion = model.generate(length=length, steps=length, trace=True)[0]
     console.print(f"\nA sample: {completion.nfe} denoising steps in {completion.seconds:.1f} s", highlight=False)
     assert completion.trace is not None  # as asked for
-    terminal.show(completion.trace, model.require_tokenizer(), console=console)
+    terminal.show(completion.trace, model.reader, console=console)
 
 
 def _baselines(run: Run, console: Console) -> dict[str, dict[str, float]]:

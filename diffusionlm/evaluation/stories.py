@@ -115,7 +115,7 @@ def encode_story(story: Story, tokenizer: Tokenizer, sizes: np.ndarray) -> tuple
     until = (story.before, story.before + story.middle)
     seams = [np.flatnonzero(ends == sizes[tokenizer.encode(part)].sum()) for part in until]
     if not all(map(len, seams)):
-        parts = (_inner(part, tokenizer, sizes) for part in story[1:])
+        parts = (tokenizer.encode(part, inside=True) for part in story[1:])
         return story, Row(tokenizer.encode(story.before), *parts)
     i, j = (int(seam[0]) for seam in seams)
     return story, Row(whole[:i], whole[i:j], whole[j:])
@@ -133,10 +133,3 @@ def _with_space_before_seams(story: Story) -> Story:
     middle, after = story.middle.lstrip(), story.after.lstrip()
     first, second = (part[: len(part) - len(bare)] for part, bare in ((story.middle, middle), (story.after, after)))
     return Story(story.before + first, middle + second, after)
-
-
-def _inner(text: str, tokenizer: Tokenizer, sizes: np.ndarray) -> list[int]:
-    """Encode a part that follows another; a space that the tokenizer puts at the start of texts is the part's own."""
-    bare = tokenizer.encode(text[1:])
-    spaced = text.startswith(" ") and sizes[bare].sum() == len(text.encode())
-    return bare if spaced else tokenizer.encode(text)

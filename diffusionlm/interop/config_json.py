@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from diffusionlm import config_io, presets, schema, untrusted
 from diffusionlm.config import DiffusionConfig, ModelConfig
-from diffusionlm.data.chat_templates import Template
+from diffusionlm.data import jinja_templates
 from diffusionlm.errors import UserError
 from diffusionlm.interop.config_keys import NATIVE_KEY, require_known
 from diffusionlm.interop.families import FAMILIES, Family, equal_head_dim
@@ -38,6 +38,7 @@ class NativeFields:
     start_id: int | None  # the first token of a text
     max_length: int  # of texts in training, in tokens
     template: dict | None = None  # of chats
+    end_ids: list = dataclasses.field(default_factory=list)  # tokens besides EOS that end a text
 
     @classmethod
     def read(cls, fields: ConfigJson) -> "NativeFields | None":
@@ -55,7 +56,7 @@ class NativeFields:
             native.diffusion.validate()
             schedules.build(native.diffusion)
             if native.template is not None:
-                Template.from_dict(native.template)
+                jinja_templates.from_dict(native.template)
         except (UserError, TypeError, AttributeError) as error:
             raise UserError(f"config.json has a damaged {NATIVE_KEY!r}: {error}; export the model again") from error
         if native.family not in FAMILIES:

@@ -81,8 +81,10 @@ def export_weights(
             first = next(iter(specs.values())).dtype
             fields["torch_dtype"] = next(name for name, known in DTYPES.items() if known == first)
             (partial / "config.json").write_text(json.dumps(fields, indent=2) + "\n")
-        if FAMILIES[format].generation_config:
+        if FAMILIES[format].generation_config or sidecar.end_ids:
             ids = {name: fields[name] for name in GENERATION_IDS if name in fields}
+            if sidecar.end_ids:
+                ids["eos_token_id"] = [i for i in (sidecar.eos_id, *sidecar.end_ids) if i is not None]
             (partial / "generation_config.json").write_text(json.dumps(ids, indent=2) + "\n")
         safetensors.write(partial, specs, tensors.read)
         if sidecar.tokenizer:

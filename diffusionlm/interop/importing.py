@@ -13,13 +13,13 @@ import ml_dtypes
 import numpy as np
 from flax import traverse_util
 
-from diffusionlm import config_io, flops
+from diffusionlm import config_io, flops, untrusted
 from diffusionlm.checkpoint import store as checkpoint
 from diffusionlm.checkpoint.sidecar import Sidecar
 from diffusionlm.config import ModelConfig
 from diffusionlm.data import tokenizers
 from diffusionlm.errors import UserError, suggest
-from diffusionlm.interop import config_json, safetensors
+from diffusionlm.interop import chats, config_json, safetensors
 from diffusionlm.interop.config_json import ConfigJson, NativeFields
 from diffusionlm.interop.config_keys import detect_family, require_architecture
 from diffusionlm.interop.families import FAMILIES, Family
@@ -54,6 +54,7 @@ def import_weights(
     tokenizer: str | None = None,
     mask_id: int | None = None,
     suppress_mask: bool | None = None,
+    chat_template: str | None = None,
     mesh: jax.sharding.Mesh | None = None,
 ) -> Path:
     """Convert released weights to a checkpoint that can be sampled, scored, fine-tuned or adapted.
@@ -68,6 +69,7 @@ def import_weights(
       tokenizer: a tokenizer file or directory; None: the source's own, if it has one.
       mask_id: the id of [MASK]; None: config.json's, or else the one that the family published.
       suppress_mask: True to never predict a mask id from the vocabulary; None: as the family's reference does.
+      chat_template: the name of one of several chat templates, or "none"; None: the default one, if there is one.
       mesh: devices to place the parameters on before they are written; each process writes its part.
 
     Returns:
@@ -92,12 +94,8 @@ def import_weights(
     abstract = abstract_leaves(cfg, mesh)
     placed = placements(FAMILIES[name], cfg, {name: leaf.shape for name, leaf in abstract.items()})
     tensors = _complete(FAMILIES[name], cfg, tensors, placed)
-    origin = Source(
-        name=source.stem if source.is_file() else source.resolve().name,
-        family=name,
-        fields=fields,
-        tokenizer=_load_tokenizer(directory, fields, tokenizer, cfg),
-    )
+    loaded = _load_tokenizer(directory, fields, tokenizer, cfg)
+    origin = _origin(source, name, fields, loaded, cfg, _directories(directory, tokenizer), chat_template)
     sidecar = imported_sidecar(origin, cfg, mask_id, suppress_mask)
     with processes.on_first_process(lambda: owned_output(output)):
         params = _filled(cfg, abstract, placed, tensors, mesh)
@@ -110,6 +108,8 @@ def summary(sidecar: Sidecar) -> str:
     cfg = config_io.from_dict(ModelConfig, sidecar.model)
     kind = "autoregressive" if sidecar.objective == "arm" else f"masked diffusion, mask id {sidecar.mask_id}"
     tokenizer = "its tokenizer" if sidecar.tokenizer else "no tokenizer"
+    if sidecar.template:
+        tokenizer += f", chat template: {untrusted.printable(sidecar.template['name'])}"
     return f"{sidecar.source['family']}, {flops.parameters(cfg).total:,} parameters, {kind}, {tokenizer}"
 
 
@@ -188,6 +188,31 @@ def _mask_id(family: Family, fields: ConfigJson, rows: int, mask_id: int | None)
     if not is_whole(mask_id) or not 0 <= mask_id < rows:
         raise UserError(f"mask_id={mask_id} must lie in [0, {rows}), the model's input rows; choose another")
     return mask_id
+
+
+def _origin(
+    source: Path,
+    family: str,
+    fields: ConfigJson,
+    tokenizer: tokenizers.Tokenizer | None,
+    cfg: ModelConfig,
+    directories: list[Path],
+    chat_template: str | None,
+) -> Source:
+    """Return what is imported, with the chat template and the end tokens that the directories have."""
+    name = source.stem if source.is_file() else source.resolve().name
+    template = chats.chat_template(directories, family, name, tokenizer, chat_template)
+    rows, has_chats = cfg.embedding_rows, template is not None
+    end_ids = chats.end_ids(directories[-1:], fields, family, tokenizer, chats=has_chats, rows=rows)
+    return Source(name, family, fields, tokenizer, template and template.to_dict(), end_ids)
+
+
+def _directories(source: Path, tokenizer: str | None) -> list[Path]:
+    """Return where a model's chat template may be: beside the tokenizer that the user named, and beside the weights."""
+    if tokenizer is None or tokenizer == "byte":
+        return [source]
+    named = Path(tokenizer)
+    return [named if named.is_dir() else named.parent, source]
 
 
 def _load_tokenizer(

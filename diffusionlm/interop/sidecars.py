@@ -1,7 +1,7 @@
 """Build the sidecar of an imported model, and the extra config.json fields that let an export preserve one."""
 
 import dataclasses
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from diffusionlm import config_io
 from diffusionlm.checkpoint.sidecar import Sidecar
@@ -19,6 +19,8 @@ class Source(NamedTuple):
     family: str
     fields: ConfigJson
     tokenizer: Tokenizer | None
+    template: dict[str, Any] | None = None  # how prompts are written
+    end_ids: tuple[int, ...] = ()  # ids that end a text
 
     def special_id(self, key: str) -> int | None:
         """Return the tokenizer's special id, or else config.json's, or else the family's."""
@@ -66,6 +68,7 @@ def imported_sidecar(source: Source, cfg: ModelConfig, mask_id: int | None, supp
         canvas={"max_length": native.max_length, "start_id": native.start_id},
         source={"experiment": source.name, "step": 0, "family": source.family},
         template=native.template,
+        end_ids=tuple(i for i in native.end_ids if i != eos_id),
     )
 
 
@@ -82,6 +85,7 @@ def native_fields(format: str, sidecar: Sidecar, cfg: ModelConfig) -> NativeFiel
         start_id=sidecar.start_id,
         max_length=sidecar.canvas.get("max_length", cfg.max_length),
         template=sidecar.template,
+        end_ids=list(sidecar.end_ids),
     )
 
 
@@ -98,6 +102,8 @@ def _family_defaults(source: Source, cfg: ModelConfig) -> NativeFields:
         bos_id=bos_id,
         start_id=bos_id,
         max_length=cfg.max_length,
+        template=source.template,
+        end_ids=list(source.end_ids),
     )
 
 
@@ -113,6 +119,7 @@ def _require_in_range(source: Source, native: NativeFields, cfg: ModelConfig) ->
         "pad_token_id": source.special_id("pad"),
         f"{NATIVE_KEY}.start_id": native.start_id,
     }
+    ids |= {f"{NATIVE_KEY}.end_ids[{i}]": value for i, value in enumerate(native.end_ids)}
     for name, i in ids.items():
         if i is not None and not 0 <= i < cfg.embedding_rows:
             raise UserError(

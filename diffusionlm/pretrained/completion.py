@@ -3,10 +3,33 @@
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from diffusionlm.sampling.config import SamplingConfig
 from diffusionlm.sampling.state import Trace
+
+
+class Reader(Protocol):
+    """A tokenizer, as far as it is needed to show tokens."""
+
+    def decode(self, ids: Sequence[int], *, inside: bool = False) -> str:
+        """Return the text of ids; `inside`: the text continues another."""
+        ...
+
+
+@dataclass(frozen=True)
+class MaskFree:
+    """A tokenizer for which a predicted mask is no text.
+
+    A model whose reference lets it predict its mask may do so, and the id of the mask may have stood for a text before.
+    """
+
+    tokenizer: Reader
+    mask_id: int | None
+
+    def decode(self, ids: Sequence[int], *, inside: bool = False) -> str:
+        """Return the text of ids; `inside`: the text continues another."""
+        return self.tokenizer.decode([i for i in ids if i != self.mask_id], inside=inside)
 
 
 @dataclass(frozen=True)
@@ -21,6 +44,8 @@ class Completion:
       seconds: wall time of the batch it was generated in, without compilation.
       trace: the states of `tokens` as arrays (frames, length), if asked for.
       infilled: whether the prompt is a text with gaps.
+      mask_tokens: how many of the tokens are the mask, which a model may predict where its reference lets it; they are
+        no text.
       templated: whether the model's chat template wrote something around the prompt, so that the text answers it.
     """
 
@@ -32,6 +57,7 @@ class Completion:
     trace: Trace | None = None
     infilled: bool = False
     templated: bool = False
+    mask_tokens: int = 0
 
     @property
     def before(self) -> str:
@@ -62,7 +88,7 @@ def token_agreement(some: Sequence[Completion], others: Sequence[Completion]) ->
 
 def completions_json(completions: Sequence[Completion], sampling: SamplingConfig) -> dict[str, Any]:
     """Return what `diffusionlm sample --json` prints: {"completions": [...], "config": the settings}, in JSON types."""
-    keys = ("prompt", "text", "tokens", "nfe", "seconds")
+    keys = ("prompt", "text", "tokens", "nfe", "seconds", "mask_tokens")
     return {
         "completions": [{key: getattr(completion, key) for key in keys} for completion in completions],
         "config": dataclasses.asdict(sampling),

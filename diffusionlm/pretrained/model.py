@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import functools
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +17,7 @@ from diffusionlm.checkpoint import store
 from diffusionlm.checkpoint.sidecar import Sidecar
 from diffusionlm.config import DiffusionConfig, MeshConfig, ModelConfig
 from diffusionlm.data import tokenizers
-from diffusionlm.data.chat_templates import Message, Template
+from diffusionlm.data.chat_templates import Message
 from diffusionlm.errors import UserError, suggest
 from diffusionlm.likelihood.choose import Choice, choose
 from diffusionlm.likelihood.config import LikelihoodConfig
@@ -29,9 +30,9 @@ from diffusionlm.model.spec import ModelSpec
 from diffusionlm.model.transformer import abstract_params
 from diffusionlm.parallel.mesh import make_mesh
 from diffusionlm.pretrained import chat
-from diffusionlm.pretrained.completion import Completion, row_trace
-from diffusionlm.pretrained.mask_notation import split_at_gaps
-from diffusionlm.sampling.canvas import Span, expand_spans
+from diffusionlm.pretrained.completion import Completion, MaskFree, row_trace
+from diffusionlm.pretrained.mask_notation import GappedText, split_at_gaps
+from diffusionlm.sampling.canvas import Span, span_lengths
 from diffusionlm.sampling.config import SamplingConfig
 from diffusionlm.sampling.generate import generate, infill
 from diffusionlm.tree_types import Params
@@ -61,8 +62,10 @@ class LoadedModel:
         prompts: str | Sequence[str] = "",
         sampling: SamplingConfig | None = None,
         *,
+        messages: Sequence[chat.MessageLike] | Sequence[Sequence[chat.MessageLike]] | None = None,
         trace: bool = False,
         raw: bool = False,
+        special_tokens: bool = False,
         **settings: Any,
     ) -> list[Completion]:
         """Complete one or several texts as one batch; an empty text samples from nothing.
@@ -70,39 +73,41 @@ class LoadedModel:
         Args:
           prompts: a text, or several.
           sampling: the settings; None: the defaults.
+          messages: instead of prompts, a dialogue, or several, whose last message is answered (see `encode_messages`).
           trace: also record every state of the denoising.
           raw: continue the texts without a template, even if the model has a chat template.
+          special_tokens: control tokens that are written in a text are their tokens, and not text; needs `raw`, because
+            a chat template writes its own.
           **settings: fields of `SamplingConfig` that replace those of `sampling`, e.g. `length=100, temperature=0.8`.
 
         Returns:
-          One completion per prompt, in order.
+          One completion per prompt, in order. The prompt of a dialogue is its last message.
 
         Raises:
           UserError: any of `diffusionlm.sampling.generate.generate`, an unknown setting, a checkpoint without a
-            tokenizer, or a text that the template has no place for.
+            tokenizer, a text that the template has no place for, or arguments that exclude each other.
         """
-        texts = self._check_texts(prompts)
-        template = None if raw else self.template
-        templated = [template is not None and text != "" for text in texts]
-        encoded = [
-            self.encode_messages([Message("user", text)]) if in_template else self.encode(text)
-            for text, in_template in zip(texts, templated, strict=True)
-        ]
+        chat.refuse_conflicts(prompts, messages, raw=raw, special_tokens=special_tokens, template=self.template)
+        if messages is None:
+            requests = [self._encode_prompt(text, raw, special_tokens) for text in self._check_texts(prompts)]
+        else:
+            requests = [self._encode_dialogue(dialogue) for dialogue in chat.dialogues(messages)]
         with self.on_mesh():
-            result = generate(
-                self.params, self.config, encoded, self.sampling_config(sampling, **settings), trace=trace
-            )
+            encoded = [request.ids for request in requests]
+            resolved = self.sampling_config(sampling, **settings)
+            result = generate(self.params, self.config, encoded, resolved, trace=trace)
         completions = []
-        for r, (text, prompt, tokens) in enumerate(zip(texts, encoded, result.tokens.tolist(), strict=True)):
+        for r, (request, tokens) in enumerate(zip(requests, result.tokens.tolist(), strict=True)):
             completions.append(
                 Completion(
-                    text,
-                    self.decode_after(prompt, tokens),
+                    request.text,
+                    self.decode_after(request.ids, tokens),
                     tokens,
                     int(result.nfe[r]),
                     result.seconds,
                     row_trace(result.trace, r, len(tokens)),
-                    templated=templated[r] and template is not None and not template.bare,
+                    templated=request.templated and self.template is not None and not self.template.bare,
+                    mask_tokens=self._count_masks(tokens),
                 )
             )
         return completions
@@ -113,14 +118,20 @@ class LoadedModel:
         sampling: SamplingConfig | None = None,
         *,
         trace: bool = False,
+        special_tokens: bool = False,
         **settings: Any,
     ) -> list[Completion]:
         """Fill the gaps of texts as one batch: `{mask:8}` stands for 8 tokens, `{mask:3-8}` for 3 to 8 of them.
+
+        What was given stays as it is, in the tokens as in the text; only a tokenizer that cannot write some of it (one
+        without bytes, or that composes accents) reads something else there. No end of text is drawn in a gap that text
+        follows.
 
         Args:
           texts: a text, or several.
           sampling: the settings; None: the defaults. Their `length` is ignored.
           trace: also record every state of the denoising.
+          special_tokens: control tokens that are written in a text are their tokens, and not text.
           **settings: fields of `SamplingConfig` that replace those of `sampling`.
 
         Returns:
@@ -131,16 +142,17 @@ class LoadedModel:
             with a malformed one.
         """
         texts = self._check_texts(texts)
-        gapped = [self._encode_gaps(text) for text in texts]
+        gapped = [self._encode_gaps(text, special_tokens) for text in texts]
         sampling = self._replaced(sampling, settings)
         with self.on_mesh():
-            result = infill(self.params, self.config, gapped, sampling, trace=trace)
-        first = len(self.encode(""))
+            result = infill(self.params, self.config, [text.template for text in gapped], sampling, trace=trace)
         completions = []
-        for r, (text, row) in enumerate(zip(texts, result.rows, strict=True)):
-            filled, nfe = self.require_tokenizer().decode(row[first:]), int(result.nfe[r])
-            states = row_trace(result.trace, r, len(row))
-            completions.append(Completion(text, filled, row, nfe, result.seconds, states, infilled=True))
+        for r, (text, row, lengths) in enumerate(zip(texts, result.rows, result.span_lengths, strict=True)):
+            filled, nfe = gapped[r].filled(row, lengths, self._decode_until_end), int(result.nfe[r])
+            states, masks = row_trace(result.trace, r, len(row)), self._count_masks(row)
+            completions.append(
+                Completion(text, filled, row, nfe, result.seconds, states, infilled=True, mask_tokens=masks)
+            )
         return completions
 
     def log_likelihood(
@@ -221,8 +233,8 @@ class LoadedModel:
         self, texts: str | Sequence[str], sampling: SamplingConfig | None = None, **settings: Any
     ) -> SamplingConfig:
         """Return the settings that `infill` uses: `length` is the number of gap tokens of the text with the most."""
-        longest = [expand_spans(r, self._encode_gaps(text))[-1] for r, text in enumerate(self._check_texts(texts))]
-        gaps = [template.count(None) for template in longest]
+        templates = [self._encode_gaps(text).template for text in self._check_texts(texts)]
+        gaps = [sum(span_lengths(r, template)[-1]) for r, template in enumerate(templates)]
         return self.sampling_config(sampling, **{**settings, "length": max(gaps, default=1)})
 
     def _replaced(self, sampling: SamplingConfig | None, settings: dict[str, Any]) -> SamplingConfig:
@@ -244,13 +256,26 @@ class LoadedModel:
             )
         return self.tokenizer
 
-    def encode(self, text: str) -> list[int]:
-        """Return the ids of a prompt, after the token that documents began with in training."""
-        start_id = self.sidecar.start_id
-        return ([] if start_id is None else [start_id]) + self.require_tokenizer().encode(text)
+    @property
+    def reader(self) -> MaskFree:
+        """The tokenizer for showing what was generated: a mask is no text."""
+        return MaskFree(self.require_tokenizer(), self.config.mask_id)
+
+    def encode(self, text: str, *, special_tokens: bool = False) -> list[int]:
+        """Return the ids of a prompt, after the token that documents began with in training.
+
+        Args:
+          text: the prompt.
+          special_tokens: control tokens that are written in it are their tokens, and not text. A text that begins with
+            one is written in full: nothing is put before it.
+        """
+        tokenizer, start_id = self.require_tokenizer(), self.sidecar.start_id
+        written = special_tokens and text.startswith(tokenizer.controls)
+        start = [] if start_id is None or written else [start_id]
+        return start + tokenizer.encode(text, special=special_tokens)
 
     @functools.cached_property
-    def template(self) -> Template | None:
+    def template(self) -> chat.AnyTemplate | None:
         """The chat template of a model that was fine-tuned on instructions; None: prompts are taken unchanged."""
         return chat.template_of(self.sidecar)
 
@@ -266,13 +291,25 @@ class LoadedModel:
         """
         return chat.encode_messages(self.template, messages, self.require_tokenizer())
 
-    def decode_after(self, prompt: list[int], tokens: list[int]) -> str:
-        """Return the text that `tokens` add to the prompt's, up to EOS; decoders may drop a space at a text's start."""
-        if self.sidecar.eos_id in tokens:
-            tokens = tokens[: tokens.index(self.sidecar.eos_id)]
-        decode = self.require_tokenizer().decode
-        before, whole = decode(prompt), decode([*prompt, *tokens])
-        return whole[len(before) :] if whole.startswith(before) else decode(tokens)
+    def _encode_prompt(self, text: str, raw: bool, special_tokens: bool) -> chat.Prompt:
+        if self.template is None or raw or text == "":
+            return chat.Prompt(text, self.encode(text, special_tokens=special_tokens), templated=False)
+        return chat.Prompt(text, self.encode_messages([Message("user", text)]), templated=True)
+
+    def _encode_dialogue(self, messages: Sequence[chat.MessageLike]) -> chat.Prompt:
+        ids = self.encode_messages(messages)
+        return chat.Prompt(chat.text_of(messages[-1]), ids, templated=True)
+
+    def _count_masks(self, tokens: Sequence[int]) -> int:
+        return sum(token == self.config.mask_id for token in tokens)
+
+    def decode_after(self, prompt: Sequence[int], tokens: Sequence[int]) -> str:
+        """Return the text that `tokens` add to the prompt's, up to the first end of text."""
+        return self._decode_until_end(tokens, inside=self.require_tokenizer().decode(prompt) != "")
+
+    def _decode_until_end(self, tokens: Sequence[int], inside: bool) -> str:
+        kept = itertools.takewhile(lambda token: token not in self.config.eos_ids, tokens)
+        return self.reader.decode([*kept], inside=inside)
 
     def _check_texts(self, texts: object) -> list[str]:
         self.require_tokenizer()
@@ -298,17 +335,12 @@ class LoadedModel:
             encoded.append((whole[: len(prefix)], whole[len(prefix) :]))
         return encoded
 
-    def _encode_gaps(self, text: str) -> list[int | None | Span]:
-        """Return the tokens of a text, None for each token of a gap of known length, and the other gaps."""
+    def _encode_gaps(self, text: str, special_tokens: bool = False) -> GappedText:
         first, *parts = split_at_gaps(text, self.config.max_length)
         assert isinstance(first, str)
-        template: list[int | None | Span] = [*self.encode(first)]
-        for part in parts:
-            if isinstance(part, str):
-                template += self.require_tokenizer().encode(part)
-            else:
-                template += [None] * part.least if part.least == part.most else [part]
-        return template
+        pieces: list[tuple[str, list[int]] | Span] = [(first, self.encode(first, special_tokens=special_tokens))]
+        encode = functools.partial(self.require_tokenizer().encode, inside=True, special=special_tokens)
+        return GappedText(pieces + [(part, encode(part)) if isinstance(part, str) else part for part in parts])
 
 
 def load(path: epath.PathLike, dtype: str | None = None, mesh: jax.sharding.Mesh | None = None) -> LoadedModel:
@@ -352,7 +384,7 @@ def _model_spec(sidecar: Sidecar, model_cfg: ModelConfig) -> ModelSpec:
         suppressed_ids=tuple(sidecar.suppressed_ids),
         shifted=sidecar.alignment == "shifted" or sidecar.objective == "arm",
         max_length=sidecar.canvas.get("max_length", model_cfg.max_length),
-        eos_ids=() if sidecar.eos_id is None else (sidecar.eos_id,),
+        eos_ids=tuple(i for i in (sidecar.eos_id, *sidecar.end_ids) if i is not None),
     )
 
 

@@ -10,7 +10,7 @@ from rich.progress_bar import ProgressBar
 from rich.text import Text
 
 from diffusionlm.console import KEPT, Console
-from diffusionlm.data.tokenizers import Tokenizer
+from diffusionlm.pretrained.completion import Reader
 from diffusionlm.sampling.state import Trace
 from diffusionlm.untrusted import printable
 
@@ -21,7 +21,7 @@ LONGEST = 8  # tokens that are tried together for a whole character
 
 
 def show(
-    trace: Trace, tokenizer: Tokenizer, *, prompt: str = "", seconds: float = 5.0, console: Console | None = None
+    trace: Trace, tokenizer: Reader, *, prompt: str = "", seconds: float = 5.0, console: Console | None = None
 ) -> None:
     """Play the trace of one row, or print a few stills where the output is not a terminal.
 
@@ -78,7 +78,7 @@ def tokens_to_come(trace: Trace) -> np.ndarray:
     return tokens
 
 
-def token_texts(tokens_N: np.ndarray, tokenizer: Tokenizer) -> list[str]:
+def token_texts(tokens_N: np.ndarray, tokenizer: Reader) -> list[str]:
     """Return the text that each token adds, with its leading space, which a decoder drops at the start of a text.
 
     A character that several tokens share belongs to the first of them.
@@ -89,13 +89,13 @@ def token_texts(tokens_N: np.ndarray, tokenizer: Tokenizer) -> list[str]:
     return pieces
 
 
-def single_texts(tokens_N: np.ndarray, tokenizer: Tokenizer) -> list[str]:
+def single_texts(tokens_N: np.ndarray, tokenizer: Reader) -> list[str]:
     """Return the text that each token adds by itself: `UNREADABLE` where it is only a part of a character."""
-    texts = {token: _added(tokenizer, [token]) for token in set(tokens_N.tolist())}
+    texts = {token: tokenizer.decode([token], inside=True) for token in set(tokens_N.tolist())}
     return [texts[token] for token in tokens_N.tolist()]
 
 
-def characters(tokens_N: np.ndarray, tokenizer: Tokenizer) -> list[tuple[int, int, str]]:
+def characters(tokens_N: np.ndarray, tokenizer: Reader) -> list[tuple[int, int, str]]:
     """Return the characters that several tokens share, as (first position, number of tokens, text)."""
     tokens = tokens_N.tolist()
     partial = [UNREADABLE in text for text in single_texts(tokens_N, tokenizer)]
@@ -104,7 +104,7 @@ def characters(tokens_N: np.ndarray, tokenizer: Tokenizer) -> list[tuple[int, in
         count = 1
         while partial[n] and count < LONGEST and n + count < len(tokens) and partial[n + count]:
             count += 1
-            text = _added(tokenizer, tokens[n : n + count])
+            text = tokenizer.decode(tokens[n : n + count], inside=True)
             if UNREADABLE not in text:
                 shared.append((n, count, text))
                 break
@@ -112,8 +112,3 @@ def characters(tokens_N: np.ndarray, tokenizer: Tokenizer) -> list[tuple[int, in
             count = 1
         n += count
     return shared
-
-
-def _added(tokenizer: Tokenizer, tokens: list[int]) -> str:
-    anchor = tokenizer.encode("a")[-1:]
-    return tokenizer.decode([*anchor, *tokens])[len(tokenizer.decode(anchor)) :]

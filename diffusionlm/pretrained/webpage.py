@@ -8,15 +8,14 @@ from typing import Any
 import numpy as np
 
 from diffusionlm import templates
-from diffusionlm.data.tokenizers import Tokenizer
 from diffusionlm.errors import UserError
 from diffusionlm.pretrained import terminal
-from diffusionlm.pretrained.completion import Completion
+from diffusionlm.pretrained.completion import Completion, Reader
 from diffusionlm.sampling.state import Trace
 from diffusionlm.storage import disk_path, write_atomically
 
 
-def save_page(completions: Sequence[Completion], tokenizer: Tokenizer, path: str | os.PathLike) -> None:
+def save_page(completions: Sequence[Completion], tokenizer: Reader, path: str | os.PathLike) -> None:
     """Write an animated page of the completions' traces, one section each; the file is there whole or not at all.
 
     Args:
@@ -83,7 +82,7 @@ def _trace(completion: Completion) -> Trace:
     return completion.trace
 
 
-def _section(completion: Completion, tokenizer: Tokenizer) -> dict[str, Any]:
+def _section(completion: Completion, tokenizer: Reader) -> dict[str, Any]:
     trace = _trace(completion)
     start = zip(trace.tokens[0].tolist(), trace.masked[0], strict=True)
     start_ids = [-1 if masked else token for token, masked in start]
@@ -97,7 +96,7 @@ def _section(completion: Completion, tokenizer: Tokenizer) -> dict[str, Any]:
     }
 
 
-def _page(completions: Sequence[Completion], tokenizer: Tokenizer) -> str:
+def _page(completions: Sequence[Completion], tokenizer: Reader) -> str:
     traces = [_trace(completion) for completion in completions]
     ids = np.unique(np.concatenate([trace.tokens[~trace.masked] for trace in traces]))
     data = {

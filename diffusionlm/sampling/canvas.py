@@ -57,8 +57,8 @@ def padded_rows(count: int, ways: int) -> int:
     return min(-(-bucket_size(count) // ways) * ways, bucket_size(-(-count // ways)) * ways)
 
 
-def expand_spans(r: int, template: Template) -> list[list[int | None]]:
-    """Return row `r` with every combination of lengths for its spans, short ones first.
+def span_lengths(r: int, template: Template) -> list[tuple[int, ...]]:
+    """Return every combination of lengths for the spans of row `r`, short ones first.
 
     Raises:
       UserError: there are more than `MOST_CANDIDATES` combinations.
@@ -68,12 +68,14 @@ def expand_spans(r: int, template: Template) -> list[list[int | None]]:
         raise UserError(
             f"row {r} has gaps with {count} combinations of lengths, more than {MOST_CANDIDATES}; narrow their bounds"
         )
-    rows = []
-    for combination in itertools.product(*lengths):
-        remaining = iter(combination)
-        parts = ([None] * next(remaining) if isinstance(token, Span) else [token] for token in template)
-        rows.append([*itertools.chain.from_iterable(parts)])
-    return rows
+    return list(itertools.product(*lengths))
+
+
+def expand_spans(template: Template, lengths: Sequence[int]) -> list[int | None]:
+    """Return a row in which each span has the length that is given for it."""
+    remaining = iter(lengths)
+    parts = ([None] * next(remaining) if isinstance(token, Span) else [token] for token in template)
+    return [*itertools.chain.from_iterable(parts)]
 
 
 def build_canvas(

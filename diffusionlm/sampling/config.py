@@ -10,6 +10,7 @@ from diffusionlm.errors import UserError, suggest
 from diffusionlm.scalars import NativeScalars, is_real, is_whole
 
 CACHES = ("none", "prefix", "dual", "causal")
+CONFIDENCES = ("model", "drawn")
 GUIDANCE_KINDS = ("unsupervised", "standard")
 
 
@@ -38,6 +39,9 @@ class SamplingConfig(NativeScalars):
     factor: float = 1.0  # confidence_factor: more reveals more
     entropy_bound: float = 0.1  # entropy_bound: nats that a step may give away
     remask: float = 0.04  # remdm: the largest probability per step with which revealed tokens become masks again
+    # the probabilities that low_confidence, entropy, margin and others judge by: "model", the model's own, or "drawn",
+    # those that tokens are drawn from, after temperature, top_p and then top_k, as in Dream's released code
+    confidence: str = "model"
     # randomness in the choice of positions by low_confidence, entropy and margin; 0: the best first
     position_temperature: float = 0.0
     # in random, low_confidence, entropy, margin and left_to_right: 0 reveals an even share a step; else the last time
@@ -86,10 +90,18 @@ class SamplingConfig(NativeScalars):
                 raise UserError(f"{name}={value!r} must be a number from {lowest} to {highest} ({meaning})")
         if not is_real(self.top_p) or not 0 < self.top_p <= 1:
             raise UserError(f"top_p={self.top_p!r} must be a probability above 0, at most 1 (all tokens)")
-        for name, allowed in (("strategy", STRATEGIES), ("cache", CACHES), ("guidance_kind", GUIDANCE_KINDS)):
+        named = {
+            "strategy": (None, *STRATEGIES),
+            "cache": (None, *CACHES),
+            "guidance_kind": GUIDANCE_KINDS,
+            "confidence": CONFIDENCES,
+        }
+        for name, allowed in named.items():
             value = getattr(self, name)
-            if value not in allowed and not (value is None and name != "guidance_kind"):
-                raise UserError(f"unknown {name} {value!r}{suggest(str(value), allowed)}")
+            if value not in allowed:
+                raise UserError(
+                    f"unknown {name} {value!r}{suggest(str(value), [choice for choice in allowed if choice])}"
+                )
 
     def resolve(self, *, autoregressive: bool) -> "SamplingConfig":
         """Return a validated copy with the defaults of `steps`, `strategy` and `cache` for the kind of model.

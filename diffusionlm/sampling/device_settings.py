@@ -28,6 +28,7 @@ class Settings(NamedTuple):
     stop_at_eos: Array  # bool
     strategy: Array  # int32: an index into `STRATEGIES`
     standard_guidance: Array  # bool
+    drawn_confidence: Array  # bool
     rules: Rules
 
     @classmethod
@@ -39,6 +40,7 @@ class Settings(NamedTuple):
             *(np.asarray(getattr(sampling, name), np.float32) for name in _NUMBERS),
             *(np.asarray(getattr(sampling, name), np.bool_) for name in _SWITCHES),
             strategy=np.asarray(list(STRATEGIES).index(sampling.strategy), np.int32),
+            drawn_confidence=np.asarray(sampling.confidence == "drawn"),
             standard_guidance=np.asarray(sampling.guidance_kind == "standard"),
             rules=Rules(*(np.asarray(getattr(sampling, name), np.float32) for name in Rules._fields)),
         )

@@ -16,7 +16,14 @@ PARTS = 128  # vocabularies are padded to a multiple of this
 COLDEST = 1e-6  # temperatures up to this count as 0
 
 
-def draw(keys_BxT: jax.Array, logits_BxTxV: jax.Array, temperature: Array, top_k: Array, top_p: Array) -> jax.Array:
+def draw(
+    keys_BxT: jax.Array,
+    logits_BxTxV: jax.Array,
+    temperature: Array,
+    top_k: Array,
+    top_p: Array,
+    nucleus_of_all: Array | bool = False,
+) -> jax.Array:
     """Draw one token per position from softmax(logits / temperature), cut to the top k and then to the nucleus p.
 
     The Gumbel-max trick chooses among the parts' total probabilities and then within a part. High-resolution noise
@@ -30,6 +37,8 @@ def draw(keys_BxT: jax.Array, logits_BxTxV: jax.Array, temperature: Array, top_k
       top_k: int32 scalar; 0: all. Tokens that tie with the k-th are kept.
       top_p: float32 scalar; 1: all. The fewest likeliest tokens with at least this much of the tempered probability,
         and those that tie with the last of them (Holtzman et al., arXiv 1904.09751).
+      nucleus_of_all: bool scalar; True: the nucleus holds its share of the probability of all tokens, as in Dream's
+        released code, and not of the top k alone.
 
     Returns:
       int32 (B, T).
@@ -37,7 +46,9 @@ def draw(keys_BxT: jax.Array, logits_BxTxV: jax.Array, temperature: Array, top_k
 
     def noisy() -> jax.Array:
         cuts = (top_k > 0) | (top_p < 1)
-        kept_BxTxV = jax.lax.cond(cuts, lambda: _cut(logits_BxTxV, temperature, top_k, top_p), lambda: logits_BxTxV)
+        kept_BxTxV = jax.lax.cond(
+            cuts, lambda: _cut(logits_BxTxV, temperature, top_k, top_p, nucleus_of_all), lambda: logits_BxTxV
+        )
         parts_BxTxPxI = _in_parts(kept_BxTxV / temperature)
         keys_BxTx2 = jax.vmap(jax.vmap(jax.random.split))(keys_BxT)
         total_BxTxP = jax.nn.logsumexp(parts_BxTxPxI, axis=-1)
@@ -47,6 +58,14 @@ def draw(keys_BxT: jax.Array, logits_BxTxV: jax.Array, temperature: Array, top_k
         return part_BxT * size + jnp.argmax(inside_BxTxI + _gumbel(keys_BxTx2[..., 1], size), axis=-1)
 
     return jax.lax.cond(temperature > COLDEST, noisy, lambda: argmax(logits_BxTxV)).astype(jnp.int32)
+
+
+def drawn_logits(
+    logits_BxTxV: jax.Array, temperature: Array, top_k: Array, top_p: Array, nucleus_of_all: Array | bool = False
+) -> jax.Array:
+    """Return the logits of the distribution that `draw` draws from; at temperature 0, cut as at temperature 1."""
+    temperature = jnp.where(temperature > COLDEST, temperature, 1.0)
+    return _cut(logits_BxTxV, temperature, top_k, top_p, nucleus_of_all) / temperature
 
 
 def argmax(x_BxTxV: jax.Array) -> jax.Array:
@@ -78,14 +97,16 @@ def _gumbel(keys_BxT: jax.Array, size: int) -> jax.Array:
     return jax.vmap(jax.vmap(noise))(keys_BxT)
 
 
-def _cut(logits_BxTxV: jax.Array, temperature: Array, top_k: Array, top_p: Array) -> jax.Array:
+def _cut(
+    logits_BxTxV: jax.Array, temperature: Array, top_k: Array, top_p: Array, nucleus_of_all: Array | bool
+) -> jax.Array:
     """Return the logits with -inf for the ids that top-k and top-p leave out."""
     ones_BxTxV = jnp.ones_like(logits_BxTxV)
     V = logits_BxTxV.shape[-1]
     k = jnp.where(top_k > 0, jnp.minimum(top_k, V), V).astype(jnp.float32)
     least_BxT = smallest_kept(logits_BxTxV, ones_BxTxV, jnp.broadcast_to(k, logits_BxTxV.shape[:-1]))
-    logits_BxTxV = jnp.where(logits_BxTxV >= least_BxT[..., None], logits_BxTxV, -jnp.inf)
-    p_BxTxV = jax.nn.softmax(logits_BxTxV / temperature, axis=-1)
+    all_BxTxV, logits_BxTxV = logits_BxTxV, jnp.where(logits_BxTxV >= least_BxT[..., None], logits_BxTxV, -jnp.inf)
+    p_BxTxV = jax.nn.softmax(jnp.where(nucleus_of_all, all_BxTxV, logits_BxTxV) / temperature, axis=-1)
     # A sum of all probabilities may fall short of 1 by rounding, so p = 1 keeps all; p that rounds to 0 keeps the best.
     mass = jnp.where(top_p < 1, jnp.maximum(top_p, jnp.finfo(jnp.float32).tiny), 0.0)
     least_BxT = smallest_kept(logits_BxTxV, p_BxTxV, jnp.broadcast_to(mass, logits_BxTxV.shape[:-1]))

@@ -10,7 +10,7 @@ import numpy as np
 from diffusionlm.errors import UserError
 from diffusionlm.model.spec import ModelSpec
 from diffusionlm.sampling import programs
-from diffusionlm.sampling.canvas import Template, expand_spans
+from diffusionlm.sampling.canvas import Template, expand_spans, span_lengths
 from diffusionlm.sampling.config import SamplingConfig
 from diffusionlm.sampling.request import Request, prepare
 from diffusionlm.sampling.state import State, Trace, has_work, initial_state
@@ -49,12 +49,14 @@ class Infilling:
 
     Attributes:
       rows: all ids of each row, given and new.
+      span_lengths: the tokens that each `Span` of a template was filled with, in order.
       nfe: int32 (B,), forward passes that each row needed; with guidance each counts twice.
       seconds: wall time of the whole batch, without compilation.
       trace: every state of the denoising, as arrays (frames, B, T) of whole rows padded on the right, if asked for.
     """
 
     rows: list[list[int]]
+    span_lengths: list[tuple[int, ...]]
     nfe: np.ndarray
     seconds: float
     trace: Trace | None
@@ -118,9 +120,9 @@ def infill(
     Raises:
       UserError: as `generate`, tokens after a gap for an autoregressive model, or spans of too many lengths.
     """
-    candidates = [expand_spans(r, template) for r, template in enumerate(templates)]
-    owners = [r for r, rows in enumerate(candidates) for _ in rows]  # the template of each candidate
-    rows = [row for rows in candidates for row in rows]
+    candidates = [(r, lengths) for r, template in enumerate(templates) for lengths in span_lengths(r, template)]
+    owners = [r for r, _ in candidates]  # the template of each candidate
+    rows = [expand_spans(templates[r], lengths) for r, lengths in candidates]
     gap_positions = max((row.count(None) for row in rows), default=1)
     sampling = replace(sampling, length=max(gap_positions, 1))
     ids = range(len(templates)) if row_ids is None else row_ids
@@ -132,7 +134,8 @@ def infill(
     best = _most_confident(state, owners) if spans else list(range(len(rows)))
     nfe = np.bincount(owners, weights=request.nfe(state)).astype(np.int32)
     recorded = _recorded(state, (best,)) if trace else None
-    return Infilling([state.tokens_BxT[b, : len(rows[b])].tolist() for b in best], nfe, seconds, recorded)
+    filled = [state.tokens_BxT[b, : len(rows[b])].tolist() for b in best]
+    return Infilling(filled, [candidates[b][1] for b in best], nfe, seconds, recorded)
 
 
 def stream(

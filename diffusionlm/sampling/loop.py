@@ -19,7 +19,7 @@ from diffusionlm.sampling.canvas import Canvas
 from diffusionlm.sampling.denoiser import Memory, View, real_positions
 from diffusionlm.sampling.kv_cache import in_window, window_indices
 from diffusionlm.sampling.propose import propose
-from diffusionlm.sampling.state import Job, State, Trace, block_counts, block_steps, has_work, record
+from diffusionlm.sampling.state import Job, State, Trace, block_counts, block_steps, has_work, is_followed, record
 from diffusionlm.sampling.strategies import REMASKING, SCORES, STRATEGIES, Decision, Proposal, Scores, Step
 
 
@@ -202,9 +202,7 @@ def _text_is_complete(
     """Mark the rows that have generated an end of text with no mask before it. bool (B,)."""
     ends_BxT = jnp.asarray(canvas.masked_BxT) & ~masked_BxT & _is_eos(tokens_BxT, eos_ids)
     masks_before_BxT = jnp.cumsum(masked_BxT, axis=-1) - masked_BxT.astype(jnp.int32)
-    # In a text with given tokens after the gaps, an end of text in a gap is not the end of the row.
-    given_after_BxT = jnp.cumsum((~canvas.masked_BxT & (canvas.segment_ids_BxT != 0))[:, ::-1], axis=-1)[:, ::-1]
-    return (ends_BxT & (masks_before_BxT == 0) & (given_after_BxT == 0)).any(-1)
+    return (ends_BxT & (masks_before_BxT == 0) & ~is_followed(canvas)).any(-1)
 
 
 def _noise_keys(key: jax.Array, canvas: Canvas, state: State) -> jax.Array:

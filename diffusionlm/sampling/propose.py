@@ -12,8 +12,8 @@ import jax.numpy as jnp
 from diffusionlm.model.cache import scatter_rows
 from diffusionlm.parallel.mesh import rows_per_device
 from diffusionlm.sampling.denoiser import Memory
-from diffusionlm.sampling.draw import argmax, draw
-from diffusionlm.sampling.state import Job
+from diffusionlm.sampling.draw import argmax, draw, drawn_logits
+from diffusionlm.sampling.state import Job, is_followed
 from diffusionlm.sampling.strategies import Proposal, Scores
 
 # Logits are computed for about this many positions on a device at a time, and for 8 to 32 of each row. The number does
@@ -38,7 +38,8 @@ def propose(
       The proposal, 0 where nothing is wanted; and which rows had NaN among their logits, bool (B,).
     """
     B, T = wanted_BxT.shape
-    settings, bias_V = job.settings, _logit_bias(job)
+    settings, bias_V, ends_V = job.settings, _logit_bias(job), _ends(job)
+    followed_BxT = is_followed(job.canvas)
     most = 1 if job.windows.cache == "causal" else T  # a causal step opens one position of each row
     C = min(most, MOST, max(LEAST, HEAD_POSITIONS // rows_per_device(B)))
     indices_BxN, count_B = _sort_wanted(wanted_BxT, C)
@@ -50,9 +51,16 @@ def propose(
         logits_BxCxV = job.denoiser.logits(memory, positions_BxC)
         nan_B |= (jnp.isnan(logits_BxCxV).any(axis=-1) & (indices_BxC < T)).any(axis=-1)
         logits_BxCxV += bias_V[None, None]
+        if job.eos_ids:  # no text ends where more of it is given
+            followed_BxC = jnp.take_along_axis(followed_BxT, positions_BxC, axis=1)
+            logits_BxCxV = jnp.where(followed_BxC[..., None] & ends_V[None, None], -jnp.inf, logits_BxCxV)
         keys_BxC = jax.vmap(operator.getitem)(keys_BxT, positions_BxC)
-        token_BxC = draw(keys_BxC, logits_BxCxV, settings.temperature, settings.top_k, settings.top_p)
-        pairs = zip(proposal, confidence_scores(logits_BxCxV, token_BxC, scores), strict=True)
+        law = (settings.temperature, settings.top_k, settings.top_p, settings.drawn_confidence)
+        token_BxC = draw(keys_BxC, logits_BxCxV, *law)
+        judged_BxCxV = jax.lax.cond(
+            settings.drawn_confidence, lambda: drawn_logits(logits_BxCxV, *law), lambda: logits_BxCxV
+        )
+        pairs = zip(proposal, confidence_scores(judged_BxCxV, token_BxC, scores), strict=True)
         return Proposal(*(scatter_rows(x_BxT, indices_BxC, new_BxC) for x_BxT, new_BxC in pairs)), nan_B
 
     zeros_BxT = jnp.zeros((B, T), jnp.float32)
@@ -62,7 +70,7 @@ def propose(
 
 
 def confidence_scores(logits_BxCxV: jax.Array, token_BxC: jax.Array, scores: jax.Array) -> Proposal:
-    """Score how confident the un-tempered distributions are in some tokens, and in general.
+    """Score how confident some distributions are in some tokens, and in general.
 
     Args:
       logits_BxCxV: float32; -inf where a token cannot be.
@@ -110,6 +118,11 @@ def _logit_bias(job: Job) -> jax.Array:
     if job.eos_ids:
         bias_V = bias_V.at[jnp.asarray(job.eos_ids)].add(-job.settings.eos_penalty)
     return bias_V
+
+
+def _ends(job: Job) -> jax.Array:
+    """Mark the ids that end a text. bool (V,)."""
+    return jnp.zeros(job.suppressed_V.shape, bool).at[jnp.asarray(job.eos_ids, jnp.int32)].set(True)
 
 
 def _sort_wanted(wanted_BxT: jax.Array, multiple: int) -> tuple[jax.Array, jax.Array]:

@@ -44,7 +44,9 @@ class Trace(NamedTuple):
 
     tokens: Array  # int32; masked positions hold the mask id
     masked: Array  # bool
-    confidence: Array | None = None  # float32: a token's un-tempered probability when it was revealed; 0 elsewhere
+    confidence: Array | None = (
+        None  # float32: a token's probability, as `confidence` says, when it was revealed; 0 elsewhere
+    )
 
 
 class State(NamedTuple):
@@ -100,6 +102,12 @@ def record(trace: Trace | None, frame: jax.Array, now: Trace) -> Trace | None:
     if trace is None:
         return None
     return Trace(*(jnp.asarray(states).at[frame].set(x) for states, x in zip(trace, now, strict=True)))
+
+
+def is_followed(canvas: Canvas) -> jax.Array:
+    """Mark the positions with given tokens after them, so that a text does not end there. bool (B, T)."""
+    given_BxT = jnp.asarray(~canvas.masked_BxT & (canvas.segment_ids_BxT != 0))
+    return jnp.cumsum(given_BxT[:, ::-1], axis=-1, dtype=jnp.int32)[:, ::-1] > 0
 
 
 def block_counts(canvas: Canvas) -> jax.Array:

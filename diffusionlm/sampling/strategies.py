@@ -38,11 +38,14 @@ class Scores(IntEnum):
 
 
 class Proposal(NamedTuple):
-    """The token drawn at every masked position of the active block, and how confident the model is in it."""
+    """The token drawn at every masked position of the active block, and how confident the model is in it.
+
+    The judging distribution is the model's own or, where `confidence` is "drawn", the one that tokens are drawn from.
+    """
 
     token_BxT: jax.Array  # int32
-    log_odds_BxT: jax.Array  # float32: log(p / (1 - p)) of the un-tempered probability p of the token
-    entropy_BxT: jax.Array  # float32, nats: of the un-tempered distribution
+    log_odds_BxT: jax.Array  # float32: log(p / (1 - p)) of the probability p of the token in the judging distribution
+    entropy_BxT: jax.Array  # float32, nats: of the judging distribution
     margin_BxT: jax.Array  # float32: the probability of the likeliest token minus that of the second
 
 
@@ -116,7 +119,7 @@ def random(step: Step) -> Decision:
 def low_confidence(step: Step) -> Decision:
     """Reveal the most confident proposals, an even share a step (LLaDA's "low-confidence remasking", 2502.09992).
 
-    Confidence is the un-tempered probability of the proposed token, whatever the temperature it was drawn at. This
+    Confidence is the un-tempered probability of the proposed token (unless `confidence` says otherwise). This
     suits strong models: weak ones are most confident in line breaks and commas, and repeat them. On a canvas of nothing
     but masks a model with rotary positions sees all positions alike, and rounding decides.
     """
@@ -239,7 +242,7 @@ def _scheduled_count(step: Step, until: Array | float) -> jax.Array:
 
 
 def confidence(step: Step) -> jax.Array:
-    """Return the un-tempered probability of each proposed token, float32 (B, T)."""
+    """Return the probability of each proposed token in the judging distribution, float32 (B, T)."""
     return jax.nn.sigmoid(step.proposal.log_odds_BxT)
 
 

@@ -33,7 +33,7 @@ def test_sidecar_is_plain_json_and_round_trips(tmp_path):
     checkpoint.save_params(tmp_path / "model", {"embed": jnp.ones((4, 2))}, sidecar)
     assert checkpoint.load_sidecar(tmp_path / "model") == sidecar
     values = json.loads((tmp_path / "model" / "sidecar" / "data.json").read_text())
-    assert (values["format"], values["version"], values["alignment"]) == ("diffusionlm", 2, "same")
+    assert (values["format"], values["version"], values["alignment"]) == ("diffusionlm", 3, "same")
     assert values["suppressed_ids"] == [3, 5] and values["model"]["d_model"] == 256 and values["bos_id"] is None
 
 
@@ -44,16 +44,25 @@ def test_a_chat_template_is_kept_as_data(tmp_path):
     assert checkpoint.load_sidecar(tmp_path / "model").template == template
 
 
-def test_version_1_is_read_as_a_sidecar_without_a_template():
+@pytest.mark.parametrize("version, later", [(1, {"template", "end_ids"}), (2, {"end_ids"})])
+def test_fields_that_came_later_are_unset_in_older_versions(version, later):
     sidecar = make_sidecar(eos_id=2)
-    values = {name: value for name, value in sidecar.to_dict().items() if name != "template"}
-    assert Sidecar.from_dict(values | {"version": 1}) == sidecar
+    values = {name: value for name, value in sidecar.to_dict().items() if name not in later}
+    assert Sidecar.from_dict(values | {"version": version}) == sidecar
+
+
+def test_further_ends_of_a_text_are_kept():
+    sidecar = make_sidecar(eos_id=2, end_ids=(5, 3))
+    values = json.loads(json.dumps(sidecar.to_dict()))
+    assert values["end_ids"] == [5, 3] and Sidecar.from_dict(values) == sidecar
+    with pytest.raises(UserError, match=r"end_ids\[1\]=99999, which must lie in"):
+        Sidecar.from_dict(values | {"end_ids": [5, 99999]})
 
 
 @pytest.mark.parametrize(
     "change, reason",
     [
-        ({"version": 3}, "written by a newer diffusionlm (version 3); this one reads 2: upgrade"),
+        ({"version": 4}, "written by a newer diffusionlm (version 4); this one reads 3: upgrade"),
         ({"version": None}, "not of format 'diffusionlm'"),
         ({"format": "other"}, "not of format 'diffusionlm'"),
         ({"alignmnt": "same"}, "unknown field `alignmnt`; did you mean 'alignment'?"),

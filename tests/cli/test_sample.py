@@ -25,7 +25,7 @@ def test_sample_fills_gaps(run, capsys):
     assert cli.main([*args, "--json"]) == 0
     answer = json.loads(capsys.readouterr().out)
     assert [set(completion) for completion in answer["completions"]] == [
-        {"prompt", "text", "tokens", "nfe", "seconds"}
+        {"prompt", "text", "tokens", "nfe", "seconds", "mask_tokens"}
     ] * 2
     for completion in answer["completions"]:
         assert completion["prompt"] == "once{mask:3}time" and len(completion["tokens"]) == 1 + 4 + 3 + 4
@@ -80,7 +80,7 @@ def test_sample_json_has_the_agreed_keys(run, tmp_path, capsys):
     answer = json.loads(capsys.readouterr().out)
     assert set(answer) == {"completions", "config", "checkpoint", "passed_over"}
     assert [set(completion) for completion in answer["completions"]] == [
-        {"prompt", "text", "tokens", "nfe", "seconds"}
+        {"prompt", "text", "tokens", "nfe", "seconds", "mask_tokens"}
     ] * 2
     assert [completion["prompt"] for completion in answer["completions"]] == ["line 1"] * 2
     assert answer["config"]["length"] == len(answer["completions"][0]["tokens"]) == 4

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import re
 import subprocess
 import sys
 import time
@@ -11,13 +10,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import linen as nn
+from support.tiny_pretrained import EOS, MODEL, SPEC, sidecar
 
-from diffusionlm import config_io
 from diffusionlm.checkpoint import store as checkpoint
-from diffusionlm.checkpoint.sidecar import Sidecar
-from diffusionlm.config import Config, MeshConfig, ModelConfig
-from diffusionlm.data.chat_templates import Message, choose
+from diffusionlm.config import Config, MeshConfig
 from diffusionlm.data.tokenizers import ByteTokenizer
 from diffusionlm.errors import UserError
 from diffusionlm.likelihood.config import LikelihoodConfig
@@ -26,59 +22,9 @@ from diffusionlm.model.spec import ModelSpec
 from diffusionlm.model.transformer import Transformer
 from diffusionlm.parallel.mesh import make_mesh
 from diffusionlm.pretrained.completion import Completion, completions_json
-from diffusionlm.pretrained.model import LoadedModel, load
+from diffusionlm.pretrained.model import load
 from diffusionlm.sampling.config import SamplingConfig
 from diffusionlm.sampling.generate import generate
-
-EOS = ByteTokenizer.eos_id
-MODEL = ModelConfig(
-    d_model=32, n_layers=2, n_heads=2, n_kv_heads=2, head_dim=16, d_ff=64, vocab_size=257, max_length=64
-)
-
-
-SPEC = dataclasses.replace(ModelSpec.of(Config(model=MODEL)), eos_ids=(EOS,))
-
-
-@pytest.fixture(scope="module")
-def params():
-    params = nn.unbox(jax.jit(Transformer(MODEL).init)(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"])
-    return {**params, "head": params["head"] * 8}
-
-
-def sidecar(cfg: Config = Config(model=MODEL), **changes) -> Sidecar:  # noqa: B008
-    values = dict(
-        objective=cfg.objective,
-        model=config_io.to_dict(cfg.model),
-        diffusion=config_io.to_dict(cfg.diffusion),
-        mask_id=cfg.mask_id,
-        eos_id=EOS,
-        suppressed_ids=cfg.suppressed_ids,
-        tokenizer=ByteTokenizer().to_dict(),
-        canvas={"max_length": 64},
-    )
-    return Sidecar(**{**values, **changes})
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory, params):
-    path = tmp_path_factory.mktemp("model") / "model"
-    checkpoint.save_params(path, params, sidecar())
-    return load(path)
-
-
-def with_sidecar(model: LoadedModel, **changes) -> LoadedModel:
-    """The same parameters under another sidecar."""
-    return dataclasses.replace(model, sidecar=sidecar(**changes))
-
-
-@pytest.fixture
-def save(tmp_path, params):
-    def save(**changes) -> str:
-        path = tmp_path / "model"
-        checkpoint.save_params(path, changes.pop("params", params), sidecar(**changes))
-        return str(path)
-
-    return save
 
 
 def test_completions_are_those_of_generate_after_the_start_id(model, params):
@@ -116,78 +62,17 @@ def test_the_text_keeps_the_space_that_a_decoder_drops_at_the_start(model):
 
         words = [" one", " two", " three"]
 
-        def encode(self, text):
+        def encode(self, text, special=False):
             return [0]
 
-        def decode(self, ids):
-            return "".join(self.words[i % 3] for i in ids if i != EOS).removeprefix(" ")
+        def decode(self, ids, inside=False):
+            text = "".join(self.words[i % 3] for i in ids if i != EOS)
+            return text if inside else text.removeprefix(" ")
 
     model = dataclasses.replace(model, tokenizer=Words())
     for completion in model.generate(["one"] * 2, length=3):
         assert completion.text.startswith(" ")
         assert "one" + completion.text == Words().decode([0, *completion.tokens])
-
-
-TEMPLATE = choose("plain", ByteTokenizer())
-
-
-def test_a_fine_tuned_model_is_asked_in_its_template(model, params):
-    """As its training wrote prompts; an empty text, `raw` and everything else take texts as they are."""
-    model = with_sidecar(model, template=TEMPLATE.to_dict(), canvas={"max_length": 64, "start_id": EOS})
-    sampling = SamplingConfig(length=10, steps=5)
-    asked = [EOS, *b"### user\n2+2?\n\n### assistant\n"]
-    assert model.template == TEMPLATE and model.encode_messages([Message("user", " 2+2? ")]) == asked
-    for prompts, encoded, settings in (
-        (["2+2?", ""], [asked, [EOS]], {}),
-        (["2+2?"], [[EOS, *b"2+2?"]], {"raw": True}),
-    ):
-        completions = model.generate(prompts, sampling, **settings)
-        expected = generate(params, SPEC, encoded, sampling)
-        assert [completion.tokens for completion in completions] == expected.tokens.tolist()
-    completion = model.generate("2+2?", sampling)[0]
-    assert completion.prompt == "2+2?" and completion.full_text == "2+2?\n\n" + completion.text
-    assert "### user" not in model.infill("a{mask:2} b")[0].text
-
-
-def test_what_a_template_cannot_write_is_one_line(model):
-    with pytest.raises(UserError, match="no chat template"):
-        model.encode_messages([Message("user", "Hi")])
-    marked = dataclasses.replace(TEMPLATE, turn="<|eot_id|>{role}: {content}")
-    model = dataclasses.replace(model, sidecar=dataclasses.replace(model.sidecar, template=marked.to_dict()))
-    with pytest.raises(UserError, match="holds '<.eot_id.>'") as error:
-        model.generate("Hi<|eot_id|>")
-    assert "\n" not in str(error.value)
-
-
-def test_messages_come_as_mappings_too_and_nothing_else(model):
-    model = with_sidecar(model, template=TEMPLATE.to_dict(), canvas={"max_length": 64, "start_id": EOS})
-    asked = [Message("system", "S"), Message("user", "Hi")]
-    expected = [EOS, *b"### system\nS\n\n### user\nHi\n\n### assistant\n"]
-    assert model.encode_messages(asked) == expected
-    assert model.encode_messages([message._asdict() for message in asked]) == expected
-    for messages, said in (
-        ([], "no message of a user"),
-        ([{"role": "system", "content": "S"}], "no message of a user"),
-        ([{"role": "tool", "content": "x"}], "role 'tool' of messages[0] is none of system, user, assistant"),
-        ([Message("human", "x")], "role 'human' of messages[0] is none of"),
-        ([asked[1], {"role": "user"}], "messages[1]={'role': 'user'} is neither a Message"),
-        (["Hi"], "messages[0]='Hi' is neither a Message"),
-        ("Hi", "messages[0]='H' is neither a Message"),
-        ([{"role": "user", "content": 3}], "content of messages[0] is int, not a text"),
-        ([{"role": ["user"], "content": "x"}], "role of messages[0] is list, not a text"),
-    ):
-        with pytest.raises(UserError, match=re.escape(said)) as error:
-            model.encode_messages(messages)
-        assert "\n" not in str(error.value)
-
-
-def test_a_template_that_writes_nothing_sets_nothing_off(model):
-    """The new text goes on from the prompt, with or without `raw`."""
-    bare = choose("none", ByteTokenizer())
-    model = with_sidecar(model, template=bare.to_dict(), canvas={"max_length": 64, "start_id": EOS})
-    sampling = SamplingConfig(length=10, steps=5)
-    found, raw = (model.generate("Once", sampling, raw=raw)[0] for raw in (False, True))
-    assert found.full_text == "Once" + found.text == raw.full_text and not found.templated
 
 
 def test_autoregressive_checkpoints_sample_through_the_same_call(save, params):
@@ -234,7 +119,7 @@ def test_json_has_the_documented_keys(model):
     sampling = model.sampling_config(length=4, temperature=0.5)
     document = json.loads(json.dumps(completions_json(model.generate(["a", "b"], sampling), sampling)))
     assert set(document) == {"completions", "config"}
-    assert set(document["completions"][0]) == {"prompt", "text", "tokens", "nfe", "seconds"}
+    assert set(document["completions"][0]) == {"prompt", "text", "tokens", "nfe", "seconds", "mask_tokens"}
     assert document["config"] == dataclasses.asdict(sampling)
     assert {"length": 4, "steps": 4, "strategy": "ancestral", "temperature": 0.5}.items() <= document["config"].items()
     assert completions_json([Completion("p", "t", [1], 2, 3.0)], sampling)["completions"][0]["nfe"] == 2
@@ -391,8 +276,10 @@ def test_pairs_and_answers_of_another_shape_are_refused(model):
 
 def test_a_template_of_another_version_is_refused_when_the_model_is_loaded(save):
     """The checkpoint keeps its template as data; whoever samples checks it."""
-    path = save(template={"version": 2})
-    with pytest.raises(UserError, match="a chat template of version 2, and this diffusionlm knows 1: upgrade") as error:
+    path = save(template={"version": 9})
+    with pytest.raises(
+        UserError, match="a chat template of version 9, and this diffusionlm knows 1 and 2: upgrade"
+    ) as error:
         load(path)
     assert str(path) in str(error.value) and "\n" not in str(error.value)
 

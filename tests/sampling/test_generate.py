@@ -26,7 +26,7 @@ def token_logits(weights, row):
     return numpy_logits(SPEC, weights, row)[:, : TINY.vocab_size]
 
 
-def llada(params, prompt, length, steps, block_length, cfg_scale=0.0, eos_inf=False, eos_last=False):
+def llada(params, prompt, length, steps, block_length, cfg_scale=0.0, eos_inf=False, eos_last=False, ends=(EOS,)):
     """LLaDA's `generate` for one row at temperature 0, from its description; asserts that no choice is close.
 
     With eos_last, tokens predicted as EOS have no confidence, as the paper has it (the code also takes EOS out of the
@@ -47,11 +47,11 @@ def llada(params, prompt, length, steps, block_length, cfg_scale=0.0, eos_inf=Fa
                 without = token_logits(params, [MASK] * len(prompt) + x[len(prompt) :])
                 mixed = without + (cfg_scale + 1) * (mixed - without)
             if eos_inf:
-                mixed[:, EOS] = -np.inf
+                mixed[:, list(ends)] = -np.inf
             p = special.softmax(mixed, -1)
             masked = [j for j in range(first, end) if x[j] == MASK]
             best = {j: int(np.argmax(p[j])) for j in masked}
-            score = {j: 0.0 if eos_last and best[j] == EOS else p[j, best[j]] for j in masked}
+            score = {j: 0.0 if eos_last and best[j] in ends else p[j, best[j]] for j in masked}
             order = sorted(masked, key=lambda j: (-score[j], j))
             count = N // S + (i < N % S)
             for j in order[:count]:
@@ -90,6 +90,58 @@ def test_the_rules_of_the_end_of_text_match_the_slow_reference(rule):
     expected = [llada(weights, p, 12, 6, 6, eos_inf=rule == "inf", eos_last=rule == "last") for p in PROMPTS]
     assert result.tokens.tolist() == expected
     assert (np.array(expected) == EOS).any() == (rule != "inf")
+
+
+@pytest.mark.parametrize("rule", ["inf", "last"])
+def test_the_rules_are_of_every_end_of_text(rule):
+    """As in LLaDA's Instruct evaluations, which take the end of a turn and that of the text alike."""
+    weights, plain = params(0.05), generate_confident(params(0.05), length=12, steps=6, block_length=6).tokens
+    turn = int(np.bincount(plain[plain != EOS]).argmax())  # the end of a turn: a token that this model likes too
+    spec = dataclasses.replace(SPEC, eos_ids=(EOS, turn))
+    settings = {"inf": {"eos_penalty": float("inf")}, "last": {"eos_last": True}}[rule]
+    sampling = SamplingConfig(12, 6, "low_confidence", 0.0, block_length=6, stop_at_eos=False, **settings)
+    flags = {"inf": {"eos_inf": True}, "last": {"eos_last": True}}[rule]
+    expected = [llada(weights, p, 12, 6, 6, ends=(EOS, turn), **flags) for p in PROMPTS]
+    assert generate(weights, spec, PROMPTS, sampling).tokens.tolist() == expected
+    assert expected != [llada(weights, p, 12, 6, 6, **flags) for p in PROMPTS]
+
+
+def dream(params, prompt, length, steps, alg, top_p, top_k):
+    """Dream's `diffusion_generate` for one row at temperature 0, from its description, on the alignment of LLaDA.
+
+    Its `sample_tokens` keeps the likeliest tokens until their share exceeds top_p, of these the top_k, and judges by
+    what is left.
+    """
+    x = list(prompt) + [MASK] * length
+    times = np.linspace(1, 1e-3, steps + 1)
+    for i in range(steps):
+        masked = [j for j in range(len(x)) if x[j] == MASK]
+        if not masked:
+            break
+        logits = token_logits(params, x)
+        best, score = {}, {}
+        for j in masked:
+            order = np.argsort(-logits[j])
+            share = np.cumsum(special.softmax(logits[j])[order])
+            kept = order[: min(int((share <= top_p).sum()) + 1, top_k)]
+            p = np.sort(special.softmax(logits[j][kept]))[::-1]
+            best[j] = int(order[0])
+            second = p[1] if len(p) > 1 else 0.0
+            score[j] = {"low_confidence": p[0], "margin": p[0] - second, "entropy": (p * np.log(p)).sum()}[alg]
+        count = len(masked) if i == steps - 1 else int(len(masked) * (1 - times[i + 1] / times[i]))
+        for j in sorted(masked, key=lambda j: (-score[j], j))[:count]:
+            x[j] = best[j]
+    return x[len(prompt) :]
+
+
+@pytest.mark.parametrize("alg", ["low_confidence", "margin", "entropy"])
+def test_confidences_of_what_is_drawn_match_the_slow_reference_of_dream(alg):
+    settings = {"top_p": 0.9, "top_k": 3, "strategy": alg, "temperature": 0.0, "transfer_until": 1e-3}
+    sampling = SamplingConfig(12, 8, stop_at_eos=False, confidence="drawn", **settings)
+    tokens = generate(params(), SPEC, PROMPTS, sampling).tokens.tolist()
+    assert tokens == [dream(params(), prompt, 12, 8, alg, 0.9, 3) for prompt in PROMPTS]
+    uncut = generate(params(), SPEC, PROMPTS, dataclasses.replace(sampling, confidence="model")).tokens.tolist()
+    assert tokens != uncut  # the cuts change the order
 
 
 def test_blocks_are_filled_from_left_to_right():
@@ -232,8 +284,16 @@ def test_a_span_that_ended_early_is_judged_by_what_was_revealed():
     assert result.rows[0] == trials[int(np.argmax(means))].rows[0]
 
 
-def test_an_end_of_text_inside_a_gap_does_not_end_the_row():
+def test_no_text_ends_in_a_gap_that_text_follows():
+    """By the reference with EOS forbidden up to the last given token; in the gap after it, it may be drawn."""
     weights = params(3.0)
-    templates = [[3, None, None, None, 4, None, 5]] * 4
-    row = infill(weights, SPEC, templates, SamplingConfig(temperature=0.0)).rows[0]
-    assert EOS in row and row[4] == 4 and MASK not in row
+    sampling = SamplingConfig(temperature=0.0, strategy="left_to_right", stop_at_eos=False)
+    template = [3, None, None, 4, None, 5, None, None]
+    row, free = (infill(weights, spec, [template] * 4, sampling).rows[0] for spec in (SPEC, MDM))
+    expected = [*template]
+    for i in (1, 2, 4, 6, 7):
+        logits = token_logits(weights, [MASK if token is None else token for token in expected])[i]
+        logits[EOS] -= np.inf if i < 5 else 0
+        expected[i] = int(logits.argmax())
+    assert row == expected and EOS in row[6:]
+    assert EOS in free[1:5]  # where the model does not know that EOS ends a text

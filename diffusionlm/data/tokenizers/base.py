@@ -21,6 +21,8 @@ class Tokenizer(Protocol):
       pad_id: fills what is not text; it is EOS where there is no piece of its own, as SMDM and LLaDA pad.
       sha256: equal for equal tokenizers.
       marks: strings, such as the mask of a chat model, that `encode` turns into one token although they are not text.
+      controls: the control tokens that have a written form, such as `<|endoftext|>`; `encode` takes them for text
+        unless it is told otherwise.
     """
 
     kind: ClassVar[str]
@@ -30,6 +32,7 @@ class Tokenizer(Protocol):
     pad_id: int | None
     sha256: str
     marks: tuple[str, ...]
+    controls: tuple[str, ...]
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:
@@ -48,14 +51,25 @@ class Tokenizer(Protocol):
         """Return the files that other programs need to load it, by name; {} if it has none."""
         ...
 
-    def encode(self, text: str) -> list[int]:
-        """Return the ids of `text`, without BOS or EOS."""
+    def encode(self, text: str, *, inside: bool = False, special: bool = False) -> list[int]:
+        """Return the ids of `text`, without BOS or EOS.
+
+        Args:
+          text: a text, or a part of one.
+          inside: the text continues another, so that a tokenizer that puts a space before every text puts none.
+          special: `controls` in the text are their tokens, as in the released models' own libraries.
+        """
         ...
 
-    def decode(self, ids: Sequence[int]) -> str:
+    def decode(self, ids: Sequence[int], *, inside: bool = False) -> str:
         """Return the text of `ids`.
 
         Control ids and ids beyond the vocabulary stand for nothing, broken UTF-8 for U+FFFD.
+
+        Args:
+          ids: token ids.
+          inside: the text continues another, so that a space at its start is its own. What `encode` makes of a part
+            inside a text, this turns back into it, if the vocabulary can write all of its characters.
         """
         ...
 

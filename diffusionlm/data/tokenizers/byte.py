@@ -17,6 +17,7 @@ class ByteTokenizer:
     pad_id: int | None = 256
     sha256 = hashlib.sha256(b"diffusionlm byte tokenizer, EOS 256").hexdigest()
     marks: tuple[str, ...] = ()
+    controls: tuple[str, ...] = ()
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:
@@ -31,11 +32,11 @@ class ByteTokenizer:
         """See `Tokenizer`."""
         return {}
 
-    def encode(self, text: str) -> list[int]:
+    def encode(self, text: str, *, inside: bool = False, special: bool = False) -> list[int]:
         """See `Tokenizer`."""
         return list(text.encode())
 
-    def decode(self, ids: Sequence[int]) -> str:
+    def decode(self, ids: Sequence[int], *, inside: bool = False) -> str:
         """See `Tokenizer`."""
         return bytes(i for i in ids if i < 256).decode(errors="replace")
 

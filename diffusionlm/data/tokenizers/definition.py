@@ -33,8 +33,12 @@ def make_special(definition: Definition, texts: set[str], pieces: Mapping[str, i
     definition["added_tokens"] = sorted(added.values(), key=lambda token: token["id"])
 
 
-def build(definition: Definition) -> "LibraryTokenizer":
-    """Return the tokenizer of the `tokenizers` library, which encodes special tokens in a text as text.
+def build(definition: Definition, *, special: bool = False) -> "LibraryTokenizer":
+    """Return the tokenizer of the `tokenizers` library.
+
+    Args:
+      definition: the definition.
+      special: special tokens in a text are their tokens, and not text.
 
     Raises:
       UserError: the library refuses the definition.
@@ -45,7 +49,7 @@ def build(definition: Definition) -> "LibraryTokenizer":
         tokenizer = Tokenizer.from_str(json.dumps(definition))
     except Exception as error:  # the library raises nothing narrower
         raise UserError(f"the tokenizer's files are damaged, or newer than `tokenizers` here: {error}") from error
-    tokenizer.encode_special_tokens = True
+    tokenizer.encode_special_tokens = not special
     return tokenizer
 
 
@@ -76,16 +80,35 @@ def decoders_of(definition: Definition) -> tuple[bool, dict[str, dict[str, Any]]
 
 
 def without_prefix(definition: Definition) -> Definition:
-    """Return a copy that does not put a space before a text."""
+    """Return a copy that neither puts a space before a text nor takes one off: the tokenizer inside a text."""
     normalizers = [step for step in _steps(definition.get("normalizer"), "normalizers") if step["type"] != "Prepend"]
-    cutters = [
-        {**step, "prepend_scheme": "never", "add_prefix_space": False} if step["type"] == "Metaspace" else step
-        for step in _steps(definition.get("pre_tokenizer"), "pretokenizers")
-    ]
+    decoders = [step for step in _steps(definition.get("decoder"), "decoders") if step["type"] != "Strip"]
+    cutters = _steps(definition.get("pre_tokenizer"), "pretokenizers")
     return definition | {
         "normalizer": {"type": "Sequence", "normalizers": normalizers},
-        "pre_tokenizer": {"type": "Sequence", "pretokenizers": cutters},
+        "pre_tokenizer": {"type": "Sequence", "pretokenizers": list(map(_unprefixed, cutters))},
+        "decoder": {"type": "Sequence", "decoders": list(map(_unprefixed, decoders))},
     }
+
+
+def is_prefixed(definition: Definition) -> bool:
+    """Return True if a space is put before a text, or taken off one, so that the inside of a text is encoded apart."""
+    normalizers = _steps(definition.get("normalizer"), "normalizers")
+    decoders = list(_steps(definition.get("decoder"), "decoders"))
+    cutters = list(_steps(definition.get("pre_tokenizer"), "pretokenizers"))
+    return (
+        any(step["type"] == "Prepend" for step in normalizers)
+        or any(step["type"] == "Strip" for step in decoders)
+        or any(step["type"] == "Metaspace" and step.get("prepend_scheme") != "never" for step in cutters + decoders)
+        or any(step.get("add_prefix_space") for step in cutters if step["type"] == "ByteLevel")
+    )
+
+
+def _unprefixed(step: dict[str, Any]) -> dict[str, Any]:
+    """Return a step that cuts or joins words, without the space before the first."""
+    if step["type"] == "Metaspace":
+        return step | {"prepend_scheme": "never", "add_prefix_space": False}
+    return step | {"add_prefix_space": False} if "add_prefix_space" in step else step
 
 
 def is_lossless(definition: Definition, *, byte_level: bool, splits_at_mark: bool) -> bool:
@@ -103,10 +126,9 @@ def is_lossless(definition: Definition, *, byte_level: bool, splits_at_mark: boo
     if any(step["type"] not in keep or step.get("behavior") == "Removed" for step in cutters):
         return False
     if byte_level:
-        prefix = any(step.get("add_prefix_space") for step in cutters)
-        return not normalizers and not prefix and byte_alphabet() <= set(pieces)
+        return not normalizers and not is_prefixed(definition) and byte_alphabet() <= set(pieces)
     spaces = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE_MARK}
-    prefix = any(step["type"] == "Metaspace" and step.get("prepend_scheme") != "never" for step in cutters)
+    prefix = is_prefixed(definition)
     all_bytes = all(f"<0x{byte:02X}>" in pieces for byte in range(256))
     return splits_at_mark and all_bytes and not prefix and all(step == spaces for step in normalizers)
 

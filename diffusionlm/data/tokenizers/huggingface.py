@@ -3,7 +3,7 @@
 import base64
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 
@@ -14,6 +14,7 @@ from diffusionlm.data.tokenizers.definition import (
     byte_alphabet,
     decoders_of,
     is_lossless,
+    is_prefixed,
     make_special,
     without_prefix,
 )
@@ -26,6 +27,9 @@ from diffusionlm.data.tokenizers.huggingface_files import (
     require_known,
 )
 from diffusionlm.errors import UserError
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer as LibraryTokenizer
 
 _BYTE_PIECE = re.compile(r"<0x[0-9A-F]{2}>")
 
@@ -40,6 +44,7 @@ class HuggingFaceTokenizer:
 
     `lossless` tokenizers give `decode(encode(text)) == text` and count every byte of every text. Others rewrite some
     texts (Qwen2 composes accents) or add a leading space, which `decode` takes off again and `token_bytes` counts.
+    Inside a text no space is added or taken off.
 
     Args:
       files: contents by name, with `tokenizer.json`, or with `vocab.json` and `merges.txt`.
@@ -57,18 +62,18 @@ class HuggingFaceTokenizer:
         self.bos_id, self.eos_id, pad_id = ids
         self.pad_id = self.eos_id if pad_id is None else pad_id
         self.sha256 = digest(files, family, (self.bos_id, self.eos_id, self.pad_id))
-        definition = definition_of(files, family)
+        definition = self._definition()
         pieces = all_pieces(definition)
-        texts = {i: piece for piece, i in pieces.items()}
-        control_ids = {self.bos_id, self.eos_id, self.pad_id}
-        make_special(definition, {texts[i] for i in control_ids if i in texts}, pieces)
         self._added: dict[str, dict[str, Any]] = {token["content"]: token for token in definition["added_tokens"]}
         # Runs of spaces and line breaks, which some tokenizers add, are text.
         ordinary = [content for content, token in self._added.items() if not token["special"]]
         self.marks = tuple(text for text in ordinary if text.replace(SPACE_MARK, " ").strip())
         self.vocab_size = max(pieces.values()) + 1
+        self.controls = tuple(content for content, token in self._added.items() if token["special"])
         self._byte_level, self._decoders = decoders_of(definition)
+        self._prefixed = is_prefixed(definition)
         self._library = build(definition)
+        self._variants = {(False, False): self._library}
         for content, token in self._added.items():
             if self._library.token_to_id(content) != token["id"]:
                 raise UserError(f"the added token {content!r} has the id {token['id']}, which leaves a gap in the ids")
@@ -76,7 +81,7 @@ class HuggingFaceTokenizer:
         mark_ids = [pieces.get(f"<0x{byte:02X}>") for byte in SPACE_MARK.encode()]
         self._mark_ids = [i for i in mark_ids if i is not None]
         splits = not self._byte_level and "ByteFallback" in self._decoders and None not in mark_ids
-        self._inner = build(without_prefix(definition)) if splits else None  # encodes what follows a mark
+        self._splits_at_mark = splits
         self.lossless = is_lossless(definition, byte_level=self._byte_level, splits_at_mark=splits)
 
     @classmethod
@@ -141,20 +146,38 @@ class HuggingFaceTokenizer:
         """See `Tokenizer`."""
         return dict(self._contents)
 
-    def encode(self, text: str) -> list[int]:
+    def encode(self, text: str, *, inside: bool = False, special: bool = False) -> list[int]:
         """See `Tokenizer`."""
-        if self._inner is None:
-            return self._library.encode(text, add_special_tokens=False).ids
+        library = self._variant(inside=inside, special=special)
+        if not self._splits_at_mark or SPACE_MARK not in text:
+            return library.encode(text, add_special_tokens=False).ids
         first, *rest = text.split(SPACE_MARK)
-        ids = self._library.encode(first, add_special_tokens=False).ids
+        ids = library.encode(first, add_special_tokens=False).ids
         for part in rest:
             ids += self._mark_ids
-            ids += self._inner.encode(part, add_special_tokens=False).ids
+            ids += self._variant(inside=True, special=special).encode(part, add_special_tokens=False).ids
         return ids
 
-    def decode(self, ids: Sequence[int]) -> str:
+    def decode(self, ids: Sequence[int], *, inside: bool = False) -> str:
         """See `Tokenizer`."""
-        return self._library.decode([int(i) for i in ids], skip_special_tokens=True)
+        library = self._variant(inside=inside, special=False)
+        return library.decode([int(i) for i in ids], skip_special_tokens=True)
+
+    def _variant(self, *, inside: bool, special: bool) -> "LibraryTokenizer":
+        """Return the library's tokenizer for a text or a part inside one, with or without special tokens in it."""
+        key = (inside and self._prefixed, special)
+        if key not in self._variants:
+            definition = self._definition()
+            self._variants[key] = build(without_prefix(definition) if key[0] else definition, special=special)
+        return self._variants[key]
+
+    def _definition(self) -> dict[str, Any]:
+        """Return the parsed definition, in which every token with a role is special."""
+        definition = definition_of(self._contents, self._family)
+        pieces = all_pieces(definition)
+        texts = {i: piece for piece, i in pieces.items()}
+        make_special(definition, {texts[i] for i in (self.bos_id, self.eos_id, self.pad_id) if i in texts}, pieces)
+        return definition
 
     def token_bytes(self) -> np.ndarray:
         """See `Tokenizer`."""

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from etils import epath
 
+from diffusionlm import untrusted
 from diffusionlm.data.tokenizers.definition import added_token, all_pieces, make_special
 from diffusionlm.errors import UserError, suggest
 from diffusionlm.untrusted import printable, read_bytes
@@ -96,6 +97,12 @@ def require_known(files: Mapping[str, Any], family: Any) -> None:
     for name in (VOCAB_FILE, MERGES_FILE) if family else (DEFINITION_FILE,):
         if name not in files:
             raise UserError(f"the stored tokenizer is damaged, it lacks {name}; restore the original file")
+
+
+def read_settings(directory: epath.Path) -> dict[str, bytes]:
+    """Return the contents of the files with settings that accompany a tokenizer, by name."""
+    paths = {name: directory / name for name in (SETTINGS_FILE, SPECIAL_FILE)}
+    return {name: untrusted.read_bytes(path) for name, path in paths.items() if path.exists()}
 
 
 def parse_json(content: bytes, name: str) -> dict[str, Any]:

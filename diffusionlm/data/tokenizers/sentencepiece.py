@@ -26,7 +26,7 @@ class SentencePieceTokenizer:
 
     With `lossless` models, which include those trained here, `decode(encode(text)) == text` and `token_bytes` counts
     every byte of every text. A model from elsewhere that rewrites text or adds a leading space keeps doing so, and its
-    `token_bytes` count that space, which `decode` takes off again.
+    `token_bytes` count that space, which `decode` takes off again. Inside a text no space is added or taken off.
 
     Args:
       model: the serialized model, the content of a `tokenizer.model` file.
@@ -47,12 +47,9 @@ class SentencePieceTokenizer:
                 f"not a SentencePiece model ({len(model)} bytes): give the content of a tokenizer.model file"
             ) from error
         normalizer = proto.normalizer_spec
-        self.lossless = (
-            proto.trainer_spec.byte_fallback
-            and not normalizer.precompiled_charsmap
-            and not normalizer.add_dummy_prefix
-            and not normalizer.remove_extra_whitespaces
-        )
+        self._lossless_inside = proto.trainer_spec.byte_fallback and not normalizer.precompiled_charsmap
+        self._keeps_whitespace = not normalizer.remove_extra_whitespaces
+        self.lossless = self._lossless_inside and self._keeps_whitespace and not normalizer.add_dummy_prefix
         self.sha256 = hashlib.sha256(model).hexdigest()
         self.vocab_size: int = self._model.get_piece_size()
         self.bos_id, self.eos_id, pad_id = (
@@ -63,6 +60,7 @@ class SentencePieceTokenizer:
         self._single_tokens = {
             p.piece: i for i, p in enumerate(proto.pieces) if p.type in (types.CONTROL, types.USER_DEFINED)
         }
+        self.controls = tuple(p.piece for p in proto.pieces if p.type == types.CONTROL)
         # Control pieces in a text are encoded as text, and runs of spaces and line breaks are text.
         defined = [p.piece for p in proto.pieces if p.type == types.USER_DEFINED]
         self.marks = tuple(piece for piece in defined if piece.replace(SPACE_MARK, " ").strip())
@@ -106,24 +104,48 @@ class SentencePieceTokenizer:
         """See `Tokenizer`."""
         return {SENTENCEPIECE_FILE: self._serialized}
 
-    def encode(self, text: str) -> list[int]:
-        """See `Tokenizer`."""
-        if not self.lossless:
-            return self._model.encode(text)
+    def encode(self, text: str, *, inside: bool = False, special: bool = False) -> list[int]:
+        """See `Tokenizer`; after a control token a text begins."""
+        if not special or not self.controls:
+            return self._encode_text(text, inside)
+        ids: list[int] = []
+        for part in re.split(f"({'|'.join(map(re.escape, self.controls))})", text):
+            if part in self._single_tokens:
+                ids.append(self._single_tokens[part])
+                inside = False
+            elif part:
+                ids += self._encode_text(part, inside)
+        return ids
+
+    def _encode_text(self, text: str, inside: bool) -> list[int]:
+        model = self._inner if inside else self._model
+        if not self._lossless_inside or not (inside or self._keeps_whitespace):
+            return model.encode(text)
         first, *rest = text.split(SPACE_MARK)
-        ids = self._model.encode(first)
+        ids = model.encode(first)
         for part in rest:  # SentencePiece would take the mark itself for a space
             ids += self._space_mark_ids
-            ids += self._model.encode(part)
+            ids += self._inner.encode(part)
         return ids
+
+    @functools.cached_property
+    def _inner(self) -> sentencepiece.SentencePieceProcessor:
+        """The model as it is inside a text, where spaces are what they are."""
+        proto = _ModelProto.FromString(self._serialized)
+        normalizer = proto.normalizer_spec
+        if not normalizer.add_dummy_prefix and not normalizer.remove_extra_whitespaces:
+            return self._model
+        normalizer.add_dummy_prefix = normalizer.remove_extra_whitespaces = False
+        return sentencepiece.SentencePieceProcessor(model_proto=proto.SerializeToString())
 
     @functools.cached_property
     def _space_mark_ids(self) -> list[int]:
         return [self._model.piece_to_id(f"<0x{byte:02X}>") for byte in SPACE_MARK.encode()]
 
-    def decode(self, ids: Sequence[int]) -> str:
+    def decode(self, ids: Sequence[int], *, inside: bool = False) -> str:
         """See `Tokenizer`."""
-        return self._model.decode([int(i) for i in ids if i < self.vocab_size])
+        model = self._inner if inside else self._model
+        return model.decode([int(i) for i in ids if i < self.vocab_size])
 
     def token_bytes(self) -> np.ndarray:
         """See `Tokenizer`."""
