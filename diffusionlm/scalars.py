@@ -3,7 +3,7 @@
 import dataclasses
 import math
 import numbers
-from typing import Any
+from typing import Any, TypeGuard
 
 from diffusionlm.errors import UserError
 
@@ -17,7 +17,7 @@ def native(value: Any) -> Any:
     return int(value) if isinstance(value, numbers.Integral) else float(value)
 
 
-def is_whole(value: Any) -> bool:
+def is_whole(value: Any) -> TypeGuard[int]:
     """Return True for a native integer; True and False are none."""
     return isinstance(value, int) and not isinstance(value, bool)
 

@@ -26,7 +26,7 @@ ITEM = "integrity"
 FILE = f"{ITEM}/data.json"
 
 
-class Digests(schema.Record):
+class Digests(schema.Record, frozen=True):
     """The content of `integrity/data.json`."""
 
     version: Literal[1]

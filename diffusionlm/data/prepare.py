@@ -16,6 +16,7 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Literal
 
+import rich.console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
 from diffusionlm.console import Console
@@ -151,7 +152,7 @@ def _train_tokenizer(bars: Progress, request: Request, rules: EncodeRules) -> To
     return tokenizer
 
 
-def _report_unread(console: Console, request: Request, unread: Counter[str]) -> None:
+def _report_unread(console: rich.console.Console, request: Request, unread: Counter[str]) -> None:
     """Name the fields that no document is made of; raise `UserError` if they belong to dialogues."""
     if not unread:
         return

@@ -14,6 +14,7 @@ from support.tiny_pretrained import EOS, MODEL, SPEC, sidecar
 
 from diffusionlm.checkpoint import store as checkpoint
 from diffusionlm.config import Config, MeshConfig
+from diffusionlm.data.chat_templates import Message, choose
 from diffusionlm.data.tokenizers import ByteTokenizer
 from diffusionlm.errors import UserError
 from diffusionlm.likelihood.config import LikelihoodConfig
@@ -22,7 +23,7 @@ from diffusionlm.model.spec import ModelSpec
 from diffusionlm.model.transformer import Transformer
 from diffusionlm.parallel.mesh import make_mesh
 from diffusionlm.pretrained.completion import Completion, completions_json
-from diffusionlm.pretrained.model import load
+from diffusionlm.pretrained.model import LoadedModel, load
 from diffusionlm.sampling.config import SamplingConfig
 from diffusionlm.sampling.generate import generate
 
