@@ -12,6 +12,7 @@ import tensorstore as ts
 from etils import epath
 
 from diffusionlm.storage import in_bucket
+from diffusionlm.untrusted import require_regular
 
 
 def open_store(directory: epath.Path) -> ts.KvStore:
@@ -35,6 +36,7 @@ def write_once(directory: epath.Path, name: str, text: str) -> str:
       OSError: the directory cannot be read or written.
     """
     store = open_store(directory)
+    require_file(store, name)
     with store_errors():
         content = store.read(name).result()
         if content.state == "missing":
@@ -50,10 +52,24 @@ def write(store: ts.KvStore, name: str, content: bytes | None, generation: bytes
       OSError: the file cannot be written, or its lock is a symbolic link, which TensorStore would write through.
     """
     lock = store.path + f"{name}.__lock"
-    if os.path.islink(lock):
+    if _on_disk(store) and os.path.islink(lock):
         raise OSError(f"{lock} is a symbolic link, which nothing here makes; remove it")
     with store_errors():
         return store.write(name, content, if_equal=generation).result().generation or None
+
+
+def require_file(store: ts.KvStore, name: str) -> None:
+    """Refuse to read what is no regular file; TensorStore would wait for the writer of a pipe.
+
+    Raises:
+      UserError: it is none.
+    """
+    if _on_disk(store) and os.path.exists(store.path + name):
+        require_regular(store.path + name)
+
+
+def _on_disk(store: ts.KvStore) -> bool:
+    return os.path.isabs(store.path)
 
 
 @contextmanager

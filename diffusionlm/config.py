@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from diffusionlm.config_fields import (
+    AtLeastMinusOne,
     AtLeastTwo,
     Canonical,
     DecayRate,
@@ -22,6 +23,9 @@ from diffusionlm.config_fields import (
     Positive,
     PositiveReal,
     Seed,
+    Steps,
+    at_least,
+    at_most,
     check_fields,
     op,
 )
@@ -37,13 +41,14 @@ class DiffusionConfig(Canonical):
 
     # linear, cosine, polynomial or geometric: alpha(t), the probability that a token is still clean at time t
     schedule: str = "linear"
-    polynomial_power: PositiveReal = 2.0  # k of alpha(t) = 1 - t**k
-    geometric_min: PositiveReal = 1e-4  # sigma_min of alpha(t) = exp(-sigma_min**(1-t) * sigma_max**t)
-    geometric_max: PositiveReal = 20.0  # sigma_max of the same schedule
+    polynomial_power: Annotated[PositiveReal, at_most(100)] = 2.0  # k of alpha(t) = 1 - t**k
+    # sigma_min of alpha(t) = exp(-sigma_min**(1-t) * sigma_max**t)
+    geometric_min: Annotated[PositiveReal, at_least(1e-30)] = 1e-4
+    geometric_max: Annotated[PositiveReal, at_most(1e6)] = 20.0  # sigma_max of the same schedule
     # times below this are one reconstruction step (still a bound); the papers use 0.001
-    t_min: Annotated[OpenFraction, Hint("the papers use 0.001")] = 1e-3
-    # 0: continuous time; T > 0: the discrete-time bound with T steps
-    timesteps: Annotated[NonNegative, Hint("0 is continuous time")] = 0
+    t_min: Annotated[OpenFraction, at_least(1e-12), Hint("the papers use 0.001")] = 1e-3
+    # 0: continuous time; T > 0: the discrete-time bound with T steps, of which float32 can tell 2**20 apart
+    timesteps: Annotated[NonNegative, at_most(2**20), Hint("0 is continuous time")] = 0
     # antithetic: stratified over the batch in pairs (u, 1-u)
     time_sampling: Literal["iid", "stratified", "antithetic"] = "antithetic"
     # independent masks, or exactly n masks with n uniform (linear schedule only)
@@ -158,9 +163,9 @@ class DataConfig(Canonical):
 class MeshConfig(Canonical):
     """Devices per mesh axis; one axis may be -1, meaning all that remain."""
 
-    data: int = op(1)  # replicas (may span slices)
-    fsdp: int = op(-1)  # parameters and optimizer state are split over this axis, and so is the batch
-    tensor: int = op(1)  # heads, MLP width and vocabulary are split over this axis
+    data: AtLeastMinusOne = op(1)  # replicas (may span slices)
+    fsdp: AtLeastMinusOne = op(-1)  # parameters and optimizer state are split over this axis, and so is the batch
+    tensor: AtLeastMinusOne = op(1)  # heads, MLP width and vocabulary are split over this axis
 
     def sizes(self, devices: int) -> tuple[int, int, int]:
         """Return (data, fsdp, tensor) with -1 filled in, as far as that many devices allow."""
@@ -182,7 +187,7 @@ class MeshConfig(Canonical):
 class RunConfig(Canonical):
     """The length of a run, and when it evaluates, logs and saves."""
 
-    steps: Positive = 1000  # optimizer steps
+    steps: Steps = 1000  # optimizer steps
     seed: Seed = 0  # initialisation, data order and noise
     init_from: str = op("")  # checkpoint whose parameters the run starts from; empty: random ones
     init_id: str = ""  # identity of that checkpoint, wherever it lies; `train` fills it in
@@ -196,7 +201,7 @@ class RunConfig(Canonical):
     checkpoint_minutes: NonNegativeReal = op(10.0)  # also save when the last save is this long ago; 0: never
     keep: Positive = op(2)  # newest checkpoints kept
     keep_every: NonNegative = op(0)  # also keep every checkpoint at a multiple of this; 0: none
-    profile_start: int = op(-1)  # first step of a profiler trace in WORKDIR/profile; -1: off
+    profile_start: AtLeastMinusOne = op(-1)  # first step of a profiler trace in WORKDIR/profile; -1: off
     profile_steps: Positive = op(5)  # length of that trace
     # after training, show baselines on the same held-out bytes, and a sample being denoised in the terminal
     showcase: bool = op(False)

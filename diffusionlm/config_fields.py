@@ -7,6 +7,7 @@ may add advice: `t_min: Annotated[OpenFraction, Hint("the papers use 0.001")]`.
 import dataclasses
 import functools
 import reprlib
+import struct
 import sys
 import types
 import typing
@@ -17,6 +18,8 @@ from diffusionlm.errors import UserError
 from diffusionlm.scalars import NativeScalars
 
 LARGEST = sys.float_info.max
+# Networks and losses compute in float32: what is beyond it is infinite there, and what is smaller than it is 0.
+LARGEST_32, SMALLEST_32 = (2 - 2**-23) * 2.0**127, 2.0**-126
 
 
 class Must(NamedTuple):
@@ -32,9 +35,14 @@ class Hint(NamedTuple):
     words: str  # completes "... must lie in (0, 1); ..."
 
 
-Positive = Annotated[int, Must("be at least 1", lambda n: n >= 1)]
-AtLeastTwo = Annotated[int, Must("be at least 2", lambda n: n >= 2)]
-NonNegative = Annotated[int, Must("not be negative", lambda n: n >= 0)]
+# Counts are 32-bit integers on devices.
+_INT32 = Must("be below 2**31", lambda n: n < 1 << 31)
+Positive = Annotated[int, Must("be at least 1", lambda n: n >= 1), _INT32]
+AtLeastTwo = Annotated[int, Must("be at least 2", lambda n: n >= 2), _INT32]
+NonNegative = Annotated[int, Must("not be negative", lambda n: n >= 0), _INT32]
+AtLeastMinusOne = Annotated[int, Must("be at least -1", lambda n: n >= -1), _INT32]
+# Batches that are left out count on beyond the steps.
+Steps = Annotated[int, Must("be at least 1 and at most 2**30", lambda n: 1 <= n <= 1 << 30)]
 Seed = Annotated[int, Must("be at least 0 and below 2**32", lambda n: 0 <= n < 1 << 32)]
 PositiveReal = Annotated[float, Must("be positive", lambda x: x > 0)]
 AtLeastOneReal = Annotated[float, Must("be at least 1", lambda x: x >= 1)]
@@ -43,6 +51,16 @@ Fraction = Annotated[float, Must("be a fraction in [0, 1]", lambda x: 0 <= x <= 
 OpenFraction = Annotated[float, Must("lie in (0, 1)", lambda x: 0 < x < 1)]
 DecayRate = Annotated[float, Must("lie in [0, 1)", lambda x: 0 <= x < 1)]
 Factor = Annotated[float, Must("lie in (0, 1]", lambda x: 0 < x <= 1)]
+
+
+def at_least(limit: float) -> Must:
+    """Return the condition that a value is no smaller than a limit, but for rounding to float32."""
+    return Must(f"be at least {limit:g}", lambda x: x >= limit * (1 - 2**-23))
+
+
+def at_most(limit: float) -> Must:
+    """Return the condition that a value is no larger than a limit, but for rounding to float32."""
+    return Must(f"be at most {limit:g}" if isinstance(limit, float) else f"be at most {limit}", lambda x: x <= limit)
 
 
 def op(default: Any) -> Any:
@@ -130,13 +148,22 @@ def _check(name: str, value: Any, hint: Any) -> None:
     if not isinstance(value, accepted) or (isinstance(value, bool) and bool not in kinds):
         names = " or ".join("None" if kind is types.NoneType else kind.__name__ for kind in kinds)
         raise UserError(f"{name}={reprlib.repr(value)} must be of type {names}")
-    if float in kinds and value is not None and not abs(value) <= LARGEST:  # nor NaN
+    real = float in kinds and value is not None
+    if real and not abs(value) <= LARGEST:  # nor NaN
         raise UserError(f"{name}={value} must be a finite number")
+    if real and value and not SMALLEST_32 <= abs(value) <= LARGEST_32:
+        raise UserError(f"{name}={value} must be 0, or between {SMALLEST_32:.3g} and {LARGEST_32:.3g} as float32 is")
     notes = getattr(hint, "__metadata__", ())
     advice = "".join(f"; {note.words}" for note in notes if isinstance(note, Hint))
     for condition in notes:
         if isinstance(condition, Must) and not condition.holds(value):
             raise UserError(f"{name}={value} must {condition.words}{advice}")
+        if isinstance(condition, Must) and real and not condition.holds(rounded := _to_float32(value)):
+            raise UserError(f"{name}={value} must {condition.words} in float32 too, where it is {rounded:g}{advice}")
+
+
+def _to_float32(value: float) -> float:
+    return struct.unpack("f", struct.pack("f", value))[0]
 
 
 def _kinds(hint: Any) -> tuple[Any, ...]:

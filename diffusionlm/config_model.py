@@ -75,7 +75,7 @@ class ModelConfig(Canonical):
     norm: Literal["rmsnorm", "layernorm"] = "rmsnorm"  # layernorm has a bias
     norm_eps: PositiveReal = 1e-5  # added to the mean square (rmsnorm) or variance (layernorm)
     positions: Literal["rope", "learned"] = "rope"  # rotary (half-split) or a learned table
-    rope_theta: PositiveReal = 10000.0  # base of the rotary frequencies
+    rope_theta: AtLeastOneReal = 10000.0  # base of the rotary frequencies
     rope_scaling: RopeScaling = later(RopeScaling())  # how these change for texts longer than those of training
     rope_bf16_tables: bool = False  # round cos/sin to bfloat16, as SMDM's released models do
     mlp: Literal["swiglu", "gelu"] = "swiglu"  # gated SiLU, or two matrices with tanh-approximated GELU

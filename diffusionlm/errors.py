@@ -1,4 +1,4 @@
-"""Exceptions for mistakes that a user can fix and for lost processes, names of files in errors, and suggestions."""
+"""The exceptions for mistakes of users and for lost processes, the names of files in errors, and suggestions."""
 
 import contextlib
 import difflib

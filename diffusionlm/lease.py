@@ -16,7 +16,7 @@ from typing import Annotated, Any, Generic, Self, TypeVar
 import msgspec
 import tensorstore as ts
 
-from diffusionlm.conditional_writes import store_errors, write
+from diffusionlm.conditional_writes import require_file, store_errors, write
 from diffusionlm.errors import UserError
 from diffusionlm.process_identity import Process
 from diffusionlm.schema import Record, decode
@@ -68,6 +68,7 @@ class Slot(Generic[R]):
           UserError: the lease is damaged.
           OSError: the store cannot be read.
         """
+        require_file(self._store, self._name)
         with store_errors():
             content = self._store.read(self._name).result()
         return self.parse(content), content.stamp.generation

@@ -196,7 +196,7 @@ def whole_directory(output: Path) -> Iterator[Path]:
     with owned_output(output) as lease:
         prefix = f".{output.name}.partial-"
         for abandoned in output.parent.glob(glob.escape(prefix) + "*") if lease else ():
-            if abandoned.is_dir() and not abandoned.is_symlink():  # rmtree would wait for the writer of a pipe
+            if abandoned.is_dir() and not abandoned.is_symlink():  # of a pipe, rmtree would wait for the writer
                 shutil.rmtree(abandoned, ignore_errors=True)
         partial = output.with_name(prefix + uuid.uuid4().hex[:8])
         partial.mkdir()

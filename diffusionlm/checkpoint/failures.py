@@ -10,7 +10,9 @@ from collections.abc import Iterator
 import jax
 from etils import epath
 
+from diffusionlm import untrusted
 from diffusionlm.errors import LostProcess, UserError, shows_lost_process
+from diffusionlm.storage import in_bucket
 
 
 def root_cause(error: BaseException) -> BaseException:
@@ -26,6 +28,7 @@ def is_storage_error(error: BaseException) -> bool:
 @contextlib.contextmanager
 def reading(path: epath.Path, item: str) -> Iterator[None]:
     """Turn what is raised while an item of a checkpoint is read into a `UserError`, unless the machine caused it."""
+    _require_regular_files(path)
     try:
         yield
     except Exception as error:  # a damaged file surfaces as any of a dozen types
@@ -48,6 +51,16 @@ def writing(directory: epath.Path) -> Iterator[None]:
         if isinstance(cause, OSError) or is_storage_error(cause):
             raise UserError(f"cannot write checkpoints to {directory}: {_reason(error)}") from error
         raise
+
+
+def _require_regular_files(path: epath.Path) -> None:
+    """Refuse a checkpoint with a pipe or a device, which Orbax would wait for or read without end."""
+    if in_bucket(path):
+        return
+    for directory, _, names in os.walk(path):
+        for name in names:
+            if os.path.exists(file := os.path.join(directory, name)):
+                untrusted.require_regular(file)
 
 
 def _malformed(item: epath.Path) -> str:

@@ -41,8 +41,8 @@ VERBS: dict[str, Callable[[list[str], str], int]] = {
 def entry_point() -> None:
     """Run the console script: `main`, with the logging and warnings of a program rather than of a library."""
     keep_freed_memory()  # before JAX starts its threads
-    _prepare_streams()
     never_deaf()
+    _prepare_streams()
     logging.getLogger().addHandler(StderrHandler())
     if not sys.warnoptions:
         warnings.simplefilter("ignore")  # those of third parties, which a user cannot act on

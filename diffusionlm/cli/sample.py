@@ -90,10 +90,10 @@ def _sample(
 
 def _warn_of_masks(completions: Sequence["Completion"]) -> None:
     if masks := sum(completion.mask_tokens for completion in completions):
-        print(
+        write(
             f"{masks} of the tokens are the mask, which this model may predict and which is no text; "
             "import it with --suppress_mask yes to rule that out",
-            file=sys.stderr,
+            error=True,
         )
 
 

@@ -135,3 +135,23 @@ def test_an_unknown_name_is_told_with_a_way_out(name, says):
         schedules.build(DiffusionConfig(schedule=name))
     message = str(error.value)
     assert repr(name) in message and says in message and "\n" not in message
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"schedule": "polynomial", "polynomial_power": 100.0},
+        {"schedule": "polynomial", "polynomial_power": 1e-30},
+        {"schedule": "geometric", "geometric_min": 1e-30, "geometric_max": 1e6},
+        {"schedule": "linear"},
+        {"schedule": "cosine"},
+    ],
+)
+def test_at_the_ends_of_its_ranges_a_schedule_is_finite(fields):
+    cfg = DiffusionConfig(t_min=1e-12, **fields)
+    cfg.validate()
+    schedule = schedules.build(cfg)
+    t = jnp.asarray([cfg.t_min, 1e-6, 0.5, 1.0], jnp.float32)
+    for values in (schedule.alpha(t), schedule.mask_probability(t), schedule.weight(t)):
+        assert np.isfinite(values).all()
+    assert 0 <= schedule.mean_mask_probability() <= 1

@@ -264,7 +264,7 @@ def test_mutated_files(name, places, tmp_path):
         else:
             shutil.copy(places[source], copy)
             files = [copy]
-        for file in [rng.choice(files)] if rng.random() < 0.8 else rng.choices(files, k=2):
+        for file in [rng.choice(files)] if rng.random() < 0.8 else rng.sample(files, min(2, len(files))):
             if not file.is_file() or file.is_symlink():
                 continue
             if file.suffix == ".safetensors" and rng.random() < 0.7:

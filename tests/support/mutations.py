@@ -161,12 +161,12 @@ def file(rng: random.Random, path: Path) -> None:
 def _changed_json(rng: random.Random, data: bytes) -> bytes:
     try:
         return dumped(rng, json_value(rng, json.loads(data)))
-    except ValueError:
+    except (ValueError, RecursionError):
         lines = data.split(b"\n")
         i = rng.randrange(len(lines))
         try:
             lines[i] = dumped(rng, json_value(rng, json.loads(lines[i])))
-        except ValueError:
+        except (ValueError, RecursionError):
             lines[i] = content(rng, lines[i])
         return b"\n".join(lines)
 

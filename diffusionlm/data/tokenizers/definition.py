@@ -3,8 +3,11 @@
 import functools
 import json
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
+import msgspec
+
+from diffusionlm import schema
 from diffusionlm.data.tokenizers.base import SPACE_MARK
 from diffusionlm.errors import UserError
 
@@ -12,6 +15,49 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer as LibraryTokenizer
 
 Definition = dict[str, Any]
+_Id = Annotated[int, msgspec.Meta(ge=0, lt=2**31)]
+
+
+class _Token(msgspec.Struct):
+    """What is read of an added token; a definition has more fields, which the library reads."""
+
+    id: _Id
+    content: str
+    special: bool = False
+
+
+class _Step(msgspec.Struct):
+    """A normalizer, a pre-tokenizer or a decoder, or a sequence of them."""
+
+    type: str
+    normalizers: list["_Step"] = []
+    pretokenizers: list["_Step"] = []
+    decoders: list["_Step"] = []
+    pattern: dict[str, str] | str | None = None
+    content: str | None = None
+    replacement: str | None = None
+
+
+class _Model(msgspec.Struct):
+    vocab: dict[str, _Id]
+    unk_token: str | None = None
+
+
+class _Definition(msgspec.Struct):
+    model: _Model
+    added_tokens: list[_Token] | None = None
+    normalizer: _Step | None = None
+    pre_tokenizer: _Step | None = None
+    decoder: _Step | None = None
+
+
+def require_types(definition: Definition, source: str) -> None:
+    """Refuse a definition in which a part that is read here has another type than in the library's files.
+
+    Raises:
+      UserError: there is such a part; the message begins with `source`.
+    """
+    schema.convert(definition, _Definition, source)
 
 
 def added_token(content: str, i: int) -> dict[str, Any]:

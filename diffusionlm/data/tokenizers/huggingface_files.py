@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from etils import epath
 
 from diffusionlm import untrusted
-from diffusionlm.data.tokenizers.definition import added_token, all_pieces, make_special
+from diffusionlm.data.tokenizers.definition import added_token, all_pieces, make_special, require_types
 from diffusionlm.errors import UserError, suggest
 from diffusionlm.untrusted import printable, read_bytes
 
@@ -184,6 +184,7 @@ def definition_of(files: Mapping[str, bytes], family: str) -> dict[str, Any]:
     # Others, such as unigrams, may find a control token in a text as if it were a word.
     if (kind := model.get("type", "BPE")) != "BPE" or not isinstance(model["vocab"], dict):
         raise UserError(f"{DEFINITION_FILE} holds a {kind} model; only byte pair encoding (BPE) is supported")
+    require_types(definition, f"{VOCAB_FILE if family else DEFINITION_FILE} of the tokenizer")
     # Texts are encoded whole, deterministically, and without start or end tokens.
     definition |= {"truncation": None, "padding": None, "post_processor": None}
     model.pop("dropout", None)
@@ -192,6 +193,7 @@ def definition_of(files: Mapping[str, bytes], family: str) -> dict[str, Any]:
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise UserError(f"the added tokens of the tokenizer are damaged ({error!r}); fetch its files again") from error
     definition["added_tokens"] = list(added.values())
+    require_types(definition, "added tokens of the tokenizer")
     special = {text for text in control_tokens(files).values() if text}
     special |= {model["unk_token"]} if model.get("unk_token") else set()
     make_special(definition, special, all_pieces(definition))

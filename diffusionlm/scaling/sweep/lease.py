@@ -13,7 +13,7 @@ import msgspec
 from etils import epath
 
 from diffusionlm import lease
-from diffusionlm.conditional_writes import open_store, store_errors
+from diffusionlm.conditional_writes import open_store, require_file, store_errors
 from diffusionlm.lease import LEASE_SECONDS, Slot, Term, clock
 from diffusionlm.process_identity import has_ended, this_process
 
@@ -43,6 +43,8 @@ class Leases:
         """Return the leases of those of these cells that have one."""
         with store_errors():
             existing = {key.decode(errors="replace") for key in self._kv.list().result()}
+            for cell in existing.intersection(cells):
+                require_file(self._kv, cell)
             reads = {cell: self._kv.read(cell) for cell in cells if cell in existing}
             contents = {cell: read.result() for cell, read in reads.items()}
         return {cell: record for cell, content in contents.items() if (record := self._slot(cell).parse(content))}

@@ -139,7 +139,8 @@ def load(path: epath.PathLike) -> list[CellResult]:
       UserError: it is damaged.
       OSError: it cannot be read.
     """
-    text = untrusted.read_text(run_path(path))
+    path = run_path(path)
+    text = untrusted.read_text(path)
     schema.decode(text, list[_Row], path)
     rows = load_numbers(text)
     for row in rows:
