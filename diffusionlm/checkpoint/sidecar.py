@@ -130,7 +130,13 @@ def _settings(cls: type[_Settings], name: str, values: dict[str, Any], required:
     """Return nested settings; unknown ones would change what the parameters mean, so they are refused here."""
     settings = config_io.from_dict(cls, values)
     settings.validate()
-    if missing := [field_name for field_name in required if field_name not in values]:
+    missing = [field_name for field_name in required if field_name not in values]
+    for field_ in dataclasses.fields(settings):  # a group came whole, or not at all
+        group = getattr(settings, field_.name)
+        if dataclasses.is_dataclass(group) and field_.name in values:
+            names = [inner.name for inner in dataclasses.fields(group)]
+            missing += [f"{field_.name}.{inner}" for inner in names if inner not in values[field_.name]]
+    if missing:
         raise UserError(f"its sidecar lacks the field '{name}.{missing[0]}'")
     return settings
 

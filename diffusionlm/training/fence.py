@@ -1,6 +1,7 @@
 """The fence around a run directory: nothing is written there unless this run owns it."""
 
 import contextlib
+import os
 from collections.abc import Iterator
 from typing import Protocol
 
@@ -67,8 +68,9 @@ def owned_run(workdir: epath.Path, fence: Fence | None) -> Iterator[Fence]:
 def _lease(workdir: epath.Path, group: str) -> Iterator[Fence | None]:
     with contextlib.ExitStack() as stack:
         try:
-            if not in_bucket(workdir):
+            if not in_bucket(workdir) and not _exists(workdir):
                 workdir.mkdir(parents=True, exist_ok=True)
+                stack.callback(_remove_empty, workdir)
             place = workdir / ownership.FILE
             owned = ownership.owned(place, f"the run directory {workdir}", "use another --workdir", group=group)
             lease = stack.enter_context(owned)
@@ -77,3 +79,18 @@ def _lease(workdir: epath.Path, group: str) -> Iterator[Fence | None]:
                 f"cannot write to the run directory {workdir}: {error.strerror or error}; choose another --workdir"
             ) from error
         yield lease
+
+
+def _exists(workdir: epath.Path) -> bool:
+    """Return True if there is such a path; raise `OSError` if there cannot be one, as for a name that is too long."""
+    try:
+        os.stat(workdir)
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def _remove_empty(workdir: epath.Path) -> None:
+    """Remove the directory of a run that was refused before anything was written."""
+    with contextlib.suppress(OSError):
+        os.rmdir(workdir)

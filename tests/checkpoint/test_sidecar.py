@@ -119,7 +119,19 @@ def valid(kind):
 
 KINDS = ["tinystories", "tinystories_arm", "mdm", "mask inside"]
 # Settings that say how a model was trained, or that name a time; other values of the right type are other models.
-LATER = {"lora_rank", "alignment", "anneal_steps", "weighting", "cart_p", "remat", "head_chunk", "random_length_scope"}
+LATER = {
+    "rope_scaling",
+    "qk_norm",
+    "sliding_window",
+    "lora_rank",
+    "alignment",
+    "anneal_steps",
+    "weighting",
+    "cart_p",
+    "remat",
+    "head_chunk",
+    "random_length_scope",
+}
 
 
 def same_kind(old, new):

@@ -29,7 +29,9 @@ def test_a_run_that_its_owner_finished_meanwhile_is_returned(dataset, tmp_path, 
     owned = ownership.owned
 
     def finish_first(*args, **options):
-        (tmp_path / "DONE.json").write_text('{"step": 3}')
+        evaluation = {"nelbo_nats_per_token": 1.0, "nelbo_stderr": 0.1, "nelbo_per_draw": [1.0], "bits_per_byte": 2.0}
+        done = {"step": 3, "tokens": 48, "flops": 1, "train_loss": 1.0, "eval": evaluation, "seconds": 1, "goodput": 1}
+        (tmp_path / "DONE.json").write_text(json.dumps(done))
         return owned(*args, **options)
 
     monkeypatch.setattr(ownership, "owned", finish_first)

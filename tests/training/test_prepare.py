@@ -20,8 +20,7 @@ SETTINGS = {"sequence_length": 80, "validation_fraction": 0, "progress": False}
 
 @pytest.fixture
 def source(tmp_path):
-    records = [{"prompt": "2+2?", "response": "4", "text": "word " * 200}] * 3
-    return str(write_dialogues(tmp_path / "d.jsonl", records))
+    return str(write_dialogues(tmp_path / "d.jsonl", [{"text": "word " * 200}] * 3))
 
 
 def test_the_public_function_has_the_parameters_of_preparing():
@@ -31,6 +30,8 @@ def test_the_public_function_has_the_parameters_of_preparing():
 
 @pytest.mark.parametrize("format", ["text", "sft"])
 def test_a_checkpoint_gives_its_tokenizer_by_name_or_path(format, source, tmp_path):
+    if format == "sft":
+        source = str(write_dialogues(tmp_path / "dialogues.jsonl", [{"prompt": "2+2?", "response": "4"}] * 3))
     by_name = training_prepare.prepare(source, tmp_path / "name", tokenizer=str(MODEL), format=format, **SETTINGS)
     by_path = training_prepare.prepare(source, tmp_path / "path", tokenizer=MODEL, format=format, **SETTINGS)
     sidecar = store.load_sidecar(MODEL)
