@@ -80,8 +80,8 @@ def _reason(error: BaseException) -> str:
     text = str(cause) or type(cause).__name__
     if code := re.search(r"os_error_code='(\d+)'", text):
         return os.strerror(int(code[1]))
-    if array := re.search(r'in "([^"]+)/c[/"].*Digest mismatch', text):
-        return f"the array {array[1]} differs from its checksum"
+    if array := re.search(r'Error reading shard entry.* in "([^"]+)/c[/"]', text):
+        return f"the array {array[1]} differs from what was written"
     if file := re.findall(r'local file "([^"]+)": ([^"]*)', text.partition(" [")[0]):  # the innermost says most
         text = ": ".join(file[-1])
     return textwrap.shorten(text, 200)

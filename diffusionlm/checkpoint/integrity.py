@@ -1,9 +1,10 @@
 """Checksums of what a checkpoint holds, so that a flipped bit is an error and not another model.
 
-Arrays carry their own: each chunk ends with a CRC-32C that TensorStore computes as it writes and checks as it reads
-(the codec `crc32c` of Zarr 3), and so does the index of the chunks (OCDBT). The JSON around them has none. For it
-`integrity/data.json`, which appears with its step, holds the SHA-256 of the sidecar and of the names, shapes and dtypes
-of the arrays of each item. What is compared is what was understood, not bytes: white space may differ.
+Arrays carry their own, which TensorStore computes as it writes and checks as it reads: each chunk ends with Zstandard's
+checksum, which is cheaper, or with a CRC-32C if it is not compressed (codecs of Zarr 3), and the index of the chunks
+(OCDBT) with a CRC-32C. The JSON around them has none. For it `integrity/data.json`, which appears with its step, holds
+the SHA-256 of the sidecar and of the names, shapes and dtypes of the arrays of each item. What is compared is what was
+understood, not bytes: white space may differ.
 """
 
 import functools
@@ -30,7 +31,7 @@ class Digests(schema.Record, frozen=True):
     """The content of `integrity/data.json`."""
 
     version: Literal[1]
-    chunks: Literal["crc32c", "none"]  # what the arrays' chunks end with
+    chunks: Literal["checksums", "none"]  # what the arrays' chunks end with
     sidecar: str
     trees: dict[str, str]  # by item
     sha256: str  # of the other fields
@@ -64,17 +65,21 @@ def tree_digest(tree: PyTree) -> str:
     return json_digest(described)
 
 
-def with_crc32c(build: Callable[..., dict[str, Any]]) -> Callable[..., dict[str, Any]]:
+def with_checksums(build: Callable[..., dict[str, Any]]) -> Callable[..., dict[str, Any]]:
     """Return `build`, which makes the metadata of a Zarr 3 array with one sharding codec, with checksums of chunks."""
 
     @functools.wraps(build)
-    def build_with_crc32c(*args: Any, **kwargs: Any) -> dict[str, Any]:
+    def build_with_checksums(*args: Any, **kwargs: Any) -> dict[str, Any]:
         metadata = build(*args, **kwargs)
         (sharding,) = metadata["codecs"]
-        sharding["configuration"]["codecs"].append({"name": "crc32c"})
+        codecs = sharding["configuration"]["codecs"]
+        if codecs[-1]["name"] == "zstd":
+            codecs[-1]["configuration"]["checksum"] = True
+        else:
+            codecs.append({"name": "crc32c"})
         return metadata
 
-    return build_with_crc32c
+    return build_with_checksums
 
 
 def read(step: epath.Path) -> Digests | None:

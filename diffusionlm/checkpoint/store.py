@@ -360,14 +360,14 @@ def _with_sidecar(items: Mapping[str, PyTree], sidecar: Sidecar) -> dict[str, An
     return {**items, "sidecar": values, integrity.ITEM: integrity.digests(values, items, _checksum_chunks())}
 
 
-def _checksum_chunks() -> Literal["crc32c", "none"]:
+def _checksum_chunks() -> Literal["checksums", "none"]:
     """Make Orbax, which has no option for it, write arrays whose chunks end with a checksum, and say what they have."""
     build = getattr(tensorstore_utils, "_build_zarr3_metadata", None)
     if build is None:  # another version of Orbax
         return "none"
     if not hasattr(build, "__wrapped__"):
-        tensorstore_utils._build_zarr3_metadata = integrity.with_crc32c(build)
-    return "crc32c"
+        tensorstore_utils._build_zarr3_metadata = integrity.with_checksums(build)
+    return "checksums"
 
 
 def _train_items(state: PyTree) -> dict[str, PyTree]:

@@ -32,7 +32,8 @@ class Dataset:
 
     def __init__(self, path: epath.Path, metadata: Metadata):
         self.path, self.metadata = path, metadata
-        self._source: Callable[[str], Any] = functools.cache(tfds.builder_from_directory(path).as_data_source)
+        self._builder: Any = tfds.builder_from_directory(path)
+        self._source: Callable[[str], Any] = functools.cache(self._builder.as_data_source)
 
     @functools.cached_property
     def tokenizer(self) -> tokenizers.Tokenizer:
@@ -68,10 +69,34 @@ class Dataset:
         return self.metadata.splits[split].records
 
     def rows(self, split: str, indices: Iterable[int]) -> Batch:
-        """Return the rows with these numbers, in this order."""
+        """Return the rows with these numbers, in this order.
+
+        Raises:
+          UserError: there is no such split, or a shard is damaged: ArrayRecord keeps hashes of what it holds.
+        """
         self.size(split)
-        rows = self._source(split).__getitems__([int(i) for i in indices])
+        indices = [int(i) for i in indices]
+        try:
+            rows = self._source(split).__getitems__(indices)
+        except RuntimeError as error:
+            raise self._damaged(split, indices, error) from error
         return {name: np.stack([row[name] for row in rows]).astype(np.int32) for name in ("tokens", "segment_ids")}
+
+    def _damaged(self, split: str, indices: Sequence[int], error: RuntimeError) -> UserError:
+        """Return an error that names the shard of the first of these rows that cannot be read alone."""
+        shards, lengths = list(self.metadata.splits[split].shards), self._builder.info.splits[split].shard_lengths
+        ends = np.cumsum(lengths)
+        shard = f"a shard of {split}"
+        for index in indices:
+            try:
+                self._source(split)[index]
+            except RuntimeError:
+                shard = shards[int(np.searchsorted(ends, index, side="right"))]
+                break
+        reason = " ".join(str(error).split(", chunk at")[0].split())
+        return UserError(
+            f"dataset {str(self.path)!r} is damaged: {shard} cannot be read ({reason}); copy or prepare it again"
+        )
 
     def examples(self, split: str, indices: Sequence[int], addresses: Iterable[tuple[int | str, ...]]) -> Batch:
         """Return the same rows, but each dialogue only up to one answer, chosen by the row's address alone."""

@@ -1,6 +1,7 @@
 """Exporting: what readers of the files get, and what a format cannot express."""
 
 import json
+import shutil
 
 import jax
 import ml_dtypes
@@ -72,4 +73,17 @@ def test_a_format_that_cannot_express_a_model_is_refused(format, changes, messag
     path = native(**changes)
     with pytest.raises(UserError, match=message):
         dlm.export_weights(path, tmp_path / "out", format)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_checkpoint_with_a_flipped_bit_is_not_exported(imported, tmp_path):
+    """The import is not compressed, so the bytes of an array can be looked up."""
+    shutil.copytree(imported("llada"), tmp_path / "model")
+    data = max(flat_params(tmp_path / "model").values(), key=lambda array: array.nbytes).tobytes()
+    file = next(file for file in tmp_path.glob("model/params/ocdbt.process_0/d/*") if data in file.read_bytes())
+    content = bytearray(file.read_bytes())
+    content[content.index(data) + len(data) // 2] ^= 8
+    file.write_bytes(content)
+    with pytest.raises(UserError, match="model, a file of params/ is damaged or missing: the array .* differs"):
+        dlm.export_weights(tmp_path / "model", tmp_path / "out", "llada")
     assert not (tmp_path / "out").exists()

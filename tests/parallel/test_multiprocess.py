@@ -3,6 +3,7 @@
 import contextlib
 import json
 import random
+import shutil
 import signal
 import socket
 import subprocess
@@ -17,6 +18,7 @@ from support import tiny_run
 from support.tiny_run import Recorder, leaves
 
 from diffusionlm.checkpoint import store as checkpoint
+from diffusionlm.errors import UserError
 from diffusionlm.parallel.mesh import make_mesh
 from diffusionlm.training import loop as trainer
 from diffusionlm.training import metrics, timeline
@@ -305,3 +307,15 @@ def test_a_bug_on_one_keeps_its_type_there_and_ends_the_others(refusals):
         first["kind"] == "UserError" and "process 1 (" in first["message"] and "KeyError: 'a bug'" in first["message"]
     )
     assert second["kind"] == "KeyError"
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_damage_to_what_either_process_saved_is_refused(one, two, tmp_path, number):
+    run, _ = one
+    shutil.copytree(two.workdir / "checkpoints" / str(STEPS), tmp_path / "checkpoints" / str(STEPS))
+    files = tmp_path.glob(f"checkpoints/{STEPS}/params/ocdbt.process_{number}/d/*")
+    largest = max(files, key=lambda file: file.stat().st_size)
+    content = largest.read_bytes()
+    largest.write_bytes(bytes(byte ^ 4 for byte in content))
+    with pytest.raises(UserError, match="a file of params/ is damaged or missing"):
+        restored(run.config, tmp_path)

@@ -1,18 +1,22 @@
 """What a run directory says of its run, and which runs may continue there."""
 
+import dataclasses
 import json
 import re
+import shutil
 import subprocess
 
 import jax
 import pytest
+from etils import epath
 from support import tiny_run
 from support.run_files import (
     content,
 )
 from support.tiny_run import STEPS, refusal, tiny
 
-from diffusionlm import config_io
+from diffusionlm import config_io, fingerprint
+from diffusionlm.errors import UserError
 from diffusionlm.training import loop as trainer
 from diffusionlm.training import run_directory
 from diffusionlm.version import __version__
@@ -101,3 +105,16 @@ def test_data_that_do_not_fit_are_refused_and_the_directory_stays_free(dataset, 
     message = refusal(tiny(dataset, **changes), workdir)
     assert all(words in message for words in said)
     run_directory.refuse_another_run(tiny(dataset), workdir)  # what the message asks for is not another run
+
+
+def test_a_directory_without_config_is_resumed_by_the_run_that_saved_its_checkpoints_alone(uninterrupted, tmp_path):
+    run, _ = uninterrupted
+    shutil.copytree(run.workdir / "checkpoints", tmp_path / "checkpoints")
+    run_directory.refuse_another_run(run.config, epath.Path(tmp_path))
+    other = dataclasses.replace(run.config, run=dataclasses.replace(run.config.run, seed=99))
+    with pytest.raises(UserError) as caught:
+        run_directory.refuse_another_run(other, epath.Path(tmp_path))
+    message = str(caught.value)
+    assert str(tmp_path / "checkpoints") in message and "config.json" in message and "--workdir" in message
+    for name in (fingerprint.fingerprint(run.config), fingerprint.fingerprint(other)):
+        assert name in message
