@@ -148,17 +148,19 @@ def _check(name: str, value: Any, hint: Any) -> None:
     if not isinstance(value, accepted) or (isinstance(value, bool) and bool not in kinds):
         names = " or ".join("None" if kind is types.NoneType else kind.__name__ for kind in kinds)
         raise UserError(f"{name}={reprlib.repr(value)} must be of type {names}")
-    real = float in kinds and value is not None
-    if real and not abs(value) <= LARGEST:  # nor NaN
+    number = value if float in kinds and value is not None else None
+    if number is not None and not abs(number) <= LARGEST:  # nor NaN
         raise UserError(f"{name}={value} must be a finite number")
-    if real and value and not SMALLEST_32 <= abs(value) <= LARGEST_32:
+    if number and not SMALLEST_32 <= abs(number) <= LARGEST_32:
         raise UserError(f"{name}={value} must be 0, or between {SMALLEST_32:.3g} and {LARGEST_32:.3g} as float32 is")
     notes = getattr(hint, "__metadata__", ())
     advice = "".join(f"; {note.words}" for note in notes if isinstance(note, Hint))
     for condition in notes:
-        if isinstance(condition, Must) and not condition.holds(value):
+        if not isinstance(condition, Must):
+            continue
+        if not condition.holds(value):
             raise UserError(f"{name}={value} must {condition.words}{advice}")
-        if isinstance(condition, Must) and real and not condition.holds(rounded := _to_float32(value)):
+        if number is not None and not condition.holds(rounded := _to_float32(number)):
             raise UserError(f"{name}={value} must {condition.words} in float32 too, where it is {rounded:g}{advice}")
 
 

@@ -51,7 +51,7 @@ def convert(values: Any, type_: type[T], source: Any) -> T:
     """Return values in JSON types as a value of `type_` (see `decode`)."""
     try:
         return msgspec.convert(values, type=type_)
-    except (msgspec.MsgspecError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # a lone surrogate is a ValueError
         raise _refusal(source, error, type_, values) from error
 
 

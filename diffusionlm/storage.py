@@ -18,6 +18,7 @@ from diffusionlm.errors import UserError, naming
 from diffusionlm.untrusted import printable, read_text
 
 BUCKETS = ("gs://", "s3://")
+MAX_PATH_BYTES, MAX_PARTS = 4096, 500  # Linux takes no longer paths; Python makes directories by recursion
 MAX_LINES_BYTES = 4 << 30  # of a file of JSON lines: ten million steps
 
 
@@ -65,11 +66,15 @@ def _scheme(path: epath.PathLike) -> str:
     """
     text = os.fspath(path)
     try:
-        characters = "\0" in text or not os.fsencode(text)
+        size = len(os.fsencode(text))
     except UnicodeEncodeError:
-        characters = True
-    if characters:
+        size = 0
+    if not size or "\0" in text:
         raise UserError(f"{printable(repr(text))} is no path: it is empty, or has a character that no file name has")
+    if size > MAX_PATH_BYTES or text.count("/") > MAX_PARTS:
+        raise UserError(
+            f"{printable(text[:60])}... is no path: it has {size:,} bytes, in {text.count('/') + 1:,} parts"
+        )
     match = re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", text)
     return match[0] if match else ""
 

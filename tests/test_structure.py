@@ -47,6 +47,17 @@ def test_files_and_functions_are_short(path):
     assert not long, f"functions of more than 60 lines: {long}"
 
 
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_what_reaches_the_terminal_goes_through_the_console(path):
+    """A `print` of its own, or a console of rich, would show escape sequences and markup that others wrote."""
+    if path.stem in ("console", "output") and path.parent.name in ("diffusionlm", "cli"):
+        return
+    nodes = list(ast.walk(ast.parse(path.read_text())))
+    calls = [node.func.id for node in nodes if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)]
+    imports = [(node.module, name.name) for node in nodes if isinstance(node, ast.ImportFrom) for name in node.names]
+    assert "print" not in calls and ("rich.console", "Console") not in imports
+
+
 def test_the_drawing_in_the_design_is_that_of_the_code():
     program = [sys.executable, "docs/draw_imports.py"]
     drawing = subprocess.run(program, cwd=ROOT, capture_output=True, text=True, check=True).stdout

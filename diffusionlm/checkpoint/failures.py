@@ -70,7 +70,7 @@ def _malformed(item: epath.Path) -> str:
             json.loads(file.read_text())
         except FileNotFoundError:
             pass
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             return f"{file.relative_to(item)} ({textwrap.shorten(str(error), 100)})"
     return ""
 

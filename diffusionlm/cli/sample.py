@@ -53,9 +53,9 @@ def _sample(
       raw: for a model that was fine-tuned on instructions: continue the prompt without its chat template.
       special_tokens: special tokens written in the prompt are tokens, and not text; with raw, or infill.
       sampling: the settings.
-      json: print {"completions": [{"prompt", "text", "tokens", "nfe", "seconds", "mask_tokens"}], "config", "checkpoint",
-        "passed_over"}, and with agreement {"agreement", "times"}; nfe: forward passes; mask_tokens: predicted masks;
-        passed_over: newer steps that lack a part; with infill, prompt is the text with gaps, and text the whole.
+      json: print {"completions": [{"prompt", "text", "tokens", "nfe", "seconds", "mask_tokens"}], "config",
+        "checkpoint", "passed_over"}, and with agreement {"agreement", "times"}; nfe: forward passes; mask_tokens: masks
+        predicted; passed_over: newer steps that lack a part; with infill, prompt has the gaps, and text is the whole.
       trace: show the denoising in the terminal.
       html: also write the denoising to this file, as an animated web page.
       agreement: also generate uncached; report the share of equal new tokens, and how many times as fast the cache was.

@@ -21,6 +21,8 @@ from diffusionlm.errors import UserError
 from diffusionlm.scalars import whole
 from diffusionlm.storage import disk_path
 
+MOST_WORKERS = 1024
+
 
 @dataclass(frozen=True)
 class Request:
@@ -197,7 +199,8 @@ def check_values(
       UserError: an argument is not usable.
     """
     whole("sequence_length", sequence_length, 1)
-    whole("workers", workers, 1)
+    if whole("workers", workers, 1) > MOST_WORKERS:
+        raise UserError(f"workers={workers} must be at most {MOST_WORKERS}; use as many as there are cores")
     if on_error not in ("stop", "skip"):
         raise UserError(f"on_error={on_error!r} must be 'stop' or 'skip'")
     _check_format(format, template, text_field, bos)

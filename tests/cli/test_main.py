@@ -67,7 +67,7 @@ def test_help_explains_every_option(command, capsys, monkeypatch):
     assert cli.main([*command.split(), "--help"]) == 0
     captured = capsys.readouterr()
     text = " ".join(re.sub("[│─╭╮╰╯]", " ", captured.out).split())
-    names = re.findall(r"--([a-z]\w*(?:\.\w+)?) (?!, )", text)
+    names = re.findall(r"--([a-z]\w*(?:\.\w+)*) (?!, )", text)
     if command == "train demo":
         assert set(fields(Config)) <= set(names)
     for name in set(names) - {"help"}:
