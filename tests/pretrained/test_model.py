@@ -28,7 +28,7 @@ from diffusionlm.pretrained.model import LoadedModel, load
 from diffusionlm.sampling.config import SamplingConfig
 from diffusionlm.sampling.generate import generate
 
-LOCATION = checkpoint.Location(epath.Path("nowhere"))
+HERE = checkpoint.Location(epath.Path("here"))
 
 
 def test_completions_are_those_of_generate_after_the_start_id(model, params):
@@ -304,8 +304,7 @@ def test_a_template_of_another_version_is_refused_when_the_model_is_loaded(save)
     ("text", "reason"), [("a\ud83d", "half a surrogate pair at"), ("\udcff", "the byte 0xff, which")]
 )
 def test_texts_that_utf8_cannot_write_are_refused_in_one_line(use, text, reason):
-    mesh = make_mesh(MeshConfig(), jax.local_devices()[:1])
-    model = LoadedModel({}, SPEC, sidecar(), ByteTokenizer(), mesh, LOCATION)
+    model = LoadedModel({}, SPEC, sidecar(), ByteTokenizer(), make_mesh(MeshConfig(), jax.local_devices()[:1]), HERE)
     with pytest.raises(UserError, match=rf"text \d has {reason}") as error:
         use(model, text)
     assert "\n" not in str(error.value)
@@ -313,6 +312,6 @@ def test_texts_that_utf8_cannot_write_are_refused_in_one_line(use, text, reason)
 
 def test_messages_that_utf8_cannot_write_are_refused_in_one_line():
     template = choose("plain", ByteTokenizer()).to_dict()
-    model = LoadedModel({}, SPEC, sidecar(template=template), ByteTokenizer(), make_mesh(MeshConfig()), LOCATION)
+    model = LoadedModel({}, SPEC, sidecar(template=template), ByteTokenizer(), make_mesh(MeshConfig()), HERE)
     with pytest.raises(UserError, match=r"content of messages\[1\] has half a surrogate pair at character 0"):
         model.encode_messages([Message("system", "S"), Message("user", "\ud83d")])
