@@ -80,8 +80,8 @@ class Slot(Generic[R]):
         try:
             return decode(content.value, self._kind, "lease")
         except UserError as error:
-            reason = str(error).removeprefix("lease: ")
-            raise UserError(f"the lease of {self.subject} is damaged ({reason}); delete it, and start again") from error
+            reason, place = str(error).removeprefix("lease: "), printable(f"{self._store.path}{self._name}")
+            raise UserError(f"the lease of {self.subject} is damaged ({reason}); delete {place}") from error
 
     def write(self, record: R | None, generation: bytes) -> bytes | None:
         """Replace (None: delete) a lease that still has this generation; return the new one, or None if it has not."""
@@ -90,6 +90,11 @@ class Slot(Generic[R]):
 
 
 _held: "weakref.WeakSet[Lease[Any]]" = weakref.WeakSet()  # leases that are being renewed
+
+
+def is_held(token: str) -> bool:
+    """Return True if this process renews the lease of the claim with this token."""
+    return any(lease.token == token for lease in list(_held))
 
 
 def release_all(seconds: float) -> None:
@@ -115,6 +120,11 @@ class Lease(Generic[R]):
         self._renewed_at = claimed_at  # before the write, whose answer may take long
         self.lost = False  # taken over, or given up
         self._thread = threading.Thread(target=self._keep_renewing, name=f"lease of {slot.subject}", daemon=True)
+
+    @property
+    def token(self) -> str:
+        """The token of the claim."""
+        return self._record.token
 
     def check(self) -> None:
         """Raise `LeaseLost` if another process has it; reads the store only when renewals are overdue.
@@ -144,7 +154,7 @@ class Lease(Generic[R]):
             now = self._clock()
             written = self._slot.write(record, self._generation)
             if written is None:  # another process has it, or the answer to an earlier write got lost
-                current, generation = self._slot.read()
+                current, generation = self._read()
                 if current and current.token == self._record.token:
                     written = self._slot.write(record, generation)
                 if written is None:
@@ -152,6 +162,13 @@ class Lease(Generic[R]):
                     by = f"by {printable(current.holder)}" if current else "by another process, or its lease deleted"
                     raise LeaseLost(f"{self._slot.subject} was taken over {by}")
             self._generation, self._renewed_at = written, now
+
+    def _read(self) -> tuple[R | None, bytes]:
+        try:
+            return self._slot.read()
+        except UserError as error:  # whoever damaged it, nothing may be written any more
+            self.lost = True
+            raise LeaseLost(str(error)) from error
 
     def _keep_renewing(self) -> None:
         while not self._closed.wait(self._record.seconds / RENEWALS):

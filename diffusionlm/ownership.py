@@ -7,7 +7,9 @@ own machine; elsewhere, the next process waits until the lease has not been rene
 import contextlib
 import errno
 import glob
+import hashlib
 import logging
+import os
 import shutil
 import time
 import uuid
@@ -18,7 +20,7 @@ from etils import epath
 
 from diffusionlm.conditional_writes import open_store
 from diffusionlm.errors import UserError
-from diffusionlm.lease import LEASE_SECONDS, Lease, LeaseLost, Slot, Term, clock
+from diffusionlm.lease import LEASE_SECONDS, Lease, LeaseLost, Slot, Term, clock, is_held
 from diffusionlm.process_identity import has_ended, is_local, this_process
 from diffusionlm.untrusted import printable
 
@@ -94,6 +96,8 @@ class Claimant:
 
     def _is_succeeded(self, owner: Owner) -> bool:
         dead = owner.process is not None and has_ended(owner.process)
+        # A lease of this very process that nobody holds could not be given back.
+        dead = dead or owner.process == this_process() and not is_held(owner.token)
         return dead or bool(self._group) and owner.group == self._group
 
     def _is_alive(self, owner: Owner) -> bool:
@@ -179,8 +183,14 @@ def _release(lease: Lease[Owner], subject: str) -> None:
 def owned_output(output: Path) -> Iterator[Lease[Owner] | None]:
     """Own a file or directory that is to be made, by a lease beside it (see `owned`)."""
     output.parent.mkdir(parents=True, exist_ok=True)
-    with owned(output.parent / f".{output.name}.{FILE}", f"output={output}", "use another --output") as lease:
+    place = output.parent / f".{_short(output.name)}.{FILE}"
+    with owned(place, f"output={output}", "use another --output") as lease:
         yield lease
+
+
+def _short(name: str) -> str:
+    """Return the name of an output, or a hash of it where what is added to it would make a name too long."""
+    return name if len(os.fsencode(name)) <= 200 else hashlib.sha256(os.fsencode(name)).hexdigest()[:32]
 
 
 @contextlib.contextmanager
@@ -194,7 +204,7 @@ def whole_directory(output: Path) -> Iterator[Path]:
       OSError: `output` is there by the end, or something cannot be written.
     """
     with owned_output(output) as lease:
-        prefix = f".{output.name}.partial-"
+        prefix = f".{_short(output.name)}.partial-"
         for abandoned in output.parent.glob(glob.escape(prefix) + "*") if lease else ():
             if abandoned.is_dir() and not abandoned.is_symlink():  # of a pipe, rmtree would wait for the writer
                 shutil.rmtree(abandoned, ignore_errors=True)

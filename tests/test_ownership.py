@@ -16,7 +16,7 @@ from etils import epath
 
 from diffusionlm import ownership, process_identity
 from diffusionlm.errors import UserError
-from diffusionlm.lease import LeaseLost
+from diffusionlm.lease import Lease, LeaseLost
 from diffusionlm.ownership import Claimant, Owner, owned, owned_output, whole_directory
 from diffusionlm.process_identity import Process, has_ended, this_process
 
@@ -168,7 +168,7 @@ def test_an_owner_whose_lease_was_taken_is_told_by_whom(tmp_path):
 def test_a_damaged_lease_is_named(tmp_path, text):
     (tmp_path / "owner.json").write_text(text)
     with (
-        pytest.raises(UserError, match=r"the lease of dir is damaged \(.*delete it"),
+        pytest.raises(UserError, match=r"the lease of dir is damaged \(.*delete .*owner\.json"),
         owned(tmp_path / "owner.json", "dir", ""),
     ):
         pass
@@ -207,3 +207,36 @@ def test_an_output_that_was_taken_over_is_not_replaced(tmp_path):
     with pytest.raises(LeaseLost, match="taken over by pod-7:12"), whole_directory(tmp_path / "out"):
         Elsewhere(tmp_path / f".out.{ownership.FILE}")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_lease_that_could_not_be_given_back_is_no_obstacle_to_its_process(tmp_path, monkeypatch):
+    """The storage fails when the lease is given back; the same process may claim it again, another may not."""
+    place = tmp_path / "owner.json"
+
+    def fail():
+        raise OSError("the network is down")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Lease, "release", lambda self: fail())
+        with ownership.owned(place, "it", "wait"):
+            with pytest.raises(UserError, match="in use"):
+                ownership.Claimant(epath.Path(place), "it", "wait").claim()
+    assert place.exists()
+    with ownership.owned(place, "it", "wait") as again:
+        assert again is not None
+    assert not place.exists()
+
+
+def test_a_lease_that_is_damaged_meanwhile_is_lost(tmp_path):
+    place = tmp_path / "owner.json"
+    with pytest.raises(LeaseLost, match="damaged"):
+        with ownership.owned(place, "it", "wait") as held:
+            place.write_text("")
+            held.confirm()
+
+
+def test_an_output_may_have_the_longest_name(tmp_path):
+    output = tmp_path / ("n" * 255)
+    with ownership.whole_directory(output) as directory:
+        (directory / "file").write_text("whole")
+    assert (output / "file").read_text() == "whole" and len(list(tmp_path.iterdir())) == 1

@@ -4,6 +4,7 @@ On a disk a directory is renamed first, which is atomic. In a bucket, where it i
 """
 
 import concurrent.futures
+import logging
 import re
 import uuid
 from collections.abc import Sequence
@@ -12,6 +13,8 @@ import jax
 from etils import epath
 
 from diffusionlm.storage import in_bucket
+
+log = logging.getLogger(__name__)
 
 _MARKER = "deleted.txt"
 _RENAMED = re.compile(r"\d+\.deleted-[0-9a-f]{8}")
@@ -31,11 +34,7 @@ class Deleter:
         self._running: concurrent.futures.Future[None] | None = None
 
     def start(self, steps: Sequence[int]) -> list[int]:
-        """Start to delete some of `steps`, which are on disk, after those before; return the steps that stay.
-
-        Raises:
-          OSError: those before cannot be deleted.
-        """
+        """Start to delete some of `steps`, which are on disk, after those before; return the steps that stay."""
         self.finish()
         dropped = [step for step in sorted(steps)[: -self._keep] if not self._keep_every or step % self._keep_every]
         if dropped and jax.process_index() == 0:
@@ -45,18 +44,17 @@ class Deleter:
         return [step for step in steps if step not in dropped]
 
     def finish(self) -> None:
-        """Wait until they are deleted.
-
-        Raises:
-          OSError: they cannot be.
-        """
+        """Wait until they are deleted."""
         running, self._running = self._running, None
         if running:
             running.result()
 
     def _delete(self, steps: Sequence[int]) -> None:
         for step in steps:
-            delete(self._directory / str(step))
+            try:
+                delete(self._directory / str(step))
+            except OSError as error:  # it costs space, and a run should not end for it, least of all on one process
+                log.warning("cannot delete the checkpoint %s, which stays: %s", self._directory / str(step), error)
 
 
 def delete(step: epath.Path) -> None:
@@ -80,10 +78,16 @@ def remove_leftovers(steps: epath.Path) -> list[str]:
     """
     if not steps.is_dir():
         return []
-    leftovers = [path for path in steps.iterdir() if _RENAMED.fullmatch(path.name) or (path / _MARKER).exists()]
+    leftovers = [path for path in steps.iterdir() if path.is_dir() and _is_leftover(path)]
     for path in leftovers:
         _remove(path)
     return sorted((path.name.split(".")[0] for path in leftovers), key=int)
+
+
+def _is_leftover(path: epath.Path) -> bool:
+    if in_bucket(path):
+        return path.name.isdigit() and (path / _MARKER).exists()
+    return bool(_RENAMED.fullmatch(path.name))
 
 
 def _remove(directory: epath.Path) -> None:

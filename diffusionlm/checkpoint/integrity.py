@@ -156,7 +156,9 @@ def _damaged(file: epath.Path) -> UserError:
 
 
 def _warn_unverifiable(step: epath.Path) -> None:
-    warn_once(f"{step} was saved without checksums: damage to its files cannot be noticed")
+    warn_once(
+        f"{step} has no checksums (it is of an earlier version, or a part of it is missing): damage cannot be noticed"
+    )
 
 
 @functools.cache

@@ -69,12 +69,12 @@ class _StopHandler:
                 os.write(sys.stderr.fileno(), b"\n" + action + b"; Ctrl-C again stops at once\n")
 
 
-_heard_at = -1.0  # when the main thread last handled a signal
+_handled = 0  # signals that the main thread has handled
 
 
 def _heard() -> None:
-    global _heard_at
-    _heard_at = time.monotonic()
+    global _handled
+    _handled += 1
 
 
 def never_deaf() -> None:
@@ -97,24 +97,36 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
 
 
 def _listen(reader: int) -> None:
-    unheard = -1.0  # when a run with steps to save was last given time
-    while numbers := os.read(reader, 1):
-        if numbers[0] not in SIGNALS:
+    # Times would not do: this thread may get its turn long after the main thread has handled the signal.
+    judged = 0  # of the signals handled, those that were counted when a signal was last judged
+    given_time = False  # True once a run with steps to save was given until the next signal
+    while received := os.read(reader, 64):
+        if not (numbers := [number for number in received if number in SIGNALS]):
             continue
-        arrived = time.monotonic()
-        if unheard > _heard_at:
-            _end(numbers[0], "interrupted in work that cannot be stopped")
+        number = numbers[-1]
+        if given_time and _handled == judged:
+            _end(number, "interrupted in work that cannot be stopped")
         time.sleep(GRACE_SECONDS)
-        handler = signal.getsignal(numbers[0])
+        _drain(reader)  # Python handles several signals of a kind once, so they are judged together
+        handler = signal.getsignal(number)
         request = handler.event if isinstance(handler, _StopHandler) else None
         if request and request.starting:
-            _end(numbers[0], "stopped before the first step")
-        if _heard_at >= arrived:
+            _end(number, "stopped before the first step")
+        given_time, judged, before = False, _handled, judged
+        if judged != before:
             continue
         if request is None:
-            _end(numbers[0], "interrupted")
-        unheard = arrived
+            _end(number, "interrupted")
+        given_time = True
         _say("waiting for the devices, to save; the next signal stops at once, without the steps since the last save")
+
+
+def _drain(reader: int) -> None:
+    os.set_blocking(reader, False)
+    with suppress(BlockingIOError):
+        while os.read(reader, 64):
+            pass
+    os.set_blocking(reader, True)
 
 
 def _end(number: int, reason: str) -> None:

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from etils import epath
 from support.checkpoints import abstract_state, bits, make_mesh, make_sidecar, make_state, refusal, save_run
 
 from diffusionlm.checkpoint import deletion, store
@@ -92,7 +93,7 @@ def test_the_newest_step_is_never_passed_over_by_a_run(run, tmp_path):
     assert f"{tmp_path / 'run/checkpoints/2'} is not a complete" in message
 
 
-def test_a_deletion_that_fails_is_one_line_and_costs_no_checkpoint(tmp_path, monkeypatch):
+def test_a_deletion_that_fails_is_one_line_and_ends_no_run(tmp_path, monkeypatch, caplog):
     def fail(step):
         raise PermissionError(13, "Permission denied")
 
@@ -101,9 +102,20 @@ def test_a_deletion_that_fails_is_one_line_and_costs_no_checkpoint(tmp_path, mon
     manager = CheckpointManager(tmp_path, keep=1)
     manager.save(1, state, make_sidecar())
     manager.save(2, state, make_sidecar())
-    message = refusal(manager.close)
-    assert str(tmp_path) in message and "Permission denied" in message
+    manager.close()
+    (message,) = [record.getMessage() for record in caplog.records if "cannot delete" in record.getMessage()]
+    assert str(tmp_path / "checkpoints" / "1") in message and "Permission denied" in message
     assert store.find(tmp_path).name == "2"
+
+
+def test_what_a_run_did_not_make_is_not_deleted(tmp_path):
+    """Only directories with the names that a deletion gives are leftovers of one."""
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / deletion._MARKER).write_text("mine")
+    (tmp_path / "7.deleted-0123abcd").write_text("a file")
+    (tmp_path / "8.deleted-0123abcd").mkdir()
+    assert deletion.remove_leftovers(epath.Path(tmp_path)) == ["8"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["7.deleted-0123abcd", "notes"]
 
 
 SAVES = """
