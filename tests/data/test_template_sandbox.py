@@ -1,6 +1,7 @@
 """The sandbox of chat templates: it computes what Jinja computes, and no template harms, hangs or fills the memory."""
 
 import json
+import time
 
 import jinja2
 import pytest
@@ -86,6 +87,72 @@ def test_what_a_template_must_not_do_is_an_error_of_the_template(source):
         assert "class" in source and rendered.strip("[]") in ("", "Undefined, Undefined")
         raise jinja2.TemplateError("an attribute that is not there")
     assert messages == MESSAGES
+
+
+Y = TEXT + "{% set y = s * 15 %}"
+BOMBS = [
+    "{{ 5 | round(-30000000) }}",
+    "{{ 5 | round(-30000000, 'ceil') }}",
+    "{{ 5 | round(method='ceil', precision=30000000) }}",
+    Y + "{% for i in range(60000) %}{% if 'zz' in y %}{% endif %}{% endfor %}",
+    Y + "{% set z = y ~ '' %}{% for i in range(60000) %}{% if y == z %}{% endif %}{% endfor %}",
+    Y + "{% for i in range(60000) %}{% set z = y[1:] %}{% endfor %}",
+    Y + "{% for i in range(60000) %}{% if 'zz' is in y %}{% endif %}{% endfor %}",
+    Y + "{% for i in range(60000) %}{% if y is upper %}{% endif %}{% endfor %}",
+    "{% set l = range(9999) | list %}{% for i in range(60000) %}{% if -1 in l %}{% endif %}{% endfor %}",
+    "{% set l = range(9999) | list %}{% for i in range(60000) %}{{ loop.changed(l) }}{% endfor %}",
+    "{{ (5).to_bytes(1000000000, 'big') }}",
+    "{{ (5).to_bytes(9, 'big').ljust(1000000000) }}",
+    Y + "{{ " + " ~ ".join(["y"] * 2000) + " }}",
+    Y + "{{ y | replace(old='', new=y) }}",
+    Y + "{{ [y] | replace('', y) }}",
+    Y + "{{ range(9999) | list | join(d=y) }}",
+    Y + "{{ [{'a': 1}] | join(attribute='a', d=y * 99) }}",
+    Y + "{% set n = namespace(x=y) %}{{ [" + "n, " * 999 + "] | join(attribute='x') }}",
+    Y + "{% set n = namespace(x=y) %}{{ [" + "n, " * 999 + "] | join }}",
+    "{% for i in [1] %}{{ [loop] | join(attribute='index') }}{% endfor %}",
+    Y + "{% set d = {'a': 1, 'b': 2, 'c': 3} %}{{ y.join(d.keys()) }}",
+    Y + "{{ ' '.join(y) | join(y) }}",
+    Y + "{{ '" + "%(a)s" * 9999 + "' % {'a': y} }}",
+    Y + "{{ ('%s' * 9999) % y }}",
+    "{{ '%(a)1000000000d' % {'a': 1} }}",
+    "{{ '-' * 1000000000 }}",
+    "{{ 1000000000 * '-' }}",
+    Y + "{{ y * 99 }}",
+    "{% set n = ('f' * 60000) | int(base=16) %}{% for i in range(60000) %}{% set m = n // 3 %}{% endfor %}",
+    "{% set n = namespace() %}{% set n.a = n %}{{ [n] | map(attribute='" + "a." * 999 + "a') | list }}",
+]
+HARMLESS = [
+    ("{{ 5.126 | round(2) }} {{ 5.1 | round(method='ceil') }} {{ 123 | round(-1) }}", "5.13 6.0 120"),
+    ("{{ 'a' in 'abc' }} {{ 1 < 2 < 3 }} {{ [1, 2, 3][1:] }} {{ 'abc'[::-1] }}", "True True [2, 3] cba"),
+    ("{{ x is defined }} {{ x == none }} {{ 4 is divisibleby 2 }} {{ 'a' is in ['a'] }}", "False False True True"),
+    ("{% for k, v in {'a': 1}.items() %}{{ k }}{{ v }}{{ loop.last }}{% endfor %}", "a1True"),
+    ("{% set n = namespace(x=1) %}{% set n.x = n.x + 1 %}{{ n.x }} {{ {'a': 1}.get('b', 2) }}", "2 2"),
+    ("{{ [1, 2, 1].count(1) }} {{ (1, 2).index(2) }} {{ 'a b'.split(' ') }}", "2 1 ['a', 'b']"),
+    ("{{ 'a' ~ 1 ~ none ~ x ~ [2] }}", "a1None[2]"),
+    ("{{ 'aba' | replace(old='a', new='c') }} {{ 'aba'.replace('a', 'c') }}", "cbc cbc"),
+    ("{{ [1, 2] | join(d=', ') }} {{ ', '.join(['a', 'b']) }} {{ 'ab' | join('-') }} {{ x | join }}", "1, 2 a, b a-b "),
+    ("{{ [{'a': 1}, {'a': 2}] | join(', ', attribute='a') }} {{ {'k': 1}.keys() | list | join }}", "1, 2 k"),
+    ("{{ '%(a)s-%(a)s' % {'a': 'b'} }} {{ '%s of %05d' % ('a', 3) }} {{ '%s' % 2024 }}", "b-b a of 00003 2024"),
+    ("{{ '-' * 20 }} {{ 3 * 'a' }} {{ 'a' * 0 }}{{ 'a' * -1 }} {{ 3 * 4 }}", "-" * 20 + " aaa  12"),
+    ("{{ 7 // 2 }} {{ 7 % 2 }} {{ 2 ** 40 // 1000 }} {{ 'ff' | int(base=16) }}", "3 1 1099511627 255"),
+    ("{% macro f(a, b=2) %}{{ a + b }}{% endmacro %}{{ f(1) }}{{ f(1, b=4) }}", "35"),
+]
+
+
+@pytest.mark.parametrize("source", BOMBS)
+def test_a_single_operation_that_would_take_minutes_or_gigabytes_is_refused_at_once(source):
+    start = time.process_time()
+    with pytest.raises(jinja2.TemplateError) as error:
+        Sandbox().render(source, VARIABLES)
+    assert time.process_time() - start < 2  # a fraction of a second, on a machine that does nothing else
+    assert "\n" not in str(error.value)
+    assert isinstance(error.value, TooMuchWork) or "unsafe" in str(error.value)
+
+
+@pytest.mark.parametrize(("source", "expected"), HARMLESS)
+def test_the_harmless_use_of_what_is_bounded_works(source, expected):
+    assert Sandbox().render(source, VARIABLES) == expected
 
 
 STATEMENTS = [
