@@ -57,8 +57,9 @@ def test_in_a_thread_signals_are_left_to_the_program():
 # A program whose main thread hangs in code that no signal interrupts: it locks a mutex twice. Its other thread says
 # "hangs" once the main thread has been asleep at every look.
 HANGS = """
-import contextlib, ctypes, os, pathlib, sys, threading, time
+import contextlib, ctypes, os, pathlib, signal, sys, threading, time
 from diffusionlm.parallel import signals
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell lets its background jobs ignore it
 signals.GRACE_SECONDS = 0.2
 signals.never_deaf()
 main = threading.main_thread().native_id
