@@ -36,7 +36,7 @@ def reading(path: epath.Path, item: str) -> Iterator[None]:
             raise
         reason = _malformed(path / item) or _reason(error)
         what = f"cannot read the checkpoint {path}, a file of {item}/ is damaged or missing"
-        raise UserError(f"{what}: {reason}") from error
+        raise UserError(f"{what} ({reason}); use another step, or a copy") from error
 
 
 @contextlib.contextmanager

@@ -65,6 +65,8 @@ def parse_json(text: str) -> Any:
     """
     try:
         return json.loads(text, object_pairs_hook=_distinct)
+    except json.JSONDecodeError as error:  # its own message counts lines from here
+        raise ValueError(f"invalid JSON: {error.msg} at character {error.pos + 1}") from error
     except (ValueError, RecursionError) as error:
         raise ValueError(f"invalid JSON: {error}") from error
 

@@ -106,7 +106,7 @@ WRONG = [
     ),
     (
         "data prepare {tmp}/broken.jsonl --output {tmp}/o --sequence_length 8 --tokenizer byte --no_progress",
-        ["{tmp}/broken.jsonl:2", "on_error=skip"],
+        ["{tmp}/broken.jsonl:2", "--on_error skip"],
     ),
     (
         "data prepare {tmp}/binary.txt {tmp}/broken.jsonl --output {tmp}/o --sequence_length 8 --tokenizer byte "
@@ -125,7 +125,7 @@ WRONG = [
     (
         "data prepare {tmp}/broken.jsonl --output {tmp}/o --sequence_length 8 --tokenizer byte --format sft "
         "--no_progress",
-        ["{tmp}/broken.jsonl:1", "'text' are of no known shape", "prompt+response", "on_error=skip"],
+        ["{tmp}/broken.jsonl:1", "'text' are of no known shape", "prompt+response", "--on_error skip"],
     ),
     (
         "data prepare {tmp}/broken.jsonl --output {tmp}/o --sequence_length 8 --tokenizer {tmp}",

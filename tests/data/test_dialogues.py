@@ -84,7 +84,7 @@ def test_records_of_no_known_shape_are_refused_in_one_line(record, message, tmp_
     with pytest.raises(ValueError, match=re.escape(message)):
         sft.read(item(record))
     source = write_dialogues(tmp_path / "data.jsonl", [record])
-    with pytest.raises(UserError, match=rf"data\.jsonl:1: {re.escape(message)}.*on_error=skip") as error:
+    with pytest.raises(UserError, match=rf"data\.jsonl:1: {re.escape(message)}.*--on_error skip") as error:
         prepare_dialogues(source, tmp_path / "out")
     assert "\n" not in str(error.value)
 
