@@ -168,7 +168,7 @@ def test_what_unpacks_to_far_more_than_text_is_refused_before_it_is_held(name, b
         for item in Files([path]):
             read += len(item.payload)
     assert "\n" not in str(error.value)
-    assert read <= text_files.UNPACKED_BYTES + text_files.BLOCK_BYTES
+    assert read <= 2 * text_files.UNPACKED_BYTES
 
 
 def test_small_repetitive_files_and_large_texts_are_read(tmp_path, monkeypatch):
