@@ -111,7 +111,7 @@ def release_all(seconds: float) -> None:
 
 
 class Lease(Generic[R]):
-    """What belongs to this process; inside a `with` block the lease is renewed in the background."""
+    """A lease that this process holds; inside a `with` block the lease is renewed in the background."""
 
     def __init__(self, slot: Slot[R], record: R, generation: bytes, claimed_at: float, clock: Callable[[], float]):
         self._slot, self._record, self._generation, self._clock = slot, record, generation, clock

@@ -181,7 +181,7 @@ class CheckpointManager:
 
 @dataclasses.dataclass(frozen=True)
 class Location:
-    """Where a checkpoint is, and which newer steps of its run are not whole."""
+    """The place of a checkpoint, and the newer steps of its run that are not whole."""
 
     path: epath.Path
     passed_over: tuple[str, ...] = ()

@@ -25,7 +25,7 @@ NUMBERING = ("id",)  # fields that only number the records
 
 
 class Record(NamedTuple):
-    """What a JSON object says."""
+    """The messages of a JSON object, and its fields that no message is made of."""
 
     messages: list[Message]
     unread: list[str]  # fields that hold something and are not read; those of messages after a dot

@@ -1,6 +1,7 @@
 """Files of documents: kinds and patterns, packed files with bounds, and what is no file of documents."""
 
 import gzip
+import io
 import json
 import os
 import resource
@@ -168,7 +169,9 @@ def test_what_unpacks_to_far_more_than_text_is_refused_before_it_is_held(name, b
         for item in Files([path]):
             read += len(item.payload)
     assert "\n" not in str(error.value)
-    assert read <= 2 * text_files.UNPACKED_BYTES
+    # The packed bytes are counted as they are read, and Python 3.12 reads more of them ahead.
+    ahead = text_files.UNPACKED_RATIO * getattr(gzip, "READ_BUFFER_SIZE", io.DEFAULT_BUFFER_SIZE)
+    assert read <= max(text_files.UNPACKED_BYTES, ahead) + text_files.BLOCK_BYTES
 
 
 def test_small_repetitive_files_and_large_texts_are_read(tmp_path, monkeypatch):

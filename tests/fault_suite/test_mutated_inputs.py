@@ -47,7 +47,7 @@ pytestmark = pytest.mark.slow
 
 
 class Outcome(NamedTuple):
-    """What a call did."""
+    """The outcome of a call."""
 
     kind: str  # "ok", "refused", "traceback", "hang", "exit code" or "stderr"
     detail: str  # one line

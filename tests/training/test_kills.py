@@ -55,7 +55,7 @@ def start(tmp_path_factory):
 
 
 def ended(workdir):
-    """What a run has written, without what a clock told."""
+    """Return the records of a run without the times in them."""
     result = json.loads((workdir / "DONE.json").read_text())
     return timeless(workdir), result["eval"], result["train_loss"], result["step"]
 

@@ -55,7 +55,7 @@ def test_the_limit_of_the_host_decides(dataset, tmp_path, monkeypatch):
 
 
 def test_an_allocation_that_is_refused_later_is_one_line(dataset):
-    """What remains of what is not foreseen: activations of this size, or memory that others use."""
+    """The estimate cannot foresee everything: activations may be larger, and others may use memory."""
     cfg = tiny(dataset)
     mesh = make_mesh(cfg.mesh)
     with pytest.raises(UserError, match=r"not enough memory for training tiny, .*\(RESOURCE_EXHAUSTED: Out of"):

@@ -19,7 +19,7 @@ _Id = Annotated[int, msgspec.Meta(ge=0, lt=2**31)]
 
 
 class _Token(msgspec.Struct):
-    """What is read of an added token; a definition has more fields, which the library reads."""
+    """The part of an added token that is read here; a definition has more fields, which the library reads."""
 
     id: _Id
     content: str
