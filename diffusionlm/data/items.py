@@ -4,6 +4,7 @@ import json
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from diffusionlm import schema
 from diffusionlm.errors import suggest
 from diffusionlm.untrusted import unencodable
 
@@ -64,7 +65,7 @@ def parse_json(text: str) -> Any:
       ValueError: it is no such text; the message is the reason.
     """
     try:
-        return json.loads(text, object_pairs_hook=_distinct)
+        return json.loads(text, object_pairs_hook=schema.unique_fields)
     except json.JSONDecodeError as error:  # its own message counts lines from here
         raise ValueError(f"invalid JSON: {error.msg} at character {error.pos + 1}") from error
     except (ValueError, RecursionError) as error:
@@ -87,15 +88,6 @@ def checked_text(name: str, value: Any) -> str:
 def is_empty(value: Any) -> bool:
     """Return True for the value of a field that holds nothing: null, or a text, list or object without content."""
     return value is None or (isinstance(value, str | list | dict) and not value)
-
-
-def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    values = dict(pairs)
-    if len(values) < len(pairs):
-        names = [name for name, _ in pairs]
-        repeated = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"an object has the field {repeated!r} twice")
-    return values
 
 
 def _decode(item: Item) -> str:

@@ -214,11 +214,11 @@ def test_fields_beside_a_text_are_named_with_a_count(tmp_path, capfd):
 def test_a_field_that_comes_twice_is_refused(tmp_path):
     """Readers differ in which of the two they take: https://www.rfc-editor.org/rfc/rfc8259#section-4."""
     twice = '{"text": "a", "text": "b"}'
-    with pytest.raises(ValueError, match="an object has the field 'text' twice"):
+    with pytest.raises(ValueError, match="the field 'text' comes twice in one object"):
         parse_json(twice)
     for name, content in (("a.jsonl", twice), ("a.json", f"[{twice}]")):
         (tmp_path / name).write_text(content)
-        with pytest.raises(UserError, match=rf"{name}.*invalid JSON: an object has the field 'text' twice"):
+        with pytest.raises(UserError, match=rf"{name}.*invalid JSON: the field 'text' comes twice in one object"):
             prepare(str(tmp_path / name), tmp_path / "out")
 
 
