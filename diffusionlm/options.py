@@ -162,12 +162,12 @@ def _explain_mistake(function: Callable, args: Sequence[str], prog: str) -> str:
             if not _fits(option.hint, value):
                 return f"{name}={value} must be {_words(option.hint)}"
         values += words[len(taken) :]
-    if missing := list(positional)[len(values) :]:
-        return f"{missing[0].upper()} is missing; see `{prog} --help`"
     used = {name for name, _ in groups}
-    if missing := [name for name, option in options.items() if option.required and name not in used]:
-        description = _description(function, missing[0])
-        return f"--{missing[0]} is missing{': ' * bool(description)}{description}; see `{prog} --help`"
+    missing = [(name.upper(), name) for name in list(positional)[len(values) :]]
+    missing += [(f"--{name}", name) for name, option in options.items() if option.required and name not in used]
+    if missing:
+        wanted = [f"{word} ({text})" if (text := _description(function, name)) else word for word, name in missing]
+        return f"the command lacks {' and '.join(wanted)}; see `{prog} --help`"
     superfluous = values[len(positional) :] or values or list(args) or [""]
     usage = " ".join([*map(str.upper, positional), "[--OPTION VALUE ...]"])
     return f"cannot make sense of {superfluous[0]!r}: usage is {prog} {usage}; see `{prog} --help`"

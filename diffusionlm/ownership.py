@@ -22,6 +22,7 @@ from diffusionlm.conditional_writes import open_store
 from diffusionlm.errors import UserError
 from diffusionlm.lease import LEASE_SECONDS, Lease, LeaseLost, Slot, Term, clock, is_held
 from diffusionlm.process_identity import has_ended, is_local, this_process
+from diffusionlm.storage import require_directory
 from diffusionlm.untrusted import printable
 
 log = logging.getLogger(__name__)
@@ -182,6 +183,7 @@ def _release(lease: Lease[Owner], subject: str) -> None:
 @contextlib.contextmanager
 def owned_output(output: Path) -> Iterator[Lease[Owner] | None]:
     """Own a file or directory that is to be made, by a lease beside it (see `owned`)."""
+    require_directory(output, "output")
     output.parent.mkdir(parents=True, exist_ok=True)
     place = output.parent / f".{_short(output.name)}.{FILE}"
     with owned(place, f"output={output}", "use another --output") as lease:

@@ -15,7 +15,7 @@ from etils import epath
 
 from diffusionlm import schema
 from diffusionlm.errors import UserError, naming
-from diffusionlm.untrusted import printable, read_text
+from diffusionlm.untrusted import kind_of, printable, read_text
 
 BUCKETS = ("gs://", "s3://")
 MAX_PATH_BYTES, MAX_PARTS = 4096, 500  # Linux takes no longer paths; Python makes directories by recursion
@@ -56,6 +56,28 @@ def disk_path(path: epath.PathLike) -> Path:
             f"{printable(path)} is not on a disk, and {scheme} is not supported here; give a path on a disk"
         )
     return Path(path)
+
+
+def require_directory(path: epath.PathLike, option: str) -> None:
+    """Refuse a path on a disk at which no directory is or can be made, because it or a part of it is another file.
+
+    Args:
+      path: an existing directory, or one to make.
+      option: what the user calls it, such as "output"; the message begins with it.
+
+    Raises:
+      UserError: it is below or at a file, a device, a pipe or a socket.
+    """
+    if in_bucket(path):
+        return
+    for place in (Path(path), *Path(path).parents):
+        if os.path.isdir(place):
+            return
+        if os.path.exists(place):
+            which = "it" if place == Path(path) else printable(place)
+            raise UserError(
+                f"{option}={printable(path)} must be a directory, and {which} is {kind_of(place)}; name another"
+            )
 
 
 def _scheme(path: epath.PathLike) -> str:

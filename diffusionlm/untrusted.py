@@ -145,16 +145,29 @@ def require_regular(path: epath.PathLike) -> None:
       UserError: it is a directory, a device, a pipe or a socket.
       OSError: there is no such file.
     """
-    mode = os.stat(path).st_mode
-    if not stat.S_ISREG(mode):
-        kinds = {
-            stat.S_IFDIR: "a directory",
-            stat.S_IFCHR: "a device",
-            stat.S_IFBLK: "a device",
-            stat.S_IFIFO: "a pipe",
-            stat.S_IFSOCK: "a socket",
-        }
-        raise UserError(f"{printable(path)} is {kinds.get(stat.S_IFMT(mode), 'no file')}; give a regular file")
+    if (kind := kind_of(path)) == "a directory":
+        raise UserError(f"{printable(path)} is a directory; give a file")
+    if kind != "a file":
+        raise UserError(f"{printable(path)} is {kind}; only files are read here, so put its content in a file")
+
+
+def kind_of(path: epath.PathLike) -> str:
+    """Return in words what lies at a path: "a file", "a directory", "a device", "a pipe" or "a socket".
+
+    Raises:
+      OSError: there is nothing.
+    """
+    if "://" in str(path):  # an object in a bucket
+        return "a file"
+    kinds = {
+        stat.S_IFREG: "a file",
+        stat.S_IFDIR: "a directory",
+        stat.S_IFCHR: "a device",
+        stat.S_IFBLK: "a device",
+        stat.S_IFIFO: "a pipe",
+        stat.S_IFSOCK: "a socket",
+    }
+    return kinds.get(stat.S_IFMT(os.stat(path).st_mode), "of an unknown kind")
 
 
 def _escape(character: str) -> str:

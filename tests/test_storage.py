@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import sys
 
 import pytest
@@ -44,6 +45,19 @@ def test_a_bucket_without_its_client_is_one_line(monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorflow", None)
     with pytest.raises(UserError, match="^cannot reach gs://bucket/run: .*install gcsfs"):
         storage.run_path("gs://bucket/run")
+
+
+def test_a_file_where_a_directory_is_wanted_is_one_line(tmp_path):
+    (tmp_path / "file").write_text("text")
+    os.mkfifo(tmp_path / "pipe")
+    for path in ("", "new", "new/below"):
+        storage.require_directory(tmp_path / path, "output")
+    storage.require_directory("gs://bucket/file", "output")  # an object and what is below it can be in one bucket
+    below = f"{tmp_path}/file is a file"
+    for path, found in [("file", "it is a file"), ("pipe", "it is a pipe"), ("file/a/b", below)]:
+        with pytest.raises(UserError) as error:
+            storage.require_directory(epath.Path(tmp_path / path), "output")
+        assert str(error.value) == f"output={tmp_path / path} must be a directory, and {found}; name another"
 
 
 def test_a_write_is_seen_whole_or_not_at_all(path):

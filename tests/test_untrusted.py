@@ -55,8 +55,12 @@ def test_a_relative_name_stays_below_its_directory(name):
 def test_what_is_no_regular_file_is_never_opened(tmp_path):
     os.mkfifo(tmp_path / "pipe")  # opening it would wait for a writer
     (tmp_path / "link").symlink_to("/dev/zero")
-    for path, kind in [(tmp_path / "pipe", "pipe"), (tmp_path / "link", "device"), (tmp_path, "directory")]:
-        with pytest.raises(UserError, match=f"is a {kind}; give a regular file"):
+    for path, message in [
+        (tmp_path / "pipe", "is a pipe; only files are read here, so put its content in a file"),
+        (tmp_path / "link", "is a device; only files are read here, so put its content in a file"),
+        (tmp_path, "is a directory; give a file"),
+    ]:
+        with pytest.raises(UserError, match=message):
             untrusted.read_bytes(path)
 
 

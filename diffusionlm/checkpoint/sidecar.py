@@ -31,6 +31,10 @@ _Settings = TypeVar("_Settings", ModelConfig, DiffusionConfig)
 _Id = Annotated[int, msgspec.Meta(ge=0, lt=2**31)]
 
 
+class NewerVersion(UserError):
+    """A sidecar is of a version that this program does not know."""
+
+
 class _Canvas(schema.Record, frozen=True):
     # Absent, they are the model's positions and EOS.
     max_length: schema.Positive | msgspec.UnsetType = msgspec.UNSET
@@ -98,16 +102,19 @@ class Sidecar:
         """
         version = values.get("version") if isinstance(values, dict) else None
         if version is None or values.get("format") != FORMAT or type(version) is not int or version < 1:
-            raise UserError(f"its sidecar is not of format {FORMAT!r}")
+            raise UserError(f"it is not of format {FORMAT!r}")
         if version > VERSION:
-            raise UserError(f"written by a newer diffusionlm (version {version}); this one reads {VERSION}: upgrade")
+            raise NewerVersion(
+                f"it was written by a newer diffusionlm (version {version}), and this one reads up to {VERSION}; "
+                "upgrade diffusionlm"
+            )
         values = {name: value for name, value in values.items() if name not in ("format", "version")}
         if missing := [name for name, since in ADDED.items() if since <= version and name not in values]:
-            raise UserError(f"its sidecar lacks the field {missing[0]!r}")
+            raise UserError(f"it lacks the field {missing[0]!r}")
         if early := [name for name, since in ADDED.items() if since > version and name in values]:
-            raise UserError(f"its sidecar has the field {early[0]!r}, which version {version} has not")
-        fields = schema.convert(values, _Fields, "its sidecar")
-        schema.convert(fields.canvas, _Canvas, "its sidecar: canvas")
+            raise UserError(f"it has the field {early[0]!r}, which version {version} has not")
+        fields = schema.convert(values, _Fields, "it")
+        schema.convert(fields.canvas, _Canvas, "it: canvas")
         model = _settings(ModelConfig, "model", fields.model, _MODEL)
         diffusion = _settings(DiffusionConfig, "diffusion", fields.diffusion, _DIFFUSION)
         _require_consistent(fields, model, diffusion)
@@ -120,10 +127,20 @@ def read(path: epath.Path) -> Sidecar:
     """Return the sidecar in a file.
 
     Raises:
-      UserError: it is not JSON, or `Sidecar.from_dict` refuses it.
-      OSError: it cannot be read.
+      UserError: it cannot be read, is not JSON, or `Sidecar.from_dict` refuses it; the message says what the file is.
     """
-    return Sidecar.from_dict(schema.read_json(path, dict[str, Any]))
+    try:
+        return Sidecar.from_dict(schema.read_json(path, dict[str, Any]))
+    except NewerVersion as error:
+        raise UserError(f"cannot read {path}: {error}") from error
+    except UserError as error:
+        reason = str(error).replace(untrusted.printable(path), "it", 1).removeprefix("it: ")
+        raise UserError(
+            f"{path}, which says what the parameters of the checkpoint mean, is damaged ({reason}); use another "
+            "checkpoint, or a copy"
+        ) from error
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
 
 
 def _settings(cls: type[_Settings], name: str, values: dict[str, Any], required: Sequence[str]) -> _Settings:
@@ -137,43 +154,41 @@ def _settings(cls: type[_Settings], name: str, values: dict[str, Any], required:
             names = [inner.name for inner in dataclasses.fields(group)]
             missing += [f"{field_.name}.{inner}" for inner in names if inner not in values[field_.name]]
     if missing:
-        raise UserError(f"its sidecar lacks the field '{name}.{missing[0]}'")
+        raise UserError(f"it lacks the field '{name}.{missing[0]}'")
     return settings
 
 
 def _require_consistent(fields: _Fields, model: ModelConfig, diffusion: DiffusionConfig) -> None:
     objective, causal = fields.objective, model.causal  # an autoregressive model predicts shifted, whatever is said
     if causal != (objective == "arm"):
-        raise UserError(f"its sidecar has objective={objective!r} and model.causal={causal}, which contradict")
+        raise UserError(f"it has objective={objective!r} and model.causal={causal}, which contradict")
     if objective == "mdm" and fields.diffusion.get("alignment", fields.alignment) != fields.alignment:
         raise UserError(
-            f"its sidecar has alignment={fields.alignment!r} and diffusion.alignment={diffusion.alignment!r}, which "
-            "contradict"
+            f"it has alignment={fields.alignment!r} and diffusion.alignment={diffusion.alignment!r}, which contradict"
         )
     if (length := fields.canvas.get("max_length", 1)) > model.max_length:
         raise UserError(
-            f"its sidecar has canvas.max_length={length}, which must lie in [1, {model.max_length}], the model's "
-            "positions"
+            f"it has canvas.max_length={length}, which must lie in [1, {model.max_length}], the model's positions"
         )
     if fields.tokenizer is not None:
         for name in ("kind", "sha256"):
             if not isinstance(value := fields.tokenizer.get(name), str):
-                raise UserError(f"its sidecar has tokenizer.{name}={untrusted.printable(repr(value))}, no text")
+                raise UserError(f"it has tokenizer.{name}={untrusted.printable(repr(value))}, no text")
 
 
 def _require_ids(fields: _Fields, model: ModelConfig, diffusion: DiffusionConfig) -> None:
     """Refuse ids without a row, and a mask that is not the one of the model's settings."""
     if diffusion.mask_id is not None and (model.mask_row or not 0 <= diffusion.mask_id < model.vocab_size):
         raise UserError(
-            f"its sidecar has diffusion.mask_id={diffusion.mask_id}, which must lie in [0, {model.vocab_size}) and "
+            f"it has diffusion.mask_id={diffusion.mask_id}, which must lie in [0, {model.vocab_size}) and "
             f"needs model.mask_row=False, not {model.mask_row}"
         )
     appended = model.vocab_size if model.mask_row else None
     mask_id = appended if diffusion.mask_id is None else diffusion.mask_id
     if fields.mask_id != mask_id and (fields.objective == "mdm" or fields.mask_id is not None):
-        raise UserError(f"its sidecar has mask_id={fields.mask_id}, and its model and diffusion settings {mask_id}")
+        raise UserError(f"it has mask_id={fields.mask_id}, and its model and diffusion settings {mask_id}")
     if fields.objective == "mdm" and mask_id is None:
-        raise UserError("its sidecar has objective='mdm' and no mask_id")
+        raise UserError("it has objective='mdm' and no mask_id")
     ids: dict[str, Any] = {"pad_id": fields.pad_id, "eos_id": fields.eos_id, "bos_id": fields.bos_id}
     ids["canvas.start_id"] = fields.canvas.get("start_id")
     ids["template.start_id"] = (fields.template or {}).get("start_id")
@@ -182,13 +197,13 @@ def _require_ids(fields: _Fields, model: ModelConfig, diffusion: DiffusionConfig
     for name, value in ids.items():
         rows = model.vocab_size if name.startswith("suppressed") else model.embedding_rows
         if isinstance(value, int) and not 0 <= value < rows:
-            raise UserError(f"its sidecar has {name}={value}, which must lie in [0, {rows}), the model's rows")
+            raise UserError(f"it has {name}={value}, which must lie in [0, {rows}), the model's rows")
     suppressed = fields.suppressed_ids
     if len(set(suppressed)) < len(suppressed):
-        raise UserError(f"its sidecar has suppressed_ids={suppressed}, in which an id comes twice")
+        raise UserError(f"it has suppressed_ids={suppressed}, in which an id comes twice")
     expected = diffusion.suppress_mask and mask_id is not None and mask_id < model.vocab_size
     if fields.objective == "mdm" and (mask_id in suppressed) != expected:
         raise UserError(
-            f"its sidecar has suppressed_ids={suppressed}, which contradict diffusion.suppress_mask="
+            f"it has suppressed_ids={suppressed}, which contradict diffusion.suppress_mask="
             f"{diffusion.suppress_mask} and mask_id={mask_id}"
         )

@@ -33,6 +33,7 @@ from diffusionlm.checkpoint.sidecar import Sidecar
 from diffusionlm.errors import UserError
 from diffusionlm.storage import run_path
 from diffusionlm.tree_types import Params, PyTree, Shardings
+from diffusionlm.untrusted import kind_of
 
 log = logging.getLogger(__name__)
 
@@ -202,7 +203,8 @@ def locate(path: epath.PathLike) -> Location:
     """
     path = absolute(path)
     if not path.is_dir():
-        raise UserError(f"no checkpoint at {path}: it {'is a file' if path.exists() else 'does not exist'}; {_HINT}")
+        state = f"is {kind_of(path)}, not a directory" if path.exists() else "does not exist"
+        raise UserError(f"no checkpoint at {path}: it {state}; {_HINT}")
     if _is_whole(path):
         return Location(path)
     root = path / "checkpoints" if (path / "checkpoints").is_dir() else path
@@ -244,17 +246,12 @@ def load_sidecar(path: epath.PathLike) -> Sidecar:
     """Return the sidecar of the checkpoint that `path` names (see `find`).
 
     Raises:
-      UserError: there is no checkpoint, or its sidecar is damaged or not understood.
+      UserError: there is no checkpoint, or its sidecar cannot be read, is damaged or is not understood.
     """
     path = find(path)
-    try:
-        sidecar = sidecar_lib.read(path / _SIDECAR)
-    except UserError as error:
-        named = str(error).startswith(str(path))
-        raise error if named else UserError(f"{path / _SIDECAR}: {error}") from error
-    except OSError as error:
-        raise UserError(f"cannot read {path / _SIDECAR}: {error.strerror or error}") from error
-    integrity.require_same_sidecar(path, path / _SIDECAR)
+    file = path / _SIDECAR
+    sidecar = sidecar_lib.read(file)
+    integrity.require_same_sidecar(path, file)
     return sidecar
 
 

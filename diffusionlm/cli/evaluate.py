@@ -26,7 +26,9 @@ def evaluate(args: list[str], prog: str) -> int:
             write(_usage(prog, tasks.TASKS))
             return 0
         missing = "TASK" if positional else "CHECKPOINT"
-        raise UserError(f"{missing} is missing: {prog} CHECKPOINT TASK [...]; tasks: {', '.join(tasks.TASKS)}")
+        raise UserError(
+            f"the command lacks {missing}; usage: {prog} CHECKPOINT TASK [...]; tasks: {', '.join(tasks.TASKS)}"
+        )
     checkpoint, name = positional
     json, options = parse(_options(tasks.get(name)), args[2:], f"{prog} {checkpoint} {name}")()
     location = locate(checkpoint)

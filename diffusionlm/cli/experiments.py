@@ -4,7 +4,7 @@ import dataclasses
 from typing import Any
 
 from diffusionlm import config_io, fingerprint, flops
-from diffusionlm.cli.output import print_json, short_count, summary
+from diffusionlm.cli.output import print_json, require_name, short_count, summary
 from diffusionlm.config import Config
 from diffusionlm.console import write
 from diffusionlm.errors import UserError
@@ -32,11 +32,12 @@ def experiment_first(args: list[str], prog: str, usage: str) -> tuple[Config | N
       UserError: the first word names no experiment.
     """
     if args and not args[0].startswith("-"):
+        require_name(args[0], "experiment", registry.names(), usage)
         return registry.get(args[0]), args[1:]
     if args and args[0] in ("-h", "--help"):
         write(f"usage: {usage}\n\n`{prog} EXPERIMENT --help` lists all fields. Experiments:\n\n{_all_as_text()}")
         return None, []
-    raise UserError(f"name the experiment first: {usage}; known: {', '.join(registry.names())}")
+    raise UserError(f"name the experiment first; usage: {usage}; known: {', '.join(registry.names())}")
 
 
 def _experiments(name: str | None = None, /, json: bool = False) -> int:

@@ -1,12 +1,14 @@
 """Helpers of all verbs: the program's name, error and JSON output, short counts."""
 
 import contextlib
+import difflib
 import inspect
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from diffusionlm.console import write
-from diffusionlm.errors import naming
+from diffusionlm.errors import UserError, naming
 from diffusionlm.storage import dump_numbers
 
 PROGRAM = "diffusionlm"
@@ -19,6 +21,28 @@ def fail(message: str, code: int) -> int:
     with contextlib.suppress(OSError):  # there is nowhere else to say it
         write(f"{PROGRAM}: error: {line if len(line) <= LONGEST else line[:LONGEST] + ' ...'}", error=True)
     return code
+
+
+def require_name(word: str, kind: str, known: Sequence[str], usage: str) -> None:
+    """Refuse a directory, or a word that is like no known name, where a registered name comes first.
+
+    A word that is close to a name, and FILE.py:NAME, are left to the registry.
+
+    Args:
+      word: the first word after the verb.
+      kind: what it should name, "experiment" or "sweep".
+      known: the registered names.
+      usage: how the verb is called, with the options that take a directory.
+
+    Raises:
+      UserError: it can be no name.
+    """
+    if word in known or ".py" in word:
+        return
+    if os.path.isdir(word):
+        raise UserError(f"{word!r} is a directory, not a registered {kind}; usage: {usage}; known: {', '.join(known)}")
+    if not difflib.get_close_matches(word, known):
+        raise UserError(f"unknown {kind} {word!r}; usage: {usage}; known: {', '.join(known)}")
 
 
 def print_json(values: Any, indent: int | None = 2) -> None:

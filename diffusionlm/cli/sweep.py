@@ -3,7 +3,7 @@
 import os
 from typing import Annotated, Any
 
-from diffusionlm.cli.output import print_json
+from diffusionlm.cli.output import print_json, require_name
 from diffusionlm.config import Config
 from diffusionlm.config_io import flat
 from diffusionlm.console import write
@@ -13,7 +13,7 @@ from diffusionlm.options import SETTINGS, parse
 
 def plan(args: list[str], prog: str) -> int:
     """Estimate what a sweep costs: sweep plan NAME [--all] [--chip v5e --price 1.2] [--topology v5e-8] [--json]."""
-    args = _sweep_first(args, prog)
+    args = _sweep_first(args, prog, "[...]")
 
     def bind(
         name: str,
@@ -119,12 +119,15 @@ def report(args: list[str], prog: str) -> int:
     return parse(_report, _sweep_first(args, prog), prog)()
 
 
-def _sweep_first(args: list[str], prog: str) -> list[str]:
+def _sweep_first(args: list[str], prog: str, options: str = "[--workdir DIR] [...]") -> list[str]:
     """Return `args`, whose first word must name the sweep, with --all spelled as the parameter `everything`."""
     from diffusionlm.scaling import commands as sweep
 
+    usage = f"{prog} NAME {options}"
     if not args or args[0].startswith("-") and args[0] not in ("-h", "--help"):
-        raise UserError(f"name the sweep first: {prog} NAME [...]; known: {', '.join(sweep.names())}")
+        raise UserError(f"name the sweep first; usage: {usage}; known: {', '.join(sweep.names())}")
+    if not args[0].startswith("-"):
+        require_name(args[0], "sweep", sweep.names(), usage)
     return ["--everything" if word == "--all" else word for word in args]
 
 
@@ -151,10 +154,12 @@ def _status(
 
     if json and watch:
         raise UserError("json and watch exclude each other; drop one")
-    if not sweep.directory(name, workdir).exists():
-        write(f"no worker has begun in {sweep.directory(name, workdir)}", error=True)
+    directory = sweep.directory(name, workdir)
+    if not (directory / "sweep.json").exists():
+        state = "has no sweep.json" if directory.exists() else "does not exist"
+        write(f"{directory} {state}: no worker of {name} has begun there; another place needs --workdir", error=True)
     if watch:
-        tables.watch(sweep.get(name), sweep.directory(name, workdir), everything=everything)
+        tables.watch(sweep.get(name), directory, everything=everything)
         return 0
     progress = sweep.status(name, workdir, everything=everything)
     if json:

@@ -26,7 +26,7 @@ def _import(
     Args:
       source: a Hugging Face directory (config.json, safetensors, tokenizer files), or a .safetensors file.
       output: the checkpoint, a new directory.
-      family: gpt2, llama, mistral, qwen2, dream, llada, smdm, diffugpt or diffullama; None: as config.json says.
+      family: gpt2, llama, mistral, qwen2, qwen3, dream, llada, smdm, diffugpt or diffullama; None: as config.json says.
       tokenizer: a tokenizer file or directory; None: the source's own, if it has one.
       mask_id: the id that stands for [MASK]; None: as config.json says, or the family's published one.
       suppress_mask: never predict a mask id that is in the vocabulary; auto: as the family's reference does.
@@ -70,7 +70,7 @@ def _export(
 
     Args:
       checkpoint: a run directory (its latest step), a step directory, or a params-only model.
-      format: llama, mistral, gpt2, qwen2, llada, dream, smdm, diffugpt or diffullama (adapted from a LLaMA).
+      format: llama, mistral, gpt2, qwen2, qwen3, llada, dream, smdm, diffugpt or diffullama.
       output: a new directory.
       dtype: the tensors' dtype; None: as they are stored.
     """

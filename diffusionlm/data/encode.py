@@ -116,7 +116,7 @@ def encode_splits(
 
 
 def _malformed(reason: str) -> UserError:
-    return UserError(f"{reason}; correct it, or leave such lines out with --on_error skip")
+    return UserError(f"{reason}; correct the line, or leave such lines out with --on_error skip")
 
 
 def _batches(source: Source) -> Iterator[list[Item]]:

@@ -1,12 +1,14 @@
 """Documents as a source gives them, raw, and what workers read of them: a text, or the fields of a JSON object."""
 
+import difflib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from diffusionlm import schema
-from diffusionlm.errors import suggest
-from diffusionlm.untrusted import unencodable
+from diffusionlm.untrusted import printable, unencodable
+
+MOST_NAMED = 10  # fields, in messages
 
 
 class Item(NamedTuple):
@@ -39,9 +41,18 @@ def read_text(item: Item, text_field: str) -> tuple[str, Sequence[str]]:
     if record is None:
         return "", ()
     if text_field not in record:
-        raise ValueError(f"no field {text_field!r}{suggest(text_field, record)}")
+        raise ValueError(_lacks_text(text_field, record))
     text = checked_text(f"field {text_field!r}", record[text_field])
     return text, [name for name, value in record.items() if name != text_field and not is_empty(value)]
+
+
+def _lacks_text(text_field: str, record: Mapping[str, Any]) -> str:
+    """Say which fields a record has instead of the one of its text, and how another is chosen."""
+    names = [printable(name) for name in record]
+    shown = ", ".join(map(repr, names[:MOST_NAMED])) + ", ..." * (len(names) > MOST_NAMED)
+    close = difflib.get_close_matches(text_field, names, n=1)
+    choice = f"--text_field {close[0] if close else 'NAME'}"
+    return f"no field {text_field!r} among {shown or 'none'} (if another one holds the text, choose it with {choice})"
 
 
 def record_of(item: Item) -> dict[str, Any] | None:

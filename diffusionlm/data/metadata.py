@@ -92,11 +92,14 @@ def read(directory: epath.Path) -> Metadata:
     file = directory / FILE
     try:
         values = schema.decode(untrusted.read_bytes(file), object, file)
-    except FileNotFoundError as error:
-        state = "has no meta.json, so it is not a (whole) prepared dataset" if directory.is_dir() else "does not exist"
+    except (FileNotFoundError, NotADirectoryError) as error:
+        if directory.is_dir():
+            state = "has no meta.json, so it is not a (whole) prepared dataset"
+        else:
+            state = f"is {untrusted.kind_of(directory)}, not a directory" if directory.exists() else "does not exist"
         raise UserError(f"dataset {str(directory)!r} {state}; make one with `diffusionlm data prepare`") from error
     except OSError as error:
-        raise UserError(f"cannot read {str(file)!r}: {error}") from error
+        raise UserError(f"cannot read {str(file)!r}: {error.strerror or error}") from error
     metadata = _parse(values, directory)
     described = {name: (split.records, list(split.shards)) for name, split in metadata.splits.items()}
     tfds_files.check(directory, metadata.vocab_size, metadata.sequence_length + 1, described)

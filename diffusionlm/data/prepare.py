@@ -21,6 +21,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 from diffusionlm.console import Console
 from diffusionlm.data import chat_templates, tokenizers
 from diffusionlm.data.encode import EncodeRules, encode_splits, training_texts
+from diffusionlm.data.items import MOST_NAMED
 from diffusionlm.data.metadata import Metadata
 from diffusionlm.data.ordered_map import WORKER_DEATHS, ordered_map
 from diffusionlm.data.request import Request, check_request
@@ -29,8 +30,6 @@ from diffusionlm.data.tokenizers import Tokenizer
 from diffusionlm.errors import UserError
 from diffusionlm.ownership import whole_directory
 from diffusionlm.untrusted import printable
-
-MOST_NAMED = 10  # fields, in messages
 
 
 def prepare(

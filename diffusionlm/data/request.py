@@ -19,7 +19,7 @@ from diffusionlm.data.sources import Source, resolve_splits
 from diffusionlm.data.tokenizers import SentencePieceTokenizer, Tokenizer
 from diffusionlm.errors import UserError
 from diffusionlm.scalars import whole
-from diffusionlm.storage import disk_path
+from diffusionlm.storage import disk_path, require_directory
 
 MOST_WORKERS = 1024
 
@@ -79,6 +79,7 @@ class Request:
         output = self.output
         if not output.exists() or (output.is_dir() and not any(output.iterdir())):
             return None
+        require_directory(output, "output")
         try:
             metadata = metadata_lib.read(epath.Path(output))
         except UserError as error:

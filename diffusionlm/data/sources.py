@@ -11,7 +11,7 @@ from typing import Any, Protocol
 from diffusionlm.data import corpora
 from diffusionlm.data.items import Item
 from diffusionlm.data.text_files import DIALOGUE_KINDS, TEXT_ENDINGS, Files, expand
-from diffusionlm.errors import UserError, suggest
+from diffusionlm.errors import UserError
 from diffusionlm.scalars import real
 
 TFDS_NAME = re.compile(r"tfds:(?P<name>[^:]+(:[\d*]+\.[\d*]+\.[\d*]+)?)(:(?P<split>.+))?")
@@ -76,8 +76,8 @@ class Tfds:
             reason = str(error).strip().partition("\n")[0]
             raise UserError(f"cannot load split {split!r} of tfds:{name}: {reason or type(error).__name__}") from error
         if text_field not in builder.info.features:
-            known = suggest(text_field, builder.info.features)
-            raise UserError(f"tfds:{name} has no feature {text_field!r}{known}; choose it with text_field")
+            known = ", ".join(builder.info.features)
+            raise UserError(f"tfds:{name} has no feature {text_field!r}; choose one of {known} with --text_field")
         self._version = str(builder.version)
         self._bytes = builder.info.dataset_size // max(1, sum(s.num_examples for s in builder.info.splits.values()))
         self.total = self._bytes * len(self._examples)
@@ -92,7 +92,8 @@ class Tfds:
             location = f"tfds:{self._name}:{self._split}[{i}]"
             if not isinstance(text, str | bytes):
                 raise UserError(
-                    f"{location}: feature {self._field!r} is {type(text).__name__}, not text; choose text_field"
+                    f"{location}: feature {self._field!r} is {type(text).__name__}, not text; choose another with "
+                    "--text_field"
                 )
             yield Item(location, text.encode() if isinstance(text, str) else text, False, self._bytes)
 

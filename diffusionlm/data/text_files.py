@@ -73,15 +73,24 @@ def expand(spec: str, *, dialogues: bool) -> list[epath.Path]:
     else:
         files = [file for file in _matches(str(path)) if not file.is_dir()]
     if not files:
-        hint = suggest(spec, corpora.CORPORA.names())
-        raise UserError(f"no such text, jsonl file, directory with them, pattern or corpus: {spec!r}{hint}")
+        if path.is_dir():
+            raise UserError(f"{spec!r} is a directory without files that end in one of {_allowed(dialogues)}")
+        corpus = suggest(spec, names := corpora.CORPORA.names())
+        if "did you mean" not in corpus:
+            corpus = f"; check the path, or name a corpus ({', '.join(names)})"
+        raise UserError(f"no such file, directory, pattern or corpus: {spec!r}{corpus}")
     for file in files:
+        if "://" not in str(file) and file.exists():
+            require_regular(file)
         if dialogues and file.name.endswith(TEXT_ENDINGS):
             raise UserError(f"format=sft reads {DIALOGUE_KINDS} files, not {str(file)!r}; give such files")
         if not file.name.endswith(TEXT_ENDINGS + LINES_ENDINGS + JSON_ENDINGS):
-            allowed = ", ".join(TEXT_ENDINGS + LINES_ENDINGS + JSON_ENDINGS)
-            raise UserError(f"{str(file)!r} is of an unknown kind; allowed endings: {allowed}")
+            raise UserError(f"{str(file)!r} is of an unknown kind; rename it to end in one of {_allowed(dialogues)}")
     return sorted(files)
+
+
+def _allowed(dialogues: bool) -> str:
+    return ", ".join((() if dialogues else TEXT_ENDINGS) + LINES_ENDINGS + JSON_ENDINGS)
 
 
 def _directory(path: epath.Path, dialogues: bool) -> list[epath.Path]:
@@ -218,6 +227,7 @@ def _list_items(location: str, content: bytes) -> Iterator[Item]:
     except ValueError as error:
         raise UserError(f"{location}: {error}") from error
     if not isinstance(members, list):
-        raise UserError(f"{location}: a JSON {type(members).__name__}, not a list of objects, nor an object a line")
+        kind = "one JSON object over several lines" if isinstance(members, dict) else "a JSON value"
+        raise UserError(f"{location} holds {kind}; it must hold a list of objects, or one object a line")
     for i, member in enumerate(members):
         yield Item(f"{location}[{i}]", json.dumps(member).encode(), True, len(content) // len(members))

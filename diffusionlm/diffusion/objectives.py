@@ -28,7 +28,7 @@ class Targets:
 def mdm_targets(cfg: DiffusionConfig, tokens_BxT: jax.Array, corrupted: Corrupted) -> Targets:
     """Return the targets of masked diffusion.
 
-    With normalization "tokens" the loss is in nats per token of the bound (SMDM, arXiv 2410.18514, Eq. 3; LLaDA, arXiv
+    With normalisation "tokens" the loss is in nats per token of the bound (SMDM, arXiv 2410.18514, Eq. 3; LLaDA, arXiv
     2502.09992, Eq. 3): a sum over masked positions, divided by all scored tokens of the global batch. "masked_tokens"
     divides by the masked tokens instead (DiffuLLaMA, arXiv 2410.17891), which gives about twice the bound and is not a
     bound itself. "examples" divides by the scored tokens of each example and takes the mean over the examples (LLaDA,
@@ -101,11 +101,11 @@ def arm_answer_targets(cfg: DiffusionConfig, tokens_BxL: jax.Array, parts_BxL: j
     """Return the targets of next-token prediction of answers given their prompts, in nats per token.
 
     The EOS of an answer is predicted and the padding after it is not: a text ends with its first EOS. With
-    normalization "examples" the loss is the mean over the tokens of each example and then over the examples; else the
+    normalisation "examples" the loss is the mean over the tokens of each example and then over the examples; else the
     mean over all tokens of answers (as SMDM fine-tunes its autoregressive models).
 
     Args:
-      cfg: gives the normalization.
+      cfg: gives the normalisation.
       tokens_BxL: int32 ids.
       parts_BxL: int32 PROMPT, ANSWER (with its EOS), and 0 at the padding after them.
     """

@@ -11,7 +11,7 @@ from diffusionlm.data import jinja_templates
 from diffusionlm.data.jinja_templates import JinjaTemplate
 from diffusionlm.data.tokenizers import Tokenizer
 from diffusionlm.data.tokenizers.huggingface_files import SETTINGS_FILE, control_tokens, read_settings
-from diffusionlm.errors import UserError, suggest
+from diffusionlm.errors import UserError
 from diffusionlm.interop.config_json import ConfigJson
 
 TEMPLATE_FILE = "chat_template.jinja"
@@ -160,7 +160,8 @@ def _checked(source: Any, label: str) -> tuple[str, str]:
 
 def _choose(sources: Mapping[str, tuple[str, str]], choice: str | None) -> tuple[str, str]:
     if choice is not None and choice not in sources:
-        raise UserError(f"unknown chat_template {choice!r}{suggest(choice, sources)}; or none")
+        names = untrusted.printable(", ".join(sources))
+        raise UserError(f"unknown chat_template {choice!r}; choose one of {names}, or none")
     if choice is None and "default" not in sources and len(sources) > 1:
         names = untrusted.printable(", ".join(sources))
         raise UserError(f"the model has several chat templates and no default; choose with --chat_template: {names}")

@@ -16,7 +16,7 @@ from diffusionlm.checkpoint import store as checkpoint
 from diffusionlm.checkpoint.sidecar import Sidecar
 from diffusionlm.config import ModelConfig
 from diffusionlm.data import tokenizers
-from diffusionlm.errors import UserError, suggest
+from diffusionlm.errors import UserError
 from diffusionlm.interop import config_json, safetensors
 from diffusionlm.interop.families import FAMILIES, Family
 from diffusionlm.interop.layouts import paired_views
@@ -64,9 +64,9 @@ def export_weights(
     if output.exists():
         raise UserError(f"output={output} exists; delete it or choose another directory")
     if format not in FAMILIES:
-        raise UserError(f"unknown format {format!r}{suggest(str(format), FAMILIES)}")
+        raise UserError(f"format={format!r} must be one of {', '.join(FAMILIES)}")
     if dtype is not None and dtype not in DTYPES:
-        raise UserError(f"unknown dtype {dtype!r}{suggest(str(dtype), DTYPES)}")
+        raise UserError(f"dtype={dtype!r} must be one of {', '.join(DTYPES)}")
     path = checkpoint.find(path)  # once: a run may save another step meanwhile
     sidecar = checkpoint.load_sidecar(path)
     cfg = config_io.from_dict(ModelConfig, sidecar.model)

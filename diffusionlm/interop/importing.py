@@ -1,11 +1,12 @@
 """Import foreign weights as our checkpoint, one tensor at a time (`config_json` reads config.json)."""
 
+import contextlib
 import dataclasses
 import logging
 import math
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import jax
@@ -18,7 +19,7 @@ from diffusionlm.checkpoint import store as checkpoint
 from diffusionlm.checkpoint.sidecar import Sidecar
 from diffusionlm.config import ModelConfig
 from diffusionlm.data import tokenizers
-from diffusionlm.errors import UserError, suggest
+from diffusionlm.errors import UserError
 from diffusionlm.interop import chats, config_json, safetensors
 from diffusionlm.interop.config_json import ConfigJson, NativeFields
 from diffusionlm.interop.config_keys import detect_family, require_architecture
@@ -83,24 +84,47 @@ def import_weights(
     if output.exists():
         raise UserError(f"output={output} exists; delete it or choose another directory")
     if family is not None and family not in FAMILIES:
-        raise UserError(f"unknown family {family!r}{suggest(family, FAMILIES)}")
+        raise UserError(f"family={family!r} must be one of {', '.join(FAMILIES)}")
+    _refuse_checkpoint(source)
     tensors, directory = safetensors.find(source), source if source.is_dir() else source.parent
     # A single file of SMDM's lies among others and has no config.json; one beside it is another model's.
     fields = config_json.read(directory) if family != "smdm" or source.is_dir() else {}
-    name = _family(family, fields, tensors)
-    tensors = _renamed(FAMILIES[name], tensors)
-    cfg, mask_id = _model(FAMILIES[name], fields, tensors, mask_id)
-    require_sizes(FAMILIES[name], cfg, {name: tensor.shape for name, tensor in tensors.items()})
-    abstract = abstract_leaves(cfg, mesh)
-    placed = placements(FAMILIES[name], cfg, {name: leaf.shape for name, leaf in abstract.items()})
-    tensors = _complete(FAMILIES[name], cfg, tensors, placed)
+    with _importing(source):
+        name = _family(family, fields, tensors)
+        tensors = _renamed(FAMILIES[name], tensors)
+        cfg, mask_id = _model(FAMILIES[name], fields, tensors, mask_id)
+        require_sizes(FAMILIES[name], cfg, {name: tensor.shape for name, tensor in tensors.items()})
+        abstract = abstract_leaves(cfg, mesh)
+        placed = placements(FAMILIES[name], cfg, {name: leaf.shape for name, leaf in abstract.items()})
+        tensors = _complete(FAMILIES[name], cfg, tensors, placed)
     loaded = _load_tokenizer(directory, fields, tokenizer, cfg)
-    origin = _origin(source, name, fields, loaded, cfg, _directories(directory, tokenizer), chat_template)
-    sidecar = imported_sidecar(origin, cfg, mask_id, suppress_mask)
+    with _importing(source):
+        origin = _origin(source, name, fields, loaded, cfg, _directories(directory, tokenizer), chat_template)
+        sidecar = imported_sidecar(origin, cfg, mask_id, suppress_mask)
     with processes.on_first_process(lambda: owned_output(output)):
-        params = _filled(cfg, abstract, placed, tensors, mesh)
+        with _importing(source):
+            params = _filled(cfg, abstract, placed, tensors, mesh)
         checkpoint.save_params(output, traverse_util.unflatten_dict(params, sep="/"), sidecar, compress=False)
     return output
+
+
+def _refuse_checkpoint(source: Path) -> None:
+    """Refuse what is no foreign model, but a checkpoint of ours."""
+    try:
+        checkpoint.find(source)
+    except UserError:
+        return
+    raise UserError(f"{source} is a checkpoint of diffusionlm and needs no import; use it: diffusionlm sample {source}")
+
+
+@contextlib.contextmanager
+def _importing(source: Path) -> Iterator[None]:
+    """Put the source in front of the messages of this block, which name its files without the directory."""
+    try:
+        yield
+    except UserError as error:
+        message = str(error)
+        raise UserError(message if message.startswith(str(source)) else f"{source}: {message}") from error
 
 
 def summary(sidecar: Sidecar) -> str:

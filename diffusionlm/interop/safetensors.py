@@ -17,7 +17,7 @@ import numpy as np
 from diffusionlm import schema
 from diffusionlm.errors import UserError, naming
 from diffusionlm.interop import safetensors_header
-from diffusionlm.untrusted import plain_name
+from diffusionlm.untrusted import kind_of, plain_name
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 DTYPES = {"F32": np.dtype(np.float32), "F16": np.dtype(np.float16), "BF16": np.dtype(ml_dtypes.bfloat16)}
@@ -76,10 +76,13 @@ def find(source: Path) -> dict[str, Tensor]:
         pickles = sorted(file.name for file in source.glob("*") if file.suffix in PICKLES)
         if pickles:
             raise UserError(_pickle_message(source / pickles[0]))
-        reason = f"holds neither {SINGLE} nor {INDEX}" if source.is_dir() else "does not exist"
+        if source.is_dir():
+            reason = f"holds neither {SINGLE} nor {INDEX}"
+        else:
+            reason = f"is {kind_of(source)}" if source.exists() else "does not exist"
         raise UserError(
-            f"no weights at {source}: it {reason}; give a directory that does, or a .safetensors file (nothing is "
-            "downloaded from a hub)"
+            f"no weights at {source}: it {reason}; give a directory that holds one of them, or a .safetensors "
+            "file (nothing is downloaded from a hub)"
         )
     tensors: dict[str, Tensor] = {}
     for file, names in files.items():

@@ -45,7 +45,8 @@ def check_page_path(path: str | os.PathLike) -> None:
     if not os.path.basename(path) or (os.path.exists(path) and not os.path.isfile(path)):
         raise UserError(f"html={str(path)!r} is not a file; name one, such as trace.html")
     if not os.path.isdir(directory):
-        raise UserError(f"html={str(path)!r}: the directory {directory!r} does not exist; make it first")
+        state = "is a file; choose another" if os.path.exists(directory) else "does not exist; make it first"
+        raise UserError(f"html={str(path)!r}: the directory {directory!r} {state}")
     if not os.access(directory, os.W_OK):
         raise UserError(f"html={str(path)!r}: the directory {directory!r} cannot be written to; choose another")
 

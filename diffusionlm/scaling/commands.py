@@ -10,7 +10,7 @@ from etils import epath
 from diffusionlm.errors import UserError
 from diffusionlm.registry import sweeps
 from diffusionlm.scaling.sweep.recipe import Sweep
-from diffusionlm.storage import run_path
+from diffusionlm.storage import require_directory, run_path
 
 if TYPE_CHECKING:
     from diffusionlm.scaling.sweep.plan import Plan
@@ -49,8 +49,14 @@ def get(sweep: str | Sweep) -> Sweep:
 
 
 def directory(sweep: str | Sweep, workdir: epath.PathLike | None) -> epath.Path:
-    """Return the directory of a sweep: `workdir`, or sweeps/NAME."""
-    return run_path(workdir or f"sweeps/{get(sweep).name}")
+    """Return the directory of a sweep: `workdir`, or sweeps/NAME.
+
+    Raises:
+      UserError: there is a file instead.
+    """
+    path = run_path(workdir or f"sweeps/{get(sweep).name}")
+    require_directory(path, "workdir")
+    return path
 
 
 def plan(sweep: str | Sweep, **options: Any) -> "Plan":

@@ -12,7 +12,7 @@ from diffusionlm import ownership
 from diffusionlm.errors import UserError
 from diffusionlm.lease import LeaseLost
 from diffusionlm.parallel import processes
-from diffusionlm.storage import in_bucket
+from diffusionlm.storage import in_bucket, require_directory
 
 
 class Fence(Protocol):
@@ -67,6 +67,7 @@ def owned_run(workdir: epath.Path, fence: Fence | None) -> Iterator[Fence]:
 @contextlib.contextmanager
 def _lease(workdir: epath.Path, group: str) -> Iterator[Fence | None]:
     with contextlib.ExitStack() as stack:
+        require_directory(workdir, "workdir")
         try:
             if not in_bucket(workdir) and not _exists(workdir):
                 workdir.mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,7 @@
 """The sidecar: plain JSON that comes back as it was, and is refused where it is not understood."""
 
 import json
+import os
 from pathlib import Path
 
 import hypothesis
@@ -62,7 +63,7 @@ def test_further_ends_of_a_text_are_kept():
 @pytest.mark.parametrize(
     "change, reason",
     [
-        ({"version": 4}, "written by a newer diffusionlm (version 4); this one reads 3: upgrade"),
+        ({"version": 4}, "it was written by a newer diffusionlm (version 4), and this one reads up to 3; upgrade"),
         ({"version": None}, "not of format 'diffusionlm'"),
         ({"format": "other"}, "not of format 'diffusionlm'"),
         ({"alignmnt": "same"}, "unknown field `alignmnt`; did you mean 'alignment'?"),
@@ -89,7 +90,12 @@ def test_an_incomplete_sidecar_is_refused(tmp_path):
     path.write_text(json.dumps({name: value for name, value in values.items() if name != "mask_id"}))
     assert "missing required field `mask_id`" in refusal(checkpoint.load_sidecar, tmp_path)
     path.write_text(json.dumps(values)[:50])
-    assert str(path) in refusal(checkpoint.load_sidecar, tmp_path)
+    said = f"{path}, which says what the parameters of the checkpoint mean, is damaged ("
+    assert refusal(checkpoint.load_sidecar, tmp_path).startswith(said)
+    path.unlink()
+    os.mkfifo(path)
+    message = refusal(checkpoint.load_sidecar, tmp_path)
+    assert message.startswith(f"{said}it is a pipe; ") and message.endswith("use another checkpoint, or a copy")
 
 
 MODELS = Path(__file__).parents[2] / "docs" / "results" / "models"

@@ -112,7 +112,7 @@ def test_a_prompt_that_is_no_file_of_text_is_one_line(tmp_path, monkeypatch):
     for name, reason in (
         ("bytes", "is not UTF-8 text: byte 2 is 0xff"),
         ("pointer", "is a Git LFS pointer, not the file"),
-        ("pipe", "is a pipe; give a regular file"),
+        ("pipe", "is a pipe; only files are read here"),
         ("none", "No such file"),
     ):
         with pytest.raises(UserError, match=reason) as error:

@@ -75,7 +75,10 @@ def test_status_of_what_has_not_begun(capsys, tmp_path):
     assert progress["pending"] == 300 and progress["flops_spent"] == 0
     assert not (tmp_path / "none").exists(), "who only looks makes nothing"
     assert main(["sweep", "status", "smdm_isoflop", "--workdir", str(tmp_path / "none"), "--json"]) == 0
-    assert f"no worker has begun in {tmp_path / 'none'}" in capsys.readouterr().err
+    said = "no worker of smdm_isoflop has begun there"
+    assert f"{tmp_path / 'none'} does not exist: {said}" in capsys.readouterr().err
+    assert main(["sweep", "status", "smdm_isoflop", "--workdir", str(tmp_path), "--json"]) == 0
+    assert f"{tmp_path} has no sweep.json: {said}" in capsys.readouterr().err
 
 
 def test_a_dead_workers_cell_is_pending(tmp_path, monkeypatch):
@@ -115,12 +118,18 @@ def test_report_writes_a_page_and_warns_of_missing_cells(finished, capsys, tmp_p
     assert content["verdict"].startswith("This sweep determines no law")
 
 
-@pytest.mark.parametrize(("output", "why"), [("/etc/passwd", "File exists"), ("/proc/x", "No such file")])
+WRONG_OUTPUTS = [
+    ("/etc/passwd", "output=/etc/passwd must be a directory, and it is a file"),
+    ("/proc/x", "cannot write the report to '/proc/x': No such file"),
+]
+
+
+@pytest.mark.parametrize(("output", "why"), WRONG_OUTPUTS)
 def test_a_report_that_cannot_be_written_is_one_line(finished, capsys, output, why):
     name, workdir, _ = finished
     assert main(["sweep", "report", name, "--workdir", str(workdir), "--output", output]) == 2
     captured = capsys.readouterr().err
-    assert f"cannot write the report to '{output}': {why}" in captured and captured.count("\n") == 1
+    assert why in captured and captured.count("\n") == 1
 
 
 def test_a_report_of_nothing_leaves_nothing(finished, capsys, tmp_path):
@@ -152,7 +161,7 @@ def test_a_function_that_returns_no_sweep_is_one_line(capsys, tmp_path):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["run"], "name the sweep first: diffusionlm sweep run NAME"),
+        (["run"], "name the sweep first; usage: diffusionlm sweep run NAME"),
         (["run", "isoflop_cpuu"], "unknown sweep 'isoflop_cpuu'; did you mean 'isoflop_cpu'"),
         (["run", "isoflop_cpu", "--workdir", "W"], "sweep 'isoflop_cpu' names no data: give --data.path"),
         (["run", "isoflop_cpu", "--workdir", "W", "--run.seed", "3"], "run.seed=3 is part of what a cell measures"),

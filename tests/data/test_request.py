@@ -55,10 +55,10 @@ def test_an_empty_directory_may_be_the_output(jsonl, tmp_path):
         ({"tokenizer": "sentencepiece", "vocab_size": 10**6}, "use at most"),
         ({"validation_fraction": 1.5}, r"validation_fraction=1.5 must lie in \[0, 1\)"),
         ({"validation": "x.jsonl", "validation_fraction": 0.1}, "exclude each other"),
-        ({"validation": "absent.jsonl"}, "no such text.*absent.jsonl"),
+        ({"validation": "absent.jsonl"}, "no such file, .*absent.jsonl"),
         ({"sequence_length": 10**6}, "split 'train' has .* too few for one record of 1000001"),
         ({"validation_fraction": 1e-9}, "split 'validation' has 0 tokens"),
-        ({"text_field": "txt"}, "no field 'txt'; did you mean 'text'"),
+        ({"text_field": "txt"}, "no field 'txt' among 'text', 'id' .*--text_field text"),
     ],
 )
 def test_refuses_settings(settings, message, jsonl, tmp_path):

@@ -28,7 +28,10 @@ def test_compressed_jsonl_is_the_same(jsonl, tmp_path):
         (b'{"text": "half', "invalid JSON"),
         (b"[" * 100_000, "invalid JSON"),
         (b'["text"]', "a JSON list, not an object"),
-        (b'{"texts": "misnamed"}', "no field 'text'; did you mean 'texts'"),
+        (
+            b'{"texts": "misnamed"}',
+            "no field 'text' among 'texts' (if another one holds the text, choose it with --text_field texts); correct",
+        ),
         (b'{"text": 3}', "field 'text' is int, not a string"),
         (b'{"text": null}', "field 'text' is NoneType, not a string"),
         (b'{"text": "\xff\xfe"}', "invalid UTF-8 at byte 10"),
@@ -144,12 +147,15 @@ def test_refuses_sources_and_outputs(jsonl, tmp_path):
     (tmp_path / "folder").mkdir()
     for source, message in {
         "python_doc": "did you mean 'python_docs'",
-        str(tmp_path / "*.txt"): "no such text",
-        str(tmp_path / "folder"): "no such text",
-        str(tmp_path / "table.csv"): "unknown kind; allowed endings: .txt",
+        str(tmp_path / "*.txt"): r"no such file, directory, pattern or corpus: .*; check the path",
+        str(tmp_path / "folder"): "folder' is a directory without files that end in one of .txt, ",
+        str(tmp_path / "table.csv"): "unknown kind; rename it to end in one of .txt",
     }.items():
         with pytest.raises(UserError, match=message):
             prepare(source, tmp_path / "out")
-    for output, message in {Path(jsonl) / "out": "File exists", "gs://bucket/out": "local or mounted"}.items():
+    for output, message in {
+        Path(jsonl) / "out": "must be a directory, and .* is a file",
+        "gs://bucket/out": "local or mounted",
+    }.items():
         with pytest.raises(UserError, match=message):
             prepare(jsonl, output)

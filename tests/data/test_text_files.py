@@ -64,8 +64,11 @@ def test_lists_and_lines_are_told_apart_by_their_first_character(content, texts,
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        ('{"data":\n [{"text": "a"}]}', "a JSON dict, not a list of objects, nor an object a line"),
-        ('"text"', "a JSON str, not a list of objects, nor an object a line"),
+        (
+            '{"data":\n [{"text": "a"}]}',
+            "holds one JSON object over several lines; it must hold a list of objects, or one object a line",
+        ),
+        ('"text"', "holds a JSON value; it must hold a list of objects, or one object a line"),
         ('{"text": "a"}\n[1]', "a.json:2: a JSON list, not an object"),
         ('{"text": "a"}\n{"text": ', "a.json:2: invalid JSON"),
         ('[{"text": "a"}', "a.json: invalid JSON"),
@@ -135,11 +138,11 @@ def test_pipes_and_devices_are_not_opened(name, spec, tmp_path):
     folder = tmp_path / "folder"
     folder.mkdir()
     os.mkfifo(folder / name)
-    with pytest.raises(UserError, match="is a pipe; give a regular file"):
+    with pytest.raises(UserError, match="is a pipe; only files are read here"):
         prepare(str(folder / spec), tmp_path / "out")
     (folder / name).unlink()
     (folder / name).symlink_to("/dev/zero")
-    with pytest.raises(UserError, match="is a device; give a regular file"):
+    with pytest.raises(UserError, match="is a device; only files are read here"):
         prepare(str(folder / spec), tmp_path / "out")
 
 

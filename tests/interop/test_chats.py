@@ -146,7 +146,7 @@ MANY = {"chat_template": [{"name": "rag", "template": "r"}, {"name": "tool_use",
     "settings, files, options, message",
     [
         (MANY, {}, {}, "several chat templates and no default; choose with --chat_template: rag, tool_use"),
-        (MANY, {}, {"chat_template": "rga"}, "unknown chat_template 'rga'; did you mean 'rag'"),
+        (MANY, {}, {"chat_template": "rga"}, "unknown chat_template 'rga'; choose one of rag, tool_use, or none"),
         ({}, {}, {"chat_template": "rag"}, "there is no chat template beside the weights"),
         ({"chat_template": 3}, {}, {}, "the chat template of tokenizer_config.json is int, not a text"),
         ({"chat_template": [CHAT]}, {}, {}, "a chat_template without a name"),

@@ -267,7 +267,8 @@ SIZES = [
 def test_sizes_are_those_of_the_tensors_before_anything_is_made(family, key, size, tmp_path, monkeypatch):
     monkeypatch.setattr(importing, "abstract_leaves", None)  # the first thing that has these sizes
     monkeypatch.setattr(importing, "placements", None)
-    assert refusal(tmp_path, CONFIGS[family] | {key: size}, family).startswith("config.json ")
+    message = refusal(tmp_path, CONFIGS[family] | {key: size}, family)
+    assert message.startswith(f"{tmp_path / 'source'}: config.json ")
 
 
 def test_a_refused_size_is_named_with_the_tensors(tmp_path):

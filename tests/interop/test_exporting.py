@@ -66,7 +66,7 @@ def test_values_beyond_float16_are_refused(native, tmp_path):
             "predicts token i in it, and token i . 1 in .* fit are dream, .*diffullama",
         ),
         ("diffullama", {}, "predicts token i . 1 in it, and token i in this model; formats that fit are llada, smdm"),
-        ("qwen", {}, "unknown format 'qwen'; did you mean 'qwen[23]'"),
+        ("qwen", {}, "format='qwen' must be one of gpt2, .*qwen2, qwen3"),
     ],
 )
 def test_a_format_that_cannot_express_a_model_is_refused(format, changes, message, native, tmp_path):

@@ -28,9 +28,8 @@ def test_values_that_are_not_finite_are_refused_with_their_tensor_and_count(fami
         tensors[name] = original.copy()
         tensors[name].reshape(-1)[[0, 3, -1]] = np.nan, np.inf, -np.inf
         source = write_source(tmp_path / "source", CONFIGS[family], tensors)
-        with pytest.raises(
-            UserError, match=rf"^{re.escape(name)} has 3 of {original.size:,} values that are NaN or inf"
-        ):
+        start = re.escape(f"{source}: {name}")
+        with pytest.raises(UserError, match=rf"^{start} has 3 of {original.size:,} values that are NaN or inf"):
             dlm.import_weights(source, tmp_path / "model")
         assert not (tmp_path / "model").exists()
 

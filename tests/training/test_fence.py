@@ -58,7 +58,7 @@ def test_a_run_whose_directory_is_taken_over_stops_before_the_next_checkpoint(da
 
 def test_a_directory_that_cannot_be_made_is_one_line(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match=re.escape(f"cannot write to the run directory {tmp_path}/file")):
+    with pytest.raises(UserError, match=re.escape(f"workdir={tmp_path}/file must be a directory")):
         with fences.owned_run(tmp_path / "file", None):
             pass
 

@@ -14,7 +14,7 @@ from diffusionlm.scaling.report.content import to_json
 from diffusionlm.scaling.report.csv_files import cells_csv, optima_csv
 from diffusionlm.scaling.sweep.results import CellResult
 from diffusionlm.scaling.sweep.results import to_json as results_to_json
-from diffusionlm.storage import run_path, write_atomically
+from diffusionlm.storage import require_directory, run_path, write_atomically
 
 
 def write(
@@ -78,6 +78,7 @@ def write(
 def _write_files(files: Mapping[str, bytes], directory: str | os.PathLike) -> None:
     """Write the files of a report in their order, and delete the pictures of an earlier report that this one lacks."""
     target = run_path(directory)
+    require_directory(target, "output")
     try:
         target.mkdir(parents=True, exist_ok=True)
         for name in set(plots.PICTURES) - set(files):

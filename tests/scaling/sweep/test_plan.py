@@ -89,7 +89,7 @@ def test_tables_are_not_cut_off_in_a_pipe(monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ([], "name the sweep first: diffusionlm sweep plan NAME"),
+        ([], "name the sweep first; usage: diffusionlm sweep plan NAME"),
         (["--json"], "name the sweep first"),
         (["mine.py"], "'mine.py' is a file; name the sweep that it registers too: mine.py:NAME"),
         (["smdm_isoflp"], "unknown sweep 'smdm_isoflp'; did you mean 'smdm_isoflop'"),
