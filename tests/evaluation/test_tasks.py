@@ -329,7 +329,7 @@ def test_the_command(places, capsys):
         ("evaluate", ["CHECKPOINT", "perplexity"]),
         ("evaluate {mdm}", ["TASK", "infilling"]),
         ("evaluate {mdm} infiling --data {stories}", ["'infiling'", "'infilling'"]),
-        ("evaluate {mdm} perplexity", ["--data is missing"]),
+        ("evaluate {mdm} perplexity", ["lacks --data ("]),
         ("evaluate {mdm} perplexity --data {tmp}/none.jsonl", ["none.jsonl"]),
         ("evaluate {tmp}/none perplexity --data {texts}", ["{tmp}/none", "does not exist"]),
         ("evaluate {mdm} perplexity --data {texts} --limit 0", ["limit=0"]),

@@ -218,7 +218,7 @@ def test_a_link_stays_and_its_file_becomes_the_page(tmp_path):
     [
         ("none/page.html", ["none/page.html", "does not exist"]),
         ("", ["is not a file", "trace.html"]),
-        ("file/page.html", ["file", "does not exist"]),
+        ("file/page.html", ["file", "is a file"]),
     ],
 )
 def test_a_path_that_cannot_be_written_is_refused(name, parts, tmp_path):
