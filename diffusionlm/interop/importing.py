@@ -34,7 +34,7 @@ from diffusionlm.interop.placement import (
 )
 from diffusionlm.interop.sidecars import Source, imported_sidecar
 from diffusionlm.interop.sizes import require_sizes
-from diffusionlm.ownership import owned_output
+from diffusionlm.ownership.claims import owned_output
 from diffusionlm.parallel import processes
 from diffusionlm.scalars import is_whole, native
 from diffusionlm.storage import disk_path

@@ -141,7 +141,7 @@ def _drain(reader: int) -> None:
 
 def _end(number: int, reason: str) -> None:
     """End the process without unwinding its main thread, which does not answer."""
-    lease = sys.modules.get("diffusionlm.lease")  # it takes long to import, and without it there are none
+    lease = sys.modules.get("diffusionlm.ownership.lease")  # it takes long to import, and without it there are none
     if release_all := getattr(lease, "release_all", None):  # which is missing while it is being imported
         release_all(RELEASE_SECONDS)
     _say(reason)
