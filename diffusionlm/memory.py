@@ -35,25 +35,29 @@ def device_limit(device: Any) -> tuple[int, str] | None:
     return (limit, "it has") if limit else None
 
 
-def require_room(what: str, parts: Mapping[str, int], devices: Sequence[Any], fix: str) -> None:
+def require_room(what: str, parts: Mapping[str, int], devices: Sequence[Any] | None, fix: str) -> None:
     """Refuse what cannot fit into the memory of its devices, even if nothing else needs any.
 
     Args:
       what: what needs the memory, such as "training demo".
       parts: bytes on each device by name, such as {"parameters": 10**9}: a lower bound.
-      devices: the `jax.Device`s of this process that hold as much each; those of the host share its memory.
+      devices: the `jax.Device`s of this process that hold as much each; those of the host share its memory. None: the
+        host itself.
       fix: the advice at the end of the message.
 
     Raises:
       UserError: they do not fit; the message has the estimate.
     """
-    if not devices:
+    if devices is None:
+        limit, copies, place = host_limit(), 1, "memory"
+    elif not devices:
         return
-    on_host = devices[0].platform == "cpu"
-    limit, copies = (host_limit(), len(devices)) if on_host else (device_limit(devices[0]), 1)
+    elif devices[0].platform == "cpu":
+        limit, copies, place = host_limit(), len(devices), "memory"
+    else:
+        limit, copies, place = device_limit(devices[0]), 1, f"memory on each {devices[0].device_kind}"
     if limit is None or copies * sum(parts.values()) <= limit[0]:
         return
-    place = "memory" if on_host else f"memory on each {devices[0].device_kind}"
     shown = ", ".join(f"{name} {gib(copies * size)}" for name, size in parts.items())
     raise UserError(
         f"{what} needs at least {gib(copies * sum(parts.values()))} of {place} ({shown}), and {limit[1]} "

@@ -13,12 +13,13 @@ from support.tiny_sweep import MODEL, PER_STEP, RECIPE
 from support.tokenizer_files import write_byte_level
 
 import diffusionlm as dlm
-from diffusionlm import conditional_writes, ownership, storage
+from diffusionlm import storage
 from diffusionlm.data import tokenizers
 from diffusionlm.data.pipeline import open_dataset
 from diffusionlm.data.tokenizers.huggingface_files import digest
 from diffusionlm.errors import UserError
 from diffusionlm.interop import safetensors
+from diffusionlm.ownership import claims, conditional_writes
 from diffusionlm.scaling.sweep.lease import Leases
 from diffusionlm.scaling.sweep.recipe import Sweep, grid
 
@@ -156,7 +157,7 @@ def test_a_name_of_an_abandoned_directory_may_be_a_pipe_or_a_link(tmp_path, outs
     (tmp_path / ".made.partial-link").symlink_to(outside)
 
     def make():
-        with ownership.whole_directory(tmp_path / "made") as directory:
+        with claims.whole_directory(tmp_path / "made") as directory:
             (directory / "file").write_text("whole")
 
     thread = threading.Thread(target=make, daemon=True)

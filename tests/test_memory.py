@@ -66,6 +66,13 @@ def test_devices_of_the_host_share_its_memory(monkeypatch):
     memory.require_room("it", parts, [CPU] * 3, "use less")
 
 
+def test_the_host_itself_has_memory(monkeypatch):
+    monkeypatch.setattr(memory, "host_limit", lambda: (10 * GIB, "this machine has"))
+    memory.require_room("it", {"parameters": 10 * GIB}, None, "use less")
+    with pytest.raises(UserError, match=r"needs at least 11 GiB of memory \(parameters 11 GiB\), and this machine has"):
+        memory.require_room("it", {"parameters": 11 * GIB}, None, "use less")
+
+
 def test_other_devices_have_memory_of_their_own():
     parts = {"parameters": 6 * GIB}
     for limit in (6 * GIB, None):  # None: it does not tell

@@ -20,12 +20,12 @@ def test_imports_go_down_only():
     assert checked.returncode == 0, checked.stdout + checked.stderr
 
 
-def test_every_module_of_the_ground_floor_is_in_its_contract():
+def test_every_module_of_the_ground_floor_is_in_the_contract_without_jax():
     settings = configparser.ConfigParser()
     settings.read(ROOT / "setup.cfg")
     listed = settings["importlinter:contract:ground"]["source_modules"].split()
     modules = {f"diffusionlm.{path.stem}" for path in (ROOT / "diffusionlm").glob("*.py") if path.stem[:2] != "__"}
-    assert set(listed) == modules
+    assert set(listed) == modules | {"diffusionlm.ownership"}
 
 
 def test_setup_cfg_lists_every_package():

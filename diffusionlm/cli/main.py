@@ -39,7 +39,7 @@ VERBS: dict[str, Callable[[list[str], str], int]] = {
 
 
 def entry_point() -> None:
-    """Run the console script: `main`, with the logging and warnings of a program rather than of a library."""
+    """Run `main` with the logging and warnings of a program rather than of a library."""
     keep_freed_memory()  # before JAX starts its threads
     never_deaf()
     _prepare_streams()

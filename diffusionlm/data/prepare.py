@@ -28,7 +28,7 @@ from diffusionlm.data.request import Request, check_request
 from diffusionlm.data.stream import BuildContext, RecordFormat, TokenStream, write_records
 from diffusionlm.data.tokenizers import Tokenizer
 from diffusionlm.errors import UserError
-from diffusionlm.ownership import whole_directory
+from diffusionlm.ownership.claims import whole_directory
 from diffusionlm.untrusted import printable
 
 

@@ -23,7 +23,7 @@ from diffusionlm.interop.layouts import paired_views
 from diffusionlm.interop.placement import Placement, abstract_leaves, common_dtype, parameter_views, placements
 from diffusionlm.interop.sidecars import native_fields
 from diffusionlm.model import lora
-from diffusionlm.ownership import whole_directory
+from diffusionlm.ownership.claims import whole_directory
 from diffusionlm.storage import disk_path
 
 GENERATION_IDS = ("bos_token_id", "eos_token_id", "pad_token_id", "mask_token_id")

@@ -14,7 +14,7 @@ import ml_dtypes
 import numpy as np
 from flax import traverse_util
 
-from diffusionlm import config_io, flops, untrusted
+from diffusionlm import config_io, flops, memory, untrusted
 from diffusionlm.checkpoint import store as checkpoint
 from diffusionlm.checkpoint.sidecar import Sidecar
 from diffusionlm.config import ModelConfig
@@ -24,7 +24,7 @@ from diffusionlm.interop import chats, config_json, safetensors
 from diffusionlm.interop.config_json import ConfigJson, NativeFields
 from diffusionlm.interop.config_keys import detect_family, require_architecture
 from diffusionlm.interop.families import FAMILIES, Family
-from diffusionlm.interop.layouts import paired_views
+from diffusionlm.interop.layouts import Shape, paired_views
 from diffusionlm.interop.placement import (
     Placement,
     abridged,
@@ -35,7 +35,7 @@ from diffusionlm.interop.placement import (
 )
 from diffusionlm.interop.sidecars import Source, imported_sidecar
 from diffusionlm.interop.sizes import require_sizes
-from diffusionlm.ownership import owned_output
+from diffusionlm.ownership.claims import owned_output
 from diffusionlm.parallel import processes
 from diffusionlm.scalars import is_whole, native
 from diffusionlm.storage import disk_path
@@ -97,13 +97,15 @@ def import_weights(
         abstract = abstract_leaves(cfg, mesh)
         placed = placements(FAMILIES[name], cfg, {name: leaf.shape for name, leaf in abstract.items()})
         tensors = _complete(FAMILIES[name], cfg, tensors, placed)
+        dtypes = _dtypes(tensors, placed)
+        _require_room(source, {name: (leaf.shape, dtypes[name]) for name, leaf in abstract.items()}, tensors)
     loaded = _load_tokenizer(directory, fields, tokenizer, cfg)
     with _importing(source):
         origin = _origin(source, name, fields, loaded, cfg, _directories(directory, tokenizer), chat_template)
         sidecar = imported_sidecar(origin, cfg, mask_id, suppress_mask)
     with processes.on_first_process(lambda: owned_output(output)):
         with _importing(source):
-            params = _filled(cfg, abstract, placed, tensors, mesh)
+            params = _filled(cfg, abstract, dtypes, placed, tensors, mesh)
         checkpoint.save_params(output, traverse_util.unflatten_dict(params, sep="/"), sidecar, compress=False)
     return output
 
@@ -280,9 +282,29 @@ def _bit_equal(first: safetensors.Tensor, second: safetensors.Tensor) -> bool:
     return np.array_equal(first.read().view(np.uint8), second.read().view(np.uint8))
 
 
+def _dtypes(tensors: Tensors, placed: Mapping[str, Placement]) -> dict[str, np.dtype]:
+    """Return the dtype of each parameter, which holds the values of all its tensors exactly."""
+    dtypes: dict[str, list[np.dtype]] = {}
+    for name, placement in placed.items():
+        for parameter in placement.rule.parameters:
+            dtypes.setdefault(parameter, []).append(tensors[name].dtype)
+    return {parameter: common_dtype(found) for parameter, found in dtypes.items()}
+
+
+@processes.on_all_processes
+def _require_room(source: Path, params: Mapping[str, tuple[Shape, np.dtype]], tensors: Tensors) -> None:
+    """Refuse parameters that cannot fit into the memory of this host, with the largest tensor while it is read."""
+    parts = {
+        "parameters": sum(math.prod(shape) * dtype.itemsize for shape, dtype in params.values()),
+        "the largest tensor": max(math.prod(tensor.shape) * tensor.dtype.itemsize for tensor in tensors.values()),
+    }
+    memory.require_room(f"importing {source}", parts, None, "use a machine with more memory")
+
+
 def _filled(
     cfg: ModelConfig,
     abstract: Mapping[str, jax.ShapeDtypeStruct],
+    dtypes: Mapping[str, np.dtype],
     placed: Mapping[str, Placement],
     tensors: Tensors,
     mesh: jax.sharding.Mesh | None,
@@ -294,11 +316,7 @@ def _filled(
     Raises:
       UserError: a tensor has values that are not finite.
     """
-    dtypes: dict[str, list[np.dtype]] = {}
-    for name, placement in placed.items():
-        for parameter in placement.rule.parameters:
-            dtypes.setdefault(parameter, []).append(tensors[name].dtype)
-    params = {name: np.zeros(leaf.shape, common_dtype(dtypes[name])) for name, leaf in abstract.items()}
+    params = {name: np.zeros(leaf.shape, dtypes[name]) for name, leaf in abstract.items()}
 
     def size(item: tuple[str, Placement]) -> int:
         return math.prod(item[1].shape)

@@ -41,19 +41,19 @@ def is_greedy(
     checked = check_pairs(cfg, pairs, settings)
     predictor = TargetPredictor.of(params, cfg, settings.guidance)
     size = settings.rows
+    groups = group_by_shape(cfg, checked, range(len(checked)))
     batches = (
-        (members[i : i + size], shape)
-        for shape, members in group_by_shape(cfg, checked, range(len(checked))).items()
-        for i in range(0, len(members), size)
+        (members[i : i + size], shape) for shape, members in groups.items() for i in range(0, len(members), size)
     )
     results = (
         (members, _matches(predictor, PairBatch.of([checked[r] for r in members], T, size), K=K))
         for members, (T, K) in batches
     )
     matches = [False] * len(checked)
-    for members, match_E in fetch_one_late(results):
-        for r, match in zip(members, match_E.tolist(), strict=False):  # the batch is filled up
-            matches[r] = match
+    with predictor.room_for(size, max((T for T, _ in groups), default=0)):
+        for members, match_E in fetch_one_late(results):
+            for r, match in zip(members, match_E.tolist(), strict=False):  # the batch is filled up
+                matches[r] = match
     return matches
 
 

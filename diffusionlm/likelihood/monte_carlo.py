@@ -207,19 +207,20 @@ class Scorer:
     def _dispatch(self, batch: PassBatch) -> jax.Array:
         T, K = batch.shape
         padded = batch.passes + batch.passes[-1:] * (batch.size - len(batch.passes))
-        return _pass_nats(
-            self._predictor,
-            PairBatch.of([self._pairs[r] for r, _ in batch.passes], T, batch.size),
-            Noise(
-                self._root,
-                self._request_ids[[r for r, _ in padded]],
-                np.array([number for _, number in padded], np.uint32),
-            ),
-            np.asarray(padded[0].number if self.exact else 0, np.int32),
-            estimator=self._name,
-            draws=batch.draws,
-            K=K,
-        )
+        with self._predictor.room_for(batch.size * batch.draws, T):
+            return _pass_nats(
+                self._predictor,
+                PairBatch.of([self._pairs[r] for r, _ in batch.passes], T, batch.size),
+                Noise(
+                    self._root,
+                    self._request_ids[[r for r, _ in padded]],
+                    np.array([number for _, number in padded], np.uint32),
+                ),
+                np.asarray(padded[0].number if self.exact else 0, np.int32),
+                estimator=self._name,
+                draws=batch.draws,
+                K=K,
+            )
 
 
 @functools.partial(jax.jit, static_argnames=("estimator", "draws", "K"))

@@ -1,5 +1,6 @@
 """The model as likelihood code calls it, with or without guidance."""
 
+import contextlib
 from typing import Any
 
 import jax
@@ -11,6 +12,7 @@ from diffusionlm.config import ModelConfig
 from diffusionlm.likelihood.pairs import PairBatch
 from diffusionlm.model.spec import ModelSpec, suppression_mask
 from diffusionlm.model.transformer import Transformer
+from diffusionlm.parallel.device_memory import room_for
 from diffusionlm.parallel.mesh import Array
 from diffusionlm.sampling.denoiser import guide, predictor_positions
 from diffusionlm.tree_types import Params
@@ -46,6 +48,16 @@ class TargetPredictor:
             autoregressive=cfg.autoregressive,
             guided=guidance > 0,
         )
+
+    def room_for(self, R: int, T: int) -> contextlib.AbstractContextManager[None]:
+        """Return a context for batches of R sequences of up to T tokens, which refuses those that cannot fit.
+
+        The last hidden states are counted, and the logits of one place of each sequence.
+        """
+        cfg = self.model_cfg
+        hidden, logits = R * T * cfg.d_model * jnp.dtype(cfg.dtype).itemsize, R * cfg.embedding_rows * 4
+        what, parts = f"scoring {R} sequences of {T} tokens at a time", {"hidden states": hidden, "logits": logits}
+        return room_for(what, self.params, parts, "set fewer rows, and no more draws than rows")
 
     def hidden(self, batch: PairBatch, masked_ExK: jax.Array) -> jax.Array:
         """Return the final hidden states that predict the K places of each target, (E, K, D), with guidance (E, K, 2D).

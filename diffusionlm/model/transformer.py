@@ -306,12 +306,15 @@ class Transformer(nn.Module):
         return self.embed.T if self.cfg.tied_head else self.head_weight
 
 
-def abstract_params(cfg: ModelConfig, mesh: jax.sharding.Mesh) -> Params:
-    """Return the shapes, dtypes and shardings of the parameters of `Transformer(cfg)` on `mesh`, without arrays."""
+def abstract_params(cfg: ModelConfig, mesh: jax.sharding.Mesh, dtype: jax.typing.DTypeLike | None = None) -> Params:
+    """Return the shapes, dtypes and shardings of the parameters of `Transformer(cfg)` on `mesh`, without arrays.
+
+    They have `dtype`, or else the one that they are trained in.
+    """
     tokens_1x1 = jax.ShapeDtypeStruct((1, 1), jnp.int32)
     boxed = jax.eval_shape(Transformer(cfg).init, jax.random.key(0), tokens_1x1)["params"]
     return jax.tree.map(
-        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, dtype or leaf.dtype, sharding=sharding),
         unbox(boxed),
         tree_shardings(boxed, mesh),
     )

@@ -83,7 +83,7 @@ def never_deaf() -> None:
     A signal that is not handled within `GRACE_SECONDS` ends the process. A run that may have steps to save is given
     until the next signal. One that is only starting has as long to come to its first step.
     """
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    if callable(signal.getsignal(signal.SIGINT)):  # not ignored, as it is by background jobs of a shell
         signal.signal(signal.SIGINT, _interrupt)
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
@@ -93,7 +93,17 @@ def never_deaf() -> None:
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
     _heard()
+    if _is_importing(frame):  # where libraries turn an exception into another one, or crash
+        _end(number, "interrupted")
     raise KeyboardInterrupt
+
+
+def _is_importing(frame: FrameType | None) -> bool:
+    while frame is not None:
+        if frame.f_code.co_filename.startswith("<frozen importlib."):
+            return True
+        frame = frame.f_back
+    return False
 
 
 def _listen(reader: int) -> None:
@@ -131,8 +141,9 @@ def _drain(reader: int) -> None:
 
 def _end(number: int, reason: str) -> None:
     """End the process without unwinding its main thread, which does not answer."""
-    if lease := sys.modules.get("diffusionlm.lease"):  # which takes long to import, and without which there are none
-        lease.release_all(RELEASE_SECONDS)
+    lease = sys.modules.get("diffusionlm.ownership.lease")  # it takes long to import, and without it there are none
+    if release_all := getattr(lease, "release_all", None):  # which is missing while it is being imported
+        release_all(RELEASE_SECONDS)
     _say(reason)
     os._exit(128 + number)
 

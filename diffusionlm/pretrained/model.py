@@ -28,6 +28,7 @@ from diffusionlm.likelihood.perplexity import Perplexity, perplexity
 from diffusionlm.model import conversion
 from diffusionlm.model.spec import ModelSpec
 from diffusionlm.model.transformer import abstract_params
+from diffusionlm.parallel import device_memory, processes
 from diffusionlm.parallel.mesh import make_mesh
 from diffusionlm.pretrained import chat
 from diffusionlm.pretrained.completion import Completion, MaskFree, row_trace
@@ -352,7 +353,7 @@ def load(path: epath.PathLike, dtype: str | None = None, mesh: jax.sharding.Mesh
       mesh: devices to split the model over (`diffusionlm.parallel.mesh.make_mesh`); None: one device.
 
     Raises:
-      UserError: no checkpoint there, one that this version does not understand, or an unknown dtype.
+      UserError: no checkpoint there, one that this version does not understand, an unknown dtype, or no room for it.
     """
     location = store.locate(path)  # once: a run may save another step meanwhile
     path = location.path
@@ -366,9 +367,12 @@ def load(path: epath.PathLike, dtype: str | None = None, mesh: jax.sharding.Mesh
         model_cfg = dataclasses.replace(model_cfg, dtype=dtype)
     if mesh is None:  # attention's kernels are chosen by the devices of a mesh, so there is always one
         mesh = make_mesh(MeshConfig(), jax.local_devices()[:1])
-    shapes = abstract_params(saved, mesh)
+    held = jnp.dtype(model_cfg.dtype)
+    shapes = abstract_params(saved, mesh, held)
+    fix = "use a machine with more memory, or more devices with mesh="
+    processes.run_on_all_processes(lambda: device_memory.require_room(f"loading {path}", shapes, {}, fix))
     shardings = jax.tree.map(lambda x: x.sharding, shapes)
-    params = store.load_params(path, dtype=jnp.dtype(model_cfg.dtype), shardings=shardings, expected=shapes)
+    params = store.load_params(path, held, shardings, expected=shapes)
     if saved.lora_rank:
         shardings = jax.tree.map(lambda x: x.sharding, abstract_params(model_cfg, mesh))
         params = conversion.convert_on_mesh(saved, model_cfg, params, {}, shardings)

@@ -10,8 +10,9 @@ import numpy as np
 
 from diffusionlm.config import ModelConfig
 from diffusionlm.diffusion import schedules
+from diffusionlm.parallel.device_memory import room_for
 from diffusionlm.parallel.mesh import Array, row_ways
-from diffusionlm.sampling import loop
+from diffusionlm.sampling import loop, propose
 from diffusionlm.sampling.canvas import Canvas
 from diffusionlm.sampling.denoiser import Denoiser, Guided, Memory, ModelDenoiser
 from diffusionlm.sampling.device_settings import Settings
@@ -59,6 +60,24 @@ def empty_memory(params: Params, inputs: Inputs, *, structure: Structure) -> Mem
     return _job(params, inputs, structure).denoiser.empty_memory(*inputs.canvas.tokens_BxT.shape)
 
 
+def needs(canvas: Canvas, structure: Structure, frames: int = 0) -> dict[str, int]:
+    """Return the bytes that a generation needs beside the parameters, by part; at least.
+
+    The memory of the loop, the logits of one turn and the trace are counted, and not what a forward pass needs.
+    """
+    B, T = canvas.tokens_BxT.shape
+    model, passes = structure.model, 2 if structure.guided else 1
+    bytes_per_value = passes * B * T * jnp.dtype(model.dtype).itemsize
+    positions = propose.positions_at_a_time(B, T, structure.windows)
+    cached = structure.windows.cache != "none"
+    return {
+        "hidden states": model.d_model * bytes_per_value,
+        "cache": 2 * model.n_layers * model.n_kv_heads * model.head_dim * bytes_per_value if cached else 0,
+        "logits": passes * B * positions * model.embedding_rows * 4,
+        "trace": frames * B * T * 9 if frames > 1 else 0,  # int32, bool and float32: see `Trace`
+    }
+
+
 def run(
     params: Params, inputs: Inputs, structure: Structure, *, frames: int = 0, compact: bool = False
 ) -> tuple[State, float]:
@@ -73,7 +92,17 @@ def run(
 
     Returns:
       The final state, fetched to the host, and the seconds on the device, without compilation.
+
+    Raises:
+      UserError: it cannot fit into the memory.
     """
+    what = "generating {} rows of {} tokens at a time".format(*inputs.canvas.tokens_BxT.shape)
+    fix = "generate fewer or shorter rows at a time, or without a trace or a cache"
+    with room_for(what, params, needs(inputs.canvas, structure, frames), fix):
+        return _denoise(params, inputs, structure, frames, compact)
+
+
+def _denoise(params: Params, inputs: Inputs, structure: Structure, frames: int, compact: bool) -> tuple[State, float]:
     compact = compact and frames <= 1
     state, seconds = _run_timed(params, inputs, structure, initial_state(inputs.canvas, frames), compact)
     while compact and (working_B := np.asarray(has_work(inputs.canvas, state))).any():

@@ -13,6 +13,7 @@ from diffusionlm.model.cache import scatter_rows
 from diffusionlm.parallel.mesh import rows_per_device
 from diffusionlm.sampling.denoiser import Memory
 from diffusionlm.sampling.draw import argmax, draw, drawn_logits
+from diffusionlm.sampling.kv_cache import Windows
 from diffusionlm.sampling.state import Job, is_followed
 from diffusionlm.sampling.strategies import Proposal, Scores
 
@@ -20,6 +21,12 @@ from diffusionlm.sampling.strategies import Proposal, Scores
 # not depend on how many are asked for, so that the bits of a row do not depend on its mates.
 HEAD_POSITIONS = 256
 LEAST, MOST = 8, 32
+
+
+def positions_at_a_time(B: int, T: int, windows: Windows) -> int:
+    """Return the positions of each row whose logits are computed at a time."""
+    most = 1 if windows.cache == "causal" else T  # a causal step opens one position of each row
+    return min(most, MOST, max(LEAST, HEAD_POSITIONS // rows_per_device(B)))
 
 
 def propose(
@@ -40,8 +47,7 @@ def propose(
     B, T = wanted_BxT.shape
     settings, bias_V, ends_V = job.settings, _logit_bias(job), _ends(job)
     followed_BxT = is_followed(job.canvas)
-    most = 1 if job.windows.cache == "causal" else T  # a causal step opens one position of each row
-    C = min(most, MOST, max(LEAST, HEAD_POSITIONS // rows_per_device(B)))
+    C = positions_at_a_time(B, T, job.windows)
     indices_BxN, count_B = _sort_wanted(wanted_BxT, C)
 
     def turn(j: jax.Array, so_far: tuple[Proposal, jax.Array]) -> tuple[Proposal, jax.Array]:

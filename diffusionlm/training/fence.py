@@ -8,9 +8,9 @@ from typing import Protocol
 import jax
 from etils import epath
 
-from diffusionlm import ownership
 from diffusionlm.errors import UserError
-from diffusionlm.lease import LeaseLost
+from diffusionlm.ownership import claims
+from diffusionlm.ownership.lease import LeaseLost
 from diffusionlm.parallel import processes
 from diffusionlm.storage import in_bucket, require_directory
 
@@ -72,8 +72,8 @@ def _lease(workdir: epath.Path, group: str) -> Iterator[Fence | None]:
             if not in_bucket(workdir) and not _exists(workdir):
                 workdir.mkdir(parents=True, exist_ok=True)
                 stack.callback(_remove_empty, workdir)
-            place = workdir / ownership.FILE
-            owned = ownership.owned(place, f"the run directory {workdir}", "use another --workdir", group=group)
+            place = workdir / claims.FILE
+            owned = claims.owned(place, f"the run directory {workdir}", "use another --workdir", group=group)
             lease = stack.enter_context(owned)
         except OSError as error:
             raise UserError(

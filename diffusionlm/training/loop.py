@@ -25,7 +25,7 @@ from diffusionlm.parallel.signals import StopRequest, stop_signals
 from diffusionlm.progress import Progress
 from diffusionlm.registry import experiments
 from diffusionlm.storage import run_path
-from diffusionlm.training import room
+from diffusionlm.training import memory_check
 from diffusionlm.training.batches import Batches
 from diffusionlm.training.dataset import open_or_prepare
 from diffusionlm.training.evaluate import Evaluator
@@ -93,13 +93,18 @@ def train(cfg: Config | str, workdir: epath.PathLike | None = None, *, fence: Fe
     if result := finished(directory):
         return Run(directory, cfg, result["step"], result)
     mesh = fitting_mesh(cfg)
-    processes.run_on_all_processes(lambda: room.require_room(cfg, mesh))
+    processes.run_on_all_processes(lambda: memory_check.require_room(cfg, mesh))
     processes.require_shared(directory)
     with owned_run(directory, fence) as fence:
         if result := finished(directory):  # by an owner that this process waited for
             return Run(directory, cfg, result["step"], result)
         dataset = open_or_prepare(cfg, directory, start)
-        with jax.set_mesh(mesh), stop_signals() as stopped, room.refusals(cfg, mesh), processes.name_lost_processes():
+        with (
+            jax.set_mesh(mesh),
+            stop_signals() as stopped,
+            memory_check.refusals(cfg, mesh),
+            processes.name_lost_processes(),
+        ):
             cost, batches = step_cost(cfg, mesh), Batches(cfg, dataset, mesh)
             stepper = Stepper(cfg, make_train_step(cfg, mesh), batches.train, timeline)
             evaluator = Evaluator(cfg, dataset, batches)

@@ -9,7 +9,7 @@ from etils import epath
 
 from diffusionlm.config import Config
 from diffusionlm.errors import UserError
-from diffusionlm.lease import LeaseLost
+from diffusionlm.ownership.lease import LeaseLost
 from diffusionlm.parallel.processes import on_all_processes
 from diffusionlm.storage import dump_numbers, write_atomically
 from diffusionlm.training.fence import Fence

@@ -20,9 +20,10 @@ import tyro
 from etils import epath
 
 import diffusionlm as dlm
-from diffusionlm import config_io, ownership
+from diffusionlm import config_io
 from diffusionlm.data.prepare import prepare
-from diffusionlm.lease import LEASE_SECONDS
+from diffusionlm.ownership import claims
+from diffusionlm.ownership.lease import LEASE_SECONDS
 from diffusionlm.training import fence
 from diffusionlm.training.metrics import read
 
@@ -58,7 +59,7 @@ def seconds_a_step(dataset: Path, steps: int) -> float:
 
 def renewal_seconds(directory: Path, count: int = 50) -> float:
     """Return the median time of a renewal, which a thread of its own does four times in the life of a lease."""
-    with ownership.owned(directory / ownership.FILE, "it", "") as lease:
+    with claims.owned(directory / claims.FILE, "it", "") as lease:
         assert lease is not None
         times = []
         for _ in range(count):
@@ -73,7 +74,7 @@ def main(arguments: Arguments) -> None:
     from diffusionlm.training import loop
 
     owned = loop.owned_run
-    ownership.Claimant.__init__.__kwdefaults__["seconds"] = arguments.lease_seconds
+    claims.Claimant.__init__.__kwdefaults__["seconds"] = arguments.lease_seconds
     times: dict[str, list[float]] = {"with": [], "without": []}
     with tempfile.TemporaryDirectory() as directory:
         text = Path(directory) / "text.txt"

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tensorstore
+from etils import epath
 from support.checkpoints import (
     abstract_state,
     bits,
@@ -22,7 +23,7 @@ from support.checkpoints import (
 )
 from support.damage import outcomes, replaced
 
-from diffusionlm.checkpoint import store
+from diffusionlm.checkpoint import integrity, store
 from diffusionlm.checkpoint.store import CheckpointManager
 
 KINDS = ("trained", "params-only", "imported")
@@ -154,6 +155,14 @@ def test_a_new_checkpoint_says_nothing(checkpoints, caplog):
     with caplog.at_level(logging.WARNING):
         store.load_params(checkpoints["params-only"])
     assert not caplog.records
+
+
+@pytest.mark.parametrize("name", ["tinystories", "tinystories_arm"])
+def test_the_models_of_this_repository_can_be_verified(name):
+    path = epath.Path(__file__).parents[2] / "docs/results/models" / name
+    digests = integrity.read(path)
+    assert digests and digests.chunks == "checksums"
+    store.load_params(path)
 
 
 def test_the_digests_of_another_checkpoint_are_refused(checkpoints, tmp_path):

@@ -15,7 +15,7 @@ from support.datasets import LENGTH, expected_rows, prepare, rows, write_jsonl
 from diffusionlm.data import encode, stream, tokenizers
 from diffusionlm.data.pipeline import open_dataset
 from diffusionlm.errors import UserError
-from diffusionlm.ownership import whole_directory
+from diffusionlm.ownership.claims import whole_directory
 
 
 def test_records_are_the_documents_with_eos_cut(jsonl, texts, tmp_path):

@@ -1,13 +1,15 @@
 """Sources that cannot be imported: one line says why, and nothing is left behind."""
 
 import json
+import math
 import shutil
 
 import numpy as np
 import pytest
-from support.foreign_weights import CONFIGS, LLAMA, V, make_source, random_tensors, tensor_shapes, write_source
+from support.foreign_weights import CONFIGS, LLAMA, D, V, make_source, random_tensors, tensor_shapes, write_source
 
 import diffusionlm as dlm
+from diffusionlm import memory
 from diffusionlm.errors import UserError
 
 
@@ -158,3 +160,16 @@ def test_an_edited_export_is_refused_and_leaves_nothing(changes, message, export
     with pytest.raises(UserError, match=message):
         dlm.import_weights(tmp_path / "out", tmp_path / "again")
     assert not (tmp_path / "again").exists()
+
+
+def test_weights_without_room_are_refused_before_they_are_read(tmp_path, monkeypatch):
+    """The host needs room for the tensors, for the rows that pad the vocabulary, and for the largest tensor again."""
+    source = make_source("llama", tmp_path / "source", np.float16)
+    sizes = [math.prod(shape) for shape in tensor_shapes("llama").values()]
+    needed = 2 * (sum(sizes) + 2 * (128 - V) * D + max(sizes))  # the embedding and the head are padded
+    monkeypatch.setattr(memory, "host_limit", lambda: (needed - 1, "this machine has"))
+    with pytest.raises(UserError, match=r"importing .*source needs at least .*parameters .*, the largest tensor .*"):
+        dlm.import_weights(source, tmp_path / "model")
+    assert not (tmp_path / "model").exists()
+    monkeypatch.setattr(memory, "host_limit", lambda: (needed, "this machine has"))
+    dlm.import_weights(source, tmp_path / "model")

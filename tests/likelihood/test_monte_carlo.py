@@ -23,6 +23,7 @@ from support.tiny_likelihood import (
     params_of,
 )
 
+from diffusionlm import memory
 from diffusionlm.errors import UserError
 from diffusionlm.likelihood import monte_carlo
 from diffusionlm.likelihood.config import LikelihoodConfig
@@ -226,3 +227,16 @@ def test_every_batch_is_fetched_after_the_next_one_is_dispatched(settings, monke
     overlapped = [event for i in range(last) for event in (("dispatch", i + 1), ("fetch", i))]
     assert events == [("dispatch", 0), *overlapped, ("fetch", last)]
     assert not eager and all(root is roots[0] for root in roots)
+
+
+@pytest.mark.parametrize("score", [estimate, is_greedy])
+def test_a_batch_without_room_is_refused(score, monkeypatch):
+    """Beside the parameters there must be room for 64 hidden states of 32 values and 51 logits for each row."""
+    params, row = params_of(MDM), 64 * 32 * jnp.dtype(TINY.dtype).itemsize + 4 * 51
+    limit = sum(leaf.nbytes for leaf in jax.tree.leaves(params)) + 32 * row
+    monkeypatch.setattr(memory, "host_limit", lambda: (limit, "this machine has"))
+    score(params, MDM, [(PREFIX, TARGET)], LikelihoodConfig(rows=32))
+    with pytest.raises(
+        UserError, match="scoring 48 sequences of 64 tokens at a time needs at least .*; set fewer rows"
+    ):
+        score(params, MDM, [(PREFIX, TARGET)], LikelihoodConfig(rows=48))

@@ -9,8 +9,8 @@ import threading
 import pytest
 from support import tiny_run
 
-from diffusionlm.lease import release_all
-from diffusionlm.ownership import owned
+from diffusionlm.ownership.claims import owned
+from diffusionlm.ownership.lease import release_all
 from diffusionlm.parallel import signals
 
 

@@ -13,6 +13,7 @@ import pytest
 from etils import epath
 from support.tiny_pretrained import EOS, MODEL, SPEC, sidecar
 
+from diffusionlm import memory
 from diffusionlm.checkpoint import store as checkpoint
 from diffusionlm.config import Config, MeshConfig
 from diffusionlm.data.chat_templates import Message, choose
@@ -315,3 +316,14 @@ def test_messages_that_utf8_cannot_write_are_refused_in_one_line():
     model = LoadedModel({}, SPEC, sidecar(template=template), ByteTokenizer(), make_mesh(MeshConfig()), HERE)
     with pytest.raises(UserError, match=r"content of messages\[1\] has half a surrogate pair at character 0"):
         model.encode_messages([Message("system", "S"), Message("user", "\ud83d")])
+
+
+@pytest.mark.parametrize("dtype, size", [("float32", 4), ("bfloat16", 2)])
+def test_a_model_without_room_is_refused_before_it_is_read(save, params, dtype, size, monkeypatch):
+    path, count = save(), sum(leaf.size for leaf in jax.tree.leaves(params))
+    monkeypatch.setattr(memory, "host_limit", lambda: (size * count, "this machine has"))
+    load(path, dtype)
+    monkeypatch.setattr(memory, "host_limit", lambda: (size * count - 1, "this machine has"))
+    monkeypatch.setattr(checkpoint, "load_params", None)
+    with pytest.raises(UserError, match=rf"loading {path} needs at least .* of memory \(parameters .*; use a machine"):
+        load(path, dtype)

@@ -11,13 +11,17 @@ from support.compilations import count_compilations
 from support.random_params import make_params
 from support.tiny_sampler import ARM, MDM, PARAMS, PROMPTS
 
+from diffusionlm import memory
 from diffusionlm.config import MeshConfig
+from diffusionlm.errors import UserError
 from diffusionlm.parallel.mesh import make_mesh
+from diffusionlm.sampling import programs
 from diffusionlm.sampling.canvas import Span
 from diffusionlm.sampling.config import SamplingConfig
 from diffusionlm.sampling.generate import generate, infill, lower_request
-from diffusionlm.sampling.programs import _rows_to_keep, _smaller_batch
+from diffusionlm.sampling.programs import _rows_to_keep, _smaller_batch, empty_memory
 from diffusionlm.sampling.request import prepare
+from diffusionlm.sampling.state import initial_state
 from diffusionlm.sampling.strategies import STRATEGIES
 
 OTHERS = [[3, 1, 4, 1, 5], [9, 2], [], [6, 5, 3, 5, 8, 9, 7]]
@@ -157,3 +161,37 @@ def test_logits_are_computed_for_few_positions_at_a_time():
         shapes = logit_shapes(MDM, sampling)
         assert (4, 32) in shapes and max(positions for _, positions in shapes) == 32
     assert {positions for _, positions in logit_shapes(ARM, SamplingConfig())} == {1}
+
+
+@pytest.mark.parametrize(
+    ("settings", "frames"),
+    [
+        ({}, 0),
+        ({"guidance": 0.5}, 0),
+        ({"cache": "dual", "block_length": 4}, 16),
+        ({"cache": "dual", "guidance": 1.0}, 1),
+    ],
+)
+def test_the_room_that_a_generation_needs_is_that_of_its_arrays(settings, frames):
+    request = prepare(MDM, [[*prompt, *[None] * 10] for prompt in PROMPTS], SamplingConfig(10, 4, **settings))
+
+    def size(tree):
+        return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+
+    held = jax.eval_shape(lambda: empty_memory(PARAMS, request.inputs, structure=request.structure))
+    needs = programs.needs(request.inputs.canvas, request.structure, frames)
+    assert needs["hidden states"] == size(held.hidden_BxTxE)
+    assert needs["cache"] == size(held.cache)
+    assert needs["trace"] == size(initial_state(request.inputs.canvas, frames).trace)
+    program = lower_request(PARAMS, request).as_text()
+    rows, V = held.hidden_BxTxE.shape[0], MDM.model.embedding_rows
+    positions = {int(C) for C in re.findall(rf"tensor<{rows}x(\d+)x{MDM.model.padded_vocab_size}xf32>", program)}
+    assert needs["logits"] == 4 * rows * max(positions) * V
+
+
+def test_a_generation_without_room_is_refused_before_anything_is_allocated(monkeypatch):
+    monkeypatch.setattr(memory, "host_limit", lambda: (10_000, "its control group allows"))
+    monkeypatch.setattr(programs, "initial_state", None)
+    for run in (generate, lambda *args: infill(*args[:2], [[1, None, 2]], args[3])):
+        with pytest.raises(UserError, match=r"generating \d+ rows of \d+ tokens at a time needs at least .*parameters"):
+            run(PARAMS, MDM, PROMPTS, SamplingConfig(10, 4))

@@ -8,9 +8,9 @@ import pytest
 from support.run_files import content
 from support.tiny_run import Recorder, refusal, tiny
 
-from diffusionlm import ownership
 from diffusionlm.errors import UserError
-from diffusionlm.lease import LeaseLost
+from diffusionlm.ownership import claims
+from diffusionlm.ownership.lease import LeaseLost
 from diffusionlm.training import fence as fences
 from diffusionlm.training import loop as trainer
 
@@ -26,7 +26,7 @@ def test_a_second_run_is_refused_before_it_writes_anything(dataset, tmp_path):
 
 
 def test_a_run_that_its_owner_finished_meanwhile_is_returned(dataset, tmp_path, monkeypatch):
-    owned = ownership.owned
+    owned = claims.owned
 
     def finish_first(*args, **options):
         evaluation = {"nelbo_nats_per_token": 1.0, "nelbo_stderr": 0.1, "nelbo_per_draw": [1.0], "bits_per_byte": 2.0}
@@ -34,7 +34,7 @@ def test_a_run_that_its_owner_finished_meanwhile_is_returned(dataset, tmp_path, 
         (tmp_path / "DONE.json").write_text(json.dumps(done))
         return owned(*args, **options)
 
-    monkeypatch.setattr(ownership, "owned", finish_first)
+    monkeypatch.setattr(claims, "owned", finish_first)
     monkeypatch.setattr(trainer, "open_or_prepare", None)
     assert trainer.train(tiny(dataset), tmp_path).step == 3
 
@@ -42,7 +42,7 @@ def test_a_run_that_its_owner_finished_meanwhile_is_returned(dataset, tmp_path, 
 @pytest.mark.parametrize("deleted", [False, True])
 def test_a_run_whose_directory_is_taken_over_stops_before_the_next_checkpoint(dataset, tmp_path, monkeypatch, deleted):
     def take(index):
-        place = tmp_path / ownership.FILE
+        place = tmp_path / claims.FILE
         owner = json.loads(place.read_text())
         place.unlink()
         if index == 2 and not deleted:
@@ -53,7 +53,7 @@ def test_a_run_whose_directory_is_taken_over_stops_before_the_next_checkpoint(da
     by = "another process, or its lease deleted" if deleted else "pod-7:12"
     assert message == f"the run directory {tmp_path} was taken over by {by}; this process writes no more there"
     assert not [path for path in (tmp_path / "checkpoints").iterdir() if path.name.isdigit()]
-    assert (tmp_path / ownership.FILE).exists() != deleted
+    assert (tmp_path / claims.FILE).exists() != deleted
 
 
 def test_a_directory_that_cannot_be_made_is_one_line(tmp_path):

@@ -9,11 +9,12 @@ from typing import Any
 import jax
 from etils import epath
 
-from diffusionlm import config_io, ownership
+from diffusionlm import config_io
 from diffusionlm.config import Config
 from diffusionlm.data.pipeline import open_dataset
 from diffusionlm.data.tokenizers import ByteTokenizer
 from diffusionlm.errors import UserError
+from diffusionlm.ownership import claims
 from diffusionlm.parallel import processes
 from diffusionlm.scaling.sweep.directory import Identity, require_identity
 from diffusionlm.scaling.sweep.recipe import Cell, Sweep
@@ -72,7 +73,7 @@ def _prepare(config: Config, workdir: epath.Path) -> None:
 
     def turn() -> AbstractContextManager:
         workdir.mkdir(parents=True, exist_ok=True)
-        return ownership.owned(workdir / "data.owner.json", f"{workdir / 'data'}", "", wait=True)
+        return claims.owned(workdir / "data.owner.json", f"{workdir / 'data'}", "", wait=True)
 
     with processes.on_first_process(turn):
         run_dataset.open_or_prepare(config, workdir)

@@ -14,8 +14,8 @@ from typing import TypedDict
 from etils import epath
 
 from diffusionlm import schema, untrusted
-from diffusionlm.conditional_writes import write_once
 from diffusionlm.errors import UserError
+from diffusionlm.ownership.conditional_writes import write_once
 from diffusionlm.scaling.sweep.recipe import Sweep
 
 log = logging.getLogger(__name__)

@@ -12,10 +12,10 @@ from typing import Annotated, Literal
 import msgspec
 from etils import epath
 
-from diffusionlm import lease
-from diffusionlm.conditional_writes import open_store, require_file, store_errors
-from diffusionlm.lease import LEASE_SECONDS, Slot, Term, clock
-from diffusionlm.process_identity import has_ended, this_process
+from diffusionlm.ownership import lease
+from diffusionlm.ownership.conditional_writes import open_store, require_file, store_errors
+from diffusionlm.ownership.lease import LEASE_SECONDS, Slot, Term, clock
+from diffusionlm.ownership.process_identity import has_ended, this_process
 
 MAX_DEATHS = 4  # workers in a row that may die without progress before the cell counts as failed
 Count = Annotated[int, msgspec.Meta(ge=0)]

@@ -9,7 +9,7 @@ from typing import Any, Literal, TypeVar
 from etils import epath
 
 from diffusionlm.errors import UserError
-from diffusionlm.process_identity import has_ended
+from diffusionlm.ownership.process_identity import has_ended
 from diffusionlm.scaling.sweep.directory import cell_directory, leases_directory, read_identity, unplanned_cells
 from diffusionlm.scaling.sweep.lease import LeaseRecord, Leases
 from diffusionlm.scaling.sweep.recipe import Cell, Sweep

@@ -22,7 +22,7 @@ from etils import epath
 from diffusionlm.config import Config
 from diffusionlm.console import Console
 from diffusionlm.errors import UserError
-from diffusionlm.lease import LEASE_SECONDS, MAX_LEASE_SECONDS, LeaseLost
+from diffusionlm.ownership.lease import LEASE_SECONDS, MAX_LEASE_SECONDS, LeaseLost
 from diffusionlm.parallel import processes, signals
 from diffusionlm.scaling.sweep.data import with_dataset, with_settings
 from diffusionlm.scaling.sweep.directory import cell_directory, leases_directory, require_own_cells

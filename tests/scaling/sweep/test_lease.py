@@ -5,9 +5,9 @@ import time
 
 import pytest
 
-from diffusionlm.conditional_writes import write_once
 from diffusionlm.errors import UserError
-from diffusionlm.lease import LeaseLost
+from diffusionlm.ownership.conditional_writes import write_once
+from diffusionlm.ownership.lease import LeaseLost
 from diffusionlm.scaling.sweep.lease import Leases
 
 

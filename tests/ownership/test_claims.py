@@ -14,16 +14,16 @@ import msgspec
 import pytest
 from etils import epath
 
-from diffusionlm import ownership, process_identity
 from diffusionlm.errors import UserError
-from diffusionlm.lease import Lease, LeaseLost
-from diffusionlm.ownership import Claimant, Owner, owned, owned_output, whole_directory
-from diffusionlm.process_identity import Process, has_ended, this_process
+from diffusionlm.ownership import claims
+from diffusionlm.ownership.claims import Claimant, Owner, owned, owned_output, whole_directory
+from diffusionlm.ownership.lease import Lease, LeaseLost
+from diffusionlm.ownership.process_identity import Process, this_process
 
 # What another process does: it owns the place, says so, and waits for the end of its input.
 HOLDER = """
 import sys
-from diffusionlm.ownership import owned
+from diffusionlm.ownership.claims import owned
 with owned(sys.argv[1], "the directory", "use another"):
     print("owned", flush=True)
     sys.stdin.read()
@@ -102,23 +102,6 @@ def test_a_process_that_was_killed_is_succeeded_at_once(tmp_path, reaped, monkey
         with owned(place, "dir", "") as lease:
             assert lease
     assert not place.exists()
-
-
-def test_a_number_that_another_process_got_later_is_not_its_owner():
-    alive = this_process()
-    assert not has_ended(alive)
-    assert has_ended(msgspec.structs.replace(alive, started="1"))
-    assert not has_ended(msgspec.structs.replace(alive, started="1", host="another")), "nothing is known of it"
-    assert not has_ended(msgspec.structs.replace(alive, started="1", machine="another")), "nor of another boot"
-
-
-def test_without_proc_a_process_is_known_by_its_number(monkeypatch):
-    monkeypatch.setattr(process_identity, "_stat", lambda pid: ("", 0, ""))
-    monkeypatch.setattr(process_identity, "_machine", lambda: "")
-    with subprocess.Popen([sys.executable, "-c", ""]) as process:
-        pass
-    assert not has_ended(this_process())
-    assert has_ended(msgspec.structs.replace(this_process(), pid=process.pid))
 
 
 def test_a_silent_process_elsewhere_is_succeeded_after_its_term(tmp_path, caplog):
@@ -205,7 +188,7 @@ def test_an_output_has_one_maker(tmp_path):
 
 def test_an_output_that_was_taken_over_is_not_replaced(tmp_path):
     with pytest.raises(LeaseLost, match="taken over by pod-7:12"), whole_directory(tmp_path / "out"):
-        Elsewhere(tmp_path / f".out.{ownership.FILE}")
+        Elsewhere(tmp_path / f".out.{claims.FILE}")
     assert not (tmp_path / "out").exists()
 
 
@@ -218,11 +201,11 @@ def test_a_lease_that_could_not_be_given_back_is_no_obstacle_to_its_process(tmp_
 
     with monkeypatch.context() as patch:
         patch.setattr(Lease, "release", lambda self: fail())
-        with ownership.owned(place, "it", "wait"):
+        with claims.owned(place, "it", "wait"):
             with pytest.raises(UserError, match="in use"):
-                ownership.Claimant(epath.Path(place), "it", "wait").claim()
+                claims.Claimant(epath.Path(place), "it", "wait").claim()
     assert place.exists()
-    with ownership.owned(place, "it", "wait") as again:
+    with claims.owned(place, "it", "wait") as again:
         assert again is not None
     assert not place.exists()
 
@@ -230,13 +213,13 @@ def test_a_lease_that_could_not_be_given_back_is_no_obstacle_to_its_process(tmp_
 def test_a_lease_that_is_damaged_meanwhile_is_lost(tmp_path):
     place = tmp_path / "owner.json"
     with pytest.raises(LeaseLost, match="damaged"):
-        with ownership.owned(place, "it", "wait") as held:
+        with claims.owned(place, "it", "wait") as held:
             place.write_text("")
             held.confirm()
 
 
 def test_an_output_may_have_the_longest_name(tmp_path):
     output = tmp_path / ("n" * 255)
-    with ownership.whole_directory(output) as directory:
+    with claims.whole_directory(output) as directory:
         (directory / "file").write_text("whole")
     assert (output / "file").read_text() == "whole" and len(list(tmp_path.iterdir())) == 1

@@ -16,9 +16,9 @@ from typing import Annotated, Any, Generic, Self, TypeVar
 import msgspec
 import tensorstore as ts
 
-from diffusionlm.conditional_writes import require_file, store_errors, write
 from diffusionlm.errors import UserError
-from diffusionlm.process_identity import Process
+from diffusionlm.ownership.conditional_writes import require_file, store_errors, write
+from diffusionlm.ownership.process_identity import Process
 from diffusionlm.schema import Record, decode
 from diffusionlm.untrusted import printable
 

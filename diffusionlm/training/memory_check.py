@@ -1,17 +1,14 @@
 """The memory that a run needs, checked before anything is allocated."""
 
 import contextlib
-import math
-from collections.abc import Iterator
 
-import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from diffusionlm import memory
 from diffusionlm.config import Config
-from diffusionlm.errors import UserError
 from diffusionlm.model import lora
+from diffusionlm.parallel import device_memory
 from diffusionlm.parallel.mesh import bytes_per_device
 from diffusionlm.training.state import abstract_state
 
@@ -46,17 +43,6 @@ def require_room(cfg: Config, mesh: Mesh) -> None:
     memory.require_room(f"training {cfg.name}", needs(cfg, mesh), mesh.local_devices, _FIX)
 
 
-@contextlib.contextmanager
-def refusals(cfg: Config, mesh: Mesh) -> Iterator[None]:
-    """Turn an allocation that a device refuses into a `UserError` with the estimate."""
-    try:
-        yield
-    except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error) or jax.process_count() > 1:
-            raise
-        least = memory.gib(math.fsum(needs(cfg, mesh).values()))
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(
-            f"there is not enough memory for training {cfg.name}, whose state alone takes {least} on each device "
-            f"({reason}); {_FIX}"
-        ) from error
+def refusals(cfg: Config, mesh: Mesh) -> contextlib.AbstractContextManager[None]:
+    """Return a context in which an allocation that a device refuses is a `UserError` with the estimate."""
+    return device_memory.refusals(f"training {cfg.name}", needs(cfg, mesh), _FIX)

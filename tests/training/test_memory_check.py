@@ -8,7 +8,7 @@ from support.tiny_run import refusal, tiny, with_changes
 from diffusionlm import flops, memory
 from diffusionlm.errors import UserError
 from diffusionlm.parallel.mesh import make_mesh
-from diffusionlm.training import room
+from diffusionlm.training import memory_check
 from diffusionlm.training import stepper as steppers
 from diffusionlm.training.state import create_state
 
@@ -16,7 +16,7 @@ from diffusionlm.training.state import create_state
 def test_the_state_is_counted_as_it_is_stored_on_each_device(dataset):
     cfg = with_changes(tiny(dataset), {"mesh": {"data": 2, "fsdp": 4}})
     mesh = make_mesh(cfg.mesh)
-    needs, state = room.needs(cfg, mesh), create_state(cfg, mesh)
+    needs, state = memory_check.needs(cfg, mesh), create_state(cfg, mesh)
 
     def on_first(tree):
         return sum(leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(tree))
@@ -28,7 +28,7 @@ def test_the_state_is_counted_as_it_is_stored_on_each_device(dataset):
 
 def test_on_one_device_the_state_is_what_the_ledger_counts(dataset):
     cfg = tiny(dataset)
-    needs = room.needs(cfg, make_mesh(cfg.mesh, jax.devices()[:1]))
+    needs = memory_check.needs(cfg, make_mesh(cfg.mesh, jax.devices()[:1]))
     ledger = flops.memory(cfg.model, cfg.optim)
     assert (needs["parameters"], needs["gradients"]) == (ledger.params, ledger.gradients)
     assert 0 <= needs["optimizer"] - ledger.optimizer <= 16, "and the counts of steps"
@@ -36,7 +36,7 @@ def test_on_one_device_the_state_is_what_the_ledger_counts(dataset):
 
 def test_adapters_alone_have_gradients(dataset):
     cfg = with_changes(tiny(dataset), {"model": {"lora_rank": 2}})
-    needs = room.needs(cfg, make_mesh(cfg.mesh, jax.devices()[:1]))
+    needs = memory_check.needs(cfg, make_mesh(cfg.mesh, jax.devices()[:1]))
     assert needs["gradients"] == 4 * flops.parameters(cfg.model).trained < needs["parameters"]
 
 
@@ -59,9 +59,9 @@ def test_an_allocation_that_is_refused_later_is_one_line(dataset):
     cfg = tiny(dataset)
     mesh = make_mesh(cfg.mesh)
     with pytest.raises(UserError, match=r"not enough memory for training tiny, .*\(RESOURCE_EXHAUSTED: Out of"):
-        with room.refusals(cfg, mesh):
+        with memory_check.refusals(cfg, mesh):
             raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 40 bytes.\n")
-    with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL"), room.refusals(cfg, mesh):
+    with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL"), memory_check.refusals(cfg, mesh):
         raise jax.errors.JaxRuntimeError("INTERNAL: a bug")
 
 

@@ -18,10 +18,10 @@ from pathlib import Path
 
 from etils import epath
 
-from diffusionlm.conditional_writes import open_store
 from diffusionlm.errors import UserError
-from diffusionlm.lease import LEASE_SECONDS, Lease, LeaseLost, Slot, Term, clock, is_held
-from diffusionlm.process_identity import has_ended, is_local, this_process
+from diffusionlm.ownership.conditional_writes import open_store
+from diffusionlm.ownership.lease import LEASE_SECONDS, Lease, LeaseLost, Slot, Term, clock, is_held
+from diffusionlm.ownership.process_identity import has_ended, is_local, this_process
 from diffusionlm.storage import require_directory
 from diffusionlm.untrusted import printable
 
