@@ -81,11 +81,7 @@ def import_weights(
         tokenizer has more ids than the model has rows; `output` exists, or another process is making it.
     """
     source, output = disk_path(source), disk_path(output)
-    if output.exists():
-        raise UserError(f"output={output} exists; delete it or choose another directory")
-    if family is not None and family not in FAMILIES:
-        raise UserError(f"family={family!r} must be one of {', '.join(FAMILIES)}")
-    _refuse_checkpoint(source)
+    _require_usable(source, output, family)
     tensors, directory = safetensors.find(source), source if source.is_dir() else source.parent
     # A single file of SMDM's lies among others and has no config.json; one beside it is another model's.
     fields = config_json.read(directory) if family != "smdm" or source.is_dir() else {}
@@ -98,7 +94,7 @@ def import_weights(
         placed = placements(FAMILIES[name], cfg, {name: leaf.shape for name, leaf in abstract.items()})
         tensors = _complete(FAMILIES[name], cfg, tensors, placed)
         dtypes = _dtypes(tensors, placed)
-        _require_room(source, {name: (leaf.shape, dtypes[name]) for name, leaf in abstract.items()}, tensors)
+        _require_room(source, abstract, dtypes, tensors)
     loaded = _load_tokenizer(directory, fields, tokenizer, cfg)
     with _importing(source):
         origin = _origin(source, name, fields, loaded, cfg, _directories(directory, tokenizer), chat_template)
@@ -110,8 +106,12 @@ def import_weights(
     return output
 
 
-def _refuse_checkpoint(source: Path) -> None:
-    """Refuse what is no foreign model, but a checkpoint of ours."""
+def _require_usable(source: Path, output: Path, family: str | None) -> None:
+    """Refuse an output that exists, an unknown family, and a source that is a checkpoint of ours."""
+    if output.exists():
+        raise UserError(f"output={output} exists; delete it or choose another directory")
+    if family is not None and family not in FAMILIES:
+        raise UserError(f"family={family!r} must be one of {', '.join(FAMILIES)}")
     try:
         checkpoint.find(source)
     except UserError:
@@ -292,10 +292,12 @@ def _dtypes(tensors: Tensors, placed: Mapping[str, Placement]) -> dict[str, np.d
 
 
 @processes.on_all_processes
-def _require_room(source: Path, params: Mapping[str, tuple[Shape, np.dtype]], tensors: Tensors) -> None:
+def _require_room(
+    source: Path, abstract: Mapping[str, jax.ShapeDtypeStruct], dtypes: Mapping[str, np.dtype], tensors: Tensors
+) -> None:
     """Refuse parameters that cannot fit into the memory of this host, with the largest tensor while it is read."""
     parts = {
-        "parameters": sum(math.prod(shape) * dtype.itemsize for shape, dtype in params.values()),
+        "parameters": sum(math.prod(leaf.shape) * dtypes[name].itemsize for name, leaf in abstract.items()),
         "the largest tensor": max(math.prod(tensor.shape) * tensor.dtype.itemsize for tensor in tensors.values()),
     }
     memory.require_room(f"importing {source}", parts, None, "use a machine with more memory")
