@@ -60,6 +60,13 @@ def _train(cfg: Config, workdir: str) -> int:
     return 0
 
 
+def _duration(seconds: float) -> str:
+    """Return a duration such as "3 min 46 s" or "26 h 4 min"."""
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {seconds} s" if minutes else f"{seconds} s"
+
+
 def _result_text(result: dict[str, Any], done_before: bool, workdir: epath.Path, cfg: Config) -> str:
     held_out = result["eval"]
     if not math.isfinite(held_out["nelbo_nats_per_token"]):
@@ -70,6 +77,6 @@ def _result_text(result: dict[str, Any], done_before: bool, workdir: epath.Path,
         figures = f"{held_out['bits_per_byte']:.3f} bits per byte, {nats}"
     return (
         f"{cfg.name} {'was done before' if done_before else 'is done'}: {result['step']} steps, "
-        f"{short_count(result['tokens'])} tokens; held out: {figures}\n"
+        f"{short_count(result['tokens'])} tokens, {_duration(result['seconds'])}; held out: {figures}\n"
         f"run directory: {workdir}; next: {PROGRAM} sample {workdir}"
     )

@@ -1,22 +1,29 @@
-"""The end of a training run in the terminal: its bound beside baselines, and a sample being denoised."""
+"""The end of a training run in the terminal: its bound beside baselines, a sample being denoised, and an infilling."""
 
 import json
 import math
+from collections.abc import Iterable
 
 import msgspec
 import numpy as np
+from rich.text import Text
 
 from diffusionlm import schema
-from diffusionlm.console import Console
-from diffusionlm.data.pipeline import open_dataset
+from diffusionlm.console import KEPT, Console
+from diffusionlm.data.pipeline import Dataset, open_dataset
+from diffusionlm.data.tokenizers.base import Tokenizer
 from diffusionlm.evaluation.baselines import fit_and_score
 from diffusionlm.evaluation.comparisons import comparison
 from diffusionlm.pretrained import terminal
-from diffusionlm.pretrained.model import load
+from diffusionlm.pretrained.model import LoadedModel, load
 from diffusionlm.storage import write_atomically
 from diffusionlm.training import dataset as run_dataset
+from diffusionlm.training import metrics
 from diffusionlm.training.batches import held_out_rows
 from diffusionlm.training.loop import Run
+from diffusionlm.untrusted import printable
+
+GAP, GIVEN = 12, 40  # tokens of the infilling: generated, and given on each side
 
 
 class Scores(schema.Record, frozen=True):
@@ -27,10 +34,11 @@ class Scores(schema.Record, frozen=True):
 
 
 def show(run: Run, console: Console | None = None) -> None:
-    """Print the baselines and a sample of a finished run; the baselines are kept in WORKDIR/baselines.json."""
+    """Print what a finished run can do: its bound among baselines, which are kept in a file, a sample, an infilling."""
     console = console or Console()
     assert run.result is not None  # the run is finished
     bound = run.result["eval"]
+    dataset = open_dataset(run_dataset.directory(run.config, run.workdir))
     console.print(
         comparison(
             f"{run.config.name} ({run.config.objective.upper()})",
@@ -38,7 +46,7 @@ def show(run: Run, console: Console | None = None) -> None:
             bound["nelbo_nats_per_token"],
             bound["nelbo_stderr"],
             bound["bits_per_byte"],
-            _baselines(run, console),
+            _first_part(run) | _baselines(run, dataset, console),
         )
     )
     if not math.isfinite(bound["nelbo_nats_per_token"]):
@@ -49,13 +57,53 @@ def show(run: Run, console: Console | None = None) -> None:
     console.print(f"\nA sample: {completion.nfe} denoising steps in {completion.seconds:.1f} s", highlight=False)
     assert completion.trace is not None  # as asked for
     terminal.show(completion.trace, model.reader, console=console)
+    if not model.config.autoregressive:
+        _show_infilling(model, held_out_rows(run.config, dataset), console)
 
 
-def _baselines(run: Run, console: Console) -> dict[str, dict[str, float]]:
+def _first_part(run: Run) -> dict[str, dict[str, float]]:
+    """Return the row of the table for the autoregressive part of the run, if it had one."""
+    if run.config.objective == "arm":
+        return {}
+    part = metrics.autoregressive_part(metrics.read(run.workdir), run.config.diffusion.arm_steps)
+    if part is None:
+        return {}
+    name = f"{run.config.name} (ARM) at step {part['step']}"
+    return {name: {"nats_per_token": part["nats_per_token"], "bits_per_byte": part["bits_per_byte"]}}
+
+
+def _show_infilling(model: LoadedModel, batches: Iterable[dict[str, np.ndarray]], console: Console) -> None:
+    """Print the first held-out text whose middle can be taken out, with what the model puts there."""
+    rows = (row for batch in batches for row in zip(batch["tokens"], batch["segment_ids"], strict=True))
+    for tokens_T, segment_ids_T in rows:
+        before, middle, after = _thirds(model.require_tokenizer(), tokens_T[segment_ids_T == segment_ids_T[0]])
+        if middle.strip() and "{mask" not in before + after:
+            break
+    else:
+        return
+    completion = model.infill(f"{before}{{mask:{GAP}}}{after}", strategy="low_confidence", temperature=0.0)[0]
+    filled = completion.text[len(before) : len(completion.text) - len(after)]
+    console.print(f"\nAn infilling: {GAP} tokens of a held-out text, in {completion.nfe} steps", highlight=False)
+    text = Text(printable(before, KEPT))
+    text.append(printable(filled, KEPT), style="black on green")
+    text.append(printable(after, KEPT))
+    console.print(text, soft_wrap=True)
+    console.print(Text(f"the text itself had: {printable(middle, KEPT)!r}"), soft_wrap=True)
+
+
+def _thirds(tokenizer: Tokenizer, tokens_T: np.ndarray) -> tuple[str, str, str]:
+    """Return the text before, in and after a gap of `GAP` tokens; empty texts where the row is too short."""
+    ids = tokens_T[: 2 * GIVEN + GAP].tolist()
+    if len(ids) < 2 * GIVEN + GAP:
+        return "", "", ""
+    gap, rest = ids[GIVEN : GIVEN + GAP], ids[GIVEN + GAP :]
+    return tokenizer.decode(ids[:GIVEN]), tokenizer.decode(gap, inside=True), tokenizer.decode(rest, inside=True)
+
+
+def _baselines(run: Run, dataset: Dataset, console: Console) -> dict[str, dict[str, float]]:
     path = run.workdir / "baselines.json"
     if path.exists():
         return msgspec.to_builtins(schema.read_json(path, dict[str, Scores]))
-    dataset = open_dataset(run_dataset.directory(run.config, run.workdir))
     T = run.config.data.sequence_length
     heldout = np.concatenate(
         [np.where(r["segment_ids"] > 0, r["tokens"], -1) for r in held_out_rows(run.config, dataset)]

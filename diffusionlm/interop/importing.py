@@ -24,7 +24,7 @@ from diffusionlm.interop import chats, config_json, safetensors
 from diffusionlm.interop.config_json import ConfigJson, NativeFields
 from diffusionlm.interop.config_keys import detect_family, require_architecture
 from diffusionlm.interop.families import FAMILIES, Family
-from diffusionlm.interop.layouts import Shape, paired_views
+from diffusionlm.interop.layouts import paired_views
 from diffusionlm.interop.placement import (
     Placement,
     abridged,

@@ -218,7 +218,7 @@ def test_a_checkpoint_says_what_the_network_is_at_its_step(whole):
 
 
 def test_a_batch_that_is_left_out_does_not_move_the_border(dataset, tmp_path):
-    """The border is a batch: one step fewer was taken there, and the figures of the first part are written all the same."""
+    """The border is a batch: one step fewer was taken there, and the figures of the first part are written anyway."""
     for spoilt in (3, ARM_STEPS - 1):
         cfg = road(dataset, run={"steps": ARM_STEPS + 8, "eval_every": 0}, safety={"max_skips": 1})
         with pytest.MonkeyPatch.context() as patch, tiny_run.own_programs():
