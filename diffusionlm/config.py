@@ -27,6 +27,7 @@ from diffusionlm.config_fields import (
     at_least,
     at_most,
     check_fields,
+    later,
     op,
 )
 from diffusionlm.config_model import ModelConfig
@@ -66,6 +67,9 @@ class DiffusionConfig(Canonical):
     # batches over which causal attention opens up to full attention, edge by random edge (DiffuGPT: 10,000); 0: full
     # from the first batch on
     anneal_steps: Annotated[NonNegative, Hint("0 is full attention from the start")] = 0
+    # batches that a run begins with as an autoregressive model, with causal attention and no masks, before it goes on as a
+    # shifted diffusion model; `anneal_steps` counts from their end
+    arm_steps: Annotated[NonNegative, Hint("0 trains diffusion from the start")] = later(0)
     # bound: the weight of the bound, by time. cart: Dream's, by the distance of a masked token to visible ones
     weighting: Literal["bound", "cart"] = "bound"
     # cart: rate at which the weight falls off with distance (Dream-Coder: 0.1)
@@ -83,6 +87,11 @@ class DiffusionConfig(Canonical):
             raise UserError(
                 "diffusion.mask_sampling=exact_count needs schedule=linear and timesteps=0, not "
                 f"schedule={self.schedule} and timesteps={self.timesteps}"
+            )
+        if self.arm_steps and self.alignment != "shifted":
+            raise UserError(
+                f"diffusion.arm_steps={self.arm_steps} trains position i to predict token i + 1, and "
+                f"diffusion.alignment={self.alignment} unlearns that; set --diffusion.alignment shifted"
             )
 
 
@@ -104,18 +113,25 @@ class OptimConfig(Canonical):
     decay_mask: Literal["matrices", "all"] = "matrices"  # decay matrices and embeddings only, or every parameter (SMDM)
     clip_norm: NonNegativeReal = 1.0  # global gradient norm; 0 turns clipping off
     first_moment_dtype: Literal["float32", "bfloat16"] = "float32"  # bfloat16 saves 2 bytes a parameter
+    # peak of the batches of diffusion.arm_steps, which have the schedule by themselves; 0: peak_lr
+    arm_peak_lr: NonNegativeReal = later(0.0)
 
-    def validate(self, steps: int) -> None:
-        """Raise `UserError` for fields that contradict one another, or the number of steps."""
+    def validate(self, steps: int, name: str = "run.steps") -> None:
+        """Raise `UserError` for fields that contradict one another, or the number of steps.
+
+        Args:
+          steps: the length of the schedule.
+          name: what gives that length.
+        """
         if self.warmup_steps > steps:
             raise UserError(
-                f"optim.warmup_steps={self.warmup_steps} exceeds run.steps={steps}; shorten the warm-up or train longer"
+                f"optim.warmup_steps={self.warmup_steps} exceeds {name}={steps}; shorten the warm-up or train longer"
             )
         if self.schedule == "wsd":
             if self.warmup_steps + self.decay_steps > steps:
                 raise UserError(
                     f"optim.warmup_steps={self.warmup_steps} + optim.decay_steps={self.decay_steps} exceeds "
-                    f"run.steps={steps}"
+                    f"{name}={steps}"
                 )
             if self.drop_step and not self.drop_lr:
                 raise UserError(f"optim.drop_step={self.drop_step} needs optim.drop_lr, the rate from there on")
@@ -268,13 +284,13 @@ class Config(Canonical):
         check_fields(self)
         self.model.validate()
         self.diffusion.validate()
-        self.optim.validate(self.run.steps)
         self.data.validate()
         self.mesh.validate()
         self.safety.validate()
         self._validate_objective()
         self._validate_mask_id()
         self._validate_examples()
+        self._validate_schedule()
         self._validate_lengths()
         return self
 
@@ -290,8 +306,10 @@ class Config(Canonical):
             raise UserError(
                 "objective=mdm needs a mask token: set model.mask_row=True or diffusion.mask_id to a vocabulary id"
             )
-        if is_arm and (diffusion.anneal_steps or diffusion.weighting != "bound"):
-            name = "anneal_steps" if diffusion.anneal_steps else "weighting"
+        mdm_only = {"arm_steps": 0, "anneal_steps": 0, "weighting": "bound"}
+        given = [name for name, default in mdm_only.items() if getattr(diffusion, name) != default]
+        if is_arm and given:
+            name = given[0]
             raise UserError(
                 f"diffusion.{name}={getattr(diffusion, name)} is for objective=mdm; drop it for objective=arm"
             )
@@ -324,13 +342,31 @@ class Config(Canonical):
                 "set it to False"
             )
 
+    def _validate_schedule(self) -> None:
+        """Check the parts of the run against its steps, and the learning rates of each part against its length."""
+        steps, first, opening = self.run.steps, self.diffusion.arm_steps, self.diffusion.anneal_steps
+        if first > steps:
+            raise UserError(
+                f"diffusion.arm_steps={first} exceeds run.steps={steps}; set --diffusion.arm_steps to at most that"
+            )
+        if opening > steps - first:
+            after = f" - diffusion.arm_steps={first}" if first else ""
+            raise UserError(
+                f"diffusion.anneal_steps={opening} exceeds run.steps={steps}{after}, so that attention would never be "
+                "full, as in sampling; set --diffusion.anneal_steps to fewer"
+            )
+        if self.optim.arm_peak_lr and not first:
+            raise UserError(
+                f"optim.arm_peak_lr={self.optim.arm_peak_lr} is the learning rate of the batches of "
+                "diffusion.arm_steps=0; set --diffusion.arm_steps, or drop it"
+            )
+        if first:
+            self.optim.validate(first, "diffusion.arm_steps")
+        if first < steps:
+            self.optim.validate(steps - first, "run.steps - diffusion.arm_steps" if first else "run.steps")
+
     def _validate_lengths(self) -> None:
         """Check counts of steps, tokens and sequences against one another."""
-        if self.diffusion.anneal_steps > self.run.steps:
-            raise UserError(
-                f"diffusion.anneal_steps={self.diffusion.anneal_steps} exceeds run.steps={self.run.steps}, so that "
-                "attention would never be full, as in sampling; set --diffusion.anneal_steps to fewer"
-            )
         if self.data.sequence_length > self.model.max_length:
             raise UserError(
                 f"data.sequence_length={self.data.sequence_length} exceeds model.max_length={self.model.max_length}"

@@ -10,37 +10,56 @@ import numpy as np
 from diffusionlm.config import Config
 from diffusionlm.data.metadata import SplitMetadata
 from diffusionlm.data.pipeline import Dataset
+from diffusionlm.training import parts
 from diffusionlm.training.batches import Batches
 from diffusionlm.training.programs import make_eval_step
 
 
 class Evaluator:
-    """Evaluates the parameters of one run, compiling its evaluation step at the first call."""
+    """Evaluates the parameters of one run."""
 
     def __init__(self, cfg: Config, dataset: Dataset, batches: Batches):
-        self._eval_step, self._dataset, self._batches = make_eval_step(cfg), dataset, batches
-        self._draws = cfg.run.eval_draws if cfg.objective == "mdm" else 1  # autoregressive cross-entropy is exact
+        self._cfg, self._dataset, self._batches = cfg, dataset, batches
 
-    def __call__(self, params: Any, on_batch: Callable[[int], None] = lambda k: None) -> dict[str, Any]:
+    def __call__(
+        self, params: Any, next_batch: int, on_batch: Callable[[int], None] = lambda k: None
+    ) -> dict[str, Any]:
         """Return the bound on the held-out records, as DONE.json has it under "eval".
+
+        The network of a run with `diffusion.arm_steps` is scored twice, with full and with causal attention; until that
+        part has ended, it is an autoregressive model, and the bound of no mask is its exact loss.
 
         Args:
           params: of the model, on its devices.
+          next_batch: the number of training batches that the parameters have seen.
           on_batch: called with the number of each batch before it is evaluated.
 
         Returns:
           "nelbo_nats_per_token" and "nelbo_stderr": the mean over noise draws and its standard error, which covers the
           Monte Carlo noise of the masks and not the choice of held-out documents (0 for an autoregressive model);
           "bits_per_byte", "nelbo_per_draw", "tokens", "bytes". The numbers are NaN if nothing was scored.
+          With `diffusion.arm_steps` also "autoregressive_nats_per_token" and "autoregressive_bits_per_byte": the exact
+          loss of next-token prediction under causal attention.
         """
+        if not self._cfg.diffusion.arm_steps:
+            return self._score(self._cfg, params, on_batch)
+        causal = self._score(parts.config_of(self._cfg, "autoregressive"), params, on_batch)
+        ends_causal = parts.ends_as_autoregressive(self._cfg, next_batch)
+        bound = causal if ends_causal else self._score(self._cfg, params, on_batch)
+        return bound | {
+            "autoregressive_nats_per_token": causal["nelbo_nats_per_token"],
+            "autoregressive_bits_per_byte": causal["bits_per_byte"],
+        }
+
+    def _score(self, cfg: Config, params: Any, on_batch: Callable[[int], None]) -> dict[str, Any]:
+        """Return the first group of numbers for `cfg`, compiling its evaluation step at the first call."""
+        eval_step = make_eval_step(cfg)
+        draws = cfg.run.eval_draws if cfg.objective == "mdm" else 1  # autoregressive cross-entropy is exact
         token_bytes_V = self._dataset.tokenizer.token_bytes()
-        sums = np.zeros((self._draws, 3))  # nats, tokens and bytes of each draw
+        sums = np.zeros((draws, 3))  # nats, tokens and bytes of each draw
         for k, batch in enumerate(self._batches.held_out()):
             on_batch(k)
-            parts = [
-                self._eval_step(params, batch, token_bytes_V, np.int32(k), np.int32(draw))
-                for draw in range(self._draws)
-            ]
+            parts = [eval_step(params, batch, token_bytes_V, np.int32(k), np.int32(draw)) for draw in range(draws)]
             jax.block_until_ready(parts)  # raises where memory was refused; a read of them might wait for ever
             sums += np.array([[float(part[name]) for name in ("nats", "tokens", "bytes")] for part in parts])
         return _summary(sums, self._dataset.metadata.splits["validation"])

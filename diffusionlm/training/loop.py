@@ -25,7 +25,7 @@ from diffusionlm.parallel.signals import StopRequest, stop_signals
 from diffusionlm.progress import Progress
 from diffusionlm.registry import experiments
 from diffusionlm.storage import run_path
-from diffusionlm.training import room
+from diffusionlm.training import parts, room
 from diffusionlm.training.batches import Batches
 from diffusionlm.training.dataset import open_or_prepare
 from diffusionlm.training.evaluate import Evaluator
@@ -171,8 +171,12 @@ class Loop:
                 step = stepper.ahead
                 save = overdue or step % cfg.run.checkpoint_every == 0
                 evaluate = cfg.run.eval_every and step % cfg.run.eval_every == 0 and step < cfg.run.steps
-                if evaluate or save:
+                opens = parts.opens_at(cfg, stepper.batch_index)
+                if evaluate or save or opens:
                     self.process_metrics(stepper.drain())
+                    if opens and parts.opens_at(cfg, stepper.batch_index):
+                        self.open_attention()
+                        evaluate = False
                     if stepper.step != step:  # the step was not taken; its time will come
                         continue
                     if evaluate:  # before the step is saved: a run that resumes from it finds its lines complete
@@ -204,6 +208,15 @@ class Loop:
         else:
             self._give_up(message)
 
+    def open_attention(self) -> None:
+        """Record what the autoregressive part of the run has reached; the next batch trains diffusion."""
+        evaluation = self.evaluate()
+        self.records.evaluation(self.stepper.step, evaluation)
+        self.progress.say(
+            f"step {self.stepper.step}: as an autoregressive model {evaluation['bits_per_byte']:.3f} bits per byte; "
+            "now attention opens, and the run goes on as a masked diffusion model"
+        )
+
     def evaluate(self) -> dict[str, Any]:
         """Evaluate the current parameters, while the heartbeat continues."""
 
@@ -212,7 +225,7 @@ class Loop:
             self.records.alive(self.stepper.step)
 
         with self.timeline.measure("evaluate"):
-            return self.evaluator(self.stepper.state.params, on_batch)
+            return self.evaluator(self.stepper.state.params, self.stepper.batch_index, on_batch)
 
     def save(self) -> None:
         """Save the state; everything that was logged is on disk before."""

@@ -148,6 +148,12 @@ class StepCost(NamedTuple):
     flops: int  # by the "model" convention of `flops`
     credited_flops: int  # the same with the head on predicted positions alone, for MFU
     peak_flops: float | None  # of all devices together, FLOP/s; None where the chip is unknown
+    arm_steps: int  # steps that are autoregressive at first
+    arm_credited_flops: int  # `credited_flops` of these, which predict every position
+
+    def credited(self, step: int) -> int:
+        """Return the FLOPs of step `step` (1-based) that MFU credits."""
+        return self.arm_credited_flops if step <= self.arm_steps else self.credited_flops
 
 
 def step_cost(cfg: Config, mesh: Mesh) -> StepCost:
@@ -160,6 +166,8 @@ def step_cost(cfg: Config, mesh: Mesh) -> StepCost:
         flops=size * flops.train(cfg.model, length, "model"),
         credited_flops=size * flops.train(cfg.model, length, "model", predicted=share),
         peak_flops=chip * mesh.size if chip else None,
+        arm_steps=cfg.diffusion.arm_steps,
+        arm_credited_flops=size * flops.train(cfg.model, length, "model"),
     )
 
 
@@ -214,7 +222,7 @@ class StepLog:
         values |= {"tokens": step * self._cost.tokens, "lr": lr, "skipped": skipped}
         values |= {"tokens_per_second": rate * self._cost.tokens, "step_seconds": 1 / rate, **self._times()}
         if self._cost.peak_flops:
-            values["mfu"] = rate * self._cost.credited_flops / self._cost.peak_flops
+            values["mfu"] = rate * self._cost.credited(step) / self._cost.peak_flops
         self.last_loss = values["loss"]
         self.note = f"loss {values['loss']:.3f}  {values['tokens_per_second']:,.0f} tok/s"
         if self._writer:

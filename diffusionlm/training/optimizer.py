@@ -10,18 +10,24 @@ from diffusionlm.config import OptimConfig
 from diffusionlm.tree_types import Params, PyTree
 
 
-def learning_rate(cfg: OptimConfig, steps: int) -> optax.Schedule:
+def learning_rate(cfg: OptimConfig, steps: int, start: int = 0) -> optax.Schedule:
     """Return the learning rate of a step (0-based): linear warm-up from 0, then cosine, WSD or constant.
 
     WSD (warm-up, stable, decay) with `drop_step` is LLaDA's (arXiv 2502.09992, Section 2.2): hold the peak, drop once
     to `drop_lr`, and decay linearly to `final_lr` over the last `decay_steps`.
 
-    `steps` and the numbers of `cfg` may be arrays that are known only when the program runs; optax's own schedules
-    compare them in Python and cannot be used.
+    The numbers may be arrays that are known only when the program runs; optax's own schedules compare them in Python
+    and cannot be used.
+
+    Args:
+      cfg: the schedule.
+      steps: the step at which it ends.
+      start: the step at which it starts; the rate before it is the one there.
     """
+    steps -= start
 
     def rate(step: jax.typing.ArrayLike) -> jax.Array:
-        step = jnp.asarray(step, jnp.float32)  # exact up to 2**24 steps
+        step = jnp.maximum(jnp.asarray(step, jnp.float32) - start, 0)  # exact up to 2**24 steps
         after = jnp.float32(cfg.peak_lr)
         if cfg.schedule == "cosine":
             done = jnp.clip((step - cfg.warmup_steps) / jnp.maximum(steps - cfg.warmup_steps, 1), 0, 1)
@@ -47,10 +53,10 @@ def decays(params: Params) -> PyTree:
     return jax.tree_util.tree_map_with_path(matrix, params)
 
 
-def build(cfg: OptimConfig, steps: int) -> optax.GradientTransformation:
-    """Return the optimizer; the moments of its state have the shapes of the parameters."""
+def build(cfg: OptimConfig, steps: int, start: int = 0) -> optax.GradientTransformation:
+    """Return the optimizer, whose moments have the shapes of the parameters; arguments are those of `learning_rate`."""
     adamw = optax.adamw(
-        learning_rate(cfg, steps),
+        learning_rate(cfg, steps, start),
         b1=cfg.beta1,
         b2=cfg.beta2,
         eps=cfg.eps,

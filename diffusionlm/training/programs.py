@@ -12,6 +12,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from diffusionlm.config import Config, OptimConfig, RunConfig
+from diffusionlm.training.parts import Part, config_of, part_of
 from diffusionlm.training.state import TrainState, abstract_state
 from diffusionlm.training.step import Metrics, eval_step, train_step
 from diffusionlm.training.targets import Batch
@@ -20,6 +21,7 @@ from diffusionlm.tree_types import Params
 # Section -> fields that the compiled training step takes as data.
 _NUMBERS = {
     "run": ("seed", "steps"),
+    "diffusion": ("arm_steps",),
     "optim": ("peak_lr", "warmup_steps", "final_lr", "drop_step", "drop_lr", "decay_steps", "weight_decay"),
 }
 Numbers = dict[str, dict[str, np.ndarray | jax.Array]]  # section -> field -> scalar
@@ -36,43 +38,37 @@ def make_eval_step(cfg: Config) -> Callable[..., Metrics]:
     return eval_program(shape)
 
 
-def anneals(cfg: Config, batch_index: int) -> bool:
-    """Return True while attention still opens up in `batch_index`; then it is full, and fast kernels can be used."""
-    return batch_index + 1 < cfg.diffusion.anneal_steps
-
-
 class TrainStep:
     """The training step of one run, compiled on first use; it consumes (donates) the state it is given.
 
-    While attention opens up, it uses one program, and afterwards another (`anneals`).
+    Each part of the run has a program of its own (`parts`).
     """
 
     def __init__(self, cfg: Config, mesh: Mesh):
-        self._cfg, self._numbers, self._replicated = cfg, _numbers(cfg), NamedSharding(mesh, PartitionSpec())
-
-        def program(cfg: Config) -> jax.stages.Wrapped:
-            shape = structure(cfg)
-            return train_program(shape, mesh)
-
-        self._program = program(cfg)
-        self._full_program = program(replace(cfg, diffusion=replace(cfg.diffusion, anneal_steps=0)))
-        self._on_devices: Numbers | None = None
+        self._cfg, self._mesh, self._replicated = cfg, mesh, NamedSharding(mesh, PartitionSpec())
+        self._programs: dict[Part, jax.stages.Wrapped] = {}
+        self._on_devices: dict[Part, Numbers] = {}
 
     def __call__(self, state: TrainState, batch: Batch, batch_index: np.int32) -> tuple[TrainState, Metrics]:
         """Take a step on batch `batch_index`."""
-        if self._on_devices is None:  # once, not with every step
-            self._on_devices = jax.device_put(self._numbers, self._replicated)
-        program = self._program if anneals(self._cfg, int(batch_index)) else self._full_program
-        return program(self._on_devices, state, batch, batch_index)
+        part = part_of(self._cfg, int(batch_index))
+        if part not in self._programs:  # once, not with every step
+            cfg = config_of(self._cfg, part)
+            shape = structure(cfg)
+            self._programs[part] = train_program(shape, self._mesh)
+            self._on_devices[part] = jax.device_put(_numbers(cfg), self._replicated)
+        return self._programs[part](self._on_devices[part], state, batch, batch_index)
 
     def lower(
-        self, state: TrainState, batch: Batch, batch_index: np.int32 | jax.ShapeDtypeStruct
+        self, part: Part, state: TrainState, batch: Batch, batch_index: np.int32 | jax.ShapeDtypeStruct
     ) -> jax.stages.Lowered:
-        """Lower the first program for such arguments, which may be abstract, as the method of `jax.jit` does."""
-        return self._program.lower(self._numbers, state, batch, batch_index)
+        """Lower the program of a part for such arguments, which may be abstract, as the method of `jax.jit` does."""
+        cfg = config_of(self._cfg, part)
+        shape = structure(cfg)
+        return train_program(shape, self._mesh).lower(_numbers(cfg), state, batch, batch_index)
 
 
-@functools.lru_cache(maxsize=2)  # a sweep takes cells of one shape one after another
+@functools.lru_cache(maxsize=3)  # a sweep takes cells of one shape one after another
 def train_program(cfg: Config, mesh: Mesh) -> jax.stages.Wrapped:
     """Return the jitted step of all runs with this `structure`."""
     shardings = jax.tree.map(lambda a: a.sharding, abstract_state(cfg, mesh))
@@ -101,8 +97,8 @@ def structure(cfg: Config) -> Config:
     return Config(
         objective=cfg.objective,
         model=cfg.model,
-        diffusion=cfg.diffusion,
-        optim=replace(cfg.optim, **numbers),
+        diffusion=replace(cfg.diffusion, arm_steps=0),
+        optim=replace(cfg.optim, arm_peak_lr=0.0, **numbers),
         data=replace(cfg.data, path="", source="", tokenizer=""),
         run=RunConfig(microbatches=cfg.run.microbatches),
         safety=cfg.safety,

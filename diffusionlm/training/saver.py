@@ -12,6 +12,7 @@ from diffusionlm.config import Config
 from diffusionlm.data.pipeline import Dataset
 from diffusionlm.errors import UserError
 from diffusionlm.parallel import processes
+from diffusionlm.training.parts import config_of, ends_as_autoregressive
 from diffusionlm.training.state import TrainState, abstract_state
 from diffusionlm.training.timeline import Timeline
 from diffusionlm.version import __version__
@@ -72,8 +73,11 @@ class Saver:
         if step != self._checkpoints.latest_step():
             self.next_index = int(state.next_index)
         with self._timeline.measure("save"):
-            self._checkpoints.save(step, state, make_sidecar(self._cfg, self._dataset, step))
+            self._checkpoints.save(step, state, self._sidecar(step, int(state.next_index)))
         self._saved_at = time.monotonic()
+
+    def _sidecar(self, step: int, next_batch: int) -> Sidecar:
+        return make_sidecar(self._cfg, self._dataset, step, ends_as_autoregressive(self._cfg, next_batch))
 
     def wait(self) -> None:
         """Block until the save in flight is on disk."""
@@ -87,8 +91,16 @@ class Saver:
         self._checkpoints.close()
 
 
-def make_sidecar(cfg: Config, dataset: Dataset, step: int) -> Sidecar:
-    """Return what a reader of the checkpoint at `step` must know beside the parameters."""
+def make_sidecar(cfg: Config, dataset: Dataset, step: int, autoregressive: bool = False) -> Sidecar:
+    """Return what a reader of the checkpoint at `step` must know beside the parameters.
+
+    Args:
+      cfg: the run.
+      dataset: its data.
+      step: the optimizer steps taken.
+      autoregressive: true where the run has trained next-token prediction alone so far (`parts`).
+    """
+    run, cfg = cfg, config_of(cfg, "autoregressive") if autoregressive else cfg
     tokenizer, template = dataset.tokenizer, dataset.metadata.template
     document_start = tokenizer.bos_id if dataset.metadata.bos else None
     starts = {
@@ -112,7 +124,7 @@ def make_sidecar(cfg: Config, dataset: Dataset, step: int) -> Sidecar:
         template=template,
         source={
             "experiment": cfg.name,
-            "fingerprint": fingerprint.fingerprint(cfg),
+            "fingerprint": fingerprint.fingerprint(run),
             "dataset": dataset.metadata.sha256,
             "diffusionlm": __version__,
             "step": step,

@@ -152,7 +152,7 @@ def _warn_of_random_weights(cfg: Config) -> None:
         return
     if cfg.data.packing == "examples":
         log.warning("fine-tuning random weights: give a trained model with --run.init_from CHECKPOINT")
-    elif cfg.diffusion.alignment == "shifted":
+    elif cfg.diffusion.alignment == "shifted" and not cfg.diffusion.arm_steps:
         log.warning("adapting random weights: give an autoregressive model with --run.init_from CHECKPOINT")
 
 

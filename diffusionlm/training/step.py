@@ -33,8 +33,9 @@ def train_step(cfg: Config, state: TrainState, batch: Batch, batch_index: jax.Ar
     change nothing either, and the state that is then saved is the one before the failure.
     """
     allowed_TxT = annealed_attention(cfg, batch_index)
-    optimize = optimizer.build(cfg.optim, cfg.run.steps)
-    learning_rate = optimizer.learning_rate(cfg.optim, cfg.run.steps)(state.step)
+    schedule = cfg.optim, cfg.run.steps, cfg.diffusion.arm_steps
+    optimize = optimizer.build(*schedule)
+    learning_rate = optimizer.learning_rate(*schedule)(state.step)
     full = targets(cfg, batch, batch_index)
     (loss, unweighted), grads = loss_and_grads(cfg, state.params, full, allowed_TxT)
     grad_norm = optax.tree.norm(grads)
@@ -68,12 +69,13 @@ def train_step(cfg: Config, state: TrainState, batch: Batch, batch_index: jax.Ar
 def annealed_attention(cfg: Config, batch_index: jax.Array) -> jax.Array | None:
     """Return the positions that each may attend to while causal attention opens up, bool (T, T); None where it is full.
 
-    On batch n of `anneal_steps` = N each later position is open with probability min(1, (n + 1) / N): one draw for all
+    On batch n of `anneal_steps` = N, counted after `arm_steps`, each later position is open with probability min(1, (n + 1) / N): one draw for all
     rows, heads and layers of a step (DiffuLLaMA, arXiv 2410.17891, Section 3.2, and its released code).
     """
     if not cfg.diffusion.anneal_steps:
         return None
-    fraction = jnp.minimum(1.0, (batch_index + 1) / cfg.diffusion.anneal_steps)
+    opened = batch_index + 1 - cfg.diffusion.arm_steps
+    fraction = jnp.minimum(1.0, opened / cfg.diffusion.anneal_steps)
     return annealed_mask(annealing_key(cfg.run.seed, batch_index), cfg.data.sequence_length, fraction)
 
 

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from diffusionlm.config import Config
-from diffusionlm.training.programs import anneals
+from diffusionlm.training.parts import Part, part_of
 from diffusionlm.training.state import TrainState
 from diffusionlm.training.step import Metrics
 from diffusionlm.training.targets import Batch
@@ -38,7 +38,7 @@ class Stepper:
         timeline: Timeline,
     ):
         self._cfg, self._train_step, self._batches, self._timeline = cfg, train_step, batches, timeline
-        self._compiled: set[bool] = set()  # values of `anneals` whose program has been called
+        self._compiled: set[Part] = set()  # the parts whose program has been called
 
     def set_state(self, state: TrainState) -> None:
         """Continue from `state`, with the batch that it expects."""
@@ -57,10 +57,10 @@ class Stepper:
         """Start the next step, and return the outcome of the one before it, if there is one."""
         with self._timeline.waiting():
             batch = next(self._stream)
-        annealing = anneals(self._cfg, self.batch_index)
-        with nullcontext() if annealing in self._compiled else self._timeline.measure("compile"):
+        part = part_of(self._cfg, self.batch_index)
+        with nullcontext() if part in self._compiled else self._timeline.measure("compile"):
             self.state, metrics = self._train_step(self.state, batch, np.int32(self.batch_index))
-        self._compiled.add(annealing)
+        self._compiled.add(part)
         self._timeline.dispatched(functools.partial(jax.block_until_ready, metrics["loss"]))
         before, self._in_flight = self._in_flight, (self.batch_index, metrics)
         self.batch_index += 1
