@@ -67,8 +67,8 @@ class DiffusionConfig(Canonical):
     # batches over which causal attention opens up to full attention, edge by random edge (DiffuGPT: 10,000); 0: full
     # from the first batch on
     anneal_steps: Annotated[NonNegative, Hint("0 is full attention from the start")] = 0
-    # batches that a run begins with as an autoregressive model, with causal attention and no masks, before it goes on as a
-    # shifted diffusion model; `anneal_steps` counts from their end
+    # batches that a run begins with as an autoregressive model, with causal attention and no masks, before it goes on as
+    # a shifted diffusion model; `anneal_steps` counts from their end
     arm_steps: Annotated[NonNegative, Hint("0 trains diffusion from the start")] = later(0)
     # bound: the weight of the bound, by time. cart: Dream's, by the distance of a masked token to visible ones
     weighting: Literal["bound", "cart"] = "bound"

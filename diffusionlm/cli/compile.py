@@ -6,8 +6,11 @@ from typing import Annotated
 from diffusionlm.cli.experiments import experiment_first
 from diffusionlm.cli.output import print_json
 from diffusionlm.config import Config
+from diffusionlm.errors import UserError
 from diffusionlm.options import SETTINGS, parse
 from diffusionlm.sampling.config import SamplingConfig
+from diffusionlm.training import parts
+from diffusionlm.training.parts import Part
 
 
 def compile_check(args: list[str], prog: str) -> int:
@@ -24,6 +27,7 @@ def compile_check(args: list[str], prog: str) -> int:
         sampling: bool = False,
         count: int = 8,
         settings: Annotated[SamplingConfig, *SETTINGS] = SamplingConfig(),  # noqa: B008
+        part: Part | None = None,
         json: bool = False,
     ) -> int:
         """Compile a training step of this experiment, or its sampler, for a TPU slice, on a machine without a TPU.
@@ -36,21 +40,39 @@ def compile_check(args: list[str], prog: str) -> int:
           sampling: compile the sampler instead of the training step.
           count: with sampling, texts at a time.
           settings: the sampler's settings.
+          part: the program of this part of the run alone; by default each program has a report.
           json: print the report as JSON.
         """
-        return _compile(config, topology, slices, settings if sampling else None, count, json)
+        return _compile(config, topology, slices, settings if sampling else None, count, part, json)
 
     return parse(run, words, f"{prog} {cfg.name}")()
 
 
-def _compile(cfg: Config, topology: str, slices: int, sampling: SamplingConfig | None, count: int, json: bool) -> int:
+def _compile(
+    cfg: Config,
+    topology: str,
+    slices: int,
+    sampling: SamplingConfig | None,
+    count: int,
+    part: Part | None,
+    json: bool,
+) -> int:
     os.environ.setdefault("JAX_PLATFORMS", "cpu")  # before JAX looks for a TPU
     from diffusionlm.compile_check import compile as aot
     from diffusionlm.compile_check import table
 
-    report = aot.compile(cfg, topology, slices=slices, sampling=sampling, count=count)
-    if json:
-        print_json(table.to_json(report))
-    else:
-        table.show(report)
-    return 0 if report.fits else 1
+    programs = [None] if sampling else [part] if part else list(parts.parts(cfg.validate()))
+    if json and len(programs) > 1:
+        raise UserError(
+            f"{cfg.name} has a program for each of its parts, and --json prints one report; choose with --part "
+            + " or ".join(programs)
+        )
+    fits = True
+    for program in programs:
+        report = aot.compile(cfg, topology, slices=slices, sampling=sampling, count=count, part=program)
+        fits &= report.fits
+        if json:
+            print_json(table.to_json(report))
+        else:
+            table.show(report)
+    return 0 if fits else 1

@@ -30,6 +30,8 @@ from diffusionlm.parallel.mesh import make_mesh
 from diffusionlm.registry import experiments
 from diffusionlm.sampling.config import SamplingConfig
 from diffusionlm.scalars import whole
+from diffusionlm.training import parts
+from diffusionlm.training.parts import Part
 
 # libtpu compiles for any TPU on any machine. Without a TPU, these stop it from querying the cloud about the machine,
 # and let several processes compile at once.
@@ -50,6 +52,7 @@ def compile(
     slices: int = 1,
     sampling: SamplingConfig | None = None,
     count: int = 8,
+    part: Part | None = None,
 ) -> CompileReport:
     """Compile a training step of `cfg`, or with `sampling` its sampler, for a TPU slice; no TPU is needed.
 
@@ -59,6 +62,8 @@ def compile(
       slices: the number of slices, joined by the data-centre network; mesh.data must be a multiple of it.
       sampling: compile generation with these settings instead, from an empty prompt.
       count: with `sampling`, the number of texts at a time.
+      part: the part of a run that has several programs (`diffusion.arm_steps`, `diffusion.anneal_steps`); None: its
+        first.
 
     Raises:
       UserError: the configuration is inconsistent, the topology unknown, the mesh or the batch does not fit it, or
@@ -68,10 +73,12 @@ def compile(
     slices, count = whole("slices", slices, 1), whole("count", count, 1)
     where = hardware.parse(topology, slices)
     mesh = make_mesh(cfg.mesh, tpu_devices(where))
-    workload = sampling_loop(cfg, mesh, sampling, count) if sampling else training_step(cfg, mesh)
+    if part not in (None, *parts.parts(cfg)):
+        raise UserError(f"part={part!r} must be one of those of {cfg.name}: {', '.join(parts.parts(cfg))}")
+    workload = sampling_loop(cfg, mesh, sampling, count) if sampling else training_step(cfg, mesh, part)
     place = f"{slices} x {where.name}" if slices > 1 else where.name
     with _progress(
-        f"compiling {workload.kind} of {cfg.name} for {place} ({where.chips} chips); large models take minutes"
+        f"compiling {workload.name} of {cfg.name} for {place} ({where.chips} chips); large models take minutes"
     ):
         started = time.perf_counter()
         executable, requested = _compile(workload, mesh)

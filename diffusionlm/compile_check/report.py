@@ -22,7 +22,8 @@ class CompileReport:
 
     Attributes:
       experiment: the name of the configuration.
-      program: "train" for one optimizer step, "sample" for one denoising step over the whole canvas.
+      program: "train" for one optimizer step, with its part if the run has several programs; "sample" for one denoising
+        step over the whole canvas.
       topology: the name of the slice.
       slices: the number of slices.
       chips: the number of chips in all slices.
@@ -105,7 +106,7 @@ def make_report(compilation: Compilation) -> CompileReport:
     estimate = _estimate(compilation, compilation.executable) if compilation.executable else _Estimate()
     return CompileReport(
         experiment=cfg.name,
-        program=workload.kind,
+        program=workload.name,
         topology=topology.name,
         slices=topology.slices,
         chips=topology.chips,

@@ -23,6 +23,8 @@ from diffusionlm.parallel.mesh import batch_sharding, check_batch, row_ways, tre
 from diffusionlm.sampling import generate
 from diffusionlm.sampling.canvas import CANVAS_MULTIPLE, padded_rows
 from diffusionlm.sampling.config import SamplingConfig
+from diffusionlm.training import parts
+from diffusionlm.training.parts import Part
 from diffusionlm.training.programs import make_train_step
 from diffusionlm.training.state import abstract_state
 from diffusionlm.tree_types import PyTree
@@ -34,6 +36,7 @@ class Workload:
 
     Attributes:
       kind: "train" or "sample".
+      part: the part of the run that the program trains; empty where the run has one program.
       lower: lowers the program, inside the mesh.
       params: the abstract parameters.
       optimizer: the abstract state of the optimizer, None without one.
@@ -51,14 +54,28 @@ class Workload:
     executed_flops: int | None
     kernel_flops: int = 0
     trip_counts: Mapping[str, int] = field(default_factory=dict)
+    part: Part | Literal[""] = ""
+
+    @property
+    def name(self) -> str:
+        """What the program is called in a report."""
+        return f"{self.kind}, {self.part} part" if self.part else self.kind
 
 
-def training_step(cfg: Config, mesh: Mesh) -> Workload:
+def training_step(run: Config, mesh: Mesh, part: Part | None = None) -> Workload:
     """Return the step that `train` runs, with arguments laid out as the trainer lays them out.
+
+    Args:
+      run: the run.
+      mesh: the mesh of its devices.
+      part: the part of the run whose program is meant; None: its first.
 
     Raises:
       UserError: the mesh cannot split the batch.
     """
+    names = list(parts.parts(run))
+    part = part or names[0]
+    cfg = parts.config_of(run, part)
     size, length = cfg.data.batch_size, cfg.data.sequence_length
     check_batch(mesh, size, cfg.run.microbatches)
     state = abstract_state(cfg, mesh)
@@ -67,11 +84,12 @@ def training_step(cfg: Config, mesh: Mesh) -> Workload:
     index = jax.ShapeDtypeStruct((), jnp.int32)
     rows = size // (mesh.shape["data"] * mesh.shape["fsdp"] * cfg.run.microbatches)
     share = predicted_share(cfg)
-    # With annealing, this is the program of the batches whose attention mask is data, which no kernel takes.
-    splash = length % SPLASH_LENGTHS == 0 and not cfg.diffusion.anneal_steps
+    # While attention opens, its mask is data, which no kernel takes.
+    splash = length % SPLASH_LENGTHS == 0 and part != "opening"
     return Workload(
         kind="train",
-        lower=lambda: make_train_step(cfg, mesh).lower(state, batch, index),  # pyright: ignore[reportArgumentType]: abstract
+        part=part if len(names) > 1 else "",
+        lower=lambda: make_train_step(run, mesh).lower(part, state, batch, index),  # pyright: ignore[reportArgumentType]: abstract
         params=state.params,
         optimizer=state.opt_state,
         model_flops=size * flops.train(cfg.model, length, "model", predicted=share),

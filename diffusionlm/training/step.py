@@ -69,8 +69,9 @@ def train_step(cfg: Config, state: TrainState, batch: Batch, batch_index: jax.Ar
 def annealed_attention(cfg: Config, batch_index: jax.Array) -> jax.Array | None:
     """Return the positions that each may attend to while causal attention opens up, bool (T, T); None where it is full.
 
-    On batch n of `anneal_steps` = N, counted after `arm_steps`, each later position is open with probability min(1, (n + 1) / N): one draw for all
-    rows, heads and layers of a step (DiffuLLaMA, arXiv 2410.17891, Section 3.2, and its released code).
+    On batch n of `anneal_steps` = N, counted from the end of `arm_steps`, each later position is open with probability
+    min(1, (n + 1) / N): one draw for all rows, heads and layers of a step (DiffuLLaMA, arXiv 2410.17891, Section 3.2,
+    and its released code).
     """
     if not cfg.diffusion.anneal_steps:
         return None
@@ -173,9 +174,12 @@ def eval_step(
     than rounding.
     """
     full, scored_BxT, labels_BxT = held_out_targets(cfg, batch, batch_index, draw)
-    tokens = scored_BxT.sum()
     share = 1.0 if cfg.objective == "arm" else 0.5
     loss = functools.partial(weighted_loss, cfg, params, segmented=True, share=share)
     mean = jax.lax.map(lambda part: loss(part)[0], split_batch(cfg, full)).sum()
+    # Counted after the network has run: XLA on CPUs does not order collectives that do not depend on each other, and
+    # devices that meet them in another order wait for each other for ever.
+    mean, scored_BxT, labels_BxT = jax.lax.optimization_barrier((mean, scored_BxT, labels_BxT))
+    tokens = scored_BxT.sum()
     scored_bytes = jnp.where(scored_BxT > 0, token_bytes_V[labels_BxT], 0).sum()
     return {"nats": mean * tokens, "tokens": tokens, "bytes": scored_bytes}

@@ -119,7 +119,17 @@ def valid(kind):
 
 KINDS = ["tinystories", "tinystories_arm", "mdm", "mask inside"]
 # Settings that say how a model was trained, or that name a time; other values of the right type are other models.
-LATER = {"lora_rank", "alignment", "anneal_steps", "weighting", "cart_p", "remat", "head_chunk", "random_length_scope"}
+LATER = {
+    "lora_rank",
+    "alignment",
+    "anneal_steps",
+    "arm_steps",
+    "weighting",
+    "cart_p",
+    "remat",
+    "head_chunk",
+    "random_length_scope",
+}
 LATER |= {"qk_norm", "sliding_window", "rope_scaling"}
 
 

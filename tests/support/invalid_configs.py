@@ -9,6 +9,32 @@ INVALID = [
     ({"model.lora_rank": -1}, ["model.lora_rank=-1", "negative", "0 trains everything"]),
     ({"model.lora_rank": 1000}, ["model.lora_rank=1000", "model.d_model=", "0 trains everything"]),
     ({"diffusion.anneal_steps": -1}, ["diffusion.anneal_steps=-1", "negative", "0 is full attention"]),
+    ({"diffusion.arm_steps": -1}, ["diffusion.arm_steps=-1", "negative", "0 trains diffusion"]),
+    (
+        {"diffusion.arm_steps": 1},
+        ["diffusion.arm_steps=1", "diffusion.alignment=same", "--diffusion.alignment shifted"],
+    ),
+    (
+        {"diffusion.arm_steps": 10**6, "diffusion.alignment": "shifted"},
+        ["diffusion.arm_steps=1000000", "run.steps=", "--diffusion.arm_steps"],
+    ),
+    (
+        {"objective": "arm", "model.causal": True, "diffusion.arm_steps": 5, "diffusion.alignment": "shifted"},
+        ["diffusion.arm_steps=5", "objective=mdm"],
+    ),
+    (
+        {"diffusion.arm_steps": 400, "diffusion.anneal_steps": 700, "diffusion.alignment": "shifted"},
+        ["diffusion.anneal_steps=700", "run.steps=1000 - diffusion.arm_steps=400", "never be full"],
+    ),
+    (
+        {"diffusion.arm_steps": 950, "diffusion.alignment": "shifted"},
+        ["optim.warmup_steps=100", "run.steps - diffusion.arm_steps=50"],
+    ),
+    (
+        {"diffusion.arm_steps": 50, "diffusion.alignment": "shifted"},
+        ["optim.warmup_steps=100", "diffusion.arm_steps=50"],
+    ),
+    ({"optim.arm_peak_lr": 0.01}, ["optim.arm_peak_lr=0.01", "diffusion.arm_steps=0"]),
     ({"diffusion.anneal_steps": 10**6}, ["diffusion.anneal_steps=1000000", "run.steps=", "never be full"]),
     ({"diffusion.cart_p": 1.0}, ["diffusion.cart_p=1.0", "(0, 1)", "Dream-Coder uses 0.1"]),
     ({"diffusion.t_min": 1.5}, ["diffusion.t_min=1.5", "(0, 1)", "the papers use 0.001"]),

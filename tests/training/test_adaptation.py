@@ -21,8 +21,10 @@ from diffusionlm.config import (
     OptimConfig,
     RunConfig,
 )
+from diffusionlm.diffusion import noise
 from diffusionlm.diffusion.corruption import Corrupted, corrupt_held_out
 from diffusionlm.diffusion.objectives import arm_targets, mdm_targets
+from diffusionlm.model.attention import annealed_mask
 from diffusionlm.model.transformer import Transformer
 from diffusionlm.parallel.mesh import make_mesh
 from diffusionlm.presets import arm_twin
@@ -119,27 +121,35 @@ def test_nothing_passes_a_closed_edge_in_any_layer():
         np.testing.assert_array_equal(changed, reach[:, j])
 
 
-def test_the_step_is_that_of_its_mask_and_then_that_of_full_attention():
-    """Losses of batches n against the loss with a mask that is written down; the last steps run without a mask."""
-    mesh = make_mesh(MeshConfig(), jax.devices()[:1])
-    given = jax.device_put(batch())
+@pytest.mark.parametrize("arm_steps", [0, 4])
+def test_a_step_is_autoregressive_then_that_of_its_mask_and_then_that_of_full_attention(arm_steps):
+    """Losses of batches against those of the twin, of a mask that is written down, and of no mask."""
+    mesh, given = make_mesh(MeshConfig(), jax.devices()[:1]), jax.device_put(batch())
+    cfg = with_diffusion(arm_steps=arm_steps).validate()
+    twin = dataclasses.replace(CFG, objective="arm", model=dataclasses.replace(MODEL, causal=True))
     with jax.set_mesh(mesh):
-        state = create_state(CFG, mesh)
+        state = create_state(cfg, mesh)
         kept = jax.tree.map(np.array, state.params)
-        step = programs.make_train_step(CFG, mesh)
+        step = programs.make_train_step(cfg, mesh)
 
-        @jax.jit
-        def loss(n, allowed):
-            full = train_step.targets(CFG, given, n)
-            return train_step.weighted_loss(CFG, kept, full, segmented=False, share=0.5, allowed_TxT=allowed)[0]
+        @functools.partial(jax.jit, static_argnums=0)
+        def loss(cfg, n, allowed):
+            full = train_step.targets(cfg, given, n)
+            return train_step.weighted_loss(cfg, kept, full, segmented=False, share=0.5, allowed_TxT=allowed)[0]
 
-        for n in (2, N - 1, N + 3):
-            expected = float(loss(n, train_step.annealed_attention(CFG, jnp.int32(n)) if n < N - 1 else None))
+        def loss_of_step(n):
             now = jax.tree.map(lambda x: jnp.array(x, copy=True), state).replace(next_index=jnp.int32(n))
-            found = float(step(now, given, np.int32(n))[1]["loss"])
-            assert found == pytest.approx(expected, rel=1e-6)
-            if n == 2:
-                assert found != pytest.approx(float(loss(n, None)), rel=1e-4)
+            return float(step(now, given, np.int32(n))[1]["loss"])
+
+        for n in range(arm_steps):
+            assert loss_of_step(n) == pytest.approx(float(loss(twin, n, None)), rel=1e-6)
+        for n in (0, 2, N - 1, N + 3):
+            index = jnp.int32(arm_steps + n)
+            key = noise.annealing_key(cfg.run.seed, index)
+            mask = None if n >= N - 1 else annealed_mask(key, T, (n + 1) / N)
+            assert loss_of_step(arm_steps + n) == pytest.approx(float(loss(CFG, index, mask)), rel=1e-6)
+            if n < N - 1:
+                assert loss_of_step(arm_steps + n) != pytest.approx(float(loss(CFG, index, None)), rel=1e-4)
 
 
 # --- the shift

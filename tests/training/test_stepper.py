@@ -11,9 +11,11 @@ from diffusionlm.training.stepper import Stepper
 from diffusionlm.training.timeline import Timeline
 
 
-@pytest.mark.parametrize(("anneal_steps", "compiled"), [(0, {0}), (4, {0, 3})])
-def test_every_program_s_compilation_is_counted_as_one(anneal_steps, compiled):
-    """A run whose attention opens up has two programs, and the second begins once attention is full."""
+@pytest.mark.parametrize(
+    ("arm_steps", "anneal_steps", "compiled"), [(0, 0, {0}), (0, 4, {0, 3}), (1, 3, {0, 1, 3}), (2, 0, {0, 2})]
+)
+def test_every_program_s_compilation_is_counted_as_one(arm_steps, anneal_steps, compiled):
+    """Each part has a program: autoregressive, with attention that opens, and with full attention from then on."""
     time = SimpleNamespace(now=0.0)
     timeline = Timeline(lambda: time.now, lambda: time.now)
     state = SimpleNamespace(step=0, next_index=0)
@@ -22,7 +24,8 @@ def test_every_program_s_compilation_is_counted_as_one(anneal_steps, compiled):
         time.now += 100 if index in compiled else 1
         return state, {"loss": np.float32(1), "applied": np.float32(1)}
 
-    cfg = dataclasses.replace(MDM, diffusion=dataclasses.replace(MDM.diffusion, anneal_steps=anneal_steps))
+    parts = {"arm_steps": arm_steps, "anneal_steps": anneal_steps}
+    cfg = dataclasses.replace(MDM, diffusion=dataclasses.replace(MDM.diffusion, **parts))
     stepper = Stepper(cfg, train_step, lambda start: iter([{}] * 10), timeline)
     stepper.set_state(state)
     for _ in range(6):

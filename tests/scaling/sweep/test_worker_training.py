@@ -133,7 +133,8 @@ def test_cells_of_the_same_shape_share_a_program(alone, dataset, sweep, tmp_path
     worker.run(replace(sweep, cells=tuple(others)), tmp_path, settings(dataset))
     assert programs.train_program.cache_info().misses == 1
     mesh = trainer.make_mesh(others[0].config.mesh)
-    program = programs.make_train_step(others[0].config, mesh)._program
+    shape = programs.structure(others[0].config)
+    program = programs.train_program(shape, mesh)
     assert programs.train_program.cache_info().misses == 1 and program._cache_size() <= 2
 
 
