@@ -15,7 +15,10 @@ Number = float | None  # null stands for a number that is not finite
 
 
 class Evaluation(msgspec.Struct, frozen=True):
-    """The bound on held-out records; files of before lack the counts of what was scored."""
+    """The bound on held-out records; files of before lack the counts of what was scored.
+
+    Runs with `diffusion.arm_steps` also have the exact loss of next-token prediction.
+    """
 
     nelbo_nats_per_token: Number
     nelbo_stderr: schema.NonNegative | None
@@ -23,6 +26,7 @@ class Evaluation(msgspec.Struct, frozen=True):
     nelbo_per_draw: list[Number]
     tokens: Count | None = None
     bytes: Count | None = None
+    autoregressive_nats_per_token: Number = None
 
 
 class Outcome(msgspec.Struct, frozen=True, kw_only=True):
@@ -44,6 +48,7 @@ class MetricsLine(msgspec.Struct, frozen=True):
     step: Count
     loss: Number = None
     step_seconds: schema.NonNegative | None = None
+    eval_autoregressive_nats_per_token: Number = None
 
 
 def parse(text: str | bytes, path: epath.PathLike) -> dict[str, Any]:
