@@ -86,7 +86,7 @@ def _missing(fit: ObjectiveFit) -> Warnings:
             f"{name}: no intervals, because the noise is unknown: it takes {MIN_SEEDS} seeds in at least "
             f"{MIN_REPEATED} cells",
         )
-    elif fit.noise.pooled:
+    elif fit.noise.pooled and not fit.arm_share:
         yield 4, f"{name}: too few repeated seeds of its own; its intervals use the noise of all objectives together"
     for row in fit.budgets:
         if row.parabola is None:
@@ -229,7 +229,7 @@ def _seeds(fit: ObjectiveFit) -> Iterator[str]:
                 f"{losses.std(ddof=1):.3g} nats, {np.sqrt(variance):.3g} in the other repeated cells)"
             )
     compute = [row.budget for row in fit.budgets]
-    larger = compute[(len(compute) + 1) // 2 :]
+    larger = [] if fit.arm_share else compute[(len(compute) + 1) // 2 :]  # the noise is that of all roads
     which = "largest budget" if len(larger) == 1 else f"{len(larger)} largest budgets"
     if fit.noise and larger and not any(budget in larger for _, budget, _ in repeated):
         yield (
