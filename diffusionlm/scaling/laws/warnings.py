@@ -112,7 +112,7 @@ def _optimum(row: BudgetFit, optimum: Optimum) -> Warnings:
             f"{where}: {value} [{params.low:.3g}, {params.high:.3g}] is not determined: its interval goes "
             f"more than a spacing beyond the grid ({smallest:.3g} to {largest:.3g}); it is in no law; {_reason(row)}",
         )
-    elif optimum.at_edge:
+    elif optimum.at_edge and row.sizes > 3:  # three sizes have no interval but the outermost
         yield 3, f"{where}: {value} is in the last interval of the grid; add sizes beyond"
     elif params.interval and not smallest <= params.interval[0] <= params.interval[1] <= largest:
         yield 3, f"{where}: the interval of N* reaches beyond the grid"
@@ -124,7 +124,7 @@ def _misfits(fit: ObjectiveFit) -> Warnings:
     for row in fit.budgets:
         yield from _misfit_of_budget(fit, row)
     for key, law in fit.laws.items():
-        if law.decisive:
+        if law.decisive and not fit.arm_share:
             without = " and ".join(f"{e.value:.4g} without that of {c:.3g} FLOPs" for c, e in law.decisive)
             yield (
                 2,

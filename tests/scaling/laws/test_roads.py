@@ -62,7 +62,9 @@ def test_a_best_share_beyond_the_shares_is_not_determined(odds, end, more):
     analysis = analyse(with_twins(odds=(odds, 0.0)), draws=500, full=False)
     assert analysis.roads.usable == [] and analysis.roads.laws == {}
     assert analysis.verdict.startswith("The best autoregressive share is not determined at 5e+12 FLOPs (")
-    lines = [line for line in analysis.warnings if "is the best that was measured" in line]
+    lines = [
+        line for line in analysis.warnings if line.startswith("roads at ") and "is the best that was measured" in line
+    ]
     assert len(lines) == 3 and all(f"the {end} share" in line and f"run {more} ones" in line for line in lines)
     assert "road" not in {gap.objective for gap in analysis.gaps}
     assert {"arm50", "mdm"} <= {gap.objective for gap in analysis.gaps}, "so each share is compared by itself"
@@ -82,18 +84,24 @@ def test_too_few_combinations_are_named():
 
 
 def test_the_road_is_compared_with_both_objectives_at_equal_compute():
-    analysis = analyse(with_twins(noise=0.002), draws=2000, full=False)
-    for name, rows in analysis.roads.differences.items():
-        assert [budget for budget, _ in rows] == list(BUDGETS)
-        for budget, estimate in rows:
-            assert not estimate.excludes(truth(budget, LOSS) - truth(budget, REPORT_TRUTHS[name].loss)), name
-    gaps = {gap.objective: gap for gap in analysis.gaps}
-    assert set(gaps) == {"mdm", "road"}
+    """The intervals of its differences and gaps contain the truth as often as those of other comparisons."""
     level, exponent = REPORT_TRUTHS["arm"].loss
-    for budget, estimate in gaps["road"].at_own:
-        needed = 1e13 * (truth(budget, LOSS) / level) ** (1 / exponent)
-        assert not estimate.excludes(budget / needed)
-        assert estimate.high / estimate.low < 1.5
+    contained = []
+    for seed in range(40):
+        analysis = analyse(with_twins(seed, noise=0.002), draws=500, seed=seed, full=False)
+        for name, rows in analysis.roads.differences.items():
+            assert [budget for budget, _ in rows] == list(BUDGETS)
+            for budget, estimate in rows:
+                assert estimate.high - estimate.low < 0.1, name
+                expected = truth(budget, LOSS) - truth(budget, REPORT_TRUTHS[name].loss)
+                contained.append(not estimate.excludes(expected))
+        gaps = {gap.objective: gap for gap in analysis.gaps}
+        assert set(gaps) == {"mdm", "road"}
+        for budget, estimate in gaps["road"].at_own:
+            needed = 1e13 * (truth(budget, LOSS) / level) ** (1 / exponent)
+            assert estimate.high / estimate.low < 1.5
+            contained.append(not estimate.excludes(budget / needed))
+    assert len(contained) == 40 * 9 and 0.9 < np.mean(contained) < 0.99
 
 
 def test_the_skill_that_is_kept_is_that_of_the_best_size():
@@ -118,11 +126,5 @@ def test_a_surface_that_is_no_quadratic_is_named():
 def test_a_sweep_without_roads_is_analysed_as_before():
     analysis = analyse(complete(), draws=500, full=False)
     assert analysis.roads is None and list(analysis.objectives) == ["mdm", "arm"]
-    assert list(analyse(with_twins(), draws=500, full=False).objectives) == [
-        "mdm",
-        "arm25",
-        "arm50",
-        "arm75",
-        "arm90",
-        "arm",
-    ]
+    names = list(analyse(with_twins(), draws=500, full=False).objectives)
+    assert names == ["mdm", "arm25", "arm50", "arm75", "arm90", "arm"]
