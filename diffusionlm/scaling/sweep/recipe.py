@@ -117,10 +117,6 @@ class ScalingRecipe(NativeScalars):
     def _lr_factor(self, model: ModelConfig) -> float:
         return (model.d_model / self.lr_width) ** self.lr_exponent if self.lr_width else 1.0
 
-    def arm_steps(self, steps: int) -> int:
-        """Return how many of an MDM's steps are autoregressive: the whole number nearest to the share."""
-        return round(self.arm_share * steps)
-
 
 @dataclass(frozen=True)
 class Cell:
@@ -204,11 +200,6 @@ def solve(
         raise UserError(
             f"{objective} {preset}: budget={budget} must be a positive, finite number of FLOPs, such as 1e15"
         )
-    if recipe.arm_share and objective == "arm":
-        raise UserError(
-            f"{objective} {preset}: arm_share={recipe.arm_share} of recipe {recipe.name!r} is for the objective mdm; "
-            "the objective arm trains nothing else"
-        )
     model = replace(model, dtype=recipe.dtype, max_length=max(model.max_length, recipe.sequence_length))
     steps = int(budget / recipe.flops_per_step(model, objective))
     if steps < LEAST_STEPS:
@@ -217,12 +208,7 @@ def solve(
             f"{recipe.batch_size} x {recipe.sequence_length} tokens, and a cell needs {LEAST_STEPS}; use a smaller "
             "model, smaller batches, or a larger budget"
         )
-    arm_steps = recipe.arm_steps(steps)
-    if recipe.arm_share and not 0 < arm_steps < steps:
-        raise UserError(
-            f"{objective} {preset} at {budget:.3g} FLOPs: arm_share={recipe.arm_share} of {steps} steps is "
-            f"{arm_steps}, which leaves no step for one of the two parts; choose a share further from 0 or 1"
-        )
+    arm_steps = _arm_steps(recipe, objective, f"{objective} {preset} at {budget:.3g} FLOPs", steps)
     config = Config(
         name=f"{preset}_{objective}",
         objective=objective,
@@ -247,6 +233,24 @@ def solve(
         ),
     )
     return Cell(recipe, objective, preset, budget, config.validate())
+
+
+def _arm_steps(recipe: ScalingRecipe, objective: Objective, cell: str, steps: int) -> int:
+    """Return the number of autoregressive steps at the beginning of a cell; messages begin with `cell`."""
+    if not recipe.arm_share:
+        return 0
+    if objective == "arm":
+        raise UserError(
+            f"{cell}: arm_share={recipe.arm_share} of recipe {recipe.name!r} is for the objective mdm; the objective "
+            "arm trains nothing else"
+        )
+    arm_steps = round(recipe.arm_share * steps)
+    if not 0 < arm_steps < steps:
+        raise UserError(
+            f"{cell}: arm_share={recipe.arm_share} of {steps} steps is {arm_steps}, which leaves no step for one of "
+            "the two parts; choose a share further from 0 or 1"
+        )
+    return arm_steps
 
 
 def _optim(recipe: ScalingRecipe, model: ModelConfig, steps: int, arm_steps: int) -> OptimConfig:
