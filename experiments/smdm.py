@@ -45,6 +45,18 @@ def smdm_170m_arm() -> Config:
     return twin(smdm_170m())
 
 
+@experiments.register("smdm_170m_road")
+def smdm_170m_road() -> Config:
+    """SMDM's 170M at 1e20 FLOPs, of which the first three quarters train an autoregressive model."""
+    base = smdm_170m()
+    arm_steps = round(0.75 * base.run.steps)
+    return replace(
+        base,
+        name="smdm_170m_road",
+        diffusion=replace(base.diffusion, alignment="shifted", arm_steps=arm_steps),
+    )
+
+
 @experiments.register("smdm_1028m")
 def smdm_1028m() -> Config:
     """SMDM's 1.1B MDM at 1.6e21 FLOPs, batch 384."""

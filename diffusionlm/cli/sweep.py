@@ -175,6 +175,7 @@ def _report(
     workdir: str | None = None,
     output: str | None = None,
     everything: bool = False,
+    reuse: str | None = None,
     json: bool = False,
 ) -> int:
     """Fit the scaling laws to the finished cells, and write a report: a page, plots, CSV and JSON.
@@ -184,11 +185,12 @@ def _report(
       workdir: the sweep's directory; None: sweeps/NAME.
       output: the report's directory; None: WORKDIR/report.
       everything: (--all) include the less useful cells.
+      reuse: the results.json of another sweep's report; cells that both sweeps have are taken from it.
       json: print report.json.
     """
     from diffusionlm.scaling import commands as sweep
 
-    content = sweep.report(name, workdir, everything=everything, output=output)
+    content = sweep.report(name, workdir, everything=everything, reuse=reuse, output=output)
     if json:
         print_json(content)
     else:

@@ -18,7 +18,7 @@ from diffusionlm.pretrained import terminal
 from diffusionlm.pretrained.model import LoadedModel, load
 from diffusionlm.storage import write_atomically
 from diffusionlm.training import dataset as run_dataset
-from diffusionlm.training import metrics
+from diffusionlm.training import metrics, outcome
 from diffusionlm.training.batches import held_out_rows
 from diffusionlm.training.loop import Run
 from diffusionlm.untrusted import printable
@@ -65,7 +65,7 @@ def _first_part(run: Run) -> dict[str, dict[str, float]]:
     """Return the row of the table for the autoregressive part of the run, if it had one."""
     if run.config.objective == "arm":
         return {}
-    part = metrics.autoregressive_part(metrics.read(run.workdir), run.config.diffusion.arm_steps)
+    part = outcome.autoregressive_part(metrics.read(run.workdir), run.config.diffusion.arm_steps)
     if part is None:
         return {}
     name = f"{run.config.name} (ARM) at step {part['step']}"

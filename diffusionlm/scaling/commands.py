@@ -90,6 +90,7 @@ def report(
     workdir: epath.PathLike | None = None,
     *,
     everything: bool = False,
+    reuse: epath.PathLike | None = None,
     output: epath.PathLike | None = None,
 ) -> dict[str, Any]:
     """Fit the laws to the finished cells, and write the report: a page, plots, CSV and JSON.
@@ -98,13 +99,15 @@ def report(
       sweep: the sweep, or its name.
       workdir: its directory.
       everything: include the cells of less use.
+      reuse: the results.json of another sweep's report, from which cells that both sweeps have are taken.
       output: the directory of the report; None: WORKDIR/report.
 
     Returns:
       The content of report.json.
 
     Raises:
-      UserError: no cell has finished, the directory belongs to another sweep, or the report cannot be written.
+      UserError: no cell has finished, the directory belongs to another sweep, `reuse` has no cell of it or is of other
+        text, or the report cannot be written.
     """
     from diffusionlm.progress import Progress
     from diffusionlm.scaling.report import document
@@ -114,10 +117,12 @@ def report(
 
     sweep = get(sweep)
     path = directory(sweep, workdir)
-    finished, unfinished = results.read(sweep, path, everything=everything)
+    finished, unfinished = results.read(sweep, path, everything=everything, reuse=reuse)
     if not finished:
         require_own_cells(sweep, path)  # its message says more than that of an empty report
-    context, warnings = describe(sweep, sweep.select(everything), path, read_identity(path))
+    reported = {result.id for result in finished} | {cell.id for cell in sweep.select(everything)}
+    cells = [cell for cell in sweep.select(everything=True) if cell.id in reported]
+    context, warnings = describe(sweep, cells, path, read_identity(path))
     steps, start = itertools.count(), time.monotonic()
     with Progress("report", len({result.objective for result in finished}) + 1) as bar:
 

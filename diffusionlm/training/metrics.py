@@ -5,7 +5,7 @@ import logging
 import math
 import socket
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from etils import epath
@@ -139,24 +139,6 @@ def _importable(module: str) -> bool:
 def read(workdir: epath.PathLike) -> list[dict[str, Any]]:
     """Return the lines of WORKDIR/metrics.jsonl, without a last line that a kill cut short; null is NaN."""
     return read_json_lines(epath.Path(workdir) / FILE, MetricsLine)
-
-
-def autoregressive_part(lines: Iterable[dict[str, Any]], arm_steps: int) -> dict[str, float] | None:
-    """Return the exact figures of a run when its autoregressive part ended; None if they were not measured.
-
-    Args:
-      lines: those of metrics.jsonl.
-      arm_steps: the length of that part, `diffusion.arm_steps`.
-
-    Returns:
-      "step", "nats_per_token" and "bits_per_byte".
-    """
-    prefix = "eval_autoregressive_"
-    measured = [line for line in lines if prefix + "nats_per_token" in line and line["step"] <= arm_steps]
-    if not measured:
-        return None
-    last = measured[-1]
-    return {"step": last["step"], **{name: last[prefix + name] for name in ("nats_per_token", "bits_per_byte")}}
 
 
 class StepCost(NamedTuple):

@@ -1,5 +1,6 @@
 """The numbers of a run that are read again, by the run itself and by sweeps: DONE.json and lines of metrics.jsonl."""
 
+from collections.abc import Iterable
 from typing import Any
 
 import msgspec
@@ -15,7 +16,10 @@ Number = float | None  # null stands for a number that is not finite
 
 
 class Evaluation(msgspec.Struct, frozen=True):
-    """The bound on held-out records; files of before lack the counts of what was scored."""
+    """The bound on held-out records; files of before lack the counts of what was scored.
+
+    Runs with `diffusion.arm_steps` also have the exact loss of next-token prediction.
+    """
 
     nelbo_nats_per_token: Number
     nelbo_stderr: schema.NonNegative | None
@@ -23,6 +27,7 @@ class Evaluation(msgspec.Struct, frozen=True):
     nelbo_per_draw: list[Number]
     tokens: Count | None = None
     bytes: Count | None = None
+    autoregressive_nats_per_token: Number = None
 
 
 class Outcome(msgspec.Struct, frozen=True, kw_only=True):
@@ -44,6 +49,8 @@ class MetricsLine(msgspec.Struct, frozen=True):
     step: Count
     loss: Number = None
     step_seconds: schema.NonNegative | None = None
+    eval_autoregressive_nats_per_token: Number = None
+    eval_autoregressive_bits_per_byte: Number = None
 
 
 def parse(text: str | bytes, path: epath.PathLike) -> dict[str, Any]:
@@ -68,3 +75,21 @@ def read(path: epath.PathLike) -> dict[str, Any]:
       OSError: it cannot be read.
     """
     return parse(untrusted.read_bytes(path), path)
+
+
+def autoregressive_part(lines: Iterable[dict[str, Any]], arm_steps: int) -> dict[str, float] | None:
+    """Return the exact figures of a run when its autoregressive part ended; None if they were not measured.
+
+    Args:
+      lines: those of metrics.jsonl.
+      arm_steps: the length of that part, `diffusion.arm_steps`.
+
+    Returns:
+      "step", "nats_per_token" and "bits_per_byte".
+    """
+    prefix = "eval_autoregressive_"
+    measured = [line for line in lines if prefix + "nats_per_token" in line and line["step"] <= arm_steps]
+    if not measured:
+        return None
+    last = measured[-1]
+    return {"step": last["step"], **{name: last[prefix + name] for name in ("nats_per_token", "bits_per_byte")}}

@@ -10,6 +10,8 @@ from diffusionlm.scaling.laws.bootstrap import Bootstrap
 from diffusionlm.scaling.laws.gap import Gap, Side, gap
 from diffusionlm.scaling.laws.noise import seed_noise
 from diffusionlm.scaling.laws.objective import ObjectiveFit, fit_objective
+from diffusionlm.scaling.laws.road_words import road_verdict, road_warnings
+from diffusionlm.scaling.laws.roads import Roads, fit_roads
 from diffusionlm.scaling.laws.verdict import verdict
 from diffusionlm.scaling.laws.warnings import warnings
 from diffusionlm.scaling.sweep.results import CellResult
@@ -21,11 +23,12 @@ REFERENCE = "arm"  # the objective that others are compared with
 class Analysis:
     """The result of `analyse`."""
 
-    objectives: dict[str, ObjectiveFit]  # the reference last
+    objectives: dict[str, ObjectiveFit]  # those from scratch and the roads, by share; the reference last
+    roads: Roads | None  # None without roads
     gaps: tuple[Gap, ...]
     next_budget: float | None  # FLOPs; None with a single budget
     warnings: tuple[str, ...]  # the gravest first
-    verdict: str  # one sentence
+    verdict: str  # a sentence or two
 
 
 def analyse(
@@ -60,21 +63,37 @@ def analyse(
     if len(budgets) > 1:
         next_budget = budgets[-1] * (budgets[-1] / budgets[0]) ** (1 / (len(budgets) - 1))
     objectives = {}
-    for name in sorted(noises, key=lambda name: (name == REFERENCE, name)):
+    shares = {result.objective: result.arm_share for result in finite}
+    for name in sorted(noises, key=lambda name: (name == REFERENCE, shares[name], name)):
         note(f"fitting {name}")
         runs = [result for result in finite if result.objective == name]
         objectives[name] = fit_objective(runs, noises[name], bootstrap, next_budget, full)
-    gaps = _gaps(objectives)
-    return Analysis(objectives, gaps, next_budget, tuple(warnings(results, objectives, gaps)), verdict(objectives))
+    roads = fit_roads(finite, noises, bootstrap, objectives)
+    gaps = _gaps(objectives, roads)
+    lines = [*road_warnings(roads), *warnings(results, objectives, gaps)]
+    return Analysis(objectives, roads, gaps, next_budget, tuple(lines), _verdict(objectives, roads))
 
 
-def _gaps(objectives: Mapping[str, ObjectiveFit]) -> tuple[Gap, ...]:
-    """Compare each other objective that has an optimum with the reference, if that has a loss law that falls."""
+def _verdict(objectives: Mapping[str, ObjectiveFit], roads: Roads | None) -> str:
+    from_scratch = {name: fit for name, fit in objectives.items() if not fit.arm_share}
+    sentences = [road_verdict(roads)] if roads else []
+    if from_scratch:
+        sentences.append(verdict(from_scratch))
+    return " ".join(sentences)
+
+
+def _gaps(objectives: Mapping[str, ObjectiveFit], roads: Roads | None) -> tuple[Gap, ...]:
+    """Compare each other objective that has an optimum with the reference, if that has a loss law that falls.
+
+    Of the roads it is the one with the best share of each budget; each share is compared by itself if none is known.
+    """
     reference = objectives.get(REFERENCE)
     if reference is None or not reference.laws or reference.laws["loss"].fit.exponent >= 0:
         return ()
     sides = {name: _side(fit) for name, fit in objectives.items()}
-    return tuple(gap(side, sides[REFERENCE]) for name, side in sides.items() if name != REFERENCE and side.optima)
+    best = roads.side if roads and roads.usable else None
+    compared = [side for name, side in sides.items() if name != REFERENCE and not (best and objectives[name].arm_share)]
+    return tuple(gap(side, sides[REFERENCE]) for side in (*compared, *([best] if best else [])) if side.optima)
 
 
 def _side(fit: ObjectiveFit) -> Side:

@@ -6,11 +6,11 @@ t does; for log N* its quantiles are Fieller's exact limits.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from diffusionlm.scaling.laws.isoflop_fits import Parabola
 from diffusionlm.scaling.laws.noise import CommonError, Noise
 
 CONFIDENCE = 0.95
@@ -39,11 +39,25 @@ class Estimate:
         return self.interval is not None and not self.interval[0] <= value <= self.interval[1]
 
 
+class Fit(Protocol):
+    """A fit by linear least squares."""
+
+    @property
+    def coefficients(self) -> np.ndarray:
+        """(terms,) The first is the constant one, nats."""
+        ...
+
+    @property
+    def unscaled(self) -> np.ndarray:
+        """(terms, terms) Their covariance, in units of the variance of one run."""
+        ...
+
+
 class Bootstrap:
     """Draws of what the fits could have been, shared by everything that is derived from them.
 
     For each objective the noise variance is drawn given its estimate (s^2 nu / chi^2_nu), then the coefficients of
-    every parabola given the variance, then the common shift of the masks. These are draws from the posterior under the
+    every fit given the variance, then the common shift of the masks. These are draws from the posterior under the
     usual flat prior, so quantiles of a coefficient are Student's t.
     """
 
@@ -59,23 +73,23 @@ class Bootstrap:
                     drawn[key] = noise.sd * np.sqrt(noise.dof / self._rng.chisquare(noise.dof, draws))
                 self._sds[objective] = drawn[key]
 
-    def coefficients(self, objective: str, fits: Sequence[Parabola], common: CommonError) -> np.ndarray:
-        """Draw the coefficients of the parabolas of one objective.
+    def coefficients(self, objective: str, fits: Sequence[Fit], common: CommonError) -> np.ndarray:
+        """Draw the coefficients of the fits of one objective.
 
         Args:
           objective: an objective whose noise is known.
-          fits: its parabolas.
+          fits: its parabolas, or other fits with one number of terms.
           common: the noise that all its losses share.
 
         Returns:
-          (draws, fits, 3) coefficients of 1, u, u^2.
+          (draws, fits, terms) coefficients.
         """
-        sds = self._sds[objective]
-        drawn = np.empty((self.size, len(fits), 3))
+        sds, terms = self._sds[objective], len(fits[0].coefficients)
+        drawn = np.empty((self.size, len(fits), terms))
         for i, fit in enumerate(fits):
             values, vectors = np.linalg.eigh(fit.unscaled)
             root = vectors * np.sqrt(np.maximum(values, 0))
-            drawn[:, i] = fit.coefficients + sds[:, None] * (self._rng.standard_normal((self.size, 3)) @ root.T)
+            drawn[:, i] = fit.coefficients + sds[:, None] * (self._rng.standard_normal((self.size, terms)) @ root.T)
         if common.stderr > 0:
             drawn[:, :, 0] += common.stderr * self._rng.standard_t(common.dof, self.size)[:, None]
         return drawn

@@ -9,7 +9,7 @@ import numpy as np
 from diffusionlm.scaling.laws.bootstrap import Estimate
 from diffusionlm.scaling.laws.isoflop_fits import gls_weights
 from diffusionlm.scaling.laws.noise import Noise
-from diffusionlm.scaling.laws.optima import Optimum
+from diffusionlm.scaling.laws.optima import Minimum
 from diffusionlm.scaling.laws.power_laws import Law, law_estimate
 
 DIFFERENT = 0.05  # p value of equal exponents below which no single number is the gap
@@ -19,7 +19,7 @@ class Side(NamedTuple):
     """One of the two objectives."""
 
     objective: str
-    optima: Sequence[Optimum]  # usable ones
+    optima: Sequence[Minimum]  # usable ones
     laws: Mapping[str, Law]
     noise: Noise | None
 
@@ -114,7 +114,7 @@ def distance(law: Law, reference: Law, c: float) -> Estimate:
     return law_estimate(best, log_gap(drawn, level, exponent), np.exp)
 
 
-def _at_own(optimum: Optimum, reference: Law) -> Estimate:
+def _at_own(optimum: Minimum, reference: Law) -> Estimate:
     """Divide the compute of a measured optimum by what the law of the reference needs for the same loss."""
 
     def log_gap(log_loss, level, exponent):
@@ -128,7 +128,7 @@ def _at_own(optimum: Optimum, reference: Law) -> Estimate:
     return law_estimate(value, drawn, np.exp)
 
 
-def _size_ratio(optimum: Optimum, reference: Optimum) -> Estimate:
+def _size_ratio(optimum: Minimum, reference: Minimum) -> Estimate:
     """Divide the N* of two measured optima."""
     drawn = None
     if optimum.draws and reference.draws:

@@ -45,12 +45,26 @@ def parabola_lack_of_fit(fit: Parabola, log_n: ArrayLike, noise: Noise | None) -
     Returns:
       The misfit, or None with three sizes, through which a parabola always goes.
     """
-    sizes, index = np.unique(np.asarray(log_n), return_inverse=True)
-    dof = len(sizes) - 3
+    return lack_of_fit(fit.residuals, np.unique(np.asarray(log_n), return_inverse=True)[1], 3, noise)
+
+
+def lack_of_fit(residuals: np.ndarray, cells: np.ndarray, parameters: int, noise: Noise | None) -> LackOfFit | None:
+    """Test the mean residuals of cells against the noise between seeds.
+
+    Args:
+      residuals: (runs,) nats.
+      cells: (runs,) the number of each run's cell, from 0.
+      parameters: the number of fitted coefficients.
+      noise: the noise between seeds.
+
+    Returns:
+      The misfit, or None with no more cells than coefficients.
+    """
+    counts = np.bincount(cells)
+    dof = len(counts) - parameters
     if dof < 1:
         return None
-    counts = np.bincount(index)
-    means = np.bincount(index, fit.residuals) / counts
+    means = np.bincount(cells, residuals) / counts
     return _against_noise(float((counts * means**2).sum()), dof, noise)
 
 

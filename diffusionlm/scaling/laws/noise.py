@@ -25,7 +25,7 @@ class Noise:
     sd: float
     dof: int  # degrees of freedom of the estimate
     cells: int  # repeated cells that it comes from
-    pooled: bool  # over all objectives, because this one has too few repeats
+    pooled: bool  # over all roads, or over all objectives where this one has too few repeats
 
 
 class CommonError(NamedTuple):
@@ -70,7 +70,8 @@ def seed_noise(results: Sequence[CellResult]) -> dict[str, Noise | None]:
     """Return the noise of each objective, pooled over its repeated cells; None where it cannot be estimated.
 
     An objective with three seeds in two cells is on its own, because a test for equal variances with so few would not
-    notice that one is three times the other. With fewer it borrows the repeats of all objectives.
+    notice that one is three times the other. With fewer it borrows the repeats of all objectives. Roads that differ in
+    their autoregressive share are one objective here.
     """
     squares = defaultdict(list)  # objective -> (sum of squares, degrees of freedom) of each repeated cell
     for (objective, _, _), runs in by_cell(results).items():
@@ -78,7 +79,12 @@ def seed_noise(results: Sequence[CellResult]) -> dict[str, Noise | None]:
         if len(losses) > 1:
             squares[objective].append((float(((losses - losses.mean()) ** 2).sum()), len(losses) - 1))
     everywhere = _pool([cell for cells in squares.values() for cell in cells], pooled=True)
-    return {o: _pool(squares[o], pooled=False) or everywhere for o in sorted({r.objective for r in results})}
+    roads = {result.objective for result in results if result.arm_share}
+    of_roads = _pool([cell for road in roads for cell in squares[road]], pooled=True)
+    return {
+        o: (of_roads if o in roads else _pool(squares[o], pooled=False)) or everywhere
+        for o in sorted({r.objective for r in results})
+    }
 
 
 def _pool(cells: Sequence[tuple[float, int]], pooled: bool) -> Noise | None:

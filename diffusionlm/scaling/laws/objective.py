@@ -20,7 +20,7 @@ REFITS = 20  # of Approach 3, for its standard errors, which are then known to a
 
 @dataclass(frozen=True)
 class ObjectiveFit:
-    """The fits of one objective; a part that its cells do not allow is None or empty."""
+    """The fits of one objective, or of one road; a part that its cells do not allow is None or empty."""
 
     objective: str
     noise: Noise | None
@@ -32,6 +32,11 @@ class ObjectiveFit:
     candidates: tuple[next_cells.Candidate, ...]  # for the next cell; with laws, the most informative first
     envelope: Envelope | None  # Approach 1
     parametric: parametric.Parametric | None  # Approach 3
+
+    @property
+    def arm_share(self) -> float:
+        """The share of the steps that are autoregressive at first; 0 for an objective from scratch."""
+        return self.budgets[0].runs[0].arm_share
 
 
 def fit_objective(
@@ -47,6 +52,8 @@ def fit_objective(
       full: also fit Approaches 1 and 3, and rank candidates for the next cell.
     """
     objective, common = results[0].objective, common_error(results)
+    # The training loss of a road is not one quantity, and Approach 3 knows no share.
+    checked = full and not results[0].arm_share
     fits, bias = _with_shifts(_fit_budgets(results, noise, bootstrap), noise)
     usable = [fit.optimum for fit in fits if fit.optimum and fit.optimum.usable]
     laws = power_laws.laws(usable, noise)
@@ -68,8 +75,8 @@ def fit_objective(
         laws,
         prediction,
         candidates,
-        envelope(curves, fits[0].budget, fits[-1].budget) if full else None,
-        _surface(results, noise) if full else None,
+        envelope(curves, fits[0].budget, fits[-1].budget) if checked else None,
+        _surface(results, noise) if checked else None,
     )
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 
@@ -13,6 +14,44 @@ from diffusionlm.scaling.sweep.results import CellResult
 
 QUANTITIES = ("params", "tokens", "loss")  # N*, D*, L*
 REACH = 1.0  # spacings of the grid by which the interval of N* may pass its outermost sizes
+
+
+class Minimum(Protocol):
+    """What laws and gaps take of an optimum."""
+
+    @property
+    def objective(self) -> str:
+        """The objective, or the road."""
+        ...
+
+    @property
+    def budget(self) -> float:
+        """FLOPs."""
+        ...
+
+    @property
+    def logs(self) -> Mapping[str, float]:
+        """Natural logarithms, by the names of quantities."""
+        ...
+
+    @property
+    def draws(self) -> Mapping[str, np.ndarray]:
+        """(draws,) of the same; empty where the noise is unknown."""
+        ...
+
+    @property
+    def shift_log_n(self) -> float | None:
+        """The bias of log N* that the asymmetry of the curves means."""
+        ...
+
+    @property
+    def shift_loss(self) -> float | None:
+        """The bias of L*, nats."""
+        ...
+
+    def variances(self) -> Mapping[str, float]:
+        """Return the variances of `logs`, in units of the variance of one run."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -122,11 +161,19 @@ def fit_budget(
     return BudgetFit(runs[0].objective, runs[0].budget, tuple(runs), parabola, optimum, paired_error(runs))
 
 
+def tokens_of_size(runs: Sequence[CellResult], centre: float) -> np.ndarray:
+    """Return log D of a cell that spends exactly the budget of some runs, as a polynomial of log N - `centre`, (3,).
+
+    It is a smooth function of the size, and no convention is assumed.
+    """
+    log_n = np.log([run.params for run in runs])
+    log_d = np.log([run.tokens * run.budget / run.flops for run in runs])
+    return np.polynomial.polynomial.polyfit(log_n - centre, log_d, 2)
+
+
 def _optimum(runs: Sequence[CellResult], parabola: Parabola, drawn: np.ndarray | None, noise: Noise | None) -> Optimum:
     budget, log_n = runs[0].budget, np.log([run.params for run in runs])
-    # Tokens of a cell that spends exactly the budget, as a smooth function of its size: no convention is assumed.
-    log_d = np.log([run.tokens * budget / run.flops for run in runs])
-    tokens = np.polynomial.polynomial.polyfit(log_n - parabola.centre, log_d, 2)
+    tokens = tokens_of_size(runs, parabola.centre)
 
     def logs(coefficients: np.ndarray) -> dict[str, np.ndarray]:
         u, loss = vertex(coefficients)

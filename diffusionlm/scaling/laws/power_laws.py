@@ -14,7 +14,7 @@ from diffusionlm.scaling.laws.bootstrap import Bootstrap, Estimate, estimate
 from diffusionlm.scaling.laws.isoflop_fits import PowerLaw, gls_weights, power_law
 from diffusionlm.scaling.laws.misfit import LackOfFit, law_lack_of_fit
 from diffusionlm.scaling.laws.noise import Noise
-from diffusionlm.scaling.laws.optima import QUANTITIES, Optimum
+from diffusionlm.scaling.laws.optima import QUANTITIES, Minimum
 
 
 @dataclass(frozen=True)
@@ -69,16 +69,21 @@ def law_estimate(
     return estimate(value, draws, transform, has_minimum=True)
 
 
-def laws(optima: Sequence[Optimum], noise: Noise | None) -> dict[str, Law]:
-    """Fit the three laws through usable optima of one objective.
+def laws(optima: Sequence[Minimum], noise: Noise | None, quantities: Sequence[str] = QUANTITIES) -> dict[str, Law]:
+    """Fit laws through usable optima of one objective.
+
+    Args:
+      optima: the optima.
+      noise: the noise between seeds.
+      quantities: names of what their `logs` are of.
 
     Returns:
-      The laws by QUANTITIES; none with fewer than two optima.
+      The laws by quantity; none with fewer than two optima.
     """
     if len(optima) < 2:
         return {}
     fits = {}
-    for key in QUANTITIES:
+    for key in quantities:
         fit, draws = _line(optima, key)
         fits[key] = Law(
             fit,
@@ -92,7 +97,7 @@ def laws(optima: Sequence[Optimum], noise: Noise | None) -> dict[str, Law]:
     return fits
 
 
-def _line(optima: Sequence[Optimum], key: str) -> tuple[PowerLaw, np.ndarray | None]:
+def _line(optima: Sequence[Minimum], key: str) -> tuple[PowerLaw, np.ndarray | None]:
     """Return the law of one quantity, and draws (draws, 2) of its level and exponent."""
     variances = [optimum.variances()[key] for optimum in optima]
     fit = power_law(np.log([o.budget for o in optima]), [o.logs[key] for o in optima], variances)
@@ -101,7 +106,7 @@ def _line(optima: Sequence[Optimum], key: str) -> tuple[PowerLaw, np.ndarray | N
     return fit, np.stack([optimum.draws[key] for optimum in optima], 1) @ fit.weights.T
 
 
-def _without_each(optima: Sequence[Optimum], key: str) -> tuple[tuple[float, Estimate], ...]:
+def _without_each(optima: Sequence[Minimum], key: str) -> tuple[tuple[float, Estimate], ...]:
     exponents = []
     for omitted in optima:
         fit, draws = _line([optimum for optimum in optima if optimum is not omitted], key)
@@ -109,7 +114,7 @@ def _without_each(optima: Sequence[Optimum], key: str) -> tuple[tuple[float, Est
     return tuple(exponents)
 
 
-def _shift(optima: Sequence[Optimum], key: str, fit: PowerLaw) -> float | None:
+def _shift(optima: Sequence[Minimum], key: str, fit: PowerLaw) -> float | None:
     """Return how far the biases of the optima would move the exponent."""
     shifts = []
     for optimum in optima:
@@ -125,7 +130,7 @@ def _shift(optima: Sequence[Optimum], key: str, fit: PowerLaw) -> float | None:
 
 
 def predict(
-    optima: Sequence[Optimum], fits: Mapping[str, Law], bootstrap: Bootstrap, budget: float, noise: Noise | None
+    optima: Sequence[Minimum], fits: Mapping[str, Law], bootstrap: Bootstrap, budget: float, noise: Noise | None
 ) -> Prediction:
     """Extrapolate the laws of an objective to a budget.
 
@@ -149,7 +154,7 @@ def predict(
     )
 
 
-def _bent(optima: Sequence[Optimum], budget: float) -> Estimate:
+def _bent(optima: Sequence[Minimum], budget: float) -> Estimate:
     """Predict the loss at a budget from a parabola of log L* in log C."""
     log_c = np.log([optimum.budget for optimum in optima])
     design = np.vander(log_c - log_c.mean(), 3, increasing=True)
@@ -161,7 +166,7 @@ def _bent(optima: Sequence[Optimum], budget: float) -> Estimate:
     return law_estimate(float(weights @ [optimum.logs["loss"] for optimum in optima]), drawn, np.exp)
 
 
-def _hindcast(optima: Sequence[Optimum], noise: Noise | None) -> Estimate:
+def _hindcast(optima: Sequence[Minimum], noise: Noise | None) -> Estimate:
     """Predict the last budget's L* from the laws of all others, and subtract the measured one (nats)."""
     *earlier, last = optima
     value, drawn = laws(earlier, noise)["loss"].log_at(last.budget)

@@ -86,7 +86,7 @@ def _missing(fit: ObjectiveFit) -> Warnings:
             f"{name}: no intervals, because the noise is unknown: it takes {MIN_SEEDS} seeds in at least "
             f"{MIN_REPEATED} cells",
         )
-    elif fit.noise.pooled:
+    elif fit.noise.pooled and not fit.arm_share:
         yield 4, f"{name}: too few repeated seeds of its own; its intervals use the noise of all objectives together"
     for row in fit.budgets:
         if row.parabola is None:
@@ -112,7 +112,7 @@ def _optimum(row: BudgetFit, optimum: Optimum) -> Warnings:
             f"{where}: {value} [{params.low:.3g}, {params.high:.3g}] is not determined: its interval goes "
             f"more than a spacing beyond the grid ({smallest:.3g} to {largest:.3g}); it is in no law; {_reason(row)}",
         )
-    elif optimum.at_edge:
+    elif optimum.at_edge and row.sizes > 3:  # three sizes have no interval but the outermost
         yield 3, f"{where}: {value} is in the last interval of the grid; add sizes beyond"
     elif params.interval and not smallest <= params.interval[0] <= params.interval[1] <= largest:
         yield 3, f"{where}: the interval of N* reaches beyond the grid"
@@ -124,7 +124,7 @@ def _misfits(fit: ObjectiveFit) -> Warnings:
     for row in fit.budgets:
         yield from _misfit_of_budget(fit, row)
     for key, law in fit.laws.items():
-        if law.decisive:
+        if law.decisive and not fit.arm_share:
             without = " and ".join(f"{e.value:.4g} without that of {c:.3g} FLOPs" for c, e in law.decisive)
             yield (
                 2,
@@ -229,7 +229,7 @@ def _seeds(fit: ObjectiveFit) -> Iterator[str]:
                 f"{losses.std(ddof=1):.3g} nats, {np.sqrt(variance):.3g} in the other repeated cells)"
             )
     compute = [row.budget for row in fit.budgets]
-    larger = compute[(len(compute) + 1) // 2 :]
+    larger = [] if fit.arm_share else compute[(len(compute) + 1) // 2 :]  # the noise is that of all roads
     which = "largest budget" if len(larger) == 1 else f"{len(larger)} largest budgets"
     if fit.noise and larger and not any(budget in larger for _, budget, _ in repeated):
         yield (

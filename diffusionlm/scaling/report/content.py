@@ -16,6 +16,8 @@ from diffusionlm.scaling.laws.objective import ObjectiveFit
 from diffusionlm.scaling.laws.optima import QUANTITIES, BudgetFit
 from diffusionlm.scaling.laws.parametric import Parametric
 from diffusionlm.scaling.laws.power_laws import Law
+from diffusionlm.scaling.laws.roads import Roads
+from diffusionlm.scaling.laws.shares import ShareFit
 
 
 def to_json(analysis: Analysis) -> dict[str, Any]:
@@ -33,6 +35,7 @@ def to_json(analysis: Analysis) -> dict[str, Any]:
         "laws": {name: {key: _law(law) for key, law in fit.laws.items()} for name, fit in objectives.items()},
         "asymmetry": {name: _plain(fit.asymmetry) for name, fit in objectives.items()},
         "gaps": [_gap(gap) for gap in analysis.gaps],
+        **({"roads": _roads(analysis.roads)} if analysis.roads else {}),
         "next_budget": analysis.next_budget,
         "predictions": {name: _plain(fit.prediction) for name, fit in objectives.items()},
         "next_cells": [cell for fit in objectives.values() for cell in _best_candidates(fit)],
@@ -102,6 +105,29 @@ def _law(law: Law) -> dict[str, Any]:
         "lack_of_fit": _plain(law.lack_of_fit),
         "bias_exponent": _plain(law.shift_exponent),
         "without": [{"budget": c, "exponent": _plain(e)} for c, e in law.without],
+    }
+
+
+def _roads(roads: Roads) -> dict[str, Any]:
+    """Return the best share of each budget, what it gains, how it moves with C, and what is known of each share."""
+    return {
+        "noise": _plain(roads.noise),
+        "budgets": [_best_share(fit, roads) for fit in roads.budgets],
+        "laws": {key: _law(law) for key, law in roads.laws.items()},
+    }
+
+
+def _best_share(fit: ShareFit, roads: Roads) -> dict[str, Any]:
+    best = fit.best
+    return {
+        "budget": fit.budget,
+        "runs": len(fit.runs),
+        "share": _plain(best.share if best else None),
+        **{key: _plain(getattr(best, key, None)) for key in QUANTITIES},
+        "in_laws": bool(best and best.usable),
+        "lack_of_fit": _plain(fit.lack_of_fit),
+        "loss_minus": {name: _plain(dict(rows).get(fit.budget)) for name, rows in roads.differences.items()},
+        "shares": _plain(fit.shares),
     }
 
 

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 
 from etils import epath
@@ -30,8 +31,9 @@ def describe(
     """
     rows = _describe_grid(sweep, cells)
     recipes: dict[ScalingRecipe, set[str]] = {}
-    for cell in cells:
-        recipes.setdefault(cell.recipe, set()).add(cell.objective)
+    for cell in cells:  # recipes that differ in nothing but their share are one
+        recipe = replace(cell.recipe, name="roads", arm_share=0.5) if cell.arm_share else cell.recipe
+        recipes.setdefault(recipe, set()).add(cell.road)
     for recipe, objectives in recipes.items():
         owner = f" of {recipe.name} ({', '.join(sorted(objectives))})" if len(recipes) > 1 else ""
         rows |= {f"{key}{owner}": value for key, value in _describe_recipe(recipe).items()}
@@ -59,10 +61,10 @@ def _describe_grid(sweep: Sweep, cells: Sequence[Cell]) -> dict[str, str]:
     sizes = sorted({(cell.params, cell.preset) for cell in cells})
     budgets = sorted({cell.budget for cell in cells})
     seeds = sorted({cell.seed for cell in cells})
-    full = len({(c.objective, c.preset, c.budget) for c in cells}) * len(seeds) == len(cells)
+    full = len({(c.road, c.preset, c.budget) for c in cells}) * len(seeds) == len(cells)
     return {
         "sweep": sweep.name,
-        "objectives": ", ".join(sorted({cell.objective for cell in cells})),
+        "objectives": ", ".join(sorted({cell.road for cell in cells})),
         "model sizes N": f"{len(sizes)}, from {sizes[0][1]} ({sizes[0][0]:,} parameters) to {sizes[-1][1]} "
         f"({sizes[-1][0]:,})",
         "budgets C": f"{len(budgets)}: {', '.join(f'{budget:.3g}' for budget in budgets)} FLOPs",
@@ -87,6 +89,13 @@ def _describe_recipe(recipe: ScalingRecipe) -> dict[str, str]:
         "evaluation": f"{recipe.eval_records:,} held-out records at most, {recipe.eval_draws} noise draws of each for "
         "mdm, one pass for arm",
     }
+    if recipe.arm_share:
+        opening = f" over {recipe.anneal_steps} steps" if recipe.anneal_steps else " at once"
+        rows["autoregressive steps"] = (
+            "the first ones, in arm50 50% of all; peak learning rate "
+            f"{recipe.arm_peak_lr or recipe.peak_lr:g}, with the same factor of the width; each part has the schedule "
+            f"and the warm-up by itself, and both end at the same rate; then attention opens{opening}"
+        )
     if recipe.random_length:
         rows["random length"] = f"{100 * recipe.random_length:g}% of the sequences of mdm"
     return rows

@@ -10,7 +10,7 @@ from typing import Any
 from diffusionlm.scaling.laws.analysis import Analysis
 from diffusionlm.scaling.laws.bootstrap import Estimate
 from diffusionlm.scaling.laws.optima import QUANTITIES
-from diffusionlm.scaling.sweep.results import CellResult
+from diffusionlm.scaling.sweep.results import LATER, CellResult
 
 
 def cells_csv(results: Sequence[CellResult], analysis: Analysis) -> bytes:
@@ -39,7 +39,9 @@ def _cell_rows(results: Sequence[CellResult], analysis: Analysis) -> Iterator[di
         if row.parabola
         for run, residual in zip(row.runs, row.parabola.residuals, strict=True)
     }
-    names = [field.name for field in dataclasses.fields(CellResult) if field.name not in ("loss_per_draw", "curve")]
+    unused = {name for name, default in LATER.items() if all(getattr(r, name) == default for r in results)}
+    unused |= {"loss_per_draw", "curve"}
+    names = [field.name for field in dataclasses.fields(CellResult) if field.name not in unused]
     for result in results:
         yield {name: getattr(result, name) for name in names} | {"fitted_loss": fitted.get(result.id, "")}
 

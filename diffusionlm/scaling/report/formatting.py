@@ -1,8 +1,18 @@
 """Numbers as text for people to read."""
 
+from collections.abc import Sequence
+from typing import NamedTuple
+
 import numpy as np
 
 from diffusionlm.scaling.laws.bootstrap import Estimate
+
+
+class Table(NamedTuple):
+    """A table of a page; without rows it is not shown."""
+
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
 
 
 def number(estimate: Estimate | None, digits: int = 3) -> str:

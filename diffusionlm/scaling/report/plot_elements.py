@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from diffusionlm.scaling.laws.bootstrap import Estimate
+from diffusionlm.scaling.laws.shares import ROAD
 from diffusionlm.scaling.report.formatting import short
 
 if TYPE_CHECKING:  # matplotlib is an extra
@@ -19,7 +20,7 @@ class Style(NamedTuple):
 
     colour: str
     marker: str
-    line: str
+    line: Any  # as matplotlib takes it
     filled: bool
 
 
@@ -28,6 +29,9 @@ STYLES = (  # Okabe and Ito's blue and vermilion first, which differ in lightnes
     Style("#D55E00", "s", "--", False),
     Style("#009E73", "^", "-.", True),
     Style("#CC79A7", "D", ":", False),
+    Style("#E69F00", "v", (0, (5, 1, 1, 1, 1, 1)), True),
+    Style("#56B4E9", "P", (0, (1, 1)), False),
+    Style("black", "*", "-", True),
 )
 MARKERS = "osD^vP*X<>"  # of budgets
 GREY = "#555555"
@@ -97,9 +101,22 @@ def band(axes: "Axes", x: np.ndarray, estimates: Sequence[Estimate], style: Styl
 
 
 def style_of(objective: str, objectives: Iterable[str]) -> Style:
-    """Return the style of an objective; MDM and ARM look the same in every report."""
+    """Return the style of an objective; MDM, ARM and the best road look the same in every report."""
+    if objective == ROAD:
+        return STYLES[-1]
     others = [name for name in objectives if name not in ("mdm", "arm")]
-    return STYLES[("mdm", "arm", *others).index(objective) % len(STYLES)]
+    return STYLES[("mdm", "arm", *others).index(objective) % (len(STYLES) - 1)]
+
+
+def panels(figure: "Figure", count: int, height: float, **options: Any) -> "list[Axes]":
+    """Return a panel for each objective, at most three in a row of so many inches."""
+    columns = min(count, 3)
+    rows = -(-count // columns)
+    figure.set_size_inches(5.6 * columns, height * rows)
+    axes = figure.subplots(rows, columns, squeeze=False, **options)
+    for unused in axes.flat[count:]:
+        unused.remove()
+    return list(axes.flat[:count])
 
 
 def budget_style(budgets: Sequence[float], budget: float) -> tuple[Any, str]:

@@ -26,10 +26,12 @@ from diffusionlm.scaling.report.plot_elements import (
     flops,
     legend_below,
     legend_under,
+    panels,
     plain_ticks,
     points,
     style_of,
 )
+from diffusionlm.scaling.report.road_plots import draw_shares
 
 if TYPE_CHECKING:  # matplotlib is an extra
     from matplotlib.axes import Axes
@@ -64,9 +66,8 @@ def render(analysis: Analysis, overlays: Overlays = ()) -> dict[str, bytes]:
 def draw_isoflop(figure: "Figure", analysis: Analysis, overlays: Overlays) -> bool:
     """Draw the loss over N with a parabola and an optimum for each budget, in a panel for each objective."""
     fits = list(analysis.objectives.values())
-    figure.set_size_inches(5.6 * len(fits), 5.4)
     budgets = sorted({row.budget for fit in fits for row in fit.budgets})
-    for axes, fit in zip(figure.subplots(1, len(fits), squeeze=False)[0], fits, strict=True):
+    for i, (axes, fit) in enumerate(zip(panels(figure, len(fits), 5.4), fits, strict=True)):
         for row in fit.budgets:
             _measured(axes, row, *budget_style(budgets, row.budget))
         axes.set(title=fit.objective.upper(), xscale="log", xlabel="model size N (parameters)")
@@ -83,7 +84,8 @@ def draw_isoflop(figure: "Figure", analysis: Analysis, overlays: Overlays) -> bo
         handles, labels = axes.get_legend_handles_labels()
         order = sorted(range(len(labels)), key=lambda i: "optimum" in labels[i])  # budgets first
         legend_under(axes, [handles[i] for i in order], [labels[i] for i in order], title="budget (FLOPs)")
-    figure.axes[0].set_ylabel("held-out loss (nats per token)")
+        if i % 3 == 0:
+            axes.set_ylabel("held-out loss (nats per token)")
     return True
 
 
@@ -127,8 +129,8 @@ def draw_laws(figure: "Figure", analysis: Analysis, overlays: Overlays) -> bool:
     ahead = analysis.next_budget if any(fit.prediction for fit in fits) else None
     grid = np.geomspace(budgets[0] / 1.3, (ahead or budgets[-1]) * 1.3, 100)
     labels = {"params": "N* (parameters)", "tokens": "D* (tokens)", "loss": "L* (nats per token)"}
-    panels = figure.subplots(1, 3)
-    for axes, (key, label) in zip(panels, labels.items(), strict=True):
+    shown = figure.subplots(1, 3)
+    for axes, (key, label) in zip(shown, labels.items(), strict=True):
         for fit in fits:
             _law(axes, fit, key, grid, style_of(fit.objective, analysis.objectives))
         for law, line in zip(overlays, np.resize(OVERLAY_LINES, len(overlays)), strict=True):
@@ -139,10 +141,10 @@ def draw_laws(figure: "Figure", analysis: Analysis, overlays: Overlays) -> bool:
         budget_ticks(axes.xaxis, budgets)
         plain_ticks(axes.yaxis) if key == "loss" else few_ticks(axes.yaxis)
     if ahead:
-        panels[0].annotate(
+        shown[0].annotate(
             "next ", (ahead, 0.02), xycoords=("data", "axes fraction"), ha="right", color=GREY, fontsize=9
         )
-    legend_below(figure, panels[0], columns=4)
+    legend_below(figure, shown[0], columns=4)
     return True
 
 
@@ -197,7 +199,8 @@ def draw_gap(figure: "Figure", analysis: Analysis, overlays: Overlays) -> bool:
         needed = [c / e.value for c, e in gap.at_own]
         points(left, needed, [e for _, e in gap.at_own], style, f"optima of {gap.objective.upper()}")
         if gap.common and gap.parallel:
-            left.axhline(gap.common.value, color=GREY, linestyle=":", label=f"one exponent: {gap.common.value:.3g}")
+            label = f"{title}, one exponent: {gap.common.value:.3g}"
+            left.axhline(gap.common.value, color=GREY, linestyle=":", label=label)
         points(right, [c for c, _ in gap.size_ratio], [e for _, e in gap.size_ratio], style, title)
     reference, budgets = analysis.gaps[0].reference.upper(), analysis.gaps[0].reference_law.budgets
     for axes, more in ((left, [c / e.value for gap in analysis.gaps for c, e in gap.at_own]), (right, [])):
@@ -233,16 +236,16 @@ def draw_residuals(figure: "Figure", analysis: Analysis, overlays: Overlays) -> 
     fits = list(analysis.objectives.values())
     if not any(row.optimum for fit in fits for row in fit.budgets):
         return False
-    figure.set_size_inches(5.6 * len(fits), 3.8)
     budgets = sorted({row.budget for fit in fits for row in fit.budgets})
-    panels = figure.subplots(1, len(fits), squeeze=False, sharey=True)[0]
-    for axes, fit in zip(panels, fits, strict=True):
+    shown = panels(figure, len(fits), 3.8, sharey=True)
+    for axes, fit in zip(shown, fits, strict=True):
         _residuals(axes, fit, budgets)
     for budget in sorted({row.budget for fit in fits for row in fit.budgets if row.optimum}):
         colour, marker = budget_style(budgets, budget)
-        panels[0].plot([], [], marker, color=colour, label=flops(budget))
-    panels[0].set_ylabel("residual (nats per token)")
-    legend_below(figure, panels[0], columns=8)
+        shown[0].plot([], [], marker, color=colour, label=flops(budget))
+    for axes in shown[::3]:
+        axes.set_ylabel("residual (nats per token)")
+    legend_below(figure, shown[0], columns=8)
     return True
 
 
@@ -300,6 +303,7 @@ def draw_envelope(figure: "Figure", analysis: Analysis, overlays: Overlays) -> b
 
 
 PICTURES: Mapping[str, Callable[["Figure", Analysis, Overlays], bool]] = {
+    "shares.png": lambda figure, analysis, overlays: draw_shares(figure, analysis),
     "isoflop.png": draw_isoflop,
     "laws.png": draw_laws,
     "gap.png": draw_gap,

@@ -9,6 +9,7 @@ from diffusionlm.scaling.laws.gap import Gap
 from diffusionlm.scaling.laws.objective import ObjectiveFit
 from diffusionlm.scaling.laws.verdict import doubts
 from diffusionlm.scaling.report.formatting import number, with_unit
+from diffusionlm.scaling.report.road_sentences import about_roads
 
 T = TypeVar("T")
 
@@ -17,14 +18,17 @@ def summary(analysis: Analysis) -> list[str]:
     """Return the sentences, one for each paragraph."""
     sentences = []
     for fit in analysis.objectives.values():
-        sentences += _about_objective(fit)
+        if not fit.arm_share:
+            sentences += _about_objective(fit)
+    if analysis.roads:
+        sentences += about_roads(analysis.roads)
     sentences += [_about_gap(gap) for gap in analysis.gaps]
     sentences.append(
         "Intervals hold the noise between training seeds and, for diffusion, of the evaluation masks. They do not "
         "hold the misfit of the curves, which is given beside them as bias, nor the choice of held-out text, learning "
         "rate or data."
     )
-    sentences += [_about_bend(fit) for fit in analysis.objectives.values() if fit.laws]
+    sentences += [_about_bend(fit) for fit in analysis.objectives.values() if fit.laws and not fit.arm_share]
     sentences.append("The loss of a masked diffusion model is an upper bound, that of an autoregressive one is exact.")
     return sentences
 

@@ -1,7 +1,7 @@
 """The tables of the page, as text; the template explains them."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -12,16 +12,10 @@ from diffusionlm.scaling.laws.objective import ObjectiveFit
 from diffusionlm.scaling.laws.optima import Optimum
 from diffusionlm.scaling.laws.parametric import Parametric
 from diffusionlm.scaling.laws.published import PublishedLaw
-from diffusionlm.scaling.report.formatting import interval, number, with_unit
+from diffusionlm.scaling.report.formatting import Table, interval, number, with_unit
+from diffusionlm.scaling.report.road_tables import road_tables
 
 Fits = Sequence[ObjectiveFit]
-
-
-class Table(NamedTuple):
-    """A table; without rows it is not shown."""
-
-    header: Sequence[str]
-    rows: Sequence[Sequence[str]]
 
 
 def tables(analysis: Analysis, content: Mapping[str, Any], published: Sequence[PublishedLaw]) -> dict[str, Table]:
@@ -38,6 +32,7 @@ def tables(analysis: Analysis, content: Mapping[str, Any], published: Sequence[P
         "optima": _optima(fits),
         "laws": _laws(fits),
         "without_one_budget": _without_one_budget(fits),
+        **road_tables(analysis),
         "gaps": _gaps(analysis.gaps),
         "predictions": _predictions(fits),
         "next_cells": _next_cells(content["next_cells"]),

@@ -6,9 +6,9 @@ from typing import Any, NamedTuple
 
 from diffusionlm import flops, hardware
 from diffusionlm.config_io import with_fields
-from diffusionlm.diffusion.objectives import predicted_share
 from diffusionlm.errors import UserError
 from diffusionlm.hardware import CHIPS
+from diffusionlm.scaling.sweep.cost import credited_flops, evaluation_flops
 from diffusionlm.scaling.sweep.recipe import Cell, Sweep, check_operational
 
 MFU = 0.4  # MaxText's public runs on v5p and v6e reach 0.45 to 0.65; small models reach less
@@ -21,7 +21,8 @@ class PlannedCell:
     """One cell, and what it will cost."""
 
     id: str
-    objective: str
+    objective: str  # the road of the cell: mdm, arm, or arm50 for half of the steps as an ARM
+    arm_share: float  # of its steps
     preset: str
     recipe: str
     seed: int
@@ -32,12 +33,14 @@ class PlannedCell:
     flops_6nd: float  # 6 N D with N non-embedding
     flops_model: float  # matmuls of all positions, attention and head included
     flops_credited: float  # flops_model without the part of the head that the objective need not run
-    flops_evaluation: float  # FLOPs of the held-out evaluation at the end, credited alike
+    flops_evaluation: float  # FLOPs of the held-out evaluations, credited alike
     batch_size: int
     sequence_length: int
     tokens: int
     steps: int
+    arm_steps: int  # of them, the first
     peak_lr: float
+    arm_peak_lr: float  # of `arm_steps`
     chip_hours: dict[str, float]  # by chip, at the plan's MFU
     fits: bool | None = None  # whether it fits the slice that it was compiled for; None: it was not compiled
     fit_note: str = ""
@@ -107,15 +110,14 @@ class _Fit(NamedTuple):
 
 
 def _planned(cell: Cell, mfu: float, fit: _Fit) -> PlannedCell:
-    model, length, share = cell.config.model, cell.recipe.sequence_length, predicted_share(cell.config)
+    model, length = cell.config.model, cell.recipe.sequence_length
     sequences = cell.steps * cell.recipe.batch_size
-    credited = sequences * flops.train(model, length, "model", predicted=share)
-    draws = cell.recipe.eval_draws if cell.objective == "mdm" else 1
-    forward = flops.train(model, length, "model", predicted=share) / 3  # a backward pass takes twice as much
-    evaluation = cell.recipe.eval_records * draws * forward
+    credited, evaluation = credited_flops(cell), evaluation_flops(cell)
+    optim, arm_steps = cell.config.optim, cell.config.diffusion.arm_steps
     return PlannedCell(
         id=cell.id,
-        objective=cell.objective,
+        objective=cell.road,
+        arm_share=cell.arm_share,
         preset=cell.preset,
         recipe=cell.recipe.name,
         seed=cell.seed,
@@ -130,7 +132,9 @@ def _planned(cell: Cell, mfu: float, fit: _Fit) -> PlannedCell:
         sequence_length=length,
         tokens=cell.tokens,
         steps=cell.steps,
-        peak_lr=cell.config.optim.peak_lr,
+        arm_steps=arm_steps,
+        peak_lr=optim.peak_lr,
+        arm_peak_lr=(optim.arm_peak_lr or optim.peak_lr) if arm_steps else 0.0,
         flops_evaluation=float(evaluation),
         chip_hours={chip: (credited + evaluation) / (mfu * peak_flops(chip)) / 3600 for chip in CHIP_NAMES},
         fits=fit.fits,
@@ -166,7 +170,7 @@ def _compile(cells: Sequence[Cell], topology: str, settings: Mapping[str, Any]) 
     fits: dict[str, _Fit] = {}
     with Progress(f"compile for {topology}", len(programs)) as progress:
         for k, (first, *others) in enumerate(programs.values()):
-            progress.note(f"{first.objective} {first.preset}")
+            progress.note(f"{first.road} {first.preset}")
             report = compile_check.compile(with_fields(first.config, settings), topology)
             progress.update(k + 1, first.preset)
             fits |= {cell.id: _Fit(report.fits, verdict(report)) for cell in (first, *others)}

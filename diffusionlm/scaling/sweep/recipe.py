@@ -9,13 +9,15 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from diffusionlm import flops
 from diffusionlm.config import Config, DataConfig, DiffusionConfig, ModelConfig, OptimConfig, RunConfig
 from diffusionlm.config_fields import (
     AtLeastTwo,
     Fraction,
+    Hint,
+    Must,
     NonNegative,
     NonNegativeReal,
     Positive,
@@ -30,6 +32,8 @@ from diffusionlm.scaling.sweep.identity import digest
 from diffusionlm.untrusted import plain_name
 
 Objective = Literal["mdm", "arm"]
+
+Share = Annotated[float, Must("lie in [0, 1)", lambda x: 0 <= x < 1), Hint("all steps are the objective arm")]
 
 LEAST_STEPS = 100  # with fewer, whole steps would miss the budget by more than 1%
 
@@ -53,13 +57,19 @@ class ScalingRecipe(NativeScalars):
     lr_exponent: float = 0.0  # the peak is peak_lr * (d_model / lr_width) ** lr_exponent
     final_lr_ratio: Fraction = 0.1  # final over peak learning rate (cosine)
     schedule: Literal["cosine", "constant"] = "cosine"
-    # Linear warm-up lasts the larger of this many steps and this fraction of all steps, but at most a quarter of them.
+    # Linear warm-up lasts the larger of this many steps and this fraction of all steps, but at most a quarter of them,
+    # or of the shorter part of those of `arm_share`.
     warmup_steps: NonNegative = 100
     warmup_fraction: Fraction = 0.01
     weight_decay: NonNegativeReal = 0.1
     decay_mask: Literal["matrices", "all"] = "matrices"
     random_length: Fraction = 0.0  # fraction of an MDM's examples that are cut to a uniform random length
     mask_id: int | None = None  # None: a row that is appended to the embedding
+    # Share of an MDM's steps that are autoregressive. They come first; then it goes on as a shifted MDM. Each part has
+    # the schedule and the warm-up by itself, and both end at the same learning rate.
+    arm_share: Share = 0.0
+    arm_peak_lr: NonNegativeReal = 0.0  # of these steps, at `lr_width` too; 0: peak_lr
+    anneal_steps: NonNegative = 0  # steps after these over which attention opens up; 0: it is full at once
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     eval_records: Positive = 2048  # held-out sequences, the same for all cells
     eval_draws: AtLeastTwo = 8  # noise draws per sequence, the same for all MDM cells
@@ -71,6 +81,12 @@ class ScalingRecipe(NativeScalars):
             raise UserError(
                 f"recipe {self.name!r}: lr_exponent={self.lr_exponent} needs lr_width, the width that peak_lr is for"
             )
+        for name in ("arm_peak_lr", "anneal_steps"):
+            if getattr(self, name) and not self.arm_share:
+                raise UserError(
+                    f"recipe {self.name!r}: {name}={getattr(self, name)} needs arm_share, the share of the steps that "
+                    "are autoregressive"
+                )
 
     def params(self, model: ModelConfig) -> int:
         """Return the size N of a model, as the laws of this recipe count it."""
@@ -81,7 +97,7 @@ class ScalingRecipe(NativeScalars):
 
     def tokens_per_sequence(self, objective: str) -> float:
         """Return the mean number of tokens of a sequence that count: those cut off do not (SMDM, Section 5)."""
-        L, cut = self.sequence_length, self.random_length if objective == "mdm" else 0.0
+        L, cut = self.sequence_length, self.random_length * (1 - self.arm_share) if objective == "mdm" else 0.0
         return L * (1 - cut) + (L + 1) / 2 * cut
 
     def flops_per_step(self, model: ModelConfig, objective: str) -> float:
@@ -92,7 +108,14 @@ class ScalingRecipe(NativeScalars):
 
     def lr(self, model: ModelConfig) -> float:
         """Return the peak learning rate of a model."""
-        return self.peak_lr * ((model.d_model / self.lr_width) ** self.lr_exponent if self.lr_width else 1.0)
+        return self.peak_lr * self._lr_factor(model)
+
+    def arm_lr(self, model: ModelConfig) -> float:
+        """Return the peak learning rate of a model's autoregressive steps; 0 without `arm_peak_lr`."""
+        return self.arm_peak_lr * self._lr_factor(model)
+
+    def _lr_factor(self, model: ModelConfig) -> float:
+        return (model.d_model / self.lr_width) ** self.lr_exponent if self.lr_width else 1.0
 
 
 @dataclass(frozen=True)
@@ -108,7 +131,17 @@ class Cell:
     @cached_property
     def id(self) -> str:
         """A unique, readable name, which no code parses."""
-        return f"{self.objective}_{self.preset}_{self.budget:.3g}_{digest(self.config)}"
+        return f"{self.road}_{self.preset}_{self.budget:.3g}_{digest(self.config)}"
+
+    @property
+    def arm_share(self) -> float:
+        """The share of the steps that are autoregressive at first, of a cell that ends as an MDM."""
+        return self.recipe.arm_share if self.objective == "mdm" else 0.0
+
+    @property
+    def road(self) -> str:
+        """How the cell is trained: mdm, arm, or arm50 where half of the steps of an MDM are autoregressive."""
+        return f"arm{100 * self.arm_share:g}" if self.arm_share else self.objective
 
     @property
     def seed(self) -> int:
@@ -175,20 +208,19 @@ def solve(
             f"{recipe.batch_size} x {recipe.sequence_length} tokens, and a cell needs {LEAST_STEPS}; use a smaller "
             "model, smaller batches, or a larger budget"
         )
-    peak = recipe.lr(model)
+    arm_steps = _arm_steps(recipe, objective, f"{objective} {preset} at {budget:.3g} FLOPs", steps)
     config = Config(
         name=f"{preset}_{objective}",
         objective=objective,
         model=model if objective == "mdm" else arm_twin(model),
-        diffusion=DiffusionConfig(random_length=recipe.random_length, mask_id=recipe.mask_id),
-        optim=OptimConfig(
-            peak_lr=peak,
-            final_lr=peak * recipe.final_lr_ratio,
-            schedule=recipe.schedule,
-            warmup_steps=min(max(recipe.warmup_steps, int(recipe.warmup_fraction * steps)), steps // 4),
-            weight_decay=recipe.weight_decay,
-            decay_mask=recipe.decay_mask,
+        diffusion=DiffusionConfig(
+            random_length=recipe.random_length,
+            mask_id=recipe.mask_id,
+            alignment="shifted" if arm_steps else "same",
+            arm_steps=arm_steps,
+            anneal_steps=recipe.anneal_steps,
         ),
+        optim=_optim(recipe, model, steps, arm_steps),
         data=DataConfig(sequence_length=recipe.sequence_length, batch_size=recipe.batch_size),
         run=RunConfig(
             steps=steps,
@@ -201,6 +233,37 @@ def solve(
         ),
     )
     return Cell(recipe, objective, preset, budget, config.validate())
+
+
+def _arm_steps(recipe: ScalingRecipe, objective: Objective, cell: str, steps: int) -> int:
+    """Return the number of autoregressive steps at the beginning of a cell; messages begin with `cell`."""
+    if not recipe.arm_share:
+        return 0
+    if objective == "arm":
+        raise UserError(
+            f"{cell}: arm_share={recipe.arm_share} of recipe {recipe.name!r} is for the objective mdm; the objective "
+            "arm trains nothing else"
+        )
+    arm_steps = round(recipe.arm_share * steps)
+    if not 0 < arm_steps < steps:
+        raise UserError(
+            f"{cell}: arm_share={recipe.arm_share} of {steps} steps is {arm_steps}, which leaves no step for one of "
+            "the two parts; choose a share further from 0 or 1"
+        )
+    return arm_steps
+
+
+def _optim(recipe: ScalingRecipe, model: ModelConfig, steps: int, arm_steps: int) -> OptimConfig:
+    peak, shorter = recipe.lr(model), min(arm_steps or steps, steps - arm_steps)
+    return OptimConfig(
+        peak_lr=peak,
+        final_lr=peak * recipe.final_lr_ratio,
+        schedule=recipe.schedule,
+        warmup_steps=min(max(recipe.warmup_steps, int(recipe.warmup_fraction * steps)), shorter // 4),
+        weight_decay=recipe.weight_decay,
+        decay_mask=recipe.decay_mask,
+        arm_peak_lr=recipe.arm_lr(model),
+    )
 
 
 @dataclass(frozen=True)
@@ -242,7 +305,7 @@ class Sweep:
           everything: include `others`.
         """
         cells = {cell.id: cell for cell in (*self.cells, *(self.others if everything else ()))}
-        return tuple(sorted(cells.values(), key=lambda cell: (cell.budget, cell.seed, cell.objective, cell.params)))
+        return tuple(sorted(cells.values(), key=lambda cell: (cell.budget, cell.seed, cell.road, cell.params)))
 
 
 def check_operational(settings: Mapping[str, Any]) -> None:

@@ -1,9 +1,9 @@
 """Measurements of the finished cells of a sweep: the input of the fits and of the report."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
-from typing import Annotated, Any, Literal, TypeVar
+from dataclasses import MISSING, asdict, dataclass, fields
+from typing import Annotated, Any, TypeVar
 
 import msgspec
 from etils import epath
@@ -27,7 +27,7 @@ class CellResult:
     """One finished run of a sweep."""
 
     id: str
-    objective: str  # mdm, arm
+    objective: str  # the road: mdm, arm, or arm50 where half of the steps of an MDM are autoregressive
     preset: str  # the name of the model size
     seed: int
     budget: float  # FLOPs that the cell was planned for
@@ -41,8 +41,16 @@ class CellResult:
     loss_stderr: float  # Monte Carlo error of the masks; 0 for an ARM
     loss_per_draw: tuple[float, ...]  # the loss by noise draw; all cells of a sweep share the draws
     bits_per_byte: float
-    curve: tuple[tuple[float, float], ...]  # (FLOPs spent, training loss) along the run, thinned
+    curve: tuple[tuple[float, float], ...]  # (FLOPs spent, training loss of the part) along the run, thinned
+    # Of cells whose first steps are autoregressive: the share of these, and the exact loss of next-token prediction, in
+    # nats per token, of the final network and at the end of these steps; None where it was not measured.
+    arm_share: float = 0.0
+    autoregressive_loss: float | None = None
+    first_autoregressive_loss: float | None = None
 
+
+# Left out of results.json at these values, which all cells of before have.
+LATER: Mapping[str, Any] = {field.name: field.default for field in fields(CellResult) if field.default is not MISSING}
 
 _Real = Annotated[float, msgspec.Meta(gt=0)]
 
@@ -51,7 +59,7 @@ class _Row(schema.Record, frozen=True):
     """A `CellResult` in results.json, where null stands for a number that is not finite."""
 
     id: str
-    objective: Literal["mdm", "arm"]
+    objective: Annotated[str, msgspec.Meta(pattern=r"^(mdm|arm|arm[0-9.]+(e-[0-9]+)?)$")]
     preset: str
     seed: schema.Count
     budget: _Real
@@ -66,13 +74,26 @@ class _Row(schema.Record, frozen=True):
     loss_per_draw: list[float | None]
     bits_per_byte: float | None
     curve: list[tuple[float, float | None]]
+    arm_share: Annotated[float, msgspec.Meta(ge=0, lt=1)] = 0.0
+    autoregressive_loss: float | None = None
+    first_autoregressive_loss: float | None = None
 
 
-def read(sweep: Sweep, workdir: epath.PathLike, *, everything: bool = False) -> tuple[list[CellResult], int]:
+def read(
+    sweep: Sweep, workdir: epath.PathLike, *, everything: bool = False, reuse: epath.PathLike | None = None
+) -> tuple[list[CellResult], int]:
     """Return the results of the finished cells, and the number of unfinished ones.
 
+    Args:
+      sweep: the sweep.
+      workdir: its directory.
+      everything: include the cells of less use.
+      reuse: the results.json of a report. Its cells that belong to this sweep, those of less use included, stand in for
+        cells that have not finished here.
+
     Raises:
-      UserError: the directory does not belong to this sweep, or a file in it is damaged.
+      UserError: the directory does not belong to this sweep, a file is damaged, or `reuse` has none of its cells or was
+        measured on other text.
     """
     workdir = run_path(workdir)
     identity = read_identity(workdir)
@@ -85,7 +106,28 @@ def read(sweep: Sweep, workdir: epath.PathLike, *, everything: bool = False) -> 
     except OSError as error:
         raise UserError(f"cannot read the sweep in {workdir}: {error}") from error
     finished = [result for result in results if result]
-    return finished, len(cells) - len(finished)
+    if reuse:
+        finished += _reused(sweep, reuse, tokens, {result.id for result in finished})
+    return finished, len({cell.id for cell in cells} - {result.id for result in finished})
+
+
+def _reused(sweep: Sweep, path: epath.PathLike, unique_tokens: int, finished: Collection[str]) -> list[CellResult]:
+    """Return the results of a results.json for cells of the sweep that have not finished, in the order of the sweep."""
+    try:
+        found = {result.id: result for result in load(path)}
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
+    ids = [cell.id for cell in sweep.select(everything=True) if cell.id in found]
+    if not ids:
+        raise UserError(
+            f"reuse={path} has no cell of sweep {sweep.name!r}; give the results.json of one that shares some"
+        )
+    for other in {found[name].unique_tokens for name in ids} - {unique_tokens}:
+        raise UserError(
+            f"reuse={path} was measured after training on other text: {other:,} different tokens there, "
+            f"{unique_tokens:,} in this sweep; the two are not comparable"
+        )
+    return [found[name] for name in ids if name not in finished]
 
 
 def _result(cell: Cell, directory: epath.Path, unique_tokens: int) -> CellResult | None:
@@ -94,9 +136,11 @@ def _result(cell: Cell, directory: epath.Path, unique_tokens: int) -> CellResult
         return None
     try:
         evaluation = outcome.read(path)["eval"]
+        lines = read_json_lines(directory / "metrics.jsonl", outcome.MetricsLine)
+        first = outcome.autoregressive_part(lines, cell.config.diffusion.arm_steps)
         return CellResult(
             id=cell.id,
-            objective=cell.objective,
+            objective=cell.road,
             preset=cell.preset,
             seed=cell.seed,
             budget=cell.budget,
@@ -110,7 +154,10 @@ def _result(cell: Cell, directory: epath.Path, unique_tokens: int) -> CellResult
             loss_stderr=float(evaluation["nelbo_stderr"]),
             loss_per_draw=tuple(map(float, evaluation["nelbo_per_draw"])),
             bits_per_byte=float(evaluation["bits_per_byte"]),
-            curve=_curve(read_json_lines(directory / "metrics.jsonl", outcome.MetricsLine), cell.flops / cell.steps),
+            curve=_curve(lines, cell.flops / cell.steps),
+            arm_share=cell.arm_share,
+            autoregressive_loss=evaluation.get("autoregressive_nats_per_token"),
+            first_autoregressive_loss=first and first["nats_per_token"],
         )
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(
@@ -129,7 +176,11 @@ def _curve(lines: Sequence[Mapping[str, Any]], flops_per_step: float) -> tuple[t
 
 def to_json(results: Sequence[CellResult]) -> str:
     """Return results as the content of results.json, which `load` reads."""
-    return dump_numbers([asdict(result) for result in results]) + "\n"
+    rows = [
+        {name: value for name, value in asdict(result).items() if name not in LATER or value != LATER[name]}
+        for result in results
+    ]
+    return dump_numbers(rows) + "\n"
 
 
 def load(path: epath.PathLike) -> list[CellResult]:

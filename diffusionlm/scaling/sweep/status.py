@@ -10,6 +10,7 @@ from etils import epath
 
 from diffusionlm.errors import UserError
 from diffusionlm.ownership.process_identity import has_ended
+from diffusionlm.scaling.sweep.cost import credited_flops
 from diffusionlm.scaling.sweep.directory import cell_directory, leases_directory, read_identity, unplanned_cells
 from diffusionlm.scaling.sweep.lease import LeaseRecord, Leases
 from diffusionlm.scaling.sweep.recipe import Cell, Sweep
@@ -124,13 +125,15 @@ def _progress(cell: Cell, directory: epath.Path) -> tuple[int, float | None]:
     """Return the number of steps taken, and the seconds that the remaining ones will take if that is known."""
     metrics = directory / "metrics.jsonl"
 
-    def last_steps() -> tuple[int, list[float]]:
+    def last_steps() -> list[tuple[int, float]]:
         lines = [line for line in read_json_lines(metrics, outcome.MetricsLine) if "step_seconds" in line]
-        return int(lines[-1]["step"]) if lines else 0, [float(line["step_seconds"]) for line in lines[-10:]]
+        return [(int(line["step"]), float(line["step_seconds"])) for line in lines[-10:]]
 
-    logged, seconds = _parse(metrics, last_steps)
-    step = max(logged, heartbeat_step(directory))
-    return step, (cell.steps - step) * sum(seconds) / len(seconds) if seconds else None
+    last = _parse(metrics, last_steps)
+    step = max(last[-1][0] if last else 0, heartbeat_step(directory))
+    # Steps of the two parts of a cell differ in their work.
+    work = sum(credited_flops(cell, logged - 1, logged) for logged, _ in last)
+    return step, credited_flops(cell, step) / work * sum(seconds for _, seconds in last) if last else None
 
 
 def heartbeat_step(directory: epath.Path) -> int:

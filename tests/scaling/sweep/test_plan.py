@@ -38,6 +38,20 @@ def test_a_cell_takes_what_arithmetic_says():
     assert twin.flops_credited == twin.flops_model == pytest.approx(by_hand, rel=1e-12)
 
 
+def test_a_road_takes_the_head_at_every_position_while_it_is_autoregressive():
+    cells = {(c.objective, c.preset, c.budget_flops): c for c in sweep.plan("road_cpu", everything=True).cells}
+    road, arm = cells["arm75", "cpu_262k", 1.6e13], cells["arm", "cpu_389k", 1.6e13]
+    assert road.arm_share == 0.75 and road.arm_steps == round(0.75 * road.steps)
+    head = 6 * 1024 * 64 * 128 * 8  # of a step: 1,023 pieces and the mask, of width 64
+    diffusion = road.steps - road.arm_steps
+    assert road.flops_credited == pytest.approx(road.flops_model - diffusion * head / 2, rel=1e-9)
+    forward = road.flops_model / road.steps / 8 / 3  # of a sequence
+    passes = 4 * (forward - head / 2 / 8 / 3) + 2 * forward  # of the bound, and of the exact loss, which is taken twice
+    assert road.flops_evaluation == pytest.approx(2048 * passes)
+    assert (road.arm_peak_lr, road.peak_lr) == pytest.approx((8e-3, 5e-3)), "at width 64"
+    assert (arm.arm_share, arm.arm_steps, arm.arm_peak_lr) == (0, 0, 0)
+
+
 def test_hours_are_for_every_chip_and_add_up():
     plan = sweep.plan("smdm_isoflop")
     assert plan.mfu == 0.4 and set(plan.cells[0].chip_hours) == set(planning.CHIP_NAMES)

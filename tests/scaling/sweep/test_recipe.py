@@ -1,9 +1,11 @@
 """Cells of sweeps: the steps of SMDM's table, budgets, and what a cell's identity is."""
 
+import json
 import re
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -12,6 +14,10 @@ from diffusionlm.errors import UserError
 from diffusionlm.registry import sweeps
 from diffusionlm.scaling import commands as sweep
 from diffusionlm.scaling.sweep.recipe import LEAST_STEPS, ScalingRecipe, Sweep, grid, solve
+from diffusionlm.training.parts import config_of
+from diffusionlm.training.programs import structure
+
+RESULTS = Path(__file__).parents[3] / "docs" / "results" / "isoflop_cpu" / "results.json"
 
 # Steps of SMDM's released code at 6, 10, 30, 60 and 100 e18 FLOPs, batch 256 (train_mdm.py:41-62), for a few sizes.
 SMDM_STEPS = {
@@ -66,10 +72,15 @@ def test_shipped_sweeps_meet_their_budgets(shipped):
 
 
 def test_shipped_sweeps_can_be_fitted(shipped):
-    """But for tuning: at least five sizes at each of at least four budgets, of both objectives."""
+    """But for tuning: at least five sizes at each of at least four budgets, of both objectives.
+
+    A sweep of roads has those cells among its others.
+    """
     if shipped.name.endswith("_tuning"):
         assert len({cell.recipe for cell in shipped.cells}) > 1
         return
+    if shipped.name.startswith("road_"):
+        shipped = replace(shipped, cells=shipped.others)
     sizes = {}
     for cell in shipped.cells:
         sizes.setdefault((cell.objective, cell.budget), set()).add(cell.preset)
@@ -105,6 +116,61 @@ def test_the_learning_rate_follows_the_width():
     cell = solve(replace(recipe, lr_width=64), "mdm", "x", replace(MODEL, d_model=256), 1e15)
     assert cell.config.optim.peak_lr == pytest.approx(5e-4)
     assert cell.config.optim.final_lr == pytest.approx(5e-5)
+
+
+@pytest.mark.parametrize("name", ["road_cpu", "road_h200"])
+def test_a_shipped_road_determines_its_best_share(name):
+    """Three sizes or more on every road, but one; a quadratic in two variables has six numbers."""
+    shipped = sweep.get(name)
+    points = {}
+    for cell in shipped.cells:
+        points.setdefault(cell.budget, set()).add((cell.arm_share, cell.params))
+    assert len(points) >= 3
+    for at_budget in points.values():
+        shares = [share for share, _ in at_budget]
+        assert set(shares) == {0.25, 0.5, 0.75, 0.9} and len(at_budget) > 6 + 4
+        assert min(map(shares.count, shares)) >= 2 and sum(shares.count(s) >= 3 for s in set(shares)) >= 3
+    repeated = [cell for cell in shipped.cells if cell.seed == 2]
+    assert len(repeated) >= 2, "three seeds in two cells, for intervals"
+    twins = {(cell.objective, cell.budget) for cell in shipped.others}
+    assert {(objective, budget) for budget in points for objective in ("mdm", "arm")} <= twins
+
+
+@pytest.mark.parametrize("share", [0.25, 0.9])
+def test_the_first_part_of_a_road_is_the_autoregressive_recipe(share):
+    arm = replace(RECIPE, peak_lr=8e-3, lr_width=64, lr_exponent=-0.5)
+    recipe = replace(arm, arm_share=share, arm_peak_lr=arm.peak_lr, peak_lr=5e-3)
+    cell = solve(recipe, "mdm", "smdm_6m", MODEL, 1e15)
+    twin = solve(arm, "arm", "smdm_6m", MODEL, 1e15)
+    steps = cell.config.diffusion.arm_steps
+    assert steps == pytest.approx(share * cell.steps, abs=0.5) and cell.arm_share == share
+    assert cell.config.diffusion.alignment == "shifted" and cell.config.diffusion.anneal_steps == 0
+    assert (cell.steps, cell.flops, cell.params) == (twin.steps, twin.flops, twin.params), "at equal FLOPs"
+    first, alone = config_of(cell.config, "autoregressive"), twin.config
+    assert first.objective == "arm" and first.run.steps == steps
+    assert first.optim.peak_lr == alone.optim.peak_lr == pytest.approx(8e-3 * (256 / 64) ** -0.5)
+    assert cell.config.optim.peak_lr == pytest.approx(2.5e-3)
+    assert cell.config.optim.warmup_steps <= min(steps, cell.steps - steps) / 4
+    opened = solve(replace(recipe, anneal_steps=7), "mdm", "smdm_6m", MODEL, 1e15)
+    assert opened.config.diffusion.anneal_steps == 7 and opened.id != cell.id
+    assert cell.id.startswith({0.25: "arm25_smdm_6m_", 0.9: "arm90_smdm_6m_"}[share])
+
+
+def test_cells_of_a_shape_share_a_program_whatever_their_share():
+    cells = [solve(replace(RECIPE, arm_share=share), "mdm", "x", MODEL, 1e15) for share in (0.25, 0.5)]
+    assert structure(cells[0].config) == structure(cells[1].config) and cells[0].id != cells[1].id
+
+
+def test_the_cells_of_the_committed_results_keep_their_ids():
+    for name, shipped in (("isoflop_cpu", sweep.get("isoflop_cpu").cells), ("road_cpu", sweep.get("road_cpu").others)):
+        assert {cell.id for cell in shipped} == {row["id"] for row in json.loads(RESULTS.read_text())}, name
+
+
+def test_a_share_that_leaves_no_step_for_a_part_is_refused():
+    with pytest.raises(UserError, match=r"arm_share=0.0001 of \d+ steps is 0, which leaves no step for one of the two"):
+        solve(replace(RECIPE, arm_share=1e-4), "mdm", "smdm_6m", MODEL, 1e14)
+    with pytest.raises(UserError, match="arm smdm_6m at .*: arm_share=0.5 of recipe 'test' is for the objective mdm"):
+        solve(replace(RECIPE, arm_share=0.5), "arm", "smdm_6m", MODEL, 1e14)
 
 
 def test_each_objective_has_its_tuned_learning_rate():
@@ -187,6 +253,9 @@ def test_an_unknown_sweep_gets_a_suggestion():
         ({"lr_width": -1}, "lr_width=-1 must not be negative"),
         ({"warmup_fraction": 1.5}, r"warmup_fraction=1.5 must be a fraction in \[0, 1\]"),
         ({"eval_draws": 1}, "eval_draws=1 must be at least 2"),
+        ({"arm_share": 1.0}, r"arm_share=1.0 must lie in \[0, 1\); all steps are the objective arm"),
+        ({"arm_peak_lr": 8e-3}, "arm_peak_lr=0.008 needs arm_share, the share of the steps that are autoregressive"),
+        ({"anneal_steps": 10}, "anneal_steps=10 needs arm_share"),
         ({"random_length": float("nan")}, "random_length=nan must be a finite number"),
     ],
 )

@@ -2,17 +2,19 @@
 
 import json
 import math
-from dataclasses import asdict
+import shutil
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import hypothesis
 import pytest
 from hypothesis import strategies as st
-from support import mutated_json
+from support import mutated_json, tiny_sweep
 
 from diffusionlm.errors import UserError
 from diffusionlm.scaling.commands import get
 from diffusionlm.scaling.sweep import results, status
+from diffusionlm.scaling.sweep.recipe import Sweep, grid
 
 SHIPPED = Path(__file__).parents[3] / "docs" / "results" / "isoflop_cpu" / "results.json"
 
@@ -113,3 +115,77 @@ def test_a_results_file_with_one_change_is_refused_in_one_line_or_makes_sense(da
         assert all(type(count) is int and count > 0 for count in counts) and not result.loss_stderr < 0
         assert all(len(point) == 2 for point in result.curve)
     assert mutation.kind not in ("missing", "extra") or mutation.path[-1] == 0 or isinstance(mutation.path[-1], int)
+
+
+@pytest.fixture
+def road(finished, sweep):
+    """The tiny sweep as a road, whose single cell has finished in a directory of its own."""
+    recipe = replace(tiny_sweep.RECIPE, arm_share=0.5)
+    cells = grid(recipe, objectives=("mdm",), sizes={"one": tiny_sweep.MODEL}, budgets=(100.5 * tiny_sweep.PER_STEP,))
+    directory = finished.parent / "road"
+    shutil.copytree(finished / "cells" / sweep.cells[0].id, directory / "cells" / cells[0].id)
+    (directory / "sweep.json").write_text((finished / "sweep.json").read_text().replace("tiny", "road"))
+    return Sweep(tuple(cells), name="road", others=sweep.cells), directory
+
+
+def test_a_road_keeps_its_exact_autoregressive_losses(road):
+    sweep, directory = road
+    cell = directory / "cells" / sweep.cells[0].id
+    done = json.loads((cell / "DONE.json").read_text())
+    done["eval"] |= {"autoregressive_nats_per_token": 3.5, "autoregressive_bits_per_byte": 1.5}
+    (cell / "DONE.json").write_text(json.dumps(done))
+    with (cell / "metrics.jsonl").open("a") as file:
+        for step, loss in ((50, 3.25), (100, 3.5)):
+            file.write(json.dumps({"step": step, "eval_autoregressive_nats_per_token": loss}) + "\n")
+    (result,), _ = results.read(sweep, directory)
+    assert (result.objective, result.arm_share) == ("arm50", 0.5)
+    assert (result.first_autoregressive_loss, result.autoregressive_loss) == (3.25, 3.5)
+    path = directory / "results.json"
+    path.write_text(results.to_json([result]))
+    assert results.load(path) == [result]
+    with (cell / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 100, "eval_autoregressive_nats_per_token": "low"}\n')
+    with pytest.raises(UserError, match="eval_autoregressive_nats_per_token"):
+        results.read(sweep, directory)
+
+
+def test_results_of_before_are_read_and_written_unchanged(tmp_path):
+    assert results.to_json(results.load(SHIPPED)) == SHIPPED.read_text()
+    cells = results.load(SHIPPED)
+    assert {(cell.arm_share, cell.autoregressive_loss) for cell in cells} == {(0.0, None)}
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("objective", "arm50/.."), ("objective", "rnn"), ("arm_share", 1.0), ("arm_share", -0.1)]
+)
+def test_a_road_that_cannot_be_is_refused(tmp_path, field, value):
+    rows = json.loads(SHIPPED.read_text())[:1]
+    (tmp_path / "results.json").write_text(json.dumps([rows[0] | {field: value}]))
+    with pytest.raises(UserError, match=field):
+        results.load(tmp_path / "results.json")
+
+
+def test_cells_of_another_sweep_are_reused(road, finished, sweep, tmp_path):
+    """Those that both have and that have not finished here."""
+    mine, directory = road
+    path = tmp_path / "results.json"
+    others, _ = results.read(sweep, finished)
+    path.write_text(results.to_json(others))
+    own, _ = results.read(mine, directory)
+    assert results.read(mine, directory, reuse=path) == (own + others, 0)
+    assert results.read(mine, directory, everything=True) == (own, 3)
+    assert results.read(mine, directory, everything=True, reuse=path) == (own + others, 0)
+    assert results.read(sweep, finished, reuse=path) == (others, 0), "none is there twice"
+
+
+def test_what_cannot_be_compared_is_not_reused(road, finished, sweep, tmp_path):
+    mine, directory = road
+    with pytest.raises(UserError, match=r"cannot read .*missing.json: No such file"):
+        results.read(mine, directory, reuse=tmp_path / "missing.json")
+    with pytest.raises(UserError, match=r"has no cell of sweep 'road'; give the results.json of one that shares some"):
+        results.read(mine, directory, reuse=SHIPPED)
+    others, _ = results.read(sweep, finished)
+    path = tmp_path / "results.json"
+    path.write_text(results.to_json([replace(other, unique_tokens=7) for other in others]))
+    with pytest.raises(UserError, match=r"training on other text: 7 different tokens there, [\d,]+ in this sweep"):
+        results.read(mine, directory, reuse=path)

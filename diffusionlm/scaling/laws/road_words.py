@@ -1,0 +1,84 @@
+"""The verdict and the warnings about roads: what the best share is, and where a sweep does not determine it."""
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from diffusionlm.scaling.laws.bootstrap import Estimate
+from diffusionlm.scaling.laws.diagnostics import suspicious
+from diffusionlm.scaling.laws.noise import by_cell
+from diffusionlm.scaling.laws.roads import Roads
+from diffusionlm.scaling.laws.shares import ShareFit
+
+
+def road_verdict(roads: Roads) -> str:
+    """Return one sentence about the best share of each budget."""
+    known = [f"{percent(best.share)} at {best.budget:.3g}" for best in roads.usable]
+    unknown = [fit for fit in roads.budgets if not (fit.best and fit.best.usable)]
+    parts = []
+    if known:
+        parts.append(
+            f"The best share of the compute to spend as an autoregressive model first is {', '.join(known)} FLOPs"
+        )
+    if unknown:
+        where = ", ".join(f"{fit.budget:.3g} FLOPs ({_lack(fit)})" for fit in unknown)
+        parts.append(f"{'it' if known else 'The best autoregressive share'} is not determined at {where}")
+    return "; ".join(parts) + "."
+
+
+def percent(share: Estimate) -> str:
+    """Return a share as a percentage with its interval."""
+    ends = "" if share.interval is None else " [{:.0f}%, {:.0f}%]".format(*(100 * end for end in share_ends(share)))
+    return f"{100 * share.value:.0f}%{ends}"
+
+
+def share_ends(share: Estimate) -> tuple[float, float]:
+    """Return the interval of a share, whose unbounded ends are 0 and 1."""
+    assert share.interval is not None
+    low, high = share.interval
+    return max(low, 0.0), min(high, 1.0)
+
+
+def road_warnings(roads: Roads | None) -> Iterator[str]:
+    """Yield a line for everything about the best share that is missing or not to be trusted."""
+    if roads is None:
+        return
+    for fit in roads.budgets:
+        where = f"roads at {fit.budget:.3g} FLOPs"
+        if not (fit.best and fit.best.usable):
+            yield f"{where}: the best share is in no law and no gap: {_lack(fit)}"
+        if fit.surface and suspicious(fit.lack_of_fit):
+            assert fit.lack_of_fit is not None
+            yield (
+                f"{where}: losses leave the surface by {fit.lack_of_fit.sd:.3g} nats beyond the noise "
+                f"(p = {fit.lack_of_fit.p:.2g}), which no interval contains"
+            )
+    repeated = [cell for cell in by_cell([r for fit in roads.budgets for r in fit.runs]).values() if len(cell) > 1]
+    if roads.noise is None:
+        yield "roads: no intervals, because the noise is unknown: it takes three seeds in at least two cells"
+    elif roads.noise.cells > len(repeated):
+        yield "roads: too few repeated seeds of their own; intervals use the noise of all objectives together"
+    elif roads.budgets[-1].budget not in {cell[0].budget for cell in repeated}:
+        yield (
+            f"roads: no cell at {roads.budgets[-1].budget:.3g} FLOPs is repeated, so intervals and misfits there rest "
+            "on noise that was measured at smaller budgets"
+        )
+
+
+def _lack(fit: ShareFit) -> str:
+    """Return what a budget needs for a best share that is determined."""
+    if fit.surface is None:
+        cells = len({(run.arm_share, run.params) for run in fit.runs})
+        return f"{cells} combinations of size and share do not determine a quadratic in both, so run more of them"
+    means = {at.share: at.best_loss for at in fit.shares}
+    best = min(means, key=lambda share: means[share])
+    sizes = sorted({run.params for run in fit.runs})
+    measured = next(at.best_params for at in fit.shares if at.share == best)
+    if best in (min(means), max(means)):
+        end = "smallest" if best == min(means) else "largest"
+        return f"the {end} share, {100 * best:g}%, is the best that was measured, so run {end[:-3]}er ones"
+    if measured in (sizes[0], sizes[-1]):
+        end = "smallest" if measured == sizes[0] else "largest"
+        return f"the {end} size is the best at the best measured share, so run {end[:-3]}er ones"
+    spread = float(np.ptp(list(means.values())))
+    return f"the best losses of the shares differ by {spread:.2g} nats only, so run more seeds or shares further apart"

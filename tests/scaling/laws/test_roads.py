@@ -1,0 +1,130 @@
+"""The best autoregressive share of each budget, against sweeps whose best share is known."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from support.simulated_roads import BUDGETS, LOSS, ODDS, PARAMS, roads, truth, with_twins
+from support.simulated_sweep import REPORT_TRUTHS, complete
+
+from diffusionlm.scaling.laws.analysis import analyse
+from diffusionlm.scaling.laws.bootstrap import Bootstrap
+from diffusionlm.scaling.laws.noise import seed_noise
+from diffusionlm.scaling.laws.roads import fit_roads
+
+
+def fitted(results, draws=2000, seed=0):
+    noises = seed_noise(results)
+    return fit_roads(results, noises, Bootstrap(noises, draws, seed), {})
+
+
+def test_without_noise_it_finds_the_truth():
+    for best, budget in zip(fitted(roads(noise=1e-9)).usable, BUDGETS, strict=True):
+        odds = truth(budget, ODDS)
+        assert best.share.value == pytest.approx(odds / (1 + odds), rel=1e-6)
+        assert best.loss.value == pytest.approx(truth(budget, LOSS), rel=1e-6)
+        assert best.params.value == pytest.approx(truth(budget, PARAMS), rel=1e-4)
+        assert best.tokens.value == pytest.approx(budget / 6 / truth(budget, PARAMS), rel=1e-3)
+
+
+def test_intervals_contain_the_truth_as_often_as_they_say():
+    hits = {"share": [], "loss": [], "params": [], "odds exponent": []}
+    for seed in range(200):
+        fit = fitted(roads(seed), draws=1000, seed=seed)
+        for best in (budget.best for budget in fit.budgets if budget.best):
+            odds = truth(best.budget, ODDS)
+            for key, value in (
+                ("share", odds / (1 + odds)),
+                ("loss", truth(best.budget, LOSS)),
+                ("params", truth(best.budget, PARAMS)),
+            ):
+                hits[key].append(not getattr(best, key).excludes(value))
+        if fit.laws:
+            hits["odds exponent"].append(not fit.laws["share"].exponent.excludes(ODDS[1]))
+    for key, contained in hits.items():
+        assert len(contained) > 150 and 0.91 < np.mean(contained) < 0.985, (key, np.mean(contained), len(contained))
+
+
+def test_one_noise_is_that_of_all_roads_and_of_nothing_else():
+    noises = seed_noise(with_twins())
+    of_roads = {name: noise for name, noise in noises.items() if name not in REPORT_TRUTHS}
+    assert len(set(of_roads.values())) == 1 and next(iter(of_roads.values())).dof == 6
+    alone = seed_noise(complete())
+    assert {name: noises[name] for name in REPORT_TRUTHS} == alone
+    single = [r for r in roads() if r.seed == 0]
+    assert set(seed_noise(single).values()) == {None}
+    assert fitted(single).budgets[0].best.share.interval is None
+    assert any("roads: no intervals" in line for line in analyse(single, full=False).warnings)
+
+
+@pytest.mark.parametrize(("odds", "end", "more"), [(30.0, "largest", "larger"), (0.05, "smallest", "smaller")])
+def test_a_best_share_beyond_the_shares_is_not_determined(odds, end, more):
+    analysis = analyse(with_twins(odds=(odds, 0.0)), draws=500, full=False)
+    assert analysis.roads.usable == [] and analysis.roads.laws == {}
+    assert analysis.verdict.startswith("The best autoregressive share is not determined at 5e+12 FLOPs (")
+    lines = [
+        line for line in analysis.warnings if line.startswith("roads at ") and "is the best that was measured" in line
+    ]
+    assert len(lines) == 3 and all(f"the {end} share" in line and f"run {more} ones" in line for line in lines)
+    assert "road" not in {gap.objective for gap in analysis.gaps}
+    assert {"arm50", "mdm"} <= {gap.objective for gap in analysis.gaps}, "so each share is compared by itself"
+
+
+def test_noise_that_hides_the_share_is_named():
+    analysis = analyse(with_twins(seed=3, noise=0.3), draws=500, full=False)
+    assert not any(best.share.bounded for best in analysis.roads.usable) and len(analysis.roads.usable) < 3
+    assert "is not determined" in analysis.verdict
+
+
+def test_too_few_combinations_are_named():
+    few = [r for r in roads() if r.arm_share in (0.5, 0.75)]
+    analysis = analyse(few, draws=500, full=False)
+    assert {fit.surface for fit in analysis.roads.budgets} == {None}
+    assert "6 combinations of size and share do not determine a quadratic in both" in analysis.verdict
+
+
+def test_the_road_is_compared_with_both_objectives_at_equal_compute():
+    """The intervals of its differences and gaps contain the truth as often as those of other comparisons."""
+    level, exponent = REPORT_TRUTHS["arm"].loss
+    contained = []
+    for seed in range(40):
+        analysis = analyse(with_twins(seed, noise=0.002), draws=500, seed=seed, full=False)
+        for name, rows in analysis.roads.differences.items():
+            assert [budget for budget, _ in rows] == list(BUDGETS)
+            for budget, estimate in rows:
+                assert estimate.high - estimate.low < 0.1, name
+                expected = truth(budget, LOSS) - truth(budget, REPORT_TRUTHS[name].loss)
+                contained.append(not estimate.excludes(expected))
+        gaps = {gap.objective: gap for gap in analysis.gaps}
+        assert set(gaps) == {"mdm", "road"}
+        for budget, estimate in gaps["road"].at_own:
+            needed = 1e13 * (truth(budget, LOSS) / level) ** (1 / exponent)
+            assert estimate.high / estimate.low < 1.5
+            contained.append(not estimate.excludes(budget / needed))
+    assert len(contained) == 40 * 9 and 0.9 < np.mean(contained) < 0.99
+
+
+def test_the_skill_that_is_kept_is_that_of_the_best_size():
+    results = [
+        replace(r, autoregressive_loss=3.0 + r.params / 1e7, first_autoregressive_loss=None) for r in roads(noise=1e-6)
+    ]
+    for fit in fitted(results).budgets:
+        for at in fit.shares:
+            runs = [r for r in fit.runs if r.arm_share == at.share]
+            best = min(runs, key=lambda r: r.loss)
+            assert (at.best_params, at.runs) == (best.params, len(runs))
+            assert at.autoregressive_loss == pytest.approx(3.0 + best.params / 1e7)
+            assert at.first_autoregressive_loss is None
+
+
+def test_a_surface_that_is_no_quadratic_is_named():
+    bent = [replace(r, loss=r.loss + 0.1 * (r.arm_share == 0.5) * (r.params > 5e5)) for r in roads()]
+    assert sum("losses leave the surface by" in line for line in analyse(bent, draws=500, full=False).warnings) == 3
+    assert not any("leave the surface" in line for line in analyse(roads(), draws=500, full=False).warnings)
+
+
+def test_a_sweep_without_roads_is_analysed_as_before():
+    analysis = analyse(complete(), draws=500, full=False)
+    assert analysis.roads is None and list(analysis.objectives) == ["mdm", "arm"]
+    names = list(analyse(with_twins(), draws=500, full=False).objectives)
+    assert names == ["mdm", "arm25", "arm50", "arm75", "arm90", "arm"]
