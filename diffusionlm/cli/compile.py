@@ -61,11 +61,11 @@ def _compile(
     from diffusionlm.compile_check import compile as aot
     from diffusionlm.compile_check import table
 
-    programs = [None] if sampling else [part] if part else list(parts.parts(cfg.validate()))
+    programs: list[Part | None] = [None] if sampling else [part] if part else [*parts.parts(cfg.validate())]
     if json and len(programs) > 1:
         raise UserError(
             f"{cfg.name} has a program for each of its parts, and --json prints one report; choose with --part "
-            + " or ".join(programs)
+            + " or ".join(map(str, programs))
         )
     fits = True
     for program in programs:

@@ -79,7 +79,8 @@ def test_an_evaluation_that_is_not_finite_comes_last_and_is_called_so(value):
 
 
 def test_the_showcase_of_a_run_whose_evaluation_is_not_finite_ends_with_the_comparison(monkeypatch, capsys):
-    monkeypatch.setattr(showcase, "_baselines", lambda run, console: BASELINES)
+    monkeypatch.setattr(showcase, "open_dataset", lambda path: None)
+    monkeypatch.setattr(showcase, "_baselines", lambda run, dataset, console: BASELINES)
     monkeypatch.setattr(showcase, "load", lambda workdir: pytest.fail("a model of NaN cannot sample"))
     result = {"eval": dict.fromkeys(("nelbo_nats_per_token", "nelbo_stderr", "bits_per_byte"), math.nan)}
     showcase.show(Run(epath.Path("nowhere"), Config(), 1, result))

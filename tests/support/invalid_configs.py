@@ -1,5 +1,7 @@
 """Overrides of `demo` that `Config.validate` refuses, and what each message names."""
 
+ROAD = {"run.steps": 1000, "optim.warmup_steps": 100, "diffusion.alignment": "shifted", "diffusion.anneal_steps": 0}
+
 INVALID = [
     ({"run.seed": 2**32}, ["run.seed=4294967296", "below 2**32"]),
     ({"model.d_model": 0}, ["model.d_model=0", "at least 1"]),
@@ -11,30 +13,24 @@ INVALID = [
     ({"diffusion.anneal_steps": -1}, ["diffusion.anneal_steps=-1", "negative", "0 is full attention"]),
     ({"diffusion.arm_steps": -1}, ["diffusion.arm_steps=-1", "negative", "0 trains diffusion"]),
     (
-        {"diffusion.arm_steps": 1},
+        {"diffusion.arm_steps": 1, "diffusion.alignment": "same"},
         ["diffusion.arm_steps=1", "diffusion.alignment=same", "--diffusion.alignment shifted"],
     ),
+    ({**ROAD, "diffusion.arm_steps": 1001}, ["diffusion.arm_steps=1001", "run.steps=1000", "--diffusion.arm_steps"]),
     (
-        {"diffusion.arm_steps": 10**6, "diffusion.alignment": "shifted"},
-        ["diffusion.arm_steps=1000000", "run.steps=", "--diffusion.arm_steps"],
-    ),
-    (
-        {"objective": "arm", "model.causal": True, "diffusion.arm_steps": 5, "diffusion.alignment": "shifted"},
+        {**ROAD, "objective": "arm", "model.causal": True, "diffusion.arm_steps": 5},
         ["diffusion.arm_steps=5", "objective=mdm"],
     ),
     (
-        {"diffusion.arm_steps": 400, "diffusion.anneal_steps": 700, "diffusion.alignment": "shifted"},
+        {**ROAD, "diffusion.arm_steps": 400, "diffusion.anneal_steps": 700},
         ["diffusion.anneal_steps=700", "run.steps=1000 - diffusion.arm_steps=400", "never be full"],
     ),
     (
-        {"diffusion.arm_steps": 950, "diffusion.alignment": "shifted"},
+        {**ROAD, "diffusion.arm_steps": 950},
         ["optim.warmup_steps=100", "run.steps - diffusion.arm_steps=50"],
     ),
-    (
-        {"diffusion.arm_steps": 50, "diffusion.alignment": "shifted"},
-        ["optim.warmup_steps=100", "diffusion.arm_steps=50"],
-    ),
-    ({"optim.arm_peak_lr": 0.01}, ["optim.arm_peak_lr=0.01", "diffusion.arm_steps=0"]),
+    ({**ROAD, "diffusion.arm_steps": 50}, ["optim.warmup_steps=100", "diffusion.arm_steps=50"]),
+    ({"optim.arm_peak_lr": 0.01, "diffusion.arm_steps": 0}, ["optim.arm_peak_lr=0.01", "diffusion.arm_steps=0"]),
     ({"diffusion.anneal_steps": 10**6}, ["diffusion.anneal_steps=1000000", "run.steps=", "never be full"]),
     ({"diffusion.cart_p": 1.0}, ["diffusion.cart_p=1.0", "(0, 1)", "Dream-Coder uses 0.1"]),
     ({"diffusion.t_min": 1.5}, ["diffusion.t_min=1.5", "(0, 1)", "the papers use 0.001"]),

@@ -22,6 +22,7 @@ from diffusionlm.training import step as train_step
 from diffusionlm.training.batches import Batches
 from diffusionlm.training.evaluate import Evaluator
 from diffusionlm.training.parts import config_of, opens_at, part_of, parts
+from diffusionlm.training.state import abstract_state
 
 ARM_STEPS, ANNEAL_STEPS = 12, 6
 
@@ -122,7 +123,7 @@ def test_a_run_of_that_part_alone_is_an_autoregressive_run(dataset, tmp_path):
     }
     assert here.result["eval"]["autoregressive_nats_per_token"] == here.result["eval"]["nelbo_nats_per_token"]
     assert here.result["flops"] == there.result["flops"]
-    assert load(here.workdir).autoregressive
+    assert load(here.workdir).config.autoregressive
 
 
 # --- the later parts
@@ -197,8 +198,9 @@ def test_evaluations_have_the_exact_loss_and_after_the_border_the_bound(whole):
 def test_the_exact_loss_of_the_final_network_is_that_of_an_autoregressive_model_with_its_weights(whole, dataset):
     run, _ = whole
     cfg = arm_run(dataset, STEPS)
-    final = store.load_params(store.find(run.workdir), None)
     mesh, data = make_mesh(cfg.mesh), open_dataset(dataset)
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(cfg, mesh).params)
+    final = store.load_params(store.find(run.workdir), None, shardings)
     with jax.set_mesh(mesh):
         exact = Evaluator(cfg, data, Batches(cfg, data, mesh))(final, 1)
     assert run.result["eval"]["autoregressive_nats_per_token"] == pytest.approx(exact["nelbo_nats_per_token"], rel=1e-5)
@@ -213,7 +215,7 @@ def test_a_checkpoint_says_what_the_network_is_at_its_step(whole):
         assert (sidecar.objective == "arm") == autoregressive == sidecar.model["causal"]
         assert sidecar.alignment == "shifted"
         model = load(path)
-        assert model.autoregressive == autoregressive
+        assert model.config.autoregressive == autoregressive
         assert model.generate(length=4)[0].nfe >= 1
 
 

@@ -157,7 +157,7 @@ def _result(cell: Cell, directory: epath.Path, unique_tokens: int) -> CellResult
             curve=_curve(lines, cell.flops / cell.steps),
             arm_share=cell.arm_share,
             autoregressive_loss=evaluation.get("autoregressive_nats_per_token"),
-            first_autoregressive_loss=first and first["nats_per_token"],
+            first_autoregressive_loss=first["nats_per_token"] if first else None,
         )
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(

@@ -100,7 +100,7 @@ def test_mistakes_are_one_line(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="unknown published law"):
         document.write(complete(), tmp_path, **WORDS, overlay=["smdm"])
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="cannot write the report"):
+    with pytest.raises(UserError, match="file must be a directory, and it is a file"):
         document.write(complete()[:2], tmp_path / "file", **WORDS)
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(UserError, match="pip install matplotlib"):

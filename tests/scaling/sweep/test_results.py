@@ -136,7 +136,8 @@ def test_a_road_keeps_its_exact_autoregressive_losses(road):
     (cell / "DONE.json").write_text(json.dumps(done))
     with (cell / "metrics.jsonl").open("a") as file:
         for step, loss in ((50, 3.25), (100, 3.5)):
-            file.write(json.dumps({"step": step, "eval_autoregressive_nats_per_token": loss}) + "\n")
+            figures = {f"eval_autoregressive_{unit}": loss for unit in ("nats_per_token", "bits_per_byte")}
+            file.write(json.dumps({"step": step, **figures}) + "\n")
     (result,), _ = results.read(sweep, directory)
     assert (result.objective, result.arm_share) == ("arm50", 0.5)
     assert (result.first_autoregressive_loss, result.autoregressive_loss) == (3.25, 3.5)
