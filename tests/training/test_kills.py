@@ -1,5 +1,6 @@
 """A run that is killed again and again, wherever it touches a file, ends with the numbers of one that was not."""
 
+import functools
 import json
 import os
 import random
@@ -16,6 +17,8 @@ KILLS = int(os.environ.get("DIFFUSIONLM_KILLS", "20"))
 SEED = int(os.environ.get("DIFFUSIONLM_KILLS_SEED", "17"))
 ATTEMPTS = 12  # starts of one run; by then it must have ended
 SAVES = {"steps": 12, "eval_every": 4, "checkpoint_every": 1, "keep": 1, "keep_every": 5}
+PARTS = {"alignment": "shifted", "arm_steps": 5, "anneal_steps": 4, "random_length": 0.0}
+RUNS = {"from scratch": {"run": SAVES}, "in parts": {"run": SAVES, "diffusion": PARTS, "optim": {"warmup_steps": 2}}}
 
 # A run, which kills itself at the KILL_AT-th time that it opens, makes, renames or removes something in its directory.
 PROGRAM = """
@@ -35,7 +38,7 @@ def touch(event, args):
                 os.kill(os.getpid(), signal.SIGKILL)
 
 sys.addaudithook(touch)
-tiny_run.trainer.train(tiny_run.tiny(dataset, run=json.loads(sys.argv[4])), Path(workdir))
+tiny_run.trainer.train(tiny_run.tiny(dataset, **json.loads(sys.argv[4])), Path(workdir))
 print(touched)
 """
 
@@ -47,8 +50,8 @@ def start(tmp_path_factory):
     dataset = tiny_run.make_dataset(directory / "data")
     environment = {**tiny_run.environment(directory / "compiled"), "PYTHONPATH": str(Path(__file__).parents[1])}
 
-    def run(workdir, kill_at):
-        command = [sys.executable, "-c", PROGRAM, str(dataset), str(workdir), str(kill_at), json.dumps(SAVES)]
+    def run(changes, workdir, kill_at):
+        command = [sys.executable, "-c", PROGRAM, str(dataset), str(workdir), str(kill_at), json.dumps(changes)]
         return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
 
     return run
@@ -61,7 +64,9 @@ def ended(workdir):
 
 
 @pytest.mark.slow
-def test_a_run_that_is_killed_at_random_ends_bit_for_bit_as_one_that_is_not(start, tmp_path):
+@pytest.mark.parametrize("kind", RUNS)
+def test_a_run_that_is_killed_at_random_ends_bit_for_bit_as_one_that_is_not(kind, start, tmp_path):
+    start = functools.partial(start, RUNS[kind])
     whole = start(tmp_path / "whole", 0)
     assert whole.returncode == 0, whole.stderr
     touches, expected = int(whole.stdout), ended(tmp_path / "whole")
@@ -78,5 +83,6 @@ def test_a_run_that_is_killed_at_random_ends_bit_for_bit_as_one_that_is_not(star
             refused.append((workdir.name, at, attempt.stderr.strip().splitlines()[-1]))
             continue
         assert ended(workdir) == expected, (workdir.name, at)
-    print(f"seed {SEED}: {kills} kills at up to {touches} touches of files; {runs} runs, {len(refused)} did not end")
+    counts = f"{kills} kills at up to {touches} touches of files; {runs} runs, {len(refused)} did not end"
+    print(f"{kind}, seed {SEED}: {counts}")
     assert not refused
