@@ -97,8 +97,10 @@ class DiffusionConfig(Canonical):
 
 @dataclass(frozen=True)
 class OptimConfig(Canonical):
-    """AdamW and its learning-rate schedule; steps are optimizer steps."""
+    """The optimizer and its learning-rate schedule; steps are optimizer steps."""
 
+    # adamw, or muon: momentum made orthogonal for the matrices of the blocks, AdamW for all else
+    name: Literal["adamw", "muon"] = later("adamw")
     peak_lr: NonNegativeReal = 2e-4  # learning rate after warm-up
     schedule: Literal["cosine", "wsd", "constant"] = "cosine"  # after the linear warm-up from 0
     warmup_steps: NonNegative = 100  # linear from 0 to peak_lr

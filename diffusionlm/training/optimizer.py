@@ -1,10 +1,20 @@
-"""AdamW from optax, with a learning-rate schedule, a weight-decay mask and clipping."""
+"""AdamW and Muon from optax, with a learning-rate schedule, a weight-decay mask and clipping.
 
+Muon (https://kellerjordan.github.io/posts/muon/) replaces the momentum of a matrix by a nearly orthogonal one with the
+same singular vectors. It is for matrices that map the stream to something or back; the embedding, the head, norms,
+biases and adapters keep AdamW. An update is scaled to a root mean square of 0.2, which is AdamW's in practice, so both
+have comparable learning rates (Moonlight, arXiv 2502.16982, Eq. 4).
+"""
+
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
+from flax.core.meta import AxisMetadata
+from optax.contrib import MuonDimensionNumbers, scale_by_muon
 
 from diffusionlm.config import OptimConfig
 from diffusionlm.tree_types import Params, PyTree
@@ -45,23 +55,69 @@ def learning_rate(cfg: OptimConfig, steps: int, start: int = 0) -> optax.Schedul
 
 def decays(params: Params) -> PyTree:
     """Return a tree like `params`: True for matrices and embeddings, False for norm gains and biases."""
+    return _by_name(params, lambda name: name != "scale" and not name.endswith("bias"))
 
-    def matrix(path: tuple[Any, ...], _: Any) -> bool:
-        name = [key.key for key in path if isinstance(key, jax.tree_util.DictKey)][-1]  # below it there may be a box
-        return name != "scale" and not name.endswith("bias")
 
-    return jax.tree_util.tree_map_with_path(matrix, params)
+def _by_name(params: PyTree, value: Callable[[str], Any]) -> PyTree:
+    """Return a tree like `params`, whose leaves may be boxed, with a value for the name of each parameter."""
+
+    def is_box(leaf: Any) -> bool:
+        return isinstance(leaf, AxisMetadata)
+
+    return jax.tree_util.tree_map_with_path(lambda path, _: value(path[-1].key), params, is_leaf=is_box)
+
+
+# The axes of each matrix of a block that are multiplied with its input, and those of its output. The axis of layers
+# stays out: each layer's matrix is orthogonal by itself.
+_MATRICES = {
+    "q": MuonDimensionNumbers(1, (2, 3)),
+    "k": MuonDimensionNumbers(1, (2, 3)),
+    "v": MuonDimensionNumbers(1, (2, 3)),
+    "o": MuonDimensionNumbers((1, 2), 3),
+    "up": MuonDimensionNumbers(1, 2),
+    "gate": MuonDimensionNumbers(1, 2),
+    "down": MuonDimensionNumbers(1, 2),
+}
+_UPDATE_RMS = 0.2
+_MOMENTUM = 0.95  # as Muon's authors have it; `beta1` is AdamW's
 
 
 def build(cfg: OptimConfig, steps: int, start: int = 0) -> optax.GradientTransformation:
     """Return the optimizer, whose moments have the shapes of the parameters; arguments are those of `learning_rate`."""
-    adamw = optax.adamw(
-        learning_rate(cfg, steps, start),
+    rate, decayed = learning_rate(cfg, steps, start), decays if cfg.decay_mask == "matrices" else None
+    optimizer: optax.GradientTransformation = optax.adamw(
+        rate,
         b1=cfg.beta1,
         b2=cfg.beta2,
         eps=cfg.eps,
         mu_dtype=cfg.first_moment_dtype,
         weight_decay=cfg.weight_decay,
-        mask=decays if cfg.decay_mask == "matrices" else None,
+        mask=decayed,
     )
-    return optax.chain(optax.clip_by_global_norm(cfg.clip_norm), adamw) if cfg.clip_norm else adamw
+    if cfg.name == "muon":
+        muon = optax.chain(
+            scale_by_muon(
+                beta=_MOMENTUM,
+                mu_dtype=cfg.first_moment_dtype,
+                weight_dimension_numbers=lambda updates: _by_name(updates, lambda name: _MATRICES[name]),
+            ),
+            optax.stateless(lambda updates, _: _scaled(updates)),
+            optax.add_decayed_weights(cfg.weight_decay),
+            optax.scale_by_learning_rate(rate),
+        )
+        optimizer = optax.partition(
+            {"muon": muon, "adamw": optimizer},
+            lambda params: _by_name(params, lambda name: "muon" if name in _MATRICES else "adamw"),
+        )
+    return optax.chain(optax.clip_by_global_norm(cfg.clip_norm), optimizer) if cfg.clip_norm else optimizer
+
+
+def _scaled(updates: PyTree) -> PyTree:
+    """Give orthogonal matrices of shape m x n, whose root mean square is 1 / sqrt(max(m, n)), that of AdamW."""
+
+    def scaled(path: tuple[Any, ...], update: jax.Array) -> jax.Array:
+        inputs, outputs = _MATRICES[path[-1].key]
+        sides = [np.prod([update.shape[axis] for axis in np.atleast_1d(axes)]) for axes in (inputs, outputs)]
+        return update * (_UPDATE_RMS * float(max(sides)) ** 0.5)
+
+    return jax.tree_util.tree_map_with_path(scaled, updates)

@@ -23,6 +23,7 @@ from diffusionlm.parallel.mesh import (
     make_mesh,
     partition_spec,
 )
+from diffusionlm.training import optimizer
 from diffusionlm.training import state as train_state
 
 MESH = {"data": 2, "fsdp": 2, "tensor": 2}
@@ -258,3 +259,51 @@ def test_the_initial_parameters_depend_on_the_seed_and_not_on_the_mesh():
     for a, b in zip(jax.tree.leaves(split), jax.tree.leaves(alone), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-8)
     assert not np.isclose(alone["embed"], reseeded["embed"]).all(-1).any()
+
+
+MUON = dataclasses.replace(CONFIG, optim=OptimConfig(name="muon", warmup_steps=0))
+MUON_KINDS = ("muon", "adamw")  # the keys above the moments
+MATRICES = ("q", "k", "v", "o", "up", "gate", "down")
+
+
+def moments_of(state) -> dict[tuple[str, ...], list]:
+    """The leaves of the optimizer that belong to a parameter, by its names."""
+    moments = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(state.opt_state):
+        names = tuple(key.key for key in path if isinstance(key, jax.tree_util.DictKey) and key.key not in MUON_KINDS)
+        moments.setdefault(names, []).append(leaf)
+    del moments[()]  # counts and coefficients
+    return moments
+
+
+@pytest.mark.parametrize("name", MESHES)
+def test_the_one_moment_of_a_matrix_under_muon_is_split_as_the_matrix_is(name):
+    abstract = train_state.abstract_state(MUON, mesh_of(name))
+    moments = moments_of(abstract)
+    for path, param in jax.tree_util.tree_leaves_with_path(abstract.params):
+        names = tuple(key.key for key in path)
+        found = [(moment.shape, moment.sharding) for moment in moments.pop(names)]
+        assert found == [(param.shape, param.sharding)] * (1 if names[-1] in MATRICES else 2)
+    assert not moments
+
+
+def test_muon_takes_the_same_step_on_every_mesh():
+    """Heads and widths that are split over devices are parts of one matrix."""
+    rng = np.random.default_rng(0)
+    shapes = jax.tree.map(lambda a: a.shape, train_state.abstract_state(MUON, mesh_of("one")).params)
+    grads = jax.tree.map(
+        lambda shape: rng.normal(size=shape).astype(np.float32), shapes, is_leaf=lambda x: isinstance(x, tuple)
+    )
+
+    def step(name: str):
+        mesh = mesh_of(name)
+        layout = jax.tree.map(lambda a: a.sharding, train_state.abstract_state(MUON, mesh))
+        optimize = optimizer.build(MUON.optim, 10)
+        state = jax.jit(optimize.init, out_shardings=layout.opt_state)(grads)
+        placed = jax.device_put(grads, layout.params)
+        with jax.set_mesh(mesh):
+            return jax.jit(optimize.update, out_shardings=(layout.params, layout.opt_state))(placed, state, placed)[0]
+
+    alone, split = step("one"), step("all")
+    for a, b in zip(jax.tree.leaves(alone), jax.tree.leaves(split), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-6)

@@ -1,4 +1,4 @@
-"""Learning rates of the papers, the weight-decay mask, clipping, and AdamW by its definition."""
+"""Learning rates of the papers, the weight-decay mask, clipping, and AdamW and Muon by their definitions."""
 
 import math
 
@@ -174,3 +174,73 @@ def test_the_norm_that_is_clipped_is_that_of_all_parameters_together():
     _, state = chain.update({"a": jnp.full((1, 1), 3.0), "b": jnp.full((1, 1), 4.0)}, chain.init(params), params)
     moments = optax.tree.get(state, "mu")
     np.testing.assert_allclose([moments["a"][0, 0], moments["b"][0, 0]], [0.5 * 0.6, 0.5 * 0.8], rtol=1e-6)
+
+
+D, H, K, F = 6, 2, 5, 4
+SHAPES = {"q": (D, H, K), "k": (D, 1, K), "v": (D, 1, K), "o": (H, K, D), "up": (D, F), "gate": (D, F), "down": (F, D)}
+
+
+def orthogonal(matrix: np.ndarray) -> np.ndarray:
+    """Five Newton-Schulz steps of Muon's published quintic, on a matrix of Frobenius norm 1."""
+    x = matrix / np.linalg.norm(matrix)
+    for _ in range(5):
+        gram = x @ x.T
+        x = 3.4445 * x - 4.7750 * gram @ x + 2.0315 * gram @ gram @ x
+    return x
+
+
+def muon_by_hand(cfg: OptimConfig, param: np.ndarray, grads: list[np.ndarray]) -> np.ndarray:
+    """Nesterov momentum of a matrix, made orthogonal, at a root mean square of 0.2 (Moonlight, Eq. 4)."""
+    m = np.zeros_like(param)
+    for step, g in enumerate(grads):
+        m = 0.95 * m + 0.05 * g
+        ahead = 0.95 * m / (1 - 0.95 ** (step + 2)) + 0.05 * g / (1 - 0.95 ** (step + 1))
+        update = 0.2 * max(param.shape) ** 0.5 * orthogonal(ahead)
+        param = param - cfg.peak_lr * (update + cfg.weight_decay * param)
+    return param
+
+
+def test_muon_makes_the_matrix_of_each_layer_orthogonal_and_leaves_the_rest_to_adamw():
+    """Heads and their widths are one side of a matrix, and no layer sees another."""
+    cfg = OptimConfig(
+        name="muon", schedule="constant", peak_lr=0.1, warmup_steps=0, weight_decay=0.3, eps=1e-3, clip_norm=0.0
+    )
+    rng, L, steps = np.random.default_rng(0), 3, 3
+    shapes = {"blocks": {name: (L, *shape) for name, shape in SHAPES.items()}, "embed": (8, D), "head": (D, 8)}
+    shapes["blocks"]["attention_norm"] = {"scale": (L, D)}
+    draw = lambda: jax.tree.map(lambda shape: rng.normal(size=shape), shapes, is_leaf=lambda x: isinstance(x, tuple))  # noqa: E731
+    start, grads = draw(), [draw() for _ in range(steps)]
+    chain = optim.build(cfg, steps)
+    params = jax.tree.map(jnp.float32, start)
+    state = chain.init(params)
+    for g in grads:
+        updates, state = chain.update(jax.tree.map(jnp.float32, g), state, params)
+        params = optax.apply_updates(params, updates)
+    for name, shape in SHAPES.items():
+        rows = D if shape[0] == D else shape[0] * (shape[1] if len(shape) == 3 else 1)
+        for layer in range(L):
+            at = lambda tree: tree["blocks"][name][layer].reshape(rows, -1)  # noqa: B023, E731
+            expected = muon_by_hand(cfg, at(start), [at(g) for g in grads])
+            np.testing.assert_allclose(at(params), expected, rtol=1e-4, atol=1e-5, err_msg=name)
+    rate = lambda step: 0.1  # noqa: E731
+    for name in ("embed", "head"):
+        expected = adamw_by_hand(cfg, rate, start[name], [g[name] for g in grads])
+        np.testing.assert_allclose(params[name], expected, rtol=1e-4, atol=1e-5)
+    scale = lambda tree: tree["blocks"]["attention_norm"]["scale"]  # noqa: E731
+    undecayed = OptimConfig(schedule="constant", peak_lr=0.1, weight_decay=0.0, eps=1e-3, clip_norm=0.0)
+    expected = adamw_by_hand(undecayed, rate, scale(start), [scale(g) for g in grads])
+    np.testing.assert_allclose(scale(params), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_muon_keeps_the_singular_vectors_of_a_gradient_and_makes_its_values_alike():
+    """The first update is U S V^T of the gradient's U and V, with S near 1 (0.7 to 1.2 for the published quintic)."""
+    cfg = OptimConfig(name="muon", schedule="constant", peak_lr=1.0, warmup_steps=0, weight_decay=0.0)
+    chain, g = optim.build(cfg, 1), np.random.default_rng(1).normal(size=(1, 6, 9))
+    params = {"up": jnp.zeros(g.shape, jnp.float32)}
+    updates, state = chain.update({"up": jnp.asarray(g, jnp.float32)}, chain.init(params), params)
+    u, _, vt = np.linalg.svd(g[0], full_matrices=False)
+    inner = -u.T @ np.asarray(updates["up"][0], np.float64) @ vt.T / (0.2 * 3)
+    np.testing.assert_allclose(inner, np.diag(np.diag(inner)), atol=1e-4)
+    assert (np.diag(inner) > 0.65).all() and (np.diag(inner) < 1.25).all()
+    moments = [leaf.shape for leaf in jax.tree.leaves(state) if leaf.ndim == 3]
+    assert moments == [(1, 6, 9)]  # there is one moment, not two
