@@ -24,9 +24,13 @@ def home(tmp_path_factory):
     return tmp_path_factory.mktemp("home")
 
 
+SHORT = ["--run.steps", "100", "--optim.warmup_steps", "10"]
+PARTS = [*SHORT, "--diffusion.arm_steps", "40"]
+
+
 @pytest.fixture(scope="module")
 def first(home):
-    return diffusionlm("train", "demo", "--run.steps", "100", cwd=home)
+    return diffusionlm("train", "demo", *PARTS, cwd=home)
 
 
 def test_the_demo_trains_evaluates_and_shows_a_sample(first, home):
@@ -39,6 +43,8 @@ def test_the_demo_trains_evaluates_and_shows_a_sample(first, home):
     for number in (done["eval"]["bits_per_byte"], *(score["bits_per_byte"] for score in baselines.values())):
         assert 0.5 < number < 8 and f"{number:.3f}" in first.stdout
     assert "unigram" in baselines and "denoising steps" in first.stdout
+    assert "step 40: as an autoregressive model" in first.stderr and "demo (ARM) at step 40" in first.stdout
+    assert "An infilling" in first.stdout and "the text itself had" in first.stdout
     assert first.stdout.rstrip().endswith("sample runs/demo")
     completion = load(home / "runs/demo").generate("def ", length=8, steps=4)[0]
     assert completion.prompt == "def "
@@ -46,20 +52,20 @@ def test_the_demo_trains_evaluates_and_shows_a_sample(first, home):
 
 def test_a_second_call_reports_that_the_run_is_done(first, home):
     files = {path: path.stat().st_mtime_ns for path in home.rglob("*") if path.is_file()}
-    second = diffusionlm("train", "demo", "--run.steps", "100", cwd=home)
+    second = diffusionlm("train", "demo", *PARTS, cwd=home)
     assert second.returncode == 0 and "was done before" in second.stdout and "bits per byte" in second.stdout
     assert {path: path.stat().st_mtime_ns for path in home.rglob("*") if path.is_file()} == files
 
 
 def test_other_settings_are_another_run(first, home):
-    other = diffusionlm("train", "demo", "--run.steps", "101", cwd=home)
+    other = diffusionlm("train", "demo", *PARTS, "--run.steps", "101", cwd=home)
     assert other.returncode == 2 and other.stdout == ""
     (line,) = other.stderr.splitlines()
     assert "run.steps (100 there, 101 here)" in line
 
 
 def test_the_twin_is_scored_on_the_same_tokens_and_bytes(first, home):
-    twin = diffusionlm("train", "demo_arm", "--run.steps", "100", "--data.path", "runs/demo/data", cwd=home)
+    twin = diffusionlm("train", "demo_arm", *SHORT, "--data.path", "runs/demo/data", cwd=home)
     assert twin.returncode == 0, twin.stderr
     mdm, arm = (json.loads((home / f"runs/{name}/DONE.json").read_text()) for name in ("demo", "demo_arm"))
     for name in ("tokens", "bytes"):

@@ -2,6 +2,15 @@
 
 LENGTH = 16
 
+# A masked diffusion model from scratch.
+PLAIN = {
+    "diffusion.arm_steps": 0,
+    "diffusion.alignment": "same",
+    "diffusion.weighting": "bound",
+    "optim.arm_peak_lr": 0.0,
+    "optim.name": "adamw",
+}
+
 # `demo` at a size that trains in seconds, on the eight devices of the tests, with the byte tokenizer's vocabulary.
 TINY = {
     "model.d_model": 16,
@@ -11,6 +20,7 @@ TINY = {
     "model.head_dim": 8,
     "model.d_ff": 32,
     "model.vocab_size": 257,
+    **PLAIN,
     "data.sequence_length": LENGTH,
     "data.batch_size": 8,
     "optim.warmup_steps": 1,
