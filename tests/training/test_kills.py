@@ -13,7 +13,7 @@ import pytest
 from support import tiny_run
 from support.run_files import timeless
 
-KILLS = int(os.environ.get("DIFFUSIONLM_KILLS", "20"))
+KILLS = int(os.environ.get("DIFFUSIONLM_KILLS", "10"))  # of each kind of run
 SEED = int(os.environ.get("DIFFUSIONLM_KILLS_SEED", "17"))
 ATTEMPTS = 12  # starts of one run; by then it must have ended
 SAVES = {"steps": 12, "eval_every": 4, "checkpoint_every": 1, "keep": 1, "keep_every": 5}
