@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from support.command_line import PLAIN
 from support.invalid_configs import INVALID
 
 from diffusionlm import config, config_fields, config_io, config_model, fingerprint
@@ -138,7 +139,7 @@ def test_json_with_an_unknown_field_is_refused(values, parts):
 
 @pytest.mark.parametrize("overrides, parts", INVALID)
 def test_validation_names_the_values(overrides, parts):
-    cfg = experiment("demo", overrides)
+    cfg = experiment("demo", PLAIN | overrides)
     with pytest.raises(UserError) as error:
         cfg.validate()
     assert all(part in str(error.value) for part in parts), str(error.value)
@@ -160,7 +161,7 @@ OF_ANOTHER_KIND = [("model", None), ("model.norm", "batchnorm"), ("run.steps", "
 
 def test_every_check_of_validation_has_a_case_above():
     raised = set()
-    configs = [experiment("demo", overrides) for overrides, _ in INVALID]
+    configs = [experiment("demo", PLAIN | overrides) for overrides, _ in INVALID]
     for cfg in configs + [with_value(name, value) for name, value in OF_ANOTHER_KIND]:
         with pytest.raises(UserError) as error:
             cfg.validate()

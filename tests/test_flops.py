@@ -114,6 +114,8 @@ def test_memory_is_that_of_the_sharded_training_state(dtype):
     memory = flops.memory(TINY, settings, shards=8)
     gains = 4 * (2 * TINY.n_layers + 1) * TINY.d_model  # they are not split, and `memory` counts them as split
     assert memory.params == memory.gradients == nbytes(per_device) - gains * 7 // 8
-    moments = nbytes(jax.eval_shape(optimizer.build(settings, 1000).init, per_device))
+    moments = nbytes(
+        jax.eval_shape(optimizer.build(settings, optimizer.learning_rate(settings, 1000)).init, per_device)
+    )
     assert memory.optimizer == moments - (2 if dtype == "float32" else 1.5) * gains * 7 // 8
     assert memory.total == memory.params + memory.optimizer + memory.gradients

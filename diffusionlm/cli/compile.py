@@ -61,6 +61,8 @@ def _compile(
     from diffusionlm.compile_check import compile as aot
     from diffusionlm.compile_check import table
 
+    if sampling and part:
+        raise UserError(f"part={part} is a part of training, and --sampling compiles the sampler; drop one of them")
     programs: list[Part | None] = [None] if sampling else [part] if part else [*parts.parts(cfg.validate())]
     if json and len(programs) > 1:
         raise UserError(

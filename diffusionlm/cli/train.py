@@ -72,7 +72,7 @@ def _result_text(result: dict[str, Any], done_before: bool, workdir: epath.Path,
     if not math.isfinite(held_out["nelbo_nats_per_token"]):
         figures = "the evaluation is not finite"
     else:
-        error = f" +/- {held_out['nelbo_stderr']:.3f}" if cfg.objective == "mdm" else ""
+        error = f" +/- {held_out['nelbo_stderr']:.3f}" if held_out["nelbo_stderr"] else ""
         nats = f"{held_out['nelbo_nats_per_token']:.3f}{error} nats per token"
         figures = f"{held_out['bits_per_byte']:.3f} bits per byte, {nats}"
     return (

@@ -18,7 +18,7 @@ from diffusionlm.pretrained import terminal
 from diffusionlm.pretrained.model import LoadedModel, load
 from diffusionlm.storage import write_atomically
 from diffusionlm.training import dataset as run_dataset
-from diffusionlm.training import metrics, outcome
+from diffusionlm.training import metrics, outcome, parts
 from diffusionlm.training.batches import held_out_rows
 from diffusionlm.training.loop import Run
 from diffusionlm.untrusted import printable
@@ -37,12 +37,12 @@ def show(run: Run, console: Console | None = None) -> None:
     """Print what a finished run can do: its bound among baselines, which are kept in a file, a sample, an infilling."""
     console = console or Console()
     assert run.result is not None  # the run is finished
-    bound = run.result["eval"]
+    bound, objective = run.result["eval"], "arm" if parts.is_autoregressive(run.config) else "mdm"
     dataset = open_dataset(run_dataset.directory(run.config, run.workdir))
     console.print(
         comparison(
-            f"{run.config.name} ({run.config.objective.upper()})",
-            run.config.objective,
+            f"{run.config.name} ({objective.upper()})",
+            objective,
             bound["nelbo_nats_per_token"],
             bound["nelbo_stderr"],
             bound["bits_per_byte"],
@@ -63,7 +63,7 @@ def show(run: Run, console: Console | None = None) -> None:
 
 def _first_part(run: Run) -> dict[str, dict[str, float]]:
     """Return the row of the table for the autoregressive part of the run, if it had one."""
-    if run.config.objective == "arm":
+    if parts.is_autoregressive(run.config):
         return {}
     part = outcome.autoregressive_part(metrics.read(run.workdir), run.config.diffusion.arm_steps)
     if part is None:
@@ -77,11 +77,13 @@ def _show_infilling(model: LoadedModel, batches: Iterable[dict[str, np.ndarray]]
     rows = (row for batch in batches for row in zip(batch["tokens"], batch["segment_ids"], strict=True))
     for tokens_T, segment_ids_T in rows:
         before, middle, after = _thirds(model.require_tokenizer(), tokens_T[segment_ids_T == segment_ids_T[0]])
-        if middle.strip() and "{mask" not in before + after:
+        text = f"{before}{{mask:{GAP}}}{after}"
+        fits = len(model.encode(before + middle + after)) <= model.config.max_length
+        if fits and middle.strip() and "{mask" not in before + after:
             break
     else:
         return
-    completion = model.infill(f"{before}{{mask:{GAP}}}{after}", strategy="low_confidence", temperature=0.0)[0]
+    completion = model.infill(text, strategy="low_confidence", temperature=0.0)[0]
     filled = completion.text[len(before) : len(completion.text) - len(after)]
     console.print(f"\nAn infilling: {GAP} tokens of a held-out text, in {completion.nfe} steps", highlight=False)
     text = Text(printable(before, KEPT))

@@ -37,7 +37,7 @@ def is_bad(cfg: SafetyConfig, guard: Guard, step: jax.Array, loss: jax.Array, gr
     Args:
       cfg: the policy; a gradient norm above `spike_factor` times the running mean is bad, as is one that is not finite.
       guard: of the state before the batch.
-      step: int32, steps taken before it.
+      step: int32, steps taken before it, in its part of the run.
       loss: float32 scalar.
       grad_norm: float32 scalar, before clipping.
     """
@@ -46,6 +46,11 @@ def is_bad(cfg: SafetyConfig, guard: Guard, step: jax.Array, loss: jax.Array, gr
         mean = guard.norm_sum * (1 - DECAY) / (1 - jnp.float32(DECAY) ** step)  # the weights of `step` norms sum to 1
         bad |= (step >= HISTORY) & (grad_norm > cfg.spike_factor * mean)
     return bad
+
+
+def start_history(guard: Guard, step: jax.Array) -> Guard:
+    """Return the guard without the gradient norms before step 0 of a part, whose objective has norms of its own."""
+    return dataclasses.replace(guard, norm_sum=jnp.where(step == 0, 0.0, guard.norm_sum))
 
 
 def after_step(guard: Guard, grad_norm: jax.Array) -> Guard:

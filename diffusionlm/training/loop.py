@@ -200,7 +200,8 @@ class Loop:
             return
         stepper, batch, metrics = self.stepper, outcome.batch_index, outcome.metrics
         if metrics["applied"]:
-            self.records.step(stepper.step, metrics, skipped=batch + 1 - stepper.step)
+            ends_part = parts.opens_at(self.cfg, batch + 1)
+            self.records.step(stepper.step, metrics, skipped=batch + 1 - stepper.step, ends_part=ends_part)
             self.progress.update(stepper.step, self.records.log.note)
             return
         details = {"batch": batch, "loss": metrics["loss"], "grad_norm": metrics["grad_norm"]}
@@ -214,9 +215,10 @@ class Loop:
             self._give_up(message)
 
     def open_attention(self) -> None:
-        """Record what the autoregressive part of the run has reached; the next batch trains diffusion."""
+        """Record and save what the autoregressive part of the run has reached; the next batch trains diffusion."""
         evaluation = self.evaluate()
         self.records.evaluation(self.stepper.step, evaluation)
+        self.save()  # a roll-back never crosses the border, and the autoregressive model is kept
         self.progress.say(
             f"step {self.stepper.step}: as an autoregressive model {evaluation['bits_per_byte']:.3f} bits per byte; "
             "now attention opens, and the run goes on as a masked diffusion model"

@@ -148,8 +148,8 @@ class StepCost(NamedTuple):
     flops: int  # by the "model" convention of `flops`
     credited_flops: int  # the same with the head on predicted positions alone, for MFU
     peak_flops: float | None  # of all devices together, FLOP/s; None where the chip is unknown
-    arm_steps: int  # steps that are autoregressive at first
-    arm_credited_flops: int  # `credited_flops` of these, which predict every position
+    arm_steps: int = 0  # steps that are autoregressive at first
+    arm_credited_flops: int = 0  # `credited_flops` of these, which predict every position
 
     def credited(self, step: int) -> int:
         """Return the FLOPs of step `step` (1-based) that MFU credits."""
@@ -172,7 +172,9 @@ def step_cost(cfg: Config, mesh: Mesh) -> StepCost:
 
 
 class StepLog:
-    """Turns the metrics of single steps into the lines of metrics.jsonl: one every `every` steps, and one at the last.
+    """Turns the metrics of single steps into the lines of metrics.jsonl.
+
+    There is one line every `every` steps, one at the last step, and one at the last step of a part of the run.
 
     Each line has step, tokens, loss (nats/token), cross_entropy and grad_norm (means over the steps since the line
     before or, after it, since the resume), lr, skipped (batches left out so far), tokens_per_second, step_seconds, mfu
@@ -205,12 +207,12 @@ class StepLog:
                 raise
             log.warning("cannot write %s: %s", FILE, error)  # what ended the run is raised instead
 
-    def add(self, step: int, metrics: dict[str, Any], skipped: int = 0) -> None:
-        """Add the metrics of one step, and write a line where one is due."""
+    def add(self, step: int, metrics: dict[str, Any], skipped: int = 0, ends_part: bool = False) -> None:
+        """Add the metrics of one step, and write a line where one is due, as at the end of a part of the run."""
         for name in ("loss", "cross_entropy", "grad_norm"):
             self._sums[name] = self._sums.get(name, 0.0) + float(metrics[name])
         self._count += 1
-        if step % self._every == 0 or step == self._last_step:
+        if step % self._every == 0 or step == self._last_step or ends_part:
             self._write(step, float(metrics["lr"]), skipped)
 
     def _write(self, step: int, lr: float, skipped: int) -> None:

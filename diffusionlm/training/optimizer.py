@@ -20,7 +20,7 @@ from diffusionlm.config import OptimConfig
 from diffusionlm.tree_types import Params, PyTree
 
 
-def learning_rate(cfg: OptimConfig, steps: int, start: int = 0) -> optax.Schedule:
+def learning_rate(cfg: OptimConfig, steps: int | jax.Array) -> optax.Schedule:
     """Return the learning rate of a step (0-based): linear warm-up from 0, then cosine, WSD or constant.
 
     WSD (warm-up, stable, decay) with `drop_step` is LLaDA's (arXiv 2502.09992, Section 2.2): hold the peak, drop once
@@ -31,13 +31,11 @@ def learning_rate(cfg: OptimConfig, steps: int, start: int = 0) -> optax.Schedul
 
     Args:
       cfg: the schedule.
-      steps: the step at which it ends.
-      start: the step at which it starts; the rate before it is the one there.
+      steps: its length.
     """
-    steps -= start
 
     def rate(step: jax.typing.ArrayLike) -> jax.Array:
-        step = jnp.maximum(jnp.asarray(step, jnp.float32) - start, 0)  # exact up to 2**24 steps
+        step = jnp.asarray(step, jnp.float32)  # exact up to 2**24 steps
         after = jnp.float32(cfg.peak_lr)
         if cfg.schedule == "cosine":
             done = jnp.clip((step - cfg.warmup_steps) / jnp.maximum(steps - cfg.warmup_steps, 1), 0, 1)
@@ -82,9 +80,9 @@ _UPDATE_RMS = 0.2
 _MOMENTUM = 0.95  # as Muon's authors have it; `beta1` is AdamW's
 
 
-def build(cfg: OptimConfig, steps: int, start: int = 0) -> optax.GradientTransformation:
-    """Return the optimizer, whose moments have the shapes of the parameters; arguments are those of `learning_rate`."""
-    rate, decayed = learning_rate(cfg, steps, start), decays if cfg.decay_mask == "matrices" else None
+def build(cfg: OptimConfig, rate: optax.Schedule) -> optax.GradientTransformation:
+    """Return the optimizer with this learning rate; its moments have the shapes of the parameters."""
+    decayed = decays if cfg.decay_mask == "matrices" else None
     optimizer: optax.GradientTransformation = optax.adamw(
         rate,
         b1=cfg.beta1,

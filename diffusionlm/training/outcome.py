@@ -88,7 +88,10 @@ def autoregressive_part(lines: Iterable[dict[str, Any]], arm_steps: int) -> dict
       "step", "nats_per_token" and "bits_per_byte".
     """
     prefix = "eval_autoregressive_"
-    measured = [line for line in lines if prefix + "nats_per_token" in line and line["step"] <= arm_steps]
+    exact = prefix + "nats_per_token"
+    # In that part the bound is the exact loss; a run that was rolled back may measure a later part at an earlier step.
+    measured = [line for line in lines if exact in line and line["eval_nelbo_nats_per_token"] == line[exact]]
+    measured = [line for line in measured if line["step"] <= arm_steps]
     if not measured:
         return None
     last = measured[-1]

@@ -13,9 +13,14 @@ from diffusionlm.config import Config
 Part = Literal["autoregressive", "opening", "full"]
 
 
+def is_autoregressive(cfg: Config) -> bool:
+    """Return True if a run never trains diffusion."""
+    return cfg.objective == "arm" or cfg.diffusion.arm_steps >= cfg.run.steps
+
+
 def part_of(cfg: Config, batch_index: int) -> Part:
     """Return the part that a batch belongs to; attention is full when the last edge opens."""
-    if cfg.objective == "arm" or batch_index < cfg.diffusion.arm_steps:
+    if is_autoregressive(cfg) or batch_index < cfg.diffusion.arm_steps:
         return "autoregressive"
     opening = batch_index + 1 - cfg.diffusion.arm_steps < cfg.diffusion.anneal_steps
     return "opening" if opening else "full"
@@ -24,17 +29,17 @@ def part_of(cfg: Config, batch_index: int) -> Part:
 def parts(cfg: Config) -> Iterator[Part]:
     """Yield the parts of a run that have batches, in their order."""
     first, opening = cfg.diffusion.arm_steps, max(cfg.diffusion.anneal_steps - 1, 0)
-    if cfg.objective == "arm" or first:
+    if is_autoregressive(cfg) or first:
         yield "autoregressive"
     if opening:
         yield "opening"
-    if cfg.objective == "mdm" and first + opening < cfg.run.steps:
+    if not is_autoregressive(cfg) and first + opening < cfg.run.steps:
         yield "full"
 
 
 def ends_as_autoregressive(cfg: Config, next_batch: int) -> bool:
     """Return True if no batch before `next_batch` trained diffusion: the network is an autoregressive model then."""
-    return cfg.objective == "arm" or 0 < next_batch <= cfg.diffusion.arm_steps
+    return is_autoregressive(cfg) or (cfg.diffusion.arm_steps > 0 and next_batch <= cfg.diffusion.arm_steps)
 
 
 def opens_at(cfg: Config, next_batch: int) -> bool:
@@ -58,7 +63,7 @@ def config_of(cfg: Config, part: Part) -> Config:
             model=replace(cfg.model, causal=True),
             diffusion=replace(cfg.diffusion, arm_steps=0, anneal_steps=0, weighting="bound"),
             optim=replace(cfg.optim, peak_lr=cfg.optim.arm_peak_lr or cfg.optim.peak_lr, arm_peak_lr=0.0),
-            run=replace(cfg.run, steps=max(cfg.diffusion.arm_steps, 1)),
+            run=replace(cfg.run, steps=cfg.diffusion.arm_steps),
         )
     if part == "full":
         return replace(cfg, diffusion=replace(cfg.diffusion, anneal_steps=0))

@@ -46,10 +46,10 @@ class Records:
         log = StepLog(writer, self._timeline, self._cost, every=run.log_every, last_step=run.steps)
         self.log = self._stack.enter_context(log)
 
-    def step(self, step: int, metrics: dict[str, float], skipped: int) -> None:
-        """Record that `step` was taken; `skipped` batches were left out so far."""
+    def step(self, step: int, metrics: dict[str, float], skipped: int, ends_part: bool = False) -> None:
+        """Record that `step` was taken; `skipped` batches were left out so far, and it may end a part of the run."""
         with self._writing():
-            self.log.add(step, metrics, skipped=skipped)
+            self.log.add(step, metrics, skipped=skipped, ends_part=ends_part)
             self._timeline.reach(step)
 
     def event(self, event: str, step: int, **values: Any) -> None:

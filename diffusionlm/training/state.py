@@ -61,4 +61,5 @@ def _boxed_state(cfg: Config, key: jax.Array) -> TrainState:
     params = Transformer(cfg.model).init(key, jnp.zeros((1, 1), jnp.int32))["params"]
     zero = jnp.zeros((), jnp.int32)
     trained, _ = lora.split(cfg.model, params)
-    return TrainState(zero, zero, params, optimizer.build(cfg.optim, cfg.run.steps).init(trained), new_guard())
+    optimize = optimizer.build(cfg.optim, optimizer.learning_rate(cfg.optim, cfg.run.steps))
+    return TrainState(zero, zero, params, optimize.init(trained), new_guard())

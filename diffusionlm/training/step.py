@@ -33,9 +33,13 @@ def train_step(cfg: Config, state: TrainState, batch: Batch, batch_index: jax.Ar
     change nothing either, and the state that is then saved is the one before the failure.
     """
     allowed_TxT = annealed_attention(cfg, batch_index)
-    schedule = cfg.optim, cfg.run.steps, cfg.diffusion.arm_steps
-    optimize = optimizer.build(*schedule)
-    learning_rate = optimizer.learning_rate(*schedule)(state.step)
+    arm_steps = cfg.diffusion.arm_steps
+    # A part's rates count its batches where a part came before: that one may have taken fewer steps than batches.
+    clock = jnp.where(arm_steps > 0, batch_index - arm_steps, state.step)
+    learning_rate = optimizer.learning_rate(cfg.optim, cfg.run.steps - arm_steps)(clock)
+    optimize = optimizer.build(cfg.optim, lambda _: learning_rate)
+    step_of_part = jnp.maximum(state.step - arm_steps, 0)
+    before = bad_batches.start_history(state.guard, step_of_part)
     full = targets(cfg, batch, batch_index)
     (loss, unweighted), grads = loss_and_grads(cfg, state.params, full, allowed_TxT)
     grad_norm = optax.tree.norm(grads)
@@ -43,11 +47,11 @@ def train_step(cfg: Config, state: TrainState, batch: Batch, batch_index: jax.Ar
     updates, opt_state = optimize.update(grads, state.opt_state, trained)
     updates = jax.tree.map(lambda u: u * state.guard.lr_factor.astype(u.dtype), updates)  # linear in the learning rate
     params = lora.join(cast(Params, optax.apply_updates(trained, updates)), frozen)
-    guard = bad_batches.after_step(state.guard, grad_norm)
+    guard = bad_batches.after_step(before, grad_norm)
     stepped = TrainState(state.step + 1, state.next_index + 1, params, opt_state, guard)
 
     expected = batch_index == state.next_index
-    bad = bad_batches.is_bad(cfg.safety, state.guard, state.step, loss, grad_norm)
+    bad = bad_batches.is_bad(cfg.safety, before, step_of_part, loss, grad_norm)
     applied = expected & ~bad
     skipped = expected & bad & (state.guard.skips < cfg.safety.max_skips)
     state_out = jax.tree.map(lambda new, old: jnp.where(applied, new, old), stepped, state)

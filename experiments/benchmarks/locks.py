@@ -29,7 +29,16 @@ from diffusionlm.training.metrics import read
 
 SIZE = {"model.d_model": 16, "model.n_layers": 1, "model.n_heads": 1, "model.n_kv_heads": 1, "model.head_dim": 16}
 SIZE |= {"model.d_ff": 32, "model.vocab_size": 257, "data.sequence_length": 16, "model.max_length": 16}
-RUN = {"data.batch_size": 8, "run.log_every": 1, "run.eval_every": 0, "run.eval_records": 8, "run.eval_draws": 2}
+RUN = {
+    "diffusion.arm_steps": 0,
+    "optim.arm_peak_lr": 0.0,
+    "data.batch_size": 8,
+    "run.log_every": 1,
+    "run.eval_every": 0,
+    "run.eval_records": 8,
+    "run.eval_draws": 2,
+}
+RUN |= {"diffusion.arm_steps": 0, "optim.arm_peak_lr": 0.0}
 RUN |= {"run.checkpoint_every": 10**6, "run.checkpoint_minutes": 0, "run.showcase": False}
 
 

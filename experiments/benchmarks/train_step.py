@@ -172,7 +172,7 @@ def _our_parts(cfg: Config, mesh: Any, start: TrainState, targets: Any) -> Mappi
         return (nll_N * targets.weight_BxT.reshape(-1)).sum()
 
     def update(params: Any, opt_state: Any) -> Any:
-        return optim.build(cfg.optim, cfg.run.steps).update(params, opt_state, params)
+        return optim.build(cfg.optim, optim.learning_rate(cfg.optim, cfg.run.steps)).update(params, opt_state, params)
 
     hidden = jax.jit(trunk)(params)
     programs = {

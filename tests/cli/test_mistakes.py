@@ -7,7 +7,7 @@ import subprocess
 import sys
 
 import pytest
-from support.command_line import TINY, assert_one_line, options
+from support.command_line import PLAIN, TINY, assert_one_line, options
 from support.invalid_configs import INVALID
 
 from diffusionlm.cli import main as cli
@@ -175,7 +175,7 @@ def test_a_mistake_is_one_line_and_exit_code_2(command, parts, places, capsys):
 
 @pytest.mark.parametrize("overrides, parts", INVALID)
 def test_a_value_out_of_range_is_one_line_and_exit_code_2(overrides, parts, tmp_path, capsys):
-    code = cli.main(["train", "demo", "--workdir", str(tmp_path / "run"), *options(overrides)])
+    code = cli.main(["train", "demo", "--workdir", str(tmp_path / "run"), *options(PLAIN | overrides)])
     assert_one_line(capsys.readouterr(), parts)
     assert code == 2
     assert not (tmp_path / "run").exists()

@@ -104,7 +104,7 @@ def test_sources_and_settings_that_do_not_suit_are_refused(tmp_path):
             "reads .jsonl and .json files, not tfds:no",
         ),
         (good, {"text_field": "prompt"}, "text_field='prompt' is for format=text"),
-        (tmp_path / "a.json", {}, "a JSON dict, not a list of objects, nor an object a line"),
+        (tmp_path / "a.json", {}, "one JSON object over several lines"),
         (tmp_path / "b.json", {}, "invalid JSON"),
         ("python_docs", {"validation_fraction": None}, "format=sft reads .jsonl and .json files"),
         (good, {"format": "chat"}, "format='chat' must be 'text' or 'sft'"),

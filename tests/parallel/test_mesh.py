@@ -298,7 +298,7 @@ def test_muon_takes_the_same_step_on_every_mesh():
     def step(name: str):
         mesh = mesh_of(name)
         layout = jax.tree.map(lambda a: a.sharding, train_state.abstract_state(MUON, mesh))
-        optimize = optimizer.build(MUON.optim, 10)
+        optimize = optimizer.build(MUON.optim, optimizer.learning_rate(MUON.optim, 10))
         state = jax.jit(optimize.init, out_shardings=layout.opt_state)(grads)
         placed = jax.device_put(grads, layout.params)
         with jax.set_mesh(mesh):

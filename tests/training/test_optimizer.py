@@ -107,7 +107,7 @@ def test_gains_and_biases_are_not_decayed_though_they_are_stacked(variant):
 def test_decay_without_a_gradient(decay_mask):
     """AdamW then moves a parameter by -lr * decay * parameter and by nothing else."""
     cfg = OptimConfig(schedule="constant", peak_lr=0.01, warmup_steps=0, weight_decay=0.5, decay_mask=decay_mask)
-    chain = optim.build(cfg, 10)
+    chain = optim.build(cfg, optim.learning_rate(cfg, 10))
     params = {
         "norm": {"scale": np.ones((2, 3)), "bias": np.ones((2, 3))},
         "q": np.ones((2, 3)),
@@ -152,7 +152,7 @@ def test_four_steps_are_adamws(clip_norm, dtype, tolerance):
     )
     rng = np.random.default_rng(0)
     param, grads = rng.normal(size=(3, 4)), [rng.normal(size=(3, 4)) for _ in range(4)]
-    chain = optim.build(cfg, 4)
+    chain = optim.build(cfg, optim.learning_rate(cfg, 4))
     params = {"kernel": jnp.asarray(param, jnp.float32)}
     state = chain.init(params)
     for g in grads:
@@ -169,7 +169,7 @@ def test_four_steps_are_adamws(clip_norm, dtype, tolerance):
 def test_the_norm_that_is_clipped_is_that_of_all_parameters_together():
     """(3, 4) has norm 5 over both tensors; each alone would have been cut differently."""
     cfg = OptimConfig(clip_norm=1.0, beta1=0.5, warmup_steps=0)
-    chain = optim.build(cfg, 10)
+    chain = optim.build(cfg, optim.learning_rate(cfg, 10))
     params = {"a": jnp.zeros((1, 1)), "b": jnp.zeros((1, 1))}
     _, state = chain.update({"a": jnp.full((1, 1), 3.0), "b": jnp.full((1, 1), 4.0)}, chain.init(params), params)
     moments = optax.tree.get(state, "mu")
@@ -210,7 +210,7 @@ def test_muon_makes_the_matrix_of_each_layer_orthogonal_and_leaves_the_rest_to_a
     shapes["blocks"]["attention_norm"] = {"scale": (L, D)}
     draw = lambda: jax.tree.map(lambda shape: rng.normal(size=shape), shapes, is_leaf=lambda x: isinstance(x, tuple))  # noqa: E731
     start, grads = draw(), [draw() for _ in range(steps)]
-    chain = optim.build(cfg, steps)
+    chain = optim.build(cfg, optim.learning_rate(cfg, steps))
     params = jax.tree.map(jnp.float32, start)
     state = chain.init(params)
     for g in grads:
@@ -235,7 +235,7 @@ def test_muon_makes_the_matrix_of_each_layer_orthogonal_and_leaves_the_rest_to_a
 def test_muon_keeps_the_singular_vectors_of_a_gradient_and_makes_its_values_alike():
     """The first update is U S V^T of the gradient's U and V, with S near 1 (0.7 to 1.2 for the published quintic)."""
     cfg = OptimConfig(name="muon", schedule="constant", peak_lr=1.0, warmup_steps=0, weight_decay=0.0)
-    chain, g = optim.build(cfg, 1), np.random.default_rng(1).normal(size=(1, 6, 9))
+    chain, g = optim.build(cfg, optim.learning_rate(cfg, 1)), np.random.default_rng(1).normal(size=(1, 6, 9))
     params = {"up": jnp.zeros(g.shape, jnp.float32)}
     updates, state = chain.update({"up": jnp.asarray(g, jnp.float32)}, chain.init(params), params)
     u, _, vt = np.linalg.svd(g[0], full_matrices=False)

@@ -1,14 +1,14 @@
 """Runs that begin as an autoregressive model and go on as a diffusion model: their parts, borders and records."""
 
 import dataclasses
-import json
 import math
 
 import jax
+import jax.numpy as jnp
 import pytest
 from support import tiny_run
 from support.run_files import assert_bit_equal, saved_state, timeless, truncated_copy
-from support.tiny_run import STEPS, record
+from support.tiny_run import STEPS, record, with_changes
 
 from diffusionlm.checkpoint import store
 from diffusionlm.config import Config, DiffusionConfig, RunConfig
@@ -17,7 +17,7 @@ from diffusionlm.fingerprint import fingerprint
 from diffusionlm.parallel.mesh import make_mesh
 from diffusionlm.presets import arm_twin
 from diffusionlm.pretrained.model import load
-from diffusionlm.training import metrics
+from diffusionlm.training import bad_batches, metrics, outcome, timeline
 from diffusionlm.training import step as train_step
 from diffusionlm.training.batches import Batches
 from diffusionlm.training.evaluate import Evaluator
@@ -37,7 +37,8 @@ def road(dataset, **changes):
         "anneal_steps": ANNEAL_STEPS,
         **changes["diffusion"],
     }
-    changes["optim"] = {"peak_lr": 1e-2, "final_lr": 1e-3, "warmup_steps": 4, **changes.get("optim", {})}
+    optim = {"peak_lr": 1e-2, "arm_peak_lr": 3e-2, "final_lr": 1e-3, "warmup_steps": 4}
+    changes["optim"] = {**optim, **changes.get("optim", {})}
     return tiny_run.tiny(dataset, **changes).validate()
 
 
@@ -46,7 +47,7 @@ def arm_run(dataset, steps, **run):
     cfg = tiny_run.tiny(
         dataset,
         diffusion={"random_length": 0.0},
-        optim={"peak_lr": 1e-2, "final_lr": 1e-3, "warmup_steps": 4},
+        optim={"peak_lr": 3e-2, "final_lr": 1e-3, "warmup_steps": 4},
         run={"steps": steps, **run},
     )
     return dataclasses.replace(cfg, objective="arm", model=arm_twin(cfg.model)).validate()
@@ -93,7 +94,7 @@ def test_the_part_of_an_autoregressive_run_is_that_run(dataset):
 # --- the first part is an autoregressive run
 
 
-@pytest.mark.parametrize("devices", [1, 8])
+@pytest.mark.parametrize("devices", [1, pytest.param(8, marks=pytest.mark.slow)])
 def test_the_first_part_ends_with_the_parameters_of_the_autoregressive_run_of_its_length(devices, dataset, tmp_path):
     """Bit for bit, although the diffusion model has one more row in its embedding, which nothing predicts."""
     cfg = road(dataset, run={"steps": ARM_STEPS + 8, "checkpoint_every": ARM_STEPS})
@@ -130,26 +131,18 @@ def test_a_run_of_that_part_alone_is_an_autoregressive_run(dataset, tmp_path):
 
 
 def test_each_part_warms_up_and_decays_by_itself(whole):
-    """Linear over 4 steps to the peak, and half a cosine to a tenth of it at the end of the part."""
+    """Linear over 4 steps to the peak of the part, and half a cosine to its final rate at the end of the part."""
     run, _ = whole
 
-    def rate(step, steps):
-        if step < 4:
-            return 1e-2 * step / 4
-        return 1e-3 + 9e-3 * (1 + math.cos(math.pi * (step - 4) / (steps - 4))) / 2
+    def rates(peak, steps):
+        warming = [peak * step / 4 for step in range(4)]
+        return warming + [
+            1e-3 + (peak - 1e-3) * (1 + math.cos(math.pi * (step - 4) / (steps - 4))) / 2 for step in range(4, steps)
+        ]
 
-    rates = [rate(n, ARM_STEPS) for n in range(ARM_STEPS)] + [
-        rate(n, STEPS - ARM_STEPS) for n in range(STEPS - ARM_STEPS)
-    ]
+    expected = rates(3e-2, ARM_STEPS) + rates(1e-2, STEPS - ARM_STEPS)
     lines = [line for line in metrics.read(run.workdir) if "lr" in line]
-    assert [line["lr"] for line in lines] == pytest.approx(rates, rel=1e-6)
-
-
-def test_the_first_part_may_have_a_peak_of_its_own(dataset, tmp_path):
-    cfg = road(dataset, optim={"arm_peak_lr": 3e-2}, run={"steps": ARM_STEPS + 8, "log_every": 1})
-    run, _ = record(cfg, tmp_path, mesh_devices=1)
-    rates = {line["step"]: line["lr"] for line in metrics.read(run.workdir) if "lr" in line}
-    assert rates[5] == pytest.approx(3e-2) and rates[ARM_STEPS + 5] == pytest.approx(1e-2)
+    assert [line["lr"] for line in lines] == pytest.approx(expected, rel=1e-6)
 
 
 def test_the_figures_are_those_of_another_mesh(whole, dataset, tmp_path):
@@ -159,7 +152,15 @@ def test_the_figures_are_those_of_another_mesh(whole, dataset, tmp_path):
         assert alone.result["eval"][name] == pytest.approx(run.result["eval"][name], rel=1e-3)
 
 
-@pytest.mark.parametrize("step", [5, 10, 15, 20], ids=["first", "before the border", "opening", "full"])
+@pytest.mark.parametrize(
+    "step",
+    [
+        pytest.param(5, id="first", marks=pytest.mark.slow),
+        pytest.param(10, id="before the border"),
+        pytest.param(15, id="opening"),
+        pytest.param(20, id="full", marks=pytest.mark.slow),
+    ],
+)
 def test_a_run_that_resumes_in_any_part_ends_bit_for_bit(step, whole, tmp_path):
     run, recorder = whole
     workdir = truncated_copy(whole, tmp_path, step)
@@ -219,20 +220,59 @@ def test_a_checkpoint_says_what_the_network_is_at_its_step(whole):
         assert model.generate(length=4)[0].nfe >= 1
 
 
+def spoilt_run(cfg, workdir, batches):
+    with pytest.MonkeyPatch.context() as patch, tiny_run.own_programs():
+        patch.setattr(train_step, "targets", tiny_run.spoil_batches(dict.fromkeys(batches, math.nan)))
+        return record(cfg, workdir, mesh_devices=1)[0]
+
+
+def evaluations(run):
+    return {line["step"]: line for line in metrics.read(run.workdir) if "eval_bytes" in line}
+
+
 def test_a_batch_that_is_left_out_does_not_move_the_border(dataset, tmp_path):
     """The border is a batch: one step fewer was taken there, and the figures of the first part are written anyway."""
-    for spoilt in (3, ARM_STEPS - 1):
-        cfg = road(dataset, run={"steps": ARM_STEPS + 8, "eval_every": 0}, safety={"max_skips": 1})
-        with pytest.MonkeyPatch.context() as patch, tiny_run.own_programs():
-            patch.setattr(train_step, "targets", tiny_run.spoil_batches({spoilt: math.nan}))
-            run, recorder = record(cfg, tmp_path / str(spoilt), mesh_devices=1)
-        lines = {line["step"]: line for line in metrics.read(run.workdir) if "eval_bytes" in line}
-        assert sorted(lines) == [ARM_STEPS - 1, ARM_STEPS + 8]
-        assert lines[ARM_STEPS - 1]["eval_nelbo_stderr"] == 0
-        assert json.loads((run.workdir / "DONE.json").read_text())["skipped"] == 1
+    cfg = road(dataset, run={"steps": ARM_STEPS + 8, "eval_every": 0}, safety={"max_skips": 1})
+    run = spoilt_run(cfg, tmp_path, [ARM_STEPS - 1])
+    lines = evaluations(run)
+    assert sorted(lines) == [ARM_STEPS - 1, ARM_STEPS + 8]
+    assert lines[ARM_STEPS - 1]["eval_nelbo_stderr"] == 0
+    assert run.result["skipped"] == 1
+    rates = [line["lr"] for line in metrics.read(run.workdir) if "lr" in line]
+    assert rates[ARM_STEPS - 1] == 0, "the second part warms up from its first batch"
+    assert rates[ARM_STEPS + 2] == pytest.approx(0.75e-2)
+
+
+def test_a_roll_back_in_a_later_part_returns_to_the_border_at_most(dataset, tmp_path):
+    """The border is saved, so the steps after it are undone and the figures of the first part are kept."""
+    policy = {"max_rollbacks": 1}
+    cfg = road(dataset, run={"steps": ARM_STEPS + 8, "eval_every": 0, "checkpoint_every": 100}, safety=policy)
+    run = spoilt_run(cfg, tmp_path, [ARM_STEPS + 2])
+    lines = metrics.read(run.workdir)
+    assert sorted(evaluations(run)) == [ARM_STEPS, ARM_STEPS + 8]
+    (event,) = [line for line in timeline.read(run.workdir) if line["event"] == "rollback"]
+    assert (event["from_step"], event["step"]) == (ARM_STEPS + 2, ARM_STEPS)
+    part = outcome.autoregressive_part(lines, ARM_STEPS)
+    assert part and part["step"] == ARM_STEPS
+    assert [line["lr"] for line in lines if line["step"] == ARM_STEPS + 1 and "lr" in line] == [pytest.approx(0.75e-2)]
+
+
+def test_an_autoregressive_run_stays_one_when_a_batch_is_left_out(dataset, tmp_path):
+    """With `arm_steps` of all steps, the batch in place of the one that was left out is autoregressive too."""
+    cfg = road(dataset, run={"steps": ARM_STEPS, "eval_every": 0}, diffusion={"anneal_steps": 0})
+    run = spoilt_run(with_changes(cfg, {"safety": {"max_skips": 1}}), tmp_path, [3])
+    assert run.result["skipped"] == 1 and run.result["eval"]["nelbo_stderr"] == 0
+    assert load(run.workdir).config.autoregressive
+
+
+def test_gradient_norms_of_one_part_say_nothing_about_another():
+    """A part's first norm begins the history against which later ones are spikes."""
+    guard = dataclasses.replace(bad_batches.new_guard(), norm_sum=jnp.float32(7.0))
+    assert float(bad_batches.start_history(guard, jnp.int32(0)).norm_sum) == 0
+    assert float(bad_batches.start_history(guard, jnp.int32(1)).norm_sum) == 7
 
 
 def test_the_fingerprint_knows_the_parts(dataset):
-    cfgs = [road(dataset, diffusion={"arm_steps": n}) for n in (0, 8, 12)]
+    cfgs = [road(dataset, diffusion={"arm_steps": n}) for n in (4, 8, 12)]
     cfgs.append(road(dataset, optim={"arm_peak_lr": 0.5}))
     assert len({fingerprint(cfg) for cfg in cfgs}) == 4

@@ -54,10 +54,7 @@ def fit_roads(
     if not runs:
         return None
     noise = noises[runs[0].objective]
-    fits = tuple(
-        fit_shares([run for run in runs if run.budget == budget], noise, bootstrap)
-        for budget in sorted({run.budget for run in runs})
-    )
+    fits = fit_shares(runs, noise, bootstrap)
     usable = [fit.best for fit in fits if fit.best and fit.best.usable]
     differences = {
         name: _differences(usable, fit)

@@ -84,22 +84,39 @@ class ShareFit:
         return estimate(log_n, drawn[0], np.exp), estimate(loss, drawn[1])
 
 
-def fit_shares(runs: Sequence[CellResult], noise: Noise | None, bootstrap: Bootstrap) -> ShareFit:
-    """Fit a surface to all roads of one budget, and read its minimum off.
+def fit_shares(runs: Sequence[CellResult], noise: Noise | None, bootstrap: Bootstrap) -> tuple[ShareFit, ...]:
+    """Fit a surface to all roads of each budget, and read its minimum off.
 
     Args:
-      runs: the runs of one budget with an autoregressive share.
+      runs: the runs with an autoregressive share, of all budgets: what the noise of the masks adds to all of their
+        losses alike is drawn once.
       noise: the noise between their seeds.
       bootstrap: the draws that everything shares.
     """
-    runs = sorted(runs, key=lambda run: (run.arm_share, run.params, run.seed))
-    log_n, share = np.log([run.params for run in runs]), np.array([run.arm_share for run in runs])
-    fit = surfaces.surface(log_n, share, [run.loss for run in runs])
-    drawn = misfit = best = None
-    if fit and noise:
-        drawn = bootstrap.coefficients(runs[0].objective, [fit], common_error(runs))[:, 0]
+    budgets = [[run for run in runs if run.budget == budget] for budget in sorted({run.budget for run in runs})]
+    fits = [surfaces.surface(*_coordinates(row), [run.loss for run in row]) for row in budgets]
+    drawn: list[np.ndarray | None] = [None] * len(fits)
+    determined = [k for k, fit in enumerate(fits) if fit]
+    if determined and noise:
+        known = [fit for fit in fits if fit]
+        coefficients = bootstrap.coefficients(runs[0].objective, known, common_error(runs))
+        for i, k in enumerate(determined):
+            drawn[k] = coefficients[:, i]
+    return tuple(_share_fit(*parts, noise) for parts in zip(budgets, fits, drawn, strict=True))
+
+
+def _coordinates(runs: Sequence[CellResult]) -> tuple[np.ndarray, np.ndarray]:
+    """Return the log sizes and the shares of some runs."""
+    return np.log([run.params for run in runs]), np.array([run.arm_share for run in runs])
+
+
+def _share_fit(
+    runs: Sequence[CellResult], fit: Surface | None, drawn: np.ndarray | None, noise: Noise | None
+) -> ShareFit:
+    """Return the fit of one budget, given its surface and what that could have been."""
+    misfit = best = None
     if fit:
-        cells = np.unique(np.stack([log_n, share], 1), axis=0, return_inverse=True)[1].reshape(-1)
+        cells = np.unique(np.stack(_coordinates(runs), 1), axis=0, return_inverse=True)[1].reshape(-1)
         misfit = lack_of_fit(fit.residuals, cells, surfaces.TERMS, noise)
         if np.isfinite(surfaces.minimum(fit.coefficients)[0]):
             best = _best(runs, fit, drawn)

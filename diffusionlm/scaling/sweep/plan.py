@@ -162,6 +162,7 @@ def _compile(cells: Sequence[Cell], topology: str, settings: Mapping[str, Any]) 
     from diffusionlm.compile_check import compile as compile_check
     from diffusionlm.compile_check.table import verdict
     from diffusionlm.progress import Progress
+    from diffusionlm.training import parts
     from diffusionlm.training.programs import structure
 
     programs: dict[Any, list[Cell]] = {}
@@ -171,7 +172,9 @@ def _compile(cells: Sequence[Cell], topology: str, settings: Mapping[str, Any]) 
     with Progress(f"compile for {topology}", len(programs)) as progress:
         for k, (first, *others) in enumerate(programs.values()):
             progress.note(f"{first.road} {first.preset}")
-            report = compile_check.compile(with_fields(first.config, settings), topology)
+            cfg = with_fields(first.config, settings)
+            reports = [compile_check.compile(cfg, topology, part=part) for part in parts.parts(cfg)]
+            report = min(reports, key=lambda report: report.hbm_per_chip_bytes.headroom)
             progress.update(k + 1, first.preset)
             fits |= {cell.id: _Fit(report.fits, verdict(report)) for cell in (first, *others)}
     return fits
