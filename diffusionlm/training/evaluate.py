@@ -59,9 +59,9 @@ class Evaluator:
         sums = np.zeros((draws, 3))  # nats, tokens and bytes of each draw
         for k, batch in enumerate(self._batches.held_out()):
             on_batch(k)
-            parts = [eval_step(params, batch, token_bytes_V, np.int32(k), np.int32(draw)) for draw in range(draws)]
-            jax.block_until_ready(parts)  # raises where memory was refused; a read of them might wait for ever
-            sums += np.array([[float(part[name]) for name in ("nats", "tokens", "bytes")] for part in parts])
+            outputs = [eval_step(params, batch, token_bytes_V, np.int32(k), np.int32(draw)) for draw in range(draws)]
+            jax.block_until_ready(outputs)  # raises where memory was refused; a read of them might wait for ever
+            sums += np.array([[float(output[name]) for name in ("nats", "tokens", "bytes")] for output in outputs])
         return _summary(sums, self._dataset.metadata.splits["validation"])
 
 

@@ -81,4 +81,7 @@ def _lack(fit: ShareFit) -> str:
         end = "smallest" if measured == sizes[0] else "largest"
         return f"the {end} size is the best at the best measured share, so run {end[:-3]}er ones"
     spread = float(np.ptp(list(means.values())))
-    return f"the best losses of the shares differ by {spread:.2g} nats only, so run more seeds or shares further apart"
+    return (
+        f"the surface has no minimum inside the grid, and the best losses of the shares differ by {spread:.2g} nats; "
+        "compare that with the noise between seeds, and run more seeds, or sizes and shares further apart"
+    )
