@@ -9,7 +9,7 @@ from diffusionlm.registry import experiments
 
 @experiments.register("demo")
 def demo() -> Config:
-    """An MDM, autoregressive at first, on the documentation of Python and the installed packages; minutes on a laptop."""
+    """An MDM, autoregressive at first, on the documentation of Python and installed packages; minutes on a laptop."""
     return Config(
         name="demo",
         # 1023 pieces and the mask row fill 1024 rows exactly. A network twice as large would see half as many tokens in

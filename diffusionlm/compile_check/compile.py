@@ -70,11 +70,11 @@ def compile(
         libtpu is missing.
     """
     cfg = (experiments.get(cfg) if isinstance(cfg, str) else cfg).validate()
+    if part not in (None, *parts.parts(cfg)):
+        raise UserError(f"part={part!r} must be one of those of {cfg.name}: {', '.join(parts.parts(cfg))}")
     slices, count = whole("slices", slices, 1), whole("count", count, 1)
     where = hardware.parse(topology, slices)
     mesh = make_mesh(cfg.mesh, tpu_devices(where))
-    if part not in (None, *parts.parts(cfg)):
-        raise UserError(f"part={part!r} must be one of those of {cfg.name}: {', '.join(parts.parts(cfg))}")
     workload = sampling_loop(cfg, mesh, sampling, count) if sampling else training_step(cfg, mesh, part)
     place = f"{slices} x {where.name}" if slices > 1 else where.name
     with _progress(

@@ -3,10 +3,12 @@
 import json
 import shutil
 
+import pytest
 from support.command_line import LENGTH, TINY, assert_one_line, options
 
 import diffusionlm as dlm
 from diffusionlm.cli import main as cli
+from diffusionlm.cli import train
 from diffusionlm.training import loop as trainer
 
 
@@ -71,3 +73,18 @@ def test_a_finished_run_whose_evaluation_is_null_says_that_it_is_not_finite(run,
     args = ["--workdir", str(tmp_path / "copy"), "--data.path", str(dataset), *options(TINY)]
     assert cli.main(["train", "demo", *args]) == 0
     assert "held out: the evaluation is not finite" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [
+        (0.4, "0 s"),
+        (59.4, "59 s"),
+        (59.6, "1 min 0 s"),
+        (226, "3 min 46 s"),
+        (3599.7, "1 h 0 min"),
+        (93_900, "26 h 5 min"),
+    ],
+)
+def test_a_duration_is_told_in_its_two_largest_units(seconds, words):
+    assert train._duration(seconds) == words

@@ -177,6 +177,20 @@ def test_two_processes_resume_bit_for_bit(one, two, dataset, compiled, tmp_path)
     assert losses(two.workdir) == losses(tmp_path / "run")
 
 
+@pytest.mark.slow
+def test_two_processes_change_their_objective_together(dataset, compiled, tmp_path):
+    play("recorded_in_parts", dataset, tmp_path / "two", compiled)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trainer, "make_mesh", four_devices)
+        trainer.train(tiny_run.in_parts(dataset), tmp_path / "one")
+    np.testing.assert_allclose(losses(tmp_path / "two"), losses(tmp_path / "one"), rtol=1e-4)
+    evaluations = [[line for line in metrics.read(tmp_path / name) if "eval_bytes" in line] for name in ("two", "one")]
+    assert [line["step"] for line in evaluations[0]] == [6, 8, STEPS]
+    for here, there in zip(*evaluations, strict=True):
+        for name in ("eval_nelbo_nats_per_token", "eval_autoregressive_nats_per_token"):
+            assert here[name] == pytest.approx(there[name], rel=1e-3)
+
+
 # Deaths
 
 

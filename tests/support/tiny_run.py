@@ -89,6 +89,12 @@ def short(dataset, run=None):
     return tiny(dataset, run={"steps": 16, "eval_every": 8, **(run or {})})
 
 
+def in_parts(dataset):
+    """A configuration for two processes, autoregressive at first, then with attention that opens, then full."""
+    diffusion = {"alignment": "shifted", "arm_steps": 6, "anneal_steps": 4, "random_length": 0.0}
+    return with_changes(short(dataset), {"diffusion": diffusion, "optim": {"warmup_steps": 2}})
+
+
 def with_changes(cfg, changes):
     sections = {name: dataclasses.replace(getattr(cfg, name), **values) for name, values in changes.items()}
     return dataclasses.replace(cfg, **sections)
@@ -194,6 +200,11 @@ def recorded(dataset, workdir):
     write_inputs(recorder, f"{workdir}.{jax.process_index()}.npz")
 
 
+def recorded_in_parts(dataset, workdir):
+    """Trains to the end, with an objective that changes on the way."""
+    trainer.train(in_parts(dataset), workdir)
+
+
 def write_inputs(recorder, path):
     np.savez(path, **{f"{k} {name}": value for k, found in recorder.inputs.items() for name, value in found.items()})
 
@@ -297,6 +308,7 @@ SCENARIOS = {
         interrupted,
         stopped_together,
         recorded,
+        recorded_in_parts,
         killed_while_saving,
         rolled_back,
         announced,
