@@ -42,6 +42,7 @@ def stop_signals() -> Iterator[StopRequest]:
     try:
         yield handler.event
     finally:
+        handler.event.starting = False
         for number, outer in handler.replaced.items():
             signal.signal(number, outer)
 
@@ -54,7 +55,7 @@ class _StopHandler:
         self.replaced: dict[int, signal._HANDLER] = {}
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
-        _heard()
+        _heard(self.event)
         first = not self.event.is_set()
         if not first and number == signal.SIGINT:
             raise KeyboardInterrupt
@@ -62,6 +63,7 @@ class _StopHandler:
         outer = self.replaced.get(number)
         if isinstance(outer, _StopHandler):
             outer(number, frame)
+            _heard(self.event)  # the innermost is the one under way
         elif first and sys.stderr is not None:
             with suppress(OSError, ValueError, AttributeError):  # a closed stderr must not keep the run from saving
                 action = b"stopping" if self.event.starting else b"saving after this step, then stopping"
@@ -70,11 +72,12 @@ class _StopHandler:
 
 
 _handled = 0  # signals that the main thread has handled
+_hearer: StopRequest | None = None  # what the last of them set
 
 
-def _heard() -> None:
-    global _handled
-    _handled += 1
+def _heard(request: StopRequest | None = None) -> None:
+    global _handled, _hearer
+    _handled, _hearer = _handled + 1, request
 
 
 def never_deaf() -> None:
@@ -120,6 +123,8 @@ def _listen(reader: int) -> None:
         _drain(reader)  # Python handles several signals of a kind once, so they are judged together
         handler = signal.getsignal(number)
         request = handler.event if isinstance(handler, _StopHandler) else None
+        if _handled != judged:  # by a run that may have ended since, and another may have begun
+            request = _hearer
         if request and request.starting:
             _end(number, "stopped before the first step")
         given_time, judged, before = False, _handled, judged

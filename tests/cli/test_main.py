@@ -106,6 +106,7 @@ def test_the_program_tells_the_allocator_to_keep_freed_memory_before_anything_el
     calls = []
     monkeypatch.setattr(cli, "keep_freed_memory", lambda: calls.append("keep_freed_memory"))
     monkeypatch.setattr(cli, "main", lambda argv: calls.append("main") or 0)
+    monkeypatch.setattr(cli, "never_deaf", lambda: None)  # it would judge the signals of all later tests
     monkeypatch.setattr(cli, "StderrHandler", logging.NullHandler)
     monkeypatch.setattr("sys.warnoptions", ["default"])  # the filters of the tests stay
     handlers = list(logging.getLogger().handlers)

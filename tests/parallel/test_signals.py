@@ -127,3 +127,19 @@ def test_who_hears_a_signal_is_left_alone():
     )
     ran = subprocess.run([sys.executable, "-c", program, "training"], capture_output=True, text=True, timeout=60)
     assert (ran.returncode, ran.stdout) == (0, "saved True\n"), ran.stderr
+
+
+def test_a_signal_that_a_run_has_heard_does_not_end_the_one_that_begins_next():
+    program = HANGS.split("with signals.stop_signals()")[0] + (
+        "with signals.stop_signals() as request:\n"
+        "    request.starting = False\n"
+        "    os.kill(os.getpid(), 15)\n"
+        "    assert request.wait(10)\n"
+        "with signals.stop_signals() as request:\n"
+        "    request.starting = True\n"
+        "    end = time.monotonic() + 1\n"
+        "    while time.monotonic() < end: pass\n"
+        "    print('began', request.is_set())\n"
+    )
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert (ran.returncode, ran.stdout) == (0, "began False\n"), ran.stderr
