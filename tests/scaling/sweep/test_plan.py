@@ -62,14 +62,14 @@ def test_hours_are_for_every_chip_and_add_up():
 def test_each_program_is_compiled_once_for_the_fit_check(monkeypatch):
     compiled = []
 
-    def compile(cfg, topology):
-        compiled.append((cfg.run.microbatches, topology))
-        return SimpleNamespace(fits=False)
+    def compile(cfg, topology, part):
+        compiled.append((cfg.run.microbatches, topology, part))
+        return SimpleNamespace(fits=False, hbm_per_chip_bytes=SimpleNamespace(headroom=-1))
 
     monkeypatch.setattr(compile_check, "compile", compile)
     monkeypatch.setattr(table, "verdict", lambda report: "too large")
     plan = planning.plan(tiny_sweep(), topology="v5e-8", settings={"run.microbatches": 2})
-    assert compiled == [(2, "v5e-8")], "the three cells are one program"
+    assert compiled == [(2, "v5e-8", "full")], "the three cells are one program"
     assert [(cell.fits, cell.fit_note) for cell in plan.cells] == [(False, "too large")] * 3
 
 
