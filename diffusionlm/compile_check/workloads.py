@@ -58,7 +58,7 @@ class Workload:
 
     @property
     def name(self) -> str:
-        """What the program is called in a report."""
+        """Return the name of the program in a report."""
         return f"{self.kind}, {self.part} part" if self.part else self.kind
 
 

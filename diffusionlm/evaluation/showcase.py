@@ -67,7 +67,7 @@ def _first_part(run: Run) -> dict[str, dict[str, float]]:
     """Return the row of the table for the autoregressive part of the run, if it had one."""
     if parts.is_autoregressive(run.config):
         return {}
-    part = outcome.autoregressive_part(metrics.read(run.workdir), run.config.diffusion.arm_steps)
+    part = outcome.autoregressive_part(metrics.read(run.workdir))
     if part is None:
         return {}
     name = f"{run.config.name} (ARM) at step {part['step']}"

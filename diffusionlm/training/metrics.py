@@ -149,11 +149,10 @@ class StepCost(NamedTuple):
     credited_flops: int  # the same with the head on predicted positions alone, for MFU
     peak_flops: float | None  # of all devices together, FLOP/s; None where the chip is unknown
     arm_steps: int = 0  # steps that are autoregressive at first
-    arm_credited_flops: int = 0  # `credited_flops` of these, which predict every position
 
     def credited(self, step: int) -> int:
-        """Return the FLOPs of step `step` (1-based) that MFU credits."""
-        return self.arm_credited_flops if step <= self.arm_steps else self.credited_flops
+        """Return the FLOPs of step `step` (1-based) that MFU credits: all, where every position is predicted."""
+        return self.flops if step <= self.arm_steps else self.credited_flops
 
 
 def step_cost(cfg: Config, mesh: Mesh) -> StepCost:
@@ -167,7 +166,6 @@ def step_cost(cfg: Config, mesh: Mesh) -> StepCost:
         credited_flops=size * flops.train(cfg.model, length, "model", predicted=share),
         peak_flops=chip * mesh.size if chip else None,
         arm_steps=cfg.diffusion.arm_steps,
-        arm_credited_flops=size * flops.train(cfg.model, length, "model"),
     )
 
 

@@ -77,21 +77,19 @@ def read(path: epath.PathLike) -> dict[str, Any]:
     return parse(untrusted.read_bytes(path), path)
 
 
-def autoregressive_part(lines: Iterable[dict[str, Any]], arm_steps: int) -> dict[str, float] | None:
+def autoregressive_part(lines: Iterable[dict[str, Any]]) -> dict[str, float] | None:
     """Return the exact figures of a run when its autoregressive part ended; None if they were not measured.
 
     Args:
       lines: those of metrics.jsonl.
-      arm_steps: the length of that part, `diffusion.arm_steps`.
 
     Returns:
       "step", "nats_per_token" and "bits_per_byte".
     """
     prefix = "eval_autoregressive_"
     exact = prefix + "nats_per_token"
-    # In that part the bound is the exact loss; a run that was rolled back may measure a later part at an earlier step.
+    # In that part the bound is the exact loss. The step would not do: a run that was rolled back may be late.
     measured = [line for line in lines if exact in line and line["eval_nelbo_nats_per_token"] == line[exact]]
-    measured = [line for line in measured if line["step"] <= arm_steps]
     if not measured:
         return None
     last = measured[-1]

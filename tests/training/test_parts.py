@@ -252,7 +252,7 @@ def test_a_roll_back_in_a_later_part_returns_to_the_border_at_most(dataset, tmp_
     assert sorted(evaluations(run)) == [ARM_STEPS, ARM_STEPS + 8]
     (event,) = [line for line in timeline.read(run.workdir) if line["event"] == "rollback"]
     assert (event["from_step"], event["step"]) == (ARM_STEPS + 2, ARM_STEPS)
-    part = outcome.autoregressive_part(lines, ARM_STEPS)
+    part = outcome.autoregressive_part(lines)
     assert part and part["step"] == ARM_STEPS
     assert [line["lr"] for line in lines if line["step"] == ARM_STEPS + 1 and "lr" in line] == [pytest.approx(0.75e-2)]
 

@@ -17,7 +17,7 @@ REACH = 1.0  # spacings of the grid by which the interval of N* may pass its out
 
 
 class Minimum(Protocol):
-    """What laws and gaps take of an optimum."""
+    """An optimum as laws and gaps see it: they read these fields alone."""
 
     @property
     def objective(self) -> str:

@@ -46,7 +46,7 @@ class BestShare:
 
 @dataclass(frozen=True)
 class AtShare:
-    """What is known of one share at one budget."""
+    """The best loss and size of one share at one budget."""
 
     share: float
     runs: int

@@ -140,7 +140,7 @@ class Cell:
 
     @property
     def road(self) -> str:
-        """How the cell is trained: mdm, arm, or arm50 where half of the steps of an MDM are autoregressive."""
+        """Return the name of its training: mdm, arm, or arm50 where half of the steps of an MDM are autoregressive."""
         return f"arm{100 * self.arm_share:g}" if self.arm_share else self.objective
 
     @property

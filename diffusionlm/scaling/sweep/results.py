@@ -137,7 +137,7 @@ def _result(cell: Cell, directory: epath.Path, unique_tokens: int) -> CellResult
     try:
         evaluation = outcome.read(path)["eval"]
         lines = read_json_lines(directory / "metrics.jsonl", outcome.MetricsLine)
-        first = outcome.autoregressive_part(lines, cell.config.diffusion.arm_steps)
+        first = outcome.autoregressive_part(lines)
         return CellResult(
             id=cell.id,
             objective=cell.road,

@@ -168,7 +168,7 @@ def test_a_road_that_cannot_be_is_refused(tmp_path, field, value):
 
 
 def test_cells_of_another_sweep_are_reused(road, finished, sweep, tmp_path):
-    """Those that both have and that have not finished here."""
+    """A cell that both sweeps have is taken from the other, unless it has finished here."""
     mine, directory = road
     path = tmp_path / "results.json"
     others, _ = results.read(sweep, finished)
