@@ -93,6 +93,7 @@ def build(cfg: OptimConfig, rate: optax.Schedule) -> optax.GradientTransformatio
         mask=decayed,
     )
     if cfg.name == "muon":
+        # Not `optax.contrib.muon`, whose AdamW decays norms as well and uses Nesterov's momentum.
         muon = optax.chain(
             scale_by_muon(
                 beta=_MOMENTUM,
