@@ -165,8 +165,8 @@ def test_every_check_of_validation_has_a_case_above():
     for cfg in configs + [with_value(name, value) for name, value in OF_ANOTHER_KIND]:
         with pytest.raises(UserError) as error:
             cfg.validate()
-        frame = traceback.extract_tb(error.value.__traceback__)[-1]
-        raised.add((frame.filename, frame.lineno))
+        *_, (frame, line) = traceback.walk_tb(error.value.__traceback__)
+        raised.add((frame.f_code.co_filename, line))
     assert raised == {
         (module.__file__, node.lineno)
         for module in (config, config_fields, config_model)

@@ -8,7 +8,7 @@ import optax
 from flax import struct
 from jax.sharding import Mesh
 
-from diffusionlm.config import Config
+from diffusionlm.config import Config, ModelConfig, OptimConfig
 from diffusionlm.diffusion.noise import INITIALISATION, stream_key
 from diffusionlm.model import lora
 from diffusionlm.model.transformer import Transformer
@@ -29,13 +29,18 @@ class TrainState:
     guard: Guard
 
 
-@functools.lru_cache(maxsize=4)
 def abstract_state(cfg: Config, mesh: Mesh) -> TrainState:
-    """Return the shapes, dtypes and shardings of the state, without making it.
+    """Return the shapes, dtypes and shardings of the state, without making it."""
+    return _abstract_state(cfg.model, cfg.optim, mesh)
+
+
+@functools.lru_cache(maxsize=4)
+def _abstract_state(model: ModelConfig, optim: OptimConfig, mesh: Mesh) -> TrainState:
+    """Return `abstract_state`, traced once for runs of one model and optimizer.
 
     Moments take the shardings of their parameters explicitly: left to itself, XLA replicates them.
     """
-    boxed = jax.eval_shape(lambda: _boxed_state(cfg, jax.random.key(0)))
+    boxed = jax.eval_shape(lambda: _boxed_state(model, optim, jax.random.key(0)))
     return jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
         unbox(boxed),
@@ -45,21 +50,26 @@ def abstract_state(cfg: Config, mesh: Mesh) -> TrainState:
 
 def create_state(cfg: Config, mesh: Mesh) -> TrainState:
     """Return the initial state, made in place on the mesh: no device ever holds more than its share."""
-    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(cfg, mesh))
     with jax.set_mesh(mesh):
-        key = stream_key(cfg.run.seed, INITIALISATION)
-        return jax.jit(lambda key: init_state(cfg, key), out_shardings=shardings)(key)
+        return _initialisation(cfg.model, cfg.optim, mesh)(stream_key(cfg.run.seed, INITIALISATION))
+
+
+@functools.lru_cache(maxsize=2)
+def _initialisation(model: ModelConfig, optim: OptimConfig, mesh: Mesh) -> jax.stages.Wrapped:
+    """Return the program that makes the initial state of all runs of one model and optimizer."""
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, _abstract_state(model, optim, mesh))
+    return jax.jit(lambda key: unbox(_boxed_state(model, optim, key)), out_shardings=shardings)
 
 
 def init_state(cfg: Config, key: jax.Array) -> TrainState:
     """Return a fresh state of plain arrays."""
-    return unbox(_boxed_state(cfg, key))
+    return unbox(_boxed_state(cfg.model, cfg.optim, key))
 
 
-def _boxed_state(cfg: Config, key: jax.Array) -> TrainState:
+def _boxed_state(model: ModelConfig, optim: OptimConfig, key: jax.Array) -> TrainState:
     """Return a fresh state whose parameters, and so whose moments, carry the names of their dimensions."""
-    params = Transformer(cfg.model).init(key, jnp.zeros((1, 1), jnp.int32))["params"]
+    params = Transformer(model).init(key, jnp.zeros((1, 1), jnp.int32))["params"]
     zero = jnp.zeros((), jnp.int32)
-    trained, _ = lora.split(cfg.model, params)
-    optimize = optimizer.build(cfg.optim, optimizer.learning_rate(cfg.optim, cfg.run.steps))
+    trained, _ = lora.split(model, params)
+    optimize = optimizer.build(optim, optax.constant_schedule(0.0))  # the state of a schedule is its step, not its rate
     return TrainState(zero, zero, params, optimize.init(trained), new_guard())

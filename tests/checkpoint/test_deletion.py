@@ -55,7 +55,9 @@ def assert_goes_on(workdir, state, said, caplog):
     assert store.find(workdir).name == "3"
 
 
-@pytest.mark.parametrize("in_bucket", [False, True], ids=["disk", "bucket"])
+@pytest.mark.parametrize(
+    "in_bucket", [pytest.param(False, id="disk"), pytest.param(True, id="bucket", marks=pytest.mark.slow)]
+)
 def test_a_kill_at_any_moment_of_a_deletion_is_finished_by_the_next_start(
     run, tmp_path, in_bucket, monkeypatch, caplog
 ):

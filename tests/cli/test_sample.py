@@ -166,6 +166,7 @@ def test_sample_prints_the_prompt_and_its_completion(run, capsys):
     assert capsys.readouterr().out == f"--- 1 of 2\n{shown[0]}\n--- 2 of 2\n{shown[1]}\n"
 
 
+@pytest.mark.slow
 def test_from_instructions_to_an_answer(run, tmp_path, capsys):
     """Prepared with the tokenizer of a model, which is then fine-tuned and asked."""
     pairs = [{"question": f"{i}?", "answer": f"{i}!"} for i in range(200)]

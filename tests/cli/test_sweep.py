@@ -48,6 +48,7 @@ def finished(tmp_path_factory):
     return name, workdir, dataset
 
 
+@pytest.mark.slow
 def test_run_reports_its_work_and_a_second_call_finds_nothing_to_do(finished, capsys):
     name, workdir, dataset = finished
     assert main(["sweep", "run", name, "--workdir", str(workdir), "--data.path", str(dataset)]) == 0

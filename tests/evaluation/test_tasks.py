@@ -106,8 +106,11 @@ def values(result):
     return {name: metric.value for name, metric in result.metrics.items()}
 
 
-@pytest.mark.parametrize("batch_size", [1, 2, 16])
-@pytest.mark.parametrize("name", ["mdm", "arm"])
+@pytest.mark.parametrize(
+    "name, batch_size",
+    [("mdm", 2), ("arm", 16)]
+    + [pytest.param(*setting, marks=pytest.mark.slow) for setting in (("mdm", 1), ("mdm", 16), ("arm", 1), ("arm", 2))],
+)
 def test_the_true_middle_has_all_scores(name, batch_size, places, monkeypatch):
     seen = parts_as_written(monkeypatch, lambda r: STORIES[r].middle)
     result = dlm.evaluate(places[name], "infilling", data=places["stories"], batch_size=batch_size, examples=2)
@@ -141,7 +144,7 @@ def test_scores_and_standard_errors_of_known_overlaps(places, monkeypatch):
     assert one.metrics["rouge1"] == (1, None) and one.metrics["stories"].value == 1
 
 
-@pytest.mark.parametrize("name", ["mdm", "arm"])
+@pytest.mark.parametrize("name", ["mdm", pytest.param("arm", marks=pytest.mark.slow)])
 def test_a_seed_gives_the_same_fills(name, places):
     sampling = SamplingConfig(seed=3, temperature=0.5, stop_at_eos=False)
     model = dlm.load(places[name])

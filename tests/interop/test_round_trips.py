@@ -29,7 +29,9 @@ from diffusionlm.config import ModelConfig
 from diffusionlm.interop.families import FAMILIES
 
 
-@pytest.mark.parametrize("dtype", [np.float32, ml_dtypes.bfloat16, pytest.param(np.float16, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "dtype", [ml_dtypes.bfloat16, *(pytest.param(dtype, marks=pytest.mark.slow) for dtype in (np.float32, np.float16))]
+)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_round_trips_are_exact(family, dtype, imported, tmp_path):
     first = imported(family, dtype)

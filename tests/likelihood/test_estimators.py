@@ -93,7 +93,10 @@ def test_draws_of_a_pass_beat_independent_ones():
     assert passes("exact_count", 8, 20_000).var() < 0.8 * passes("exact_count", 1, 20_000).var() / 8
 
 
-@pytest.mark.parametrize("name, n", [("exact_count", 5), ("exact_count", 32), ("iid", 32)])
+@pytest.mark.parametrize(
+    "name, n",
+    [("exact_count", 5), *(pytest.param(name, 32, marks=pytest.mark.slow) for name in ("exact_count", "iid"))],
+)
 def test_intervals_cover(name, n):
     """95% of Student's t over 8 passes of 16 draws, 1,000 times; 92 to 98% are asked for.
 
@@ -189,7 +192,10 @@ def test_diffullamas_score_is_the_mean_of_means():
         assert abs(share - k / 32) <= 4 * math.sqrt(k / 32 * (1 - k / 32) / (3000 * N))
 
 
-@pytest.mark.parametrize("n, factor", [(1, 0.51), (2, 0.68), (4, 0.82), (8, 0.90)])
+@pytest.mark.parametrize(
+    "n, factor",
+    [(1, 0.51), (4, 0.82), *(pytest.param(*case, marks=pytest.mark.slow) for case in ((2, 0.68), (8, 0.90)))],
+)
 def test_diffullamas_score_favours_short_answers(n, factor):
     """It gives this share of a constant cross-entropy (each to one unit of the last place)."""
     plan = planner("diffullama", DIFFULLAMA_DRAWS, n)(jax.random.split(jax.random.key(n), 20_000), jnp.int32(0))

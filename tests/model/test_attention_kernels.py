@@ -53,7 +53,9 @@ def both(causal, block=1, window=0):
     return with_gradients(fast), with_gradients(slow)
 
 
-@pytest.mark.parametrize("segments", [None, SEGMENTS[:2]], ids=["whole", "segments"])
+@pytest.mark.parametrize(
+    "segments", [pytest.param(None, id="whole", marks=pytest.mark.slow), pytest.param(SEGMENTS[:2], id="segments")]
+)
 @pytest.mark.parametrize("kind", MASKS)
 def test_splash_and_its_gradients_are_those_of_the_reference(kind, segments):
     fast, slow = both(**MASKS[kind])
@@ -68,7 +70,9 @@ def test_splash_takes_grouped_heads_of_any_width(H, G, K):
     chex.assert_trees_all_close(fast(*arguments), slow(*arguments), rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize(("sizes", "G"), [((2, 2, 2), 4), ((2, 1, 4), 2), ((2, 2, 2), 1)])
+@pytest.mark.parametrize(
+    ("sizes", "G"), [((2, 1, 4), 2), *(pytest.param((2, 2, 2), G, marks=pytest.mark.slow) for G in (4, 1))]
+)
 def test_each_device_runs_splash_on_its_rows_and_heads(sizes, G):
     """Key/value heads that the mesh does not divide included."""
     fast, slow = both(**MASKS["full"])

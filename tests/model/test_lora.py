@@ -51,7 +51,9 @@ def with_random_ups(params):
     return jax.tree_util.tree_map_with_path(one, params)
 
 
-@pytest.mark.parametrize("plain", [PLAIN, GPT2], ids=["llama", "gpt2"])
+@pytest.mark.parametrize(
+    "plain", [pytest.param(PLAIN, id="llama"), pytest.param(GPT2, id="gpt2", marks=pytest.mark.slow)]
+)
 def test_an_adapter_is_the_low_rank_matrix_that_merging_adds(plain):
     """W + 2 down @ up, by its definition; before anything is learnt it adds nothing."""
     cfg = dataclasses.replace(plain, lora_rank=R)

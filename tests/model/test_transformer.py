@@ -262,7 +262,9 @@ def recomputes(cfg: ModelConfig) -> bool:
     return any("remat" in name or "checkpoint" in name for name in result)
 
 
-@pytest.mark.parametrize("remat", ["dots", "attention", "full"])
+@pytest.mark.parametrize(
+    "remat", ["dots", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("attention", "full"))]
+)
 def test_remat_changes_memory_and_nothing_else(remat, without_remat):
     cfg = dataclasses.replace(BASE, remat=remat)
     chex.assert_trees_all_equal_shapes(parameters(cfg), parameters(BASE))

@@ -40,11 +40,7 @@ SETTINGS = {
     "autoregressive": (ARM, SamplingConfig(12, temperature=0.0)),
 }
 
-# The two that differ most; the others take as long again.
-EACH = [
-    name if name in ("low confidence", "dual cache") else pytest.param(name, marks=pytest.mark.slow)
-    for name in SETTINGS
-]
+EACH = [name if name == "dual cache" else pytest.param(name, marks=pytest.mark.slow) for name in SETTINGS]
 
 
 @pytest.fixture(autouse=True)
@@ -106,6 +102,7 @@ def test_logits_do_not_depend_on_the_canvas_or_the_side_of_the_padding():
 
 
 @pytest.mark.parametrize("name", EACH)
+@pytest.mark.slow
 def test_tokens_do_not_depend_on_the_side_of_the_padding(name):
     spec, sampling = SETTINGS[name]
     templates = [[*prompt, *[None] * sampling.length] for prompt in PROMPTS]
@@ -131,10 +128,11 @@ MESHES = {
 
 @pytest.mark.parametrize(
     "name, layout",
-    [("dual cache", "fsdp"), ("low confidence", "tensor")]
+    [("low confidence", "tensor")]
     + [
         pytest.param(name, layout, marks=pytest.mark.slow)
         for name, layout in (
+            ("dual cache", "fsdp"),
             ("low confidence", "data"),
             ("guided blocks", "tensor"),
             ("autoregressive", "tensor"),

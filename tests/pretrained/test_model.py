@@ -95,6 +95,7 @@ def test_dtype_is_of_parameters_and_computation(save):
     assert len(model.generate("a", length=4)[0].tokens) == 4
 
 
+@pytest.mark.slow
 def test_a_mesh_loads_shards_and_gives_the_same_tokens(save, params):
     model = Transformer(MODEL)
     row = [EOS, *b"Once", 257, 257]
@@ -182,6 +183,7 @@ def test_infilling_keeps_the_text_around_the_gaps(model):
     assert model.infill_config(texts, sampling) == model.sampling_config(sampling, length=5)
 
 
+@pytest.mark.slow
 def test_the_trace_of_infilling_is_of_the_row(model):
     texts, settings = ["a {mask:3} b", "long text {mask:2}"], dict(strategy="random", stop_at_eos=False)
     for completion in model.infill(texts, trace=True, **settings):
@@ -244,6 +246,7 @@ def test_a_text_without_a_gap_is_refused_and_other_braces_are_text(model):
     assert text.startswith("{masked} {x: 1} {}")
 
 
+@pytest.mark.slow
 def test_seconds_are_without_compilation(model, monkeypatch):
     """A clock that jumps by a day at each compilation: no day may be in what was measured."""
     compiled = []

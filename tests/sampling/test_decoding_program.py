@@ -33,7 +33,9 @@ def moves_of_whole_caches(module, computation, dims, refreshing=False):
     return moves
 
 
-@pytest.mark.parametrize("cache", ["causal", "dual", pytest.param("prefix", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "cache", ["causal", *(pytest.param(cache, marks=pytest.mark.slow) for cache in ("dual", "prefix"))]
+)
 def test_a_decoding_step_neither_copies_nor_fills_the_whole_cache(cache):
     causal = cache == "causal"
     model = ModelConfig(**{**vars(TINY), "causal": causal, "mask_row": not causal})

@@ -39,8 +39,14 @@ def nucleus(p: np.ndarray, top_p: float) -> np.ndarray:
     return np.isin(np.arange(len(p)), kept)
 
 
-@pytest.mark.parametrize("temperature", [1.0, 0.5, 1.7])
-@pytest.mark.parametrize("top_k, top_p", [(0, 1.0), (5, 1.0), (0, 0.8), (8, 0.6), (500, 0.3)])
+@pytest.mark.parametrize(
+    "temperature, top_k, top_p",
+    [(1.0, 0, 1.0), (0.5, 5, 1.0), (1.7, 0, 0.8), (0.5, 8, 0.6), (1.7, 500, 0.3)]
+    + [
+        pytest.param(*setting, marks=pytest.mark.slow)
+        for setting in ((0.5, 0, 1.0), (1.7, 5, 1.0), (1.0, 0, 0.8), (1.0, 8, 0.6), (1.0, 500, 0.3))
+    ],
+)
 def test_the_law_of_the_draw(temperature, top_k, top_p):
     logits = LOGITS.astype(np.float64)
     if top_k and top_k < V:

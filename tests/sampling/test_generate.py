@@ -72,10 +72,13 @@ def generate_confident(weights, **settings):
 
 
 @pytest.mark.parametrize(
-    "length, steps, block_length",
-    [(12, 12, 12), (12, 6, 6), (12, 12, 4), (10, 6, 4), (8, 16, 4), (9, 9, 1)],
+    "length, steps, block_length, guidance",
+    [(12, 12, 4, 0.0), (10, 6, 4, 0.8), (8, 16, 4, 0.0), (9, 9, 1, 0.8)]
+    + [
+        pytest.param(*setting, marks=pytest.mark.slow)
+        for setting in ((12, 12, 12, 0.0), (12, 6, 6, 0.0), (12, 12, 12, 0.8), (12, 6, 6, 0.8), (12, 12, 4, 0.8))
+    ],
 )
-@pytest.mark.parametrize("guidance", [0.0, 0.8])
 def test_blocks_and_guidance_match_the_slow_reference(length, steps, block_length, guidance):
     result = generate_confident(params(), length=length, steps=steps, block_length=block_length, guidance=guidance)
     expected = [llada(params(), p, length, steps, block_length, guidance) for p in PROMPTS]

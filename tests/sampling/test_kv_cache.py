@@ -157,7 +157,9 @@ def test_a_window_sees_new_keys_inside_and_old_ones_outside(network):
 # --- what stays exact
 
 
-@pytest.mark.parametrize("settings", [{"temperature": 0.0}, {"temperature": 1.0, "seed": 3}])
+@pytest.mark.parametrize(
+    "settings", [pytest.param({"temperature": 0.0}, marks=pytest.mark.slow), {"temperature": 1.0, "seed": 3}]
+)
 def test_an_autoregressive_cache_changes_nothing(settings):
     sampling = SamplingConfig(length=12, stop_at_eos=False, **settings)
     cached = generate(PARAMS, ARM, PROMPTS, sampling)
@@ -166,6 +168,7 @@ def test_an_autoregressive_cache_changes_nothing(settings):
     assert cached.nfe.tolist() == [12] * 4
 
 
+@pytest.mark.slow
 def test_an_autoregressive_cache_is_exact_under_a_sliding_window_and_dynamic_positions():
     model = dataclasses.replace(CAUSAL, sliding_window=5, rope_scaling=DYNAMIC)
     spec, sampling = dataclasses.replace(ARM, model=model), SamplingConfig(length=12, stop_at_eos=False)
@@ -189,8 +192,11 @@ EXACT = {
 
 @pytest.mark.parametrize(
     "cache, name",
-    [pytest.param("dual", name, marks=[pytest.mark.slow] if name in ("guided", "shifted") else []) for name in EXACT]
-    + [("prefix", "threshold")],
+    [
+        ("dual", name) if name in ("coins", "growing") else pytest.param("dual", name, marks=pytest.mark.slow)
+        for name in EXACT
+    ]
+    + [pytest.param("prefix", "threshold", marks=pytest.mark.slow)],
 )
 def test_a_cache_that_is_always_refreshed_is_exact(cache, name):
     spec = dataclasses.replace(MDM, shifted=name == "shifted")
@@ -249,7 +255,14 @@ def fast_dllm(template, cache, length, steps, block_length, refresh, shifted=Fal
 
 @pytest.mark.parametrize(
     "cache, refresh, shifted",
-    [("dual", 0, False), ("dual", 2, False), ("dual", 0, True), ("prefix", 0, False), ("prefix", 0, True)],
+    [
+        ("dual", 2, False),
+        ("prefix", 0, True),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in (("dual", 0, False), ("dual", 0, True), ("prefix", 0, False))
+        ),
+    ],
 )
 def test_approximations_match_a_slow_reference(cache, refresh, shifted):
     sampling = SamplingConfig(

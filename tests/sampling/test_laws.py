@@ -109,6 +109,7 @@ def test_ancestral_follows_its_enumerated_finite_step_law(schedule, steps):
     assert p_value(oracle_counts("ancestral", steps, schedule), ancestral_law(grid(schedule, steps))) > 1e-3
 
 
+@pytest.mark.slow
 def test_ancestral_approaches_the_joint_as_steps_grow():
     distance = [np.abs(ancestral_law(grid("linear", steps)) - JOINT).sum() / 2 for steps in (1, 4, 16, 256)]
     assert distance == sorted(distance, reverse=True) and distance[0] > 0.05 and distance[-1] < 0.003

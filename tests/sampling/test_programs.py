@@ -98,9 +98,9 @@ def test_ranges_of_gap_lengths_of_one_bucket_compile_once():
     [
         pytest.param("none", "low_confidence", 2, marks=pytest.mark.slow),
         ("dual", "low_confidence", 2),
-        ("causal", None, 0),
+        pytest.param("causal", None, 0, marks=pytest.mark.slow),
         pytest.param("none", "ancestral", 2, marks=pytest.mark.slow),
-        ("dual", "remdm", 2),
+        pytest.param("dual", "remdm", 2, marks=pytest.mark.slow),
     ],
 )
 def test_rows_that_go_on_in_a_smaller_batch_end_the_same(cache, strategy, eos_id):

@@ -119,6 +119,13 @@ def leaves(tree):
     return {jax.tree_util.keystr(path): leaf for path, leaf in found}
 
 
+@functools.cache
+def corruption(cfg, seed):
+    """The jitted corruption of all runs that differ in their numbers of steps and rates alone."""
+    cfg = with_changes(cfg, {"run": {"seed": seed}})
+    return jax.jit(lambda batch, index: targets(cfg, batch, index))
+
+
 class Recorder:
     """Stands in for `make_train_step`: notes the state before each step, its batch with the noise, and its metrics."""
 
@@ -127,8 +134,7 @@ class Recorder:
         self.states, self.inputs, self.metrics = {}, {}, {}  # by batch index
 
     def __call__(self, cfg, mesh):
-        train_step = make_train_step(cfg, mesh)
-        corrupted = jax.jit(lambda batch, index: targets(cfg, batch, index))
+        train_step, corrupted = make_train_step(cfg, mesh), corruption(programs.structure(cfg), cfg.run.seed)
 
         def step(state, batch, index):
             self.before_step(int(index))
@@ -141,8 +147,8 @@ class Recorder:
         return step
 
 
-def record(cfg, workdir, mesh_devices=None, recorder=None):
-    """Train on some or all devices; return the run, and what its steps were given."""
+def record(cfg, workdir, mesh_devices=1, recorder=None):
+    """Train on some of the devices; return the run, and what its steps were given."""
     recorder = recorder or Recorder()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(trainer, "make_train_step", recorder)

@@ -2,8 +2,20 @@
 
 from types import SimpleNamespace
 
+import jax
 import pytest
 from support import fine_tuning, tiny_run
+
+from diffusionlm.parallel.mesh import make_mesh
+from diffusionlm.training import loop as trainer
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_device():
+    """Train on one of the eight devices, which is quicker, as `tiny_run.record` does unless it is asked for more."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trainer, "make_mesh", lambda cfg: make_mesh(cfg, jax.devices()[:1]))
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -13,8 +25,8 @@ def dataset(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def uninterrupted(dataset, tmp_path_factory):
-    """Return a run from start to end on eight devices, and what its steps were given."""
-    return tiny_run.record(tiny_run.tiny(dataset), tmp_path_factory.mktemp("uninterrupted"), mesh_devices=8)
+    """Return a run from start to end, and what its steps were given."""
+    return tiny_run.record(tiny_run.tiny(dataset), tmp_path_factory.mktemp("uninterrupted"))
 
 
 @pytest.fixture(scope="session")

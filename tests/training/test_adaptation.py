@@ -121,7 +121,7 @@ def test_nothing_passes_a_closed_edge_in_any_layer():
         np.testing.assert_array_equal(changed, reach[:, j])
 
 
-@pytest.mark.parametrize("arm_steps", [0, 4])
+@pytest.mark.parametrize("arm_steps", [0, pytest.param(4, marks=pytest.mark.slow)])
 def test_a_step_is_autoregressive_then_that_of_its_mask_and_then_that_of_full_attention(arm_steps):
     """Losses of batches against those of the twin, of a mask that is written down, and of no mask."""
     mesh, given = make_mesh(MeshConfig(), jax.devices()[:1]), jax.device_put(batch())

@@ -226,6 +226,7 @@ def test_a_resume_after_a_roll_back_is_bit_equal(rolled_back, tmp_path):
     assert_bit_equal(saved(again.config, again.workdir), saved(run.config, run.workdir))
 
 
+@pytest.mark.slow
 def test_a_kill_after_a_roll_back_repeats_it(rolled_back, tmp_path):
     def killed(index):
         if index == 11:

@@ -42,6 +42,7 @@ def sums(folder, *, tokenizer="sentencepiece", **run):
     return changes, {"steps": 1, "eval_every": 0} | run
 
 
+@pytest.mark.slow
 def test_the_tokenizer_of_the_start_prepares_the_data(dataset, start, tmp_path):
     """It is the default, another is refused before anything is prepared, and a begun run needs neither again."""
     gone = tmp_path / "gone"

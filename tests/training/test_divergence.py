@@ -44,6 +44,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_with_the_state_before_it(
     assert not (tmp_path / "DONE.json").exists()
 
 
+@pytest.mark.slow
 def test_a_divergence_right_behind_a_roll_back_says_what_the_checkpoint_lacks(
     dataset, tmp_path, monkeypatch, own_programs
 ):
@@ -51,7 +52,7 @@ def test_a_divergence_right_behind_a_roll_back_says_what_the_checkpoint_lacks(
     monkeypatch.setattr(train_step, "targets", tiny_run.spoil_batches({7: math.nan, 8: math.nan}))
     for _ in range(2):  # it returns to step 5 each time, and fails on the next batch
         with pytest.raises(trainer.DivergenceError) as caught:
-            record(cfg, tmp_path, mesh_devices=1)
+            record(cfg, tmp_path)
         message = str(caught.value)
         assert "step 6 on batch 8" in message and "step 5 in" in message and "when batch 5 came next" in message
         assert "the state before it is saved" not in message

@@ -55,8 +55,14 @@ def arm_run(dataset, steps, **run):
 
 @pytest.fixture(scope="module")
 def whole(dataset, tmp_path_factory):
-    """The run of `road` from start to end on eight devices, and what its steps were given."""
-    return record(road(dataset), tmp_path_factory.mktemp("road"), mesh_devices=8)
+    """The run of `road` from start to end, and what its steps were given."""
+    return record(road(dataset), tmp_path_factory.mktemp("road"))
+
+
+@pytest.fixture(scope="module")
+def wide(dataset, tmp_path_factory):
+    """The same run on eight devices."""
+    return record(road(dataset), tmp_path_factory.mktemp("wide"), mesh_devices=8)
 
 
 # --- the parts by themselves
@@ -114,10 +120,11 @@ def test_the_first_part_ends_with_the_parameters_of_the_autoregressive_run_of_it
     assert borders[0]["eval_nelbo_nats_per_token"] == borders[1]["eval_nelbo_nats_per_token"]
 
 
+@pytest.mark.slow
 def test_a_run_of_that_part_alone_is_an_autoregressive_run(dataset, tmp_path):
     cfg = road(dataset, run={"steps": ARM_STEPS}, diffusion={"anneal_steps": 0})
-    here, _ = record(cfg, tmp_path / "road", mesh_devices=1)
-    there, _ = record(arm_run(dataset, ARM_STEPS), tmp_path / "arm", mesh_devices=1)
+    here, _ = record(cfg, tmp_path / "road")
+    there, _ = record(arm_run(dataset, ARM_STEPS), tmp_path / "arm")
     figures = ("nelbo_nats_per_token", "bits_per_byte", "nelbo_stderr", "nelbo_per_draw")
     assert {name: here.result["eval"][name] for name in figures} == {
         name: there.result["eval"][name] for name in figures
@@ -145,11 +152,10 @@ def test_each_part_warms_up_and_decays_by_itself(whole):
     assert [line["lr"] for line in lines] == pytest.approx(expected, rel=1e-6)
 
 
-def test_the_figures_are_those_of_another_mesh(whole, dataset, tmp_path):
-    run, _ = whole
-    alone, _ = record(road(dataset), tmp_path, mesh_devices=1)
+@pytest.mark.slow
+def test_the_figures_are_those_of_another_mesh(whole, wide):
     for name in ("nelbo_nats_per_token", "autoregressive_nats_per_token"):
-        assert alone.result["eval"][name] == pytest.approx(run.result["eval"][name], rel=1e-3)
+        assert wide[0].result["eval"][name] == pytest.approx(whole[0].result["eval"][name], rel=1e-3)
 
 
 @pytest.mark.parametrize(
@@ -157,14 +163,16 @@ def test_the_figures_are_those_of_another_mesh(whole, dataset, tmp_path):
     [
         pytest.param(5, id="first", marks=pytest.mark.slow),
         pytest.param(10, id="before the border"),
-        pytest.param(15, id="opening"),
+        pytest.param(15, id="opening", marks=pytest.mark.slow),
         pytest.param(20, id="full", marks=pytest.mark.slow),
     ],
 )
-def test_a_run_that_resumes_in_any_part_ends_bit_for_bit(step, whole, tmp_path):
-    run, recorder = whole
-    workdir = truncated_copy(whole, tmp_path, step)
-    again, resumed = record(run.config, workdir, mesh_devices=8)
+@pytest.mark.parametrize("devices", [1, pytest.param(8, marks=pytest.mark.slow)])
+def test_a_run_that_resumes_in_any_part_ends_bit_for_bit(step, devices, request, tmp_path):
+    started = request.getfixturevalue({1: "whole", 8: "wide"}[devices])
+    run, recorder = started
+    workdir = truncated_copy(started, tmp_path, step)
+    again, resumed = record(run.config, workdir, mesh_devices=devices)
     assert min(resumed.states) == step
     for index, state in resumed.states.items():
         assert_bit_equal(state, recorder.states[index])
@@ -174,9 +182,9 @@ def test_a_run_that_resumes_in_any_part_ends_bit_for_bit(step, whole, tmp_path):
 
 def test_a_run_that_was_saved_at_the_border_resumes_behind_it(dataset, tmp_path):
     cfg = road(dataset, run={"checkpoint_every": ARM_STEPS, "steps": ARM_STEPS + 8, "eval_every": 0})
-    whole = record(cfg, tmp_path / "whole", mesh_devices=1)
+    whole = record(cfg, tmp_path / "whole")
     workdir = truncated_copy(whole, tmp_path / "again", ARM_STEPS)
-    again, resumed = record(cfg, workdir, mesh_devices=1)
+    again, resumed = record(cfg, workdir)
     assert min(resumed.states) == ARM_STEPS
     assert again.result["eval"] == whole[0].result["eval"] and timeless(workdir) == timeless(whole[0].workdir)
 
@@ -223,7 +231,7 @@ def test_a_checkpoint_says_what_the_network_is_at_its_step(whole):
 def spoilt_run(cfg, workdir, batches):
     with pytest.MonkeyPatch.context() as patch, tiny_run.own_programs():
         patch.setattr(train_step, "targets", tiny_run.spoil_batches(dict.fromkeys(batches, math.nan)))
-        return record(cfg, workdir, mesh_devices=1)[0]
+        return record(cfg, workdir)[0]
 
 
 def evaluations(run):
@@ -243,6 +251,7 @@ def test_a_batch_that_is_left_out_does_not_move_the_border(dataset, tmp_path):
     assert rates[ARM_STEPS + 2] == pytest.approx(0.75e-2)
 
 
+@pytest.mark.slow
 def test_a_roll_back_in_a_later_part_returns_to_the_border_at_most(dataset, tmp_path):
     """The border is saved, so the steps after it are undone and the figures of the first part are kept."""
     policy = {"max_rollbacks": 1}
@@ -257,6 +266,7 @@ def test_a_roll_back_in_a_later_part_returns_to_the_border_at_most(dataset, tmp_
     assert [line["lr"] for line in lines if line["step"] == ARM_STEPS + 1 and "lr" in line] == [pytest.approx(0.75e-2)]
 
 
+@pytest.mark.slow
 def test_an_autoregressive_run_stays_one_when_a_batch_is_left_out(dataset, tmp_path):
     """With `arm_steps` of all steps, the batch in place of the one that was left out is autoregressive too."""
     cfg = road(dataset, run={"steps": ARM_STEPS, "eval_every": 0}, diffusion={"anneal_steps": 0})

@@ -111,13 +111,18 @@ def test_the_fine_tuning_loss_of_an_arm_is_its_definition():
     np.testing.assert_array_equal(ends.sum(1), 1)  # one EOS each
 
 
-@pytest.mark.parametrize("objective", CONFIGS)
 @pytest.mark.parametrize(
-    "sizes, microbatches, pad_group",
-    [
-        pytest.param((1, 8, 1), 1, 0, marks=pytest.mark.slow),
-        pytest.param((2, 2, 2), 4, 0, marks=pytest.mark.slow),
-        ((2, 2, 2), 4, 2),
+    "objective, sizes, microbatches, pad_group",
+    [("mdm", (2, 2, 2), 4, 2)]
+    + [
+        pytest.param(*setting, marks=pytest.mark.slow)
+        for setting in (
+            ("arm", (2, 2, 2), 4, 2),
+            ("mdm", (1, 8, 1), 1, 0),
+            ("arm", (1, 8, 1), 1, 0),
+            ("mdm", (2, 2, 2), 4, 0),
+            ("arm", (2, 2, 2), 4, 0),
+        )
     ],
 )
 def test_examples_on_meshes_and_in_micro_batches(objective, sizes, microbatches, pad_group):
@@ -157,7 +162,7 @@ def test_rows_are_padded_with_their_mate_alone():
     np.testing.assert_allclose(ratio, np.repeat((scored["whole"] / scored["pairs"])[:, None], T, 1)[both], rtol=1e-5)
 
 
-@pytest.mark.parametrize("objective", CONFIGS)
+@pytest.mark.parametrize("objective", ["mdm", pytest.param("arm", marks=pytest.mark.slow)])
 def test_what_lies_behind_the_longest_example_changes_nothing(objective):
     """Neither its tokens nor its length: the rows at the end of longer records cost what they cost without it."""
     cfg, params = examples_of(objective), host_state(objective).params

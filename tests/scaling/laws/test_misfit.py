@@ -26,6 +26,7 @@ def test_lack_of_fit_is_the_classic_f_test():
     assert misfit.parabola_lack_of_fit(fit.parabola(x[:3], y[:3]), x[:3], noise) is None
 
 
+@pytest.mark.slow
 def test_lack_of_fit_keeps_its_level_and_sees_a_wrong_curve():
     p_values = []
     for seed in range(150):

@@ -27,6 +27,7 @@ def test_without_noise_it_finds_the_truth():
         assert best.tokens.value == pytest.approx(budget / 6 / truth(budget, PARAMS), rel=1e-3)
 
 
+@pytest.mark.slow
 def test_intervals_contain_the_truth_as_often_as_they_say():
     hits = {"share": [], "loss": [], "params": [], "odds exponent": []}
     for seed in range(200):

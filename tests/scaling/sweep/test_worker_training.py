@@ -138,6 +138,7 @@ def test_cells_of_the_same_shape_share_a_program(alone, dataset, sweep, tmp_path
     assert programs.train_program.cache_info().misses == 1 and program._cache_size() <= 2
 
 
+@pytest.mark.slow
 def test_a_cell_is_the_same_on_another_mesh(alone, dataset, sweep, tmp_path, monkeypatch):
     """Neither its identity nor, but for rounding, its result depends on the mesh and on micro-batches."""
     monkeypatch.setattr(trainer, "make_mesh", make_mesh)
