@@ -55,7 +55,9 @@ def readers_of(path, kind):
     return readers
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=pytest.mark.slow) if kind == "trained" else kind for kind in KINDS]
+)
 def test_damage_to_any_file_is_refused_by_name_or_changes_nothing(checkpoints, kind):
     outcomes(checkpoints[kind], readers_of(checkpoints[kind], kind), random.Random(0), count=1)
 
