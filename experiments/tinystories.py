@@ -9,7 +9,7 @@ from diffusionlm.registry import experiments
 
 @experiments.register("tinystories")
 def tinystories() -> Config:
-    """An MDM of one million non-embedding parameters on TinyStories; give the prepared stories with --data.path."""
+    """An MDM of a million non-embedding parameters, autoregressive at first; give the stories with --data.path."""
     return Config(
         name="tinystories",
         # 2047 pieces and the mask row fill 2048 rows exactly.
@@ -25,9 +25,10 @@ def tinystories() -> Config:
             dtype="bfloat16",
             head_chunk=256,  # what a processor's caches hold
         ),
-        # Stories are shorter than the canvas, and users sample short ones.
-        diffusion=DiffusionConfig(random_length=0.01),
-        optim=OptimConfig(peak_lr=3e-3, final_lr=3e-4, warmup_steps=200),
+        # Stories are shorter than the canvas, and users sample short ones. An autoregressive model learns from few
+        # tokens what an MDM needs many for, so the run begins as one (see `demo`).
+        diffusion=DiffusionConfig(random_length=0.01, alignment="shifted", arm_steps=3000),
+        optim=OptimConfig(name="muon", arm_peak_lr=5e-3, peak_lr=5e-3, final_lr=3e-4, warmup_steps=100),
         data=DataConfig(sequence_length=256, batch_size=16),
         run=RunConfig(steps=8000, eval_every=1000, checkpoint_every=1000, log_every=20),
     )
@@ -37,7 +38,15 @@ def tinystories() -> Config:
 def tinystories_arm() -> Config:
     """The autoregressive twin of `tinystories`: the same trunk, data, tokens and FLOPs."""
     base = tinystories()
-    return replace(base, name="tinystories_arm", objective="arm", model=arm_twin(base.model))
+    return replace(
+        base,
+        name="tinystories_arm",
+        objective="arm",
+        model=arm_twin(base.model),
+        diffusion=DiffusionConfig(random_length=base.diffusion.random_length),
+        # AdamW, with which the shipped twin was trained.
+        optim=OptimConfig(peak_lr=3e-3, final_lr=3e-4, warmup_steps=200),
+    )
 
 
 @experiments.register("tinystories_sft")
@@ -47,7 +56,7 @@ def tinystories_sft() -> Config:
     return replace(
         base,
         name="tinystories_sft",
-        diffusion=replace(base.diffusion, random_length=0.0, normalization="examples"),
+        diffusion=replace(base.diffusion, random_length=0.0, arm_steps=0, normalization="examples"),
         optim=OptimConfig(peak_lr=1e-3, final_lr=1e-4, warmup_steps=50),
         data=replace(base.data, packing="examples", pad_group=2),
         run=RunConfig(steps=600, eval_every=200, checkpoint_every=200, log_every=20),
@@ -58,4 +67,10 @@ def tinystories_sft() -> Config:
 def tinystories_sft_arm() -> Config:
     """Fine-tuning of `tinystories_arm` on the same instructions."""
     base = tinystories_sft()
-    return replace(base, name="tinystories_sft_arm", objective="arm", model=arm_twin(base.model))
+    return replace(
+        base,
+        name="tinystories_sft_arm",
+        objective="arm",
+        model=arm_twin(base.model),
+        diffusion=replace(base.diffusion, alignment="same"),
+    )
