@@ -27,7 +27,9 @@ def tinystories() -> Config:
         ),
         # Stories are shorter than the canvas, and users sample short ones. An autoregressive model learns from few
         # tokens what an MDM needs many for, so the run begins as one (see `demo`).
-        diffusion=DiffusionConfig(random_length=0.01, alignment="shifted", arm_steps=3000),
+        diffusion=DiffusionConfig(
+            random_length=0.01, alignment="shifted", arm_steps=3000, weighting="cart", cart_p=0.3
+        ),
         optim=OptimConfig(name="muon", arm_peak_lr=5e-3, peak_lr=5e-3, final_lr=3e-4, warmup_steps=100),
         data=DataConfig(sequence_length=256, batch_size=16),
         run=RunConfig(steps=8000, eval_every=1000, checkpoint_every=1000, log_every=20),
@@ -56,7 +58,7 @@ def tinystories_sft() -> Config:
     return replace(
         base,
         name="tinystories_sft",
-        diffusion=replace(base.diffusion, random_length=0.0, arm_steps=0, normalization="examples"),
+        diffusion=DiffusionConfig(alignment=base.diffusion.alignment, normalization="examples"),
         optim=OptimConfig(peak_lr=1e-3, final_lr=1e-4, warmup_steps=50),
         data=replace(base.data, packing="examples", pad_group=2),
         run=RunConfig(steps=600, eval_every=200, checkpoint_every=200, log_every=20),
@@ -72,5 +74,5 @@ def tinystories_sft_arm() -> Config:
         name="tinystories_sft_arm",
         objective="arm",
         model=arm_twin(base.model),
-        diffusion=replace(base.diffusion, alignment="same"),
+        diffusion=DiffusionConfig(normalization=base.diffusion.normalization),
     )

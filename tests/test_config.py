@@ -87,7 +87,7 @@ FINGERPRINTS = {
     "llada_8b": "250d7f38a83f",
     "smdm_170m": "7c35fb933a43",
     "smdm_1028m_rsl": "f488e57b5be5",
-    "tinystories": "50aab8c4ef3b",
+    "tinystories": "9ac2a92d6389",
     "tinystories_arm": "0df12e9d00ef",
 }
 

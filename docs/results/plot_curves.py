@@ -1,7 +1,9 @@
 """Training curves of several runs in one picture: held-out bits per byte against training FLOPs.
 
 pip install -e ".[docs]"
-python docs/results/plot_curves.py --output docs/results/tinystories.png runs/tinystories runs/tinystories_arm
+python docs/results/plot_curves.py --output docs/results/tinystories.png docs/results/tinystories.json runs/tinystories
+
+A JSON file, written by an earlier call, stands for the runs of that call.
 """
 
 import argparse
@@ -27,10 +29,16 @@ def curve(workdir: Path) -> tuple[str, list[float], list[float]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("workdirs", nargs="+", type=Path, help="run directories")
+    parser.add_argument("runs", nargs="+", type=Path, help="run directories, and JSON files of earlier calls")
     parser.add_argument("--output", required=True, type=Path, help="the PNG; the numbers go beside it as JSON")
     args = parser.parse_args()
-    curves = {name: {"flops": x, "bits_per_byte": y} for name, x, y in map(curve, args.workdirs)}
+    curves = {}
+    for run in args.runs:
+        if run.suffix == ".json":
+            curves |= json.loads(run.read_text())
+        else:
+            name, x, y = curve(run)
+            curves[name] = {"flops": x, "bits_per_byte": y}
     figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
     for name, points in curves.items():
         axes.plot(points["flops"], points["bits_per_byte"], marker="o", label=name)
