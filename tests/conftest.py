@@ -38,7 +38,7 @@ def forget_programs():
 
 
 def memory_maps():
-    """The number of memory maps of this process, where the system tells it."""
+    """Return the number of memory maps of this process, or 0 where the system does not tell it."""
     maps = Path("/proc/self/maps")
     return maps.read_bytes().count(b"\n") if maps.exists() else 0
 

@@ -121,7 +121,7 @@ def leaves(tree):
 
 @functools.cache
 def corruption(cfg, seed):
-    """The jitted corruption of all runs that differ in their numbers of steps and rates alone."""
+    """Return the jitted corruption of all runs that differ in their numbers of steps and rates alone."""
     cfg = with_changes(cfg, {"run": {"seed": seed}})
     return jax.jit(lambda batch, index: targets(cfg, batch, index))
 

@@ -55,13 +55,13 @@ def arm_run(dataset, steps, **run):
 
 @pytest.fixture(scope="module")
 def whole(dataset, tmp_path_factory):
-    """The run of `road` from start to end, and what its steps were given."""
+    """Return the run of `road` from start to end, and what its steps were given."""
     return record(road(dataset), tmp_path_factory.mktemp("road"))
 
 
 @pytest.fixture(scope="module")
 def wide(dataset, tmp_path_factory):
-    """The same run on eight devices."""
+    """Return the same run on eight devices."""
     return record(road(dataset), tmp_path_factory.mktemp("wide"), mesh_devices=8)
 
 

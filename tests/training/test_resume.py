@@ -28,7 +28,7 @@ from diffusionlm.training import metrics
 
 @pytest.fixture(scope="module")
 def uninterrupted(dataset, tmp_path_factory):
-    """A run from start to end on eight devices, which share its parameters, and what its steps were given."""
+    """Return a run from start to end on eight devices, which share its parameters, and what its steps were given."""
     return record(tiny_run.tiny(dataset), tmp_path_factory.mktemp("uninterrupted"), mesh_devices=8)
 
 
