@@ -152,8 +152,7 @@ def test_tokens_do_not_depend_on_the_mesh(name, layout):
     np.testing.assert_array_equal(result.tokens, expected(name))
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("settings", [{}, {"cache": "dual", "block_length": 6}])
+@pytest.mark.parametrize("settings", [pytest.param({}, marks=pytest.mark.slow), {"cache": "dual", "block_length": 6}])
 def test_neither_logits_nor_keys_are_gathered(settings):
     """Over rows with a data axis, over the vocabulary with a tensor axis that does not divide its 128-id parts."""
     cfg = dataclasses.replace(TINY, vocab_size=640)  # 768 rows: 6 parts of 128

@@ -168,7 +168,6 @@ def test_an_autoregressive_cache_changes_nothing(settings):
     assert cached.nfe.tolist() == [12] * 4
 
 
-@pytest.mark.slow
 def test_an_autoregressive_cache_is_exact_under_a_sliding_window_and_dynamic_positions():
     model = dataclasses.replace(CAUSAL, sliding_window=5, rope_scaling=DYNAMIC)
     spec, sampling = dataclasses.replace(ARM, model=model), SamplingConfig(length=12, stop_at_eos=False)

@@ -165,7 +165,6 @@ def test_another_model_is_refused(changes, said, start, source, tmp_path):
     assert not (tmp_path / "run" / "config.json").exists()
 
 
-@pytest.mark.slow
 def test_without_a_start_it_says_so(source, tmp_path, caplog):
     cfg = adapting("", source, run={"steps": 1}, diffusion={"anneal_steps": 0})
     assert "model.lora_rank=2 trains adapters of a model that is frozen" in refusal(

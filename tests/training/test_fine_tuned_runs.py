@@ -34,7 +34,6 @@ def run(fine_tuned):
     return fine_tuned.run
 
 
-@pytest.mark.slow
 def test_random_weights_are_fine_tuned_with_a_warning(dataset, tmp_path, caplog):
     trainer.train(tuned(dataset, run={"steps": 1, "eval_every": 0}, optim={"warmup_steps": 0}), tmp_path)
     assert "fine-tuning random weights" in caplog.text

@@ -116,8 +116,7 @@ def test_from_eight_devices_to_one(uninterrupted, tmp_path):
         np.testing.assert_allclose(run.result["eval"][name], reference.result["eval"][name], rtol=1e-3)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("mesh", "microbatches"), [((1, 8, 1), 1), ((2, 2, 2), 2)])
+@pytest.mark.parametrize(("mesh", "microbatches"), [((1, 8, 1), 1), pytest.param((2, 2, 2), 2, marks=pytest.mark.slow)])
 def test_what_is_operational_may_change(uninterrupted, tmp_path, mesh, microbatches):
     reference, steps = uninterrupted
     run_changes = {"microbatches": microbatches, "log_every": 7, "keep": 1, "profile_start": 29, "profile_steps": 100}
