@@ -150,14 +150,15 @@ def _map_values(function: Callable[[Any], Any], values: Any) -> Any:
     return function(values)
 
 
-def read_json_lines(path: epath.Path, line_type: Any = dict[str, Any]) -> list[dict[str, Any]]:
+def read_json_lines(
+    path: epath.Path, line_type: Any = dict[str, Any], parse: Callable[[str], Any] = load_numbers
+) -> list[dict[str, Any]]:
     """Return the objects of a file, one a line, without a last line that a kill cut short; none if there is no file.
-
-    A number that is not finite, which `JsonLines` writes as null, is NaN.
 
     Args:
       path: the file.
       line_type: the type of a line (see `schema.decode`), which has fields of a JSON object.
+      parse: reads a line: `load_numbers`, which makes null NaN, or `json.loads` where null means something else.
 
     Raises:
       UserError: a line is not JSON, or of another type.
@@ -167,7 +168,7 @@ def read_json_lines(path: epath.Path, line_type: Any = dict[str, Any]) -> list[d
     lines = read_text(path, MAX_LINES_BYTES).split("\n")
     for number, line in enumerate(lines[:-1], 1):  # what follows the last newline is empty or cut short
         schema.decode(line, line_type, f"{path}, line {number}")
-    return [load_numbers(line) for line in lines[:-1]]
+    return [parse(line) for line in lines[:-1]]
 
 
 class JsonLines:
@@ -181,6 +182,7 @@ class JsonLines:
       keep: returns True for the existing lines to keep.
       check: called before anything is written; it may raise.
       line_type: of the lines that the file holds (see `read_json_lines`).
+      parse: of the lines that the file holds (see `read_json_lines`).
     """
 
     REWRITE_SECONDS = 60.0
@@ -191,10 +193,11 @@ class JsonLines:
         keep: Callable[[dict[str, Any]], bool] = lambda line: True,
         check: Callable[[], None] = lambda: None,
         line_type: Any = dict[str, Any],
+        parse: Callable[[str], Any] = load_numbers,
     ):
         check()
         self._path, self._check = path, check
-        self.kept = [line for line in read_json_lines(path, line_type) if keep(line)]
+        self.kept = [line for line in read_json_lines(path, line_type, parse) if keep(line)]
         self._bucket = in_bucket(path)
         texts = [dump_numbers(line) + "\n" for line in self.kept]
         write_atomically(path, "".join(texts))

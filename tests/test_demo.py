@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from diffusionlm import registry
-from diffusionlm.pretrained.model import load
+from diffusionlm.pretrained.loading import load
 
 pytestmark = pytest.mark.slow
 

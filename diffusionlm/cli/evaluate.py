@@ -32,7 +32,7 @@ def evaluate(args: list[str], prog: str) -> int:
     checkpoint, name = positional
     json, options = parse(_options(tasks.get(name)), args[2:], f"{prog} {checkpoint} {name}")()
     location = locate(checkpoint)
-    result = tasks.evaluate(checkpoint, name, **options)
+    result = tasks.evaluate(str(location.path), name, **options)
     if json:
         print_json(result.to_json(name) | location.to_json())
     else:
@@ -54,18 +54,28 @@ def _usage(prog: str, tasks: Mapping[str, Callable]) -> str:
     )
 
 
+_SHARED_HELP = """\
+  json: print JSON.
+  output: write the result to this file as JSON, for `evaluate report`; records of finished items are kept beside it.
+  resume: continue an evaluation that was interrupted, from the records beside its output.
+"""
+
+
 def _options(task: Callable) -> Callable[..., tuple[bool, dict[str, Any]]]:
     """Return a function of the options of a task, and of --json, that returns them."""
 
     def call(json: bool = False, **options: Any) -> tuple[bool, dict[str, Any]]:
         return json, options
 
+    shared = {"json": bool, "output": str | None, "resume": bool}
+
     _, *parameters = inspect.signature(task).parameters.values()
     hints = typing.get_type_hints(task, include_extras=True)
-    call.__annotations__ = {parameter.name: hints[parameter.name] for parameter in parameters} | {"json": bool}
-    json_flag = inspect.Parameter("json", inspect.Parameter.KEYWORD_ONLY, default=False)
-    call.__signature__ = inspect.Signature([*parameters, json_flag])  # pyright: ignore[reportFunctionMemberAccess] read by inspect
-    call.__doc__ = (inspect.getdoc(task) or "").replace("\nArgs:\n", "\nArgs:\n  json: print JSON.\n")
+    call.__annotations__ = {parameter.name: hints[parameter.name] for parameter in parameters} | shared
+    defaults = {"json": False, "output": None, "resume": False}
+    others = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=defaults[name]) for name in shared]
+    call.__signature__ = inspect.Signature([*parameters, *others])  # pyright: ignore[reportFunctionMemberAccess] read by inspect
+    call.__doc__ = (inspect.getdoc(task) or "").replace("\nArgs:\n", f"\nArgs:\n{_SHARED_HELP}")
     return call
 
 
@@ -74,7 +84,10 @@ def _show(task: str, result: "Result") -> None:
     from rich.table import Table
 
     for example in result.examples or []:
-        write(f"{example['before']} >>>{example['fill']} <<<{example['after']}\n(was:{example['middle']})\n")
+        if "middle" in example:
+            write(f"{example['before']} >>>{example['fill']} <<<{example['after']}\n(was:{example['middle']})\n")
+        else:
+            write("\n".join(f"{name}: {value}" for name, value in example.items()) + "\n")
     table = Table(title=task, title_justify="left", box=None, pad_edge=False)
     table.add_column("")
     for heading in ("value", "+/-"):

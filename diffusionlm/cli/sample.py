@@ -65,7 +65,7 @@ def _sample(
     if prompt_file is not None:
         prompt = _read_prompt(prompt_file)
     from diffusionlm.pretrained.completion import completions_json
-    from diffusionlm.pretrained.model import load
+    from diffusionlm.pretrained.loading import load
     from diffusionlm.pretrained.webpage import check_page_path, save_page
 
     if html is not None:

@@ -15,7 +15,8 @@ from diffusionlm.data.tokenizers.base import Tokenizer
 from diffusionlm.evaluation.baselines import fit_and_score
 from diffusionlm.evaluation.comparisons import comparison
 from diffusionlm.pretrained import terminal
-from diffusionlm.pretrained.model import LoadedModel, load
+from diffusionlm.pretrained.loading import load
+from diffusionlm.pretrained.model import LoadedModel
 from diffusionlm.storage import write_atomically
 from diffusionlm.training import dataset as run_dataset
 from diffusionlm.training import metrics, outcome, parts

@@ -75,6 +75,7 @@ def perplexity(
     *,
     stride: int | None = None,
     n_bytes: Sequence[int] | None = None,
+    request_ids: Sequence[int] | None = None,
 ) -> Perplexity:
     """Score documents of any length, in overlapping windows where one does not fit into the context.
 
@@ -86,6 +87,7 @@ def perplexity(
       stride: tokens by which a window advances: fewer give each token more context, and take more time; None: half of
         the context.
       n_bytes: bytes of the scored text of each document, for bits per byte.
+      request_ids: an integer for each window of the documents in turn, which keys its noise; None: its index.
 
     Raises:
       UserError: a setting without meaning, nothing to score, or a token that the model cannot score.
@@ -97,11 +99,9 @@ def perplexity(
         raise UserError(f"document {empty[0]} is empty; it needs at least its start token")
     if n_bytes is not None and (len(n_bytes) != len(documents) or min(n_bytes) < 0 or not sum(n_bytes)):
         raise UserError(f"n_bytes={list(n_bytes)!r} must have the bytes of each of the {len(documents)} documents")
-    stride = max(1, cfg.max_length // 2) if stride is None else stride
     windows = [rolling_windows(document, cfg.max_length, stride) for document in documents]
-    estimates = iter(
-        estimate(params, cfg, [pair for pairs in windows for pair in pairs], settings or LikelihoodConfig())
-    )
+    pairs = [pair for pairs in windows for pair in pairs]
+    estimates = iter(estimate(params, cfg, pairs, settings or LikelihoodConfig(), request_ids=request_ids))
     return Perplexity(
         [_sum([next(estimates) for _ in pairs]) for pairs in windows],
         [len(document) - 1 for document in documents],
@@ -119,7 +119,7 @@ def _sum(parts: Sequence[Estimate]) -> Estimate:
     )
 
 
-def rolling_windows(tokens: Sequence[int], context: int, stride: int) -> list[Pair]:
+def rolling_windows(tokens: Sequence[int], context: int, stride: int | None = None) -> list[Pair]:
     """Cut a document into (prefix, target) pairs in which every token but the first is scored once.
 
     The first window scores all that fits after the first token; each later one scores up to `stride` tokens, given as
@@ -128,9 +128,9 @@ def rolling_windows(tokens: Sequence[int], context: int, stride: int) -> list[Pa
     Args:
       tokens: the document, from its start token on, which is given.
       context: most tokens of prefix and target together.
-      stride: most tokens that a window after the first scores, at most context - 1.
+      stride: most tokens that a window after the first scores, at most context - 1; None: half of the context.
     """
-    stride = native(stride)
+    stride = max(1, context // 2) if stride is None else native(stride)
     if not is_whole(stride) or not 1 <= stride < context:
         raise UserError(f"stride={stride} must lie in [1, {context - 1}], below the model's context of {context}")
     tokens = list(tokens)

@@ -20,7 +20,8 @@ from diffusionlm.errors import UserError
 from diffusionlm.evaluation.baselines import fit_ngram, ngram_nats
 from diffusionlm.likelihood.monte_carlo import estimate
 from diffusionlm.options import SETTINGS
-from diffusionlm.pretrained.model import LoadedModel, load
+from diffusionlm.pretrained.loading import load
+from diffusionlm.pretrained.model import LoadedModel
 from diffusionlm.sampling.config import SamplingConfig
 from diffusionlm.sampling.generate import generate
 

@@ -21,7 +21,8 @@ from diffusionlm.config import MeshConfig
 from diffusionlm.errors import UserError
 from diffusionlm.options import parse
 from diffusionlm.parallel.mesh import make_mesh
-from diffusionlm.pretrained.model import LoadedModel, load
+from diffusionlm.pretrained.loading import load
+from diffusionlm.pretrained.model import LoadedModel
 from diffusionlm.sampling.config import SamplingConfig
 from diffusionlm.sampling.generate import generate
 

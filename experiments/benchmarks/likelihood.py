@@ -33,7 +33,8 @@ from diffusionlm.likelihood.monte_carlo import estimate
 from diffusionlm.likelihood.pairs import LENGTH_MULTIPLE
 from diffusionlm.model.spec import suppression_mask
 from diffusionlm.model.transformer import Transformer
-from diffusionlm.pretrained.model import LoadedModel, load
+from diffusionlm.pretrained.loading import load
+from diffusionlm.pretrained.model import LoadedModel
 from diffusionlm.sampling.denoiser import predictor_positions
 
 PASSES, DRAWS = 8, 16  # 128 forward passes, as LLaDA's evaluation takes for each answer

@@ -65,9 +65,9 @@ def test_sample_shows_the_trace(run, capsys):
 
 
 def test_a_page_that_cannot_be_written_is_refused_before_any_work(monkeypatch, tmp_path, capsys):
-    from diffusionlm.pretrained import model as load
+    from diffusionlm.pretrained import loading
 
-    monkeypatch.setattr(load, "load", lambda path: pytest.fail("loaded"))
+    monkeypatch.setattr(loading, "load", lambda path: pytest.fail("loaded"))
     assert cli.main(["sample", "x", "--html", str(tmp_path / "none" / "trace.html")]) == 2
     assert_one_line(capsys.readouterr(), ["does not exist"])
 

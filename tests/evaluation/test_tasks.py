@@ -12,45 +12,25 @@ import numpy as np
 import pytest
 from support.command_line import assert_one_line
 from support.random_params import make_params
+from support.tiny_checkpoint import MODEL, save
 
 import diffusionlm as dlm
-from diffusionlm import config_io
-from diffusionlm.checkpoint import store as checkpoint
-from diffusionlm.checkpoint.sidecar import Sidecar
 from diffusionlm.cli import main as cli
-from diffusionlm.config import Config, ModelConfig
 from diffusionlm.data import tokenizers
 from diffusionlm.data.tokenizers import ByteTokenizer
 from diffusionlm.errors import UserError
-from diffusionlm.evaluation import stories, tasks
+from diffusionlm.evaluation import infilling, stories
+from diffusionlm.evaluation.session import Session
 from diffusionlm.evaluation.stories import Row, Story
 from diffusionlm.sampling.config import SamplingConfig
 from diffusionlm.sampling.generate import Infilling
 
-MODEL = ModelConfig(d_model=16, n_layers=1, n_heads=2, n_kv_heads=2, head_dim=8, d_ff=32, vocab_size=257, max_length=96)
 STORIES = [
     Story("Tom had a red ball.", " He lost it in the park.", " He was sad."),
     Story("It rained.", " She ran home and got dry.", " She slept.\nEnd."),
     Story("One.", " Two three four.", ""),
 ]
 LINES = [json.dumps(story._asdict()) for story in STORIES]
-
-
-def save(path, objective="mdm", **changes):
-    """A checkpoint of a small random model of bytes."""
-    cfg = Config(model=dataclasses.replace(MODEL, causal=objective == "arm"), objective=objective)
-    params = {**make_params(cfg.model), **changes}
-    sidecar = Sidecar(
-        objective=objective,
-        model=config_io.to_dict(cfg.model),
-        diffusion=config_io.to_dict(cfg.diffusion),
-        mask_id=cfg.mask_id,
-        eos_id=ByteTokenizer.eos_id,
-        suppressed_ids=cfg.suppressed_ids,
-        tokenizer=ByteTokenizer().to_dict(),
-    )
-    checkpoint.save_params(path, params, sidecar)
-    return str(path)
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +78,7 @@ def parts_as_written(monkeypatch, writes):
             rows.append([next(left) if token is None else token for token in template])
         return Infilling(rows, [()] * len(rows), np.ones(len(rows)), 0.0, None)
 
-    monkeypatch.setattr(tasks, "infill", infill)
+    monkeypatch.setattr(infilling, "infill", infill)
     return seen
 
 
@@ -151,7 +131,7 @@ def test_a_seed_gives_the_same_fills(name, places):
     longest = max(len(story.middle) for story in STORIES)
     sampling = sampling if name == "arm" else dataclasses.replace(sampling, steps=longest)
     one, same, other = (
-        tasks.infilling(model, data=places["stories"], examples=3, sampling=settings)
+        infilling.infilling(Session(model), data=places["stories"], examples=3, sampling=settings)
         for settings in (sampling, sampling, dataclasses.replace(sampling, seed=4))
     )
     assert one.config["length"] == one.config["steps"] == longest
@@ -181,7 +161,7 @@ def test_perplexity_of_a_uniform_model(name, places):
 def test_standard_errors_of_a_bound_have_the_units_of_their_figures(places):
     model = dlm.load(places["mdm"])
     settings = dlm.LikelihoodConfig(draws=2)
-    result = tasks.perplexity(model, data=places["texts"], limit=2, settings=settings)
+    result = dlm.evaluate(model, "perplexity", data=places["texts"], limit=2, settings=settings)
     direct = model.perplexity(["a first text", "b\u00e9"], settings)
     n = len("a first text") + 3
     error = direct.estimate_stderr / n
@@ -307,7 +287,10 @@ def test_the_command(places, capsys):
     args = ["evaluate", places["uniform_arm"], "perplexity", "--data", places["texts"], "--limit", "1"]
     assert cli.main([*args, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert set(found) == {"task", "metrics", "config", "checkpoint", "passed_over"} and found["task"] == "perplexity"
+    assert (
+        set(found) == {"task", "metrics", "config", "forwards", "seconds", "checkpoint", "passed_over"}
+        and found["task"] == "perplexity"
+    )
     assert set(found["metrics"]["nats_per_token"]) == {"value", "stderr"}
     assert (found["config"]["limit"], found["metrics"]["documents"]["value"]) == (1, 1)
     assert cli.main(args) == 0

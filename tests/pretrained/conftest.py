@@ -8,7 +8,7 @@ from support.tiny_pretrained import MODEL, sidecar
 
 from diffusionlm.checkpoint import store as checkpoint
 from diffusionlm.model.transformer import Transformer
-from diffusionlm.pretrained.model import load
+from diffusionlm.pretrained.loading import load
 
 
 @pytest.fixture(scope="module")

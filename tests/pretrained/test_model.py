@@ -25,7 +25,8 @@ from diffusionlm.model.spec import ModelSpec
 from diffusionlm.model.transformer import Transformer
 from diffusionlm.parallel.mesh import make_mesh
 from diffusionlm.pretrained.completion import Completion, completions_json
-from diffusionlm.pretrained.model import LoadedModel, load
+from diffusionlm.pretrained.loading import load
+from diffusionlm.pretrained.model import LoadedModel
 from diffusionlm.sampling.config import SamplingConfig
 from diffusionlm.sampling.generate import generate
 
@@ -158,7 +159,7 @@ def test_refuses_what_it_cannot_use(save, tmp_path):
 
 def test_needs_nothing_of_training():
     code = (
-        "import sys, diffusionlm.pretrained.model, diffusionlm.pretrained.terminal\n"
+        "import sys, diffusionlm.pretrained.loading, diffusionlm.pretrained.terminal\n"
         "training = ('diffusionlm.training', 'diffusionlm.diffusion.objectives', 'diffusionlm.diffusion.corruption')\n"
         "print([name for name in sys.modules if name.startswith((*training, 'optax'))])"
     )

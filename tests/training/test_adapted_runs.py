@@ -20,7 +20,7 @@ from diffusionlm.model import lora
 from diffusionlm.model.transformer import Transformer
 from diffusionlm.parallel.mesh import unbox
 from diffusionlm.presets import arm_twin
-from diffusionlm.pretrained.model import load
+from diffusionlm.pretrained.loading import load
 from diffusionlm.training import loop as trainer
 from diffusionlm.training.start import resolve
 

@@ -11,7 +11,7 @@ from support.fine_tuning import LENGTH, tuned
 from support.tiny_run import BATCH, record
 
 from diffusionlm.data import pipeline
-from diffusionlm.pretrained.model import load
+from diffusionlm.pretrained.loading import load
 from diffusionlm.registry import experiment
 from diffusionlm.training import loop as trainer
 from diffusionlm.training import metrics

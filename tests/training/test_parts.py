@@ -16,7 +16,7 @@ from diffusionlm.data.pipeline import open_dataset
 from diffusionlm.fingerprint import fingerprint
 from diffusionlm.parallel.mesh import make_mesh
 from diffusionlm.presets import arm_twin
-from diffusionlm.pretrained.model import load
+from diffusionlm.pretrained.loading import load
 from diffusionlm.training import bad_batches, metrics, outcome, timeline
 from diffusionlm.training import step as train_step
 from diffusionlm.training.batches import Batches

@@ -1,0 +1,77 @@
+"""The task `perplexity`: what the text of documents costs."""
+
+import dataclasses
+import itertools
+import math
+from typing import Annotated
+
+from diffusionlm.evaluation.results import Metric, Result
+from diffusionlm.evaluation.session import Record, Session
+from diffusionlm.evaluation.texts import checked_limit, read_texts
+from diffusionlm.likelihood.config import LikelihoodConfig
+from diffusionlm.likelihood.perplexity import perplexity as likelihood
+from diffusionlm.likelihood.perplexity import rolling_windows
+from diffusionlm.options import SETTINGS
+from diffusionlm.scalars import native
+
+DOCUMENTS = 64  # scored at a time, so that those of one shape share a batch
+
+
+def perplexity(
+    session: Session,
+    *,
+    data: str,
+    field: str = "text",
+    limit: int | None = None,
+    stride: int | None = None,
+    settings: Annotated[LikelihoodConfig, *SETTINGS] = LikelihoodConfig(),  # noqa: B008
+) -> Result:
+    """Score texts: nats per token and bits per byte.
+
+    All nats together are divided by all scored tokens; every document begins with the model's start token, which is not
+    scored. For a masked diffusion model the figure is an upper bound, and the standard errors are those of its estimate
+    for these texts; 0 where it is exact. The metrics are nats_per_token, perplexity, bits_per_byte, tokens, bytes and
+    documents.
+
+    Args:
+      session: the model to evaluate.
+      data: a .txt file (a document), a .jsonl file (a document a line), or a directory or pattern of such.
+      field: the field of a line's object that holds the text.
+      limit: the number of documents to score, the first ones; None: all.
+      stride: tokens that a window scores at a time in documents longer than the context; None: half the context.
+      settings: the settings of the likelihoods.
+
+    Raises:
+      UserError: any of `LoadedModel.perplexity`, no such file, a malformed line, or no text.
+    """
+    model, limit, stride = session.model, checked_limit(limit), native(stride)
+    settings.validate()
+    texts = read_texts(model, data, field, limit)
+    documents, n_bytes = model.encode_documents(texts)
+    counts = [len(rolling_windows(document, model.config.max_length, stride)) for document in documents]
+    first_ids = [0, *itertools.accumulate(counts)]  # of the windows, which key their noise
+
+    def score(batch: list[int]) -> list[Record]:
+        ids = [i for d in batch for i in range(first_ids[d], first_ids[d + 1])]
+        some = [documents[d] for d in batch]
+        with model.on_mesh():
+            scores = likelihood(model.params, model.config, some, settings, stride=stride, request_ids=ids)
+        return [
+            {"nats": -estimate.log_likelihood, "stderr": estimate.stderr, "tokens": n, "forwards": estimate.nfe}
+            for estimate, n in zip(scores.documents, scores.tokens, strict=True)
+        ]
+
+    records = session.evaluate("score documents", texts, score, DOCUMENTS)
+    nats, n = math.fsum(record["nats"] for record in records), sum(record["tokens"] for record in records)
+    stderr = math.sqrt(math.fsum(record["stderr"] ** 2 for record in records))
+    bits, bits_stderr = nats / math.log(2) / sum(n_bytes), stderr / math.log(2) / sum(n_bytes)
+    metrics = {
+        "nats_per_token": Metric(nats / n, stderr / n),
+        "perplexity": Metric(math.exp(nats / n), math.exp(nats / n) * stderr / n),
+        "bits_per_byte": Metric(bits, bits_stderr),
+        "tokens": Metric(n),
+        "bytes": Metric(sum(n_bytes)),
+        "documents": Metric(len(texts)),
+    }
+    config = {"data": data, "field": field, "limit": limit, "stride": stride} | dataclasses.asdict(settings)
+    return Result(metrics, config, forwards=sum(record["forwards"] for record in records))

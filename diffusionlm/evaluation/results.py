@@ -1,0 +1,55 @@
+"""What a task returns: figures with their standard errors, and the records of the items behind them."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+
+class Metric(NamedTuple):
+    """A figure with its standard error, which is None if the data are too few for one."""
+
+    value: float
+    stderr: float | None = 0.0
+
+
+@dataclass(frozen=True)
+class Result:
+    """The outcome of a task.
+
+    Attributes:
+      metrics: figures and counts by name.
+      config: the settings that gave them, in JSON types.
+      examples: what the model wrote, if it was asked for.
+      forwards: forward passes of the network for all items, each for one sequence; None where they are not counted.
+      seconds: the time that the items took, in all processes that computed some.
+    """
+
+    metrics: dict[str, Metric]
+    config: dict[str, Any]
+    examples: list[dict[str, Any]] | None = None
+    forwards: int | None = None
+    seconds: float | None = None
+
+    def to_json(self, task: str) -> dict[str, Any]:
+        """Return {"task", "metrics": {name: {"value", "stderr"}}, "config", "forwards", "seconds"}, and "examples".
+
+        The last is there if examples were asked for.
+        """
+        metrics = {name: metric._asdict() for name, metric in self.metrics.items()}
+        values = {"task": task, "metrics": metrics, "config": self.config}
+        values |= {"forwards": self.forwards, "seconds": self.seconds}
+        return values if self.examples is None else values | {"examples": self.examples}
+
+
+def mean(values: Sequence[float]) -> Metric:
+    """Return the mean with its standard error over independent values, which takes at least two."""
+    n, average = len(values), math.fsum(values) / len(values)
+    if n < 2:
+        return Metric(average, None)
+    return Metric(average, math.sqrt(math.fsum((value - average) ** 2 for value in values) / (n - 1) / n))
+
+
+def means(records: Sequence[Mapping[str, Any]], names: Sequence[str]) -> dict[str, Metric]:
+    """Return the mean of each field over the records of all items."""
+    return {name: mean([float(record[name]) for record in records]) for name in names}

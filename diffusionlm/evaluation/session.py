@@ -1,0 +1,150 @@
+"""One evaluation: the model, and a record of every item that is finished, which a repeated command takes up."""
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from etils import epath
+
+from diffusionlm import schema
+from diffusionlm.checkpoint import store
+from diffusionlm.errors import UserError
+from diffusionlm.pretrained.model import LoadedModel
+from diffusionlm.progress import Progress
+from diffusionlm.storage import JsonLines, run_path
+
+Record = dict[str, Any]  # what is kept of one item, in JSON types
+
+
+class _Header(schema.Record, frozen=True):
+    """The first line of a file of records: what was asked of which parameters."""
+
+    task: str
+    params_sha256: schema.Sha256
+    options: dict[str, Any]
+
+
+class _Line(schema.Record, frozen=True):
+    """A finished item."""
+
+    item: schema.Count
+    sha256: schema.Sha256  # of the item: the record is used for the same one alone
+    seconds: schema.NonNegative  # its share of the time of its batch
+    record: dict[str, Any]
+
+
+class Session:
+    """The model under evaluation, and the records of its items.
+
+    A task hands its items to `evaluate`, which computes the missing records batch by batch, shows progress and, after
+    `open_records`, writes each record as soon as it exists.
+
+    Attributes:
+      model: the model under evaluation.
+      seconds: the time that all records took to compute, in this process and in those before it.
+    """
+
+    def __init__(self, model: LoadedModel):
+        self.model, self.seconds = model, 0.0
+        self._lines: JsonLines | None = None
+        self._finished: dict[int, _Line] = {}
+        self._items = 0  # of earlier calls of `evaluate`
+
+    def open_records(self, path: epath.PathLike, task: str, options: Mapping[str, Any], *, resume: bool) -> None:
+        """Keep the records in a file of JSON lines, and take up those that it holds.
+
+        Args:
+          path: the file.
+          task: the name of the task.
+          options: its options in JSON types; they must be those of the records in the file.
+          resume: take up the records of the file; without it, the file must not exist.
+
+        Raises:
+          UserError: the file exists and `resume` is False, it is of another evaluation, or it is damaged.
+        """
+        path = run_path(path)
+        if not resume and path.exists():
+            raise UserError(
+                f"{path} holds the records of an evaluation; continue it with --resume, or give another --output"
+            )
+        digest = store.params_sha256(self.model.location.path)
+        header = _Header(task=task, params_sha256=digest, options=json.loads(json.dumps(options)))
+        self._lines = JsonLines(path, parse=json.loads)
+        if not self._lines.kept:
+            self._lines.write({"task": task, "params_sha256": digest, "options": header.options})
+            return
+        first, *others = self._lines.kept
+        _require_same(path, schema.convert(first, _Header, f"{path}, line 1"), header)
+        for number, values in enumerate(others, 2):
+            line = schema.convert(values, _Line, f"{path}, line {number}")
+            self._finished[line.item] = line
+
+    def evaluate(
+        self,
+        title: str,
+        items: Sequence[Any],
+        compute: Callable[[list[int]], Sequence[Record]],
+        batch_size: int,
+        order: Sequence[int] | None = None,
+    ) -> list[Record]:
+        """Return the record of every item, in their order.
+
+        Args:
+          title: what is done, for the progress.
+          items: in JSON types; what identifies an item when records are taken up.
+          compute: returns the records of the items with these indices. The record of an item must not depend on the
+            others, so that it does not matter where an evaluation was interrupted.
+          batch_size: the most items that `compute` is given at a time.
+          order: the order in which the items are computed, such as by length; None: theirs.
+        """
+        keys = [hashlib.sha256(json.dumps(item).encode()).hexdigest() for item in items]
+        offset, records = self._items, dict[int, Record]()
+        self._items += len(items)
+        for i, key in enumerate(keys):
+            line = self._finished.get(offset + i)
+            if line is not None and line.sha256 == key:
+                records[i] = line.record
+                self.seconds += line.seconds
+        missing = [i for i in (range(len(items)) if order is None else order) if i not in records]
+        with Progress(title, len(items), len(items) - len(missing)) as progress:
+            for k in range(0, len(missing), batch_size):
+                batch = missing[k : k + batch_size]
+                start = time.perf_counter()
+                computed = compute(batch)
+                seconds = (time.perf_counter() - start) / len(batch)
+                for i, record in zip(batch, computed, strict=True):
+                    records[i] = record
+                    self.seconds += seconds
+                    self._write({"item": offset + i, "sha256": keys[i], "seconds": seconds, "record": record})
+                progress.update(len(items) - len(missing) + k + len(batch), "")
+        return [records[i] for i in range(len(items))]
+
+    def _write(self, line: dict[str, Any]) -> None:
+        if self._lines is not None:
+            self._lines.write(line)
+
+    def checkpoint_json(self) -> dict[str, Any]:
+        """Return the checkpoint, newer steps that were passed over, and the hash of its parameters."""
+        location = self.model.location
+        return location.to_json() | {"params_sha256": store.params_sha256(location.path)}
+
+    def close(self) -> None:
+        """Write what a bucket's object does not hold yet."""
+        if self._lines is not None:
+            self._lines.flush()
+
+
+def _require_same(path: epath.Path, recorded: _Header, asked: _Header) -> None:
+    """Raise `UserError` unless a file of records is of the evaluation that is asked for."""
+    start = f"{path} holds the records of another evaluation: "
+    fix = "; give another --output"
+    if recorded.task != asked.task:
+        raise UserError(f"{start}of the task {recorded.task!r}, not {asked.task!r}{fix}")
+    if recorded.params_sha256 != asked.params_sha256:
+        raise UserError(f"{start}of a checkpoint with other parameters{fix}")
+    for name in sorted({*recorded.options, *asked.options}):
+        before, now = recorded.options.get(name), asked.options.get(name)
+        if before != now:
+            raise UserError(f"{start}there {name} was {json.dumps(before)}, and is {json.dumps(now)} now{fix}")
