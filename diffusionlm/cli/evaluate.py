@@ -10,6 +10,7 @@ from diffusionlm.cli.output import print_json, summary
 from diffusionlm.console import Console, write
 from diffusionlm.errors import UserError
 from diffusionlm.options import parse
+from diffusionlm.storage import run_path, write_atomically
 
 if TYPE_CHECKING:
     from diffusionlm.evaluation.tasks import Result
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 
 def evaluate(args: list[str], prog: str) -> int:
     """Evaluate a model on a task: evaluate CHECKPOINT TASK --data FILE [--limit N] [--json] [...]."""
+    if args[:1] == ["report"]:
+        return _report(args[1:], f"{prog} report")
     from diffusionlm.checkpoint.store import locate
     from diffusionlm.evaluation import tasks
 
@@ -40,12 +43,36 @@ def evaluate(args: list[str], prog: str) -> int:
     return 0
 
 
+def _report(args: list[str], prog: str) -> int:
+    def bind(results: list[str], /, output: str | None = None) -> int:
+        """Compare results of evaluations in tables, with the errors of their differences.
+
+        Args:
+          results: files that `evaluate CHECKPOINT TASK --output FILE` wrote; differences are to the first of a task.
+          output: a file to write, .md or .html; None: print Markdown.
+        """
+        from diffusionlm.evaluation import report
+
+        kind = "md" if output is None else output.rpartition(".")[2]
+        if kind not in ("md", "html"):
+            raise UserError(f"output={output!r} must end in .md or .html")
+        page = report.render(report.read(results), kind)
+        if output is None:
+            write(page)
+        else:
+            write_atomically(run_path(output), page)
+        return 0
+
+    return parse(bind, args, prog)()
+
+
 def _usage(prog: str, tasks: Mapping[str, Callable]) -> str:
     width = max(map(len, tasks))
     lines = [f"  {name:{width}}  {summary(task)}" for name, task in tasks.items()]
     return "\n".join(
         [
-            f"usage: {prog} CHECKPOINT TASK --data FILE [--limit N] [--json] [--OPTION VALUE ...]",
+            f"usage: {prog} CHECKPOINT TASK --data FILE [--limit N] [--output FILE] [--json] [--OPTION VALUE ...]",
+            f"       {prog} report RESULT.json [...] [--output FILE.md or .html]",
             "",
             f"`{prog} CHECKPOINT TASK --help` lists the options of a task. Tasks:",
             "",

@@ -13,7 +13,7 @@ from diffusionlm.checkpoint import store
 from diffusionlm.errors import UserError
 from diffusionlm.pretrained.model import LoadedModel
 from diffusionlm.progress import Progress
-from diffusionlm.storage import JsonLines, run_path
+from diffusionlm.storage import JsonLines, read_json_lines, run_path
 
 Record = dict[str, Any]  # what is kept of one item, in JSON types
 
@@ -75,11 +75,9 @@ class Session:
         if not self._lines.kept:
             self._lines.write({"task": task, "params_sha256": digest, "options": header.options})
             return
-        first, *others = self._lines.kept
-        _require_same(path, schema.convert(first, _Header, f"{path}, line 1"), header)
-        for number, values in enumerate(others, 2):
-            line = schema.convert(values, _Line, f"{path}, line {number}")
-            self._finished[line.item] = line
+        recorded, lines = _read_lines(path, self._lines.kept)
+        _require_same(path, recorded, header)
+        self._finished = {line.item: line for line in lines}
 
     def evaluate(
         self,
@@ -134,6 +132,25 @@ class Session:
         """Write what a bucket's object does not hold yet."""
         if self._lines is not None:
             self._lines.flush()
+
+
+def read_records(path: epath.Path) -> dict[str, Record]:
+    """Return the records of a file by the hashes of their items.
+
+    Raises:
+      UserError: there is no such file, or it is damaged.
+    """
+    lines = read_json_lines(path, parse=json.loads)
+    if not lines:
+        raise UserError(f"{path} is not there or empty; it has the records of the result beside it")
+    return {line.sha256: line.record for line in _read_lines(path, lines)[1]}
+
+
+def _read_lines(path: epath.Path, lines: Sequence[dict[str, Any]]) -> tuple[_Header, list[_Line]]:
+    """Return the parsed lines of a file of records, of which there is at least one."""
+    first, *others = lines
+    header = schema.convert(first, _Header, f"{path}, line 1")
+    return header, [schema.convert(line, _Line, f"{path}, line {number}") for number, line in enumerate(others, 2)]
 
 
 def _require_same(path: epath.Path, recorded: _Header, asked: _Header) -> None:
