@@ -106,6 +106,26 @@ def test_a_tied_head_is_recognised_by_either_name(stored, tmp_path):
             dlm.import_weights(source, tmp_path / "other")
 
 
+def test_illada_shares_one_table_between_input_and_output(tmp_path):
+    """iLLaDA (arXiv 2606.25331) has LLaDA's tensors without the head, fewer heads for keys, and masks of id 5."""
+    tensors = random_tensors("llada")
+    head = tensors.pop("model.transformer.ff_out.weight")
+    tensors["model.transformer.wte.weight"] = head
+    source = write_source(tmp_path / "source", CONFIGS["llada"] | {"weight_tying": True}, tensors)
+    dlm.import_weights(source, tmp_path / "model")
+    sidecar = checkpoint.load_sidecar(tmp_path / "model")
+    assert (sidecar.objective, sidecar.alignment, sidecar.mask_id) == ("mdm", "same", 5)
+    assert "head" not in flat_params(tmp_path / "model")
+    ids = np.random.default_rng(1).integers(0, V, 11)
+    wide = {name: tensor.astype(np.float64) for name, tensor in tensors.items()}
+    expected = FORWARD["llada"](wide | {"model.transformer.ff_out.weight": wide["model.transformer.wte.weight"]}, ids)
+    assert np.abs(logits(tmp_path / "model", ids[None])[0] - expected).max() < 1e-4
+    dlm.export_weights(tmp_path / "model", tmp_path / "back", "llada")
+    exported = safetensors.numpy.load_file(tmp_path / "back" / "model.safetensors")
+    assert bit_equal(exported, tensors)
+    assert json.loads((tmp_path / "back" / "config.json").read_text())["weight_tying"] is True
+
+
 def test_a_mesh_gives_the_same_checkpoint(imported, tmp_path):
     source = make_source("llada", tmp_path / "source")
     dlm.import_weights(source, tmp_path / "two", mesh=make_mesh(MeshConfig(fsdp=2, tensor=2, data=2)))
