@@ -1,0 +1,52 @@
+"""Facts that are told in one direction and asked in the other: a masked diffusion model, its twin, and the road."""
+
+from dataclasses import replace
+
+from diffusionlm.config import Config, DataConfig, DiffusionConfig, ModelConfig, OptimConfig, RunConfig
+from diffusionlm.presets import arm_twin
+from diffusionlm.registry import experiments
+
+
+@experiments.register("reversal")
+def reversal() -> Config:
+    """An MDM that learns sentences by heart, as SMDM is fine-tuned for the reversal curse (2410.18514); see --data.path.
+
+    A record is a sentence and its EOS padding, and all of it is masked and learnt.
+    """
+    return Config(
+        name="reversal",
+        model=ModelConfig(
+            d_model=128,
+            n_layers=4,
+            n_heads=4,
+            n_kv_heads=4,
+            head_dim=32,
+            d_ff=512,
+            vocab_size=1023,
+            max_length=32,
+            head_chunk=256,
+        ),
+        diffusion=DiffusionConfig(),
+        optim=OptimConfig(peak_lr=2e-3, final_lr=2e-4, warmup_steps=100),
+        data=DataConfig(sequence_length=32, batch_size=64, packing="examples", pad_group=2),
+        run=RunConfig(steps=4000, eval_every=1000, checkpoint_every=2000, log_every=50),
+    )
+
+
+@experiments.register("reversal_arm")
+def reversal_arm() -> Config:
+    """The autoregressive twin of `reversal`: the same trunk, data, tokens and FLOPs."""
+    base = reversal()
+    return replace(base, name="reversal_arm", objective="arm", model=arm_twin(base.model))
+
+
+@experiments.register("reversal_road")
+def reversal_road() -> Config:
+    """The road to `reversal`: autoregressive for a quarter of its steps, then diffusion with the shift."""
+    base = reversal()
+    return replace(
+        base,
+        name="reversal_road",
+        diffusion=replace(base.diffusion, alignment="shifted", arm_steps=1000),
+        optim=replace(base.optim, arm_peak_lr=base.optim.peak_lr),
+    )
