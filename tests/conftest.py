@@ -42,7 +42,7 @@ def pytest_collection_finish():
 def forget_programs():
     """Free compiled programs when their memory maps become too many: Linux allows a process 65,530."""
     yield
-    if memory_maps() > 25_000:
+    if memory_maps() > 40_000:
         jax.clear_caches()
         for program in (programs.train_program, programs.eval_program):
             program.cache_clear()

@@ -10,14 +10,13 @@ from support.report_page import page_of
 from support.simulated_sweep import REPORT_TRUTHS, complete, moved, select, simulated, tilted
 
 from diffusionlm.scaling.laws.analysis import analyse
-from diffusionlm.scaling.report import document, page, plots
+from diffusionlm.scaling.report import page, plots
 
 
 @pytest.fixture(scope="module")
-def written(tmp_path_factory):
+def written(report):
     """The page as it is written, and the content of report.json."""
-    directory = tmp_path_factory.mktemp("report")
-    content = document.write(complete(), directory, title="A sweep & <its> laws", convention="C = 6 N D.", incomplete=2)
+    directory, content = report
     return (directory / "report.html").read_text(), content
 
 
@@ -71,7 +70,7 @@ def test_a_budget_with_two_sizes_is_named_and_left_out():
     assert [o["in_laws"] for o in content["optima"] if o["objective"] == "mdm"] == [True, True, True, False]
 
 
-@pytest.mark.parametrize(("slope", "side"), [(0.5, "smaller"), (-0.5, "larger")])
+@pytest.mark.parametrize(("slope", "side"), [pytest.param(0.5, "smaller", marks=pytest.mark.slow), (-0.5, "larger")])
 def test_without_a_law_it_shows_the_verdict_and_the_cells_to_run(slope, side):
     content, text = page_of(tilted(complete(seed=2), slope), full=True)
     assert f"so run {side} ones" in content["verdict"] and content["verdict"] in text
