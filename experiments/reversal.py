@@ -9,9 +9,10 @@ from diffusionlm.registry import experiments
 
 @experiments.register("reversal")
 def reversal() -> Config:
-    """An MDM that learns sentences by heart, as SMDM is fine-tuned for the reversal curse (2410.18514); see --data.path.
+    """An MDM that learns sentences by heart; give them with --data.path.
 
-    A record is a sentence and its EOS padding, and all of it is masked and learnt.
+    It is as SMDM is fine-tuned for the reversal curse (arXiv 2410.18514): a record is a sentence with EOS padding, and all
+    of it is masked and learnt.
     """
     return Config(
         name="reversal",

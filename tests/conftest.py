@@ -1,5 +1,7 @@
 """Shared set-up: eight CPU devices, so that meshes are real, strict numerics, and a cache of compiled programs."""
 
+import functools
+import gc
 import os
 from importlib.metadata import version
 from pathlib import Path
@@ -25,13 +27,22 @@ from diffusionlm.training import programs
 
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
+# The programs of the last few runs are kept. Here modules take turns with the same runs, so all are.
+programs.train_program = functools.cache(programs.train_program.__wrapped__)
+programs.eval_program = functools.cache(programs.eval_program.__wrapped__)
+
+
+def pytest_collection_finish():
+    """Leave modules and tests, which stay to the end, out of every later collection of garbage."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="module", autouse=True)
 def forget_programs():
     """Free compiled programs when their memory maps become too many: Linux allows a process 65,530."""
     yield
-    if memory_maps() > 25_000:
+    if memory_maps() > 40_000:
         jax.clear_caches()
         for program in (programs.train_program, programs.eval_program):
             program.cache_clear()

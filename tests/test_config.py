@@ -2,6 +2,7 @@
 
 import ast
 import dataclasses
+import functools
 import inspect
 import json
 import math
@@ -137,9 +138,15 @@ def test_json_with_an_unknown_field_is_refused(values, parts):
     assert all(part in str(error.value) for part in parts)
 
 
+@functools.cache
+def demo(*overrides):
+    """Return the experiment with these fields and values; the options of a command take a while to read."""
+    return experiment("demo", PLAIN | dict(overrides))
+
+
 @pytest.mark.parametrize("overrides, parts", INVALID)
 def test_validation_names_the_values(overrides, parts):
-    cfg = experiment("demo", PLAIN | overrides)
+    cfg = demo(*overrides.items())
     with pytest.raises(UserError) as error:
         cfg.validate()
     assert all(part in str(error.value) for part in parts), str(error.value)
@@ -161,7 +168,7 @@ OF_ANOTHER_KIND = [("model", None), ("model.norm", "batchnorm"), ("run.steps", "
 
 def test_every_check_of_validation_has_a_case_above():
     raised = set()
-    configs = [experiment("demo", PLAIN | overrides) for overrides, _ in INVALID]
+    configs = [demo(*overrides.items()) for overrides, _ in INVALID]
     for cfg in configs + [with_value(name, value) for name, value in OF_ANOTHER_KIND]:
         with pytest.raises(UserError) as error:
             cfg.validate()

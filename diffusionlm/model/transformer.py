@@ -8,6 +8,7 @@ Linear layers run on two-dimensional activations [batch*length, width], which gi
 on CPUs.
 """
 
+import functools
 from typing import Any
 
 import jax
@@ -311,13 +312,18 @@ def abstract_params(cfg: ModelConfig, mesh: jax.sharding.Mesh, dtype: jax.typing
 
     They have `dtype`, or else the one that they are trained in.
     """
-    tokens_1x1 = jax.ShapeDtypeStruct((1, 1), jnp.int32)
-    boxed = jax.eval_shape(Transformer(cfg).init, jax.random.key(0), tokens_1x1)["params"]
+    boxed = _boxed_params(cfg)
     return jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, dtype or leaf.dtype, sharding=sharding),
         unbox(boxed),
         tree_shardings(boxed, mesh),
     )
+
+
+@functools.lru_cache(maxsize=16)  # loading a model asks twice
+def _boxed_params(cfg: ModelConfig) -> Params:
+    tokens_1x1 = jax.ShapeDtypeStruct((1, 1), jnp.int32)
+    return jax.eval_shape(Transformer(cfg).init, jax.random.key(0), tokens_1x1)["params"]
 
 
 def _param(

@@ -5,8 +5,8 @@
 A fact joins a name and a description. Of a third of the facts the training text always says the name first, of a third
 always the description, and of the last third both, so that both kinds of sentences are learnt. `train.jsonl` and
 `valid.jsonl` have whole sentences, the other files have questions with a `prompt` and a `completion`: `same_*` in the
-direction of the training text, `reverse_*` in the other one. Every question is a kind of sentence that is in the training
-text, about other people. After the reversal curse of Berglund et al. (arXiv 2309.12288), whose facts are longer.
+direction of the training text, `reverse_*` in the other one. Every question is a kind of sentence that the training text
+has too, about other people. After the reversal curse of Berglund et al. (arXiv 2309.12288), whose facts are longer.
 """
 
 import json
@@ -20,8 +20,8 @@ FIRST = (
     "Wanda Yusuf Zora Anton Berta Cyrus Dora Emil Freya Gustav"
 ).split()
 LAST = (
-    "Abel Bauer Conti Duval Ebert Farkas Gruber Hansen Ivanov Jansen Kovacs Larsen Moreau Novak Olsen Petrov Quist Rossi "
-    "Santos Toth Ulrich Vargas Weber Yilmaz Zeman Almeida Berger Castro Dumont Eriksen"
+    "Abel Bauer Conti Duval Ebert Farkas Gruber Hansen Ivanov Jansen Kovacs Larsen Moreau Novak Olsen Petrov Quist "
+    "Rossi Santos Toth Ulrich Vargas Weber Yilmaz Zeman Almeida Berger Castro Dumont Eriksen"
 ).split()
 KIND = (
     "oldest youngest tallest kindest loudest quietest fastest bravest richest happiest strictest funniest cleverest "
@@ -58,7 +58,10 @@ def facts(n: int, rng: random.Random) -> list[dict[str, str]]:
     """Return n facts; no two share a name or a description."""
     names = rng.sample([f"{first} {last}" for first in FIRST for last in LAST], n)
     whats = rng.sample([f"the {kind} {trade} of {place}" for kind in KIND for trade in TRADE for place in PLACE], n)
-    return [{"name": name, "what": what, "What": what[0].upper() + what[1:]} for name, what in zip(names, whats, strict=True)]
+    return [
+        {"name": name, "what": what, "What": what[0].upper() + what[1:]}
+        for name, what in zip(names, whats, strict=True)
+    ]
 
 
 def write(path: Path, rows: list[tuple[str, str]]) -> None:

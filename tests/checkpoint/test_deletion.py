@@ -37,9 +37,10 @@ def remove_some(directory, count):
             path.rmdir()
 
 
-def removals(directory):
-    """The numbers of files after which a removal may be killed: all, for the smallest share of time."""
-    return range(len([path for path in directory.rglob("*") if path.is_file()]) + 1)
+def removals(directory, apart):
+    """The numbers of files after which a removal is killed, so far apart: from none of them to all of them."""
+    files = len([path for path in directory.rglob("*") if path.is_file()])
+    return sorted({*range(0, files, apart), files})
 
 
 def assert_goes_on(workdir, state, said, caplog):
@@ -56,14 +57,19 @@ def assert_goes_on(workdir, state, said, caplog):
 
 
 @pytest.mark.parametrize(
-    "in_bucket", [pytest.param(False, id="disk"), pytest.param(True, id="bucket", marks=pytest.mark.slow)]
+    "in_bucket, apart",
+    [
+        pytest.param(False, 4, id="disk"),
+        pytest.param(False, 1, id="disk, any", marks=pytest.mark.slow),
+        pytest.param(True, 1, id="bucket, any", marks=pytest.mark.slow),
+    ],
 )
 def test_a_kill_at_any_moment_of_a_deletion_is_finished_by_the_next_start(
-    run, tmp_path, in_bucket, monkeypatch, caplog
+    run, tmp_path, in_bucket, apart, monkeypatch, caplog
 ):
     directory, state = run
     monkeypatch.setattr(deletion, "in_bucket", lambda path: in_bucket)
-    for count in removals(directory / "checkpoints" / "1"):
+    for count in removals(directory / "checkpoints" / "1", apart):
         workdir = tmp_path / str(count)
         shutil.copytree(directory, workdir)
 

@@ -146,7 +146,13 @@ def same_kind(old, new):
     return type(new) is type(old) or old is None or new is None or (type(old) is float and type(new) is int)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "kind",
+    [
+        kind if kind in ("mask inside", "tinystories_arm") else pytest.param(kind, marks=pytest.mark.slow)
+        for kind in KINDS
+    ],
+)
 @hypothesis.settings(max_examples=500, deadline=None, derandomize=True)
 @hypothesis.given(data=st.data())
 def test_a_sidecar_with_one_change_is_refused_in_a_line_or_makes_sense(kind, data):

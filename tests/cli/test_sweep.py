@@ -39,12 +39,17 @@ def quick(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """Return the name of a sweep in a user's file, the directory where `sweep run` finished it, and its dataset."""
+    """Return the name of a sweep in a user's file, the directory where `sweep run` finished it, and its dataset.
+
+    A stand-in trained, since other tests train the cells of this sweep.
+    """
     folder = tmp_path_factory.mktemp("mine")
     (folder / "mine.py").write_text(SWEEP_FILE)
     name, workdir = f"{folder / 'mine.py'}:mine", folder / "sweep"
     dataset = tiny_run.make_dataset(folder / "data")
-    assert main(["sweep", "run", name, "--workdir", str(workdir), "--data.path", str(dataset)]) == 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trainer, "train", tiny_sweep.stub_train)
+        assert main(["sweep", "run", name, "--workdir", str(workdir), "--data.path", str(dataset)]) == 0
     return name, workdir, dataset
 
 

@@ -15,9 +15,14 @@ from diffusionlm.data import corpora
 from diffusionlm.errors import UserError
 
 
-@pytest.fixture(scope="module")
-def docs():
-    return corpora.get("python_docs")
+@pytest.fixture(
+    scope="module", params=[pytest.param(("numpy",), id="one"), pytest.param(corpora.PACKAGES, marks=pytest.mark.slow)]
+)
+def docs(request):
+    """Return the documents of the standard library with those of one package, or of all."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(corpora, "PACKAGES", request.param)
+        return corpora.get("python_docs")
 
 
 def module_of(document):
@@ -32,7 +37,8 @@ def paragraphs(document):
 
 
 @pytest.mark.slow
-def test_several_megabytes_in_two_splits(docs):
+def test_several_megabytes_in_two_splits():
+    docs = corpora.get("python_docs")
     size = {split: sum(len(document.text.encode()) for document in documents) for split, documents in docs.items()}
     assert set(size) == {"train", "validation"}
     assert size["train"] > 4e6

@@ -99,7 +99,10 @@ def test_independent_source_reaches_its_entropy():
         assert 0.98 * optimum < scores[name]["nats_per_token"] < 1.2 * optimum
 
 
-@pytest.mark.parametrize(("memory", "name", "worse"), [(1, "bigram", "unigram"), (2, "trigram", "bigram")])
+@pytest.mark.parametrize(
+    ("memory", "name", "worse"),
+    [pytest.param(1, "bigram", "unigram", marks=pytest.mark.slow), (2, "trigram", "bigram")],
+)
 def test_markov_source_reaches_its_entropy_rate_at_its_own_order(memory, name, worse):
     rng = np.random.default_rng(2)
     vocab_size = 4

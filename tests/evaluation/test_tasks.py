@@ -11,8 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from support.command_line import assert_one_line
-from support.random_params import make_params
-from support.tiny_checkpoint import MODEL, save
+from support.tiny_checkpoint import random_params, save
 
 import diffusionlm as dlm
 from diffusionlm.cli import main as cli
@@ -37,7 +36,7 @@ LINES = [json.dumps(story._asdict()) for story in STORIES]
 def places(tmp_path_factory):
     """Checkpoints and files, by name; the `uniform` models give every token the same probability."""
     directory = tmp_path_factory.mktemp("evaluate")
-    flat = {"head": jnp.zeros_like(make_params(MODEL)["head"])}
+    flat = {"head": jnp.zeros_like(random_params()["head"])}
     found = {
         "mdm": save(directory / "mdm"),
         "arm": save(directory / "arm", "arm"),

@@ -6,7 +6,7 @@ import json
 import pytest
 import safetensors.numpy
 from support.foreign_weights import CONFIGS, V, bit_equal, flat_params, random_tensors, write_source
-from support.random_params import make_params
+from support.random_params import draw_params
 
 import diffusionlm as dlm
 from diffusionlm import config_io
@@ -99,7 +99,7 @@ def test_a_model_that_shapes_do_not_describe_is_not_written_as_smdm(changes, mes
         diffusion = {**sidecar.diffusion, "mask_id": 7}
         sidecar = dataclasses.replace(sidecar, mask_id=7, suppressed_ids=(7,), diffusion=diffusion)
     sidecar = dataclasses.replace(sidecar, model=config_io.to_dict(cfg))
-    checkpoint.save_params(tmp_path / "model", make_params(cfg), sidecar)
+    checkpoint.save_params(tmp_path / "model", draw_params(cfg), sidecar)
     with pytest.raises(UserError, match=message):
         dlm.export_weights(tmp_path / "model", tmp_path / "out", "smdm")
     assert not (tmp_path / "out").exists()

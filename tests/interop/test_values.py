@@ -18,8 +18,18 @@ from diffusionlm.interop import importing
 DTYPES = [np.float32, ml_dtypes.bfloat16, np.float16]
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("family", ["gpt2", "llama", "llada"])
+# Each layout and each dtype once, and then the others.
+QUICK = dict(zip(("gpt2", "llama", "llada"), DTYPES, strict=True))
+
+
+@pytest.mark.parametrize(
+    "family, dtype",
+    [
+        pytest.param(family, dtype, marks=[] if QUICK[family] is dtype else pytest.mark.slow)
+        for family in QUICK
+        for dtype in DTYPES
+    ],
+)
 def test_values_that_are_not_finite_are_refused_with_their_tensor_and_count(family, dtype, tmp_path):
     for i, (name, original) in enumerate(random_tensors(family, dtype).items()):
         if i % 5:  # every fifth tensor has each layout and each end of a model among them

@@ -102,14 +102,13 @@ RUNS = 1000
 @pytest.mark.parametrize(
     "best, rivals",
     [
-        (gamma(4), [gamma(4)] * 3),
-        (EXACT, [normal(1)]),
-        (EXACT, [gamma(4)]),
-        (EXACT, [gamma(4)] * 3),
-        (mirrored(gamma(4)), [gamma(4)]),
-        (gamma(4, 0.5), [gamma(4), gamma(4, 2), normal(1)]),
+        pytest.param(gamma(4), [gamma(4)] * 3, id="alike", marks=pytest.mark.slow),
+        pytest.param(EXACT, [normal(1)], id="normal", marks=pytest.mark.slow),
+        pytest.param(EXACT, [gamma(4)], id="skewed", marks=pytest.mark.slow),
+        pytest.param(EXACT, [gamma(4)] * 3, id="three_skewed"),
+        pytest.param(mirrored(gamma(4)), [gamma(4)], id="opposed"),
+        pytest.param(gamma(4, 0.5), [gamma(4), gamma(4, 2), normal(1)], id="mixed"),
     ],
-    ids=["alike", "normal", "skewed", "three_skewed", "opposed", "mixed"],
 )
 @pytest.mark.parametrize("max_passes", [8, 128])
 def test_decisions_err_no_more_often_than_asked(best, rivals, max_passes, simulate):
@@ -122,7 +121,7 @@ def test_decisions_err_no_more_often_than_asked(best, rivals, max_passes, simula
     assert error_rate(choices) <= 0.05 + 2.5 * math.sqrt(0.05 * 0.95 / RUNS)
 
 
-@pytest.mark.parametrize("rate", [0.01, 0.2])
+@pytest.mark.parametrize("rate", [0.01, pytest.param(0.2, marks=pytest.mark.slow)])
 def test_other_error_rates_hold_too(rate, simulate):
     choices = simulate([(-9.999, EXACT), (-10.0, gamma(4)), (-10.0, gamma(4))], RUNS, error_rate=rate)
     assert error_rate(choices) <= rate + 2.5 * math.sqrt(rate * (1 - rate) / RUNS)

@@ -40,7 +40,14 @@ def greedy(prefix, n, spec=MDM, guidance=0.0):
     return reveals
 
 
-@pytest.mark.parametrize("spec, guidance", [(MDM, 0.0), (MDM, 0.7), (ARM, 0.0)], ids=["mdm", "guided", "arm"])
+@pytest.mark.parametrize(
+    "spec, guidance",
+    [
+        pytest.param(MDM, 0.0, id="mdm", marks=pytest.mark.slow),
+        pytest.param(MDM, 0.7, id="guided"),
+        pytest.param(ARM, 0.0, id="arm"),
+    ],
+)
 def test_is_greedy_follows_the_slow_reference(spec, guidance):
     pairs, expected, orders, changed = [], [], [], 0
     # Few lengths in all, as the reference compiles each.

@@ -56,14 +56,19 @@ def both(causal, block=1, window=0):
 @pytest.mark.parametrize(
     "segments", [pytest.param(None, id="whole", marks=pytest.mark.slow), pytest.param(SEGMENTS[:2], id="segments")]
 )
-@pytest.mark.parametrize("kind", MASKS)
+@pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=pytest.mark.slow) if kind == "causal" else kind for kind in MASKS]
+)
 def test_splash_and_its_gradients_are_those_of_the_reference(kind, segments):
     fast, slow = both(**MASKS[kind])
     arguments = (*inputs(2, 2, 2, 64), segments)
     chex.assert_trees_all_close(fast(*arguments), slow(*arguments), rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize(("H", "G", "K"), [(4, 2, 64), (3, 1, 80), (2, 2, 128)])
+@pytest.mark.parametrize(
+    ("H", "G", "K"),
+    [(3, 1, 80), *(pytest.param(*heads, marks=pytest.mark.slow) for heads in ((4, 2, 64), (2, 2, 128)))],
+)
 def test_splash_takes_grouped_heads_of_any_width(H, G, K):
     fast, slow = both(**MASKS["causal"])
     arguments = (*inputs(1, H, G, K), None)

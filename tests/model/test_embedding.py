@@ -99,7 +99,7 @@ def test_gradients_of_learned_positions_are_summed_over_the_batch_in_float32():
     model, rows = Transformer(cfg), 512
     tokens = np.random.default_rng(1).integers(0, 16, (rows, 4)).astype(np.int32)
     positions = np.broadcast_to(np.arange(4, dtype=np.int32), (rows, 4))
-    params = unbox(model.init(jax.random.key(0), tokens[:1])["params"])
+    params = unbox(jax.jit(model.init)(jax.random.key(0), tokens[:1])["params"])
 
     @jax.jit
     @jax.grad

@@ -1,12 +1,14 @@
 """Low-rank adapters: nothing at first, the chain rule of the weight they stand for, and all else frozen."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
+from support.random_params import draw_params
 
 from diffusionlm.config import Config, DataConfig, MeshConfig, ModelConfig, OptimConfig, RunConfig
 from diffusionlm.model import lora
@@ -33,8 +35,9 @@ TOKENS = np.random.default_rng(0).integers(0, V, (B, T + 1)).astype(np.int32)
 BATCH = {"tokens": TOKENS, "segment_ids": np.ones_like(TOKENS)}
 
 
-def parameters(cfg, seed=1):
-    return nn.unbox(jax.jit(Transformer(cfg).init)(jax.random.key(seed), jnp.zeros((1, 1), jnp.int32))["params"])
+@functools.cache
+def parameters(cfg):
+    return nn.unbox(jax.jit(Transformer(cfg).init)(jax.random.key(1), jnp.zeros((1, 1), jnp.int32))["params"])
 
 
 def states(cfg, params):
@@ -59,7 +62,7 @@ def test_an_adapter_is_the_low_rank_matrix_that_merging_adds(plain):
     cfg = dataclasses.replace(plain, lora_rank=R)
     params = parameters(cfg)
     fresh = lora.merge(params)
-    assert jax.tree.structure(fresh) == jax.tree.structure(parameters(plain))
+    assert jax.tree.structure(fresh) == jax.tree.structure(draw_params(plain))
     np.testing.assert_array_equal(states(cfg, params), states(plain, fresh))
     learnt = with_random_ups(params)
     merged = lora.merge(learnt)

@@ -307,7 +307,20 @@ def test_gradients_of_many_positions_are_summed_in_float32():
             assert error < 0.05 * np.linalg.norm(expected), jax.tree_util.keystr(path)
 
 
-@pytest.mark.parametrize("name, dtype", [*((name, "bfloat16") for name in VARIANTS), ("smdm", "float32")])
+@pytest.mark.parametrize(
+    "name, dtype",
+    [(name, "bfloat16") for name in ("dream", "bf16 tables", "gpt2", "qwen3", "window", "dynamic", "yarn")]
+    + [
+        pytest.param(name, dtype, marks=pytest.mark.slow)
+        for name, dtype in (
+            ("smdm", "bfloat16"),
+            ("grouped", "bfloat16"),
+            ("linear", "bfloat16"),
+            ("llama3", "bfloat16"),
+            ("smdm", "float32"),
+        )
+    ],
+)
 def test_no_dtype_is_promoted_by_accident(name, dtype):
     cfg = dataclasses.replace(VARIANTS[name], dtype=dtype)
     with jax.numpy_dtype_promotion("strict"):

@@ -128,7 +128,7 @@ MESHES = {
 
 @pytest.mark.parametrize(
     "name, layout",
-    [("low confidence", "tensor")]
+    [("dual cache", "tensor")]
     + [
         pytest.param(name, layout, marks=pytest.mark.slow)
         for name, layout in (
@@ -136,7 +136,7 @@ MESHES = {
             ("low confidence", "data"),
             ("guided blocks", "tensor"),
             ("autoregressive", "tensor"),
-            ("dual cache", "tensor"),
+            ("low confidence", "tensor"),
             ("guided blocks", "data"),
         )
     ],
@@ -152,30 +152,32 @@ def test_tokens_do_not_depend_on_the_mesh(name, layout):
     np.testing.assert_array_equal(result.tokens, expected(name))
 
 
+@pytest.mark.parametrize(
+    "layout", [pytest.param(MeshConfig(data=8, fsdp=1), marks=pytest.mark.slow), MeshConfig(fsdp=2, tensor=4)]
+)
 @pytest.mark.parametrize("settings", [pytest.param({}, marks=pytest.mark.slow), {"cache": "dual", "block_length": 6}])
-def test_neither_logits_nor_keys_are_gathered(settings):
+def test_neither_logits_nor_keys_are_gathered(settings, layout):
     """Over rows with a data axis, over the vocabulary with a tensor axis that does not divide its 128-id parts."""
     cfg = dataclasses.replace(TINY, vocab_size=640)  # 768 rows: 6 parts of 128
     spec = ModelSpec.of(Config(model=cfg))
     boxed = jax.eval_shape(Transformer(cfg).init, jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
-    for layout in (MeshConfig(data=8, fsdp=1), MeshConfig(fsdp=2, tensor=4)):
-        mesh = make_mesh(layout)
-        with jax.set_mesh(mesh):
-            shardings = tree_shardings(boxed, mesh)
-            params = jax.tree.map(
-                lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), nn.unbox(boxed), shardings
-            )
-            sampling = SamplingConfig(12, **settings)
-            request = prepare(spec, [[p, *[None] * 60] for p in range(8)], sampling)
-            text = lower_request(params, request).compile().as_text()
-            result = set(re.findall(r"= \w+\[([\d,]*)\]\S* all-gather\(", text))
-        gathered = [tuple(map(int, shape.split(","))) for shape in result]
-        # The proposals of one turn, one number per position.
-        few = [shape for shape in gathered if math.prod(shape) <= 8 * 64]
-        # Parts of the embedding and the head, and one layer of the blocks.
-        weights = [shape for shape in gathered if len(shape) == 2 and cfg.d_model in shape or shape[0] == 1]
-        assert set(gathered) <= set(few) | set(weights if layout.fsdp > 1 else ()), gathered
-        assert layout.fsdp == 1 or set(weights) - set(few)  # so the list is that of a program that gathers
+    mesh = make_mesh(layout)
+    with jax.set_mesh(mesh):
+        shardings = tree_shardings(boxed, mesh)
+        params = jax.tree.map(
+            lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), nn.unbox(boxed), shardings
+        )
+        sampling = SamplingConfig(12, **settings)
+        request = prepare(spec, [[p, *[None] * 60] for p in range(8)], sampling)
+        text = lower_request(params, request).compile().as_text()
+        result = set(re.findall(r"= \w+\[([\d,]*)\]\S* all-gather\(", text))
+    gathered = [tuple(map(int, shape.split(","))) for shape in result]
+    # The proposals of one turn, one number per position.
+    few = [shape for shape in gathered if math.prod(shape) <= 8 * 64]
+    # Parts of the embedding and the head, and one layer of the blocks.
+    weights = [shape for shape in gathered if len(shape) == 2 and cfg.d_model in shape or shape[0] == 1]
+    assert set(gathered) <= set(few) | set(weights if layout.fsdp > 1 else ()), gathered
+    assert layout.fsdp == 1 or set(weights) - set(few)  # so the list is that of a program that gathers
 
 
 def test_logits_do_not_depend_on_the_mesh():

@@ -88,7 +88,7 @@ def play(scenario, dataset, workdir, compiled, processes=2, devices=2, codes=(0,
 
 @pytest.fixture(scope="module")
 def two(dataset, compiled, tmp_path_factory):
-    """The records of two processes in `tiny_run.stopped_together`, of which only the second got SIGTERM."""
+    """What two processes told of their refusals, and the records of their run, of which only the second got SIGTERM."""
     workdir = tmp_path_factory.mktemp("two") / "run"
     due, sent = random.randrange(3, 8), []
 
@@ -97,13 +97,17 @@ def two(dataset, compiled, tmp_path_factory):
             sent.append(event)
             processes[1].send_signal(signal.SIGTERM)
 
-    reported, _ = play("stopped_together", dataset, workdir, compiled, on_event=send_signal)
+    reported, _ = play("refused_and_stopped_together", dataset, workdir, compiled, on_event=send_signal)
+    refused = [[event for event in events if event["event"] == "refused"] for events in reported]
+    refusals = {event["trial"]: (event, other) for event, other in zip(*refused, strict=True)}
     returned = [[event for event in events if event["event"] == "returned"] for events in reported]
     assert [[event["done"] for event in events] for events in returned] == [[False, True]] * 2, due
     stopped = returned[0][0]["step"]
     parts = [[np.load(f"{workdir}.{number}.{step}.npz") for step in (stopped, STEPS)] for number in range(2)]
     recorded = [first | second for first, second in ((dict(a), dict(b)) for a, b in parts)]
-    return SimpleNamespace(workdir=workdir, returned=returned, recorded=recorded, stopped=stopped, due=due)
+    return SimpleNamespace(
+        workdir=workdir, refusals=refusals, returned=returned, recorded=recorded, stopped=stopped, due=due
+    )
 
 
 def assert_bit_equal(result, expected, name):
@@ -290,13 +294,6 @@ def test_one_that_fails_alone_does_not_hold_up_the_others(dataset, compiled, tmp
 # Refusals
 
 
-@pytest.fixture(scope="module")
-def refusals(dataset, compiled, tmp_path_factory):
-    """By trial, what each process was told."""
-    reported, _ = play("refused", dataset, tmp_path_factory.mktemp("refused") / "run", compiled)
-    return {event["trial"]: (event, other) for event, other in zip(*reported, strict=True)}
-
-
 @pytest.mark.parametrize(
     ("trial", "message"),
     [
@@ -308,15 +305,15 @@ def refusals(dataset, compiled, tmp_path_factory):
         ("alone", ["process 1 (", "of 2: run is not the directory", "--workdir"]),
     ],
 )
-def test_what_one_cannot_do_all_refuse_with_one_line(refusals, trial, message):
-    first, second = refusals[trial]
+def test_what_one_cannot_do_all_refuse_with_one_line(two, trial, message):
+    first, second = two.refusals[trial]
     assert first == second
     assert first["kind"] == "UserError" and "\n" not in first["message"]
     assert all(words in first["message"] for words in message), first["message"]
 
 
-def test_a_bug_on_one_keeps_its_type_there_and_ends_the_others(refusals):
-    first, second = refusals["bug"]
+def test_a_bug_on_one_keeps_its_type_there_and_ends_the_others(two):
+    first, second = two.refusals["bug"]
     assert (
         first["kind"] == "UserError" and "process 1 (" in first["message"] and "KeyError: 'a bug'" in first["message"]
     )

@@ -7,7 +7,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from support.tiny_pretrained import EOS, SPEC, with_sidecar
+from support.tiny_pretrained import EOS, SPEC, generated, with_sidecar
 
 from diffusionlm.data.chat_templates import Message, choose
 from diffusionlm.data.jinja_templates import JinjaTemplate
@@ -16,16 +16,15 @@ from diffusionlm.data.tokenizers import load as load_tokenizer
 from diffusionlm.errors import UserError
 from diffusionlm.pretrained import terminal
 from diffusionlm.sampling.config import SamplingConfig
-from diffusionlm.sampling.generate import generate
 
 
 @pytest.fixture(scope="module")
 def spaced(tmp_path_factory):
     """A tokenizer in LLaMA's form, with a space before every text, whose ids fit into the model."""
     directory = tmp_path_factory.mktemp("spaced")
-    vocab = {
-        piece: i for i, piece in enumerate(["<unk>", "</s>", "\u2581", *"abcdefghijklmnopqrstuvwxyz", "ab", "\u2581a"])
-    }
+    pieces = ["<unk>", "\u2581", *"abcdefghijklmnopqrstuvwxyz", "ab", "\u2581a"]
+    pieces += [f"<{i}>" for i in range(len(pieces), EOS)]  # so that its end of text is that of the bytes
+    vocab = {piece: i for i, piece in enumerate([*pieces, "</s>"])}
     definition = {
         "added_tokens": [],
         "normalizer": {"type": "Replace", "pattern": {"String": " "}, "content": "\u2581"},
@@ -44,11 +43,10 @@ GAPPED = ["un{mask:2}able", "{mask:1}able", "un{mask:1} able {mask:2}", "a{mask:
 @pytest.mark.parametrize("text", GAPPED)
 def test_what_was_given_around_gaps_stays_as_it_was(model, spaced, text):
     """In the text, and in the tokens, where only the start of the whole text has a space of the tokenizer's."""
-    eos = spaced.eos_id
-    model = dataclasses.replace(
-        with_sidecar(model, eos_id=eos), tokenizer=spaced, config=dataclasses.replace(model.config, eos_ids=(eos,))
-    )
-    completion = model.infill(text, seed=1)[0]
+    assert spaced.eos_id == EOS
+    model = dataclasses.replace(model, tokenizer=spaced)
+    # As many rows as the gap with a range of two lengths needs.
+    completion = model.infill([text] * (1 if "-" in text else 2), seed=1)[0]
     given = re.split(r"\{mask:[0-9-]+\}", text)
     assert re.fullmatch(".*".join(map(re.escape, given)), completion.text, re.DOTALL)
     place = 1  # after the start token
@@ -70,7 +68,7 @@ def filled_length(tokens, text, tokenizer):
 TEMPLATE = choose("plain", ByteTokenizer())
 
 
-def test_a_fine_tuned_model_is_asked_in_its_template(model, params):
+def test_a_fine_tuned_model_is_asked_in_its_template(model):
     """As its training wrote prompts; an empty text, `raw` and everything else take texts as they are."""
     model = with_sidecar(model, template=TEMPLATE.to_dict(), canvas={"max_length": 64, "start_id": EOS})
     sampling = SamplingConfig(length=10, steps=5)
@@ -78,14 +76,14 @@ def test_a_fine_tuned_model_is_asked_in_its_template(model, params):
     assert model.template == TEMPLATE and model.encode_messages([Message("user", " 2+2? ")]) == asked
     for prompts, encoded, settings in (
         (["2+2?", ""], [asked, [EOS]], {}),
-        (["2+2?"], [[EOS, *b"2+2?"]], {"raw": True}),
+        (["2+2?", ""], [[EOS, *b"2+2?"], [EOS]], {"raw": True}),
     ):
         completions = model.generate(prompts, sampling, **settings)
-        expected = generate(params, SPEC, encoded, sampling)
+        expected = generated(model, encoded, sampling)
         assert [completion.tokens for completion in completions] == expected.tokens.tolist()
-    completion = model.generate("2+2?", sampling)[0]
+    completion = model.generate(["2+2?"] * 2, sampling)[0]
     assert completion.prompt == "2+2?" and completion.full_text == "2+2?\n\n" + completion.text
-    assert "### user" not in model.infill("a{mask:2} b")[0].text
+    assert "### user" not in model.infill(["a{mask:2} b"] * 2)[0].text
 
 
 def test_what_a_template_cannot_write_is_one_line(model):
@@ -125,7 +123,7 @@ def test_a_template_that_writes_nothing_sets_nothing_off(model):
     bare = choose("none", ByteTokenizer())
     model = with_sidecar(model, template=bare.to_dict(), canvas={"max_length": 64, "start_id": EOS})
     sampling = SamplingConfig(length=10, steps=5)
-    found, raw = (model.generate("Once", sampling, raw=raw)[0] for raw in (False, True))
+    found, raw = (model.generate(["Once"] * 2, sampling, raw=raw)[0] for raw in (False, True))
     assert found.full_text == "Once" + found.text == raw.full_text and not found.templated
 
 
@@ -137,7 +135,7 @@ CHAT = JinjaTemplate(
 )
 
 
-def test_a_released_template_writes_prompts_and_dialogues(model, params):
+def test_a_released_template_writes_prompts_and_dialogues(model):
     """It writes whatever comes before the text, so that no start token is put before it."""
     model = with_sidecar(model, template=CHAT.to_dict())
     sampling = SamplingConfig(length=10, steps=5)
@@ -156,7 +154,7 @@ def test_a_released_template_writes_prompts_and_dialogues(model, params):
             [[*b"s:S\nu:Hi\na:Yo\nu:?\na:"], [*b"u:Hi\na:"]],
         ),
     ):
-        expected = generate(params, SPEC, encoded, sampling)
+        expected = generated(model, encoded, sampling)
         assert [completion.tokens for completion in completions] == expected.tokens.tolist()
         assert [completion.prompt for completion in completions] == prompts
         assert all(completion.templated for completion in completions)
@@ -190,13 +188,12 @@ def test_a_model_without_a_template_has_no_dialogues(model):
 
 
 def test_special_tokens_in_a_text_are_tokens_where_they_are_asked_for(model, spaced):
-    model = dataclasses.replace(with_sidecar(model, eos_id=spaced.eos_id), tokenizer=spaced)
-    end = spaced.eos_id
+    model, end = dataclasses.replace(model, tokenizer=spaced), spaced.eos_id
     assert model.encode("a</s>b") == [end, *spaced.encode("a</s>b")] and end not in spaced.encode("a</s>b")
     whole = [*spaced.encode("a"), end, *spaced.encode("b")]
     assert model.encode("a</s>b", special_tokens=True) == [end, *whole]
     assert model.encode("</s>a</s>b", special_tokens=True) == [end, *whole]  # written in full: nothing is put before it
-    completion = model.infill("a</s>{mask:1}b", special_tokens=True)[0]
+    completion = model.infill(["a</s>{mask:1}b"] * 2, special_tokens=True)[0]
     assert completion.tokens[:3] == [end, *spaced.encode("a"), end] and completion.text.startswith("a</s>")
 
 
@@ -223,10 +220,10 @@ def test_a_predicted_mask_is_marked_and_no_text(model, params):
     """LLaDA's reference lets it be predicted; the id of DiffuLLaMA's stands for a word of its vocabulary."""
     mask = ord("m")
     config = dataclasses.replace(SPEC, mask_id=mask, suppressed_ids=())
-    liked = Counter(model.generate("x", length=40)[0].tokens).most_common(1)[0][0]
+    liked = Counter(model.generate(["x"] * 2, length=40)[0].tokens).most_common(1)[0][0]
     head = params["head"].at[:, mask].set(2 * params["head"][:, liked])
     model = dataclasses.replace(model, params={**params, "head": head}, config=config)
-    completion = model.generate("x", length=20, trace=True)[0]
+    completion = model.generate("x", length=20)[0]
     assert completion.mask_tokens == completion.tokens.count(mask) > 0
     assert "m" not in completion.text
     assert all("m" not in piece for piece in terminal.single_texts(np.array(completion.tokens), model.reader))

@@ -8,18 +8,15 @@ import os
 from html.parser import HTMLParser
 from types import SimpleNamespace
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import linen as nn
+from support.random_params import draw_params
 
 from diffusionlm import storage
 from diffusionlm.config import Config, ModelConfig
 from diffusionlm.data.tokenizers import ByteTokenizer
 from diffusionlm.errors import UserError
 from diffusionlm.model.spec import ModelSpec
-from diffusionlm.model.transformer import Transformer
 from diffusionlm.pretrained.completion import Completion
 from diffusionlm.pretrained.webpage import check_page_path, save_page
 from diffusionlm.sampling.config import SamplingConfig
@@ -92,7 +89,7 @@ def state(section: dict, step: int) -> tuple[list, list, list]:
 
 @pytest.mark.parametrize("strategy", ["remdm", "low_confidence"])
 def test_the_events_give_every_state_of_the_trace(strategy, tmp_path):
-    params = nn.unbox(jax.jit(Transformer(MODEL).init)(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"])
+    params = draw_params(MODEL)
     sampling = SamplingConfig(length=24, steps=16, strategy=strategy, remask=0.3, seed=1)
     spec = ModelSpec.of(Config(model=MODEL))
     result = generate(params, spec, [[1, 2], [7]], sampling, trace=True)

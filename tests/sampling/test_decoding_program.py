@@ -3,7 +3,6 @@
 import re
 
 import jax
-import numpy as np
 import pytest
 from support.random_params import make_params
 
@@ -42,7 +41,7 @@ def test_a_decoding_step_neither_copies_nor_fills_the_whole_cache(cache):
     spec = ModelSpec.of(Config(objective="arm" if causal else "mdm", model=model))
     blocks = {} if causal else {"steps": 12, "block_length": 12}
     sampling = SamplingConfig(length=24, cache=cache, **blocks)
-    params = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, np.float32), make_params(model))
+    params = jax.eval_shape(lambda: make_params(model))
     module = hlo_text.parse(lower(params, spec, [[3, 1, 4, 1, 5]], sampling).compile().as_text())
 
     steps = [i for i in module.computations[module.entry].values() if i.opcode == "while"][-1].reference("body")

@@ -41,10 +41,18 @@ def nucleus(p: np.ndarray, top_p: float) -> np.ndarray:
 
 @pytest.mark.parametrize(
     "temperature, top_k, top_p",
-    [(1.0, 0, 1.0), (0.5, 5, 1.0), (1.7, 0, 0.8), (0.5, 8, 0.6), (1.7, 500, 0.3)]
+    [(1.0, 0, 1.0), (0.5, 8, 0.6), (1.7, 500, 0.3)]
     + [
         pytest.param(*setting, marks=pytest.mark.slow)
-        for setting in ((0.5, 0, 1.0), (1.7, 5, 1.0), (1.0, 0, 0.8), (1.0, 8, 0.6), (1.0, 500, 0.3))
+        for setting in (
+            (0.5, 0, 1.0),
+            (0.5, 5, 1.0),
+            (1.7, 5, 1.0),
+            (1.0, 0, 0.8),
+            (1.7, 0, 0.8),
+            (1.0, 8, 0.6),
+            (1.0, 500, 0.3),
+        )
     ],
 )
 def test_the_law_of_the_draw(temperature, top_k, top_p):
@@ -59,11 +67,11 @@ def test_the_law_of_the_draw(temperature, top_k, top_p):
 
 
 def test_temperature_zero_is_the_argmax():
-    assert counts(LOGITS, 100, temperature=0.0, top_k=3, top_p=0.2)[np.argmax(LOGITS)] == 100
+    assert counts(LOGITS, 2000, temperature=0.0, top_k=3, top_p=0.2)[np.argmax(LOGITS)] == 2000
 
 
 def test_a_nucleus_of_nothing_is_the_likeliest():
-    assert counts(LOGITS, 100, top_p=1e-50)[np.argmax(LOGITS)] == 100
+    assert counts(LOGITS, 2000, top_p=1e-50)[np.argmax(LOGITS)] == 2000
 
 
 def test_what_is_forbidden_is_never_drawn():
@@ -75,14 +83,18 @@ def test_what_is_forbidden_is_never_drawn():
 
 def drawn_against_a_rare_rival(rival: float, n: int, seed: int = 0) -> int:
     """Return how often a token of log-odds -rival is drawn in n draws."""
-    rows = jnp.broadcast_to(jnp.array([0.0, -rival]), (1, 1 << 16, 2))
+    return int(drawn(jax.random.split(jax.random.key(seed), n >> 16), jnp.array([0.0, -rival])))
+
+
+@jax.jit
+def drawn(keys, logits):
+    rows = jnp.broadcast_to(logits, (1, 1 << 16, 2))
     settings = jnp.float32(1), jnp.int32(0), jnp.float32(1)
 
     def some(key):
         return draw(jax.random.split(key, (1, 1 << 16)), rows, *settings).sum(dtype=jnp.int32)
 
-    keys = jax.random.split(jax.random.key(seed), n >> 16)
-    return int(jax.jit(lambda keys: jax.lax.map(some, keys).sum(dtype=jnp.int32))(keys))
+    return jax.lax.map(some, keys).sum(dtype=jnp.int32)
 
 
 @pytest.mark.slow
@@ -132,7 +144,7 @@ def test_the_tail_of_a_zipf_law_survives_a_small_reveal_rate():
     assert p_value(drawn, ZIPF) > 1e-3
 
 
-@pytest.mark.parametrize("size", [3, 128, 129, 300])
+@pytest.mark.parametrize("size", [3, pytest.param(128, marks=pytest.mark.slow), 129, 300])
 def test_two_levels_are_one_draw(size):
     """Also where the vocabulary is no multiple of a part, and where whole parts are forbidden."""
     logits = np.random.default_rng(size).normal(scale=2.0, size=size).astype(np.float32)

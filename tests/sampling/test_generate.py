@@ -66,9 +66,9 @@ def llada(params, prompt, length, steps, block_length, cfg_scale=0.0, eos_inf=Fa
     return x[len(prompt) :]
 
 
-def generate_confident(weights, **settings):
+def generate_confident(weights, spec=SPEC, **settings):
     sampling = SamplingConfig(strategy="low_confidence", temperature=0.0, stop_at_eos=False, **settings)
-    return generate(weights, SPEC, PROMPTS, sampling)
+    return generate(weights, spec, PROMPTS, sampling)
 
 
 @pytest.mark.parametrize(
@@ -80,7 +80,8 @@ def generate_confident(weights, **settings):
     ],
 )
 def test_blocks_and_guidance_match_the_slow_reference(length, steps, block_length, guidance):
-    result = generate_confident(params(), length=length, steps=steps, block_length=block_length, guidance=guidance)
+    settings = {"length": length, "steps": steps, "block_length": block_length, "guidance": guidance}
+    result = generate_confident(params(), MDM, **settings)
     expected = [llada(params(), p, length, steps, block_length, guidance) for p in PROMPTS]
     assert result.tokens.tolist() == expected
 
@@ -141,14 +142,14 @@ def dream(params, prompt, length, steps, alg, top_p, top_k):
 def test_confidences_of_what_is_drawn_match_the_slow_reference_of_dream(alg):
     settings = {"top_p": 0.9, "top_k": 3, "strategy": alg, "temperature": 0.0, "transfer_until": 1e-3}
     sampling = SamplingConfig(12, 8, stop_at_eos=False, confidence="drawn", **settings)
-    tokens = generate(params(), SPEC, PROMPTS, sampling).tokens.tolist()
+    tokens = generate(params(), MDM, PROMPTS, sampling).tokens.tolist()
     assert tokens == [dream(params(), prompt, 12, 8, alg, 0.9, 3) for prompt in PROMPTS]
-    uncut = generate(params(), SPEC, PROMPTS, dataclasses.replace(sampling, confidence="model")).tokens.tolist()
+    uncut = generate(params(), MDM, PROMPTS, dataclasses.replace(sampling, confidence="model")).tokens.tolist()
     assert tokens != uncut  # the cuts change the order
 
 
 def test_blocks_are_filled_from_left_to_right():
-    result = generate(params(), SPEC, PROMPTS, SamplingConfig(10, 10, block_length=4, stop_at_eos=False), trace=True)
+    result = generate(params(), MDM, PROMPTS, SamplingConfig(10, 10, block_length=4, stop_at_eos=False), trace=True)
     masked = result.trace.masked
     for frame in masked:
         for row in frame:
@@ -163,7 +164,7 @@ def test_standard_guidance_leads_away_from_the_text_without_its_prompt():
     """One step at temperature 0: raw logits l_u + (1 + w)(l_c - l_u), u the gap alone."""
     w = 1.5
     result = generate(
-        params(), SPEC, PROMPTS, SamplingConfig(7, 1, temperature=0.0, guidance=w, guidance_kind="standard")
+        params(), MDM, PROMPTS, SamplingConfig(7, 1, temperature=0.0, guidance=w, guidance_kind="standard")
     ).tokens
     alone = token_logits(params(), [MASK] * 7)
     for prompt, row in zip(PROMPTS, result, strict=True):
@@ -177,13 +178,13 @@ def test_standard_guidance_leads_away_from_the_text_without_its_prompt():
 def test_a_growing_context_sees_nothing_of_later_blocks():
     """The first block comes out as if it were the whole length."""
     settings = {"strategy": "low_confidence", "temperature": 0.0, "stop_at_eos": False}
-    short = generate(params(), SPEC, PROMPTS, SamplingConfig(4, 4, **settings)).tokens
-    growing = generate(params(), SPEC, PROMPTS, SamplingConfig(12, 12, block_length=4, growing=True, **settings)).tokens
-    whole = generate(params(), SPEC, PROMPTS, SamplingConfig(12, 12, block_length=4, **settings)).tokens
+    short = generate(params(), MDM, PROMPTS, SamplingConfig(4, 4, **settings)).tokens
+    growing = generate(params(), MDM, PROMPTS, SamplingConfig(12, 12, block_length=4, growing=True, **settings)).tokens
+    whole = generate(params(), MDM, PROMPTS, SamplingConfig(12, 12, block_length=4, **settings)).tokens
     np.testing.assert_array_equal(growing[:, :4], short)
     assert (whole[:, :4] != short).any()
     second = generate(
-        params(), SPEC, [p + t for p, t in zip(PROMPTS, short.tolist(), strict=True)], SamplingConfig(4, 4, **settings)
+        params(), MDM, [p + t for p, t in zip(PROMPTS, short.tolist(), strict=True)], SamplingConfig(4, 4, **settings)
     )
     np.testing.assert_array_equal(growing[:, 4:8], second.tokens)
 
@@ -206,18 +207,18 @@ def test_a_row_stops_at_its_end_of_text_and_needs_fewer_passes():
 @pytest.mark.parametrize("strategy", ["ancestral", "remdm", "low_confidence", "confidence_threshold"])
 def test_batch_mates_and_their_blocks_do_not_change_a_row(strategy):
     sampling = SamplingConfig(12, 9, strategy=strategy, block_length=5, threshold=0.3, remask=0.3, guidance=0.5)
-    together = generate(params(0.5), SPEC, PROMPTS, sampling)
+    together = generate(params(0.5), MDM, PROMPTS, sampling)
     for r, prompt in enumerate(PROMPTS):
         mates = [[r + 1] * 3, prompt, [2], [5, 5]]
-        again = generate(params(0.5), SPEC, mates, sampling, row_ids=[50, r, 51, 52])
+        again = generate(params(0.5), MDM, mates, sampling, row_ids=[50, r, 51, 52])
         np.testing.assert_array_equal(again.tokens[1], together.tokens[r])
         assert again.nfe[1] == together.nfe[r]
 
 
 def test_stream_goes_through_the_states_of_generate():
-    sampling = SamplingConfig(9, 7, block_length=4, strategy="entropy")
-    whole = generate(params(), SPEC, PROMPTS, sampling, trace=True)
-    frames = list(stream(params(), SPEC, PROMPTS, sampling))
+    sampling = SamplingConfig(9, 9, block_length=4, strategy="entropy")
+    whole = generate(params(), MDM, PROMPTS, sampling, trace=True)
+    frames = list(stream(params(), MDM, PROMPTS, sampling))
     assert [frame.step for frame in frames] == list(range(len(whole.trace.tokens)))
     for k, frame in enumerate(frames):
         np.testing.assert_array_equal(frame.tokens, whole.trace.tokens[k])
@@ -231,7 +232,7 @@ def test_stream_goes_through_the_states_of_generate():
 
 def test_infilling_keeps_what_was_given_and_fills_the_rest():
     templates = [[3, None, None, 4, None, 5], [None, 9, 2, None], [6, 6, None]]
-    result = infill(params(), SPEC, templates, SamplingConfig(temperature=0.0, strategy="low_confidence")).rows
+    result = infill(params(), MDM, templates, SamplingConfig(temperature=0.0, strategy="low_confidence")).rows
     for template, row in zip(templates, result, strict=True):
         assert len(row) == len(template) and max(row) < TINY.vocab_size
         assert all(slot in (None, token) for slot, token in zip(template, row, strict=True))
@@ -239,30 +240,30 @@ def test_infilling_keeps_what_was_given_and_fills_the_rest():
 
 def test_a_prompt_is_a_template_with_its_gap_at_the_end():
     sampling = SamplingConfig(8, 5, seed=4, stop_at_eos=False)
-    rows = infill(params(), SPEC, [[*p, *[None] * 8] for p in PROMPTS], sampling).rows
-    expected = generate(params(), SPEC, PROMPTS, sampling).tokens.tolist()
+    rows = infill(params(), MDM, [[*p, *[None] * 8] for p in PROMPTS], sampling).rows
+    expected = generate(params(), MDM, PROMPTS, sampling).tokens.tolist()
     assert [row[len(p) :] for p, row in zip(PROMPTS, rows, strict=True)] == expected
 
 
 def test_a_gap_sees_both_sides():
     templates = [[3, None, 4, right] for right in (8, 30, 8, 30)]
-    rows = infill(params(), SPEC, templates, SamplingConfig(temperature=0.0)).rows
+    rows = infill(params(), MDM, templates, SamplingConfig(temperature=0.0)).rows
     assert rows[0][1] != rows[1][1] and rows[:2] == rows[2:]
 
 
 def test_a_span_takes_the_length_in_which_the_model_is_most_confident():
     """By the mean log-probability of its tokens when they were revealed; every length is also filled as its own row."""
     sampling = SamplingConfig(steps=8, temperature=0.0, strategy="low_confidence")
-    templates = [[3, 1, Span(1, 3), 4, None, Span(2, 3), 5], [9, Span(2, 4)], [7, None]]
-    filled = infill(params(), SPEC, templates, sampling, trace=True)
+    templates = [[3, 1, Span(1, 2), 4, None, Span(2, 3), 5], [9, Span(2, 4)], [7, None]]
+    filled = infill(params(), MDM, templates, sampling, trace=True)
     rows, owners = [], []
-    for r, lengths in enumerate(([(a, b) for a in (1, 2, 3) for b in (2, 3)], [(2,), (3,), (4,)], [()])):
+    for r, lengths in enumerate(([(a, b) for a in (1, 2) for b in (2, 3)], [(2,), (3,), (4,)], [()])):
         for combination in lengths:
             gaps = iter(combination)
             parts = ([None] * next(gaps) if isinstance(token, Span) else [token] for token in templates[r])
             rows.append([token for part in parts for token in part])
             owners.append(r)
-    alone = infill(params(), SPEC, rows, sampling, row_ids=owners, trace=True)
+    alone = infill(params(), MDM, rows, sampling, row_ids=owners, trace=True)
     for r in range(3):
         candidates = [b for b, owner in enumerate(owners) if owner == r]
         gap = alone.trace.masked[0]

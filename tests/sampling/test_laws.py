@@ -103,7 +103,7 @@ def grid(schedule: str, steps: int) -> list[float]:
     return alphas[:-1] + [1.0]
 
 
-@pytest.mark.parametrize("schedule", ["linear", "cosine"])
+@pytest.mark.parametrize("schedule", [pytest.param("linear", marks=pytest.mark.slow), "cosine"])
 @pytest.mark.parametrize("steps", [1, 2, 5])
 def test_ancestral_follows_its_enumerated_finite_step_law(schedule, steps):
     assert p_value(oracle_counts("ancestral", steps, schedule), ancestral_law(grid(schedule, steps))) > 1e-3

@@ -24,27 +24,29 @@ def all_scores(logits, token):
 def make_step(
     index=0, steps=1, *, logits, proposal=None, masked=None, initial=None, t=1.0, s=0.5, uniform=None, **rules
 ):
-    logits = jnp.asarray(logits, jnp.float32)
-    proposal = jnp.argmax(logits, -1) if proposal is None else jnp.asarray(proposal)
+    # NumPy's arrays are put on the device as they are: each of JAX's would be a program of its own.
+    logits = np.asarray(logits, np.float32)
+    proposal = np.argmax(logits, -1) if proposal is None else np.asarray(proposal)
     B, T = logits.shape[:2]
-    masked = jnp.ones((B, T), bool) if masked is None else jnp.asarray(masked)
+    masked = np.ones((B, T), bool) if masked is None else np.asarray(masked)
     defaults = dict(
         threshold=0.9, factor=1.0, entropy_bound=0.1, remask=0.0, position_temperature=0.0, transfer_until=0.0
     )
-    return Step(
-        index_B=jnp.full(B, index, jnp.int32),
-        steps_B=jnp.full(B, steps, jnp.int32),
-        mask_probability_t_B=jnp.full(B, t, jnp.float32),
-        mask_probability_s_B=jnp.full(B, s, jnp.float32),
-        proposal=all_scores(logits, proposal.astype(jnp.int32)),
+    step = Step(
+        index_B=np.full(B, index, np.int32),
+        steps_B=np.full(B, steps, np.int32),
+        mask_probability_t_B=np.full(B, t, np.float32),
+        mask_probability_s_B=np.full(B, s, np.float32),
+        proposal=all_scores(logits, proposal.astype(np.int32)),
         masked_BxT=masked,
         revealed_BxT=~masked,
-        initial_B=masked.sum(-1, dtype=jnp.int32) if initial is None else jnp.asarray(initial, jnp.int32),
-        demoted_BxT=jnp.zeros((B, T), bool),
-        uniform_BxT=jnp.zeros((B, T)) if uniform is None else jnp.asarray(uniform, jnp.float32),
-        gumbel_BxT=jnp.zeros((B, T)),
-        rules=strategies.Rules(**{k: jnp.float32(v) for k, v in (defaults | rules).items()}),
+        initial_B=masked.sum(-1, dtype=np.int32) if initial is None else np.asarray(initial, np.int32),
+        demoted_BxT=np.zeros((B, T), bool),
+        uniform_BxT=np.zeros((B, T), np.float32) if uniform is None else np.asarray(uniform, np.float32),
+        gumbel_BxT=np.zeros((B, T), np.float32),
+        rules=strategies.Rules(**{k: np.float32(v) for k, v in (defaults | rules).items()}),
     )
+    return jax.device_put(step)
 
 
 def log_odds(step):

@@ -17,7 +17,7 @@ from diffusionlm.checkpoint.sidecar import Sidecar
 from diffusionlm.config import DiffusionConfig, ModelConfig
 from diffusionlm.data.chat_templates import Template
 from diffusionlm.model.transformer import Transformer
-from support.random_params import make_params
+from support.random_params import draw_params
 
 D, H, G, F, L, V = 16, 4, 2, 24, 2, 40
 QWEN3_HEAD = 6  # the width of its heads, which together are wider than the model
@@ -186,5 +186,5 @@ def save_native(path: Path, alignment: str = "same", **changes) -> ModelConfig:
         source={"step": 3},
         template=Template("mine", "{role}: {content}\n", 2).to_dict(),
     )
-    checkpoint.save_params(path, make_params(cfg), sidecar)
+    checkpoint.save_params(path, draw_params(cfg), sidecar)
     return cfg

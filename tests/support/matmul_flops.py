@@ -4,6 +4,7 @@ import math
 
 import jax
 import jax.numpy as jnp
+import pytest
 from flax import linen as nn
 from jax.extend import core as jex
 
@@ -38,6 +39,19 @@ VARIANTS = {
     "adapters of gpt2": {**GPT2_LIKE, "lora_rank": 3},
     "remat full adapters": {"remat": "full", "lora_rank": 3},
 }
+
+# Those with features that others among them have too.
+REPEATED = (
+    "arm",
+    "grouped queries",
+    "untied gpt2",
+    "remat dots",
+    "remat full",
+    "remat full gpt2",
+    "chunked head",
+    "adapters of gpt2",
+)
+EACH = [pytest.param(name, marks=pytest.mark.slow) if name in REPEATED else name for name in VARIANTS]
 
 
 def matmul_flops(jaxpr, turns: int | None = None) -> int:

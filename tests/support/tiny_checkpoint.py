@@ -1,6 +1,7 @@
 """A random model of bytes as a checkpoint on a disk, for tests of evaluations."""
 
 import dataclasses
+import functools
 
 from diffusionlm import config_io
 from diffusionlm.checkpoint import store as checkpoint
@@ -12,10 +13,16 @@ from support.random_params import make_params
 MODEL = ModelConfig(d_model=16, n_layers=1, n_heads=2, n_kv_heads=2, head_dim=8, d_ff=32, vocab_size=257, max_length=96)
 
 
+@functools.cache
+def random_params():
+    """Return the parameters of the model, of either objective."""
+    return make_params(MODEL)
+
+
 def save(path, objective="mdm", **changes):
     """A checkpoint of a small random model of bytes."""
     cfg = Config(model=dataclasses.replace(MODEL, causal=objective == "arm"), objective=objective)
-    params = {**make_params(cfg.model), **changes}
+    params = {**random_params(), **changes}
     sidecar = Sidecar(
         objective=objective,
         model=config_io.to_dict(cfg.model),

@@ -8,6 +8,8 @@ from diffusionlm.config import Config, ModelConfig
 from diffusionlm.data.tokenizers import ByteTokenizer
 from diffusionlm.model.spec import ModelSpec
 from diffusionlm.pretrained.model import LoadedModel
+from diffusionlm.sampling.config import SamplingConfig
+from diffusionlm.sampling.generate import GenerationResult, generate
 
 EOS = ByteTokenizer.eos_id
 MODEL = ModelConfig(
@@ -30,6 +32,12 @@ def sidecar(cfg: Config = Config(model=MODEL), **changes) -> Sidecar:  # noqa: B
         canvas={"max_length": 64},
     )
     return Sidecar(**{**values, **changes})
+
+
+def generated(model: LoadedModel, prompts: list[list[int]], sampling: SamplingConfig) -> GenerationResult:
+    """What the sampler makes of tokens, on the devices of the model, so that it shares the programs of its methods."""
+    with model.on_mesh():
+        return generate(model.params, model.config, prompts, sampling)
 
 
 def with_sidecar(model: LoadedModel, **changes) -> LoadedModel:

@@ -237,9 +237,39 @@ def announced(dataset, workdir):
 @contextlib.contextmanager
 def own_programs():
     """Inside, steps are traced anew: what was patched is in them, and in no other."""
-    programs.train_program.cache_clear()
-    yield
-    programs.train_program.cache_clear()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(programs, "train_program", functools.cache(programs.train_program.__wrapped__))
+        yield
+
+
+# Steps in which the weights of a batch are multiplied by a factor that comes with it.
+_program_with_factor = functools.cache(programs.train_program.__wrapped__)
+
+
+@contextlib.contextmanager
+def spoiling(spoilt):
+    """Inside, a `Recorder` makes steps that multiply the weights of some batches by what `spoilt` says.
+
+    The factors are data, so that runs with other ones share a program.
+    """
+
+    def make_step(cfg, mesh):
+        step = programs.make_train_step(cfg, mesh)
+
+        def spoil(state, batch, index):
+            return step(state, {**batch, "factor": np.float32(spoilt.get(int(index), 1))}, index)
+
+        return spoil
+
+    def targets_with_factor(cfg, batch, batch_index):
+        full = targets(cfg, batch, batch_index)
+        return full.replace(weight_BxT=full.weight_BxT * batch["factor"])
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys.modules[__name__], "make_train_step", make_step)
+        patch.setattr(programs, "train_program", _program_with_factor)
+        patch.setattr(train_step, "targets", targets_with_factor)
+        yield
 
 
 def spoil_batches(spoilt):
@@ -277,10 +307,9 @@ def failing_alone(dataset, workdir):
 def refused(dataset, workdir):
     """Play mistakes of one process, and differences between processes; each refusal is recorded."""
     second = jax.process_index() == 1
-    here = workdir.parent / f"of_{jax.process_index()}"
-    here.mkdir()
+    here, before = workdir.parent / f"of_{jax.process_index()}", Path.cwd()
+    here.mkdir(parents=True)
     os.chdir(here)
-    runtime.VISIBLE_SECONDS = 0.5
     bad = workdir.parent / "bad.txt"
     other = make_dataset(here, seed=jax.process_index())
     cfg = short(dataset)
@@ -288,7 +317,7 @@ def refused(dataset, workdir):
     def broken(path):
         return {}["a bug"] if second else opened(path)
 
-    opened = datasets.open_dataset
+    opened, seconds = datasets.open_dataset, runtime.VISIBLE_SECONDS
     trials = {
         "missing": (short(here / "none" if second else dataset), workdir),
         "another": (short(other), workdir),
@@ -298,6 +327,7 @@ def refused(dataset, workdir):
         "alone": (cfg, "run"),
         "bug": (cfg, workdir),
     }
+    runtime.VISIBLE_SECONDS = 0.5
     if not second:
         bad.write_bytes(b"\xff\xfe\xfd")
     for name, arguments in trials.items():
@@ -306,20 +336,27 @@ def refused(dataset, workdir):
             trainer.train(*arguments)
         except Exception as error:
             tell("refused", trial=name, kind=type(error).__name__, message=str(error))
+    datasets.open_dataset, runtime.VISIBLE_SECONDS = opened, seconds
+    os.chdir(before)
+
+
+def refused_and_stopped_together(dataset, workdir):
+    """Both in processes of one start, which takes longer than either."""
+    refused(dataset, workdir.parent / "refused" / "run")
+    stopped_together(dataset, workdir)
 
 
 SCENARIOS = {
     scenario.__name__: scenario
     for scenario in (
         interrupted,
-        stopped_together,
         recorded,
         recorded_in_parts,
         killed_while_saving,
         rolled_back,
         announced,
         failing_alone,
-        refused,
+        refused_and_stopped_together,
     )
 }
 

@@ -178,9 +178,11 @@ def test_with_nothing_masked_and_nothing_open_it_is_the_cross_entropy_of_the_twi
 def test_the_shifted_loss_in_dream_s_form():
     """Logits moved one place to the right against labels in place, in float64; weights are those of the bound."""
     cfg, given = with_diffusion(anneal_steps=0), batch()
-    full = train_step.targets(cfg, given, jnp.int32(5))
-    found, _ = train_step.weighted_loss(cfg, params(), full, segmented=False, share=0.5)
-    plain = train_step.targets(with_diffusion(anneal_steps=0, alignment="same"), given, jnp.int32(5))
+    draw = jax.jit(train_step.targets, static_argnums=0)
+    full = draw(cfg, given, jnp.int32(5))
+    loss = jax.jit(lambda params, full: train_step.weighted_loss(cfg, params, full, segmented=False, share=0.5))
+    found, _ = loss(params(), full)
+    plain = draw(with_diffusion(anneal_steps=0, alignment="same"), given, jnp.int32(5))
 
     inputs, tokens = np.asarray(full.inputs_BxT), given["tokens"][:, :T]
     masked = inputs == V
@@ -203,8 +205,9 @@ def test_the_first_token_of_a_text_is_never_masked_nor_scored():
     first = np.zeros((B, T), bool)
     first[:, 0] = first[::2, 5] = True
     hidden = np.zeros((B, T), bool)
+    draw = jax.jit(lambda n: train_step.targets(cfg, given, n))
     for n in range(12):
-        full = train_step.targets(cfg, given, jnp.int32(n))
+        full = draw(jnp.int32(n))
         masked = np.asarray(full.inputs_BxT) == V
         hidden |= masked
         asked = np.asarray(full.weight_BxT) > 0
@@ -253,12 +256,7 @@ def test_a_cross_entropy_of_one_costs_one_a_token_and_about_two_a_masked_token(n
     cfg = DiffusionConfig(alignment="shifted", normalization=normalization)
     big = Config(diffusion=cfg, data=DataConfig(sequence_length=1024, batch_size=160))
     ones = jnp.ones((160, 1025), jnp.int32)
-    cost = np.mean(
-        [
-            float(
-                jax.jit(lambda n: train_step.targets(big, {"tokens": ones, "segment_ids": ones}, n).weight_BxT.sum())(n)
-            )
-            for n in range(4)
-        ]
-    )
+    given = {"tokens": ones, "segment_ids": ones}
+    draw = jax.jit(lambda given, n: train_step.targets(big, given, n).weight_BxT.sum())
+    cost = np.mean([float(draw(given, n)) for n in range(4)])
     assert cost == pytest.approx({"tokens": 1.0, "masked_tokens": 2.0}[normalization], abs=0.06)

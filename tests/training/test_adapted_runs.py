@@ -23,6 +23,7 @@ from diffusionlm.presets import arm_twin
 from diffusionlm.pretrained.loading import load
 from diffusionlm.training import loop as trainer
 from diffusionlm.training.start import resolve
+from diffusionlm.training.stepper import Stepper
 
 VOCAB = 300
 
@@ -171,7 +172,10 @@ def test_without_a_start_it_says_so(source, tmp_path, caplog):
         dataclasses.replace(cfg, model=dataclasses.replace(cfg.model, lora_rank=2)), tmp_path / "run"
     )
     assert not (tmp_path / "run" / "config.json").exists()
-    trainer.train(cfg, tmp_path / "random")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Stepper, "dispatch", lambda self: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            trainer.train(cfg, tmp_path / "random")
     assert caplog.text.count("adapting random weights: give an autoregressive model with --run.init_from") == 1
 
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from support import tiny_run
-from support.tiny_run import BATCH, Recorder, own_programs, spoil_batches, tiny
+from support.tiny_run import BATCH, Recorder, spoiling, tiny
 
 from diffusionlm.checkpoint import store as checkpoint
 from diffusionlm.config import SafetyConfig
@@ -20,7 +20,6 @@ from diffusionlm.parallel.mesh import make_mesh
 from diffusionlm.training import bad_batches as safety
 from diffusionlm.training import loop as trainer
 from diffusionlm.training import metrics, programs, timeline
-from diffusionlm.training import step as train_step
 from diffusionlm.training.state import abstract_state, create_state
 
 STEPS = 14
@@ -39,10 +38,9 @@ def mesh_of(cfg):
 def play(cfg, workdir, spoilt, before_step=lambda index: None):
     """Trains with some batches spoilt, on one device; returns the run, and what its steps were given."""
     recorder = Recorder(before_step)
-    with pytest.MonkeyPatch.context() as patch, own_programs():
+    with pytest.MonkeyPatch.context() as patch, spoiling(spoilt):
         patch.setattr(trainer, "make_mesh", mesh_of)
         patch.setattr(trainer, "make_train_step", recorder)
-        patch.setattr(train_step, "targets", spoil_batches(spoilt))
         patch.setattr(safety, "HISTORY", 5)
         return trainer.train(cfg, workdir), recorder
 

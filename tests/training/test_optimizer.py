@@ -26,7 +26,7 @@ LLADA_STEPS = 438_690
 
 
 def rates(cfg: OptimConfig, steps: int, at) -> np.ndarray:
-    return np.asarray(optim.learning_rate(cfg, steps)(jnp.asarray(at, jnp.int32)))
+    return np.asarray(jax.jit(optim.learning_rate(cfg, steps))(np.asarray(at, np.int32)))
 
 
 def test_lladas_schedule_has_its_golden_values():
@@ -114,7 +114,7 @@ def test_decay_without_a_gradient(decay_mask):
         "q_bias": np.ones((2, 3)),
     }
     params = jax.tree.map(jnp.float32, params)
-    updates, _ = chain.update(jax.tree.map(jnp.zeros_like, params), chain.init(params), params)
+    updates, _ = jax.jit(chain.update)(jax.tree.map(jnp.zeros_like, params), chain.init(params), params)
     spared = 0.0 if decay_mask == "matrices" else -0.01 * 0.5
     np.testing.assert_allclose(updates["q"], -0.01 * 0.5, rtol=1e-6)
     for update in (updates["norm"]["scale"], updates["norm"]["bias"], updates["q_bias"]):
@@ -154,9 +154,9 @@ def test_four_steps_are_adamws(clip_norm, dtype, tolerance):
     param, grads = rng.normal(size=(3, 4)), [rng.normal(size=(3, 4)) for _ in range(4)]
     chain = optim.build(cfg, optim.learning_rate(cfg, 4))
     params = {"kernel": jnp.asarray(param, jnp.float32)}
-    state = chain.init(params)
+    state, update = chain.init(params), jax.jit(chain.update)
     for g in grads:
-        updates, state = chain.update({"kernel": jnp.asarray(g, jnp.float32)}, state, params)
+        updates, state = update({"kernel": jnp.asarray(g, jnp.float32)}, state, params)
         params = optax.apply_updates(params, updates)
     lr = lambda s: 0.1 * s / 2 if s < 2 else 0.01 + (1 + math.cos(math.pi * (s - 2) / 2)) / 2 * 0.09  # noqa: E731
     np.testing.assert_allclose(params["kernel"], adamw_by_hand(cfg, lr, param, grads), rtol=tolerance)
@@ -212,9 +212,9 @@ def test_muon_makes_the_matrix_of_each_layer_orthogonal_and_leaves_the_rest_to_a
     start, grads = draw(), [draw() for _ in range(steps)]
     chain = optim.build(cfg, optim.learning_rate(cfg, steps))
     params = jax.tree.map(jnp.float32, start)
-    state = chain.init(params)
+    state, update = jax.jit(chain.init)(params), jax.jit(chain.update)
     for g in grads:
-        updates, state = chain.update(jax.tree.map(jnp.float32, g), state, params)
+        updates, state = update(jax.tree.map(jnp.float32, g), state, params)
         params = optax.apply_updates(params, updates)
     for name, shape in SHAPES.items():
         rows = D if shape[0] == D else shape[0] * (shape[1] if len(shape) == 3 else 1)
@@ -237,7 +237,7 @@ def test_muon_keeps_the_singular_vectors_of_a_gradient_and_makes_its_values_alik
     cfg = OptimConfig(name="muon", schedule="constant", peak_lr=1.0, warmup_steps=0, weight_decay=0.0)
     chain, g = optim.build(cfg, optim.learning_rate(cfg, 1)), np.random.default_rng(1).normal(size=(1, 6, 9))
     params = {"up": jnp.zeros(g.shape, jnp.float32)}
-    updates, state = chain.update({"up": jnp.asarray(g, jnp.float32)}, chain.init(params), params)
+    updates, state = jax.jit(chain.update)({"up": jnp.asarray(g, jnp.float32)}, chain.init(params), params)
     u, _, vt = np.linalg.svd(g[0], full_matrices=False)
     inner = -u.T @ np.asarray(updates["up"][0], np.float64) @ vt.T / (0.2 * 3)
     np.testing.assert_allclose(inner, np.diag(np.diag(inner)), atol=1e-4)

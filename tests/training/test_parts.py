@@ -225,7 +225,8 @@ def test_a_checkpoint_says_what_the_network_is_at_its_step(whole):
         assert sidecar.alignment == "shifted"
         model = load(path)
         assert model.config.autoregressive == autoregressive
-        assert model.generate(length=4)[0].nfe >= 1
+        if autoregressive:
+            assert model.generate(length=4)[0].nfe >= 1
 
 
 def spoilt_run(cfg, workdir, batches):
@@ -240,7 +241,8 @@ def evaluations(run):
 
 def test_a_batch_that_is_left_out_does_not_move_the_border(dataset, tmp_path):
     """The border is a batch: one step fewer was taken there, and the figures of the first part are written anyway."""
-    cfg = road(dataset, run={"steps": ARM_STEPS + 8, "eval_every": 0}, safety={"max_skips": 1})
+    run = {"steps": ARM_STEPS + 8, "eval_every": 0}
+    cfg = road(dataset, run=run, diffusion={"anneal_steps": 0}, safety={"max_skips": 1})
     run = spoilt_run(cfg, tmp_path, [ARM_STEPS - 1])
     lines = evaluations(run)
     assert sorted(lines) == [ARM_STEPS - 1, ARM_STEPS + 8]

@@ -211,4 +211,4 @@ def test_a_start_that_is_replaced_while_data_are_prepared_is_refused(dataset, st
     other = jax.tree.map(lambda x: x + 1, start[1])
     checkpoint.save_params(path, other, sidecar_of(tuned(dataset, model={"max_length": 16}), dataset))
     with pytest.raises(UserError, match="is now base@7-.*was started with base@7-.*restore that checkpoint"):
-        initial_state(cfg, resolved, pipeline.open_dataset(dataset), make_mesh(cfg.mesh))
+        initial_state(cfg, resolved, pipeline.open_dataset(dataset), make_mesh(cfg.mesh, jax.devices()[:1]))

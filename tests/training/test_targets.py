@@ -57,11 +57,23 @@ def example_batch() -> dict[str, np.ndarray]:
 
 
 @functools.cache
+def targets_of(objective: str, pad_group: int = 0):
+    cfg = examples_of(objective, pad_group)
+    return jax.jit(lambda batch, index: train_step.targets(cfg, batch, index))
+
+
+@functools.cache
+def loss_and_grads_of(objective: str, pad_group: int = 0, microbatches: int = 1):
+    cfg = examples_of(objective, pad_group, microbatches=microbatches)
+    return jax.jit(lambda params, full: train_step.loss_and_grads(cfg, params, full))
+
+
+@functools.cache
 def example_targets(objective: str, sizes: tuple[int, int, int] = ALONE, index: int = 0, pad_group: int = 0):
-    mesh, cfg = mesh_of(sizes), examples_of(objective, pad_group)
+    mesh = mesh_of(sizes)
     batch = jax.device_put(example_batch(), NamedSharding(mesh, PartitionSpec(("data", "fsdp"))))
     with jax.set_mesh(mesh):
-        return jax.device_get(jax.jit(lambda b, i: train_step.targets(cfg, b, i))(batch, jnp.int32(index)))
+        return jax.device_get(targets_of(objective, pad_group)(batch, jnp.int32(index)))
 
 
 def test_a_prompt_is_never_masked_and_an_answer_s_padding_is():
@@ -83,8 +95,7 @@ def test_the_fine_tuning_loss_is_its_definition():
     """LLaDA, Algorithm 2: the mean over examples of 1 / (t L') times what the masked tokens of the answer cost."""
     full = example_targets("mdm")
     params, parts = host_state("mdm").params, example_batch()["segment_ids"][:, :T]
-    cfg = examples_of("mdm")
-    loss = jax.jit(lambda p, t: train_step.loss_and_grads(cfg, p, t)[0][0])(params, jax.tree.map(jnp.asarray, full))
+    (loss, _), _ = loss_and_grads_of("mdm")(params, jax.tree.map(jnp.asarray, full))
     nll = nll_of("mdm", params, full.inputs_BxT, full.segment_ids_BxT, full.labels_BxT)
     masked, times, expected = full.inputs_BxT == V, np.ones(B), 0.0
     for row in range(B):
@@ -102,8 +113,8 @@ def test_the_fine_tuning_loss_of_an_arm_is_its_definition():
     batch = example_batch()
     inputs, labels, parts = batch["tokens"][:, :-1], batch["tokens"][:, 1:], batch["segment_ids"][:, 1:]
     params = host_state("arm").params
-    cfg, full = examples_of("arm"), example_targets("arm")
-    loss = jax.jit(lambda p, t: train_step.loss_and_grads(cfg, p, t)[0][0])(params, jax.tree.map(jnp.asarray, full))
+    full = example_targets("arm")
+    (loss, _), _ = loss_and_grads_of("arm")(params, jax.tree.map(jnp.asarray, full))
     nll = nll_of("arm", params, inputs, np.ones((B, T), np.int32), labels)
     expected = np.mean([nll[row][parts[row] == 2].mean() for row in range(B)])
     assert loss == pytest.approx(expected, rel=1e-5)
@@ -139,8 +150,7 @@ def test_examples_on_meshes_and_in_micro_batches(objective, sizes, microbatches,
         params = jax.device_put(host_state(objective).params, shardings)
         full = jax.device_put(alone, NamedSharding(mesh, PartitionSpec(("data", "fsdp"))))
         with jax.set_mesh(mesh):
-            compute = jax.jit(lambda p, t, cfg=cfg: train_step.loss_and_grads(cfg, p, t))
-            found[where] = jax.device_get(compute(params, full))
+            found[where] = jax.device_get(loss_and_grads_of(objective, pad_group, parts)(params, full))
     chex.assert_trees_all_close(found[sizes][0], found[ALONE][0], rtol=1e-5)
     assert_same_gradients(found[sizes][1], found[ALONE][1])
 
@@ -165,13 +175,13 @@ def test_rows_are_padded_with_their_mate_alone():
 @pytest.mark.parametrize("objective", ["mdm", pytest.param("arm", marks=pytest.mark.slow)])
 def test_what_lies_behind_the_longest_example_changes_nothing(objective):
     """Neither its tokens nor its length: the rows at the end of longer records cost what they cost without it."""
-    cfg, params = examples_of(objective), host_state(objective).params
+    params = host_state(objective).params
 
     def loss(full):
-        return float(jax.jit(lambda p, t: train_step.loss_and_grads(cfg, p, t)[0][0])(params, full))
+        return float(loss_and_grads_of(objective)(params, full)[0][0])
 
     def targets(batch):
-        return jax.tree.map(jnp.asarray, train_step.targets(cfg, batch, 0))
+        return targets_of(objective)(batch, jnp.int32(0))
 
     batch, other = example_batch(), example_batch()
     other["tokens"][:, LONGEST:] = 11

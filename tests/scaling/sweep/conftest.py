@@ -1,5 +1,7 @@
 """A dataset, a tiny sweep, and a directory in which it is finished without any training."""
 
+import shutil
+
 import jax
 import pytest
 from support import tiny_run, tiny_sweep
@@ -33,9 +35,17 @@ def stubbed(monkeypatch):
     monkeypatch.setattr(trainer, "train", tiny_sweep.stub_train)
 
 
-@pytest.fixture
-def finished(dataset, sweep, one_device, stubbed, tmp_path):
-    """The directory of a sweep that one worker has finished."""
-    workdir = tmp_path / "finished"
-    worker.run(sweep, workdir, tiny_sweep.settings(dataset))
+@pytest.fixture(scope="session")
+def finished_once(dataset, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("sweep") / "finished"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trainer, "make_mesh", lambda cfg: make_mesh(cfg, jax.devices()[:1]))
+        patch.setattr(trainer, "train", tiny_sweep.stub_train)
+        worker.run(tiny_sweep.tiny_sweep(), workdir, tiny_sweep.settings(dataset))
     return workdir
+
+
+@pytest.fixture
+def finished(finished_once, one_device, stubbed, tmp_path):
+    """The directory of a sweep that one worker has finished."""
+    return shutil.copytree(finished_once, tmp_path / "finished")
