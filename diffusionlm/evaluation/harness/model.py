@@ -52,8 +52,8 @@ class DiffusionLM(LM):
         `rows`.
       max_batch_size: of the harness; must be None.
       device: of the harness; must be None, the harness' own default, or the platform that JAX runs on.
-      greedy_tasks: the tasks of which greedy decoding is compared with every continuation, with greedy=auto; None: where
-        a document has one continuation.
+      greedy_tasks: the tasks of which greedy decoding is compared with every continuation, with greedy=auto; None:
+        those in which a document has one continuation.
       **arguments: see `diffusionlm.evaluation.harness.options.parse`.
 
     Raises:
@@ -145,7 +145,9 @@ class DiffusionLM(LM):
         if isinstance(chat_template, str):
             raise UserError(f"apply_chat_template={chat_template} names a template; a checkpoint has one: give no name")
         if self.model.template is None:
-            raise UserError("apply_chat_template needs a model with a chat template, and this one has none; leave it out")
+            raise UserError(
+                "apply_chat_template needs a chat template, and this model has none; leave it out"
+            )
         return json.dumps(self.model.template.to_dict(), sort_keys=True)
 
     @property
@@ -169,9 +171,9 @@ class DiffusionLM(LM):
         """Return what the harness writes into `config` of its results: checkpoint, settings, and Monte Carlo errors.
 
         For each task: `ll_stderr`, the root mean square of the standard errors of its log-likelihoods; of tasks with
-        choices also `undecided`, and `acc_mc_stderr_at_most`, a bound of the error of `acc` that comes from the noise of
-        the estimates. The command `diffusionlm evaluate CHECKPOINT lm_eval` knows the right answers, and gives the error
-        itself.
+        choices also `undecided`, and `acc_mc_stderr_at_most`, a bound of the error of `acc` that comes from the noise
+        of the estimates. The command `diffusionlm evaluate CHECKPOINT lm_eval` knows the right answers, and gives the
+        error itself.
         """
         counts = {"forwards": self.forwards, "truncated": self.truncated}
         noise = {task: _noise_of(documents) for task, documents in self._by_task().items()}
@@ -252,5 +254,3 @@ def _most_variance(estimates: Sequence[Estimate]) -> float:
     """Return the largest variance that a document's accuracy can have, whichever choices are right."""
     win = float(decisions.win_probabilities(estimates).max())
     return win * (1 - win) if win > 0.5 else 0.25
-
-

@@ -64,7 +64,9 @@ def score(
     documents = _documents(requests)
     alone = {members[0] for members in documents if len(members) == 1}
     compared = {r for r, request in enumerate(requests) if greedy(request, r in alone)}
-    contests = [m for m in documents if len(m) > 1 and all(requests[r].context for r in m)] if options.sequential else []
+    contests = (
+        [m for m in documents if len(m) > 1 and all(requests[r].context for r in m)] if options.sequential else []
+    )
     single = sorted(set(range(len(requests))) - {r for members in contests for r in members})
     scores: dict[int, Score] = {}
 
