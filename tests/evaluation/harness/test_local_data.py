@@ -48,9 +48,13 @@ FORMS = [
             "options": [["a", "b"], ["ran", "sat"], ["x", "y"]],
             "answers": ["A", "B", "B"],
         },
-        ARC | {"query": "Article: T.\n\nQuestion: Who?\nAnswer: a\nHe  sat\nWhy?"},
+        ARC | {"query": "Article: T.\n\nQuestion: Who?\nAnswer: a\nHe sat\nWhy?"},
     ),
-    ("lambada_openai", {"context": "It is one o", "continuation": "clock"}, {"context": "It is one o", "word": " clock"}),
+    (
+        "lambada_openai",
+        {"context": "It is one o", "continuation": "clock"},
+        {"context": "It is one o", "word": " clock"},
+    ),
     ("lambada_standard", {"text": "it is one"}, {"context": "it is", "word": " one"}),
     ("gsm8k", {"question": "1+1?", "answer": "#### 2"}, {"question": "1+1?", "answer": "#### 2"}),
 ]
