@@ -169,8 +169,13 @@ class Scorer:
 
     def estimates(self) -> list[Estimate]:
         """Return the estimates of all pairs: from the passes that they have had, or exact ones, which are run here."""
-        if not self.exact:
-            return [self.estimate(r) for r in range(len(self._pairs))]
+        if self.exact:
+            return self._exact_estimates
+        return [self.estimate(r) for r in range(len(self._pairs))]
+
+    @functools.cached_property
+    def _exact_estimates(self) -> list[Estimate]:
+        """The estimates of an exact estimator, which goes through all its rows."""
         rows = ESTIMATORS[self._name].rows
         assert rows is not None
         totals = np.zeros(len(self._pairs))

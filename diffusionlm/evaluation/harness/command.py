@@ -16,8 +16,8 @@ from diffusionlm.evaluation.harness import TASKS
 from diffusionlm.evaluation.harness import settings as published
 from diffusionlm.evaluation.harness.options import BATCH_SIZE, parse_text
 from diffusionlm.evaluation.harness.report import metrics_of, save_samples
-from diffusionlm.evaluation.harness.settings import TaskSettings
-from diffusionlm.evaluation.results import Metric, Result
+from diffusionlm.evaluation.harness.settings import SUFFIX, TaskSettings
+from diffusionlm.evaluation.results import Result
 from diffusionlm.evaluation.session import Session
 from diffusionlm.scalars import is_real, whole
 
@@ -39,6 +39,14 @@ class Asked:
     num_fewshot: int | None
     gen_kwargs: dict[str, Any]
     evaluator: dict[str, Any]
+
+    def under(self, settings: str | None) -> "Asked":
+        """Return this with what named settings add for all tasks, checked."""
+        if settings is not None and published.get(settings).apply_chat_template:
+            self.evaluator["apply_chat_template"] = True
+        if self.evaluator["fewshot_as_multiturn"] and not self.evaluator["apply_chat_template"]:
+            raise UserError("fewshot_as_multiturn writes turns of a dialogue; it needs apply_chat_template")
+        return self
 
 
 def lm_eval(
@@ -62,9 +70,8 @@ def lm_eval(
 ) -> Result:
     """Evaluate on tasks of lm-evaluation-harness, its own, yours, or ours, which read files without a network.
 
-    Every figure of a task has the harness' standard error, which is that over documents alone. What the noise of the
-    likelihoods adds is beside it: TASK/acc_mc_stderr, and TASK/undecided, the share of multiple-choice decisions that
-    more draws could turn, at 5%.
+    The harness' standard errors are those over documents alone. What the noise of likelihoods adds is beside them, e.g.
+    TASK/acc_mc_stderr, and TASK/undecided, the share of multiple-choice decisions that more draws could turn, at 5%.
 
     Args:
       session: the model to evaluate.
@@ -85,43 +92,61 @@ def lm_eval(
       samples: a directory for a file of all documents, answers and errors of each task.
 
     Raises:
-      UserError: the package `lm_eval` is missing, an unknown task, one whose data cannot be loaded, an argument without
-        meaning, or a request that the model cannot score.
+      UserError: `lm_eval` is missing, an unknown task, data that cannot be loaded, or anything that cannot be scored.
     """
-    harness = require_harness()
-    if fewshot_as_multiturn and not apply_chat_template:
-        raise UserError("fewshot_as_multiturn writes turns of a dialogue; give apply_chat_template as well, or drop it")
+    asked = Asked(
+        parse_text(model_args) | {"batch_size": whole("batch_size", batch_size, 1)},
+        num_fewshot,
+        parse_text(gen_kwargs),
+        {
+            "limit": _limit(limit),
+            "apply_chat_template": apply_chat_template,
+            "fewshot_as_multiturn": fewshot_as_multiturn,
+            "system_instruction": system_instruction,
+            "fewshot_random_seed": fewshot_seed,
+            "confirm_run_unsafe_code": confirm_run_unsafe_code,
+        },
+    )
+    outcomes = _run(session, _plan(tasks, settings), asked.under(settings), data, include_path)
+    return _result(outcomes, {"data": data, "settings": settings} | asked.evaluator, settings, samples)
+
+
+Plan = tuple[TaskSettings, dict[str, Any]]  # the named settings of a task, and its model arguments
+
+
+def _plan(tasks: str, settings: str | None) -> dict[str, Plan]:
+    """Return the named settings of each task; an unknown one is refused before any other costs time."""
     names = [name for name in map(str.strip, tasks.split(",")) if name]
     if not names:
         raise UserError(f"tasks={tasks!r} names no task")
-    chosen = published.get(settings) if settings else None
-    evaluator = {
-        "limit": _limit(limit),
-        "apply_chat_template": apply_chat_template or bool(chosen and chosen.apply_chat_template),
-        "fewshot_as_multiturn": fewshot_as_multiturn,
-        "system_instruction": system_instruction,
-        "fewshot_random_seed": fewshot_seed,
-        "confirm_run_unsafe_code": confirm_run_unsafe_code,
-    }
-    asked = Asked(parse_text(model_args), num_fewshot, parse_text(gen_kwargs), evaluator)
-    asked.model_args["batch_size"] = whole("batch_size", batch_size, 1)
-    # Named settings are looked up first, so that a mistake in the last task does not cost the time of the others.
-    planned = [(name, chosen.of(settings or "", name) if chosen else (TaskSettings(), {})) for name in names]
+    if settings is None:
+        return {name: (TaskSettings(), {}) for name in names}
+    return {name: published.get(settings).of(settings, name) for name in names}
+
+
+def _run(
+    session: Session, planned: Mapping[str, Plan], asked: Asked, data: str | None, include_path: str | None
+) -> list[dict[str, Any]]:
+    """Load all tasks, and then run the harness on each of them."""
+    harness = require_harness()
     with _quiet():
-        manager = _manager(harness, names, data, include_path)
-        loaded = [(name, plan, _load(manager, name)) for name, plan in planned]
-        outcomes = [_evaluate(harness, session, manager, found, plan, asked) for _, plan, found in loaded]
+        manager = _manager(list(planned), data, include_path)
+        loaded = {name: _load(manager, name) for name in planned}
+        return [_evaluate(harness, session, manager, loaded[name], plan, asked) for name, plan in planned.items()]
+
+
+def _result(
+    outcomes: list[dict[str, Any]], config: dict[str, Any], settings: str | None, samples: str | None
+) -> Result:
+    """Return the figures of all runs, and write their samples."""
     if samples is not None:
         for outcome in outcomes:
             save_samples(samples, outcome)
-    metrics: dict[str, Metric] = {}
-    for outcome in outcomes:
-        metrics |= metrics_of(outcome)
-    config = {"tasks": names, "data": data, "settings": settings, "lm_eval": _version(harness)} | evaluator
-    if chosen:
-        config["differences"] = chosen.differences
-    config["runs"] = [outcome["run"] for outcome in outcomes]
-    return Result(metrics, config, forwards=sum(outcome["run"]["forwards"] for outcome in outcomes))
+    config = config | {"lm_eval": outcomes[0]["lm_eval_version"], "runs": [outcome["run"] for outcome in outcomes]}
+    if settings is not None:
+        config["differences"] = published.get(settings).differences
+    metrics = {name: metric for outcome in outcomes for name, metric in metrics_of(outcome).items()}
+    return Result(metrics, config, forwards=sum(run["forwards"] for run in config["runs"]))
 
 
 def require_harness() -> ModuleType:
@@ -132,10 +157,6 @@ def require_harness() -> ModuleType:
         raise UserError(
             f"lm_eval needs the package lm_eval ({' '.join(str(error).split())}): pip install 'diffusionlm[eval]'"
         ) from error
-
-
-def _version(harness: ModuleType) -> str:
-    return str(getattr(harness, "__version__", "unknown"))
 
 
 def _limit(limit: float | None) -> float | int | None:
@@ -165,17 +186,16 @@ def _quiet() -> Iterator[None]:
             os.environ["DISABLE_MULTIPROC"] = before
 
 
-def _manager(harness: ModuleType, names: list[str], data: str | None, include_path: str | None) -> Any:
+def _manager(names: list[str], data: str | None, include_path: str | None) -> Any:
     """Return the harness' index of tasks, with ours; its own thousands are read only if one of them is asked for."""
     if include_path is not None and not os.path.isdir(include_path):
         raise UserError(f"include_path={include_path} is no directory of task files")
     manager = importlib.import_module("lm_eval.tasks").TaskManager
     importlib.import_module("diffusionlm.evaluation.harness.model")  # registers the model class
-    ours = {path.stem for path in TASKS.glob("*.yaml")}
     paths = [str(TASKS), *([include_path] if include_path else [])]
     metadata = {"data": data} if data else {}
     index = manager(include_path=paths, include_defaults=False, metadata=metadata)
-    if set(names) <= set(index.all_tasks) | ours:
+    if all(name in index.all_tasks or name.endswith(SUFFIX) for name in names):
         return index
     return manager(include_path=paths, metadata=metadata)
 
@@ -210,7 +230,7 @@ def _evaluate(
     session: Session,
     manager: Any,
     loaded: Mapping[str, Any],
-    plan: tuple[TaskSettings, dict[str, Any]],
+    plan: Plan,
     asked: Asked,
 ) -> dict[str, Any]:
     """Run the harness on one task or group, and return its results with `tasks`, `model` and `run` added."""
@@ -228,7 +248,7 @@ def _evaluate(
     children = {child for names in (loaded.get("group_map") or {}).values() for child in names}
     items = [group for name, group in groups.items() if name not in children] or list(tasks.values())
     try:
-        results = harness.simple_evaluate(
+        results: dict[str, Any] = harness.simple_evaluate(
             model=model,
             tasks=items,
             num_fewshot=num_fewshot,
@@ -241,7 +261,8 @@ def _evaluate(
     except ValueError as error:  # a UserError, or a refusal of the harness, which says its reason in one sentence
         if isinstance(error, UserError):
             raise
-        raise UserError(untrusted.printable(" ".join(str(error).split())[:300])) from error
+        reason = untrusted.printable(" ".join(str(error).split())[:300])
+        raise UserError(f"the harness refuses {', '.join(sorted(tasks)[:3])}: {reason}") from error
     run = {"tasks": sorted(tasks), "num_fewshot": results["n-shot"], "versions": results["versions"]}
     run |= {"model_args": model.options.to_json(), "gen_kwargs": gen_kwargs, "forwards": model.forwards}
     run |= {"truncated": model.truncated, "documents": results["n-samples"]}

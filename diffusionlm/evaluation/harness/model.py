@@ -145,9 +145,7 @@ class DiffusionLM(LM):
         if isinstance(chat_template, str):
             raise UserError(f"apply_chat_template={chat_template} names a template; a checkpoint has one: give no name")
         if self.model.template is None:
-            raise UserError(
-                "apply_chat_template needs a chat template, and this model has none; leave it out"
-            )
+            raise UserError("apply_chat_template needs a chat template, and this model has none; leave it out")
         return json.dumps(self.model.template.to_dict(), sort_keys=True)
 
     @property

@@ -1,5 +1,7 @@
 """The model class in lm-evaluation-harness: its scores are those of our own API, and depend on nothing else."""
 
+import dataclasses
+import json
 import math
 import pickle
 
@@ -14,6 +16,8 @@ from lm_eval.api.model import LM, TemplateLM
 from lm_eval.api.registry import get_model
 
 import diffusionlm as dlm
+from diffusionlm.data.chat_templates import TURNS, Template
+from diffusionlm.data.tokenizers import ByteTokenizer
 from diffusionlm.errors import UserError
 from diffusionlm.evaluation.harness import scoring
 from diffusionlm.evaluation.harness.model import DiffusionLM, Estimated, cut
@@ -230,6 +234,56 @@ def test_no_room_for_a_prompt_is_one_line(mdm):
         DiffusionLM(mdm).generate_until(asked)
     pair, truncated = encode_prompt(mdm, "x" * 20 + "y" * 88, 8)
     assert truncated and pair[0] == list(b"y" * 88)
+
+
+@pytest.fixture(scope="module")
+def chat(mdm):
+    """The model, with a chat template."""
+    template = Template("plain", TURNS["plain"], ByteTokenizer.eos_id).to_dict()
+    return dataclasses.replace(mdm, sidecar=dataclasses.replace(mdm.sidecar, template=template))
+
+
+def test_messages_are_read_as_the_template_writes_them(chat, mdm):
+    model = DiffusionLM(chat, **FEW)
+    messages = [{"role": "user", "content": "Hi"}]
+    dialogue = model.apply_chat_template(messages)
+    assert list(dialogue.ids) == chat.encode_messages(messages)
+    assert dialogue == "### user\nHi\n\n### assistant\n"
+    begun = model.apply_chat_template([*messages, {"role": "assistant", "content": "I"}], add_generation_prompt=False)
+    assert begun.ids == (*dialogue.ids, ord("I")) and begun == dialogue + "I"
+    plain = DiffusionLM(mdm, **FEW)
+    for lm, context in [(model, dialogue), (plain, str(dialogue))]:  # of bytes, the text has the same ids
+        score = values(lm.loglikelihood(instances("loglikelihood", [(context, " bcde")])))
+        assert score == pytest.approx(
+            values(plain.loglikelihood(instances("loglikelihood", [(str(dialogue), " bcde")])))
+        )
+    assert json.loads(model.chat_template(True))["turn"] == TURNS["plain"] and model.chat_template(False) is None
+    assert model.tokenizer_name != plain.tokenizer_name == DiffusionLM(mdm, draws=1).tokenizer_name
+
+
+def test_a_template_that_is_not_there_is_one_line(chat, mdm):
+    with pytest.raises(UserError, match="needs a chat template, and this model has none"):
+        DiffusionLM(mdm).chat_template(True)
+    with pytest.raises(UserError, match="apply_chat_template=other names a template"):
+        DiffusionLM(chat).chat_template("other")
+
+
+def test_a_long_dialogue_is_answered(chat):
+    dialogue = DiffusionLM(chat).apply_chat_template([{"role": "user", "content": "x" * 100}])
+    pair, truncated = encode_prompt(chat, dialogue, 8)
+    assert truncated and pair[0] == list(dialogue.ids[-88:])
+
+
+@pytest.mark.slow
+def test_eight_devices_give_the_same_scores(places):
+    scores = []
+    for devices in (1, 8):
+        model = DiffusionLM(places["mdm"], **FEW, devices=devices)
+        assert len(model.model.mesh.devices.flat) == devices
+        scores.append(values(model.loglikelihood(instances("loglikelihood", PAIRS))))
+    assert scores[0] == pytest.approx(scores[1], abs=1e-4)
+    with pytest.raises(UserError, match="devices=9, and this machine has 8"):
+        DiffusionLM(places["mdm"], devices=9)
 
 
 def test_choices_stop_once_the_best_is_clear(mdm, monkeypatch):
