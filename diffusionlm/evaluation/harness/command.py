@@ -276,4 +276,4 @@ def _needs_greedy(task: Any) -> bool:
     names = {entry["metric"] for entry in task.get_config("metric_list") or [] if isinstance(entry["metric"], str)}
     if task.get_config("output_type") == "multiple_choice":
         return "exact_match" in names
-    return task.get_config("output_type") == "loglikelihood" and (names != {"perplexity"} or not names)
+    return task.get_config("output_type") == "loglikelihood" and names != {"perplexity"}

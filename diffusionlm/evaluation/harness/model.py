@@ -220,7 +220,7 @@ def _session(pretrained: str | LoadedModel | Session, options: ModelOptions) -> 
     """Return a session with the model in the type and on the devices that the options ask for."""
     session = pretrained if isinstance(pretrained, Session) else None
     model = session.model if session else pretrained if isinstance(pretrained, LoadedModel) else None
-    if model is None or options.dtype is not None or options.devices > 1:
+    if model is None or not _suits(model, options):
         available = jax.local_devices()
         if options.devices > len(available):
             raise UserError(f"devices={options.devices}, and this machine has {len(available)}; give fewer")
@@ -230,6 +230,11 @@ def _session(pretrained: str | LoadedModel | Session, options: ModelOptions) -> 
         return Session(model)
     session.model = model
     return session
+
+
+def _suits(model: LoadedModel, options: ModelOptions) -> bool:
+    """Return True if a model is as the options ask for; a single device is what nobody asked for."""
+    return options.dtype in (None, model.config.model.dtype) and options.devices in (1, model.mesh.size)
 
 
 def _document(instance: Instance) -> Document:

@@ -1,6 +1,5 @@
 """`evaluate CHECKPOINT lm_eval`: the harness' figures with Monte Carlo errors, records, and one line for mistakes."""
 
-import configparser
 import json
 import subprocess
 import sys
@@ -13,26 +12,9 @@ from support.tiny_tasks import HELLASWAG, LAMBADA, write
 
 import diffusionlm as dlm
 from diffusionlm.cli import main as cli
-from diffusionlm.errors import UserError
 from diffusionlm.evaluation.harness import TASKS
 
 FEW = "draws=2,rows=16"
-ROOT = Path(__file__).parents[3]
-
-
-def test_a_missing_package_is_one_line(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "lm_eval", None)
-    with pytest.raises(UserError, match=r"needs the package lm_eval .*: pip install 'diffusionlm\[eval\]'") as caught:
-        dlm.evaluate(save(tmp_path / "mdm"), "lm_eval", tasks="piqa_local")
-    assert "\n" not in str(caught.value)
-
-
-def test_the_plug_in_is_declared():
-    settings = configparser.ConfigParser()
-    settings.read(ROOT / "setup.cfg")
-    (line,) = settings["options.entry_points"]["lm_eval.models"].strip().splitlines()
-    assert line == "diffusionlm = diffusionlm.evaluation.harness.model:DiffusionLM"
-    assert "tasks/*.yaml" in settings["options.package_data"]["diffusionlm.evaluation.harness"]
 
 
 lm_eval = pytest.importorskip("lm_eval", reason="needs the package lm_eval (extra eval)")
