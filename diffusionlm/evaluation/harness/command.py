@@ -71,7 +71,7 @@ def lm_eval(
     """Evaluate on tasks of lm-evaluation-harness, its own, yours, or ours, which read files without a network.
 
     The harness' standard errors are those over documents alone. What the noise of likelihoods adds is beside them, e.g.
-    TASK/acc_mc_stderr, and TASK/undecided, the share of multiple-choice decisions that more draws could turn, at 5%.
+    TASK/mc_stderr_of_acc, and TASK/undecided, the share of multiple-choice decisions that more draws could turn, at 5%.
 
     Args:
       session: the model to evaluate.

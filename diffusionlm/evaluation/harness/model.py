@@ -168,10 +168,10 @@ class DiffusionLM(LM):
     def get_model_info(self) -> dict[str, Any]:
         """Return what the harness writes into `config` of its results: checkpoint, settings, and Monte Carlo errors.
 
-        For each task: `ll_stderr`, the root mean square of the standard errors of its log-likelihoods; of tasks with
-        choices also `undecided`, and `acc_mc_stderr_at_most`, a bound of the error of `acc` that comes from the noise
-        of the estimates. The command `diffusionlm evaluate CHECKPOINT lm_eval` knows the right answers, and gives the
-        error itself.
+        For each task: `stderr_of_ll`, the root mean square of the standard errors of its log-likelihoods; of tasks with
+        choices also `undecided`, and `mc_stderr_of_acc_at_most`, a bound of the error of `acc` that comes from the
+        noise of the estimates. The command `diffusionlm evaluate CHECKPOINT lm_eval` knows the right answers, and gives
+        the error itself.
         """
         counts = {"forwards": self.forwards, "truncated": self.truncated}
         noise = {task: _noise_of(documents) for task, documents in self._by_task().items()}
@@ -244,12 +244,12 @@ def _document(instance: Instance) -> Document:
 def _noise_of(documents: Sequence[Sequence[Estimate]]) -> dict[str, float]:
     """Return the Monte Carlo errors of a task, as far as they do not depend on which answers are right."""
     squares = [estimate.stderr**2 for estimates in documents for estimate in estimates]
-    noise = {"ll_stderr": math.sqrt(math.fsum(squares) / len(squares))}
+    noise = {"stderr_of_ll": math.sqrt(math.fsum(squares) / len(squares))}
     choices = [estimates for estimates in documents if len(estimates) > 1]
     if choices:
         bounds = [_most_variance(estimates) for estimates in choices]
         noise["undecided"] = sum(map(decisions.is_undecided, choices)) / len(choices)
-        noise["acc_mc_stderr_at_most"] = math.sqrt(math.fsum(bounds)) / len(choices)
+        noise["mc_stderr_of_acc_at_most"] = math.sqrt(math.fsum(bounds)) / len(choices)
     return noise
 
 

@@ -43,9 +43,9 @@ def choice_metrics(
         compared = decisions.scaled(estimates, units)
         best = max(range(len(compared)), key=lambda i: compared[i].log_likelihood)
         metrics[name] = float(best in gold)
-        metrics[f"{name}_mc_stderr"] = decisions.accuracy_variance(compared, gold)
+        metrics[f"mc_stderr_of_{name}"] = decisions.accuracy_variance(compared, gold)
     metrics["undecided"] = float(decisions.is_undecided(estimates))
-    return metrics | {"ll_stderr": [estimate.stderr for estimate in estimates]}
+    return metrics | {"stderr_of_ll": [estimate.stderr for estimate in estimates]}
 
 
 def choices_and_lengths(doc: Mapping[str, Any], results: Sequence[tuple[float, bool]]) -> dict[str, Any]:
@@ -68,8 +68,8 @@ def greedy_word(doc: Mapping[str, Any], results: Sequence[tuple[float, bool]]) -
     return {
         "perplexity": float(value),
         "acc": int(greedy),
-        "perplexity_mc_stderr": pair,
-        "ll_stderr": [estimate.stderr],
+        "mc_stderr_of_perplexity": pair,
+        "stderr_of_ll": [estimate.stderr],
     }
 
 

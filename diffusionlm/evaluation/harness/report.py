@@ -12,7 +12,7 @@ from diffusionlm.evaluation.results import Metric
 from diffusionlm.likelihood.monte_carlo import Estimate
 from diffusionlm.storage import dump_numbers, run_path, write_atomically
 
-NOISE = ("_mc_stderr", "undecided", "ll_stderr")  # of names of our own tasks' figures, which are computed here
+NOISE = ("mc_stderr_of_", "undecided", "stderr_of_ll")  # begin figures of our own tasks, which are computed here
 
 
 def metrics_of(outcome: Mapping[str, Any]) -> dict[str, Metric]:
@@ -33,7 +33,7 @@ def _harness_metrics(task: str, figures: Mapping[str, Any]) -> dict[str, Metric]
     metrics: dict[str, Metric] = {}
     for key, value in figures.items():
         name, comma, kind = key.partition(",")
-        if not comma or name.endswith("_stderr") or name in NOISE or not isinstance(value, int | float):
+        if not comma or name.endswith("_stderr") or name.startswith(NOISE) or not isinstance(value, int | float):
             continue
         stderr = figures.get(f"{name}_stderr,{kind}")
         shown = name if kind == "none" else key
@@ -64,13 +64,13 @@ def _noise(task: Any, samples: Sequence[Mapping[str, Any]]) -> list[tuple[str, f
     kind = task.get_config("output_type")
     figures = task.get_config("process_results")  # of unknown meaning, unless it is ours
     if figures is not None and not getattr(figures, "__module__", "").startswith("diffusionlm."):
-        return [("ll_stderr", rms)]
+        return [("stderr_of_ll", rms)]
     if kind == "multiple_choice":
-        return [*_choice_noise(task, samples, known), ("ll_stderr", rms)]
+        return [*_choice_noise(task, samples, known), ("stderr_of_ll", rms)]
     pairs = [some[0] for some in known]
     if kind == "loglikelihood":
-        return [("perplexity_mc_stderr", decisions.perplexity_stderr(pairs, len(pairs))), ("ll_stderr", rms)]
-    return [*_rolling_noise(task, samples, pairs), ("ll_stderr", rms)]
+        return [("mc_stderr_of_perplexity", decisions.perplexity_stderr(pairs, len(pairs))), ("stderr_of_ll", rms)]
+    return [*_rolling_noise(task, samples, pairs), ("stderr_of_ll", rms)]
 
 
 def _choice_noise(
@@ -92,7 +92,7 @@ def _choice_noise(
             variance = decisions.accuracy_variance(decisions.scaled(some, lengths[name]), gold)
             noise[name] = noise.get(name, Noise()).plus(variance)
         undecided += decisions.is_undecided(some)
-    errors = [(f"{name}_mc_stderr", noise[name].stderr) for name in sorted(noise)]
+    errors = [(f"mc_stderr_of_{name}", noise[name].stderr) for name in sorted(noise)]
     return [*errors, ("undecided", undecided / len(samples))]
 
 
@@ -115,10 +115,10 @@ def _rolling_noise(
     noise = []
     for name, count in counts.items():
         if name in task.aggregation():
-            noise.append((f"{name}_mc_stderr", decisions.perplexity_stderr(estimates, sum(map(count, texts)))))
+            noise.append((f"mc_stderr_of_{name}", decisions.perplexity_stderr(estimates, sum(map(count, texts)))))
     if "bits_per_byte" in task.aggregation():
         stderr = math.sqrt(math.fsum(estimate.stderr**2 for estimate in estimates))
-        noise.append(("bits_per_byte_mc_stderr", stderr / math.log(2) / sum(map(task.count_bytes, texts))))
+        noise.append(("mc_stderr_of_bits_per_byte", stderr / math.log(2) / sum(map(task.count_bytes, texts))))
     return noise
 
 
@@ -141,6 +141,6 @@ def save_samples(directory: str, outcome: Mapping[str, Any]) -> None:
 def _line(sample: Mapping[str, Any]) -> dict[str, Any]:
     line = json.loads(json.dumps(dict(sample), default=str))
     if (estimates := estimates_of(sample)) is not None:
-        line["ll_stderr"] = [estimate.stderr for estimate in estimates]
+        line["stderr_of_ll"] = [estimate.stderr for estimate in estimates]
         line["passes"] = [estimate.passes for estimate in estimates]
     return line

@@ -53,19 +53,19 @@ def test_figures_are_those_of_the_log_likelihoods(whole):
         per_character = [score / len(choice) for score, choice in zip(scores, doc["choices"], strict=True)]
         right.append(max(range(4), key=lambda i: scores[i]) == doc["gold"])
         right_norm.append(max(range(4), key=lambda i: per_character[i]) == doc["gold"])
-        assert len(sample["ll_stderr"]) == len(sample["passes"]) == 4 and set(sample["passes"]) == {8}
+        assert len(sample["stderr_of_ll"]) == len(sample["passes"]) == 4 and set(sample["passes"]) == {8}
     metrics = result.metrics
     assert metrics["hellaswag_local/acc"].value == pytest.approx(sum(right) / 6)
     assert metrics["hellaswag_local/acc_norm"].value == pytest.approx(sum(right_norm) / 6)
     assert metrics["hellaswag_local/documents"].value == 6
     p = sum(right) / 6
     assert metrics["hellaswag_local/acc"].stderr == pytest.approx((p * (1 - p) / 5) ** 0.5)  # over documents
-    assert {"hellaswag_local/acc_mc_stderr", "hellaswag_local/undecided"} <= set(metrics)
+    assert {"hellaswag_local/mc_stderr_of_acc", "hellaswag_local/undecided"} <= set(metrics)
     assert metrics["winogrande_local/acc"].value in (0, 1)  # twice the same document
     words = samples_of(directory, "lambada_openai_local")
     assert [sample["target"] for sample in words] == [f" {doc['continuation']}" for doc in LAMBADA]
     assert all(isinstance(sample["acc"], int) for sample in words)
-    assert metrics["lambada_openai_local/perplexity_mc_stderr"].value > 0
+    assert metrics["lambada_openai_local/mc_stderr_of_perplexity"].value > 0
 
 
 def test_the_config_says_what_was_evaluated(whole):
@@ -87,12 +87,13 @@ def test_our_own_task_gives_the_same_errors_in_the_harness_itself(whole, places)
     model = DiffusionLM(places["mdm"], draws=2, rows=16)
     results = lm_eval.simple_evaluate(model, tasks=["hellaswag_local"], task_manager=manager, bootstrap_iters=0)
     assert results is not None
-    for name in ("acc", "acc_norm", "acc_mc_stderr", "acc_norm_mc_stderr", "undecided", "ll_stderr"):
+    for name in ("acc", "acc_norm", "mc_stderr_of_acc", "mc_stderr_of_acc_norm", "undecided", "stderr_of_ll"):
         value = results["results"]["hellaswag_local"][f"{name},none"]
         assert value == pytest.approx(whole[0].metrics[f"hellaswag_local/{name}"].value, rel=1e-4)
     noise = results["config"]["monte_carlo"]["hellaswag_local"]
     assert noise["undecided"] == results["results"]["hellaswag_local"]["undecided,none"]
-    assert noise["acc_mc_stderr_at_most"] >= results["results"]["hellaswag_local"]["acc_mc_stderr,none"] - 1e-9
+    bound = 1.001 * noise["mc_stderr_of_acc_at_most"]  # its integral is taken in another way
+    assert bound >= results["results"]["hellaswag_local"]["mc_stderr_of_acc,none"] > 0
     assert len(results["config"]["params_sha256"]) == 64
 
 
@@ -131,7 +132,7 @@ def test_settings_of_a_table_are_used_and_named(places):
     result = run(places, "boolq_local", settings="smdm_1028m", model_args="rows=16", limit=2)
     likelihood = result.config["runs"][0]["model_args"]["likelihood"]
     assert (likelihood["estimator"], likelihood["guidance"], likelihood["rows"]) == ("chain_rule", 1.6, 16)
-    assert result.metrics["boolq_local/acc_mc_stderr"].value == 0  # exact
+    assert result.metrics["boolq_local/mc_stderr_of_acc"].value == 0  # exact
     assert result.config["differences"]
 
 
@@ -179,6 +180,6 @@ def test_the_harness_own_command_takes_our_task_files(places, tmp_path):
     command += ["--model_args", f"pretrained={places['mdm']},{FEW}", "--tasks", f"{TASKS}/hellaswag_local.yaml"]
     command += ["--metadata", f"data={places['data']}", "--output_path", str(tmp_path), "--log_samples"]
     done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0 and "acc_mc_stderr" in done.stdout, done.stdout + done.stderr
+    assert done.returncode == 0 and "mc_stderr_of_acc" in done.stdout, done.stdout + done.stderr
     (results,) = tmp_path.glob("**/results_*.json")
     assert "undecided,none" in json.loads(results.read_text())["results"]["hellaswag_local"]

@@ -330,7 +330,7 @@ def test_the_error_of_an_accuracy_is_its_spread_over_seeds(mdm):
         responses = DiffusionLM(mdm, **FEW, seed=seed).loglikelihood(asked)
         figures = [single_choice({"gold": i % 2}, responses[2 * i : 2 * i + 2]) for i in range(n)]
         accuracies.append(np.mean([figure["acc"] for figure in figures]))
-        predicted.append(mc_stderr([figure["acc_mc_stderr"] for figure in figures]))
+        predicted.append(mc_stderr([figure["mc_stderr_of_acc"] for figure in figures]))
     # The spread over 24 seeds is known to 15%, and the prediction is too small by up to 18% where choices are equal.
     assert np.std(accuracies, ddof=1) == pytest.approx(np.mean(predicted), rel=0.5) and min(predicted) > 0
 
