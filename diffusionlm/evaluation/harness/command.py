@@ -26,7 +26,7 @@ BOOTSTRAP = 1000  # resamples for the harness' standard errors of what is no mea
 
 @dataclass(frozen=True)
 class Asked:
-    """What the command asks of the harness for all tasks.
+    """The arguments of the command, as far as all tasks share them.
 
     Attributes:
       model_args: model arguments, which replace those of named settings.

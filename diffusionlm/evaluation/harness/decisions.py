@@ -1,4 +1,4 @@
-"""What the noise of likelihood estimates does to multiple-choice decisions and to the figures made of them.
+"""The effect of the noise of likelihood estimates on multiple-choice decisions and on the figures made of them.
 
 The estimates of a document's choices are independent, and each is a mean over passes, so it is taken as normal around
 its expectation with its own standard error. With new noise, the winner of a document would be another with a

@@ -20,7 +20,7 @@ MAX_GEN_TOKS = 256  # the harness' default
 
 @dataclass(frozen=True)
 class ModelOptions:
-    """What the model arguments ask for.
+    """The settings that the model arguments ask for.
 
     Attributes:
       likelihood: the settings of log-likelihoods.

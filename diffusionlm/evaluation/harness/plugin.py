@@ -1,4 +1,4 @@
-"""What the task files of this package name: their data, their figures, and by being imported the model class."""
+"""The names that our task files use: data, figures, aggregations. Importing this module registers the model class."""
 
 import ast
 import math

@@ -141,7 +141,7 @@ class Prompt(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """What a model wrote after a prompt."""
+    """The text that a model wrote after a prompt."""
 
     text: str
     forwards: int

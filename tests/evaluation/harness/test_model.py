@@ -251,12 +251,12 @@ def test_messages_are_read_as_the_template_writes_them(chat, mdm):
     assert dialogue == "### user\nHi\n\n### assistant\n"
     begun = model.apply_chat_template([*messages, {"role": "assistant", "content": "I"}], add_generation_prompt=False)
     assert begun.ids == (*dialogue.ids, ord("I")) and begun == dialogue + "I"
+    responses = model.loglikelihood(instances("loglikelihood", [(dialogue, " bcde")]))
+    with chat.on_mesh():
+        pairs, keys = [(dialogue.ids, list(b" bcde"))], [key_of("score", dialogue, " bcde")]
+        (expected,) = estimate(chat.params, chat.config, pairs, dlm.LikelihoodConfig(**FEW), request_ids=keys)
+    assert values(responses) == pytest.approx([expected.log_likelihood], rel=1e-5)
     plain = DiffusionLM(mdm, **FEW)
-    for lm, context in [(model, dialogue), (plain, str(dialogue))]:  # of bytes, the text has the same ids
-        score = values(lm.loglikelihood(instances("loglikelihood", [(context, " bcde")])))
-        assert score == pytest.approx(
-            values(plain.loglikelihood(instances("loglikelihood", [(str(dialogue), " bcde")])))
-        )
     assert json.loads(model.chat_template(True))["turn"] == TURNS["plain"] and model.chat_template(False) is None
     assert model.tokenizer_name != plain.tokenizer_name == DiffusionLM(mdm, draws=1).tokenizer_name
 
