@@ -12,6 +12,7 @@ from typing import Any
 from etils import epath
 
 from diffusionlm.errors import UserError, suggest
+from diffusionlm.evaluation.harness.command import lm_eval
 from diffusionlm.evaluation.infilling import infilling
 from diffusionlm.evaluation.perplexity import perplexity
 from diffusionlm.evaluation.results import Result
@@ -20,9 +21,9 @@ from diffusionlm.pretrained.loading import load
 from diffusionlm.pretrained.model import LoadedModel
 from diffusionlm.storage import dump_numbers, run_path, write_atomically
 
-OPERATIONAL = ("batch_size", "examples", "limit")  # options of tasks that change no record of an item
+OPERATIONAL = ("batch_size", "examples", "limit", "samples")  # options of tasks that change no record of an item
 
-TASKS: dict[str, Callable[..., Result]] = {"perplexity": perplexity, "infilling": infilling}
+TASKS: dict[str, Callable[..., Result]] = {"perplexity": perplexity, "infilling": infilling, "lm_eval": lm_eval}
 
 
 def get(name: str) -> Callable[..., Result]:

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from scipy import special  # JAX has it loaded; scipy.stats would slow down every start
@@ -68,26 +69,75 @@ def choose(
     settings = settings or LikelihoodConfig()
     if len(answers) < 2:
         raise UserError(f"{len(answers)} answer(s) to choose from; give at least 2")
+    scorer = Scorer(params, cfg, [(prefix, answer) for answer in answers], settings, request_ids)
+    (decision,) = decide(scorer, settings, [[1.0] * len(answers)], error_rate)
+    return Choice(*decision, scorer.estimates())
+
+
+class Decision(NamedTuple):
+    """The pair that came out as the likeliest one of a scorer's, and whether its lead is significant."""
+
+    best: int
+    decided: bool
+
+
+def decide(
+    scorer: Scorer, settings: LikelihoodConfig, scales: Sequence[Sequence[float]], error_rate: float = 0.05
+) -> list[Decision]:
+    """Run passes of a scorer's pairs until the likeliest one is clear, by the test that `choose` describes.
+
+    Args:
+      scorer: at least two pairs, none of which has had a pass yet.
+      settings: those of the scorer.
+      scales: for each of several ways to compare the pairs, a positive factor of the nats of each, such as one over its
+        length; a pair gets further passes while one of these ways needs them. Each way has the whole error rate.
+      error_rate: the probability of dropping the likeliest pair that is accepted.
+
+    Returns:
+      The decision of each way to compare them.
+    """
     if not 0 < (error_rate := real("error_rate", error_rate)) < 1:
         raise UserError(f"error_rate={error_rate} must lie in (0, 1)")
-    scorer = Scorer(params, cfg, [(prefix, answer) for answer in answers], settings, request_ids)
+    pairs = range(len(scales[0]))
     if scorer.exact:
-        exact = scorer.exact_estimates()
-        return Choice(max(range(len(answers)), key=lambda r: exact[r].log_likelihood), True, exact)
+        nats = [-estimate.log_likelihood for estimate in scorer.estimates()]
+        return [Decision(min(pairs, key=lambda r: nats[r] * scale[r]), True) for scale in scales]
     looks = [settings.passes]
     while looks[-1] < settings.max_passes:
         looks.append(min(2 * looks[-1], settings.max_passes))
-    level = error_rate / (len(looks) * (len(answers) - 1))
-    remaining, done, best = list(range(len(answers))), 0, 0
+    level = error_rate / (len(looks) * (len(pairs) - 1))
+    contests = [_Contest(scale, list(pairs)) for scale in scales]
+    done = 0
     for look in looks:
-        scorer.run_passes(remaining, range(done, look))
+        needed = {r for contest in contests if not contest.decided for r in contest.remaining}
+        scorer.run_passes(sorted(needed), range(done, look))
         done = look
-        best = min(remaining, key=lambda r: scorer.nats(r).mean())
-        leader = scorer.nats(best)
-        remaining = [r for r in remaining if r == best or not is_less_likely(scorer.nats(r), leader, level)]
-        if len(remaining) == 1:
+        for contest in contests:
+            if not contest.decided:
+                contest.drop(scorer, level)
+        if all(contest.decided for contest in contests):
             break
-    return Choice(best, len(remaining) == 1, [scorer.estimate(r) for r in range(len(answers))])
+    return [Decision(contest.best, contest.decided) for contest in contests]
+
+
+@dataclass
+class _Contest:
+    """One way to compare pairs, and the pairs that have not fallen behind in it."""
+
+    scale: Sequence[float]
+    remaining: list[int]
+    best: int = 0
+
+    @property
+    def decided(self) -> bool:
+        return len(self.remaining) == 1
+
+    def drop(self, scorer: Scorer, level: float) -> None:
+        """Drop the pairs that the test puts below the leader."""
+        nats = {r: scorer.nats(r) * self.scale[r] for r in self.remaining}
+        self.best = min(self.remaining, key=lambda r: nats[r].mean())
+        leader = nats[self.best]
+        self.remaining = [r for r in nats if r == self.best or not is_less_likely(nats[r], leader, level)]
 
 
 def is_less_likely(rival: np.ndarray, leader: np.ndarray, level: float) -> bool:

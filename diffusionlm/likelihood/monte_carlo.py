@@ -75,7 +75,7 @@ def estimate(
     settings = settings or LikelihoodConfig()
     scorer = Scorer(params, cfg, pairs, settings, request_ids)
     if scorer.exact:
-        return scorer.exact_estimates()
+        return scorer.estimates()
     indices = range(len(pairs))
     scorer.run_passes(indices, range(settings.passes))
     done = settings.passes
@@ -85,7 +85,7 @@ def estimate(
             break
         scorer.run_passes(uncertain, range(done, done + 1))
         done += 1
-    return [scorer.estimate(r) for r in indices]
+    return scorer.estimates()
 
 
 class Noise(NamedTuple):
@@ -167,8 +167,15 @@ class Scorer:
         nfe = len(nats) * self._settings.draws * self._forward_passes
         return Estimate(-float(nats.mean()), float(stderr), len(nats), nfe)
 
-    def exact_estimates(self) -> list[Estimate]:
-        """Return the estimates of an exact estimator, which goes through all its rows."""
+    def estimates(self) -> list[Estimate]:
+        """Return the estimates of all pairs: from the passes that they have had, or exact ones, which are run here."""
+        if self.exact:
+            return self._exact_estimates
+        return [self.estimate(r) for r in range(len(self._pairs))]
+
+    @functools.cached_property
+    def _exact_estimates(self) -> list[Estimate]:
+        """The estimates of an exact estimator, which goes through all its rows."""
         rows = ESTIMATORS[self._name].rows
         assert rows is not None
         totals = np.zeros(len(self._pairs))

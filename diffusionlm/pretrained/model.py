@@ -153,14 +153,13 @@ class LoadedModel:
     ) -> list[Estimate]:
         """Estimate log p(continuation | context) of pairs of texts, in nats, with standard errors.
 
-        The continuation's tokens are those by which the encoding of both together is longer than the context's; spaces
-        at the end of a context count as the start of its continuation, as in the field's evaluation harness.
+        The texts are split into tokens by `encode_pairs`.
 
         Raises:
           UserError: any of `diffusionlm.likelihood.monte_carlo.estimate`, or a checkpoint without a tokenizer.
         """
         with self.on_mesh():
-            return estimate(self.params, self.config, self._encode_pairs(pairs), settings)
+            return estimate(self.params, self.config, self.encode_pairs(pairs), settings)
 
     def is_greedy(self, pairs: Sequence[tuple[str, str]], settings: LikelihoodConfig | None = None) -> list[bool]:
         """Tell for each (context, continuation) pair if greedy decoding of the context gives the continuation.
@@ -169,7 +168,7 @@ class LoadedModel:
           UserError: any of `log_likelihood`.
         """
         with self.on_mesh():
-            return is_greedy(self.params, self.config, self._encode_pairs(pairs), settings)
+            return is_greedy(self.params, self.config, self.encode_pairs(pairs), settings)
 
     def choose(
         self,
@@ -186,7 +185,7 @@ class LoadedModel:
         """
         if isinstance(answers, str):
             raise UserError(f"answers={answers!r} must be a list of texts")
-        pairs = self._encode_pairs([(context, answer) for answer in answers])
+        pairs = self.encode_pairs([(context, answer) for answer in answers])
         prefixes = {tuple(prefix) for prefix, _ in pairs}
         if len(prefixes) > 1:
             raise UserError(f"the answers change how {context!r} is encoded; move its last word into the answers")
@@ -220,6 +219,26 @@ class LoadedModel:
             decode = self.require_tokenizer().decode
             n_bytes = [n - len(decode(ids[:1]).encode()) for n, ids in zip(n_bytes, documents, strict=True)]
         return documents, n_bytes
+
+    def encode_pairs(self, pairs: Sequence[tuple[str, str]]) -> list[Pair]:
+        """Return the ids of contexts and continuations, split as in the field's evaluation harness.
+
+        White space at the end of a context counts as the start of its continuation, whose tokens are those by which the
+        encoding of both together is longer than the context's.
+
+        Raises:
+          UserError: they are not pairs of texts, or the checkpoint carries no tokenizer.
+        """
+        if isinstance(pairs, str | tuple) or not all(
+            isinstance(pair, list | tuple) and len(pair) == 2 for pair in pairs
+        ):
+            raise UserError(f"{pairs!r} must be a list of pairs, (context, continuation)")
+        self._check_texts([text for pair in pairs for text in pair])
+        encoded = []
+        for context, continuation in pairs:
+            prefix, whole = self.encode(context.rstrip()), self.encode(context + continuation)
+            encoded.append((whole[: len(prefix)], whole[len(prefix) :]))
+        return encoded
 
     def sampling_config(self, sampling: SamplingConfig | None = None, **settings: Any) -> SamplingConfig:
         """Return the settings that `generate` uses: with `settings` replaced, checked, and every default filled in."""
@@ -316,20 +335,6 @@ class LoadedModel:
             if (reason := unencodable(text)) is not None:
                 raise UserError(f"text {i} has {reason}; give text that UTF-8 can write")
         return list(texts)
-
-    def _encode_pairs(self, pairs: Sequence[tuple[str, str]]) -> list[Pair]:
-        """Return the ids of contexts and continuations."""
-        if isinstance(pairs, str | tuple) or not all(
-            isinstance(pair, list | tuple) and len(pair) == 2 for pair in pairs
-        ):
-            raise UserError(f"{pairs!r} must be a list of pairs, (context, continuation)")
-        self._check_texts([text for pair in pairs for text in pair])
-        encoded = []
-        for context, continuation in pairs:
-            stripped = context.rstrip(" ")
-            prefix, whole = self.encode(stripped), self.encode(context + continuation)
-            encoded.append((whole[: len(prefix)], whole[len(prefix) :]))
-        return encoded
 
     def _encode_gaps(self, text: str, special_tokens: bool = False) -> GappedText:
         first, *parts = split_at_gaps(text, self.config.max_length)

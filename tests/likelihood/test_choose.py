@@ -74,6 +74,9 @@ class Synthetic:
         n, nats = self._done[r], self.nats(r)
         return Estimate(-nats.mean(), nats.std(ddof=1) / math.sqrt(n), n, n)
 
+    def estimates(self):
+        return [self.estimate(r) for r in range(len(self._nats))]
+
 
 @pytest.fixture
 def simulate(monkeypatch):

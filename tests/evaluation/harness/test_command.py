@@ -1,0 +1,185 @@
+"""`evaluate CHECKPOINT lm_eval`: the harness' figures with Monte Carlo errors, records, and one line for mistakes."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from support.command_line import assert_one_line
+from support.tiny_checkpoint import save
+from support.tiny_tasks import HELLASWAG, LAMBADA, write
+
+import diffusionlm as dlm
+from diffusionlm.cli import main as cli
+from diffusionlm.evaluation.harness import TASKS
+
+FEW = "draws=2,rows=16"
+
+
+lm_eval = pytest.importorskip("lm_eval", reason="needs the package lm_eval (extra eval)")
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("command")
+    return {"mdm": save(directory / "mdm"), "data": write(directory / "data"), "tmp": str(directory)}
+
+
+def run(places, tasks, **options):
+    options = {"model_args": FEW, "data": places["data"], **options}
+    return dlm.evaluate(places["mdm"], "lm_eval", tasks=tasks, **options)
+
+
+def samples_of(directory, task):
+    return [json.loads(line) for line in (Path(directory) / f"samples_{task}.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def whole(places):
+    """One evaluation on all tiny files, with its samples."""
+    directory = Path(places["tmp"]) / "samples"
+    tasks = "hellaswag_local,winogrande_local,lambada_openai_local"
+    return run(places, tasks, samples=str(directory)), directory
+
+
+def test_figures_are_those_of_the_log_likelihoods(whole):
+    result, directory = whole
+    hellaswag = samples_of(directory, "hellaswag_local")
+    assert [sample["doc"]["query"] for sample in hellaswag] == [doc["query"] for doc in HELLASWAG]
+    right, right_norm = [], []
+    for sample, doc in zip(hellaswag, HELLASWAG, strict=True):
+        scores = [response[0][0] for response in sample["resps"]]
+        per_character = [score / len(choice) for score, choice in zip(scores, doc["choices"], strict=True)]
+        right.append(max(range(4), key=lambda i: scores[i]) == doc["gold"])
+        right_norm.append(max(range(4), key=lambda i: per_character[i]) == doc["gold"])
+        assert len(sample["stderr_of_ll"]) == len(sample["passes"]) == 4 and set(sample["passes"]) == {8}
+    metrics = result.metrics
+    assert metrics["hellaswag_local/acc"].value == pytest.approx(sum(right) / 6)
+    assert metrics["hellaswag_local/acc_norm"].value == pytest.approx(sum(right_norm) / 6)
+    assert metrics["hellaswag_local/documents"].value == 6
+    p = sum(right) / 6
+    assert metrics["hellaswag_local/acc"].stderr == pytest.approx((p * (1 - p) / 5) ** 0.5)  # over documents
+    assert {"hellaswag_local/mc_stderr_of_acc", "hellaswag_local/undecided"} <= set(metrics)
+    assert metrics["winogrande_local/acc"].value in (0, 1)  # twice the same document
+    words = samples_of(directory, "lambada_openai_local")
+    assert [sample["target"] for sample in words] == [f" {doc['continuation']}" for doc in LAMBADA]
+    assert all(isinstance(sample["acc"], int) for sample in words)
+    assert metrics["lambada_openai_local/mc_stderr_of_perplexity"].value > 0
+
+
+def test_the_config_says_what_was_evaluated(whole):
+    config = whole[0].config
+    assert config["lm_eval"] == lm_eval.__version__ and config["fewshot_random_seed"] == 1234
+    first = config["runs"][0]
+    assert first["tasks"] == ["hellaswag_local"] and first["model_args"]["likelihood"]["draws"] == 2
+    assert first["documents"]["hellaswag_local"]["effective"] == 6 and first["truncated"] == 0
+    assert sum(run["forwards"] for run in config["runs"]) == whole[0].forwards >= (6 * 4 + 2 * 2 + 3) * 8 * 2
+
+
+def test_our_own_task_gives_the_same_errors_in_the_harness_itself(whole, places):
+    """The metrics of the task's YAML file, as `lm_eval` alone shows them, and those that the command computes."""
+    from lm_eval.tasks import TaskManager
+
+    from diffusionlm.evaluation.harness.model import DiffusionLM
+
+    manager = TaskManager(include_path=str(TASKS), include_defaults=False, metadata={"data": places["data"]})
+    model = DiffusionLM(places["mdm"], draws=2, rows=16)
+    results = lm_eval.simple_evaluate(model, tasks=["hellaswag_local"], task_manager=manager, bootstrap_iters=0)
+    assert results is not None
+    for name in ("acc", "acc_norm", "mc_stderr_of_acc", "mc_stderr_of_acc_norm", "undecided", "stderr_of_ll"):
+        value = results["results"]["hellaswag_local"][f"{name},none"]
+        assert value == pytest.approx(whole[0].metrics[f"hellaswag_local/{name}"].value, rel=1e-4)
+    noise = results["config"]["monte_carlo"]["hellaswag_local"]
+    assert noise["undecided"] == results["results"]["hellaswag_local"]["undecided,none"]
+    bound = 1.001 * noise["mc_stderr_of_acc_at_most"]  # its integral is taken in another way
+    assert bound >= results["results"]["hellaswag_local"]["mc_stderr_of_acc,none"] > 0
+    assert len(results["config"]["params_sha256"]) == 64
+
+
+def test_a_limit_changes_no_document(whole, places, tmp_path):
+    run(places, "hellaswag_local", limit=2, samples=str(tmp_path))
+    some, all_ = samples_of(tmp_path, "hellaswag_local"), samples_of(whole[1], "hellaswag_local")
+    assert len(some) == 2
+    for sample, other in zip(some, all_, strict=False):
+        for a, b in zip(sample["resps"], other["resps"], strict=True):
+            assert a[0][0] == pytest.approx(b[0][0], rel=1e-5)
+
+
+def test_an_evaluation_is_taken_up_again(places, tmp_path, monkeypatch):
+    from diffusionlm.evaluation.harness import scoring
+
+    output = tmp_path / "result.json"
+    first = run(places, "hellaswag_local", output=output, limit=3)
+    saved = json.loads(output.read_text())
+    assert saved["metrics"]["hellaswag_local/acc"]["value"] == first.metrics["hellaswag_local/acc"].value
+    assert saved["forwards"] == 3 * 4 * 8 * 2 and len(saved["params_sha256"]) == 64 and saved["seconds"] > 0
+    scored = []
+
+    def remembers(*args, **kwargs):
+        scored.append(len(args[2]))
+        return estimate(*args, **kwargs)
+
+    estimate = scoring.estimate
+    monkeypatch.setattr(scoring, "estimate", remembers)
+    again = run(places, "hellaswag_local", output=output, limit=3, resume=True)
+    assert scored == [] and again.metrics == first.metrics
+    run(places, "hellaswag_local", output=output, limit=4, resume=True)
+    assert scored == [4]  # the document that was missing
+
+
+def test_settings_of_a_table_are_used_and_named(places):
+    result = run(places, "boolq_local", settings="smdm_1028m", model_args="rows=16", limit=2)
+    likelihood = result.config["runs"][0]["model_args"]["likelihood"]
+    assert (likelihood["estimator"], likelihood["guidance"], likelihood["rows"]) == ("chain_rule", 1.6, 16)
+    assert result.metrics["boolq_local/mc_stderr_of_acc"].value == 0  # exact
+    assert result.config["differences"]
+
+
+def test_generation_takes_shots_and_both_rules_of_extraction(places):
+    options = {"gen_kwargs": "max_gen_toks=8,steps=2", "num_fewshot": 1, "limit": 1, "batch_size": 1}
+    result = run(places, "gsm8k_local", **options)
+    assert {"gsm8k_local/exact_match,strict-match", "gsm8k_local/exact_match,flexible-extract"} <= set(result.metrics)
+    assert result.config["runs"][0]["num_fewshot"] == {"gsm8k_local": 1} and result.forwards == 2
+
+
+@pytest.mark.parametrize(
+    "words, parts",
+    [
+        ("--tasks helaswag_local", ["unknown task 'helaswag_local'", "did you mean 'hellaswag_local'"]),
+        ("--tasks race_local", ["race_local finds no file in {data}", "eval/race/test_high.jsonl"]),
+        ("--tasks ,", ["tasks=',' names no task"]),
+        ("--tasks piqa_local --model_args drawz=2", ["unknown model argument 'drawz'"]),
+        ("--tasks piqa_local --model_args estimator=chain", ["unknown estimator 'chain'"]),
+        ("--tasks piqa_local --settings llama", ["unknown settings 'llama'"]),
+        ("--tasks piqa_local --settings illada_", ["did you mean 'illada'"]),
+        ("--tasks race_local --settings diffugpt", ["settings=diffugpt has no task 'race_local'"]),
+        ("--tasks piqa_local --limit 1.5", ["limit=1.5 must be an integer of at least 1, a share"]),
+        ("--tasks piqa_local --apply_chat_template", ["needs a chat template, and this model has none"]),
+        ("--tasks piqa_local --fewshot_as_multiturn", ["it needs apply_chat_template"]),
+        ("--tasks piqa_local --include_path {tmp}/none", ["include_path={tmp}/none is no directory"]),
+        ("--tasks gsm8k_local --num_fewshot 1 --gen_kwargs max_gen_toks=200", ["max_gen_toks=200 leaves no room"]),
+        ("--tasks gsm8k_local --num_fewshot 1 --gen_kwargs best_of=2", ["unknown generation argument 'best_of'"]),
+        ("--tasks piqa_local --batch_size 0", ["batch_size=0"]),
+        ("--data {tmp}", ["the command lacks --tasks"]),
+    ],
+)
+def test_mistakes_are_one_line(words, parts, places, capsys):
+    args = ["evaluate", places["mdm"], "lm_eval"]
+    data = [] if "--data" in words else ["--data", places["data"]]
+    assert cli.main([*args, *data, *(word.format(**places) for word in words.split())]) == 2
+    captured = capsys.readouterr()
+    last = type(captured)("", captured.err.splitlines(keepends=True)[-1])  # behind bars of progress of the harness
+    assert_one_line(last, [part.format(**places) for part in parts])
+
+
+@pytest.mark.slow
+def test_the_harness_own_command_takes_our_task_files(places, tmp_path):
+    """With 0.4.13 the task file registers the model, by what it imports."""
+    command = [sys.executable, "-m", "lm_eval", "run", "--model", "diffusionlm", "--limit", "2"]
+    command += ["--model_args", f"pretrained={places['mdm']},{FEW}", "--tasks", f"{TASKS}/hellaswag_local.yaml"]
+    command += ["--metadata", f"data={places['data']}", "--output_path", str(tmp_path), "--log_samples"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0 and "mc_stderr_of_acc" in done.stdout, done.stdout + done.stderr
+    (results,) = tmp_path.glob("**/results_*.json")
+    assert "undecided,none" in json.loads(results.read_text())["results"]["hellaswag_local"]

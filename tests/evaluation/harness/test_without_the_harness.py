@@ -1,0 +1,28 @@
+"""Where lm-evaluation-harness is missing, one line says so; the plug-in is declared for where it is there."""
+
+import configparser
+import sys
+from pathlib import Path
+
+import pytest
+from support.tiny_checkpoint import save
+
+import diffusionlm as dlm
+from diffusionlm.errors import UserError
+
+ROOT = Path(__file__).parents[3]
+
+
+def test_a_missing_package_is_one_line(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "lm_eval", None)
+    with pytest.raises(UserError, match=r"needs the package lm_eval .*: pip install 'diffusionlm\[eval\]'") as caught:
+        dlm.evaluate(save(tmp_path / "mdm"), "lm_eval", tasks="piqa_local")
+    assert "\n" not in str(caught.value)
+
+
+def test_the_plug_in_is_declared():
+    settings = configparser.ConfigParser()
+    settings.read(ROOT / "setup.cfg")
+    (line,) = settings["options.entry_points"]["lm_eval.models"].strip().splitlines()
+    assert line == "diffusionlm = diffusionlm.evaluation.harness.model:DiffusionLM"
+    assert "tasks/*.yaml" in settings["options.package_data"]["diffusionlm.evaluation.harness"]

@@ -1,0 +1,32 @@
+"""Files of a few records for the tasks of lm-evaluation-harness, in the layout of their directory."""
+
+import json
+from pathlib import Path
+
+HELLASWAG = [
+    {"query": f"Number {i}: a", "choices": [f"b{i}", "cd", "a longer end", "zz top"], "gold": i % 4} for i in range(6)
+]
+PIQA = [{"goal": f"goal {i}", "sol1": "do it", "sol2": "leave that alone"} for i in range(5)]
+WINOGRANDE = [{"context_options": ["Al saw Bo, so Al", "Al saw Bo, so Bo"], "continuation": "ran.", "gold": 1}] * 2
+LAMBADA = [{"context": f"It is {i} o", "continuation": "clock"} for i in range(3)]
+GSM8K = [{"question": f"{i}+1?", "answer": f"So\n#### {i + 1}"} for i in range(4)]
+BOOLQ = [{"query": f"Passage: It is {i}.\nQuestion: is it?", "choices": ["no", "yes"], "gold": i % 2} for i in range(3)]
+
+
+def write(directory: Path) -> str:
+    """Write the files; returns the directory."""
+    files = {
+        "eval/hellaswag/hellaswag_val.jsonl": HELLASWAG,
+        "eval/piqa/valid.jsonl": PIQA,
+        "eval/llm-foundry/winogrande.jsonl": WINOGRANDE,
+        "eval/llm-foundry/boolq.jsonl": BOOLQ,
+        "eval/lambada/lambada_openai.jsonl": LAMBADA,
+        "gsm8k/train.jsonl": GSM8K,
+        "gsm8k/test.jsonl": GSM8K,
+    }
+    for name, records in files.items():
+        path = directory / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    (directory / "eval/piqa/valid-labels.lst").write_text("".join(f"{i % 2}\n" for i in range(len(PIQA))))
+    return str(directory)
