@@ -12,7 +12,7 @@ _DIGITS = r"(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+"
 # A sign belongs to a number unless it stands behind something that it is subtracted from; currency may come before or
 # after it. "a/b" is a fraction.
 _NUMBER = re.compile(
-    rf"(?P<sign>(?<![\w.)\]}}])-)?[$€£¥]?(?P<minus>-)?(?P<top>{_DIGITS})(?:/(?P<bottom>\d+)(?![\d/.]))?"
+    rf"(?P<sign>(?<![\w.)\]}}])-)?(?:[$€£¥](?P<minus>-)?)?(?P<top>{_DIGITS})(?:/(?P<bottom>\d+)(?![\d/.]))?"
 )
 _FRACTION = re.compile(r"(-?)\s*\\[dt]?frac\s*(?:\{\s*([^{}]*?)\s*\}|(\d))\s*(?:\{\s*([^{}]*?)\s*\}|(\d))")
 _WRAPPED = re.compile(r"\\(?:boxed|fbox|text|textbf|mathrm|mathbf|mbox)\s*\{([^{}]*)\}")
