@@ -8,6 +8,7 @@ from diffusionlm import schema
 from diffusionlm.data import items
 from diffusionlm.errors import UserError
 from diffusionlm.evaluation.texts import source
+from diffusionlm.untrusted import unencodable
 
 T = TypeVar("T")
 
@@ -38,6 +39,7 @@ def read_records(data: str, type_: type[T], limit: int | None) -> list[T]:
             raise UserError(f"{item.location} is a text, and this task reads records; give a .jsonl or .json file")
         if (record := record_of(item)) is not None:
             records.append(schema.convert(record, type_, item.location))
+            _require_encodable(records[-1], item.location)
     if not records:
         raise UserError(f"data={data!r} holds no record; there is nothing to evaluate on")
     return records
@@ -57,3 +59,11 @@ def record_of(item: items.Item) -> dict[str, Any] | None:
         return items.record_of(item)
     except ValueError as error:
         raise UserError(f"{item.location}: {error}") from error
+
+
+def _require_encodable(record: Any, location: str) -> None:
+    """Raise `UserError` if a text of a record is none that UTF-8 can write, as those with half a surrogate pair."""
+    for name, value in msgspec.to_builtins(record).items():
+        for text in value if isinstance(value, list) else [value]:
+            if isinstance(text, str) and (reason := unencodable(text)) is not None:
+                raise UserError(f"{location}: field {name!r} has {reason}")
