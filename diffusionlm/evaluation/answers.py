@@ -7,7 +7,7 @@ from typing import Any
 
 from diffusionlm.data.chat_templates import Message
 from diffusionlm.errors import UserError
-from diffusionlm.evaluation.results import Metric
+from diffusionlm.evaluation.results import Metric, Result
 from diffusionlm.evaluation.session import Record, Session
 from diffusionlm.pretrained.model import LoadedModel
 from diffusionlm.sampling.canvas import CANVAS_MULTIPLE
@@ -104,14 +104,26 @@ def answer(
     return session.evaluate(title, [prompt.item for prompt in prompts], compute, batch_size, order)
 
 
-def settings_json(model: LoadedModel, sampling: SamplingConfig) -> dict[str, Any]:
-    """Return the settings of a generation with all defaults filled in, for the configuration of a result."""
-    return dataclasses.asdict(model.sampling_config(sampling))
+def result(
+    model: LoadedModel,
+    metrics: dict[str, Metric],
+    records: Sequence[Record],
+    config: dict[str, Any],
+    sampling: SamplingConfig,
+    shown: Sequence[dict[str, Any]],
+) -> Result:
+    """Return the result of a task.
 
-
-def forwards(records: Sequence[Record]) -> int:
-    """Return the forward passes of all records."""
-    return sum(record["forwards"] for record in records)
+    Args:
+      model: the model.
+      metrics: the figures.
+      records: the records of all answers.
+      config: the options of the task; the settings of the generation are added, with all defaults filled in.
+      sampling: those settings.
+      shown: the examples; none: none were asked for.
+    """
+    config = config | dataclasses.asdict(model.sampling_config(sampling))
+    return Result(metrics, config, list(shown) or None, forwards=sum(record["forwards"] for record in records))
 
 
 def _by_canvas(prompts: Sequence[Prompt], batch: Sequence[int], length: int) -> list[list[int]]:

@@ -1,6 +1,5 @@
 """The tasks `human_eval` and `human_eval_infilling`: programs of Python, judged by running their tests."""
 
-import dataclasses
 import re
 import secrets
 from collections.abc import Sequence
@@ -10,7 +9,7 @@ import msgspec
 
 from diffusionlm.errors import UserError
 from diffusionlm.evaluation import answers, sandbox
-from diffusionlm.evaluation.infilling import fill_middles
+from diffusionlm.evaluation import gaps as fillings
 from diffusionlm.evaluation.records import Fields, read_records
 from diffusionlm.evaluation.results import Metric, Result, means
 from diffusionlm.evaluation.sandbox.run import Sandbox
@@ -79,14 +78,10 @@ def human_eval(
     examples = whole("examples", examples, 0, "not be negative")
     problems = read_records(data, Problem, limit)
     templated = model.template is not None and not raw
-    prompts = [
-        answers.Prompt(
-            answers.encode_prompt(model, (INSTRUCTION if templated else "") + problem.prompt, raw),
-            msgspec.to_builtins(problem),
-            i,
-        )
-        for i, problem in enumerate(problems)
-    ]
+    start = INSTRUCTION if templated else ""
+    encoded = [answers.encode_prompt(model, start + problem.prompt, raw) for problem in problems]
+    items = [msgspec.to_builtins(problem) for problem in problems]
+    prompts = [answers.Prompt(*pair, i) for i, pair in enumerate(zip(encoded, items, strict=True))]
     indices, skipped = answers.fitting(model, prompts, sampling.length)
     place = sandbox.find(allow_code_execution=allow_code_execution)
 
@@ -98,9 +93,8 @@ def human_eval(
     records = answers.answer(session, "write functions", [prompts[i] for i in indices], sampling, batch_size, grade)
     shown = [{"task_id": problems[i].task_id} | record for i, record in zip(indices[:examples], records, strict=False)]
     config = {"data": data, "limit": limit, "raw": raw, "batch_size": batch_size, "sandbox": place.name}
-    config |= answers.settings_json(model, sampling)
     metrics = _figures(records) | {"problems": Metric(len(records))} | skipped
-    return Result(metrics, config, shown if examples else None, forwards=answers.forwards(records))
+    return answers.result(model, metrics, records, config, sampling, shown)
 
 
 def human_eval_infilling(
@@ -137,22 +131,16 @@ def human_eval_infilling(
     model, limit = session.model, checked_limit(limit)
     batch_size, examples = whole("batch_size", batch_size, 1), whole("examples", examples, 0, "not be negative")
     gaps, stories, rows, too_long = _read_gaps(session, data, limit)
-    resolved = model.sampling_config(sampling, length=max(len(row.middle) for row in rows))
+    model.sampling_config(sampling, length=max(len(row.middle) for row in rows))  # before anything is computed
     place = sandbox.find(allow_code_execution=allow_code_execution)
 
     def fill(batch: list[int]) -> list[Record]:
-        records = dict[int, Record]()
-        groups: dict[int, list[int]] = {}
-        for r in batch:  # the default of the steps is the number of a row's own tokens
-            groups.setdefault(len(rows[r].middle), []).append(r)
-        for n, members in groups.items():
-            settings = dataclasses.replace(sampling, length=n)
-            filled = fill_middles(model, [rows[r] for r in members], settings, members, batch_size)
-            for r, (text, nfe) in zip(members, filled, strict=True):
-                program = stories[r].before + text + stories[r].after
-                right = text.strip() == stories[r].middle.strip()
-                records[r] = {"fill": text, "exact_match": right, "forwards": nfe} | judge(place, gaps[r], program)
-        return [records[r] for r in batch]
+        filled = fillings.fill_words(model, rows, batch, sampling, batch_size)
+        return [
+            {"fill": text, "exact_match": text.strip() == stories[r].middle.strip(), "forwards": nfe}
+            | judge(place, gaps[r], stories[r].before + text + stories[r].after)
+            for r, (text, nfe) in zip(batch, filled, strict=True)
+        ]
 
     order = sorted(range(len(rows)), key=lambda r: sum(map(len, rows[r])))
     items = [msgspec.to_builtins(gap) for gap in gaps]
@@ -164,9 +152,7 @@ def human_eval_infilling(
     config = {"data": data, "limit": limit, "batch_size": batch_size, "sandbox": place.name}
     counts = {"gaps": Metric(len(rows)), "too_long": Metric(too_long)}
     metrics = _figures(records) | means(records, ["exact_match"]) | counts
-    return Result(
-        metrics, config | dataclasses.asdict(resolved), shown if examples else None, forwards=answers.forwards(records)
-    )
+    return fillings.result(model, metrics, records, config, sampling, shown)
 
 
 def judge(place: Sandbox, problem: Problem, solution: str) -> Record:

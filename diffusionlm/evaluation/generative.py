@@ -12,6 +12,7 @@ from diffusionlm.evaluation.results import Metric, Result, mean
 from diffusionlm.evaluation.session import Record, Session
 from diffusionlm.options import SETTINGS
 from diffusionlm.pretrained.loading import load
+from diffusionlm.pretrained.model import LoadedModel
 from diffusionlm.sampling.config import SamplingConfig
 from diffusionlm.scalars import whole
 
@@ -53,10 +54,7 @@ def generative(
     samples, examples = whole("samples", samples, 1), whole("examples", examples, 0, "not be negative")
     if samples > MOST_SAMPLES:
         raise UserError(f"samples={samples} must be at most {MOST_SAMPLES}: each is compared with all others")
-    judge = load(scorer)
-    if not judge.config.autoregressive:
-        raise UserError(f"scorer={scorer!r} is a masked diffusion model; give an autoregressive one, which is exact")
-    judge.require_tokenizer()
+    judge = _load_scorer(scorer)
     model, identity = session.model, store.params_sha256(judge.location.path)
     ids = model.encode("")
     prompts = [answers.Prompt(ids, [i, identity], i) for i in range(samples)]
@@ -72,16 +70,22 @@ def generative(
     scored = [record for record in records if record["tokens"]]
     if not scored:
         raise UserError(f"none of the {samples} samples has text; there is nothing to score")
-    config = {"scorer": scorer, "scorer_sha256": identity, "samples": samples, "batch_size": batch_size}
-    config |= answers.settings_json(model, sampling)
     counts = {
         "samples": Metric(samples),
         "empty_samples": Metric(samples - len(scored)),
         "tokens": Metric(sum(record["tokens"] for record in scored)),
     }
+    config = {"scorer": scorer, "scorer_sha256": identity, "samples": samples, "batch_size": batch_size}
     shown = [{"sample": record["answer"]} | _costs(record) for record in records[:examples]]
-    metrics = _figures(scored) | counts
-    return Result(metrics, config, shown if examples else None, forwards=answers.forwards(records))
+    return answers.result(model, _figures(scored) | counts, records, config, sampling, shown)
+
+
+def _load_scorer(path: str) -> LoadedModel:
+    model = load(path)
+    if not model.config.autoregressive:
+        raise UserError(f"scorer={path!r} is a masked diffusion model; give an autoregressive one, which is exact")
+    model.require_tokenizer()
+    return model
 
 
 def _costs(record: Record) -> Record:

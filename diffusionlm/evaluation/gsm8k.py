@@ -1,5 +1,8 @@
 """The task `gsm8k`: grade school mathematics."""
 
+import functools
+from collections.abc import Sequence
+from fractions import Fraction
 from typing import Annotated
 
 from diffusionlm.errors import UserError
@@ -10,6 +13,7 @@ from diffusionlm.evaluation.results import Metric, Result, means
 from diffusionlm.evaluation.session import Record, Session
 from diffusionlm.evaluation.texts import checked_limit
 from diffusionlm.options import SETTINGS
+from diffusionlm.pretrained.model import LoadedModel
 from diffusionlm.sampling.config import SamplingConfig
 from diffusionlm.scalars import whole
 
@@ -60,34 +64,15 @@ def gsm8k(
     model, limit = session.model, checked_limit(limit)
     shots, examples = whole("shots", shots, 0, "not be negative"), whole("examples", examples, 0, "not be negative")
     problems = read_records(data, Problem, limit)
-    golds = [final_number(problem.answer) for problem in problems]
-    if None in golds:
-        answer = problems[golds.index(None)].answer
-        raise UserError(f"data={data!r} has an answer without '#### N': {answer[-60:]!r}; give GSM8K's own files")
+    golds = _golds(problems, data)
     solved = _solved(shots, shots_data, data)
-    templated = model.template is not None and not raw
-
-    def encode(problem: Problem) -> list[int]:
-        if templated and not shots:
-            return answers.encode_prompt(model, problem.question, raw=False)
-        return answers.encode_prompt(model, f"{solved}Question: {problem.question}\nAnswer:", raw)
-
     prompts = [
-        answers.Prompt(encode(problem), [problem.question, problem.answer, solved], i)
+        answers.Prompt(_encode(model, problem, solved, raw), [problem.question, problem.answer, solved], i)
         for i, problem in enumerate(problems)
     ]
     indices, skipped = answers.fitting(model, prompts, sampling.length)
 
-    def grade(k: int, text: str) -> Record:
-        gold, kept = problems[indices[k]].answer, text.partition("Question:")[0]
-        number = last_number(kept)
-        return {
-            "strict_match": final_number(kept) == golds[indices[k]],
-            "flexible_match": number == golds[indices[k]],
-            "smdm_match": same_answer(smdm_answer(kept), smdm_answer(gold)),
-            "no_number": number is None,
-        }
-
+    grade = functools.partial(_grade, [golds[i] for i in indices], [problems[i].answer for i in indices])
     records = answers.answer(session, "solve problems", [prompts[i] for i in indices], sampling, batch_size, grade)
     counts = {"problems": Metric(len(records)), "no_number": Metric(sum(record["no_number"] for record in records))}
     shown = [
@@ -95,9 +80,38 @@ def gsm8k(
         for i, record in zip(indices[:examples], records, strict=False)
     ]
     config = {"data": data, "shots": shots, "shots_data": shots_data, "limit": limit, "raw": raw}
-    config |= {"batch_size": batch_size} | answers.settings_json(model, sampling)
     metrics = means(records, SCORES) | counts | skipped
-    return Result(metrics, config, shown if examples else None, forwards=answers.forwards(records))
+    return answers.result(model, metrics, records, config | {"batch_size": batch_size}, sampling, shown)
+
+
+def _grade(golds: Sequence[Fraction], solutions: Sequence[str], k: int, text: str) -> Record:
+    """Return the scores of the answer to the problem with index k, by all rules."""
+    kept = text.partition("Question:")[0]
+    number = last_number(kept)
+    return {
+        "strict_match": final_number(kept) == golds[k],
+        "flexible_match": number == golds[k],
+        "smdm_match": same_answer(smdm_answer(kept), smdm_answer(solutions[k])),
+        "no_number": number is None,
+    }
+
+
+def _encode(model: LoadedModel, problem: Problem, solved: str, raw: bool) -> list[int]:
+    """Return the prompt of a problem."""
+    if model.template is not None and not raw and not solved:
+        return answers.encode_prompt(model, problem.question, raw)
+    return answers.encode_prompt(model, f"{solved}Question: {problem.question}\nAnswer:", raw)
+
+
+def _golds(problems: Sequence[Problem], data: str) -> list[Fraction]:
+    """Return the right numbers."""
+    golds = []
+    for problem in problems:
+        if (number := final_number(problem.answer)) is None:
+            answer = problem.answer[-60:]
+            raise UserError(f"data={data!r} has an answer without '#### N': {answer!r}; give GSM8K's own files")
+        golds.append(number)
+    return golds
 
 
 def _solved(shots: int, shots_data: str | None, data: str) -> str:

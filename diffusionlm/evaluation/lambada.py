@@ -1,13 +1,11 @@
 """The task `lambada`: the last word of passages."""
 
-import dataclasses
 from collections.abc import Iterator
 from typing import Annotated
 
 from diffusionlm.data.items import Item, checked_text, text_of
 from diffusionlm.errors import UserError
-from diffusionlm.evaluation import answers
-from diffusionlm.evaluation.infilling import fill_middles
+from diffusionlm.evaluation import gaps
 from diffusionlm.evaluation.records import record_of
 from diffusionlm.evaluation.results import Metric, Result, means
 from diffusionlm.evaluation.session import Record, Session
@@ -54,23 +52,22 @@ def lambada(
     batch_size = whole("batch_size", batch_size, 1)
     examples = whole("examples", examples, 0, "not be negative")
     stories, rows, too_long = _read(session, data, limit)
-    resolved = model.sampling_config(sampling, length=max(len(row.middle) for row in rows))
+    model.sampling_config(sampling, length=max(len(row.middle) for row in rows))  # before anything is computed
     greedy = LikelihoodConfig(guidance=sampling.guidance)
 
     def write(batch: list[int]) -> list[Record]:
-        records = dict[int, Record]()
-        groups: dict[int, list[int]] = {}
-        for r in batch:  # the default of the steps is the number of a row's own tokens
-            groups.setdefault(len(rows[r].middle), []).append(r)
-        for n, members in groups.items():
-            some = [rows[r] for r in members]
-            drawn = fill_middles(model, some, dataclasses.replace(sampling, length=n), members, batch_size)
-            with model.on_mesh():
-                likeliest = is_greedy(model.params, model.config, [row[:2] for row in some], greedy)
-            for r, (text, nfe), matches in zip(members, drawn, likeliest, strict=True):
-                right = text.strip() == stories[r].middle.strip()
-                records[r] = {"drawn": text, "drawn_match": right, "greedy_match": matches, "forwards": nfe}
-        return [records[r] for r in batch]
+        drawn = gaps.fill_words(model, rows, batch, sampling, batch_size)
+        with model.on_mesh():
+            likeliest = is_greedy(model.params, model.config, [rows[r][:2] for r in batch], greedy)
+        return [
+            {
+                "drawn": text,
+                "drawn_match": text.strip() == stories[r].middle.strip(),
+                "greedy_match": matches,
+                "forwards": nfe,
+            }
+            for r, (text, nfe), matches in zip(batch, drawn, likeliest, strict=True)
+        ]
 
     items = [[story.before, story.middle] for story in stories]
     order = sorted(range(len(rows)), key=lambda r: len(rows[r].before))
@@ -80,8 +77,8 @@ def lambada(
         {"passage": story.before[-200:], "word": story.middle.strip()} | record
         for story, record in zip(stories[:examples], records, strict=False)
     ]
-    config = {"data": data, "limit": limit, "batch_size": batch_size} | dataclasses.asdict(resolved)
-    return Result(metrics, config, shown if examples else None, forwards=answers.forwards(records))
+    config = {"data": data, "limit": limit, "batch_size": batch_size}
+    return gaps.result(model, metrics, records, config, sampling, shown)
 
 
 def _read(session: Session, data: str, limit: int | None) -> tuple[list[Story], list[Row], int]:

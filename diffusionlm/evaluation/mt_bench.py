@@ -1,5 +1,6 @@
 """The task `mt_bench`: answers to questions of two turns, in the format that FastChat's judge reads."""
 
+import functools
 import hashlib
 import json
 import time
@@ -73,44 +74,52 @@ def mt_bench(
     if model.template is None and not raw:
         raise UserError("this model has no chat template for the two turns; with --raw they are written as plain text")
 
-    def ask(dialogues: Sequence[Sequence[str]], title: str, first_id: int) -> tuple[list[int], list[Record], int]:
-        prompts = [
-            answers.Prompt(_encode(model, dialogue, raw), list(dialogue), first_id + i)
-            for i, dialogue in enumerate(dialogues)
-        ]
-        indices, skipped = answers.fitting(model, prompts, sampling.length)
-        records = answers.answer(session, title, [prompts[i] for i in indices], sampling, batch_size)
-        return indices, records, int(skipped["too_long"].value)
-
-    first, records, too_long = ask([question.turns[:1] for question in questions], "answer first turns", 0)
-    turns = {i: [record["answer"], ""] for i, record in zip(first, records, strict=True)}
-    dialogues = [(questions[i].turns[0], turns[i][0], questions[i].turns[1]) for i in first]
-    fits = [
-        k
-        for k, turn in enumerate(dialogues)
-        if len(_encode(model, turn, raw)) + sampling.length <= model.config.max_length
-    ]
-    if fits:
-        _, later, _ = ask([dialogues[k] for k in fits], "answer second turns", len(questions))
-        for k, record in zip(fits, later, strict=True):
-            turns[first[k]][1] = record["answer"]
-        records = records + later
-    chosen = [questions[i] for i in first]
+    ask = functools.partial(_ask, session, raw, sampling, batch_size)
+    first = ask("answer first turns", [question.turns[:1] for question in questions], 0)
+    if not first:
+        raise UserError(
+            f"no question fits with length={sampling.length} into the model's context; use a smaller length"
+        )
+    dialogues = [(questions[i].turns[0], record["answer"], questions[i].turns[1]) for i, record in first.items()]
+    places = list(first)
+    second = {places[k]: record for k, record in ask("answer second turns", dialogues, len(questions)).items()}
+    turns = {i: [first[i]["answer"], second[i]["answer"] if i in second else ""] for i in places}
+    chosen = [questions[i] for i in places]
     _write(path, chosen, list(turns.values()), model_id)
-    written = [text for texts in turns.values() for text in texts]
-    metrics = {
-        "questions": Metric(len(first)),
-        "too_long": Metric(too_long + len(first) - len(fits)),
+    metrics = _metrics(list(turns.values())) | {"too_long": Metric(len(questions) - len(second))}
+    pairs = zip(chosen[:examples], turns.values(), strict=False)
+    shown = [{"question_id": asked.question_id, "turns": asked.turns, "answers": texts} for asked, texts in pairs]
+    config = {"data": data, "answers_file": answers_file, "model_id": model_id, "limit": limit, "raw": raw}
+    records = [*first.values(), *second.values()]
+    return answers.result(model, metrics, records, config | {"batch_size": batch_size}, sampling, shown)
+
+
+def _ask(
+    session: Session,
+    raw: bool,
+    sampling: SamplingConfig,
+    batch_size: int,
+    title: str,
+    dialogues: Sequence[Sequence[str]],
+    first_id: int,
+) -> dict[int, Record]:
+    """Return the records of the answers to those dialogues that fit, by their indices."""
+    model = session.model
+    encoded = [_encode(model, dialogue, raw) for dialogue in dialogues]
+    fits = [i for i, ids in enumerate(encoded) if len(ids) + sampling.length <= model.config.max_length]
+    if not fits:
+        return {}
+    prompts = [answers.Prompt(encoded[i], list(dialogues[i]), first_id + i) for i in fits]
+    return dict(zip(fits, answers.answer(session, title, prompts, sampling, batch_size), strict=True))
+
+
+def _metrics(turns: Sequence[Sequence[str]]) -> dict[str, Metric]:
+    written = [text for texts in turns for text in texts]
+    return {
+        "questions": Metric(len(turns)),
         "empty_answers": Metric(sum(not text.strip() for text in written)),
         "characters": mean([float(len(text)) for text in written]),
     }
-    shown = [
-        {"question_id": question.question_id, "turns": question.turns, "answers": texts}
-        for question, texts in zip(chosen[:examples], turns.values(), strict=False)
-    ]
-    config = {"data": data, "answers_file": answers_file, "model_id": model_id, "limit": limit, "raw": raw}
-    config |= {"batch_size": batch_size} | answers.settings_json(model, sampling)
-    return Result(metrics, config, shown if examples else None, forwards=answers.forwards(records))
 
 
 def _encode(model: LoadedModel, turns: Sequence[str], raw: bool) -> list[int]:

@@ -1,6 +1,7 @@
 """The task `poems`: the next and the previous line of couplets."""
 
 import math
+from collections.abc import Sequence
 from typing import Annotated
 
 from diffusionlm.evaluation import answers
@@ -10,6 +11,7 @@ from diffusionlm.evaluation.results import Metric, Result, means
 from diffusionlm.evaluation.session import Record, Session
 from diffusionlm.evaluation.texts import checked_limit
 from diffusionlm.options import SETTINGS
+from diffusionlm.pretrained.model import LoadedModel
 from diffusionlm.sampling.config import SamplingConfig
 from diffusionlm.scalars import whole
 
@@ -61,12 +63,7 @@ def poems(
     model, limit = session.model, checked_limit(limit)
     examples = whole("examples", examples, 0, "not be negative")
     couplets = read_records(data, Couplet, limit)
-    prompts, golds = [], []
-    for first, second in ((couplet.first, couplet.second) for couplet in couplets):
-        for (given, gold), question in zip(((first, second), (second, first)), QUESTIONS.values(), strict=True):
-            ids = answers.encode_prompt(model, given + question, raw)
-            prompts.append(answers.Prompt(ids, [given, gold], len(prompts)))
-            golds.append(gold)
+    prompts, golds = _questions(model, couplets, raw)
     longest = [max(pair, key=lambda prompt: len(prompt.ids)) for pair in zip(prompts[::2], prompts[1::2], strict=True)]
     kept, skipped = answers.fitting(model, longest, sampling.length)
     chosen = [2 * i + d for i in kept for d in range(2)]
@@ -88,6 +85,16 @@ def poems(
         for i, one, other in zip(kept[:examples], records[::2], records[1::2], strict=False)
     ]
     config = {"data": data, "limit": limit, "raw": raw, "batch_size": batch_size}
-    config |= answers.settings_json(model, sampling)
-    scores = means(pairs, ("forward", "backward", "difference"))
-    return Result(scores | counts, config, shown if examples else None, forwards=answers.forwards(records))
+    metrics = means(pairs, ("forward", "backward", "difference")) | counts
+    return answers.result(model, metrics, records, config, sampling, shown)
+
+
+def _questions(model: LoadedModel, couplets: Sequence[Couplet], raw: bool) -> tuple[list[answers.Prompt], list[str]]:
+    """Return two prompts for each couplet, forward and backward, and the lines that answer them."""
+    prompts, golds = [], []
+    for first, second in ((couplet.first, couplet.second) for couplet in couplets):
+        for (given, gold), question in zip(((first, second), (second, first)), QUESTIONS.values(), strict=True):
+            ids = answers.encode_prompt(model, given + question, raw)
+            prompts.append(answers.Prompt(ids, [given, gold], len(prompts)))
+            golds.append(gold)
+    return prompts, golds

@@ -1,5 +1,7 @@
 """The task `reverse_curse`: facts asked in the direction in which they were learnt, and in the other."""
 
+import functools
+from collections.abc import Sequence
 from typing import Annotated
 
 from diffusionlm.evaluation import answers
@@ -59,7 +61,7 @@ def reverse_curse(
     examples = whole("examples", examples, 0, "not be negative")
     files = {"": data} if reverse is None else {"": data, "reverse_": reverse}
     facts = {prefix: read_records(name, Fact, limit) for prefix, name in files.items()}
-    metrics, shown, total, first_id = dict[str, Metric](), [], 0, 0
+    metrics, shown, records, first_id = dict[str, Metric](), [], [], 0
     for prefix, some in facts.items():
         prompts = [
             answers.Prompt(answers.encode_prompt(model, fact.prompt, raw), [fact.prompt, fact.completion], first_id + i)
@@ -68,22 +70,21 @@ def reverse_curse(
         first_id += len(prompts)
         indices, skipped = answers.fitting(model, prompts, sampling.length)
         kept = [some[i] for i in indices]
-
-        def grade(k: int, text: str, kept: list[Fact] = kept) -> Record:
-            gold = kept[k].completion
-            scores = bleu_of_characters(text, gold), bleu_of_words(text, gold)
-            return dict(zip(SCORES, (contains(text, gold), *scores), strict=True))
-
+        grade = functools.partial(_grade, [fact.completion for fact in kept])
         title = "complete facts" + " in reverse" * (prefix != "")
-        records = answers.answer(session, title, [prompts[i] for i in indices], sampling, batch_size, grade)
-        scores = means(records, SCORES) | {"prompts": Metric(len(records))} | skipped
+        new = answers.answer(session, title, [prompts[i] for i in indices], sampling, batch_size, grade)
+        scores = means(new, SCORES) | {"prompts": Metric(len(new))} | skipped
         metrics |= {prefix + name: metric for name, metric in scores.items()}
-        pairs = zip(kept[:examples], records, strict=False)
         shown += [
             {"direction": "reverse" if prefix else "same", "prompt": fact.prompt, "gold": fact.completion} | record
-            for fact, record in pairs
+            for fact, record in zip(kept[:examples], new, strict=False)
         ]
-        total += answers.forwards(records)
+        records += new
     config = {"data": data, "reverse": reverse, "limit": limit, "raw": raw, "batch_size": batch_size}
-    config |= answers.settings_json(model, sampling)
-    return Result(metrics, config, shown if examples else None, forwards=total)
+    return answers.result(model, metrics, records, config, sampling, shown)
+
+
+def _grade(golds: Sequence[str], k: int, text: str) -> Record:
+    """Return the scores of the answer to the prompt with index k."""
+    scores = contains(text, golds[k]), bleu_of_characters(text, golds[k]), bleu_of_words(text, golds[k])
+    return dict(zip(SCORES, scores, strict=True))

@@ -21,6 +21,7 @@ from diffusionlm.errors import UserError
 from diffusionlm.evaluation import answers, code, infilling, records
 from diffusionlm.evaluation import sandbox as sandboxes
 from diffusionlm.evaluation.answers import Prompt
+from diffusionlm.evaluation.sandbox import run
 from diffusionlm.evaluation.session import Session
 from diffusionlm.sampling.config import SamplingConfig
 from diffusionlm.sampling.generate import GenerationResult, Infilling
@@ -477,7 +478,7 @@ def test_a_model_without_tokenizer_is_one_line(places, tmp_path):
 
 
 def test_code_is_refused_before_it_is_written_where_no_sandbox_works(places, monkeypatch):
-    monkeypatch.setattr(sandboxes.run, "why_not", lambda place: "no")
+    monkeypatch.setattr(run, "why_not", lambda place: "no")
     monkeypatch.setattr(answers, "generate", None)
     with pytest.raises(UserError, match="runs only in a sandbox"):
         dlm.evaluate(places["mdm"], "human_eval", data=places["functions_jsonl"], sampling=SamplingConfig(length=8))

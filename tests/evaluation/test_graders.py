@@ -213,7 +213,8 @@ def test_distinct_ngrams_and_their_error(n):
 
 def test_the_error_of_a_ratio():
     pairs = [(3.0, 2.0), (5.0, 4.0), (1.0, 3.0), (8.0, 5.0)]
-    value, stderr = diversity.ratio(*zip(*pairs, strict=True), math.exp)
+    tops, bottoms = ([pair[k] for pair in pairs] for k in range(2))
+    value, stderr = diversity.ratio(tops, bottoms, math.exp)
 
     def figure(some):
         return math.exp(sum(top for top, _ in some) / sum(bottom for _, bottom in some))

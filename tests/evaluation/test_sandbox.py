@@ -1,6 +1,7 @@
 """Programs that try to get out of a sandbox, or to take a machine down from inside; and its command lines."""
 
 import contextlib
+import errno
 import json
 import os
 import socket
@@ -143,6 +144,11 @@ def test_namespaces_work_without_privileges(tmp_path):
             command = [str(starter) if word == backends.STARTER else word for word in backends.namespaces(job)]
             outcome = run._run(command, str(root), PATIENT, backends.NOBODY)
             assert outcome.ending == "exit" and outcome.output.startswith(expected), outcome
+
+
+def test_the_libraries_are_read_only_whoever_owns_them(place):
+    code = "import os\ntry:\n    open(os.__file__, 'a')\nexcept OSError as e:\n    print(e.errno)"
+    assert place.run(code).output == f"{errno.EROFS}\n"
 
 
 def test_a_program_sees_nothing_of_our_environment(place, monkeypatch):
