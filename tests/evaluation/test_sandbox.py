@@ -146,6 +146,13 @@ def test_namespaces_work_without_privileges(tmp_path):
             assert outcome.ending == "exit" and outcome.output.startswith(expected), outcome
 
 
+def test_all_files_together_are_limited(place):
+    code = "import os\nn = 0\ntry:\n    while True:\n        n += open(str(n), 'wb').write(bytes(1 << 20))\n"
+    outcome = place.run(f"{code}except OSError as e:\n    print(e.errno, n)")
+    number, written = map(int, outcome.output.split())
+    assert number == errno.ENOSPC and PATIENT.files - (4 << 20) < written <= PATIENT.files
+
+
 def test_the_libraries_are_read_only_whoever_owns_them(place):
     code = "import os\ntry:\n    open(os.__file__, 'a')\nexcept OSError as e:\n    print(e.errno)"
     assert place.run(code).output == f"{errno.EROFS}\n"
