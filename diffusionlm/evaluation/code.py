@@ -142,7 +142,7 @@ def human_eval_infilling(
             for r, (text, nfe) in zip(batch, filled, strict=True)
         ]
 
-    order = sorted(range(len(rows)), key=lambda r: sum(map(len, rows[r])))
+    order = sorted(range(len(rows)), key=lambda r: (len(rows[r].middle), sum(map(len, rows[r]))))
     items = [msgspec.to_builtins(gap) for gap in gaps]
     records = session.evaluate("fill in code", items, fill, batch_size, order)
     shown = [

@@ -70,7 +70,7 @@ def lambada(
         ]
 
     items = [[story.before, story.middle] for story in stories]
-    order = sorted(range(len(rows)), key=lambda r: len(rows[r].before))
+    order = sorted(range(len(rows)), key=lambda r: (len(rows[r].middle), len(rows[r].before)))
     records = session.evaluate("write last words", items, write, batch_size, order)
     metrics = means(records, SCORES) | {"passages": Metric(len(rows)), "too_long": Metric(too_long)}
     shown = [
