@@ -3,7 +3,8 @@
 import dataclasses
 import itertools
 import math
-from typing import Annotated
+from collections.abc import Sequence
+from typing import Annotated, Any
 
 from diffusionlm.evaluation.results import Metric, Result
 from diffusionlm.evaluation.session import Record, Session
@@ -48,20 +49,7 @@ def perplexity(
     settings.validate()
     texts = read_texts(model, data, field, limit)
     documents, n_bytes = model.encode_documents(texts)
-    counts = [len(rolling_windows(document, model.config.max_length, stride)) for document in documents]
-    first_ids = [0, *itertools.accumulate(counts)]  # of the windows, which key their noise
-
-    def score(batch: list[int]) -> list[Record]:
-        ids = [i for d in batch for i in range(first_ids[d], first_ids[d + 1])]
-        some = [documents[d] for d in batch]
-        with model.on_mesh():
-            scores = likelihood(model.params, model.config, some, settings, stride=stride, request_ids=ids)
-        return [
-            {"nats": -estimate.log_likelihood, "stderr": estimate.stderr, "tokens": n, "forwards": estimate.nfe}
-            for estimate, n in zip(scores.documents, scores.tokens, strict=True)
-        ]
-
-    records = session.evaluate("score documents", texts, score, DOCUMENTS)
+    records = score_documents(session, texts, documents, settings, stride)
     nats, n = math.fsum(record["nats"] for record in records), sum(record["tokens"] for record in records)
     stderr = math.sqrt(math.fsum(record["stderr"] ** 2 for record in records))
     bits, bits_stderr = nats / math.log(2) / sum(n_bytes), stderr / math.log(2) / sum(n_bytes)
@@ -75,3 +63,32 @@ def perplexity(
     }
     config = {"data": data, "field": field, "limit": limit, "stride": stride} | dataclasses.asdict(settings)
     return Result(metrics, config, forwards=sum(record["forwards"] for record in records))
+
+
+def score_documents(
+    session: Session, items: Sequence[Any], documents: list[list[int]], settings: LikelihoodConfig, stride: int | None
+) -> list[Record]:
+    """Return a record of each document: the nats of all its tokens but the first, their error, and their number.
+
+    Args:
+      session: the model, and the records.
+      items: what identifies each document when records are taken up, in JSON types.
+      documents: token ids, each from its start token on, which is given and not scored.
+      settings: the settings of the likelihoods.
+      stride: as in `diffusionlm.likelihood.perplexity.perplexity`.
+    """
+    model = session.model
+    counts = [len(rolling_windows(document, model.config.max_length, stride)) for document in documents]
+    first_ids = [0, *itertools.accumulate(counts)]  # of the windows, which key their noise
+
+    def score(batch: list[int]) -> list[Record]:
+        ids = [i for d in batch for i in range(first_ids[d], first_ids[d + 1])]
+        some = [documents[d] for d in batch]
+        with model.on_mesh():
+            scores = likelihood(model.params, model.config, some, settings, stride=stride, request_ids=ids)
+        return [
+            {"nats": -estimate.log_likelihood, "stderr": estimate.stderr, "tokens": n, "forwards": estimate.nfe}
+            for estimate, n in zip(scores.documents, scores.tokens, strict=True)
+        ]
+
+    return session.evaluate("score documents", items, score, DOCUMENTS)

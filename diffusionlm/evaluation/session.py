@@ -13,7 +13,7 @@ from diffusionlm.checkpoint import store
 from diffusionlm.errors import UserError
 from diffusionlm.pretrained.model import LoadedModel
 from diffusionlm.progress import Progress
-from diffusionlm.storage import JsonLines, read_json_lines, run_path
+from diffusionlm.storage import JsonLines, dump_numbers, read_json_lines, run_path
 
 Record = dict[str, Any]  # what is kept of one item, in JSON types
 
@@ -70,7 +70,7 @@ class Session:
                 f"{path} holds the records of an evaluation; continue it with --resume, or give another --output"
             )
         digest = store.params_sha256(self.model.location.path)
-        header = _Header(task=task, params_sha256=digest, options=json.loads(json.dumps(options)))
+        header = _Header(task=task, params_sha256=digest, options=json.loads(dump_numbers(options)))
         self._lines = JsonLines(path, parse=json.loads)
         if not self._lines.kept:
             self._lines.write({"task": task, "params_sha256": digest, "options": header.options})

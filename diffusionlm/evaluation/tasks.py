@@ -12,18 +12,39 @@ from typing import Any
 from etils import epath
 
 from diffusionlm.errors import UserError, suggest
+from diffusionlm.evaluation.code import human_eval, human_eval_infilling
+from diffusionlm.evaluation.generative import generative
+from diffusionlm.evaluation.gsm8k import gsm8k
 from diffusionlm.evaluation.harness.command import lm_eval
 from diffusionlm.evaluation.infilling import infilling
+from diffusionlm.evaluation.lambada import lambada
+from diffusionlm.evaluation.mt_bench import mt_bench
 from diffusionlm.evaluation.perplexity import perplexity
+from diffusionlm.evaluation.poems import poems
 from diffusionlm.evaluation.results import Result
+from diffusionlm.evaluation.reverse_curse import reverse_curse
 from diffusionlm.evaluation.session import Session
+from diffusionlm.evaluation.temporal_shift import temporal_shift
 from diffusionlm.pretrained.loading import load
 from diffusionlm.pretrained.model import LoadedModel
 from diffusionlm.storage import dump_numbers, run_path, write_atomically
 
-OPERATIONAL = ("batch_size", "examples", "limit", "samples")  # options of tasks that change no record of an item
+OPERATIONAL = ("batch_size", "examples", "limit", "samples", "answers_file", "model_id")  # they change no record
 
-TASKS: dict[str, Callable[..., Result]] = {"perplexity": perplexity, "infilling": infilling, "lm_eval": lm_eval}
+TASKS: dict[str, Callable[..., Result]] = {
+    "perplexity": perplexity,
+    "infilling": infilling,
+    "lm_eval": lm_eval,
+    "gsm8k": gsm8k,
+    "reverse_curse": reverse_curse,
+    "poems": poems,
+    "lambada": lambada,
+    "temporal_shift": temporal_shift,
+    "human_eval": human_eval,
+    "human_eval_infilling": human_eval_infilling,
+    "mt_bench": mt_bench,
+    "generative": generative,
+}
 
 
 def get(name: str) -> Callable[..., Result]:

@@ -1,0 +1,484 @@
+"""Tasks in which a model writes: scores of known texts, prompts, and answers that depend on nothing else."""
+
+import dataclasses
+import gzip
+import json
+import math
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from support.command_line import assert_one_line
+from support.random_params import make_params
+from support.tiny_checkpoint import MODEL, save
+
+import diffusionlm as dlm
+from diffusionlm.cli import main as cli
+from diffusionlm.data import chat_templates
+from diffusionlm.data.tokenizers import ByteTokenizer
+from diffusionlm.errors import UserError
+from diffusionlm.evaluation import answers, code, infilling, records
+from diffusionlm.evaluation import sandbox as sandboxes
+from diffusionlm.evaluation.answers import Prompt
+from diffusionlm.evaluation.sandbox import run
+from diffusionlm.evaluation.session import Session
+from diffusionlm.sampling.config import SamplingConfig
+from diffusionlm.sampling.generate import GenerationResult, Infilling
+
+EOS = ByteTokenizer.eos_id
+PROBLEMS = [
+    {"question": "One and two?", "answer": "1+2=3\n#### 3"},
+    {"question": "A thousand?", "answer": "It is 1,000\n#### 1,000"},
+    {"question": "Nothing?", "answer": "#### 0"},
+]
+FUNCTION = {
+    "task_id": "T/0",
+    "prompt": "def add(a, b):\n",
+    "entry_point": "add",
+    "test": "def check(f):\n    assert f(1, 2) == 3\n",
+    "canonical_solution": "    return a + b\n",
+    "suffix": "\nx = 1\n",
+    "further": ["fields", "are", "left", "alone"],
+}
+QUESTIONS = [
+    {"question_id": 81, "category": "writing", "turns": ["Hi.", "Go on."]},
+    {"question_id": 82, "category": "math", "turns": ["1+1?", "2+2?"]},
+]
+YEARS = [
+    {"text": text, "year": year} for text, year in (("abc", 1805), ("defgh", 1849), ("ij", 1851), ("k" * 90, 1899))
+]
+
+
+def lines(values):
+    return "".join(json.dumps(value) + "\n" for value in values)
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory):
+    """Checkpoints and files, by name; `uniform` gives every token the same probability."""
+    directory = tmp_path_factory.mktemp("own")
+    flat = {"head": jnp.zeros_like(make_params(MODEL)["head"])}
+    checkpoints = {
+        "mdm": save(directory / "mdm"),
+        "arm": save(directory / "arm", "arm"),
+        "uniform": save(directory / "uniform", "arm", **flat),
+        "tmp": str(directory),
+    }
+    files = {
+        "problems.jsonl": lines(PROBLEMS),
+        "facts.jsonl": lines(
+            [{"prompt": "He is", "completion": " Al Bo"}, {"prompt": "She is", "completion": " Cy Di"}]
+        ),
+        "reverse.jsonl": lines([{"prompt": "Al is", "completion": " he"}, {"prompt": "Cy is", "completion": " she"}]),
+        "couplets.json": json.dumps([{"first": "ab", "second": "cd"}, {"first": "ef", "second": "gh"}]),
+        "passages.jsonl": lines([{"context": "he saw the", "continuation": "cat"}, {"text": "she ate all  fish "}]),
+        "passages.txt": "he saw the cat\n\nshe ate all  fish\n",
+        "functions.jsonl": lines([FUNCTION, FUNCTION | {"task_id": "T/1"}]),
+        "questions.jsonl": lines(QUESTIONS),
+        "years.jsonl": lines(YEARS),
+    }
+    for name, content in files.items():
+        (directory / name).write_text(content)
+    return checkpoints | {name.replace(".", "_"): str(directory / name) for name in files}
+
+
+def answers_as_written(monkeypatch, writes):
+    """Every prompt is answered by `writes`, a function of its number; returns the prompts that were seen."""
+    seen = {}
+
+    def generate(params, cfg, prompts, sampling, *, row_ids):
+        tokens = []
+        for ids, r in zip(prompts, row_ids, strict=True):
+            assert seen.setdefault(r, ids) == ids
+            text = [*writes(r).encode()]
+            assert len(text) <= sampling.length
+            tokens.append(text + [EOS] * (sampling.length - len(text)))
+        return GenerationResult(np.array(tokens), np.ones(len(prompts), int), 0.0, None)
+
+    monkeypatch.setattr(answers, "generate", generate)
+    return seen
+
+
+def gaps_as_written(monkeypatch, writes):
+    """Every gap is filled by `writes`, a function of the number of its row that gives as many bytes."""
+    seen = {}
+
+    def infill(params, cfg, templates, sampling, *, row_ids):
+        rows = []
+        for template, r in zip(templates, row_ids, strict=True):
+            seen[r] = template
+            new = iter(writes(r).encode())
+            rows.append([next(new) if token is None else token for token in template])
+        return Infilling(rows, [()] * len(rows), np.ones(len(rows)), 0.0, None)
+
+    monkeypatch.setattr(infilling, "infill", infill)
+    return seen
+
+
+def values(result):
+    return {name: metric.value for name, metric in result.metrics.items()}
+
+
+def text_of(ids):
+    assert ids[0] == EOS
+    return bytes(ids[1:]).decode()
+
+
+def test_gsm8k_by_all_rules(places, monkeypatch):
+    texts = ["It is 3.\nQuestion: 9", "so\n#### 1000", "I do not know"]
+    seen = answers_as_written(monkeypatch, lambda r: texts[r])
+    settings = SamplingConfig(length=32)
+    result = dlm.evaluate(places["mdm"], "gsm8k", data=places["problems_jsonl"], sampling=settings, examples=1)
+    assert [text_of(seen[i]) for i in range(3)] == [f"Question: {p['question']}\nAnswer:" for p in PROBLEMS]
+    third = pytest.approx(1 / 3)
+    expected = {"strict_match": third, "flexible_match": pytest.approx(2 / 3), "smdm_match": third}
+    assert values(result) == expected | {"problems": 3, "no_number": 1, "too_long": 0}
+    assert result.metrics["strict_match"].stderr == pytest.approx(np.std([0, 1, 0], ddof=1) / math.sqrt(3))
+    assert result.examples is not None and result.examples[0]["answer"] == texts[0]
+
+
+def test_gsm8k_with_solved_problems(places, monkeypatch, tmp_path):
+    (tmp_path / "train.jsonl").write_text(lines(PROBLEMS[:1]))
+    seen = answers_as_written(monkeypatch, lambda r: "")
+    options = {"shots": 1, "shots_data": str(tmp_path / "train.jsonl"), "sampling": SamplingConfig(length=8)}
+    dlm.evaluate(places["mdm"], "gsm8k", data=places["problems_jsonl"], limit=1, **options)
+    solved = "Question: One and two?\nAnswer: 1+2=3\n#### 3\n\n"
+    assert text_of(seen[0]) == f"{solved}Question: One and two?\nAnswer:"
+
+
+def test_a_chat_template_is_used_unless_it_is_raw(places, monkeypatch):
+    template = chat_templates.choose("plain", ByteTokenizer())
+    model = dlm.load(places["mdm"])
+    monkeypatch.setattr(type(model), "template", template)
+    assert answers.encode_prompt(model, "hi", raw=True) == [EOS, *b"hi"]
+    assert answers.encode_prompt(model, "hi", raw=False) == model.encode_messages([{"role": "user", "content": "hi"}])
+
+
+def test_reverse_curse_in_both_directions(places, monkeypatch):
+    texts = ["so al bo.", "Al Bo", "he", "it"]
+    seen = answers_as_written(monkeypatch, lambda r: texts[r])
+    files = {"data": places["facts_jsonl"], "reverse": places["reverse_jsonl"]}
+    result = dlm.evaluate(places["mdm"], "reverse_curse", **files, examples=1)
+    assert [text_of(seen[i]) for i in range(4)] == ["He is", "She is", "Al is", "Cy is"]
+    found = values(result)
+    assert (found["exact_match"], found["reverse_exact_match"]) == (0.5, 0.5)
+    # "he" for "he" is whole; "it" and "she" share no character.
+    assert found["reverse_bleu_characters"] == pytest.approx(0.5) == found["reverse_bleu_words"]
+    assert found["bleu_words"] == 0 and (found["prompts"], found["reverse_prompts"]) == (2, 2)
+    assert [example["direction"] for example in result.examples or []] == ["same", "reverse"]
+
+
+def test_poems_both_ways(places, monkeypatch):
+    texts = ["x cd", "zz", "gh", "ef!"]
+    seen = answers_as_written(monkeypatch, lambda r: texts[r])
+    result = dlm.evaluate(places["mdm"], "poems", data=places["couplets_json"], examples=1)
+    ask = {way: f"\u7684{way}\u4e00\u53e5\u662f\u4ec0\u4e48\uff1f " for way in "\u4e0b\u4e0a"}
+    for i, start in enumerate(["ab\u7684\u4e0b", "cd\u7684\u4e0a", "ef\u7684\u4e0b", "gh\u7684\u4e0a"]):
+        assert text_of(seen[i]).startswith(start[:2] + ask[start[-1]])
+    assert values(result) == {"forward": 1, "backward": 0.5, "difference": 0.5, "couplets": 2, "too_long": 0}
+    assert result.metrics["difference"].stderr == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("file", ["passages_jsonl", "passages_txt"])
+def test_lambada_gives_the_number_of_tokens(file, places, monkeypatch):
+    seen = gaps_as_written(monkeypatch, lambda r: [" cat", " meat"][r])
+    result = dlm.evaluate(places["mdm"], "lambada", data=places[file], examples=1)
+    assert seen == {0: [EOS, *b"he saw the", *[None] * 4], 1: [EOS, *b"she ate all", *[None] * 5]}
+    found = values(result)
+    assert (found["drawn_match"], found["passages"], found["too_long"]) == (0.5, 2, 0)
+    assert result.metrics["drawn_match"].stderr == pytest.approx(0.5)
+
+
+def test_greedy_match_of_lambada_is_that_of_the_model(places, monkeypatch):
+    gaps_as_written(monkeypatch, lambda r: "x" * 9)
+    model = dlm.load(places["mdm"])
+    result = dlm.evaluate(model, "lambada", data=places["passages_jsonl"])
+    pairs = [("he saw the", " cat"), ("she ate all", " fish")]
+    assert values(result)["greedy_match"] == np.mean(model.is_greedy(pairs))
+
+
+def test_temporal_shift_of_a_uniform_model(places):
+    """Every byte costs log V, in every bin."""
+    options = {"data": places["years_jsonl"], "width": 50}
+    result = dlm.evaluate(places["uniform"], "temporal_shift", **options)
+    found = values(result)
+    expected = {"1800-1849 ": (2, 8), "1850-1899 ": (2, 92), "": (4, 100)}
+    assert len(found) == 5 * len(expected)
+    for prefix, (documents, tokens) in expected.items():
+        assert (found[f"{prefix}documents"], found[f"{prefix}tokens"]) == (documents, tokens)
+        assert found[f"{prefix}nats_per_token"] == pytest.approx(math.log(257), rel=1e-5)
+        assert found[f"{prefix}bits_per_byte"] == pytest.approx(math.log2(257), rel=1e-5)
+        assert result.metrics[f"{prefix}nats_per_token"].stderr == pytest.approx(0, abs=1e-4)
+    single = dlm.evaluate(places["uniform"], "temporal_shift", data=places["years_jsonl"], first_tokens=2)
+    assert values(single)["1899 tokens"] == 2 and single.metrics["1899 nats_per_token"].stderr is None
+
+
+def test_a_bin_costs_what_its_documents_cost(places, tmp_path):
+    (tmp_path / "late.jsonl").write_text(lines(YEARS[2:]))
+    shift = values(dlm.evaluate(places["arm"], "temporal_shift", data=places["years_jsonl"], width=50))
+    alone = values(dlm.evaluate(places["arm"], "perplexity", data=str(tmp_path / "late.jsonl")))
+    for name in ("nats_per_token", "perplexity", "bits_per_byte"):
+        assert shift[f"1850-1899 {name}"] == pytest.approx(alone[name], rel=1e-5)
+
+
+@pytest.fixture(scope="module")
+def place():
+    return sandboxes.find(allow_code_execution=True)
+
+
+@pytest.mark.parametrize(
+    ("solution", "passed", "error"),
+    [
+        ("    return a + b\n", True, ""),
+        ("    print('x' * 9)\n    return a + b\n", True, ""),
+        ("    return a - b\n", False, "AssertionError"),
+        ("    return a +\n", False, "SyntaxError"),
+        ("    raise SystemExit\n", False, ""),  # the tests were never reached
+        ("    import os; os._exit(0)\n", False, ""),
+        ("    return a + b\nimport atexit, os\natexit.register(os._exit, 1)\n", False, ""),
+    ],
+)
+def test_a_program_passes_if_its_tests_do(solution, passed, error, place):
+    problem = code.Problem(**{name: FUNCTION[name] for name in ("task_id", "prompt", "entry_point", "test")})
+    record = code.judge(place, problem, problem.prompt + solution)
+    assert record["passed"] == passed and record["error"].startswith(error) and record["ending"] == "exit"
+
+
+def test_human_eval_counts_what_passes(places, monkeypatch):
+    texts = ["    return a + b\n\n\ndef other():\n    syntax error", "    return a\n"]
+    seen = answers_as_written(monkeypatch, lambda r: texts[r])
+    options = {"data": places["functions_jsonl"], "allow_code_execution": True, "sampling": SamplingConfig(length=64)}
+    result = dlm.evaluate(places["mdm"], "human_eval", **options)
+    assert [text_of(seen[i]) for i in range(2)] == [FUNCTION["prompt"]] * 2
+    assert values(result) == {"pass_at_1": 0.5, "out_of_time": 0, "problems": 2, "too_long": 0}
+    assert result.metrics["pass_at_1"].stderr == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize(
+    ("answer", "program"),
+    [
+        ("Sure:\n```python\ndef add(a, b):\n    return 1\n```\nDone.", "import re\ndef add(a, b):\n    return 1\n"),
+        ("```\n    return 1\n```", "import re\ndef add(a, b):\n    return 1\n"),
+        ("    return 1\n", "import re\ndef add(a, b):\n    return 1\n"),
+        ("```py\ndef add(a, b):\n    return 1", "import re\ndef add(a, b):\n    return 1"),
+    ],
+)
+def test_the_program_in_an_answer(answer, program):
+    problem = code.Problem(task_id="", prompt="import re\ndef add(a, b):\n", entry_point="add", test="")
+    assert code._code_of(problem, answer) == program
+
+
+def test_infilling_of_code(places, monkeypatch):
+    gold = FUNCTION["canonical_solution"]
+    seen = gaps_as_written(monkeypatch, lambda r: [gold, gold.replace("+", "-")][r])
+    options = {"data": places["functions_jsonl"], "allow_code_execution": True, "examples": 1}
+    result = dlm.evaluate(places["mdm"], "human_eval_infilling", **options)
+    for template in seen.values():
+        assert template.count(None) == len(gold)
+        assert (
+            bytes(token for token in template[1:] if token is not None).decode()
+            == FUNCTION["prompt"] + FUNCTION["suffix"]
+        )
+    expected = {"pass_at_1": 0.5, "exact_match": 0.5, "out_of_time": 0, "gaps": 2, "too_long": 0}
+    assert values(result) == expected
+    one_sided = gaps_as_written(monkeypatch, lambda r: gold)
+    dlm.evaluate(places["arm"], "human_eval_infilling", **options)
+    assert bytes(token for token in one_sided[0][1:] if token is not None).decode() == FUNCTION["prompt"]
+
+
+def test_the_solutions_of_human_eval_pass(data_dir, place):
+    path = Path(data_dir) / "eval" / "humaneval" / "HumanEval.jsonl.gz"
+
+    class Solved(code.Problem, frozen=True):
+        canonical_solution: str
+
+    for problem in records.read_records(str(path), Solved, 4):
+        assert code.judge(place, problem, problem.prompt + problem.canonical_solution)["passed"]
+        assert not code.judge(place, problem, problem.prompt + "    return 'no'\n")["passed"]
+
+
+@pytest.mark.slow
+def test_all_solutions_of_the_infilling_files_pass(data_dir, place):
+    for path in sorted((Path(data_dir) / "eval" / "humaneval_infilling").iterdir()):
+        for gap in records.read_records(str(path), code.Gap, None)[::50]:
+            program = gap.prompt + gap.canonical_solution + gap.suffix
+            assert code.judge(place, gap, program)["passed"], gap.task_id
+
+
+def test_mt_bench_writes_both_turns(places, monkeypatch, tmp_path):
+    texts = ["A.", "B.", "C.", "D."]
+    seen = answers_as_written(monkeypatch, lambda r: texts[r])
+    path = tmp_path / "tiny.jsonl"
+    options = {"data": places["questions_jsonl"], "answers_file": str(path), "sampling": SamplingConfig(length=8)}
+    result = dlm.evaluate(places["mdm"], "mt_bench", raw=True, model_id="tiny", **options)
+    assert text_of(seen[2]) == "Hi.\n\nA.\n\nGo on.\n\n" and text_of(seen[3]) == "1+1?\n\nB.\n\n2+2?\n\n"
+    written = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [set(line) for line in written] == [{"question_id", "answer_id", "model_id", "choices", "tstamp"}] * 2
+    assert [line["question_id"] for line in written] == [81, 82] and written[0]["model_id"] == "tiny"
+    assert [line["choices"] for line in written] == [
+        [{"index": 0, "turns": ["A.", "C."]}],
+        [{"index": 0, "turns": ["B.", "D."]}],
+    ]
+    assert values(result) == {"questions": 2, "too_long": 0, "empty_answers": 0, "characters": 2}
+    with pytest.raises(UserError, match=r"tiny.jsonl' exists"):
+        dlm.evaluate(places["mdm"], "mt_bench", raw=True, **options)
+
+
+def test_generative_figures_of_a_uniform_scorer(places, monkeypatch):
+    texts = ["a b c d e", "a b c d e", "", "f g"]
+    answers_as_written(monkeypatch, lambda r: texts[r])
+    options = {"scorer": places["uniform"], "samples": 4, "sampling": SamplingConfig(length=16)}
+    found = dlm.evaluate(places["mdm"], "generative", examples=3, **options)
+    scores = values(found)
+    assert scores["nats_per_token"] == pytest.approx(math.log(257), rel=1e-5)
+    assert scores["perplexity"] == pytest.approx(257, rel=1e-4)
+    assert scores["bits_per_byte"] == pytest.approx(math.log2(257), rel=1e-5)
+    assert (scores["samples"], scores["empty_samples"], scores["tokens"]) == (4, 1, 9 + 9 + 3)
+    assert scores["unigram_entropy"] == pytest.approx((2 * math.log(5) + math.log(2)) / 3)
+    assert scores["distinct_1"] == pytest.approx(7 / 12) and scores["distinct_4"] == pytest.approx(2 / 4)
+    assert scores["self_bleu"] == pytest.approx(2 / 3)
+    assert found.metrics["perplexity"].stderr == pytest.approx(0, abs=0.1)
+
+
+def test_an_answer_depends_on_its_prompt_and_number_alone(places, tmp_path, monkeypatch):
+    """Not on the batch, its order, or where an evaluation was interrupted."""
+    model = dlm.load(places["mdm"])
+    sampling = SamplingConfig(length=8, steps=4)
+    texts = ["a", "b" * 60, "a", "ccc", "d" * 20]  # canvases of two sizes
+    prompts = [Prompt(answers.encode_prompt(model, text, False), text, 10 + i) for i, text in enumerate(texts)]
+
+    def write(session, some, batch_size):
+        return [record["answer"] for record in answers.answer(session, "write", some, sampling, batch_size)]
+
+    whole = write(Session(model), prompts, 2)
+    assert len(set(whole)) == 5  # also the equal prompts, by their numbers
+    assert write(Session(model), prompts[::-1], 2) == whole[::-1]
+    short = [prompts[i] for i in (0, 2, 3, 4)]
+    assert write(Session(model), short, 4) == [whole[i] for i in (0, 2, 3, 4)]
+    session, generate, calls = Session(model), answers.generate, []
+    session.open_records(tmp_path / "a.jsonl", "t", {}, resume=False)
+
+    def dies(*args, **kwargs):
+        calls.append(kwargs["row_ids"])
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return generate(*args, **kwargs)
+
+    monkeypatch.setattr(answers, "generate", dies)
+    with pytest.raises(KeyboardInterrupt):
+        write(session, prompts, 2)
+    again = Session(model)
+    again.open_records(tmp_path / "a.jsonl", "t", {}, resume=True)
+    assert write(again, prompts, 2) == whole
+    assert sum(r == calls[0][0] for call in calls[2:] for r in call) == 0  # what was finished is not written again
+
+
+def test_settings_without_end_are_taken_up_again(places, tmp_path, monkeypatch):
+    """An infinite penalty is written as null, which must not look like another setting."""
+    answers_as_written(monkeypatch, lambda r: "x")
+    options = {"data": places["couplets_json"], "output": tmp_path / "r.json"}
+    first = dlm.evaluate(places["mdm"], "poems", **options)
+    assert dlm.evaluate(places["mdm"], "poems", **options, resume=True).metrics == first.metrics
+
+
+def test_a_task_leaves_out_what_does_not_fit_and_says_so(places, monkeypatch, tmp_path):
+    answers_as_written(monkeypatch, lambda r: "3")
+    long = {"question": "x" * 90, "answer": "#### 3"}
+    (tmp_path / "long.jsonl").write_text(lines([long, PROBLEMS[0]]))
+    result = dlm.evaluate(places["mdm"], "gsm8k", data=str(tmp_path / "long.jsonl"), sampling=SamplingConfig(length=32))
+    assert values(result)["too_long"] == 1 == values(result)["problems"] == values(result)["flexible_match"]
+
+
+MISTAKES = [
+    ("gsm8k --data {tmp}/none.jsonl", ["none.jsonl"]),
+    ("gsm8k --data {facts_jsonl}", ["facts.jsonl:1", "`question`"]),
+    ("gsm8k --data {passages_txt}", ["passages.txt", "a text", ".jsonl"]),
+    ("gsm8k --data {problems_jsonl}", ["length=256", "context of 96"]),
+    ("gsm8k --data {problems_jsonl} --length 8 --shots 2", ["shots=2 needs shots_data"]),
+    ("gsm8k --data {problems_jsonl} --length 8 --shots 2 --shots_data {problems_jsonl}", ["the questions themselves"]),
+    ("gsm8k --data {problems_jsonl} --length 8 --batch_size 0", ["batch_size=0"]),
+    ("reverse_curse --data {facts_jsonl} --reverse {problems_jsonl}", ["problems.jsonl:1", "`prompt`"]),
+    ("poems --data {facts_jsonl}", ["facts.jsonl:1", "`first`"]),
+    ("lambada --data {facts_jsonl}", ["facts.jsonl:1", "'text'"]),
+    ("temporal_shift --data {facts_jsonl}", ["facts.jsonl:1", "'text'"]),
+    ("temporal_shift --data {years_jsonl} --by decade", ["years.jsonl:1", "'decade'"]),
+    ("temporal_shift --data {years_jsonl} --by text --width 5", ["'abc' is no integer"]),
+    ("temporal_shift --data {years_jsonl} --width 0", ["width=0"]),
+    ("human_eval --data {problems_jsonl}", ["problems.jsonl:1", "`task_id`"]),
+    ("human_eval_infilling --data {facts_jsonl}", ["facts.jsonl:1", "`task_id`"]),
+    ("mt_bench --data {questions_jsonl} --answers_file {tmp}/a.jsonl", ["no chat template", "--raw"]),
+    ("mt_bench --data {questions_jsonl}", ["lacks --answers_file"]),
+    ("mt_bench --data {facts_jsonl} --answers_file {tmp}/a.jsonl --raw", ["facts.jsonl:1", "`question_id`"]),
+    ("generative --scorer {mdm}", ["masked diffusion model; give an autoregressive"]),
+    ("generative --scorer {tmp}/none", ["{tmp}/none", "does not exist"]),
+    ("generative --scorer {arm} --samples 2000", ["samples=2000"]),
+]
+
+
+@pytest.mark.parametrize(("command", "parts"), MISTAKES)
+def test_mistakes_are_one_line(command, parts, places, capsys):
+    words = [word.format(**places) for word in command.split()]
+    assert cli.main(["evaluate", places["mdm"], *words]) == 2
+    assert_one_line(capsys.readouterr(), [part.format(**places) for part in parts])
+
+
+@pytest.mark.parametrize(
+    ("content", "part"),
+    [
+        ('{"question": 1, "answer": "x"}', "question=1"),
+        ('{"question": "a", "answer": "#### 1"', "invalid JSON"),
+        ('["a"]', "a JSON list"),
+        ('{"question": "a", "question": "b", "answer": "c"}', "comes twice"),
+        ('{"question": "a\\ud800", "answer": "#### 1"}', "half a surrogate pair"),
+        ('{"question": "a", "answer": "no number"}', "without '#### N'"),
+        ("\n\n", "holds no record"),
+        ('{"question": "' + "x" * (9 << 20) + '", "answer": "#### 1"}', "more than the 8,388,608"),
+    ],
+)
+def test_malformed_records_are_one_line(content, part, places, tmp_path, capsys):
+    (tmp_path / "bad.jsonl").write_text(content)
+    assert cli.main(["evaluate", places["mdm"], "gsm8k", "--data", str(tmp_path / "bad.jsonl"), "--length", "8"]) == 2
+    assert_one_line(capsys.readouterr(), [part])
+
+
+@pytest.mark.parametrize(
+    ("content", "part"),
+    [
+        (gzip.compress(bytes(140 << 20), 1), "unpacks to more than 200 times"),
+        (gzip.compress(b'{"a": 1}\n' * 99)[:-20], "damaged gzip"),
+        (b"no gzip", "damaged gzip"),
+    ],
+    ids=["bomb", "cut", "other"],
+)
+def test_packed_files_that_are_not_what_they_say(content, part, places, tmp_path, capsys):
+    (tmp_path / "bad.jsonl.gz").write_bytes(content)
+    words = ["evaluate", places["mdm"], "human_eval", "--data", str(tmp_path / "bad.jsonl.gz")]
+    assert cli.main(words) == 2
+    captured = capsys.readouterr()
+    assert captured.err.count("\n") == 1 and (part in captured.err or "`task_id`" in captured.err)
+
+
+def test_a_model_without_tokenizer_is_one_line(places, tmp_path):
+    model = dataclasses.replace(dlm.load(places["mdm"]), tokenizer=None)
+    options = {
+        "gsm8k": {"data": places["problems_jsonl"]},
+        "reverse_curse": {"data": places["facts_jsonl"]},
+        "poems": {"data": places["couplets_json"]},
+        "lambada": {"data": places["passages_jsonl"]},
+        "temporal_shift": {"data": places["years_jsonl"]},
+        "human_eval": {"data": places["functions_jsonl"]},
+        "human_eval_infilling": {"data": places["functions_jsonl"]},
+        "mt_bench": {"data": places["questions_jsonl"], "answers_file": str(tmp_path / "a"), "raw": True},
+        "generative": {"scorer": places["arm"]},
+    }
+    for task, values in options.items():
+        with pytest.raises(UserError, match="no tokenizer; import it again"):
+            dlm.evaluate(model, task, **values)
+
+
+def test_code_is_refused_before_it_is_written_where_no_sandbox_works(places, monkeypatch):
+    monkeypatch.setattr(run, "why_not", lambda place: "no")
+    monkeypatch.setattr(answers, "generate", None)
+    with pytest.raises(UserError, match="runs only in a sandbox"):
+        dlm.evaluate(places["mdm"], "human_eval", data=places["functions_jsonl"], sampling=SamplingConfig(length=8))

@@ -1,0 +1,364 @@
+"""Programs that try to get out of a sandbox, or to take a machine down from inside; and its command lines."""
+
+import contextlib
+import errno
+import json
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import uuid
+from pathlib import Path
+
+import pytest
+
+from diffusionlm.errors import UserError
+from diffusionlm.evaluation import sandbox
+from diffusionlm.evaluation.sandbox import backends, run
+from diffusionlm.evaluation.sandbox.backends import Job, Layout, Limits
+from diffusionlm.evaluation.sandbox.run import Outcome, Sandbox
+
+PATIENT, HASTY = Limits(seconds=60), Limits(seconds=3)
+CTYPES = "import ctypes, os\nlibc = ctypes.CDLL(None, use_errno=True)\n"
+
+
+def attempt(code, *errors):
+    """A program that says "escaped" if `code` gets to its end, and "held" for one of these errors."""
+    body = "".join(f"    {line}\n" for line in code.splitlines())
+    return (
+        f"try:\n{body}    print('escaped')\nexcept ({', '.join(errors or ['OSError'])}) as e:\n    print('held', e)\n"
+    )
+
+
+def call(code):
+    """A program that says "escaped" if an expression with `libc` is not negative, and "held" otherwise."""
+    return CTYPES + f"print('escaped' if ({code}) >= 0 else 'held')"
+
+
+FORK_BOMB = attempt("import os\nwhile True:\n    os.fork()")
+THREADS = "import threading, time\nwhile True:\n    threading.Thread(target=time.sleep, args=(9,), daemon=True).start()"
+ATTEMPTS = {
+    "network": attempt("import socket\nsocket.create_connection(('1.1.1.1', 53), 5)"),
+    "network, datagrams": attempt("import socket\nsocket.socket(2, 2).sendto(b'x', ('1.1.1.1', 53))"),
+    "reading /etc/passwd": attempt("open('/etc/passwd').read()"),
+    "reading the home directory": attempt("import os\nassert os.listdir(HOME) != SEEN", "OSError", "AssertionError"),
+    "reading a file of the host": attempt("open(SECRET).read()"),
+    "reading the environment of init": attempt("open('/proc/1/environ').read()"),
+    "reading devices of memory": attempt("open('/dev/mem', 'rb').read(1)"),
+    "writing a file of the host": attempt("open(SECRET, 'w').write('x')"),
+    "writing to the root": attempt("open('/x', 'w')"),
+    "writing to the libraries": attempt("import os\nopen(os.path.realpath(os.__file__), 'a').write('x')"),
+    "deleting a library": attempt("import os\nos.unlink(os.path.realpath(os.__file__))"),
+    "a symbolic link out": attempt("import os\nos.symlink(SECRET, 'link')\nopen('link').read()"),
+    "a symbolic link to write through": attempt("import os\nos.symlink('/', 'up')\nopen('up/x', 'w')"),
+    "parent directories": attempt("open('../' * 20 + SECRET.lstrip('/')).read()"),
+    "a hard link to a library": attempt("import os\nos.link(os.path.realpath(os.__file__), 'own')"),
+    "a fork bomb": FORK_BOMB,
+    "a bomb of threads": attempt(THREADS, "RuntimeError"),
+    "a memory bomb": attempt("x = []\nwhile True:\n    x.append(bytearray(1 << 26))", "MemoryError"),
+    "a huge file": attempt("f = open('f', 'wb')\nwhile True:\n    f.write(bytes(1 << 20))"),
+    "many files": attempt("i = 0\nwhile True:\n    open(str(i := i + 1), 'wb').write(bytes(1 << 20))"),
+    "many open files": attempt("x = []\nwhile True:\n    x.append(open('program.py'))"),
+    "a file without a name": attempt("import os\nwhile True:\n    os.write(os.memfd_create('x'), bytes(1 << 24))"),
+    "becoming root": attempt("import os\nos.setuid(0)"),
+    "another root directory": attempt("import os\nos.chroot('/work')"),
+    "a device": attempt("import os\nos.mknod('d', 0o060666, os.makedev(8, 0))"),
+    "namespaces of its own": call("libc.unshare(0x10000000)"),
+    "a mount of its own": call("libc.mount(b'none', b'/work', b'tmpfs', 0, None)"),
+    "libraries mounted again to write": call("libc.mount(b'none', b'/usr/lib', None, ctypes.c_ulong(4128), None)"),
+    "a descriptor left open": attempt("import os\nfor fd in range(3, 250):\n    os.fstat(fd)"),
+    "processes of the host": attempt("import os\nos.kill(HOST, 9)"),
+    "an abstract socket of the host": attempt("import socket\nsocket.socket(1, 1).connect(chr(0) + NAME)"),
+}
+
+
+def usable_python():
+    """An interpreter that the sandboxes can show: bubblewrap runs as nobody where the tests run as root."""
+    own = backends.layout().python
+    if os.geteuid() == 0 and os.path.exists("/usr/bin/python3") and own.startswith("/root/"):
+        return "/usr/bin/python3"
+    return own
+
+
+def open_sandbox(name, limits=PATIENT):
+    place = Sandbox(name, backends.layout(usable_python() if name == "bubblewrap" else None), limits)
+    if (reason := run.why_not(Sandbox(name, place.layout))) is not None:
+        pytest.skip(f"{name} does not work here: {reason}")
+    return place
+
+
+@pytest.fixture(scope="module", params=list(backends.SANDBOXES))
+def place(request):
+    return open_sandbox(request.param)
+
+
+@pytest.fixture(scope="module")
+def host(tmp_path_factory):
+    """What programs reach for, by the names that they use; checks at the end that nothing happened to it."""
+    secret = tmp_path_factory.mktemp("host") / "secret.txt"
+    secret.write_text("the secret")
+    name = f"diffusionlm-{uuid.uuid4().hex}"
+    with socket.socket(socket.AF_UNIX) as listener, open(secret) as file:
+        os.set_inheritable(file.fileno(), True)
+        listener.bind("\0" + name)
+        listener.listen()
+        values = {"SECRET": str(secret), "HOST": os.getpid(), "NAME": name, "HOME": str(Path.home()), "SEEN": []}
+        yield "".join(f"{key} = {value!r}\n" for key, value in values.items())
+    assert secret.read_text() == "the secret" and list(secret.parent.iterdir()) == [secret]
+
+
+@pytest.mark.parametrize("name", ATTEMPTS)
+def test_an_escape_fails(name, place, host):
+    code = ATTEMPTS[name]
+    # Of the interpreter's own path in it, a home directory may hold some.
+    shown = [path for path in place.layout.read_only if path.startswith(f"{Path.home()}/")]
+    first = sorted({Path(path).relative_to(Path.home()).parts[0] for path in shown})
+    outcome = place.run(f"{host}SEEN = {first!r}\n{code}")
+    assert outcome.ending == "exit" and "escaped" not in outcome.output and "held" in outcome.output, outcome
+    assert "the secret" not in outcome.output
+
+
+@pytest.mark.parametrize("code", ["libc.shmget(0, 1 << 20, 0o1600)", "libc.ptrace(16, 1, 0, 0)"])
+def test_shared_memory_and_init_are_out_of_reach(code):
+    """In namespaces of our own; bubblewrap allows both, inside of its sandbox."""
+    assert open_sandbox("namespaces").run(call(code)).output == "held\n"
+
+
+def test_namespaces_work_without_privileges(tmp_path):
+    """Where the tests run as root, the sandbox is made by nobody; elsewhere all tests show it."""
+    python = usable_python()
+    if os.geteuid() != 0 or python.startswith("/root/") or not os.access("/proc/sys/user", os.R_OK):
+        pytest.skip("the tests run as an ordinary user, or no interpreter is readable for one")
+    with tempfile.TemporaryDirectory() as directory:
+        os.chmod(directory, 0o755)
+        root, path, starter = (Path(directory) / name for name in ("root", "program.py", "starter.py"))
+        root.mkdir()
+        codes = [call("libc.unshare(0x20000)"), FORK_BOMB, "import os; print(os.getuid(), os.listdir('/'))"]
+        starter.write_bytes(Path(backends.STARTER).read_bytes())
+        for code, expected in zip(codes, ("held", "held", "65534 ["), strict=True):
+            path.write_text(code)
+            layout = backends.layout(python)
+            job = Job(str(path), str(root), PATIENT, layout, backends.NOBODY, backends.NOBODY)
+            command = [str(starter) if word == backends.STARTER else word for word in backends.namespaces(job)]
+            outcome = run._run(command, str(root), PATIENT, backends.NOBODY)
+            assert outcome.ending == "exit" and outcome.output.startswith(expected), outcome
+
+
+def test_all_files_together_are_limited(place):
+    code = "import os\nn = 0\ntry:\n    while True:\n        n += open(str(n), 'wb').write(bytes(1 << 20))\n"
+    outcome = place.run(f"{code}except OSError as e:\n    print(e.errno, n)")
+    number, written = map(int, outcome.output.split())
+    assert number == errno.ENOSPC and PATIENT.files - (4 << 20) < written <= PATIENT.files
+
+
+def test_the_libraries_are_read_only_whoever_owns_them(place):
+    code = "import os\ntry:\n    os.chmod(os.__file__, 0o777)\nexcept OSError as e:\n    print(e.errno)"
+    assert place.run(code).output == f"{errno.EROFS}\n"
+
+
+def test_a_program_sees_nothing_of_our_environment(place, monkeypatch):
+    monkeypatch.setenv("API_KEY", "the secret")
+    outcome = place.run("import os; print(sorted(os.environ)); print(os.getuid(), os.getgroups())")
+    names, ids = outcome.output.splitlines()
+    assert set(eval(names)) <= {"HOME", "LANG", "PATH", "PWD", "PYTHONHASHSEED", "TMPDIR"}
+    assert ids.split()[0] == "65534"
+
+
+def test_a_program_may_use_its_directory(place):
+    outcome = place.run("import os, sys\nopen('a', 'w').write('x' * 9)\nprint(os.getcwd(), os.path.getsize('a'))")
+    assert outcome == ("exit", 0, "/work 9\n")
+
+
+def test_a_program_reads_nothing_from_our_input(place):
+    assert place.run("import sys; print(repr(sys.stdin.read()))").output == "''\n"
+
+
+def running(word):
+    """The processes of the machine with a word in their command line."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            if word.encode() in path.read_bytes():
+                found.append(path.parent.name)
+    return found
+
+
+DAEMON = """\
+import os, sys
+if not os.fork():
+    os.setsid()
+    if not os.fork():
+        os.execv(sys.executable, [sys.executable, "-c", "import time; time.sleep(100)", WORD])
+"""
+
+
+def test_no_process_outlives_its_program(place):
+    word = uuid.uuid4().hex
+    start = time.monotonic()
+    assert place.run(f"WORD = {word!r}\n{DAEMON}import time; time.sleep(0.5)").ending == "exit"
+    assert time.monotonic() - start < 50
+    wait_until(lambda: not running(word))
+
+
+def wait_until(condition):
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+KILLS = (
+    "import os\nfor pid in (os.getppid(), 1, -1):\n    try:\n        os.kill(pid, 9)\n    except OSError:\n        pass"
+)
+
+
+def test_killing_everything_kills_nothing_else(place):
+    with subprocess.Popen(["sleep", "100"]) as bystander:
+        assert place.run(f"{KILLS}\nprint('done')").ending == "exit"
+        assert bystander.poll() is None
+        bystander.kill()
+
+
+IGNORE = "import signal\nfor s in set(signal.Signals) - {9, 19}:\n    signal.signal(s, signal.SIG_IGN)\n"
+
+
+@pytest.mark.parametrize("code", ["", IGNORE, "import os\nos.close(1)\nos.close(2)\n"])
+def test_an_endless_loop_ends(code, place):
+    start = time.monotonic()
+    outcome = Sandbox(place.name, place.layout, HASTY).run(f"{code}while True: pass")
+    assert (outcome.ending, outcome.code) == ("time", None) and time.monotonic() - start < 30
+
+
+def test_endless_output_ends(place):
+    limits = Limits(seconds=60, output=1 << 16)
+    outcome = Sandbox(place.name, place.layout, limits).run("while True: print('x' * 1000)")
+    assert outcome.ending == "output" and len(outcome.output) == 1 << 16
+
+
+def test_the_exit_code_is_the_programs(place):
+    assert place.run("raise SystemExit(3)").code == 3
+    assert place.run("import os; os.abort()").code == 134
+
+
+def test_a_sandbox_ends_with_us():
+    """A process that is killed while a program runs leaves nothing behind."""
+    open_sandbox("namespaces")
+    word = uuid.uuid4().hex
+    program = f"WORD = {word!r}\n{DAEMON}import time; time.sleep(100)"
+    code = f"from diffusionlm.evaluation import sandbox; sandbox.run.find(allow_code_execution=False).run({program!r})"
+    with subprocess.Popen([sys.executable, "-c", code]) as process:
+        wait_until(lambda: running(f"time.sleep(100)\0{word}"))
+        process.kill()
+        process.wait()
+    wait_until(lambda: not [pid for pid in running(word) if pid != str(os.getpid())])
+
+
+class TestUnprotected:
+    """Without a sandbox there are limits, a clean environment and an end, and no more than that."""
+
+    def test_it_ends(self, monkeypatch):
+        monkeypatch.setenv("API_KEY", "the secret")
+        place = Sandbox("unprotected", backends.layout(), HASTY)
+        assert place.run("while True: pass").ending == "time"
+        place = Sandbox("unprotected", backends.layout(), PATIENT)
+        assert "the secret" not in place.run("import os; print(dict(os.environ))").output
+        assert "held" in place.run(ATTEMPTS["a memory bomb"]).output
+        assert "held" in place.run(ATTEMPTS["a huge file"]).output
+        assert place.run("while True: print('x' * 1000)").ending == "output"
+
+    def test_what_it_started_is_killed_with_it(self):
+        word = uuid.uuid4().hex
+        code = (
+            f"import subprocess, sys\nsubprocess.Popen([sys.executable, '-c', 'import time; time.sleep(99)', {word!r}])"
+        )
+        limits = Limits(seconds=60, processes=100_000)  # of all processes of the user
+        assert Sandbox("unprotected", backends.layout(), limits).run(code).code == 0
+        wait_until(lambda: not running(word))
+
+
+JOB = Job(
+    program="/tmp/p.py",
+    directory="/tmp/root",
+    limits=Limits(seconds=7, memory=64 << 20, processes=3, files=5 << 20, file=2 << 20, open_files=9),
+    layout=Layout("/opt/bin/python", ("/opt/bin/python", "/opt/lib"), (("usr/lib", "/lib"),)),
+    user=1000,
+    group=100,
+)
+
+
+def pairs(words, option, count=2):
+    return [tuple(words[i + 1 : i + 1 + count]) for i, word in enumerate(words) if word == option]
+
+
+def test_the_command_line_of_bubblewrap():
+    words = backends.bubblewrap(JOB)
+    options, command = words[: words.index("--")], words[words.index("--") + 1 :]
+    for kind in ("user", "pid", "net", "ipc", "uts"):
+        assert f"--unshare-{kind}" in options
+    assert {"--die-with-parent", "--new-session", "--clearenv", "--disable-userns"} <= set(options)
+    assert pairs(options, "--cap-drop", 1) == [("ALL",)]
+    shown = [("/opt/bin/python",) * 2, ("/opt/lib",) * 2, ("/tmp/p.py", "/work/program.py")]
+    assert set(pairs(options, "--ro-bind")) == {*shown, (backends.STARTER, "/work/starter.py")}
+    assert not {"--bind", "--dev", "--proc", "--share-net", "--setenv"} & set(options)
+    assert pairs(options, "--dev-bind") == [(path, path) for path in ("/dev/null", "/dev/zero", "/dev/urandom")]
+    size = options.index("--size")
+    assert options[size : size + 4] == ["--size", str(5 << 20), "--tmpfs", "/work"]
+    assert command[0] == "/opt/bin/python" and command[-2] == "limited"
+    spec = json.loads(command[-1])
+    assert spec["limits"] == {
+        "seconds": 7,
+        "memory": 64 << 20,
+        "processes": 3,
+        "files": 5 << 20,
+        "file": 2 << 20,
+        "open_files": 9,
+        "output": 1 << 20,
+    }
+    assert spec["command"] == ["/opt/bin/python", "-s", "-P", "-B", "/work/program.py"]
+    assert spec["environment"]["HOME"] == "/work"
+
+
+def test_the_command_line_of_nsjail():
+    words = backends.nsjail(JOB)
+    options, command = words[: words.index("--")], words[words.index("--") + 1 :]
+    limits = {"rlimit_as": "64", "rlimit_fsize": "2", "rlimit_nproc": "3", "rlimit_nofile": "9", "rlimit_core": "0"}
+    for name, value in {**limits, "time_limit": "8", "rlimit_cpu": "8", "user": "65534:1000:1"}.items():
+        assert pairs(options, f"--{name}", 1) == [(value,)]
+    assert {"--disable_proc", "--iface_no_lo"} <= set(options)
+    assert not {"--keep_env", "--keep_caps", "--rw", "--disable_clone_newnet"} & set(options)
+    shown = [path for (path,) in pairs(options, "--bindmount_ro", 1)]
+    assert shown == ["/opt/bin/python", "/opt/lib", "/tmp/p.py:/work/program.py"]
+    assert pairs(options, "--mount", 1) == [(f"none:/work:tmpfs:size={5 << 20}",)]
+    assert command == ["/opt/bin/python", "-s", "-P", "-B", "/work/program.py"]
+
+
+def test_a_layout_shows_the_interpreter_and_libraries_alone():
+    layout = backends.layout()
+    prefix = Path(layout.python).parents[1]
+    for path in layout.read_only:
+        assert path == layout.python or Path(path) in (prefix / "lib", prefix / "lib64") or path in backends.LIBRARIES
+
+
+def test_the_first_sandbox_that_works_is_taken(monkeypatch):
+    monkeypatch.setattr(run, "why_not", lambda place: "it is broken" if place.name == "bubblewrap" else None)
+    assert sandbox.find(allow_code_execution=False).name == "nsjail"
+    assert sandbox.find(allow_code_execution=True).name == "nsjail"
+
+
+def test_without_a_sandbox_nothing_runs_unless_it_is_allowed(monkeypatch):
+    monkeypatch.setattr(run, "why_not", lambda place: f"no {place.name}")
+    with pytest.raises(
+        UserError, match="bubblewrap: no bubblewrap; nsjail: no nsjail.*--allow_code_execution"
+    ) as error:
+        sandbox.find(allow_code_execution=False)
+    assert "\n" not in str(error.value)
+    assert sandbox.find(allow_code_execution=True).name == "unprotected"
+
+
+def test_a_sandbox_that_cannot_be_made_says_why(monkeypatch):
+    monkeypatch.setattr(Sandbox, "run", lambda self, program: Outcome("exit", 1, "bwrap: no\npermissions\n"))
+    assert run.why_not(Sandbox("namespaces", backends.layout())) == "bwrap: no permissions"
+    monkeypatch.setenv("PATH", "")
+    assert run.why_not(Sandbox("nsjail", backends.layout())) == "nsjail is not installed"
