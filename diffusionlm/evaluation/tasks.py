@@ -12,6 +12,7 @@ from typing import Any
 from etils import epath
 
 from diffusionlm.errors import UserError, suggest
+from diffusionlm.evaluation.certificate.task import certificate
 from diffusionlm.evaluation.infilling import infilling
 from diffusionlm.evaluation.perplexity import perplexity
 from diffusionlm.evaluation.results import Result
@@ -22,7 +23,11 @@ from diffusionlm.storage import dump_numbers, run_path, write_atomically
 
 OPERATIONAL = ("batch_size", "examples", "limit")  # options of tasks that change no record of an item
 
-TASKS: dict[str, Callable[..., Result]] = {"perplexity": perplexity, "infilling": infilling}
+TASKS: dict[str, Callable[..., Result]] = {
+    "perplexity": perplexity,
+    "infilling": infilling,
+    "certificate": certificate,
+}
 
 
 def get(name: str) -> Callable[..., Result]:
