@@ -111,5 +111,5 @@ def estimators_agree(records: Sequence[Mapping[str, Any]], tokens: int) -> Findi
         abs(difference.nats) / tokens,
         difference.reach(AGREEMENT) / tokens,
         "The distance, in nats a token, of the bound by masking an exact number of tokens from that by masking each "
-        f"with a probability, with noise of their own; more than is allowed would come once in {1 / AGREEMENT:,.0f} times.",
+        f"with a probability, with other noise; more than is allowed would come once in {1 / AGREEMENT:,.0f} times.",
     )

@@ -83,8 +83,8 @@ def mask_not_predicted(subject: Subject) -> Finding:
     return judge(
         float(max(lost)),
         max(MASS, 10 * subject.rounding),
-        "The largest probability of the mask and of other ids that are no text, together, at a place of a short target; "
-        "they cost the text as many nats a token.",
+        "The largest probability that the mask and other ids that are no text have together at a place of a short "
+        "target; they cost the text as many nats a token.",
     )
 
 

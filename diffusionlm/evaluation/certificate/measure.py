@@ -1,5 +1,6 @@
 """The parts of a certificate as items of a session, so that an interrupted one goes on where it stopped."""
 
+import dataclasses
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,9 +11,9 @@ import numpy as np
 from diffusionlm.errors import UserError
 from diffusionlm.evaluation.certificate.checks import CHECKS
 from diffusionlm.evaluation.certificate.figures import score_texts, settings_of
-from diffusionlm.evaluation.certificate.method import LibraryMethod
+from diffusionlm.evaluation.certificate.method import LibraryMethod, Score
 from diffusionlm.evaluation.certificate.reference import Reference
-from diffusionlm.evaluation.certificate.subject import ROUNDING, Subject
+from diffusionlm.evaluation.certificate.subject import ROUNDING, Subject, repeated
 from diffusionlm.evaluation.session import Record, Session
 from diffusionlm.likelihood.config import LikelihoodConfig
 from diffusionlm.likelihood.monte_carlo import estimate
@@ -121,15 +122,37 @@ class Measurements:
 
         return self.session.evaluate("try every set of masks", [list(pair) for pair in samples], compute, 1)
 
-    def checks(self, texts: Sequence[str], samples: Sequence[Pair], costs: Sequence[np.ndarray]) -> list[Record]:
-        """Return the finding of every check in JSON types, and "forwards"."""
+    def estimates(self, samples: Sequence[Pair]) -> list[Record]:
+        """Return the scores of `subject.repeated` in JSON types, and the passes that they took."""
+
+        def compute(batch: list[int]) -> list[Record]:
+            method = LibraryMethod(self.model, self.settings)
+            scores = [dataclasses.asdict(score) for score in repeated(method, samples)]
+            return [{"scores": scores, "forwards": method.forwards}]
+
+        items = [] if self.model.config.autoregressive else [list(samples[0])]
+        return self.session.evaluate("repeat the estimate of a short target", items, compute, 1)
+
+    def checks(
+        self, texts: Sequence[str], samples: Sequence[Pair], costs: Sequence[Record], estimates: Sequence[Record]
+    ) -> list[Record]:
+        """Return the finding of every check in JSON types, and "forwards".
+
+        Args:
+          texts: documents.
+          samples: short targets.
+          costs: what `costs` returns for these.
+          estimates: what `estimates` returns for these.
+        """
         names = list(CHECKS)
+        arrays = [np.array(record["costs"]) for record in costs]
+        scores = [Score(**score) for record in estimates for score in record["scores"]]
 
         def compute(batch: list[int]) -> list[Record]:
             records = []
             for name in (names[i] for i in batch):
                 method, reference = LibraryMethod(self.model, self.settings), Reference(self.model)
-                subject = Subject(self.model, method, reference, texts, samples, costs)
+                subject = Subject(self.model, method, reference, texts, samples, arrays, scores)
                 record = CHECKS[name](subject).to_json(name)
                 records.append(record | {"forwards": method.forwards + reference.forwards})
             return records

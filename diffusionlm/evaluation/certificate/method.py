@@ -62,7 +62,12 @@ class Method(Protocol):
     forwards: int
 
     def score(
-        self, pairs: Sequence[Pair], *, ids: Sequence[int] | None = None, exact: bool = False, left_to_right: bool = False
+        self,
+        pairs: Sequence[Pair],
+        *,
+        ids: Sequence[int] | None = None,
+        exact: bool = False,
+        left_to_right: bool = False,
     ) -> list[Score]:
         """Return the nats of the target of each (prefix, target) pair of token ids.
 
@@ -101,7 +106,12 @@ class LibraryMethod:
         self.model, self.settings, self.forwards = model, settings, 0
 
     def score(
-        self, pairs: Sequence[Pair], *, ids: Sequence[int] | None = None, exact: bool = False, left_to_right: bool = False
+        self,
+        pairs: Sequence[Pair],
+        *,
+        ids: Sequence[int] | None = None,
+        exact: bool = False,
+        left_to_right: bool = False,
     ) -> list[Score]:
         """See `Method`: exact-count masking; any-order enumeration if `exact`, where it is affordable."""
         name = None

@@ -18,6 +18,7 @@ from diffusionlm.pretrained.model import LoadedModel
 LENGTHS = (4, 5, 6)  # tokens of the short targets: 15, 31 and 63 sets of masks
 SPAN = 24  # tokens of a prefix and a short target together
 LEAST = 2  # tokens of a short target of a short text
+REPEATS = 64  # estimates of one short target, with other noise each
 
 # Nats a token by which two computations of one number may differ: of a token's cost at nats of a few, in each format.
 ROUNDING = {"float32": 1e-4, "bfloat16": 5e-2}
@@ -34,6 +35,7 @@ class Subject:
       texts: documents.
       samples: short targets out of these, with their prefixes.
       costs: their cross-entropies under every set of masks (`Reference.costs`).
+      estimates: what `repeated` gives; none for an autoregressive model.
     """
 
     model: LoadedModel
@@ -42,6 +44,7 @@ class Subject:
     texts: Sequence[str]
     samples: Sequence[Pair]
     costs: Sequence[np.ndarray]
+    estimates: Sequence[Score]
 
     @property
     def autoregressive(self) -> bool:
@@ -71,6 +74,11 @@ class Subject:
         """Return a token of the vocabulary that the model may predict, other than this one."""
         refused = {token, self.model.config.mask_id, *self.model.config.suppressed_ids, *self.model.config.eos_ids}
         return next(i for i in range(self.model.config.model.vocab_size) if i not in refused)
+
+
+def repeated(method: Method, samples: Sequence[Pair]) -> list[Score]:
+    """Return `REPEATS` estimates of the first short target by the method under check, with noise of their own."""
+    return method.score([samples[0]] * REPEATS, ids=range(REPEATS))
 
 
 def choose_samples(model: LoadedModel, documents: Sequence[Sequence[int]], count: int) -> list[Pair]:

@@ -74,7 +74,8 @@ def certificate(
     chains = measurements.left_to_right(documents.first(chain_rule))
     orders = measurements.costs(samples)
     costs = [np.array(record["costs"]) for record in orders]
-    checked = measurements.checks(documents.texts, samples, costs)
+    estimates = measurements.estimates(samples)
+    checked = measurements.checks(documents.texts, samples, orders, estimates)
     claim_finding, own = _judge_claims(measurements, claimed, claims)
     checks = [
         estimators_agree(scores, sum(documents.tokens)).to_json("estimators_agree"),
@@ -82,15 +83,14 @@ def certificate(
         claim_finding.to_json("claims"),
     ]
     metrics = _figures(documents, scores) | _chain_rule(documents, scores, chains)
+    exact = math.fsum(over_orders(cost).mean for cost in costs)
     if not measurements.model.config.autoregressive:
-        bound = math.fsum(over_orders(cost).mean for cost in costs)
-        metrics["share_below_t_0.001"] = Metric(math.fsum(below(cost, CLIPPED) for cost in costs) / bound)
+        metrics["share_below_t_0.001"] = Metric(math.fsum(below(cost, CLIPPED) for cost in costs) / exact)
     formats = measurements.own_dtype(samples) if session.model.config.model.dtype != dtype else []
     if formats:
-        exact = math.fsum(over_orders(cost).mean for cost in costs)
         metrics["own_dtype_error_per_token"] = Metric((formats[0]["nats"] - exact) / sum(len(t) for _, t in samples))
     metrics |= _counts(documents, checks)
-    forwards = sum(record["forwards"] for record in [*scores, *chains, *orders, *checked, *own, *formats])
+    forwards = sum(record["forwards"] for record in [*scores, *chains, *orders, *estimates, *checked, *own, *formats])
     config = {"data": data, "field": field, "limit": limit, "short_targets": short_targets, "chain_rule": chain_rule}
     config |= {"claims": claims, "dtype": dtype, "draws": draws, "passes": passes, "seed": seed, "rows": rows}
     return Result(metrics, config, forwards=forwards, checks=checks)

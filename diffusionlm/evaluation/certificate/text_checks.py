@@ -15,8 +15,8 @@ def round_trip(subject: Subject) -> Finding:
         while i < min(len(text), len(back)) and text[i] == back[i]:
             i += 1
         explanation += (
-            f", text {lossy[0]} first: {text[i : i + 12]!r} comes back as {back[i : i + 12]!r}. Several texts then share "
-            "the tokens that are scored, so their nats are too few for any one of them"
+            f", text {lossy[0]} first: {text[i : i + 12]!r} comes back as {back[i : i + 12]!r}. Several texts "
+            "then share the tokens that are scored, so their nats are too few for any one of them"
         )
     return judge(len(lossy) / len(subject.texts), 0.0, f"{explanation}.")
 

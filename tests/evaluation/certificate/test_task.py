@@ -8,10 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from support.command_line import assert_one_line
-from support.foreign_weights import import_options, make_source
+from support.foreign_weights import TINY_SMDM, import_options, make_source
 from support.tiny_checkpoint import save
 
 import diffusionlm as dlm
+from diffusionlm import presets
 from diffusionlm.checkpoint.sidecar import Sidecar
 from diffusionlm.cli import main as cli
 from diffusionlm.data.tokenizers import ByteTokenizer
@@ -54,7 +55,9 @@ def test_the_command(places, tmp_path, capsys):
     printed = json.loads(capsys.readouterr().out)
     saved = json.loads(output.read_text())
     assert saved["checks"] == printed["checks"] and saved["metrics"] == printed["metrics"]
-    assert [set(check) for check in printed["checks"]] == [{"name", "verdict", "value", "tolerance", "explanation"}] * 21
+    assert [set(check) for check in printed["checks"]] == [
+        {"name", "verdict", "value", "tolerance", "explanation"}
+    ] * 21
     found = {check["name"]: check["verdict"] for check in printed["checks"]}
     assert set(found) == {*CHECKS, "estimators_agree", "claims"}
     assert found.pop("claims") == "not applicable" and set(found.values()) == {"pass"}
@@ -126,9 +129,12 @@ class Letters(ByteTokenizer):
 @pytest.mark.parametrize(
     "family", ["dream", *[pytest.param(name, marks=pytest.mark.slow) for name in ("llada", "smdm", "diffugpt")]]
 )
-def test_imported_families(family, tmp_path):
+def test_imported_families(family, tmp_path, monkeypatch):
     """Random weights in their layouts. LLaDA's may predict the mask, as random ones do, and that is found."""
     path = tmp_path / "model"
+    if family == "smdm":
+        monkeypatch.setattr(presets, "names", lambda: ["smdm_tiny"])
+        monkeypatch.setattr(presets, "get", lambda name: TINY_SMDM)
     import_weights(make_source(family, tmp_path / "source"), path, **import_options(family))
     model = dataclasses.replace(dlm.load(path, dtype="float32"), tokenizer=Letters())
     data = jsonl(tmp_path / "texts.jsonl", [{"text": "thequickbrownfoxjumpsoverthelazydog"[:30]}])

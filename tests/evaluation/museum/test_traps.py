@@ -12,7 +12,7 @@ from diffusionlm.data.tokenizers import ByteTokenizer
 from diffusionlm.evaluation.certificate.checks import CHECKS
 from diffusionlm.evaluation.certificate.method import LibraryMethod
 from diffusionlm.evaluation.certificate.reference import Reference
-from diffusionlm.evaluation.certificate.subject import Subject, choose_samples
+from diffusionlm.evaluation.certificate.subject import Subject, choose_samples, repeated
 
 SETTINGS = dlm.LikelihoodConfig(draws=4)
 TEXTS = ["A first text, which is long enough.", "The second one h\u00e9re is a little longer than that.", "And " * 18]
@@ -21,12 +21,13 @@ TEXTS = ["A first text, which is long enough.", "The second one h\u00e9re is a l
 def subject_of(model, texts, settings=SETTINGS):
     documents, _ = model.encode_documents(texts)
     samples, reference = choose_samples(model, documents, 3), Reference(model)
-    return Subject(model, LibraryMethod(model, settings), reference, texts, samples, reference.costs(samples))
+    method = LibraryMethod(model, settings)
+    return Subject(model, method, reference, texts, samples, reference.costs(samples), repeated(method, samples))
 
 
-def with_method(subject, method):
-    values = (subject.reference, subject.texts, subject.samples, subject.costs)
-    return Subject(subject.model, method(subject.model, subject.method.settings), *values)
+def with_method(subject, trap):
+    method = trap(subject.model, subject.method.settings)
+    return dataclasses.replace(subject, method=method, estimates=repeated(method, subject.samples))
 
 
 @pytest.fixture(scope="module")
