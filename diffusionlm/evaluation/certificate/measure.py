@@ -160,11 +160,16 @@ class Measurements:
         return self.session.evaluate("check", [[name, *texts] for name in names], compute, 1)
 
     def own_dtype(self, samples: Sequence[Pair]) -> list[Record]:
-        """Return the exact nats of short targets in the number format of the model itself, and the passes taken."""
+        """Return the exact nats of short targets in the number format of the model itself, and the passes taken.
+
+        There is no record if that is the one that is computed in anyway.
+        """
 
         def compute(batch: list[int]) -> list[Record]:
             method = LibraryMethod(self.session.model, self.settings)
             scores = method.score(samples, exact=True)
             return [{"nats": sum(score.nats for score in scores), "forwards": method.forwards}]
 
-        return self.session.evaluate("score in the model's own format", [list(map(list, samples))], compute, 1)
+        same = self.session.model.config.model.dtype == self.model.config.model.dtype
+        items = [] if same else [list(map(list, samples))]
+        return self.session.evaluate("score in the model's own format", items, compute, 1)

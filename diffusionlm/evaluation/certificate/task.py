@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -18,6 +18,7 @@ from diffusionlm.evaluation.results import Metric, Result
 from diffusionlm.evaluation.session import Record, Session
 from diffusionlm.evaluation.texts import checked_limit, read_texts
 from diffusionlm.likelihood.config import LikelihoodConfig
+from diffusionlm.likelihood.pairs import Pair
 from diffusionlm.scalars import whole
 
 
@@ -70,30 +71,41 @@ def certificate(
     if not documents.texts:
         raise UserError(f"data={data!r} has no text of two tokens or more, of which the first is given")
     samples = choose_samples(measurements.model, documents.ids, short_targets)
-    scores = measurements.scores("score texts", documents)
-    chains = measurements.left_to_right(documents.first(chain_rule))
-    orders = measurements.costs(samples)
-    costs = [np.array(record["costs"]) for record in orders]
-    estimates = measurements.estimates(samples)
-    checked = measurements.checks(documents.texts, samples, orders, estimates)
-    claim_finding, own = _judge_claims(measurements, claimed, claims)
-    checks = [
-        estimators_agree(scores, sum(documents.tokens)).to_json("estimators_agree"),
-        *({key: value for key, value in record.items() if key != "forwards"} for record in checked),
-        claim_finding.to_json("claims"),
-    ]
-    metrics = _figures(documents, scores) | _chain_rule(documents, scores, chains)
-    exact = math.fsum(over_orders(cost).mean for cost in costs)
-    if not measurements.model.config.autoregressive:
-        metrics["share_below_t_0.001"] = Metric(math.fsum(below(cost, CLIPPED) for cost in costs) / exact)
-    formats = measurements.own_dtype(samples) if session.model.config.model.dtype != dtype else []
-    if formats:
-        metrics["own_dtype_error_per_token"] = Metric((formats[0]["nats"] - exact) / sum(len(t) for _, t in samples))
-    metrics |= _counts(documents, checks)
-    forwards = sum(record["forwards"] for record in [*scores, *chains, *orders, *estimates, *checked, *own, *formats])
+    outcome = _certify(measurements, documents, samples, chain_rule)
+    finding, records = _judge_claims(measurements, claimed, claims)
+    checks = [*outcome.checks, finding.to_json("claims")]
+    forwards = sum(record["forwards"] for record in [*outcome.records, *records])
     config = {"data": data, "field": field, "limit": limit, "short_targets": short_targets, "chain_rule": chain_rule}
     config |= {"claims": claims, "dtype": dtype, "draws": draws, "passes": passes, "seed": seed, "rows": rows}
-    return Result(metrics, config, forwards=forwards, checks=checks)
+    return Result(outcome.metrics | _counts(documents, checks), config, forwards=forwards, checks=checks)
+
+
+class _Outcome(NamedTuple):
+    """Figures and findings, and the records that they come from."""
+
+    metrics: dict[str, Metric]
+    checks: list[dict[str, Any]]
+    records: list[Record]
+
+
+def _certify(measurements: Measurements, documents: Documents, samples: Sequence[Pair], chain_rule: int) -> _Outcome:
+    """Measure all but claims."""
+    scores = measurements.scores("score texts", documents)
+    chains = measurements.left_to_right(documents.first(chain_rule))
+    orders, estimates = measurements.costs(samples), measurements.estimates(samples)
+    checked = measurements.checks(documents.texts, samples, orders, estimates)
+    formats = measurements.own_dtype(samples)
+    costs = [np.array(record["costs"]) for record in orders]
+    exact = math.fsum(over_orders(cost).mean for cost in costs)
+    metrics = _figures(documents, scores) | _chain_rule(documents, scores, chains)
+    if not measurements.model.config.autoregressive:
+        metrics["share_below_t_0.001"] = Metric(math.fsum(below(cost, CLIPPED) for cost in costs) / exact)
+    if formats:
+        n = sum(len(target) for _, target in samples)
+        metrics["own_dtype_error_per_token"] = Metric((formats[0]["nats"] - exact) / n)
+    checks = [estimators_agree(scores, sum(documents.tokens)).to_json("estimators_agree")]
+    checks += [{key: value for key, value in record.items() if key != "forwards"} for record in checked]
+    return _Outcome(metrics, checks, [*scores, *chains, *orders, *estimates, *checked, *formats])
 
 
 def _judge_claims(
