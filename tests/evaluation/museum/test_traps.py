@@ -27,9 +27,12 @@ def subject_of(model, texts, settings=SETTINGS):
     return Subject(model, method, reference, texts, samples, reference.costs(samples), repeated(method, samples))
 
 
-def with_method(subject, trap):
+def with_method(subject, trap, checks):
+    """Put a wrong method in the place of the right one; estimates are repeated where a check reads them."""
     method = trap(subject.model, subject.method.settings)
-    return dataclasses.replace(subject, method=method, estimates=repeated(method, subject.samples))
+    needed = {"estimate_value", "bound_not_below_exact", "interval"} & set(checks)
+    estimates = repeated(method, subject.samples) if needed else ()
+    return dataclasses.replace(subject, method=method, estimates=estimates)
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +48,7 @@ def test_the_right_method_passes(subject, name):
 
 @pytest.mark.parametrize("trap", TRAPS, ids=lambda trap: f"{trap.name}-{trap.check}")
 def test_a_trap_is_caught(subject, trap):
-    finding = CHECKS[trap.check](with_method(subject, trap.method))
+    finding = CHECKS[trap.check](with_method(subject, trap.method, [trap.check]))
     assert finding.verdict == "fail", finding
 
 
@@ -77,7 +80,7 @@ def test_every_check_has_a_trap():
 
 STORIES = [
     "Once upon a time there was a girl named Lily. She liked to play in the park with her dog. One day it rained.",
-    'Tom had a red ball. He threw it very high, and it fell into the river. His mom said, "Do not be sad, Tom."',
+    'Tom had a red ball. He threw it very high, and it fell into the river. His mom said, "Do not be sad, Tom! 🎈"',
     "The old cat slept in the sun all day. A little bird came and sang to it, and the cat opened one green eye.",
 ]
 
@@ -103,7 +106,7 @@ def test_the_table_of_the_shipped_model():
     for trap in TRAPS:
         wrongs.setdefault(trap.method, []).append(trap.check)
     for method, checks in wrongs.items():
-        judged = with_method(subject, method)
+        judged = with_method(subject, method, checks)
         findings = {name: CHECKS[name](judged) for name in checks}
         shown = ", ".join(f"{name} ({f.value:.3g} > {f.tolerance:.3g})" for name, f in findings.items())
         print(f"{method.__name__}: {figure(subject, judged.method):.4f}; {shown}")
