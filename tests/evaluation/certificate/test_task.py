@@ -18,6 +18,9 @@ from diffusionlm.cli import main as cli
 from diffusionlm.data.tokenizers import ByteTokenizer
 from diffusionlm.errors import UserError
 from diffusionlm.evaluation.certificate.checks import CHECKS
+from diffusionlm.evaluation.certificate.method import LibraryMethod
+from diffusionlm.evaluation.certificate.reference import Reference
+from diffusionlm.evaluation.certificate.subject import Subject, choose_samples
 from diffusionlm.interop.importing import import_weights
 
 TEXTS = ["A first text, which is long enough.", "The second one h\u00e9re is a little longer than that.", "And " * 18]
@@ -126,18 +129,34 @@ class Letters(ByteTokenizer):
         return ((np.arange(40) >= 8) & (np.arange(40) < 34)).astype(np.int32)
 
 
-@pytest.mark.parametrize(
-    "family", ["dream", *[pytest.param(name, marks=pytest.mark.slow) for name in ("llada", "smdm", "diffugpt")]]
-)
+def imported(family, directory):
+    """A tiny random model in a family's layout, with a tokenizer of letters."""
+    import_weights(make_source(family, directory / "source"), directory / "model", **import_options(family))
+    return dataclasses.replace(dlm.load(directory / "model", dtype="float32"), tokenizer=Letters())
+
+
+LETTERS = "thequickbrownfoxjumpsoverthela"
+
+
+def test_a_shifted_model(tmp_path):
+    """The state before a token predicts it; all checks are in `test_imported_families`."""
+    model = imported("dream", tmp_path)
+    assert model.config.shifted
+    samples, reference = choose_samples(model, [model.encode(LETTERS)], 1), Reference(model)
+    method = LibraryMethod(model, dlm.LikelihoodConfig())
+    subject = Subject(model, method, reference, [LETTERS], samples, reference.costs(samples), [])
+    assert [CHECKS[name](subject).verdict for name in ("exact_value", "no_leak", "first_token")] == ["pass"] * 3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["dream", "llada", "smdm", "diffugpt"])
 def test_imported_families(family, tmp_path, monkeypatch):
-    """Random weights in their layouts. LLaDA's may predict the mask, as random ones do, and that is found."""
-    path = tmp_path / "model"
+    """All checks; where the released code may predict the mask, random weights do, and that is found."""
     if family == "smdm":
         monkeypatch.setattr(presets, "names", lambda: ["smdm_tiny"])
         monkeypatch.setattr(presets, "get", lambda name: TINY_SMDM)
-    import_weights(make_source(family, tmp_path / "source"), path, **import_options(family))
-    model = dataclasses.replace(dlm.load(path, dtype="float32"), tokenizer=Letters())
-    data = jsonl(tmp_path / "texts.jsonl", [{"text": "thequickbrownfoxjumpsoverthelazydog"[:30]}])
+    model = imported(family, tmp_path)
+    data = jsonl(tmp_path / "texts.jsonl", [{"text": LETTERS}])
     result = dlm.evaluate(model, "certificate", data=data, draws=1, short_targets=1)
     found = verdicts(result)
     failed = {name for name, verdict in found.items() if verdict == "fail"}
