@@ -11,8 +11,8 @@ from diffusionlm.registry import experiments
 def reversal() -> Config:
     """An MDM that learns sentences by heart; give them with --data.path.
 
-    It is as SMDM is fine-tuned for the reversal curse (arXiv 2410.18514): a record is a sentence with EOS padding, and all
-    of it is masked and learnt.
+    It is as SMDM is fine-tuned for the reversal curse (arXiv 2410.18514): a record is a sentence with EOS padding, and
+    all of it is masked and learnt.
     """
     return Config(
         name="reversal",

@@ -3,7 +3,7 @@
 import inspect
 import itertools
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from diffusionlm.cli.output import print_json, summary
@@ -40,7 +40,7 @@ def evaluate(args: list[str], prog: str) -> int:
         print_json(result.to_json(name) | location.to_json())
     else:
         _show(name, result)
-    return 0
+    return 1 if result.failed else 0
 
 
 def _report(args: list[str], prog: str) -> int:
@@ -122,4 +122,22 @@ def _show(task: str, result: "Result") -> None:
     for name, (value, stderr) in result.metrics.items():
         error = "?" if stderr is None else f"{stderr:.4f}" if stderr else ""
         table.add_row(name, f"{value:,}" if isinstance(value, int) else f"{value:.4f}", error)
+    Console().print(table)
+    if result.checks is not None:
+        _show_checks(result.checks)
+
+
+def _show_checks(checks: Sequence[Mapping[str, Any]]) -> None:
+    """Print a table of verdicts, for people."""
+    from rich.table import Table
+    from rich.text import Text
+
+    styles = {"pass": "green", "fail": "bold red", "not applicable": "dim"}
+    table = Table(title="checks", title_justify="left", box=None, pad_edge=False)
+    for heading in ("", "verdict", "value", "allowed", ""):
+        table.add_column(heading, justify="right" if heading in ("value", "allowed") else "left", vertical="top")
+    for check in checks:
+        numbers = ["" if check[key] is None else f"{check[key]:.3g}" for key in ("value", "tolerance")]
+        verdict = Text(check["verdict"], style=styles[check["verdict"]])
+        table.add_row(check["name"], verdict, *numbers, check["explanation"])
     Console().print(table)

@@ -23,6 +23,8 @@ class Result:
       examples: what the model wrote, if it was asked for.
       forwards: forward passes of the network for all items, each for one sequence; None where they are not counted.
       seconds: the time that the items took, in all processes that computed some.
+      checks: what was checked, each {"name", "verdict", "value", "tolerance", "explanation"} with a verdict of "pass",
+        "fail" or "not applicable"; None for tasks without checks.
     """
 
     metrics: dict[str, Metric]
@@ -30,16 +32,23 @@ class Result:
     examples: list[dict[str, Any]] | None = None
     forwards: int | None = None
     seconds: float | None = None
+    checks: list[dict[str, Any]] | None = None
 
     def to_json(self, task: str) -> dict[str, Any]:
-        """Return {"task", "metrics": {name: {"value", "stderr"}}, "config", "forwards", "seconds"}, and "examples".
+        """Return {"task", "metrics": {name: {"value", "stderr"}}, "config", "forwards", "seconds"}.
 
-        The last is there if examples were asked for.
+        "examples" is there if they were asked for, and "checks" if the task has some.
         """
         metrics = {name: metric._asdict() for name, metric in self.metrics.items()}
         values = {"task": task, "metrics": metrics, "config": self.config}
         values |= {"forwards": self.forwards, "seconds": self.seconds}
-        return values if self.examples is None else values | {"examples": self.examples}
+        others = {"examples": self.examples, "checks": self.checks}
+        return values | {name: value for name, value in others.items() if value is not None}
+
+    @property
+    def failed(self) -> bool:
+        """True if a check failed."""
+        return any(check["verdict"] == "fail" for check in self.checks or [])
 
 
 def mean(values: Sequence[float]) -> Metric:

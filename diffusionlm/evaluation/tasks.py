@@ -12,6 +12,7 @@ from typing import Any
 from etils import epath
 
 from diffusionlm.errors import UserError, suggest
+from diffusionlm.evaluation.certificate.task import certificate
 from diffusionlm.evaluation.code import human_eval, human_eval_infilling
 from diffusionlm.evaluation.generative import generative
 from diffusionlm.evaluation.gsm8k import gsm8k
@@ -34,6 +35,7 @@ OPERATIONAL = ("batch_size", "examples", "limit", "samples", "answers_file", "mo
 TASKS: dict[str, Callable[..., Result]] = {
     "perplexity": perplexity,
     "infilling": infilling,
+    "certificate": certificate,
     "lm_eval": lm_eval,
     "gsm8k": gsm8k,
     "reverse_curse": reverse_curse,
