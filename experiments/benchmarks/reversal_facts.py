@@ -6,7 +6,8 @@ A fact joins a name and a description. Of a third of the facts the training text
 always the description, and of the last third both, so that both kinds of sentences are learnt. `train.jsonl` and
 `valid.jsonl` have whole sentences, the other files have questions with a `prompt` and a `completion`: `same_*` in the
 direction of the training text, `reverse_*` in the other one. Every question is a kind of sentence that the training
-text has too, about other people. After the reversal curse of Berglund et al. (arXiv 2309.12288), whose facts are longer.
+text has too, about other people. The task is the reversal curse of Berglund et al. (arXiv 2309.12288), whose facts are
+longer.
 """
 
 import json
