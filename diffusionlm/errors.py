@@ -63,3 +63,8 @@ def naming(file: str | os.PathLike) -> Iterator[None]:
         if error.errno is not None and error.filename is None:
             error.filename = os.fspath(file)
         raise
+
+
+def missing_package(user: str, package: str, extra: str) -> UserError:
+    """Return an error that says which package a feature lacks, and how to install it with one of our extras."""
+    return UserError(f"{user} needs the package {package}; in a checkout of diffusionlm, pip install -e '.[{extra}]'")

@@ -71,7 +71,7 @@ def _usage(prog: str, tasks: Mapping[str, Callable]) -> str:
     lines = [f"  {name:{width}}  {summary(task)}" for name, task in tasks.items()]
     return "\n".join(
         [
-            f"usage: {prog} CHECKPOINT TASK --data FILE [--limit N] [--output FILE] [--json] [--OPTION VALUE ...]",
+            f"usage: {prog} CHECKPOINT TASK [--data PATH] [--limit N] [--output FILE] [--json] [--OPTION VALUE ...]",
             f"       {prog} report RESULT.json [...] [--output FILE.md or .html]",
             "",
             f"`{prog} CHECKPOINT TASK --help` lists the options of a task. Tasks:",
@@ -120,24 +120,34 @@ def _show(task: str, result: "Result") -> None:
     for heading in ("value", "+/-"):
         table.add_column(heading, justify="right")
     for name, (value, stderr) in result.metrics.items():
-        error = "?" if stderr is None else f"{stderr:.4f}" if stderr else ""
-        table.add_row(name, f"{value:,}" if isinstance(value, int) else f"{value:.4f}", error)
+        error = "?" if stderr is None else _decimals(stderr) if stderr else ""
+        table.add_row(name, f"{value:,}" if isinstance(value, int) else _decimals(value), error)
     Console().print(table)
     if result.checks is not None:
         _show_checks(result.checks)
+    for note in result.notes:
+        write(note)
+
+
+def _decimals(value: float) -> str:
+    """Return four decimals, or three digits of a smaller number."""
+    return f"{value:.4f}" if value == 0 or abs(value) >= 0.01 else f"{value:.3g}"
 
 
 def _show_checks(checks: Sequence[Mapping[str, Any]]) -> None:
-    """Print a table of verdicts, for people."""
+    """Print a table of verdicts, with an explanation of each failure, for people."""
     from rich.table import Table
     from rich.text import Text
 
     styles = {"pass": "green", "fail": "bold red", "not applicable": "dim"}
     table = Table(title="checks", title_justify="left", box=None, pad_edge=False)
-    for heading in ("", "verdict", "value", "allowed", ""):
-        table.add_column(heading, justify="right" if heading in ("value", "allowed") else "left", vertical="top")
+    for heading in ("", "verdict", "value", "tolerance"):
+        table.add_column(heading, justify="right" if heading in ("value", "tolerance") else "left")
     for check in checks:
         numbers = ["" if check[key] is None else f"{check[key]:.3g}" for key in ("value", "tolerance")]
         verdict = Text(check["verdict"], style=styles[check["verdict"]])
-        table.add_row(check["name"], verdict, *numbers, check["explanation"])
+        table.add_row(check["name"], verdict, *numbers)
     Console().print(table)
+    for check in checks:
+        if check["verdict"] == "fail":
+            write(f"{check['name']} failed: {check['explanation']}")

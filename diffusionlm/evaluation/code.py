@@ -1,5 +1,6 @@
 """The tasks `human_eval` and `human_eval_infilling`: programs of Python, judged by running their tests."""
 
+import dataclasses
 import re
 import secrets
 from collections.abc import Sequence
@@ -94,7 +95,8 @@ def human_eval(
     shown = [{"task_id": problems[i].task_id} | record for i, record in zip(indices[:examples], records, strict=False)]
     config = {"data": data, "limit": limit, "raw": raw, "batch_size": batch_size, "sandbox": place.name}
     metrics = _figures(records) | {"problems": Metric(len(records))} | skipped
-    return answers.result(model, metrics, records, config, sampling, shown)
+    result = answers.result(model, metrics, records, config, sampling, shown)
+    return dataclasses.replace(result, notes=(place.note,))
 
 
 def human_eval_infilling(
@@ -118,7 +120,7 @@ def human_eval_infilling(
     Args:
       session: the model to evaluate.
       data: one of the HumanEval-...Infilling.jsonl.gz: SingleLine, MultiLine, RandomSpan or RandomSpanInfillingLight.
-      limit: the number of gaps, the first ones; None: all.
+      limit: the number of records to read, the first ones; None: all.
       examples: the number of filled gaps to show, the first ones.
       batch_size: gaps at a time; the noise of a gap does not depend on it.
       allow_code_execution: where no sandbox works, run the programs without one, with all rights of this process.
@@ -152,7 +154,8 @@ def human_eval_infilling(
     config = {"data": data, "limit": limit, "batch_size": batch_size, "sandbox": place.name}
     counts = {"gaps": Metric(len(rows)), "too_long": Metric(too_long)}
     metrics = _figures(records) | means(records, ["exact_match"]) | counts
-    return fillings.result(model, metrics, records, config, sampling, shown)
+    result = fillings.result(model, metrics, records, config, sampling, shown)
+    return dataclasses.replace(result, notes=(place.note,))
 
 
 def judge(place: Sandbox, problem: Problem, solution: str) -> Record:
@@ -196,9 +199,7 @@ def _read_gaps(session: Session, data: str, limit: int | None) -> tuple[list[Gap
     tokenizer = model.require_tokenizer()
     sizes, start = tokenizer.token_bytes(), model.encode("")
     gaps, stories, rows, too_long = [], [], [], 0
-    for gap in read_records(data, Gap, None):
-        if len(gaps) == limit:
-            break
+    for gap in read_records(data, Gap, limit):
         if not gap.canonical_solution.strip():
             raise UserError(f"data={data!r}: the solution of {gap.task_id!r} is empty; there is nothing to fill in")
         story, row = encode_story(Story(gap.prompt, gap.canonical_solution, gap.suffix), tokenizer, sizes)

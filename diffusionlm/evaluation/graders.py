@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from fractions import Fraction
 from typing import Any
 
-from diffusionlm.errors import UserError
+from diffusionlm.errors import missing_package
 
 _DIGITS = r"(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+"
 # A sign belongs to a number unless it stands behind something that it is subtracted from; currency may come before or
@@ -115,7 +115,7 @@ def _sentence_bleu() -> Callable[..., Any]:
     try:
         from nltk.translate.bleu_score import sentence_bleu  # here, because few tasks need it
     except ImportError as error:
-        raise UserError("BLEU needs the package nltk: pip install 'diffusionlm[eval]'") from error
+        raise missing_package("BLEU", "nltk", "eval") from error
     return sentence_bleu
 
 

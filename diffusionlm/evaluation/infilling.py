@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Annotated
 
-from diffusionlm.errors import UserError
+from diffusionlm.errors import UserError, missing_package
 from diffusionlm.evaluation.results import Metric, Result, means
 from diffusionlm.evaluation.session import Record, Session
 from diffusionlm.evaluation.stories import SENTENCES, Row, Stories, Story, encode_story
@@ -41,7 +41,7 @@ def infilling(
       data: a .jsonl file whose lines have "before", "middle" and "after", or a whole story as "text": of its first five
         sentences, the third is the middle.
       field: the field of a line's object that holds a whole story.
-      limit: the number of stories to fill in, the first ones; None: all.
+      limit: the number of stories to read, the first ones; None: all.
       examples: the number of filled stories to show, the first ones.
       batch_size: stories at a time; the noise of a story does not depend on it.
       sampling: the settings; length is ignored, and steps, if unset, is the longest middle's tokens.
@@ -83,11 +83,9 @@ def _read_stories(
 ) -> tuple[list[Story], list[Row], dict[str, int]]:
     """Return the stories that can be filled in, their tokens, and the numbers of stories that were left out."""
     tokenizer = model.require_tokenizer()
-    stories, sizes, start = Stories(source(data, field), field), tokenizer.token_bytes(), model.encode("")
+    stories, sizes, start = Stories(source(data, field), field, limit), tokenizer.token_bytes(), model.encode("")
     chosen, rows, too_long = [], [], 0
     for story in stories:
-        if len(rows) == limit:
-            break
         story, row = encode_story(story, tokenizer, sizes)
         if len(start) + sum(map(len, row)) > model.config.max_length:
             too_long += 1
@@ -134,7 +132,7 @@ def _rouge() -> Callable[[str, str], dict[str, float]]:
     try:
         from rouge_score.rouge_scorer import RougeScorer  # here, because only this task needs it
     except ImportError as error:
-        raise UserError("infilling needs the package rouge-score: pip install 'diffusionlm[eval]'") from error
+        raise missing_package("infilling", "rouge-score", "eval") from error
     names = [name for name in SCORES if name.startswith("rouge")]
     scorer = RougeScorer(names)
 

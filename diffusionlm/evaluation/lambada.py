@@ -1,5 +1,6 @@
 """The task `lambada`: the last word of passages."""
 
+import itertools
 from collections.abc import Iterator
 from typing import Annotated
 
@@ -40,7 +41,7 @@ def lambada(
       session: the model to evaluate.
       data: a .jsonl file whose lines have "context" and "continuation", or a whole passage as "text", or a .txt file
         with a passage a line: there the last word is what follows the last white space.
-      limit: the number of passages, the first ones; None: all.
+      limit: the number of passages to read, the first ones; None: all.
       examples: the number of passages to show, the first ones.
       batch_size: passages at a time; the noise of a word does not depend on it.
       sampling: the settings of the draw; length is ignored, and steps, if unset, are the word's tokens.
@@ -87,9 +88,7 @@ def _read(session: Session, data: str, limit: int | None) -> tuple[list[Story], 
     tokenizer = model.require_tokenizer()
     sizes, start = tokenizer.token_bytes(), model.encode("")
     stories, rows, too_long = [], [], 0
-    for before, word in _passages(data):
-        if len(rows) == limit:
-            break
+    for before, word in itertools.islice(_passages(data), limit):
         story, row = encode_story(Story(before, " " + word, ""), tokenizer, sizes)
         if len(start) + len(row.before) + len(row.middle) > model.config.max_length:
             too_long += 1

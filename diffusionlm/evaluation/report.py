@@ -34,6 +34,7 @@ class _File(schema.Record, frozen=True):
     seconds: schema.NonNegative | None = None
     records: str | None = None
     examples: list[dict[str, Any]] | None = None
+    checks: list[dict[str, Any]] | None = None
 
 
 class Evaluation(NamedTuple):

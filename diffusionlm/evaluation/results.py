@@ -25,6 +25,7 @@ class Result:
       seconds: the time that the items took, in all processes that computed some.
       checks: what was checked, each {"name", "verdict", "value", "tolerance", "explanation"} with a verdict of "pass",
         "fail" or "not applicable"; None for tasks without checks.
+      notes: sentences for people, which are shown below the figures.
     """
 
     metrics: dict[str, Metric]
@@ -33,6 +34,7 @@ class Result:
     forwards: int | None = None
     seconds: float | None = None
     checks: list[dict[str, Any]] | None = None
+    notes: tuple[str, ...] = ()
 
     def to_json(self, task: str) -> dict[str, Any]:
         """Return {"task", "metrics": {name: {"value", "stderr"}}, "config", "forwards", "seconds"}.

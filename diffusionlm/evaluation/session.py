@@ -48,7 +48,9 @@ class Session:
 
     def __init__(self, model: LoadedModel):
         self.model, self.seconds = model, 0.0
-        self._lines: JsonLines | None = None
+        self._path: epath.Path | None = None  # of the records
+        self._header: dict[str, Any] = {}
+        self._lines: JsonLines | None = None  # of the file, which is not made before there is a record
         self._finished: dict[int, _Line] = {}
         self._items = 0  # of earlier calls of `evaluate`
 
@@ -59,25 +61,25 @@ class Session:
           path: the file.
           task: the name of the task.
           options: its options in JSON types; they must be those of the records in the file.
-          resume: take up the records of the file; without it, the file must not exist.
+          resume: take up the records of the file; without it, the file must not exist. The first record makes it.
 
         Raises:
           UserError: the file exists and `resume` is False, it is of another evaluation, or it is damaged.
         """
         path = run_path(path)
-        if not resume and path.exists():
+        lines = read_json_lines(path, parse=json.loads)
+        if lines and not resume:
             raise UserError(
-                f"{path} holds the records of an evaluation; continue it with --resume, or give another --output"
+                f"{path} holds the records of an evaluation; continue it with --resume, give another --output, or "
+                "delete this file"
             )
         digest = store.params_sha256(self.model.location.path)
         header = _Header(task=task, params_sha256=digest, options=json.loads(dump_numbers(options)))
-        self._lines = JsonLines(path, parse=json.loads)
-        if not self._lines.kept:
-            self._lines.write({"task": task, "params_sha256": digest, "options": header.options})
-            return
-        recorded, lines = _read_lines(path, self._lines.kept)
-        _require_same(path, recorded, header)
-        self._finished = {line.item: line for line in lines}
+        self._path, self._header = path, {"task": task, "params_sha256": digest, "options": header.options}
+        if lines:
+            recorded, finished = _read_lines(path, lines)
+            _require_same(path, recorded, header)
+            self._finished = {line.item: line for line in finished}
 
     def evaluate(
         self,
@@ -97,6 +99,8 @@ class Session:
           batch_size: the most items that `compute` is given at a time.
           order: the order in which the items are computed, such as by length; None: theirs.
         """
+        if not items:
+            return []
         keys = [hashlib.sha256(json.dumps(item).encode()).hexdigest() for item in items]
         offset, records = self._items, dict[int, Record]()
         self._items += len(items)
@@ -120,8 +124,14 @@ class Session:
         return [records[i] for i in range(len(items))]
 
     def _write(self, line: dict[str, Any]) -> None:
-        if self._lines is not None:
-            self._lines.write(line)
+        if self._path is None:
+            return
+        if self._lines is None:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            self._lines = JsonLines(self._path, parse=json.loads)
+            if not self._lines.kept:
+                self._lines.write(self._header)
+        self._lines.write(line)
 
     def checkpoint_json(self) -> dict[str, Any]:
         """Return the checkpoint, newer steps that were passed over, and the hash of its parameters."""
@@ -156,7 +166,7 @@ def _read_lines(path: epath.Path, lines: Sequence[dict[str, Any]]) -> tuple[_Hea
 def _require_same(path: epath.Path, recorded: _Header, asked: _Header) -> None:
     """Raise `UserError` unless a file of records is of the evaluation that is asked for."""
     start = f"{path} holds the records of another evaluation: "
-    fix = "; give another --output"
+    fix = "; give another --output, or delete this file"
     if recorded.task != asked.task:
         raise UserError(f"{start}of the task {recorded.task!r}, not {asked.task!r}{fix}")
     if recorded.params_sha256 != asked.params_sha256:

@@ -37,18 +37,23 @@ class Row(NamedTuple):
 
 @dataclass
 class Stories:
-    """The stories of a source, in order; while they are read, `too_short` counts those that cannot be cut."""
+    """The first stories of a source, in order; while they are read, `too_short` counts those that cannot be cut."""
 
     source: Source
     field: str
+    limit: int | None = None
     too_short: int = 0
 
     def __iter__(self) -> Iterator[Story]:
+        n = 0
         for item in self.source:
+            if n == self.limit:
+                return
             try:
                 story = _read_story(item, self.field)
             except ValueError as error:
                 raise UserError(f"{item.location}: {error}") from error
+            n += story is None or story.middle != ""  # a blank line is no story
             if story is None:
                 self.too_short += 1
             elif story.middle:

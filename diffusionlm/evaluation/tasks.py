@@ -6,6 +6,7 @@ parameters are typed, named and documented, which makes them the options of `dif
 
 import dataclasses
 import inspect
+import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -28,7 +29,7 @@ from diffusionlm.evaluation.session import Session
 from diffusionlm.evaluation.temporal_shift import temporal_shift
 from diffusionlm.pretrained.loading import load
 from diffusionlm.pretrained.model import LoadedModel
-from diffusionlm.storage import dump_numbers, run_path, write_atomically
+from diffusionlm.storage import dump_numbers, in_bucket, require_directory, run_path, write_atomically
 
 OPERATIONAL = ("batch_size", "examples", "limit", "samples", "answers_file", "model_id")  # they change no record
 
@@ -84,6 +85,8 @@ def evaluate(
         raise UserError("resume takes up what is beside the output; give output as well")
     if output is not None and not resume and run_path(output).exists():
         raise UserError(f"{output} exists; give another output, or replace it with --resume")
+    if output is not None:
+        require_directory(os.path.dirname(os.path.abspath(output)) if not in_bucket(output) else output, "output")
     session = Session(checkpoint if isinstance(checkpoint, LoadedModel) else load(checkpoint))
     if output is not None:
         session.open_records(records_path(output), task, _science(function, options), resume=resume)
@@ -91,6 +94,7 @@ def evaluate(
     session.close()
     if output is not None:
         content = result.to_json(task) | session.checkpoint_json() | {"records": records_path(output).name}
+        run_path(output).parent.mkdir(parents=True, exist_ok=True)
         write_atomically(run_path(output), dump_numbers(content, indent=2) + "\n")
     return result
 

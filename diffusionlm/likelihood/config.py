@@ -17,7 +17,7 @@ class LikelihoodConfig(NativeScalars):
     # exact_count, iid (random); chain_rule, any_order (exact); None: exact_count (autoregressive: exact)
     estimator: str | None = None
     draws: int = 16  # forward passes of one pass, spread evenly over the numbers of masks
-    passes: int = 8  # independent passes, from which the standard error comes
+    passes: int = 8  # independent passes, at least 8, from which the standard error comes
     stop_at_stderr: float = 0.0  # up to max_passes, continue until standard errors are at most this, nats; 0: do not
     max_passes: int = 128  # the most passes, with stop_at_stderr and in choices
     guidance: float = 0.0  # scale of unsupervised guidance; 0: none

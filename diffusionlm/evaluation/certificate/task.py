@@ -77,7 +77,10 @@ def certificate(
     forwards = sum(record["forwards"] for record in [*outcome.records, *records])
     config = {"data": data, "field": field, "limit": limit, "short_targets": short_targets, "chain_rule": chain_rule}
     config |= {"claims": claims, "dtype": dtype, "draws": draws, "passes": passes, "seed": seed, "rows": rows}
-    return Result(outcome.metrics | _counts(documents, checks), config, forwards=forwards, checks=checks)
+    metrics = outcome.metrics | _counts(documents, checks)
+    passed, failed, unasked = (metrics[name].value for name in ("passed", "failed", "not_applicable"))
+    note = f"{passed} of {passed + failed} checks passed, {failed} failed, {unasked} not applicable"
+    return Result(metrics, config, forwards=forwards, checks=checks, notes=(note,))
 
 
 class _Outcome(NamedTuple):

@@ -11,7 +11,7 @@ from types import ModuleType
 from typing import Any
 
 from diffusionlm import untrusted
-from diffusionlm.errors import UserError, suggest
+from diffusionlm.errors import UserError, missing_package, suggest
 from diffusionlm.evaluation.harness import TASKS
 from diffusionlm.evaluation.harness import settings as published
 from diffusionlm.evaluation.harness.options import BATCH_SIZE, parse_text
@@ -21,6 +21,10 @@ from diffusionlm.evaluation.results import Result
 from diffusionlm.evaluation.session import Session
 from diffusionlm.scalars import is_real, whole
 
+NOTE = (
+    "+/- is the error over documents; mc_stderr_of_acc and its like are the errors that come from the noise of the "
+    "estimates"
+)
 BOOTSTRAP = 1000  # resamples for the harness' standard errors of what is no mean; its error is then 2%
 
 
@@ -146,7 +150,9 @@ def _result(
     if settings is not None:
         config["differences"] = published.get(settings).differences
     metrics = {name: metric for outcome in outcomes for name, metric in metrics_of(outcome).items()}
-    return Result(metrics, config, forwards=sum(run["forwards"] for run in config["runs"]))
+    forwards = sum(run["forwards"] for run in config["runs"])
+    notes = (NOTE,) if any("mc_stderr" in name for name in metrics) else ()
+    return Result(metrics, config, forwards=forwards, notes=notes)
 
 
 def require_harness() -> ModuleType:
@@ -154,9 +160,8 @@ def require_harness() -> ModuleType:
     try:
         return importlib.import_module("lm_eval")
     except ImportError as error:
-        raise UserError(
-            f"lm_eval needs the package lm_eval ({' '.join(str(error).split())}): pip install 'diffusionlm[eval]'"
-        ) from error
+        reason = " ".join(str(error).split())
+        raise missing_package(f"lm_eval ({reason})", "lm_eval", "eval") from error
 
 
 def _limit(limit: float | None) -> float | int | None:
@@ -176,7 +181,7 @@ def _quiet() -> Iterator[None]:
     logger.setLevel(logging.ERROR)
     os.environ["DISABLE_MULTIPROC"] = "1"
     try:
-        with contextlib.redirect_stdout(sys.stderr):
+        with contextlib.redirect_stdout(sys.stderr), _without_git():
             yield
     finally:
         logger.setLevel(level)
@@ -184,6 +189,18 @@ def _quiet() -> Iterator[None]:
             del os.environ["DISABLE_MULTIPROC"]
         else:
             os.environ["DISABLE_MULTIPROC"] = before
+
+
+@contextlib.contextmanager
+def _without_git() -> Iterator[None]:
+    """Keep the harness from asking git for the commit of the working directory, which complains if it has none."""
+    evaluator = importlib.import_module("lm_eval.evaluator")
+    asks = evaluator.get_git_commit_hash
+    evaluator.get_git_commit_hash = lambda: None
+    try:
+        yield
+    finally:
+        evaluator.get_git_commit_hash = asks
 
 
 def _manager(names: list[str], data: str | None, include_path: str | None) -> Any:

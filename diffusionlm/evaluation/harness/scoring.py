@@ -91,13 +91,20 @@ def score(
     lengths = [len(pair[0]) + len(pair[1]) for pair, _ in encoded]
     order = sorted(range(len(single)), key=lambda i: lengths[single[i]])  # similar lengths share a program
     items = [requests[r].to_json() for r in single]
-    for r, record in zip(single, session.evaluate("score", items, score_single, REQUESTS, order), strict=True):
+    records = session.evaluate(_title("score", requests), items, score_single, REQUESTS, order)
+    for r, record in zip(single, records, strict=True):
         scores[r] = Score.from_json(record)
     order = sorted(range(len(contests)), key=lambda i: max(lengths[r] for r in contests[i]))
     items = [[requests[r].to_json() for r in members] for members in contests]
-    for members, record in zip(contests, session.evaluate("choose", items, score_choices, 1, order), strict=True):
+    records = session.evaluate(_title("choose", requests), items, score_choices, 1, order)
+    for members, record in zip(contests, records, strict=True):
         scores |= dict(zip(members, map(Score.from_json, record["choices"]), strict=True))
     return [scores[r] for r in range(len(requests))]
+
+
+def _title(verb: str, requests: Sequence[Request]) -> str:
+    """Return what is done and for which tasks, for the progress."""
+    return f"{verb} {', '.join(dict.fromkeys(request.document.task for request in requests))}"
 
 
 def score_documents(session: Session, options: ModelOptions, requests: Sequence[Request]) -> list[Score]:
@@ -124,7 +131,7 @@ def score_documents(session: Session, options: ModelOptions, requests: Sequence[
 
     items = [request.to_json() for request in requests]
     order = sorted(range(len(items)), key=lambda d: len(documents[d]))
-    records = session.evaluate("score texts", items, compute, REQUESTS, order)
+    records = session.evaluate(_title("score texts of", requests), items, compute, REQUESTS, order)
     return [Score.from_json(record) for record in records]
 
 
@@ -182,7 +189,8 @@ def answer(session: Session, options: ModelOptions, prompts: Sequence[Prompt]) -
 
     order = sorted(range(len(prompts)), key=lambda p: (str(settings[p]), len(encoded[p].pair[0])))
     items = [prompt.to_json() for prompt in prompts]
-    records = session.evaluate("answer", items, compute, options.batch_size, order)
+    title = _title("answer", [prompt.request for prompt in prompts])
+    records = session.evaluate(title, items, compute, options.batch_size, order)
     return [Answer(record["text"], record["forwards"], record["truncated"]) for record in records]
 
 

@@ -47,6 +47,12 @@ class Sandbox:
     layout: Layout
     limits: Limits = Limits()
 
+    @property
+    def note(self) -> str:
+        """A sentence about where programs ran."""
+        protected = self.name in backends.SANDBOXES
+        return f"programs ran in the sandbox {self.name}" if protected else "programs ran WITHOUT a sandbox"
+
     def run(self, program: str) -> Outcome:
         """Run a program of Python and return how it ended; everything that it started is killed then.
 
