@@ -159,7 +159,7 @@ def human_eval_infilling(
 
 
 def judge(place: Sandbox, problem: Problem, solution: str) -> Record:
-    """Run a solution with its tests: {"passed", "ending", "error": the last line of what it wrote otherwise}.
+    """Run a solution with its tests: {"pass_at_1", "ending", "error": the last line of what it wrote otherwise}.
 
     It passes if the program gets to its last line, which writes a word that is new each time, and ends with code 0.
     """
@@ -168,13 +168,13 @@ def judge(place: Sandbox, problem: Problem, solution: str) -> Record:
     outcome = place.run("\n".join(lines) + "\n")
     passed = outcome.ending == "exit" and outcome.code == 0 and f"\n{word}\n" in outcome.output
     error = "" if passed else outcome.output.strip().rpartition("\n")[2][:200]
-    return {"passed": passed, "ending": outcome.ending, "error": error}
+    return {"pass_at_1": passed, "ending": outcome.ending, "error": error}
 
 
 def _figures(records: Sequence[Record]) -> dict[str, Metric]:
-    scores = means(records, ["passed"])
+    scores = means(records, ["pass_at_1"])
     late = sum(record["ending"] == "time" for record in records)
-    return {"pass_at_1": scores["passed"], "out_of_time": Metric(late)}
+    return {"pass_at_1": scores["pass_at_1"], "out_of_time": Metric(late)}
 
 
 def _until_stop(text: str) -> str:

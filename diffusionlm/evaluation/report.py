@@ -35,6 +35,7 @@ class _File(schema.Record, frozen=True):
     records: str | None = None
     examples: list[dict[str, Any]] | None = None
     checks: list[dict[str, Any]] | None = None
+    items: dict[str, dict[str, float]] = {}
 
 
 class Evaluation(NamedTuple):
@@ -125,10 +126,10 @@ def _paired_values(name: str, first: Evaluation, other: Evaluation) -> list[tupl
 
 def _item_values(name: str, evaluation: Evaluation) -> dict[str, float]:
     """Return the values whose mean a metric is, by the hashes of their items; none if it is no such mean."""
-    records = evaluation.records or {}
+    records, total = evaluation.records or {}, evaluation.file.metrics[name].value
     values = {key: record[name] for key, record in records.items() if isinstance(record.get(name), int | float)}
-    total = evaluation.file.metrics[name].value
-    if len(values) < len(records) or not values or total is None:
+    values = evaluation.file.items.get(name) or values
+    if not values or total is None:
         return {}
     return values if math.isclose(math.fsum(values.values()) / len(values), total, rel_tol=1e-9) else {}
 

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 
@@ -26,6 +26,8 @@ class Result:
       checks: what was checked, each {"name", "verdict", "value", "tolerance", "explanation"} with a verdict of "pass",
         "fail" or "not applicable"; None for tasks without checks.
       notes: sentences for people, which are shown below the figures.
+      items: by metric, the value of each item by a name of the item, of metrics that are the mean of such values and
+        whose records do not say so under the metric's name; results are compared by them.
     """
 
     metrics: dict[str, Metric]
@@ -35,6 +37,7 @@ class Result:
     seconds: float | None = None
     checks: list[dict[str, Any]] | None = None
     notes: tuple[str, ...] = ()
+    items: dict[str, dict[str, float]] = field(default_factory=dict)
 
     def to_json(self, task: str) -> dict[str, Any]:
         """Return {"task", "metrics": {name: {"value", "stderr"}}, "config", "forwards", "seconds"}.

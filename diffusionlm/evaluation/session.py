@@ -2,10 +2,13 @@
 
 import hashlib
 import json
+import math
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import msgspec
 from etils import epath
 
 from diffusionlm import schema
@@ -14,23 +17,24 @@ from diffusionlm.errors import UserError
 from diffusionlm.pretrained.model import LoadedModel
 from diffusionlm.progress import Progress
 from diffusionlm.storage import JsonLines, dump_numbers, read_json_lines, run_path
+from diffusionlm.version import __version__
 
 Record = dict[str, Any]  # what is kept of one item, in JSON types
 
 
-class _Header(schema.Record, frozen=True):
+class _Header(schema.Record, frozen=True, kw_only=False):
     """The first line of a file of records: what was asked of which parameters."""
 
     task: str
+    version: str  # of this package: another one may ask, grade or count differently
     params_sha256: schema.Sha256
     options: dict[str, Any]
 
 
-class _Line(schema.Record, frozen=True):
+class _Line(schema.Record, frozen=True, kw_only=False):
     """A finished item."""
 
-    item: schema.Count
-    sha256: schema.Sha256  # of the item: the record is used for the same one alone
+    sha256: schema.Sha256  # see `_keys`
     seconds: schema.NonNegative  # its share of the time of its batch
     record: dict[str, Any]
 
@@ -49,10 +53,9 @@ class Session:
     def __init__(self, model: LoadedModel):
         self.model, self.seconds = model, 0.0
         self._path: epath.Path | None = None  # of the records
-        self._header: dict[str, Any] = {}
+        self._header: _Header | None = None
         self._lines: JsonLines | None = None  # of the file, which is not made before there is a record
-        self._finished: dict[int, _Line] = {}
-        self._items = 0  # of earlier calls of `evaluate`
+        self._finished: dict[str, _Line] = {}
 
     def open_records(self, path: epath.PathLike, task: str, options: Mapping[str, Any], *, resume: bool) -> None:
         """Keep the records in a file of JSON lines, and take up those that it holds.
@@ -74,12 +77,12 @@ class Session:
                 "delete this file"
             )
         digest = store.params_sha256(self.model.location.path)
-        header = _Header(task=task, params_sha256=digest, options=json.loads(dump_numbers(options)))
-        self._path, self._header = path, {"task": task, "params_sha256": digest, "options": header.options}
+        header = _Header(task, __version__, digest, json.loads(dump_numbers(options)))
+        self._path, self._header = path, header
         if lines:
             recorded, finished = _read_lines(path, lines)
             _require_same(path, recorded, header)
-            self._finished = {line.item: line for line in finished}
+            self._finished = {line.sha256: line for line in finished}
 
     def evaluate(
         self,
@@ -92,8 +95,8 @@ class Session:
         """Return the record of every item, in their order.
 
         Args:
-          title: what is done, for the progress.
-          items: in JSON types; what identifies an item when records are taken up.
+          title: what is done; it is shown with the progress, and tells the steps of a task apart.
+          items: in JSON types; a record is taken up for an equal item.
           compute: returns the records of the items with these indices. The record of an item must not depend on the
             others, so that it does not matter where an evaluation was interrupted.
           batch_size: the most items that `compute` is given at a time.
@@ -101,14 +104,10 @@ class Session:
         """
         if not items:
             return []
-        keys = [hashlib.sha256(json.dumps(item).encode()).hexdigest() for item in items]
-        offset, records = self._items, dict[int, Record]()
-        self._items += len(items)
-        for i, key in enumerate(keys):
-            line = self._finished.get(offset + i)
-            if line is not None and line.sha256 == key:
-                records[i] = line.record
-                self.seconds += line.seconds
+        keys = _keys(title, items)
+        finished = {i: self._finished[key] for i, key in enumerate(keys) if key in self._finished}
+        records = {i: line.record for i, line in finished.items()}
+        self.seconds += math.fsum(line.seconds for line in finished.values())
         missing = [i for i in (range(len(items)) if order is None else order) if i not in records]
         with Progress(title, len(items), len(items) - len(missing)) as progress:
             for k in range(0, len(missing), batch_size):
@@ -119,19 +118,19 @@ class Session:
                 for i, record in zip(batch, computed, strict=True):
                     records[i] = record
                     self.seconds += seconds
-                    self._write({"item": offset + i, "sha256": keys[i], "seconds": seconds, "record": record})
+                    self._write(_Line(keys[i], seconds, record))
                 progress.update(len(items) - len(missing) + k + len(batch), "")
         return [records[i] for i in range(len(items))]
 
-    def _write(self, line: dict[str, Any]) -> None:
+    def _write(self, line: "_Line") -> None:
         if self._path is None:
             return
         if self._lines is None:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             self._lines = JsonLines(self._path, parse=json.loads)
             if not self._lines.kept:
-                self._lines.write(self._header)
-        self._lines.write(line)
+                self._lines.write(msgspec.to_builtins(self._header))
+        self._lines.write(msgspec.to_builtins(line))
 
     def checkpoint_json(self) -> dict[str, Any]:
         """Return the checkpoint, newer steps that were passed over, and the hash of its parameters."""
@@ -156,6 +155,16 @@ def read_records(path: epath.Path) -> dict[str, Record]:
     return {line.sha256: line.record for line in _read_lines(path, lines)[1]}
 
 
+def _keys(title: str, items: Sequence[Any]) -> list[str]:
+    """Return a hash for each item, of what is done and the item; equal items are counted."""
+    texts = [json.dumps(item) for item in items]
+    counts, keys = Counter[str](), []
+    for text in texts:
+        keys.append(hashlib.sha256(json.dumps([title, text, counts[text]]).encode()).hexdigest())
+        counts[text] += 1
+    return keys
+
+
 def _read_lines(path: epath.Path, lines: Sequence[dict[str, Any]]) -> tuple[_Header, list[_Line]]:
     """Return the parsed lines of a file of records, of which there is at least one."""
     first, *others = lines
@@ -169,6 +178,8 @@ def _require_same(path: epath.Path, recorded: _Header, asked: _Header) -> None:
     fix = "; give another --output, or delete this file"
     if recorded.task != asked.task:
         raise UserError(f"{start}of the task {recorded.task!r}, not {asked.task!r}{fix}")
+    if recorded.version != asked.version:
+        raise UserError(f"{start}of diffusionlm {recorded.version}, and this is {asked.version}{fix}")
     if recorded.params_sha256 != asked.params_sha256:
         raise UserError(f"{start}of a checkpoint with other parameters{fix}")
     for name in sorted({*recorded.options, *asked.options}):

@@ -90,10 +90,13 @@ def evaluate(
     session = Session(checkpoint if isinstance(checkpoint, LoadedModel) else load(checkpoint))
     if output is not None:
         session.open_records(records_path(output), task, _science(function, options), resume=resume)
-    result = dataclasses.replace(function(session, **options), seconds=session.seconds)
-    session.close()
+    try:
+        result = dataclasses.replace(function(session, **options), seconds=session.seconds)
+    finally:
+        session.close()
     if output is not None:
         content = result.to_json(task) | session.checkpoint_json() | {"records": records_path(output).name}
+        content |= {"items": result.items} if result.items else {}
         run_path(output).parent.mkdir(parents=True, exist_ok=True)
         write_atomically(run_path(output), dump_numbers(content, indent=2) + "\n")
     return result

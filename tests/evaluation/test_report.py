@@ -20,9 +20,9 @@ def write(path, metrics, records=None, task="infilling", **config):
     values = {"task": task, "metrics": figures, "config": config, "checkpoint": "x", "params_sha256": SHA}
     if records is not None:
         values["records"] = path.stem + ".items.jsonl"
-        lines = [{"task": task, "params_sha256": SHA, "options": {}}]
-        for i, (key, record) in enumerate(records.items()):
-            lines.append({"item": i, "sha256": key * 64, "seconds": 0.5, "record": record})
+        lines = [{"task": task, "version": "1", "params_sha256": SHA, "options": {}}]
+        for key, record in records.items():
+            lines.append({"sha256": key * 64, "seconds": 0.5, "record": record})
         path.with_name(values["records"]).write_text("".join(json.dumps(line) + "\n" for line in lines))
     path.write_text(json.dumps(values))
     return path
@@ -50,6 +50,22 @@ def test_a_sum_over_items_is_not_taken_for_a_mean(tmp_path):
     records = {"a": {"tokens": 3}, "b": {"tokens": 5}}
     paths = [write(tmp_path / f"{n}.json", {"tokens": (8 + n, 0)}, records) for n in (0, 1)]
     assert report.difference("tokens", *report.read(paths)) == (1, 0, 0)
+
+
+def test_records_without_a_metric_and_values_of_items_are_understood(tmp_path):
+    """Two directions of one task share a file of records; the harness' documents come as values of items."""
+    records = [{"a": {"same": 1}, "b": {"same": 0}, "c": {"back": second}} for second in (0, 1)]
+    items = [{"acc": {"x": 1.0, "y": 0.0, "z": float(n)}} for n in (0, 1)]
+    paths = []
+    for n in (0, 1):
+        figures = {"same": (0.5, 0.1), "acc": ((1 + n) / 3, 0.3)}
+        path = write(tmp_path / f"{n}.json", figures, records[n])
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"items": items[n]}))
+        paths.append(path)
+    a, b = report.read(paths)
+    assert report.difference("same", a, b) == (0, 0, 2)
+    change = report.difference("acc", a, b)  # 0, 0 and 1: mean 1/3, variance 1/3
+    assert (change.value, change.stderr, change.paired) == (pytest.approx(1 / 3), pytest.approx(1 / 3), 3)
 
 
 def test_independent_figures_add_their_variances(tmp_path):

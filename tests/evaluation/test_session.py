@@ -55,7 +55,7 @@ def test_an_interrupted_evaluation_goes_on_where_it_stopped(files, tmp_path, mon
     assert saved["metrics"]["nats_per_token"]["value"] == whole.metrics["nats_per_token"].value
     assert saved["seconds"] > 0 and saved["records"] == records.name and len(saved["params_sha256"]) == 64
     lines = [json.loads(line) for line in records.read_text().splitlines()]
-    assert [line["item"] for line in lines[1:]] == [0, 1, 2, 3, 4]
+    assert len({line["sha256"] for line in lines[1:]}) == len(lines[1:]) == 5
 
 
 def test_an_item_that_changed_is_computed_again(files, tmp_path):
@@ -67,15 +67,44 @@ def test_an_item_that_changed_is_computed_again(files, tmp_path):
     assert again.evaluate("t", ["x", "z"], lambda batch: [{"v": 10 + i} for i in batch], 1) == [{"v": 0}, {"v": 11}]
 
 
-def test_items_of_several_calls_are_told_apart(files, tmp_path):
-    def both(session):
-        first = session.evaluate("t", ["x"], lambda batch: [{"v": 1}], 4)
-        return first + session.evaluate("t", ["x"], lambda batch: [{"v": 2}], 4)
+def test_steps_and_equal_items_are_told_apart(files, tmp_path):
+    """Whatever the limit of an earlier run: two steps have the same item, and the first step has one of them twice."""
 
-    for resume in (False, True):
+    def steps(session, n):
+        first = session.evaluate("one", ["x", "y", "x", "z"][:n], lambda batch: [{"v": i} for i in batch], 4)
+        return first + session.evaluate("two", ["x"], lambda batch: [{"v": 9}], 4)
+
+    for resume, n in ((False, 2), (True, 4)):
         session = Session(dlm.load(files["mdm"]))
         session.open_records(tmp_path / "a.jsonl", "task", {}, resume=resume)
-        assert both(session) == [{"v": 1}, {"v": 2}]
+        assert [record["v"] for record in steps(session, n)] == [*range(n), 9]
+    session = Session(dlm.load(files["mdm"]))
+    session.open_records(tmp_path / "a.jsonl", "task", {}, resume=True)
+    records = [session.evaluate("one", ["x"], pytest.fail, 4), session.evaluate("two", ["x"], pytest.fail, 4)]
+    assert records == [[{"v": 0}], [{"v": 9}]]
+
+
+def test_a_refused_evaluation_leaves_no_file(files, tmp_path):
+    output = tmp_path / "new" / "result.json"
+    settings = dlm.LikelihoodConfig(draws=2, passes=2)
+    with pytest.raises(UserError, match="passes=2"):
+        dlm.evaluate(files["mdm"], "perplexity", data=files["texts"], settings=settings, output=output)
+    assert not list(tmp_path.iterdir())
+    run(files, output)
+    assert output.exists() and (tmp_path / "new" / "result.items.jsonl").exists()
+    blocked = output / "result.json"
+    with pytest.raises(UserError, match="output=.* must be a directory"):
+        run(files, blocked)
+
+
+def test_records_of_another_version_are_refused(files, tmp_path):
+    output = tmp_path / "result.json"
+    run(files, output)
+    records = tmp_path / "result.items.jsonl"
+    header, *lines = records.read_text().splitlines()
+    records.write_text("\n".join([json.dumps(json.loads(header) | {"version": "0.0.1"}), *lines, ""]))
+    with pytest.raises(UserError, match="of diffusionlm 0.0.1, and this is"):
+        run(files, output, resume=True)
 
 
 def test_records_come_back_in_the_order_of_the_items(files):
@@ -109,7 +138,7 @@ def test_records_of_another_evaluation_are_refused(files, tmp_path):
 
 @pytest.mark.parametrize(
     ("line", "parts"),
-    [("[]", ["line 2"]), ('{"item": -1}', ["line 2", "item"]), ('{"item": 1, "sha256": "x"}', ["line 2", "sha256"])],
+    [("[]", ["line 2"]), ('{"seconds": 1}', ["line 2", "sha256"]), ('{"sha256": "x"}', ["line 2", "sha256"])],
 )
 def test_a_damaged_record_is_one_line(files, tmp_path, line, parts, capsys):
     output = tmp_path / "result.json"

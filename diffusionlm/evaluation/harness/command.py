@@ -15,7 +15,7 @@ from diffusionlm.errors import UserError, missing_package, suggest
 from diffusionlm.evaluation.harness import TASKS
 from diffusionlm.evaluation.harness import settings as published
 from diffusionlm.evaluation.harness.options import BATCH_SIZE, parse_text
-from diffusionlm.evaluation.harness.report import metrics_of, save_samples
+from diffusionlm.evaluation.harness.report import item_values, metrics_of, save_samples
 from diffusionlm.evaluation.harness.settings import SUFFIX, TaskSettings
 from diffusionlm.evaluation.results import Result
 from diffusionlm.evaluation.session import Session
@@ -152,7 +152,8 @@ def _result(
     metrics = {name: metric for outcome in outcomes for name, metric in metrics_of(outcome).items()}
     forwards = sum(run["forwards"] for run in config["runs"])
     notes = (NOTE,) if any("mc_stderr" in name for name in metrics) else ()
-    return Result(metrics, config, forwards=forwards, notes=notes)
+    items = {name: values for outcome in outcomes for name, values in item_values(outcome).items() if name in metrics}
+    return Result(metrics, config, forwards=forwards, notes=notes, items=items)
 
 
 def require_harness() -> ModuleType:

@@ -122,6 +122,20 @@ def _rolling_noise(
     return noise
 
 
+def item_values(outcome: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+    """Return the value of each document by its hash, by the metric's name of `metrics_of`."""
+    values: dict[str, dict[str, float]] = {}
+    for name in outcome["tasks"]:
+        for sample in outcome["samples"][name]:
+            kind = sample.get("filter", "none")
+            document = f"{sample['doc_id']}-{sample['doc_hash'][:16]}"
+            for metric in sample.get("metrics", ()):
+                shown = metric if kind == "none" else f"{metric},{kind}"
+                if isinstance(value := sample.get(metric), int | float):
+                    values.setdefault(f"{name}/{shown}", {})[document] = float(value)
+    return values
+
+
 def save_samples(directory: str, outcome: Mapping[str, Any]) -> None:
     """Write DIRECTORY/samples_TASK.jsonl for each task: the harness' samples, with the error of each log-likelihood.
 
