@@ -86,7 +86,7 @@ def gsm8k(
 
 def _grade(golds: Sequence[Fraction], solutions: Sequence[str], k: int, text: str) -> Record:
     """Return the scores of the answer to the problem with index k, by all rules."""
-    kept = text.partition("Question:")[0]
+    kept = text.partition("Question:")[0].rstrip()  # blank lines after it are not its last line
     number = last_number(kept)
     return {
         "strict_match": final_number(kept) == golds[k],

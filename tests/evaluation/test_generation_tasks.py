@@ -4,6 +4,7 @@ import dataclasses
 import gzip
 import json
 import math
+from fractions import Fraction
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -18,7 +19,7 @@ from diffusionlm.cli import main as cli
 from diffusionlm.data import chat_templates
 from diffusionlm.data.tokenizers import ByteTokenizer
 from diffusionlm.errors import UserError
-from diffusionlm.evaluation import answers, code, infilling, records
+from diffusionlm.evaluation import answers, code, gsm8k, infilling, records
 from diffusionlm.evaluation import sandbox as sandboxes
 from diffusionlm.evaluation.answers import Prompt
 from diffusionlm.evaluation.sandbox import run
@@ -227,6 +228,12 @@ def place():
     return sandboxes.find(allow_code_execution=True)
 
 
+def test_a_model_that_writes_on_after_its_answer_is_graded_on_the_answer():
+    """A model that was shown solved problems goes on with another one, after an empty line."""
+    record = gsm8k._grade([Fraction(18)], ["9+9=18\n#### 18"], 0, " 9+9=18\n#### 18\n\nQuestion: How many?\n#### 3")
+    assert record["strict_match"] and record["flexible_match"] and record["smdm_match"]
+
+
 @pytest.mark.parametrize(
     ("solution", "passed", "error"),
     [
@@ -242,7 +249,7 @@ def place():
 def test_a_program_passes_if_its_tests_do(solution, passed, error, place):
     problem = code.Problem(**{name: FUNCTION[name] for name in ("task_id", "prompt", "entry_point", "test")})
     record = code.judge(place, problem, problem.prompt + solution)
-    assert record["passed"] == passed and record["error"].startswith(error) and record["ending"] == "exit"
+    assert record["pass_at_1"] == passed and record["error"].startswith(error) and record["ending"] == "exit"
 
 
 def test_human_eval_counts_what_passes(places, monkeypatch):
@@ -294,8 +301,8 @@ def test_the_solutions_of_human_eval_pass(data_dir, place):
         canonical_solution: str
 
     for problem in records.read_records(str(path), Solved, 4):
-        assert code.judge(place, problem, problem.prompt + problem.canonical_solution)["passed"]
-        assert not code.judge(place, problem, problem.prompt + "    return 'no'\n")["passed"]
+        assert code.judge(place, problem, problem.prompt + problem.canonical_solution)["pass_at_1"]
+        assert not code.judge(place, problem, problem.prompt + "    return 'no'\n")["pass_at_1"]
 
 
 @pytest.mark.slow
@@ -303,7 +310,7 @@ def test_all_solutions_of_the_infilling_files_pass(data_dir, place):
     for path in sorted((Path(data_dir) / "eval" / "humaneval_infilling").iterdir()):
         for gap in records.read_records(str(path), code.Gap, None)[::50]:
             program = gap.prompt + gap.canonical_solution + gap.suffix
-            assert code.judge(place, gap, program)["passed"], gap.task_id
+            assert code.judge(place, gap, program)["pass_at_1"], gap.task_id
 
 
 def test_mt_bench_writes_both_turns(places, monkeypatch, tmp_path):

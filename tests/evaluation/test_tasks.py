@@ -345,7 +345,7 @@ def test_mistakes_are_one_line(command, parts, places, capsys):
 
 def test_a_missing_package_is_one_line(places, monkeypatch):
     monkeypatch.setitem(sys.modules, "rouge_score.rouge_scorer", None)
-    with pytest.raises(UserError, match=r"diffusionlm\[eval\]"):
+    with pytest.raises(UserError, match=r"rouge-score; in a checkout of diffusionlm, pip install -e '\.\[eval\]'"):
         dlm.evaluate(places["mdm"], "infilling", data=places["stories"])
 
 

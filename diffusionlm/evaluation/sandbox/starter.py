@@ -138,13 +138,13 @@ def make_root(spec: dict) -> None:
     with open(f"{work}/program.py", "wb") as file:
         file.write(program)
     os.chmod(f"{work}/program.py", 0o644)
-    # No namespaces in these, and no memory that is shared without a file and so would escape the limits.
-    for name in ("user/max_user_namespaces", "kernel/shmall"):
-        try:
-            with open(f"/proc/sys/{name}", "w") as file:
-                file.write("0")
-        except OSError:  # on older kernels the second one is the host's; then it is left alone
-            pass
+    with open("/proc/sys/user/max_user_namespaces", "w") as file:  # no namespaces in these
+        file.write("0")
+    try:  # no memory that is shared without a file and so would escape the limits
+        with open("/proc/sys/kernel/shmall", "w") as file:
+            file.write("0")
+    except OSError:  # on older kernels it is the host's; then it is left alone
+        pass
     os.chdir(root)
     check("pivot_root", libc.syscall(PIVOT_ROOT[os.uname().machine], b".", b"."))
     check("umount", libc.umount2(b".", MNT_DETACH))

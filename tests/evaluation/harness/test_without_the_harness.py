@@ -15,7 +15,8 @@ ROOT = Path(__file__).parents[3]
 
 def test_a_missing_package_is_one_line(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "lm_eval", None)
-    with pytest.raises(UserError, match=r"needs the package lm_eval .*: pip install 'diffusionlm\[eval\]'") as caught:
+    needs = r"needs the package lm_eval; in a checkout of diffusionlm, pip install -e '\.\[eval\]'"
+    with pytest.raises(UserError, match=needs) as caught:
         dlm.evaluate(save(tmp_path / "mdm"), "lm_eval", tasks="piqa_local")
     assert "\n" not in str(caught.value)
 
