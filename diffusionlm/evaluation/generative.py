@@ -33,11 +33,11 @@ def generative(
 
     Read both together: repetition makes texts cheap, and noise makes them diverse. The metrics are, of the scorer,
     nats_per_token, perplexity (the generative perplexity) and bits_per_byte, all samples together; of the words and
-    signs of the texts, unigram_entropy (nats, the mean over texts), distinct_1 to distinct_4 (the share of different
-    n-grams among all) and self_bleu (the mean BLEU-4 of a text for all others); and counts: samples, empty_samples,
-    which are scored by none of them, and tokens. Standard errors are those of other samples of the same model (of
-    self_bleu, as if the texts that each is compared with stayed the same). Compare models at equal numbers of samples
-    and equal lengths.
+    punctuation of the texts, unigram_entropy (nats, the mean over texts), distinct_1 to distinct_4 (the share of
+    different n-grams among all) and self_bleu (the mean BLEU-4 of a text for all others); and counts: samples,
+    empty_samples, which are scored by none of them, and tokens. Standard errors are those of other samples of the same
+    model (of self_bleu, as if the texts that each is compared with stayed the same). Compare models at equal numbers of
+    samples and equal lengths.
 
     Args:
       session: the model to evaluate.

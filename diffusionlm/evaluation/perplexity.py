@@ -29,14 +29,14 @@ def perplexity(
 ) -> Result:
     """Score texts: nats per token and bits per byte.
 
-    All nats together are divided by all scored tokens; every document begins with the model's start token, which is not
-    scored. For a masked diffusion model the figure is an upper bound, and the standard errors are those of its estimate
-    for these texts; 0 where it is exact. The metrics are nats_per_token, perplexity, bits_per_byte, tokens, bytes and
-    documents.
+    Total nats are divided by the number of scored tokens; every document begins with the model's start token, which is
+    visible and not scored. For a masked diffusion model the figure is an upper bound, and the standard errors are those
+    of its estimate for these texts; 0 where it is exact. The metrics are nats_per_token, perplexity, bits_per_byte,
+    tokens, bytes and documents.
 
     Args:
       session: the model to evaluate.
-      data: a .txt file (a document), a .jsonl file (a document a line), or a directory or pattern of such.
+      data: a .txt file (one document), a .jsonl file (one document per line), or a directory or pattern of such.
       field: the field of a line's object that holds the text.
       limit: the number of documents to score, the first ones; None: all.
       stride: tokens that a window scores at a time in documents longer than the context; None: half the context.
