@@ -1,4 +1,4 @@
-"""What a model writes after prompts, as records of a session: the part that tasks of generation share."""
+"""Generate answers to prompts as records of a session; tasks of generation share this."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -18,7 +18,7 @@ from diffusionlm.scalars import whole
 
 @dataclass(frozen=True)
 class Prompt:
-    """What is to be answered.
+    """Hold a prompt that is to be answered.
 
     Attributes:
       ids: its tokens, with any start token and template.

@@ -1,4 +1,4 @@
-"""How much texts repeat each other and themselves: pure functions of their tokens."""
+"""Measure how much texts repeat each other and themselves: pure functions of their tokens."""
 
 import math
 from collections import Counter

@@ -53,7 +53,7 @@ class Evaluation(NamedTuple):
 
 
 class Difference(NamedTuple):
-    """How far a figure is from that of the first result.
+    """Hold the difference of a figure from that of the first result.
 
     Attributes:
       value: the difference.

@@ -1,4 +1,4 @@
-"""What a task returns: figures with their standard errors, and the records of the items behind them."""
+"""Hold what a task returns: figures with their standard errors, and how they were made."""
 
 import math
 from collections.abc import Mapping, Sequence

@@ -1,4 +1,4 @@
-"""From a checkpoint to a loaded model."""
+"""Load checkpoints for sampling and scoring."""
 
 import dataclasses
 

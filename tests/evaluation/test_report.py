@@ -36,7 +36,7 @@ def scores(values):
 
 
 def test_a_mean_over_items_is_compared_item_by_item(tmp_path):
-    """Of the shared items b, c and d the differences are 0.1, 0.3 and 0.2: mean 0.2, variance 0.01."""
+    """The items b, c and d are shared, and differ by 0.1, 0.3 and 0.2: mean 0.2, variance 0.01."""
     first, mean1 = scores({"a": 0.9, "b": 0.1, "c": 0.5, "d": 0.2})
     other, mean2 = scores({"d": 0.4, "b": 0.2, "c": 0.8})
     paths = [write(tmp_path / "1.json", {"rouge1": mean1}, first), write(tmp_path / "2.json", {"rouge1": mean2}, other)]

@@ -96,7 +96,7 @@ def place(request):
 
 @pytest.fixture(scope="module")
 def host(tmp_path_factory):
-    """What programs reach for, by the names that they use; checks at the end that nothing happened to it."""
+    """Make what programs reach for, and check at the end that nothing happened to it."""
     secret = tmp_path_factory.mktemp("host") / "secret.txt"
     secret.write_text("the secret")
     name = f"diffusionlm-{uuid.uuid4().hex}"
@@ -122,12 +122,12 @@ def test_an_escape_fails(name, place, host):
 
 @pytest.mark.parametrize("code", ["libc.shmget(0, 1 << 20, 0o1600)", "libc.ptrace(16, 1, 0, 0)"])
 def test_shared_memory_and_init_are_out_of_reach(code):
-    """In namespaces of our own; bubblewrap allows both, inside of its sandbox."""
+    """Try both in namespaces of our own; bubblewrap allows them, inside of its sandbox."""
     assert open_sandbox("namespaces").run(call(code)).output == "held\n"
 
 
 def test_namespaces_work_without_privileges(tmp_path):
-    """Where the tests run as root, the sandbox is made by nobody; elsewhere all tests show it."""
+    """Make the sandbox as nobody where the tests run as root; elsewhere all tests show it."""
     python = usable_python()
     if os.geteuid() != 0 or python.startswith("/root/") or not os.access("/proc/sys/user", os.R_OK):
         pytest.skip("the tests run as an ordinary user, or no interpreter is readable for one")

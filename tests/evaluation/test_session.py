@@ -68,7 +68,7 @@ def test_an_item_that_changed_is_computed_again(files, tmp_path):
 
 
 def test_steps_and_equal_items_are_told_apart(files, tmp_path):
-    """Whatever the limit of an earlier run: two steps have the same item, and the first step has one of them twice."""
+    """Two steps have an item in common, and the first step has it twice; an earlier run had another limit."""
 
     def steps(session, n):
         first = session.evaluate("one", ["x", "y", "x", "z"][:n], lambda batch: [{"v": i} for i in batch], 4)

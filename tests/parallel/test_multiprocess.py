@@ -88,7 +88,7 @@ def play(scenario, dataset, workdir, compiled, processes=2, devices=2, codes=(0,
 
 @pytest.fixture(scope="module")
 def two(dataset, compiled, tmp_path_factory):
-    """What two processes told of their refusals, and the records of their run, of which only the second got SIGTERM."""
+    """Run two processes: their refusals, and the records of their run, in which only the second gets SIGTERM."""
     workdir = tmp_path_factory.mktemp("two") / "run"
     due, sent = random.randrange(3, 8), []
 

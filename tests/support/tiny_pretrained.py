@@ -35,7 +35,7 @@ def sidecar(cfg: Config = Config(model=MODEL), **changes) -> Sidecar:  # noqa: B
 
 
 def generated(model: LoadedModel, prompts: list[list[int]], sampling: SamplingConfig) -> GenerationResult:
-    """What the sampler makes of tokens, on the devices of the model, so that it shares the programs of its methods."""
+    """Sample after tokens on the devices of the model, so that it shares the programs of its methods."""
     with model.on_mesh():
         return generate(model.params, model.config, prompts, sampling)
 

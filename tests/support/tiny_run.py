@@ -341,7 +341,7 @@ def refused(dataset, workdir):
 
 
 def refused_and_stopped_together(dataset, workdir):
-    """Both in processes of one start, which takes longer than either."""
+    """Play both scenarios in one start of the processes, which takes longer than either."""
     refused(dataset, workdir.parent / "refused" / "run")
     stopped_together(dataset, workdir)
 

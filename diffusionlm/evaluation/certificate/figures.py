@@ -1,4 +1,4 @@
-"""What texts cost by each estimator, with the intervals of the totals."""
+"""Score texts by each estimator, and give the intervals of the totals."""
 
 import dataclasses
 import math

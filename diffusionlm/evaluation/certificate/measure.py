@@ -1,4 +1,4 @@
-"""The parts of a certificate as items of a session, so that an interrupted one goes on where it stopped."""
+"""Measure the parts of a certificate as items of a session, so that an interrupted one goes on where it stopped."""
 
 import dataclasses
 import itertools

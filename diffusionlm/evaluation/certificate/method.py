@@ -30,7 +30,7 @@ class Row(NamedTuple):
 
 @dataclass(frozen=True)
 class Score:
-    """What a target costs, as a method claims it.
+    """Hold the cost of a target as a method claims it.
 
     Attributes:
       nats: the estimate of -log p, or of its upper bound, summed over the target.
@@ -46,7 +46,7 @@ class Score:
 
 
 class Count(NamedTuple):
-    """What a method divides the nats of a document by."""
+    """Hold the tokens and bytes by which a method divides the nats of a document."""
 
     tokens: int
     n_bytes: int

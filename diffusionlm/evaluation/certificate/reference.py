@@ -1,4 +1,4 @@
-"""What is exactly true of a short target: every set of masks is tried, in float64, by the plainest code there is.
+"""Compute the exact costs of short targets: every set of masks is tried, in float64, by the plainest code there is.
 
 Nothing here is shared with `diffusionlm.likelihood` but the network: rows are not padded, no noise is drawn, and the
 costs of orders come from a recursion over sets instead of weights.

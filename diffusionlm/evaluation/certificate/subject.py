@@ -1,4 +1,4 @@
-"""What the checks are made on: a model, a method, texts, and short targets of which everything is known."""
+"""Bring together what checks judge: a model, a method, texts, and short targets of which everything is known."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -26,7 +26,7 @@ ROUNDING = {"float32": 1e-4, "bfloat16": 5e-2}
 
 @dataclass(frozen=True)
 class Subject:
-    """What is judged, and what is known about it.
+    """Hold what is judged, and the exact values that are known about it.
 
     Attributes:
       model: the model.

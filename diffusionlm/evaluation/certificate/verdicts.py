@@ -10,7 +10,7 @@ Verdict = Literal["pass", "fail", "not applicable"]
 
 @dataclass(frozen=True)
 class Finding:
-    """What a check found.
+    """Hold the finding of a check.
 
     Attributes:
       verdict: "pass", "fail" or "not applicable".

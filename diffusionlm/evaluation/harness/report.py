@@ -1,4 +1,4 @@
-"""From the harness' results to our metrics: its figures and errors, and the errors that come from Monte Carlo noise."""
+"""Turn the harness' results into our metrics, and add the errors that come from Monte Carlo noise."""
 
 import json
 import math

@@ -31,7 +31,7 @@ class Dialogue(str):
 
 
 class Document(NamedTuple):
-    """Where a request comes from; requests of one document are its choices."""
+    """Name the document that a request comes from; requests of one document are its choices."""
 
     task: str
     number: int | None

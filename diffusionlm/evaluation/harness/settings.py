@@ -12,7 +12,7 @@ SUFFIX = "_local"  # of the names of our own tasks, which take the settings of t
 
 
 class TaskSettings(schema.Record, frozen=True):
-    """How one task of a table was evaluated.
+    """Describe how one task of a table was evaluated.
 
     Attributes:
       num_fewshot: the number of examples in the prompt; None: the task's own.
@@ -30,7 +30,7 @@ class TaskSettings(schema.Record, frozen=True):
 
 
 class Table(schema.Record, frozen=True):
-    """How a published table was evaluated.
+    """Describe how a published table was evaluated.
 
     Attributes:
       title: the model and the paper.

@@ -17,7 +17,7 @@ LIBRARIES = ("/lib", "/lib64", "/usr/lib", "/usr/lib64", "/nix/store")
 
 @dataclass(frozen=True)
 class Limits:
-    """What a program may use.
+    """Limit what a program may use.
 
     Attributes:
       seconds: time on the clock, and of a processor.
@@ -40,7 +40,7 @@ class Limits:
 
 @dataclass(frozen=True)
 class Layout:
-    """What of a machine a program sees.
+    """Describe what of a machine a program sees.
 
     Attributes:
       python: the interpreter.

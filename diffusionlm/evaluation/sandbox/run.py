@@ -20,7 +20,7 @@ _HELLO = "import os; os.write(1, b'works')"
 
 
 class Outcome(NamedTuple):
-    """How a program ended.
+    """Hold how a program ended.
 
     Attributes:
       ending: "exit", "time" if it took too long, or "output" if it wrote too much.

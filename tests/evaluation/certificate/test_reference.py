@@ -1,4 +1,4 @@
-"""What the certificate takes for exact, by definitions of its own: permutations, quadrature, another enumeration."""
+"""Check what the certificate takes for exact by definitions of its own: permutations, quadrature, another enumeration."""
 
 import itertools
 import math
@@ -31,7 +31,7 @@ TABLE = np.where(SETS, np.random.default_rng(0).gamma(2.0, size=SETS.shape), 0.0
 
 
 class Loaded:
-    """The part of a loaded model that the reference reads."""
+    """Stand in for the part of a loaded model that the reference reads."""
 
     def __init__(self, config):
         self.config, self.params = config, params_of(config)
@@ -76,7 +76,7 @@ def test_the_part_below_a_rate_against_quadrature():
 
 
 def test_costs_of_a_network():
-    """Those of the masks as another enumeration has them; repeated rows are run once."""
+    """Compare costs with those of another enumeration of the masks; repeated rows are run once."""
     reference = Reference(Loaded(MDM))
     (costs, again) = reference.costs([(PREFIX, TARGET), (PREFIX, TARGET)])
     expected = np.where(SETS[1:], nll_of_masks(SETS[1:].tolist()), 0.0)

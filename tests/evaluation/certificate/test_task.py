@@ -216,7 +216,7 @@ def test_mistakes_are_one_line(command, parts, places, capsys):
 
 @pytest.mark.slow
 def test_bfloat16(places):
-    """In the coarser format the checks are coarser, and say where noise hides something."""
+    """Compute in the coarser format: the checks are coarser, and say where noise hides something."""
     result = dlm.evaluate(places["mdm"], "certificate", data=places["texts"], dtype="bfloat16", draws=1, limit=2)
     assert not result.failed and verdicts(result)["clipping"] == "not applicable"
     assert "own_dtype_error_per_token" in result.metrics

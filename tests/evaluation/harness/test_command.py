@@ -175,7 +175,7 @@ def test_mistakes_are_one_line(words, parts, places, capsys):
 
 @pytest.mark.slow
 def test_the_harness_own_command_takes_our_task_files(places, tmp_path):
-    """With 0.4.13 the task file registers the model, by what it imports."""
+    """Run the command of 0.4.13, in which the task file registers the model by what it imports."""
     command = [sys.executable, "-m", "lm_eval", "run", "--model", "diffusionlm", "--limit", "2"]
     command += ["--model_args", f"pretrained={places['mdm']},{FEW}", "--tasks", f"{TASKS}/hellaswag_local.yaml"]
     command += ["--metadata", f"data={places['data']}", "--output_path", str(tmp_path), "--log_samples"]

@@ -69,7 +69,7 @@ def test_the_harness_knows_the_class(places):
 
 
 def test_log_likelihoods_are_those_of_the_api(mdm):
-    """With the noise of the request's content, in the request's order."""
+    """Compare with our own call, given the noise of the request's content."""
     model = DiffusionLM(mdm, **FEW)
     responses = model.loglikelihood(instances("loglikelihood", PAIRS))
     keys = [key_of("score", *pair) for pair in PAIRS]

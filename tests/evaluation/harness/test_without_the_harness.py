@@ -1,4 +1,4 @@
-"""Where lm-evaluation-harness is missing, one line says so; the plug-in is declared for where it is there."""
+"""A missing lm-evaluation-harness is one line; the plug-in is declared for where it is installed."""
 
 import configparser
 import sys
