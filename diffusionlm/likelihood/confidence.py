@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from diffusionlm.diffusion.cross_entropy import cross_entropy
 from diffusionlm.errors import UserError
 from diffusionlm.likelihood.config import LikelihoodConfig
-from diffusionlm.likelihood.pairs import PairBatch, check_pairs, fetch_one_late, group_by_shape
+from diffusionlm.likelihood.pairs import PairBatch, check_pairs, in_batches, longest_shape
 from diffusionlm.likelihood.predictor import TargetPredictor
 from diffusionlm.model.spec import ModelSpec
 from diffusionlm.tree_types import Params
@@ -41,21 +41,8 @@ def confidences(
         raise UserError("confidences need a masked diffusion model; this one is autoregressive: score by likelihoods")
     checked = check_pairs(cfg, pairs, settings)
     predictor = TargetPredictor.of(params, cfg, settings.guidance)
-    size = settings.rows
-    groups = group_by_shape(cfg, checked, range(len(checked)))
-    batches = (
-        (members[i : i + size], shape) for shape, members in groups.items() for i in range(0, len(members), size)
-    )
-    results = (
-        (members, _log_p(predictor, PairBatch.of([checked[r] for r in members], T, size), K=K))
-        for members, (T, K) in batches
-    )
-    sums = [0.0] * len(checked)
-    with predictor.room_for(size, max((T for T, _ in groups), default=0)):
-        for members, log_p_E in fetch_one_late(results):
-            for r, log_p in zip(members, log_p_E.tolist(), strict=False):  # the batch is filled up
-                sums[r] = log_p
-    return sums
+    with predictor.room_for(settings.rows, longest_shape(cfg, checked)):
+        return in_batches(cfg, checked, settings.rows, lambda batch, K: _log_p(predictor, batch, K=K))
 
 
 @functools.partial(jax.jit, static_argnames=("K",))

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from diffusionlm.likelihood.config import LikelihoodConfig
-from diffusionlm.likelihood.pairs import PairBatch, check_pairs, fetch_one_late, group_by_shape
+from diffusionlm.likelihood.pairs import PairBatch, check_pairs, in_batches, longest_shape
 from diffusionlm.likelihood.predictor import TargetPredictor
 from diffusionlm.model.spec import ModelSpec
 from diffusionlm.parallel.mesh import rows_per_device
@@ -40,21 +40,8 @@ def is_greedy(
     settings = settings or LikelihoodConfig()
     checked = check_pairs(cfg, pairs, settings)
     predictor = TargetPredictor.of(params, cfg, settings.guidance)
-    size = settings.rows
-    groups = group_by_shape(cfg, checked, range(len(checked)))
-    batches = (
-        (members[i : i + size], shape) for shape, members in groups.items() for i in range(0, len(members), size)
-    )
-    results = (
-        (members, _matches(predictor, PairBatch.of([checked[r] for r in members], T, size), K=K))
-        for members, (T, K) in batches
-    )
-    matches = [False] * len(checked)
-    with predictor.room_for(size, max((T for T, _ in groups), default=0)):
-        for members, match_E in fetch_one_late(results):
-            for r, match in zip(members, match_E.tolist(), strict=False):  # the batch is filled up
-                matches[r] = match
-    return matches
+    with predictor.room_for(settings.rows, longest_shape(cfg, checked)):
+        return in_batches(cfg, checked, settings.rows, lambda batch, K: _matches(predictor, batch, K=K))
 
 
 @functools.partial(jax.jit, static_argnames=("K",))

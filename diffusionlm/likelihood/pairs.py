@@ -1,7 +1,7 @@
 """Pairs of a prefix and a target: checked, grouped by shape, and padded to batches."""
 
-from collections.abc import Iterable, Iterator, Sequence
-from typing import NamedTuple, TypeVar
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -107,6 +107,32 @@ def group_by_shape(cfg: ModelSpec, pairs: Sequence[Pair], indices: Iterable[int]
         T, K = min(padded, cfg.max_length), 1 << (len(target) - 1).bit_length()
         groups.setdefault((T, K), []).append(r)
     return groups
+
+
+def in_batches(
+    cfg: ModelSpec, pairs: Sequence[Pair], size: int, run: Callable[[PairBatch, int], jax.Array]
+) -> list[Any]:
+    """Return what a program gives each pair, in their order; pairs of one shape share a batch.
+
+    Args:
+      cfg: the model.
+      pairs: the pairs, checked.
+      size: the rows of a batch, which is filled up.
+      run: dispatches the program on a batch whose targets are padded to that many tokens; returns an array (E,).
+    """
+    groups = group_by_shape(cfg, pairs, range(len(pairs)))
+    batches = ((m[i : i + size], shape) for shape, m in groups.items() for i in range(0, len(m), size))
+    outputs = ((members, run(PairBatch.of([pairs[r] for r in members], T, size), K)) for members, (T, K) in batches)
+    results: list[Any] = [None] * len(pairs)
+    for members, result_E in fetch_one_late(outputs):
+        for r, result in zip(members, result_E.tolist(), strict=False):  # the batch is filled up
+            results[r] = result
+    return results
+
+
+def longest_shape(cfg: ModelSpec, pairs: Sequence[Pair]) -> int:
+    """Return the tokens that the longest pair is padded to; 0 without pairs."""
+    return max((T for T, _ in group_by_shape(cfg, pairs, range(len(pairs)))), default=0)
 
 
 def fetch_one_late(batches: Iterable[tuple[Label, jax.Array]]) -> Iterator[tuple[Label, np.ndarray]]:
