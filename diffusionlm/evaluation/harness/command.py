@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
+from unittest import mock
 
 from diffusionlm import untrusted
 from diffusionlm.errors import UserError, missing_package, suggest
@@ -182,7 +183,8 @@ def _quiet() -> Iterator[None]:
     logger.setLevel(logging.ERROR)
     os.environ["DISABLE_MULTIPROC"] = "1"
     try:
-        with contextlib.redirect_stdout(sys.stderr), _without_git():
+        # It asks git for the commit of the working directory, which complains where there is none.
+        with contextlib.redirect_stdout(sys.stderr), mock.patch("lm_eval.evaluator.get_git_commit_hash", lambda: None):
             yield
     finally:
         logger.setLevel(level)
@@ -190,18 +192,6 @@ def _quiet() -> Iterator[None]:
             del os.environ["DISABLE_MULTIPROC"]
         else:
             os.environ["DISABLE_MULTIPROC"] = before
-
-
-@contextlib.contextmanager
-def _without_git() -> Iterator[None]:
-    """Keep the harness from asking git for the commit of the working directory, which complains if it has none."""
-    evaluator = importlib.import_module("lm_eval.evaluator")
-    asks = evaluator.get_git_commit_hash
-    evaluator.get_git_commit_hash = lambda: None
-    try:
-        yield
-    finally:
-        evaluator.get_git_commit_hash = asks
 
 
 def _manager(names: list[str], data: str | None, include_path: str | None) -> Any:

@@ -6,8 +6,8 @@ probability that follows from these alone.
 """
 
 import math
-from collections.abc import Collection, Sequence
-from typing import NamedTuple
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from scipy import special  # JAX has it loaded; scipy.stats would slow down every start
@@ -86,20 +86,29 @@ def _tail(leader: Estimate, rival: Estimate) -> float:
     return float(special.stdtr(freedom, -t))
 
 
-class Noise(NamedTuple):
-    """The part of a figure's error that comes from the noise of the estimates, summed over documents."""
+def choice_metrics(
+    estimates: Sequence[Estimate], gold: Sequence[int], lengths: Mapping[str, Sequence[int] | None]
+) -> dict[str, Any]:
+    """Return the figures of one document with choices, with the part of their errors that is Monte Carlo noise.
 
-    variance: float = 0.0
-    documents: int = 0
+    Args:
+      estimates: the log-likelihood of each choice.
+      gold: the indices of the right choices.
+      lengths: for each metric, what the log-likelihoods are divided by; None: nothing.
+    """
+    metrics: dict[str, Any] = {}
+    for name, units in lengths.items():
+        compared = scaled(estimates, units)
+        best = max(range(len(compared)), key=lambda i: compared[i].log_likelihood)
+        metrics[name] = float(best in gold)
+        metrics[f"mc_stderr_of_{name}"] = accuracy_variance(compared, gold)
+    metrics["undecided"] = float(is_undecided(estimates))
+    return metrics | {"stderr_of_ll": [estimate.stderr for estimate in estimates]}
 
-    def plus(self, variance: float) -> "Noise":
-        """Add a document."""
-        return Noise(self.variance + variance, self.documents + 1)
 
-    @property
-    def stderr(self) -> float:
-        """The standard error of the mean over the documents, which have independent noise."""
-        return math.sqrt(self.variance) / self.documents
+def mc_stderr(variances: Sequence[float]) -> float:
+    """Aggregate the variances of documents to the Monte Carlo standard error of their mean."""
+    return math.sqrt(math.fsum(variances)) / len(variances)
 
 
 def perplexity_stderr(log_likelihoods: Sequence[Estimate], units: float) -> float:

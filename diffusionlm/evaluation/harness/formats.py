@@ -12,54 +12,53 @@ import msgspec
 
 from diffusionlm import schema
 from diffusionlm.errors import UserError
+from diffusionlm.evaluation import code
+from diffusionlm.evaluation.gsm8k import Problem
+from diffusionlm.evaluation.records import Fields
 
 Doc = Mapping[str, Any]
 Index = str | int | bool
 
 
-class _Form(msgspec.Struct, frozen=True):
-    """The base of the fields that a form of a record needs; a record may have others beside them."""
-
-
-class _Choices(_Form, frozen=True):
+class _Choices(Fields, frozen=True):
     query: str
     choices: list[str]
     gold: int
 
 
-class _Option(_Form, frozen=True):
+class _Option(Fields, frozen=True):
     text: str
     label: str
 
 
-class _Options(_Form, frozen=True):
+class _Options(Fields, frozen=True):
     text: list[str]
     label: list[str]
 
 
-class _Stem(_Form, frozen=True):
+class _Stem(Fields, frozen=True):
     stem: str
     choices: list[_Option]
 
 
-class _Stemmed(_Form, frozen=True):
+class _Stemmed(Fields, frozen=True):
     question: _Stem
     answerKey: str
 
 
-class _Asked(_Form, frozen=True):
+class _Asked(Fields, frozen=True):
     question: str
     choices: _Options
     answerKey: str
 
 
-class _AskedStem(_Form, frozen=True):
+class _AskedStem(Fields, frozen=True):
     question_stem: str
     choices: _Options
     answerKey: str
 
 
-class _HellaSwag(_Form, frozen=True):
+class _HellaSwag(Fields, frozen=True):
     activity_label: str
     ctx_a: str
     ctx_b: str
@@ -67,39 +66,39 @@ class _HellaSwag(_Form, frozen=True):
     label: Index
 
 
-class _Piqa(_Form, frozen=True):
+class _Piqa(Fields, frozen=True):
     goal: str
     sol1: str
     sol2: str
     label: Index
 
 
-class _BoolQ(_Form, frozen=True):
+class _BoolQ(Fields, frozen=True):
     question: str
     passage: str
     answer: bool
 
 
-class _SuperGlue(_Form, frozen=True):
+class _SuperGlue(Fields, frozen=True):
     question: str
     passage: str
     label: Index
 
 
-class _Schema(_Form, frozen=True):
+class _Schema(Fields, frozen=True):
     context_options: list[str]
     continuation: str
     gold: int
 
 
-class _WinoGrande(_Form, frozen=True):
+class _WinoGrande(Fields, frozen=True):
     sentence: str
     option1: str
     option2: str
     answer: Index
 
 
-class _Siqa(_Form, frozen=True):
+class _Siqa(Fields, frozen=True):
     context: str
     question: str
     answerA: str
@@ -108,43 +107,34 @@ class _Siqa(_Form, frozen=True):
     label: Index
 
 
-class _Race(_Form, frozen=True):
+class _Race(Fields, frozen=True):
     article: str
     questions: list[str]
     options: list[list[str]]
     answers: list[str]
 
 
-class _Pair(_Form, frozen=True):
+class _Pair(Fields, frozen=True):
     context: str
     continuation: str
 
 
-class _Text(_Form, frozen=True):
+class _Text(Fields, frozen=True):
     text: str
 
 
-class _Gsm8k(_Form, frozen=True):
-    question: str
-    answer: str
-
-
-class _HumanEval(_Form, frozen=True):
-    task_id: str
-    prompt: str
+class _HumanEval(code.Problem, frozen=True):
     canonical_solution: str
-    test: str
-    entry_point: str
 
 
-class _Mbpp(_Form, frozen=True):
+class _Mbpp(Fields, frozen=True):
     task_id: int
     text: str
     code: str
     test_list: list[str]
 
 
-def _read(record: Mapping[str, Any], location: str, *forms: type[_Form]) -> Any:
+def _read(record: Mapping[str, Any], location: str, *forms: type[Fields]) -> Any:
     """Return the fields of a record in the first form that it has; `UserError` if it has none, or wrong types."""
     for form in forms:
         if set(form.__struct_fields__) <= set(record) and (form is forms[-1] or _fits(record, form)):
@@ -153,7 +143,7 @@ def _read(record: Mapping[str, Any], location: str, *forms: type[_Form]) -> Any:
     raise UserError(f"{location}: a record with the fields {' '.join(sorted(record)) or 'none'}; known are {wanted}")
 
 
-def _fits(record: Mapping[str, Any], form: type[_Form]) -> bool:
+def _fits(record: Mapping[str, Any], form: type[Fields]) -> bool:
     """Return True if a record can be read in a form: forms may have fields of the same names and other types."""
     try:
         schema.convert(dict(record), form, "")
@@ -303,7 +293,7 @@ def lambada(record: Mapping[str, Any], location: str) -> Doc:
 
 def gsm8k(record: Mapping[str, Any], location: str) -> Doc:
     """Read a word problem with its solution, which ends with #### and the number."""
-    form = _read(record, location, _Gsm8k)
+    form = _read(record, location, Problem)
     if "####" not in form.answer:
         raise UserError(f"{location}: the answer has no ####, behind which its number stands")
     return {"question": form.question, "answer": form.answer}

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from diffusionlm import untrusted
-from diffusionlm.data import items
 from diffusionlm.errors import UserError, suggest
 from diffusionlm.evaluation.harness import formats
 from diffusionlm.evaluation.harness.formats import Doc
+from diffusionlm.evaluation.records import record_of
 from diffusionlm.evaluation.texts import source
 from diffusionlm.storage import disk_path
 
@@ -140,9 +140,5 @@ def _records(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
                 yield f"{path}:{number}", {"text": line}
         return
     for item in source(str(path), "text"):
-        try:
-            record = items.record_of(item)
-        except ValueError as error:
-            raise UserError(f"{item.location}: {error}") from error
-        if record is not None:
+        if (record := record_of(item)) is not None:
             yield item.location, record

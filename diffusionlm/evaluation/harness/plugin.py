@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from diffusionlm.evaluation.harness import decisions
+from diffusionlm.evaluation.harness.decisions import choice_metrics, mc_stderr
 from diffusionlm.evaluation.harness.local_data import load
 from diffusionlm.evaluation.harness.model import DiffusionLM, Estimated
 from diffusionlm.likelihood.monte_carlo import Estimate
@@ -26,26 +27,6 @@ __all__ = [
 def estimate_of(value: float) -> Estimate:
     """Return the estimate behind a log-likelihood; one of another model class counts as exact."""
     return value.estimate if isinstance(value, Estimated) else Estimate(float(value), 0.0, 1, 0)
-
-
-def choice_metrics(
-    estimates: Sequence[Estimate], gold: Sequence[int], lengths: Mapping[str, Sequence[int] | None]
-) -> dict[str, Any]:
-    """Return the figures of one document with choices, with the part of their errors that is Monte Carlo noise.
-
-    Args:
-      estimates: the log-likelihood of each choice.
-      gold: the indices of the right choices.
-      lengths: for each metric, what the log-likelihoods are divided by; None: nothing.
-    """
-    metrics: dict[str, Any] = {}
-    for name, units in lengths.items():
-        compared = decisions.scaled(estimates, units)
-        best = max(range(len(compared)), key=lambda i: compared[i].log_likelihood)
-        metrics[name] = float(best in gold)
-        metrics[f"mc_stderr_of_{name}"] = decisions.accuracy_variance(compared, gold)
-    metrics["undecided"] = float(decisions.is_undecided(estimates))
-    return metrics | {"stderr_of_ll": [estimate.stderr for estimate in estimates]}
 
 
 def choices_and_lengths(doc: Mapping[str, Any], results: Sequence[tuple[float, bool]]) -> dict[str, Any]:
@@ -81,11 +62,6 @@ def completed_program(doc: Mapping[str, Any], results: Sequence[str]) -> dict[st
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return {"parses": 0.0}
     return {"parses": 1.0}
-
-
-def mc_stderr(variances: Sequence[float]) -> float:
-    """Aggregate the variances of documents to the Monte Carlo standard error of their mean."""
-    return math.sqrt(math.fsum(variances)) / len(variances)
 
 
 def perplexity_mc_stderr(pairs: Sequence[tuple[float, float]]) -> float:

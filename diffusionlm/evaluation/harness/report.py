@@ -7,7 +7,7 @@ from typing import Any
 
 from diffusionlm.errors import UserError
 from diffusionlm.evaluation.harness import decisions
-from diffusionlm.evaluation.harness.decisions import Noise
+from diffusionlm.evaluation.harness.decisions import choice_metrics, mc_stderr
 from diffusionlm.evaluation.results import Metric
 from diffusionlm.likelihood.monte_carlo import Estimate
 from diffusionlm.storage import dump_numbers, run_path, write_atomically
@@ -76,24 +76,20 @@ def _noise(task: Any, samples: Sequence[Mapping[str, Any]]) -> list[tuple[str, f
 def _choice_noise(
     task: Any, samples: Sequence[Mapping[str, Any]], estimates: Sequence[Sequence[Estimate]]
 ) -> list[tuple[str, float]]:
-    noise: dict[str, Noise] = {}
-    undecided = 0
+    documents = []
     for sample, some in zip(samples, estimates, strict=True):
-        doc = sample["doc"]
-        choices = task.doc_to_choice(doc)
-        some = some[: len(choices)]  # those of mutual information come behind
-        gold = _gold(task, doc, choices)
+        choices = task.doc_to_choice(sample["doc"])
         lengths = {
             "acc": None,
             "acc_norm": [len(choice) for choice in choices],
             "acc_bytes": [len(choice.encode()) for choice in choices],
         }
-        for name in set(lengths) & set(task.aggregation()):
-            variance = decisions.accuracy_variance(decisions.scaled(some, lengths[name]), gold)
-            noise[name] = noise.get(name, Noise()).plus(variance)
-        undecided += decisions.is_undecided(some)
-    errors = [(f"mc_stderr_of_{name}", noise[name].stderr) for name in sorted(noise)]
-    return [*errors, ("undecided", undecided / len(samples))]
+        counted = {name: units for name, units in lengths.items() if name in task.aggregation()}
+        # Behind the choices come those of mutual information.
+        documents.append(choice_metrics(some[: len(choices)], _gold(task, sample["doc"], choices), counted))
+    names = sorted(name for name in documents[0] if name.startswith("mc_stderr_of_"))
+    errors = [(name, mc_stderr([document[name] for document in documents])) for name in names]
+    return [*errors, ("undecided", math.fsum(document["undecided"] for document in documents) / len(documents))]
 
 
 def _gold(task: Any, doc: Any, choices: Sequence[str]) -> list[int]:

@@ -1,10 +1,10 @@
 """Score the requests of the harness on a model: in batches, with records that are taken up again."""
 
-import itertools
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from diffusionlm.errors import UserError
+from diffusionlm.evaluation import answers
 from diffusionlm.evaluation.harness.options import ModelOptions
 from diffusionlm.evaluation.harness.requests import Encoded, Request, encode, encode_prompt, key_of
 from diffusionlm.evaluation.session import Record, Session
@@ -15,7 +15,6 @@ from diffusionlm.likelihood.monte_carlo import Estimate, Scorer, estimate
 from diffusionlm.likelihood.pairs import check_pairs
 from diffusionlm.likelihood.perplexity import perplexity, rolling_windows
 from diffusionlm.sampling.config import SamplingConfig
-from diffusionlm.sampling.generate import generate
 
 REQUESTS = 64  # scored at a time, so that those of one shape share a batch, and records are written now and then
 
@@ -163,35 +162,20 @@ def answer(session: Session, options: ModelOptions, prompts: Sequence[Prompt]) -
     """
     model = session.model
     encoded = [encode_prompt(model, prompt.request.context, prompt.sampling.length) for prompt in prompts]
-    settings = [prompt.sampling.resolve(autoregressive=model.config.autoregressive) for prompt in prompts]
-    keys = [key_of("generate", prompt.request.context, prompt.sampling.length, prompt.repeat) for prompt in prompts]
+    groups: dict[SamplingConfig, list[int]] = {}
+    for p, prompt in enumerate(prompts):
+        groups.setdefault(prompt.sampling, []).append(p)
+    title, results = _title("answer", [prompt.request for prompt in prompts]), dict[int, Answer]()
+    for sampling, members in groups.items():
+        asked = [answers.Prompt(encoded[p].pair[0], prompts[p].to_json(), _key_of_prompt(prompts[p])) for p in members]
+        records = answers.answer(session, title, asked, sampling, options.batch_size)
+        for p, record in zip(members, records, strict=True):
+            results[p] = Answer(record["answer"], record["forwards"], encoded[p].truncated)
+    return [results[p] for p in range(len(prompts))]
 
-    def write(members: list[int]) -> list[Record]:
-        size = min(options.batch_size, len(prompts))
-        copies = [members[-1]] * max(0, size - len(members))  # so that the last batch shares the program of the others
-        rows = [*members, *copies]
-        with model.on_mesh():
-            ids = [encoded[p].pair[0] for p in rows]
-            keyed = [keys[p] for p in rows]
-            result = generate(model.params, model.config, ids, settings[members[0]], row_ids=keyed)
-        written = zip(members, result.tokens.tolist(), result.nfe.tolist(), strict=False)
-        return [
-            {"text": model.decode_after(encoded[p].pair[0], tokens), "forwards": nfe, "truncated": encoded[p].truncated}
-            for p, tokens, nfe in written
-        ]
 
-    def compute(batch: list[int]) -> list[Record]:
-        records: dict[int, Record] = {}
-        for _, group in itertools.groupby(batch, key=lambda p: settings[p]):
-            members = list(group)
-            records |= dict(zip(members, write(members), strict=True))
-        return [records[p] for p in batch]
-
-    order = sorted(range(len(prompts)), key=lambda p: (str(settings[p]), len(encoded[p].pair[0])))
-    items = [prompt.to_json() for prompt in prompts]
-    title = _title("answer", [prompt.request for prompt in prompts])
-    records = session.evaluate(title, items, compute, options.batch_size, order)
-    return [Answer(record["text"], record["forwards"], record["truncated"]) for record in records]
+def _key_of_prompt(prompt: Prompt) -> int:
+    return key_of("generate", prompt.request.context, prompt.sampling.length, prompt.repeat)
 
 
 def _checked(session: Session, options: ModelOptions, request: Request) -> Encoded:

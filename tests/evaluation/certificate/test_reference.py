@@ -1,4 +1,4 @@
-"""Check what the certificate takes for exact by definitions of its own: permutations, quadrature, another enumeration."""
+"""Check what the certificate takes for exact by definitions of its own: permutations, quadrature, enumeration."""
 
 import itertools
 import math
