@@ -75,14 +75,15 @@ def mt_bench(
         raise UserError("this model has no chat template for the two turns; with --raw they are written as plain text")
 
     ask = functools.partial(_ask, session, raw, sampling, batch_size)
-    first = ask("answer first turns", [question.turns[:1] for question in questions], 0)
+    first = ask("answer first turns", [question.turns[:1] for question in questions], range(0, 2 * len(questions), 2))
     if not first:
         raise UserError(
             f"no question fits with length={sampling.length} into the model's context; use a smaller length"
         )
     dialogues = [(questions[i].turns[0], record["answer"], questions[i].turns[1]) for i, record in first.items()]
     places = list(first)
-    second = {places[k]: record for k, record in ask("answer second turns", dialogues, len(questions)).items()}
+    answered = ask("answer second turns", dialogues, [2 * i + 1 for i in places])
+    second = {places[k]: record for k, record in answered.items()}
     turns = {i: [first[i]["answer"], second[i]["answer"] if i in second else ""] for i in places}
     chosen = [questions[i] for i in places]
     _write(path, chosen, list(turns.values()), model_id)
@@ -101,7 +102,7 @@ def _ask(
     batch_size: int,
     title: str,
     dialogues: Sequence[Sequence[str]],
-    first_id: int,
+    row_ids: Sequence[int],
 ) -> dict[int, Record]:
     """Return the records of the answers to those dialogues that fit, by their indices."""
     model = session.model
@@ -109,7 +110,7 @@ def _ask(
     fits = [i for i, ids in enumerate(encoded) if len(ids) + sampling.length <= model.config.max_length]
     if not fits:
         return {}
-    prompts = [answers.Prompt(encoded[i], list(dialogues[i]), first_id + i) for i in fits]
+    prompts = [answers.Prompt(encoded[i], list(dialogues[i]), row_ids[i]) for i in fits]
     return dict(zip(fits, answers.answer(session, title, prompts, sampling, batch_size), strict=True))
 
 

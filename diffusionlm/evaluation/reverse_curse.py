@@ -61,13 +61,16 @@ def reverse_curse(
     examples = whole("examples", examples, 0, "not be negative")
     files = {"": data} if reverse is None else {"": data, "reverse_": reverse}
     facts = {prefix: read_records(name, Fact, limit) for prefix, name in files.items()}
-    metrics, shown, records, first_id = dict[str, Metric](), [], [], 0
-    for prefix, some in facts.items():
+    metrics, shown, records = dict[str, Metric](), [], []
+    for direction, (prefix, some) in enumerate(facts.items()):
         prompts = [
-            answers.Prompt(answers.encode_prompt(model, fact.prompt, raw), [fact.prompt, fact.completion], first_id + i)
+            answers.Prompt(
+                answers.encode_prompt(model, fact.prompt, raw),
+                [fact.prompt, fact.completion],
+                2 * i + direction,  # whatever the number of prompts
+            )
             for i, fact in enumerate(some)
         ]
-        first_id += len(prompts)
         indices, skipped = answers.fitting(model, prompts, sampling.length)
         kept = [some[i] for i in indices]
         grade = functools.partial(_grade, [fact.completion for fact in kept])

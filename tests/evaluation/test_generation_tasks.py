@@ -157,17 +157,20 @@ def test_a_chat_template_is_used_unless_it_is_raw(places, monkeypatch):
 
 
 def test_reverse_curse_in_both_directions(places, monkeypatch):
-    texts = ["so al bo.", "Al Bo", "he", "it"]
+    texts = ["so al bo.", "he", "Al Bo", "it"]
     seen = answers_as_written(monkeypatch, lambda r: texts[r])
     files = {"data": places["facts_jsonl"], "reverse": places["reverse_jsonl"]}
     result = dlm.evaluate(places["mdm"], "reverse_curse", **files, examples=1)
-    assert [text_of(seen[i]) for i in range(4)] == ["He is", "She is", "Al is", "Cy is"]
+    assert [text_of(seen[i]) for i in range(4)] == ["He is", "Al is", "She is", "Cy is"]
     found = values(result)
     assert (found["exact_match"], found["reverse_exact_match"]) == (0.5, 0.5)
     # "he" for "he" is whole; "it" and "she" share no character.
     assert found["reverse_bleu_characters"] == pytest.approx(0.5) == found["reverse_bleu_words"]
     assert found["bleu_words"] == 0 and (found["prompts"], found["reverse_prompts"]) == (2, 2)
     assert [example["direction"] for example in result.examples or []] == ["same", "reverse"]
+    seen.clear()
+    dlm.evaluate(places["mdm"], "reverse_curse", **files, limit=1)
+    assert {r: text_of(ids) for r, ids in seen.items()} == {0: "He is", 1: "Al is"}  # the noise is that of all of them
 
 
 def test_poems_both_ways(places, monkeypatch):
@@ -314,12 +317,12 @@ def test_all_solutions_of_the_infilling_files_pass(data_dir, place):
 
 
 def test_mt_bench_writes_both_turns(places, monkeypatch, tmp_path):
-    texts = ["A.", "B.", "C.", "D."]
+    texts = ["A.", "C.", "B.", "D."]
     seen = answers_as_written(monkeypatch, lambda r: texts[r])
     path = tmp_path / "tiny.jsonl"
     options = {"data": places["questions_jsonl"], "answers_file": str(path), "sampling": SamplingConfig(length=8)}
     result = dlm.evaluate(places["mdm"], "mt_bench", raw=True, model_id="tiny", **options)
-    assert text_of(seen[2]) == "Hi.\n\nA.\n\nGo on.\n\n" and text_of(seen[3]) == "1+1?\n\nB.\n\n2+2?\n\n"
+    assert text_of(seen[1]) == "Hi.\n\nA.\n\nGo on.\n\n" and text_of(seen[3]) == "1+1?\n\nB.\n\n2+2?\n\n"
     written = [json.loads(line) for line in path.read_text().splitlines()]
     assert [set(line) for line in written] == [{"question_id", "answer_id", "model_id", "choices", "tstamp"}] * 2
     assert [line["question_id"] for line in written] == [81, 82] and written[0]["model_id"] == "tiny"

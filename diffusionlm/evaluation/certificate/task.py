@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 from diffusionlm.errors import UserError
@@ -71,8 +72,9 @@ def certificate(
     if not documents.texts:
         raise UserError(f"data={data!r} has no text of two tokens or more, of which the first is given")
     samples = choose_samples(measurements.model, documents.ids, short_targets)
-    outcome = _certify(measurements, documents, samples, chain_rule)
-    finding, records = _judge_claims(measurements, claimed, claims)
+    with jax.default_matmul_precision("highest"):  # GPUs and TPUs would else multiply float32 matrices in fewer bits
+        outcome = _certify(measurements, documents, samples, chain_rule)
+        finding, records = _judge_claims(measurements, claimed, claims)
     checks = [*outcome.checks, finding.to_json("claims")]
     forwards = sum(record["forwards"] for record in [*outcome.records, *records])
     config = {"data": data, "field": field, "limit": limit, "short_targets": short_targets, "chain_rule": chain_rule}
