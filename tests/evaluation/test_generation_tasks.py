@@ -5,125 +5,36 @@ import gzip
 import json
 import math
 from fractions import Fraction
-from pathlib import Path
 
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from support.command_line import assert_one_line
-from support.random_params import make_params
-from support.tiny_checkpoint import MODEL, save
+from support.written_answers import (
+    EOS,
+    PROBLEMS,
+    YEARS,
+    answers_as_written,
+    gaps_as_written,
+    lines,
+    make_places,
+    text_of,
+    values,
+)
 
 import diffusionlm as dlm
 from diffusionlm.cli import main as cli
 from diffusionlm.data import chat_templates
 from diffusionlm.data.tokenizers import ByteTokenizer
 from diffusionlm.errors import UserError
-from diffusionlm.evaluation import answers, code, gsm8k, infilling, records
-from diffusionlm.evaluation import sandbox as sandboxes
+from diffusionlm.evaluation import answers, gsm8k
 from diffusionlm.evaluation.answers import Prompt
-from diffusionlm.evaluation.sandbox import run
 from diffusionlm.evaluation.session import Session
 from diffusionlm.sampling.config import SamplingConfig
-from diffusionlm.sampling.generate import GenerationResult, Infilling
-
-EOS = ByteTokenizer.eos_id
-PROBLEMS = [
-    {"question": "One and two?", "answer": "1+2=3\n#### 3"},
-    {"question": "A thousand?", "answer": "It is 1,000\n#### 1,000"},
-    {"question": "Nothing?", "answer": "#### 0"},
-]
-FUNCTION = {
-    "task_id": "T/0",
-    "prompt": "def add(a, b):\n",
-    "entry_point": "add",
-    "test": "def check(f):\n    assert f(1, 2) == 3\n",
-    "canonical_solution": "    return a + b\n",
-    "suffix": "\nx = 1\n",
-    "further": ["fields", "are", "left", "alone"],
-}
-QUESTIONS = [
-    {"question_id": 81, "category": "writing", "turns": ["Hi.", "Go on."]},
-    {"question_id": 82, "category": "math", "turns": ["1+1?", "2+2?"]},
-]
-YEARS = [
-    {"text": text, "year": year} for text, year in (("abc", 1805), ("defgh", 1849), ("ij", 1851), ("k" * 90, 1899))
-]
-
-
-def lines(values):
-    return "".join(json.dumps(value) + "\n" for value in values)
 
 
 @pytest.fixture(scope="module")
 def places(tmp_path_factory):
-    """Checkpoints and files, by name; `uniform` gives every token the same probability."""
-    directory = tmp_path_factory.mktemp("own")
-    flat = {"head": jnp.zeros_like(make_params(MODEL)["head"])}
-    checkpoints = {
-        "mdm": save(directory / "mdm"),
-        "arm": save(directory / "arm", "arm"),
-        "uniform": save(directory / "uniform", "arm", **flat),
-        "tmp": str(directory),
-    }
-    files = {
-        "problems.jsonl": lines(PROBLEMS),
-        "facts.jsonl": lines(
-            [{"prompt": "He is", "completion": " Al Bo"}, {"prompt": "She is", "completion": " Cy Di"}]
-        ),
-        "reverse.jsonl": lines([{"prompt": "Al is", "completion": " he"}, {"prompt": "Cy is", "completion": " she"}]),
-        "couplets.json": json.dumps([{"first": "ab", "second": "cd"}, {"first": "ef", "second": "gh"}]),
-        "passages.jsonl": lines([{"context": "he saw the", "continuation": "cat"}, {"text": "she ate all  fish "}]),
-        "passages.txt": "he saw the cat\n\nshe ate all  fish\n",
-        "functions.jsonl": lines([FUNCTION, FUNCTION | {"task_id": "T/1"}]),
-        "questions.jsonl": lines(QUESTIONS),
-        "years.jsonl": lines(YEARS),
-    }
-    for name, content in files.items():
-        (directory / name).write_text(content)
-    return checkpoints | {name.replace(".", "_"): str(directory / name) for name in files}
-
-
-def answers_as_written(monkeypatch, writes):
-    """Every prompt is answered by `writes`, a function of its number; returns the prompts that were seen."""
-    seen = {}
-
-    def generate(params, cfg, prompts, sampling, *, row_ids):
-        tokens = []
-        for ids, r in zip(prompts, row_ids, strict=True):
-            assert seen.setdefault(r, ids) == ids
-            text = [*writes(r).encode()]
-            assert len(text) <= sampling.length
-            tokens.append(text + [EOS] * (sampling.length - len(text)))
-        return GenerationResult(np.array(tokens), np.ones(len(prompts), int), 0.0, None)
-
-    monkeypatch.setattr(answers, "generate", generate)
-    return seen
-
-
-def gaps_as_written(monkeypatch, writes):
-    """Every gap is filled by `writes`, a function of the number of its row that gives as many bytes."""
-    seen = {}
-
-    def infill(params, cfg, templates, sampling, *, row_ids):
-        rows = []
-        for template, r in zip(templates, row_ids, strict=True):
-            seen[r] = template
-            new = iter(writes(r).encode())
-            rows.append([next(new) if token is None else token for token in template])
-        return Infilling(rows, [()] * len(rows), np.ones(len(rows)), 0.0, None)
-
-    monkeypatch.setattr(infilling, "infill", infill)
-    return seen
-
-
-def values(result):
-    return {name: metric.value for name, metric in result.metrics.items()}
-
-
-def text_of(ids):
-    assert ids[0] == EOS
-    return bytes(ids[1:]).decode()
+    return make_places(tmp_path_factory.mktemp("generation"))
 
 
 def test_gsm8k_by_all_rules(places, monkeypatch):
@@ -226,94 +137,10 @@ def test_a_bin_costs_what_its_documents_cost(places, tmp_path):
         assert shift[f"1850-1899 {name}"] == pytest.approx(alone[name], rel=1e-5)
 
 
-@pytest.fixture(scope="module")
-def place():
-    return sandboxes.find(allow_code_execution=True)
-
-
 def test_a_model_that_writes_on_after_its_answer_is_graded_on_the_answer():
     """A model that was shown solved problems goes on with another one, after an empty line."""
     record = gsm8k._grade([Fraction(18)], ["9+9=18\n#### 18"], 0, " 9+9=18\n#### 18\n\nQuestion: How many?\n#### 3")
     assert record["strict_match"] and record["flexible_match"] and record["smdm_match"]
-
-
-@pytest.mark.parametrize(
-    ("solution", "passed", "error"),
-    [
-        ("    return a + b\n", True, ""),
-        ("    print('x' * 9)\n    return a + b\n", True, ""),
-        ("    return a - b\n", False, "AssertionError"),
-        ("    return a +\n", False, "SyntaxError"),
-        ("    raise SystemExit\n", False, ""),  # the tests were never reached
-        ("    import os; os._exit(0)\n", False, ""),
-        ("    return a + b\nimport atexit, os\natexit.register(os._exit, 1)\n", False, ""),
-    ],
-)
-def test_a_program_passes_if_its_tests_do(solution, passed, error, place):
-    problem = code.Problem(**{name: FUNCTION[name] for name in ("task_id", "prompt", "entry_point", "test")})
-    record = code.judge(place, problem, problem.prompt + solution)
-    assert record["pass_at_1"] == passed and record["error"].startswith(error) and record["ending"] == "exit"
-
-
-def test_human_eval_counts_what_passes(places, monkeypatch):
-    texts = ["    return a + b\n\n\ndef other():\n    syntax error", "    return a\n"]
-    seen = answers_as_written(monkeypatch, lambda r: texts[r])
-    options = {"data": places["functions_jsonl"], "allow_code_execution": True, "sampling": SamplingConfig(length=64)}
-    result = dlm.evaluate(places["mdm"], "human_eval", **options)
-    assert [text_of(seen[i]) for i in range(2)] == [FUNCTION["prompt"]] * 2
-    assert values(result) == {"pass_at_1": 0.5, "out_of_time": 0, "problems": 2, "too_long": 0}
-    assert result.metrics["pass_at_1"].stderr == pytest.approx(0.5)
-
-
-@pytest.mark.parametrize(
-    ("answer", "program"),
-    [
-        ("Sure:\n```python\ndef add(a, b):\n    return 1\n```\nDone.", "import re\ndef add(a, b):\n    return 1\n"),
-        ("```\n    return 1\n```", "import re\ndef add(a, b):\n    return 1\n"),
-        ("    return 1\n", "import re\ndef add(a, b):\n    return 1\n"),
-        ("```py\ndef add(a, b):\n    return 1", "import re\ndef add(a, b):\n    return 1"),
-    ],
-)
-def test_the_program_in_an_answer(answer, program):
-    problem = code.Problem(task_id="", prompt="import re\ndef add(a, b):\n", entry_point="add", test="")
-    assert code._code_of(problem, answer) == program
-
-
-def test_infilling_of_code(places, monkeypatch):
-    gold = FUNCTION["canonical_solution"]
-    seen = gaps_as_written(monkeypatch, lambda r: [gold, gold.replace("+", "-")][r])
-    options = {"data": places["functions_jsonl"], "allow_code_execution": True, "examples": 1}
-    result = dlm.evaluate(places["mdm"], "human_eval_infilling", **options)
-    for template in seen.values():
-        assert template.count(None) == len(gold)
-        assert (
-            bytes(token for token in template[1:] if token is not None).decode()
-            == FUNCTION["prompt"] + FUNCTION["suffix"]
-        )
-    expected = {"pass_at_1": 0.5, "exact_match": 0.5, "out_of_time": 0, "gaps": 2, "too_long": 0}
-    assert values(result) == expected
-    one_sided = gaps_as_written(monkeypatch, lambda r: gold)
-    dlm.evaluate(places["arm"], "human_eval_infilling", **options)
-    assert bytes(token for token in one_sided[0][1:] if token is not None).decode() == FUNCTION["prompt"]
-
-
-def test_the_solutions_of_human_eval_pass(data_dir, place):
-    path = Path(data_dir) / "eval" / "humaneval" / "HumanEval.jsonl.gz"
-
-    class Solved(code.Problem, frozen=True):
-        canonical_solution: str
-
-    for problem in records.read_records(str(path), Solved, 4):
-        assert code.judge(place, problem, problem.prompt + problem.canonical_solution)["pass_at_1"]
-        assert not code.judge(place, problem, problem.prompt + "    return 'no'\n")["pass_at_1"]
-
-
-@pytest.mark.slow
-def test_all_solutions_of_the_infilling_files_pass(data_dir, place):
-    for path in sorted((Path(data_dir) / "eval" / "humaneval_infilling").iterdir()):
-        for gap in records.read_records(str(path), code.Gap, None)[::50]:
-            program = gap.prompt + gap.canonical_solution + gap.suffix
-            assert code.judge(place, gap, program)["pass_at_1"], gap.task_id
 
 
 def test_mt_bench_writes_both_turns(places, monkeypatch, tmp_path):
@@ -482,13 +309,6 @@ def test_a_model_without_tokenizer_is_one_line(places, tmp_path):
         "mt_bench": {"data": places["questions_jsonl"], "answers_file": str(tmp_path / "a"), "raw": True},
         "generative": {"scorer": places["arm"]},
     }
-    for task, values in options.items():
+    for task, chosen in options.items():
         with pytest.raises(UserError, match="no tokenizer; import it again"):
-            dlm.evaluate(model, task, **values)
-
-
-def test_code_is_refused_before_it_is_written_where_no_sandbox_works(places, monkeypatch):
-    monkeypatch.setattr(run, "why_not", lambda place: "no")
-    monkeypatch.setattr(answers, "generate", None)
-    with pytest.raises(UserError, match="runs only in a sandbox"):
-        dlm.evaluate(places["mdm"], "human_eval", data=places["functions_jsonl"], sampling=SamplingConfig(length=8))
+            dlm.evaluate(model, task, **chosen)
