@@ -2,9 +2,11 @@
 
 from dataclasses import replace
 
-from diffusionlm.config import Config, DataConfig, DiffusionConfig, ModelConfig, OptimConfig, RunConfig
+from diffusionlm.config import Config, DataConfig, DiffusionConfig, OptimConfig, RunConfig
 from diffusionlm.presets import arm_twin
 from diffusionlm.registry import experiments
+
+from .tinystories import tinystories
 
 
 @experiments.register("reversal")
@@ -16,17 +18,7 @@ def reversal() -> Config:
     """
     return Config(
         name="reversal",
-        model=ModelConfig(
-            d_model=128,
-            n_layers=4,
-            n_heads=4,
-            n_kv_heads=4,
-            head_dim=32,
-            d_ff=512,
-            vocab_size=1023,
-            max_length=32,
-            head_chunk=256,
-        ),
+        model=replace(tinystories().model, vocab_size=1023, max_length=32, dtype="float32"),
         diffusion=DiffusionConfig(),
         optim=OptimConfig(peak_lr=2e-3, final_lr=2e-4, warmup_steps=100),
         data=DataConfig(sequence_length=32, batch_size=64, packing="examples", pad_group=2),

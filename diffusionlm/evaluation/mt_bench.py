@@ -82,14 +82,13 @@ def mt_bench(
         )
     dialogues = [(questions[i].turns[0], record["answer"], questions[i].turns[1]) for i, record in first.items()]
     places = list(first)
-    answered = ask("answer second turns", dialogues, [2 * i + 1 for i in places])
-    second = {places[k]: record for k, record in answered.items()}
+    second_ids = [2 * i + 1 for i in places]
+    second = {places[k]: record for k, record in ask("answer second turns", dialogues, second_ids).items()}
     turns = {i: [first[i]["answer"], second[i]["answer"] if i in second else ""] for i in places}
     chosen = [questions[i] for i in places]
     _write(path, chosen, list(turns.values()), model_id)
     metrics = _metrics(list(turns.values())) | {"too_long": Metric(len(questions) - len(second))}
-    pairs = zip(chosen[:examples], turns.values(), strict=False)
-    shown = [{"question_id": asked.question_id, "turns": asked.turns, "answers": texts} for asked, texts in pairs]
+    shown = [_shown(asked, texts) for asked, texts in zip(chosen[:examples], turns.values(), strict=False)]
     config = {"data": data, "answers_file": answers_file, "model_id": model_id, "limit": limit, "raw": raw}
     records = [*first.values(), *second.values()]
     return answers.result(model, metrics, records, config | {"batch_size": batch_size}, sampling, shown)
@@ -112,6 +111,10 @@ def _ask(
         return {}
     prompts = [answers.Prompt(encoded[i], list(dialogues[i]), row_ids[i]) for i in fits]
     return dict(zip(fits, answers.answer(session, title, prompts, sampling, batch_size), strict=True))
+
+
+def _shown(question: Question, texts: Sequence[str]) -> dict[str, Any]:
+    return {"question_id": question.question_id, "turns": question.turns, "answers": list(texts)}
 
 
 def _metrics(turns: Sequence[Sequence[str]]) -> dict[str, Metric]:

@@ -11,6 +11,7 @@ from diffusionlm.evaluation.results import Metric, Result, means
 from diffusionlm.evaluation.session import Record, Session
 from diffusionlm.evaluation.texts import checked_limit
 from diffusionlm.options import SETTINGS
+from diffusionlm.pretrained.model import LoadedModel
 from diffusionlm.sampling.config import SamplingConfig
 from diffusionlm.scalars import whole
 
@@ -63,14 +64,7 @@ def reverse_curse(
     facts = {prefix: read_records(name, Fact, limit) for prefix, name in files.items()}
     metrics, shown, records = dict[str, Metric](), [], []
     for direction, (prefix, some) in enumerate(facts.items()):
-        prompts = [
-            answers.Prompt(
-                answers.encode_prompt(model, fact.prompt, raw),
-                [fact.prompt, fact.completion],
-                2 * i + direction,  # whatever the number of prompts
-            )
-            for i, fact in enumerate(some)
-        ]
+        prompts = [_prompt(model, fact, raw, 2 * i + direction) for i, fact in enumerate(some)]
         indices, skipped = answers.fitting(model, prompts, sampling.length)
         kept = [some[i] for i in indices]
         grade = functools.partial(_grade, [fact.completion for fact in kept])
@@ -85,6 +79,10 @@ def reverse_curse(
         records += new
     config = {"data": data, "reverse": reverse, "limit": limit, "raw": raw, "batch_size": batch_size}
     return answers.result(model, metrics, records, config, sampling, shown)
+
+
+def _prompt(model: LoadedModel, fact: Fact, raw: bool, row_id: int) -> answers.Prompt:
+    return answers.Prompt(answers.encode_prompt(model, fact.prompt, raw), [fact.prompt, fact.completion], row_id)
 
 
 def _grade(golds: Sequence[str], k: int, text: str) -> Record:

@@ -22,8 +22,8 @@ from diffusionlm.likelihood.perplexity import rolling_windows
 from diffusionlm.pretrained.model import LoadedModel
 
 DOCUMENTS = 8  # scored at a time
-# Draws and passes of the repeated estimates of a short target, whatever the user's: with few draws the passes are skewed,
-# and 95% intervals hold less than they say.
+# Draws and passes of the repeated estimates of a short target, whatever the user's: passes of few draws are skewed, and
+# 95% intervals hold less than they say.
 REPEATED = {"draws": 16, "passes": 8}
 
 
