@@ -43,8 +43,9 @@ def _cells(
 
 
 # Between the best sizes of MDMs and ARMs at each budget, which differ by a factor of 5; larger ones for larger shares.
-# Large shares lost at the smallest budget, by 0.2 to 0.3 nats per token, so the larger budgets leave them out.
+# Large shares lost at 5e12 FLOPs, by 0.2 to 0.3 nats per token, so the other budgets leave them out.
 CPU_SIZES = {
+    1.6e12: dict.fromkeys(SHARES[:3], ("cpu_43k", "cpu_65k", "cpu_123k")),
     5e12: {
         0.1: ("cpu_65k", "cpu_123k", "cpu_197k"),
         **dict.fromkeys(SHARES[1:], ("cpu_65k", "cpu_123k", "cpu_197k", "cpu_389k")),
@@ -66,7 +67,7 @@ CPU_REPEATED = {5e12: {0.5: ("cpu_123k",), 0.75: ("cpu_197k",)}, 1.6e13: {0.25: 
 
 @sweeps.register("road_cpu")
 def road_cpu() -> Sweep:
-    """ARM first, then MDM, at 5e12 to 5e13 FLOPs on two processor cores; give `isoflop_cpu`'s text with --data.path.
+    """ARM first, then MDM, at 1.6e12 to 5e13 FLOPs on two processor cores; give `isoflop_cpu`'s text with --data.path.
 
     With --all it has the cells of `isoflop_cpu` too. Give the report their results with --reuse.
     """
