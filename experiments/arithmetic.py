@@ -17,10 +17,10 @@ def arithmetic() -> Config:
     """
     return Config(
         name="arithmetic",
-        model=replace(tinystories().model, n_layers=2, vocab_size=257, max_length=40, dtype="float32"),
+        model=replace(tinystories().model, n_layers=2, vocab_size=257, max_length=36, dtype="float32"),
         optim=OptimConfig(peak_lr=2e-3, final_lr=2e-4, warmup_steps=100),
-        data=DataConfig(sequence_length=40, batch_size=64, packing="examples", pad_group=4),
-        run=RunConfig(steps=6000, eval_every=2000, checkpoint_every=2000, log_every=50),
+        data=DataConfig(sequence_length=36, batch_size=32, packing="examples", pad_group=4),
+        run=RunConfig(steps=3000, eval_every=1000, checkpoint_every=1000, log_every=50),
     )
 
 

@@ -18,11 +18,11 @@ def reversal() -> Config:
     """
     return Config(
         name="reversal",
-        model=replace(tinystories().model, vocab_size=1023, max_length=32, dtype="float32"),
+        model=replace(tinystories().model, n_layers=2, vocab_size=1023, max_length=32, dtype="float32"),
         diffusion=DiffusionConfig(),
         optim=OptimConfig(peak_lr=2e-3, final_lr=2e-4, warmup_steps=100),
-        data=DataConfig(sequence_length=32, batch_size=64, packing="examples", pad_group=2),
-        run=RunConfig(steps=4000, eval_every=1000, checkpoint_every=2000, log_every=50),
+        data=DataConfig(sequence_length=32, batch_size=32, packing="examples", pad_group=2),
+        run=RunConfig(steps=6000, eval_every=2000, checkpoint_every=2000, log_every=50),
     )
 
 
@@ -35,7 +35,7 @@ def reversal_arm() -> Config:
 
 @experiments.register("reversal_road")
 def reversal_road() -> Config:
-    """The road to `reversal`: autoregressive for a quarter of its steps, then diffusion with the shift."""
+    """The road to `reversal`: autoregressive for a sixth of its steps, then diffusion with the shift."""
     base = reversal()
     return replace(
         base,

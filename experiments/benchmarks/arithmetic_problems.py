@@ -23,7 +23,7 @@ def pairs(n: int, digits: int, rng: random.Random) -> list[tuple[int, int]]:
     return list(drawn.values())
 
 
-def main(output: Path, digits: int = 3, train: int = 40_000, test: int = 1_000, seed: int = 0) -> None:
+def main(output: Path, digits: int = 2, train: int = 3_500, test: int = 500, seed: int = 0) -> None:
     """Write train.jsonl, valid.jsonl and test.jsonl.
 
     Args:
