@@ -53,11 +53,12 @@ def lambada(
     batch_size = whole("batch_size", batch_size, 1)
     examples = whole("examples", examples, 0, "not be negative")
     stories, rows, too_long = _read(session, data, limit)
-    model.sampling_config(sampling, length=max(len(row.middle) for row in rows))  # before anything is computed
+    sampling = dataclasses.replace(sampling, length=max(len(row.middle) for row in rows))
+    model.sampling_config(sampling)  # before anything is computed
     greedy = LikelihoodConfig(guidance=sampling.guidance)
 
     def write(batch: list[int]) -> list[Record]:
-        drawn = gaps.fill_words(model, rows, batch, sampling, batch_size)
+        drawn = gaps.fill_middles(model, rows, batch, sampling)
         with model.on_mesh():
             likeliest = is_greedy(model.params, model.config, [rows[r][:2] for r in batch], greedy)
         return [
@@ -71,7 +72,7 @@ def lambada(
         ]
 
     items = [[story.before, story.middle] for story in stories]
-    order = sorted(range(len(rows)), key=lambda r: (len(rows[r].middle), len(rows[r].before)))
+    order = gaps.order(model, rows, sampling)
     records = session.evaluate("write last words", items, write, batch_size, order)
     metrics = means(records, SCORES) | {"passages": Metric(len(rows)), "too_long": Metric(too_long)}
     shown = [
