@@ -5,6 +5,7 @@ import gzip
 import json
 import math
 from fractions import Fraction
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -26,8 +27,9 @@ from diffusionlm.cli import main as cli
 from diffusionlm.data import chat_templates
 from diffusionlm.data.tokenizers import ByteTokenizer
 from diffusionlm.errors import UserError
-from diffusionlm.evaluation import answers, gsm8k
+from diffusionlm.evaluation import answers, gsm8k, lambada
 from diffusionlm.evaluation.answers import Prompt
+from diffusionlm.evaluation.harness import formats
 from diffusionlm.evaluation.session import Session
 from diffusionlm.sampling.config import SamplingConfig
 
@@ -111,6 +113,25 @@ def test_greedy_match_of_lambada_is_that_of_the_model(places, monkeypatch):
     result = dlm.evaluate(model, "lambada", data=places["passages_jsonl"])
     pairs = [("he saw the", " cat"), ("she ate all", " fish")]
     assert values(result)["greedy_match"] == np.mean(model.is_greedy(pairs))
+    assert result.forwards == (1 + 4) + (1 + 5)  # one to draw, and one for each token that greedy decoding reveals
+
+
+def test_the_last_word_follows_the_last_space(tmp_path):
+    """Passage 426 of LAMBADA's file ends with "of", two line breaks and "Power", which are one word there."""
+    (tmp_path / "one.jsonl").write_text(lines([{"text": "some kind of\n\nPower"}]))
+    assert list(lambada._passages(str(tmp_path / "one.jsonl"))) == [("some kind", "of\n\nPower")]
+
+
+def test_passages_are_split_as_published(tmp_path, data_dir):
+    """The pairs of LAMBADA's file come out of the pairs, and of whole passages."""
+    path = Path(data_dir) / "eval/lambada/lambada_openai.jsonl"
+    pairs = [(pair["context"], pair["continuation"]) for pair in map(json.loads, path.read_text().splitlines())]
+    passages = [{"text": f"{context} {word}"} for context, word in pairs]
+    (tmp_path / "whole.jsonl").write_text(lines(passages))
+    assert len(pairs) == 5153 and list(lambada._passages(str(path))) == pairs
+    assert list(lambada._passages(str(tmp_path / "whole.jsonl"))) == pairs
+    harness = [formats.lambada(passage, "here") for passage in passages]
+    assert [(doc["context"], doc["word"]) for doc in harness] == [(context, f" {word}") for context, word in pairs]
 
 
 def test_temporal_shift_of_a_uniform_model(places):

@@ -10,7 +10,7 @@ from diffusionlm.evaluation.harness.requests import Encoded, Request, encode, en
 from diffusionlm.evaluation.session import Record, Session
 from diffusionlm.likelihood.choose import decide
 from diffusionlm.likelihood.confidence import confidences
-from diffusionlm.likelihood.greedy import is_greedy
+from diffusionlm.likelihood.greedy import is_greedy, most_passes
 from diffusionlm.likelihood.monte_carlo import Estimate, Scorer, estimate
 from diffusionlm.likelihood.pairs import check_pairs
 from diffusionlm.likelihood.perplexity import perplexity, rolling_windows
@@ -75,7 +75,9 @@ def score(
             Score(e, matches.get(r), encoded[r].truncated).to_json() for r, e in zip(members, estimates, strict=True)
         ]
         for r, record in zip(members, records, strict=True):
-            record["forwards"] += _greedy_forwards(session, options, encoded[r]) if r in compared else 0
+            target = encoded[r].pair[1]
+            passes = most_passes(session.model.config, target, options.likelihood) if r in compared else 0
+            record["forwards"] += passes
         return records
 
     def score_single(batch: list[int]) -> list[Record]:
@@ -247,10 +249,3 @@ def _matches(
         pairs = [encoded[r].pair for r in members]
         matches = is_greedy(model.params, model.config, pairs, options.likelihood)
     return dict(zip(members, matches, strict=True))
-
-
-def _greedy_forwards(session: Session, options: ModelOptions, encoded: Encoded) -> int:
-    """Return the most forward passes that the comparison with greedy decoding takes."""
-    if session.model.config.autoregressive:
-        return 1
-    return len(encoded.pair[1]) * (2 if options.likelihood.guidance else 1)
