@@ -27,7 +27,7 @@ from diffusionlm.cli import main as cli
 from diffusionlm.data import chat_templates
 from diffusionlm.data.tokenizers import ByteTokenizer
 from diffusionlm.errors import UserError
-from diffusionlm.evaluation import answers, gsm8k, lambada
+from diffusionlm.evaluation import answers, gsm8k, lambada, temporal_shift
 from diffusionlm.evaluation.answers import Prompt
 from diffusionlm.evaluation.harness import formats
 from diffusionlm.evaluation.session import Session
@@ -156,6 +156,41 @@ def test_a_bin_costs_what_its_documents_cost(places, tmp_path):
     alone = values(dlm.evaluate(places["arm"], "perplexity", data=str(tmp_path / "late.jsonl")))
     for name in ("nats_per_token", "perplexity", "bits_per_byte"):
         assert shift[f"1850-1899 {name}"] == pytest.approx(alone[name], rel=1e-5)
+
+
+@pytest.mark.parametrize("start", [{}, {"start_id": None}])
+def test_both_tasks_of_perplexity_count_the_same_bytes(start, places, tmp_path):
+    """Also of a tokenizer that adds a space to a text, which is no byte of it."""
+
+    class Spaced(ByteTokenizer):
+        def encode(self, text, *, inside=False, special=False):
+            return super().encode(text if inside else f" {text}")
+
+    (tmp_path / "texts.jsonl").write_text(lines([{"text": "\u00e9bc", "year": 1}, {"text": "defg", "year": 1}]))
+    model = dlm.load(places["uniform"])
+    model = dataclasses.replace(model, tokenizer=Spaced(), sidecar=dataclasses.replace(model.sidecar, canvas=start))
+    tasks = ("perplexity", "temporal_shift")
+    plain, shift = (values(dlm.evaluate(model, task, data=str(tmp_path / "texts.jsonl"))) for task in tasks)
+    # The scored tokens are the added space, where it does not stand in for a start token, and 4 bytes of each text.
+    scored = 10 if model.encode("")[:1] == [EOS] else 8
+    assert plain["tokens"] == shift["tokens"] == scored and plain["bytes"] == 8
+    assert plain["bits_per_byte"] == pytest.approx(math.log2(257) * scored / 8, rel=1e-5)
+    assert shift["bits_per_byte"] == shift["1 bits_per_byte"] == pytest.approx(plain["bits_per_byte"], rel=1e-9)
+    first = temporal_shift._read(model, str(tmp_path / "texts.jsonl"), ("text", "year"), None, 3, None)
+    assert first.n_bytes == ([2, 2] if scored == 10 else [3, 3])  # of the first three scored tokens
+
+
+@pytest.mark.parametrize(
+    ("record", "message"),
+    [
+        ({"text": 3, "year": 1}, "field 'text' is int, not a string"),
+        ({"text": "a", "year": 1.5}, "field 'year': 1.5 is neither an integer nor a text"),
+    ],
+)
+def test_a_broken_field_is_named(record, message, places, tmp_path, capsys):
+    (tmp_path / "bad.jsonl").write_text(lines([record]))
+    assert cli.main(["evaluate", places["arm"], "temporal_shift", "--data", str(tmp_path / "bad.jsonl")]) == 2
+    assert_one_line(capsys.readouterr(), [f"bad.jsonl:1: {message}"])
 
 
 def test_a_model_that_writes_on_after_its_answer_is_graded_on_the_answer():
