@@ -102,7 +102,7 @@ class DiffusionLM(LM):
         return [results[id(instance)] for instance in requests]
 
     def loglikelihood_rolling(self, requests: Sequence[Instance], disable_tqdm: bool = False) -> list[Estimated]:
-        """Return the log-likelihood of each text; after its start token, all tokens are scored."""
+        """Return the log-likelihood of each text, of all its tokens (`encode_text` says what stands before them)."""
         asked = [Request(_document(instance), "", *instance.args) for instance in requests]
         scores = scoring.score_documents(self.session, self.options, asked)
         self._count(asked, scores)

@@ -6,7 +6,7 @@ from typing import NamedTuple
 from diffusionlm.errors import UserError
 from diffusionlm.evaluation import answers
 from diffusionlm.evaluation.harness.options import ModelOptions
-from diffusionlm.evaluation.harness.requests import Encoded, Request, encode, encode_prompt, key_of
+from diffusionlm.evaluation.harness.requests import Encoded, Request, encode, encode_prompt, encode_text, key_of
 from diffusionlm.evaluation.session import Record, Session
 from diffusionlm.likelihood.choose import decide
 from diffusionlm.likelihood.confidence import confidences
@@ -109,7 +109,7 @@ def _title(verb: str, requests: Sequence[Request]) -> str:
 
 
 def score_documents(session: Session, options: ModelOptions, requests: Sequence[Request]) -> list[Score]:
-    """Score whole texts, each in windows where it is longer than the context; their contexts are empty.
+    """Score all tokens of whole texts, each in windows where it is longer than the context; their contexts are empty.
 
     Raises:
       UserError: a text that the model cannot score, or a setting that does not suit it.
@@ -117,17 +117,20 @@ def score_documents(session: Session, options: ModelOptions, requests: Sequence[
     model, settings = session.model, options.likelihood
     if options.scoring == "confidence":
         raise UserError("scoring=confidence scores choices; leave it out for perplexities")
-    documents, _ = model.encode_documents([request.continuation for request in requests])
-    for request, ids in zip(requests, documents, strict=True):
-        if len(ids) < 2:
-            raise UserError(f"{request.document}: the text {request.continuation!r} has no token to score")
-    windows = [len(rolling_windows(ids, model.config.max_length)) for ids in documents]
+    documents, given = [], 0
+    for request in requests:
+        try:
+            ids, given = encode_text(model, request.continuation)
+        except UserError as error:
+            raise UserError(f"{request.document}: {error}") from error
+        documents.append(ids)
+    windows = [len(rolling_windows(ids, model.config.max_length, given=given)) for ids in documents]
 
     def compute(batch: list[int]) -> list[Record]:
         keys = [key_of("rolling", requests[d].continuation, w) for d in batch for w in range(windows[d])]
+        some = [documents[d] for d in batch]
         with model.on_mesh():
-            some = [documents[d] for d in batch]
-            scores = perplexity(model.params, model.config, some, settings, request_ids=keys)
+            scores = perplexity(model.params, model.config, some, settings, given=given, request_ids=keys)
         return [Score(document, None, False).to_json() for document in scores.documents]
 
     items = [request.to_json() for request in requests]
