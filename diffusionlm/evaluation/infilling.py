@@ -96,7 +96,7 @@ def _read_stories(
     return chosen, rows, {"too_short": stories.too_short, "too_long": too_long}
 
 
-def _rouge() -> Callable[[str, str], dict[str, float]]:
+def _rouge() -> Callable[[str, str], Record]:
     """Return a function of the true and the new text that gives all scores of one story."""
     try:
         from rouge_score.rouge_scorer import RougeScorer  # here, because only this task needs it
@@ -105,8 +105,8 @@ def _rouge() -> Callable[[str, str], dict[str, float]]:
     names = [name for name in SCORES if name.startswith("rouge")]
     scorer = RougeScorer(names)
 
-    def score(gold: str, fill: str) -> dict[str, float]:
+    def score(gold: str, fill: str) -> Record:
         scores = scorer.score(gold, fill)
-        return {name: scores[name].fmeasure for name in names} | {"exact_match": float(gold.strip() == fill.strip())}
+        return {name: scores[name].fmeasure for name in names} | {"exact_match": gold.strip() == fill.strip()}
 
     return score

@@ -27,7 +27,7 @@ from diffusionlm.cli import main as cli
 from diffusionlm.data import chat_templates
 from diffusionlm.data.tokenizers import ByteTokenizer
 from diffusionlm.errors import UserError
-from diffusionlm.evaluation import answers, gsm8k, lambada, temporal_shift
+from diffusionlm.evaluation import answers, gsm8k, lambada, report, temporal_shift
 from diffusionlm.evaluation.answers import Prompt
 from diffusionlm.evaluation.harness import formats
 from diffusionlm.evaluation.session import Session
@@ -53,12 +53,14 @@ def test_gsm8k_by_all_rules(places, monkeypatch):
 
 
 def test_gsm8k_with_solved_problems(places, monkeypatch, tmp_path):
-    (tmp_path / "train.jsonl").write_text(lines(PROBLEMS[:1]))
+    (tmp_path / "train.jsonl").write_text(lines([{"question": "One and one?", "answer": "1+1=2\n#### 2"}, PROBLEMS[0]]))
     seen = answers_as_written(monkeypatch, lambda r: "")
-    options = {"shots": 1, "shots_data": str(tmp_path / "train.jsonl"), "sampling": SamplingConfig(length=8)}
-    dlm.evaluate(places["mdm"], "gsm8k", data=places["problems_jsonl"], limit=1, **options)
-    solved = "Question: One and two?\nAnswer: 1+2=3\n#### 3\n\n"
+    options = {"data": places["problems_jsonl"], "limit": 1, "sampling": SamplingConfig(length=8)}
+    dlm.evaluate(places["mdm"], "gsm8k", shots=1, shots_data=str(tmp_path / "train.jsonl"), **options)
+    solved = "Question: One and one?\nAnswer: 1+1=2\n#### 2\n\n"
     assert text_of(seen[0]) == f"{solved}Question: One and two?\nAnswer:"
+    with pytest.raises(UserError, match=r"train.jsonl' holds the questions themselves, such as 'One and two\?'"):
+        dlm.evaluate(places["mdm"], "gsm8k", shots=2, shots_data=str(tmp_path / "train.jsonl"), **options)
 
 
 def test_a_chat_template_is_used_unless_it_is_raw(places, monkeypatch):
@@ -95,6 +97,33 @@ def test_poems_both_ways(places, monkeypatch):
         assert text_of(seen[i]).startswith(start[:2] + ask[start[-1]])
     assert values(result) == {"forward": 1, "backward": 0.5, "difference": 0.5, "couplets": 2, "too_long": 0}
     assert result.metrics["difference"].stderr == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize(
+    ("task", "texts", "changes"),
+    [
+        # One couplet is right forward alone, and one backward: their differences change from 1 and -1 to 0.
+        ("poems", ["cd", "zz", "zz", "ef"], {"forward": (0.5, 0.5), "backward": (0.5, 0.5), "difference": (0, 1)}),
+        # The prompts of both files in turn: of the second fact both directions become right.
+        (
+            "reverse_curse",
+            ["Al Bo", "he", "zz", "zz"],
+            dict.fromkeys(("exact_match", "reverse_exact_match", "reverse_bleu_words"), (0.5, 0.5)),
+        ),
+    ],
+)
+def test_two_results_are_compared_item_by_item(task, texts, changes, places, monkeypatch, tmp_path):
+    right = {"poems": ["cd", "ab", "gh", "ef"], "reverse_curse": ["Al Bo", "he", "Cy Di", "she"]}[task]
+    files = {"poems": {"data": "couplets_json"}, "reverse_curse": {"data": "facts_jsonl", "reverse": "reverse_jsonl"}}
+    options = {name: places[file] for name, file in files[task].items()}
+    paths = [tmp_path / "first.json", tmp_path / "second.json"]
+    for path, written in zip(paths, (texts, right), strict=True):
+        answers_as_written(monkeypatch, lambda r, written=written: written[r])
+        dlm.evaluate(places["mdm"], task, output=path, **options)
+    first, second = report.read(paths)
+    for name, (value, stderr) in changes.items():
+        change = report.difference(name, first, second)
+        assert change == (pytest.approx(value), pytest.approx(stderr), 2), name
 
 
 @pytest.mark.parametrize("file", ["passages_jsonl", "passages_txt"])
@@ -200,7 +229,7 @@ def test_a_model_that_writes_on_after_its_answer_is_graded_on_the_answer():
 
 
 def test_mt_bench_writes_both_turns(places, monkeypatch, tmp_path):
-    texts = ["A.", "C.", "B.", "D."]
+    texts = ["A.", "Cee.", "B.", "D."]
     seen = answers_as_written(monkeypatch, lambda r: texts[r])
     path = tmp_path / "tiny.jsonl"
     options = {"data": places["questions_jsonl"], "answers_file": str(path), "sampling": SamplingConfig(length=8)}
@@ -210,10 +239,12 @@ def test_mt_bench_writes_both_turns(places, monkeypatch, tmp_path):
     assert [set(line) for line in written] == [{"question_id", "answer_id", "model_id", "choices", "tstamp"}] * 2
     assert [line["question_id"] for line in written] == [81, 82] and written[0]["model_id"] == "tiny"
     assert [line["choices"] for line in written] == [
-        [{"index": 0, "turns": ["A.", "C."]}],
+        [{"index": 0, "turns": ["A.", "Cee."]}],
         [{"index": 0, "turns": ["B.", "D."]}],
     ]
-    assert values(result) == {"questions": 2, "too_long": 0, "empty_answers": 0, "characters": 2}
+    assert values(result) == {"questions": 2, "too_long": 0, "empty_answers": 0, "characters": 2.5}
+    # The turns of a question are one value: 3 and 2 characters, whose mean has half their difference as its error.
+    assert result.metrics["characters"].stderr == pytest.approx(0.5)
     with pytest.raises(UserError, match=r"tiny.jsonl' exists"):
         dlm.evaluate(places["mdm"], "mt_bench", raw=True, **options)
 
@@ -290,6 +321,7 @@ MISTAKES = [
     ("gsm8k --data {problems_jsonl}", ["length=256", "context of 96"]),
     ("gsm8k --data {problems_jsonl} --length 8 --shots 2", ["shots=2 needs shots_data"]),
     ("gsm8k --data {problems_jsonl} --length 8 --shots 2 --shots_data {problems_jsonl}", ["the questions themselves"]),
+    ("gsm8k --data {problems_jsonl} --length 8 --shots 2 --shots_data {tmp}/./prob*.jsonl", ["questions themselves"]),
     ("gsm8k --data {problems_jsonl} --length 8 --batch_size 0", ["batch_size=0"]),
     ("reverse_curse --data {facts_jsonl} --reverse {problems_jsonl}", ["problems.jsonl:1", "`prompt`"]),
     ("poems --data {facts_jsonl}", ["facts.jsonl:1", "`first`"]),

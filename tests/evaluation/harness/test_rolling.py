@@ -49,8 +49,8 @@ def rolled(model, texts, **options):
 def test_every_byte_of_a_uniform_model_costs_the_same(objective, shifted, canvas, models):
     """Also in a text of several windows: bits per byte are log2 of the vocabulary, whatever begins a text."""
     texts = ["a", "b\u00e9c", "long " * 24]
-    found = rolled(changed(models[objective, True], shifted, canvas), texts, draws=2, rows=16)
-    assert found == pytest.approx([-len(text.encode()) * math.log(257) for text in texts], rel=1e-4)
+    scores = rolled(changed(models[objective, True], shifted, canvas), texts, draws=2, rows=16)
+    assert scores == pytest.approx([-len(text.encode()) * math.log(257) for text in texts], rel=1e-4)
 
 
 @pytest.mark.parametrize(("objective", "shifted"), KINDS)
