@@ -229,22 +229,22 @@ def test_a_model_that_writes_on_after_its_answer_is_graded_on_the_answer():
 
 
 def test_mt_bench_writes_both_turns(places, monkeypatch, tmp_path):
-    texts = ["A.", "Cee.", "B.", "D."]
+    texts = ["A.", "C.", "Bee.", "Dee."]
     seen = answers_as_written(monkeypatch, lambda r: texts[r])
     path = tmp_path / "tiny.jsonl"
     options = {"data": places["questions_jsonl"], "answers_file": str(path), "sampling": SamplingConfig(length=8)}
     result = dlm.evaluate(places["mdm"], "mt_bench", raw=True, model_id="tiny", **options)
-    assert text_of(seen[1]) == "Hi.\n\nA.\n\nGo on.\n\n" and text_of(seen[3]) == "1+1?\n\nB.\n\n2+2?\n\n"
+    assert text_of(seen[1]) == "Hi.\n\nA.\n\nGo on.\n\n" and text_of(seen[3]) == "1+1?\n\nBee.\n\n2+2?\n\n"
     written = [json.loads(line) for line in path.read_text().splitlines()]
     assert [set(line) for line in written] == [{"question_id", "answer_id", "model_id", "choices", "tstamp"}] * 2
     assert [line["question_id"] for line in written] == [81, 82] and written[0]["model_id"] == "tiny"
     assert [line["choices"] for line in written] == [
-        [{"index": 0, "turns": ["A.", "Cee."]}],
-        [{"index": 0, "turns": ["B.", "D."]}],
+        [{"index": 0, "turns": ["A.", "C."]}],
+        [{"index": 0, "turns": ["Bee.", "Dee."]}],
     ]
-    assert values(result) == {"questions": 2, "too_long": 0, "empty_answers": 0, "characters": 2.5}
-    # The turns of a question are one value: 3 and 2 characters, whose mean has half their difference as its error.
-    assert result.metrics["characters"].stderr == pytest.approx(0.5)
+    assert values(result) == {"questions": 2, "too_long": 0, "empty_answers": 0, "characters": 3}
+    # The turns of a question are one value: 2 and 4 characters, whose mean has half their difference as its error.
+    assert result.metrics["characters"].stderr == pytest.approx(1)
     with pytest.raises(UserError, match=r"tiny.jsonl' exists"):
         dlm.evaluate(places["mdm"], "mt_bench", raw=True, **options)
 
