@@ -133,18 +133,19 @@ def human_eval_infilling(
     model, limit = session.model, checked_limit(limit)
     batch_size, examples = whole("batch_size", batch_size, 1), whole("examples", examples, 0, "not be negative")
     gaps, stories, rows, too_long = _read_gaps(session, data, limit)
-    model.sampling_config(sampling, length=max(len(row.middle) for row in rows))  # before anything is computed
+    sampling = dataclasses.replace(sampling, length=max(len(row.middle) for row in rows))
+    model.sampling_config(sampling)  # before anything is computed
     place = sandbox.find(allow_code_execution=allow_code_execution)
 
     def fill(batch: list[int]) -> list[Record]:
-        filled = fillings.fill_words(model, rows, batch, sampling, batch_size)
+        filled = fillings.fill_middles(model, rows, batch, sampling)
         return [
             {"fill": text, "exact_match": text.strip() == stories[r].middle.strip(), "forwards": nfe}
             | judge(place, gaps[r], stories[r].before + text + stories[r].after)
             for r, (text, nfe) in zip(batch, filled, strict=True)
         ]
 
-    order = sorted(range(len(rows)), key=lambda r: (len(rows[r].middle), sum(map(len, rows[r]))))
+    order = fillings.order(model, rows, sampling)
     items = [msgspec.to_builtins(gap) for gap in gaps]
     records = session.evaluate("fill in code", items, fill, batch_size, order)
     shown = [

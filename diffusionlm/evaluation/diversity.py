@@ -16,8 +16,8 @@ def ngrams(tokens: Sequence, n: int) -> list[tuple]:
 def unigram_entropy(tokens: Sequence) -> float:
     """Return the entropy of the tokens of one text, in nats: 0 for one token repeated, log n for n different ones.
 
-    It is that of Dieleman et al. (2022) and of later papers on diffusion models of text, which report it beside the
-    generative perplexity.
+    Dieleman et al. (2022) and later papers on diffusion models of text report that of the tokens of their vocabularies
+    beside the generative perplexity; the task `generative` takes words and signs, as models may have other tokenizers.
     """
     counts = Counter(tokens)
     total = sum(counts.values())

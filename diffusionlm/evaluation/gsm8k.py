@@ -1,7 +1,7 @@
 """The task `gsm8k`: grade school mathematics."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from fractions import Fraction
 from typing import Annotated
 
@@ -51,7 +51,7 @@ def gsm8k(
       session: the model to evaluate.
       data: a .jsonl file whose lines have "question" and "answer", such as GSM8K's test.jsonl.
       shots: the number of solved problems that stand before each question, from `shots_data`.
-      shots_data: a file like `data`, of whose first problems the shots are; it must not be that of the questions.
+      shots_data: a file like `data`, of whose first problems the shots are; none of them may be a question of `data`.
       limit: the number of problems, the first ones; None: all.
       examples: the number of graded answers to show, the first ones.
       batch_size: problems at a time; the noise of an answer does not depend on it.
@@ -65,7 +65,7 @@ def gsm8k(
     shots, examples = whole("shots", shots, 0, "not be negative"), whole("examples", examples, 0, "not be negative")
     problems = read_records(data, Problem, limit)
     golds = _golds(problems, data)
-    solved = _solved(shots, shots_data, data)
+    solved = _solved(shots, shots_data, {problem.question for problem in problems})
     prompts = [
         answers.Prompt(_encode(model, problem, solved, raw), [problem.question, problem.answer, solved], i)
         for i, problem in enumerate(problems)
@@ -114,15 +114,17 @@ def _golds(problems: Sequence[Problem], data: str) -> list[Fraction]:
     return golds
 
 
-def _solved(shots: int, shots_data: str | None, data: str) -> str:
-    """Return the solved problems that stand before a question."""
+def _solved(shots: int, shots_data: str | None, questions: Collection[str]) -> str:
+    """Return the solved problems that stand before a question; none of them may be one of the questions."""
     if not shots:
         return ""
     if shots_data is None:
         raise UserError(f"shots={shots} needs shots_data, the file that they come from, such as GSM8K's train.jsonl")
-    if shots_data == data:
-        raise UserError(f"shots_data={shots_data!r} holds the questions themselves; give another file")
     problems = read_records(shots_data, Problem, shots)
+    if asked := [problem.question for problem in problems if problem.question in questions]:
+        raise UserError(
+            f"shots_data={shots_data!r} holds the questions themselves, such as {asked[0][:60]!r}; give another file"
+        )
     if len(problems) < shots:
         raise UserError(f"shots={shots} are more than the {len(problems)} problems of shots_data={shots_data!r}")
     return "".join(f"Question: {problem.question}\nAnswer: {problem.answer}\n\n" for problem in problems)

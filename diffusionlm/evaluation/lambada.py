@@ -1,5 +1,6 @@
 """The task `lambada`: the last word of passages."""
 
+import dataclasses
 import itertools
 from collections.abc import Iterator
 from typing import Annotated
@@ -13,7 +14,7 @@ from diffusionlm.evaluation.session import Record, Session
 from diffusionlm.evaluation.stories import Row, Story, encode_story
 from diffusionlm.evaluation.texts import checked_limit, source
 from diffusionlm.likelihood.config import LikelihoodConfig
-from diffusionlm.likelihood.greedy import is_greedy
+from diffusionlm.likelihood.greedy import is_greedy, most_passes
 from diffusionlm.options import SETTINGS
 from diffusionlm.sampling.config import SamplingConfig
 from diffusionlm.scalars import whole
@@ -40,7 +41,7 @@ def lambada(
     Args:
       session: the model to evaluate.
       data: a .jsonl file whose lines have "context" and "continuation", or a whole passage as "text", or a .txt file
-        with a passage a line: there the last word is what follows the last white space.
+        with a passage a line: there the last word is what follows the last space, as in the published split.
       limit: the number of passages to read, the first ones; None: all.
       examples: the number of passages to show, the first ones.
       batch_size: passages at a time; the noise of a word does not depend on it.
@@ -53,11 +54,12 @@ def lambada(
     batch_size = whole("batch_size", batch_size, 1)
     examples = whole("examples", examples, 0, "not be negative")
     stories, rows, too_long = _read(session, data, limit)
-    model.sampling_config(sampling, length=max(len(row.middle) for row in rows))  # before anything is computed
+    sampling = dataclasses.replace(sampling, length=max(len(row.middle) for row in rows))
+    model.sampling_config(sampling)  # before anything is computed
     greedy = LikelihoodConfig(guidance=sampling.guidance)
 
     def write(batch: list[int]) -> list[Record]:
-        drawn = gaps.fill_words(model, rows, batch, sampling, batch_size)
+        drawn = gaps.fill_middles(model, rows, batch, sampling)
         with model.on_mesh():
             likeliest = is_greedy(model.params, model.config, [rows[r][:2] for r in batch], greedy)
         return [
@@ -65,13 +67,13 @@ def lambada(
                 "drawn": text,
                 "drawn_match": text.strip() == stories[r].middle.strip(),
                 "greedy_match": matches,
-                "forwards": nfe,
+                "forwards": nfe + most_passes(model.config, rows[r].middle, greedy),
             }
             for r, (text, nfe), matches in zip(batch, drawn, likeliest, strict=True)
         ]
 
     items = [[story.before, story.middle] for story in stories]
-    order = sorted(range(len(rows)), key=lambda r: (len(rows[r].middle), len(rows[r].before)))
+    order = gaps.order(model, rows, sampling)
     records = session.evaluate("write last words", items, write, batch_size, order)
     metrics = means(records, SCORES) | {"passages": Metric(len(rows)), "too_long": Metric(too_long)}
     shown = [
@@ -130,11 +132,12 @@ def _record(item: Item) -> Iterator[tuple[str, str]]:
     context, word = (checked_text(f"field {name!r}", record[name]) for name in ("context", "continuation"))
     if not context.strip() or not word.strip():
         raise ValueError("'context' and 'continuation' must not be empty")
-    yield context.rstrip(), word.strip()
+    yield context.rstrip(" "), word.strip(" ")
 
 
 def _split(passage: str, location: str) -> tuple[str, str]:
-    before, *word = passage.strip().rsplit(maxsplit=1)
-    if not word:
+    """Return a passage before its last word, and that word, which a line break may stand in."""
+    before, _, word = passage.strip().rpartition(" ")
+    if not before.strip():
         raise UserError(f"{location}: {passage.strip()!r} is a passage of fewer than two words")
-    return before, word[0]
+    return before.rstrip(" "), word

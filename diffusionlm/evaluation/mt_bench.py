@@ -122,7 +122,8 @@ def _metrics(turns: Sequence[Sequence[str]]) -> dict[str, Metric]:
     return {
         "questions": Metric(len(turns)),
         "empty_answers": Metric(sum(not text.strip() for text in written)),
-        "characters": mean([float(len(text)) for text in written]),
+        # Turns of one question are not independent: its mean is one value.
+        "characters": mean([sum(map(len, texts)) / TURNS for texts in turns]),
     }
 
 

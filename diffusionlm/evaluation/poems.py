@@ -1,5 +1,6 @@
 """The task `poems`: the next and the previous line of couplets."""
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from typing import Annotated
@@ -7,7 +8,7 @@ from typing import Annotated
 from diffusionlm.evaluation import answers
 from diffusionlm.evaluation.graders import contains
 from diffusionlm.evaluation.records import Fields, read_records
-from diffusionlm.evaluation.results import Metric, Result, means
+from diffusionlm.evaluation.results import Metric, Result, mean, means
 from diffusionlm.evaluation.session import Record, Session
 from diffusionlm.evaluation.texts import checked_limit
 from diffusionlm.options import SETTINGS
@@ -20,6 +21,7 @@ QUESTIONS = {
     "forward": "的下一句是什么\uff1f 直接输出句子即可。",
     "backward": "的上一句是什么\uff1f 直接输出句子即可。",
 }
+DIRECTIONS = tuple(QUESTIONS)
 
 
 class Couplet(Fields, frozen=True):
@@ -69,24 +71,26 @@ def poems(
     chosen = [2 * i + d for i in kept for d in range(2)]
 
     def grade(k: int, text: str) -> Record:
-        return {"right": contains(text, golds[chosen[k]])}
+        return {DIRECTIONS[chosen[k] % 2]: contains(text, golds[chosen[k]])}
 
     records = answers.answer(session, "write lines", [prompts[p] for p in chosen], sampling, batch_size, grade)
-    pairs = [
-        {"forward": int(one["right"]), "backward": int(other["right"])}
-        for one, other in zip(records[::2], records[1::2], strict=True)
+    next_lines, previous_lines = records[::2], records[1::2]
+    differences = [
+        float(after["forward"]) - float(before["backward"])
+        for after, before in zip(next_lines, previous_lines, strict=True)
     ]
-    for pair in pairs:
-        pair["difference"] = pair["forward"] - pair["backward"]
     counts = {"couplets": Metric(len(kept))} | skipped
     shown = [
         {"first": couplets[i].first, "second": couplets[i].second}
-        | {"after the first": one["answer"], "before the second": other["answer"]}
-        for i, one, other in zip(kept[:examples], records[::2], records[1::2], strict=False)
+        | {"after the first": after["answer"], "before the second": before["answer"]}
+        for i, after, before in zip(kept[:examples], next_lines, previous_lines, strict=False)
     ]
     config = {"data": data, "limit": limit, "raw": raw, "batch_size": batch_size}
-    metrics = means(pairs, ("forward", "backward", "difference")) | counts
-    return answers.result(model, metrics, records, config, sampling, shown)
+    metrics = means(next_lines, ["forward"]) | means(previous_lines, ["backward"])
+    metrics |= {"difference": mean(differences)} | counts
+    result = answers.result(model, metrics, records, config, sampling, shown)
+    names = [f"{couplets[i].first}\n{couplets[i].second}" for i in kept]
+    return dataclasses.replace(result, items={"difference": dict(zip(names, differences, strict=True))})
 
 
 def _questions(model: LoadedModel, couplets: Sequence[Couplet], raw: bool) -> tuple[list[answers.Prompt], list[str]]:

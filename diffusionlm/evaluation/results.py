@@ -64,6 +64,23 @@ def mean(values: Sequence[float]) -> Metric:
     return Metric(average, math.sqrt(math.fsum((value - average) ** 2 for value in values) / (n - 1) / n))
 
 
+def share(values: Sequence[bool]) -> Metric:
+    """Return the share of true values with its standard error over independent ones, which takes at least two.
+
+    A share of 0 or 1 has half the width of Wilson's interval (1927) of one standard error, 1 / (2 (n + 1)): the spread
+    of equal values would be 0, as if the next one were certain.
+    """
+    n, figure = len(values), mean([float(value) for value in values])
+    if n >= 2 and figure.value in (0, 1):
+        return Metric(figure.value, 1 / (2 * (n + 1)))
+    return figure
+
+
 def means(records: Sequence[Mapping[str, Any]], names: Sequence[str]) -> dict[str, Metric]:
-    """Return the mean of each field over the records of all items."""
-    return {name: mean([float(record[name]) for record in records]) for name in names}
+    """Return the mean of each field over the records of all items; that of truth values is a share."""
+    metrics = {}
+    for name in names:
+        values = [record[name] for record in records]
+        truths = all(isinstance(value, bool) for value in values)
+        metrics[name] = share(values) if truths else mean([float(value) for value in values])
+    return metrics

@@ -67,11 +67,12 @@ def reverse_curse(
         prompts = [_prompt(model, fact, raw, 2 * i + direction) for i, fact in enumerate(some)]
         indices, skipped = answers.fitting(model, prompts, sampling.length)
         kept = [some[i] for i in indices]
-        grade = functools.partial(_grade, [fact.completion for fact in kept])
+        grade = functools.partial(_grade, prefix, [fact.completion for fact in kept])
         title = "complete facts" + " in reverse" * (prefix != "")
         new = answers.answer(session, title, [prompts[i] for i in indices], sampling, batch_size, grade)
-        scores = means(new, SCORES) | {"prompts": Metric(len(new))} | skipped
-        metrics |= {prefix + name: metric for name, metric in scores.items()}
+        counts = {"prompts": Metric(len(new))} | skipped
+        metrics |= means(new, [prefix + name for name in SCORES])
+        metrics |= {prefix + name: metric for name, metric in counts.items()}
         shown += [
             {"direction": "reverse" if prefix else "same", "prompt": fact.prompt, "gold": fact.completion} | record
             for fact, record in zip(kept[:examples], new, strict=False)
@@ -85,7 +86,7 @@ def _prompt(model: LoadedModel, fact: Fact, raw: bool, row_id: int) -> answers.P
     return answers.Prompt(answers.encode_prompt(model, fact.prompt, raw), [fact.prompt, fact.completion], row_id)
 
 
-def _grade(golds: Sequence[str], k: int, text: str) -> Record:
-    """Return the scores of the answer to the prompt with index k."""
+def _grade(prefix: str, golds: Sequence[str], k: int, text: str) -> Record:
+    """Return the scores of the answer to the prompt with index k, under the names of the metrics of its direction."""
     scores = contains(text, golds[k]), bleu_of_characters(text, golds[k]), bleu_of_words(text, golds[k])
-    return dict(zip(SCORES, scores, strict=True))
+    return {prefix + name: value for name, value in zip(SCORES, scores, strict=True)}

@@ -93,8 +93,7 @@ def _read(
     limit: int | None,
 ) -> Documents:
     """Return the documents that are not empty."""
-    tokenizer, start = model.require_tokenizer(), len(model.encode(""))
-    sizes, documents = tokenizer.token_bytes(), Documents([], [], [], [])
+    sizes, documents = model.token_bytes, Documents([], [], [], [])
     for item in source(data, fields[0]):
         if len(documents.items) == limit:
             break
@@ -106,16 +105,16 @@ def _read(
                 raise UserError(f"{item.location} has no field {name!r} among {', '.join(map(repr, record)) or 'none'}")
         try:
             text = checked_text(f"field {fields[0]!r}", record[fields[0]])
-            label = _bin(record[fields[1]], width)
+            label = _bin(fields[1], record[fields[1]], width)
         except ValueError as error:
-            raise UserError(f"{item.location}: field {fields[1]!r}: {error}") from error
-        ids = model.encode(text)
-        scored = ids[: None if first_tokens is None else max(start, 1) + first_tokens]
-        if len(scored) < 2:
+            raise UserError(f"{item.location}: {error}") from error
+        (ids,), (n_bytes,) = model.encode_documents([text])
+        end = None if first_tokens is None else 1 + first_tokens
+        if len(ids[:end]) < 2:
             continue
         documents.items.append([text, label])
-        documents.tokens.append(scored)
-        documents.n_bytes.append(int(np.sum(sizes[scored[1:]])))
+        documents.tokens.append(ids[:end])
+        documents.n_bytes.append(n_bytes - (0 if end is None else int(np.sum(sizes[ids[end:]]))))
         documents.bins.append(label)
     if not documents.items:
         raise UserError(f"data={data!r} holds no text; there is nothing to score")
@@ -124,16 +123,16 @@ def _read(
     return documents
 
 
-def _bin(value: object, width: int | None) -> str:
-    """Return the name of the bin of a value; `ValueError` if it has none."""
+def _bin(field: str, value: object, width: int | None) -> str:
+    """Return the name of the bin of a field's value; `ValueError` if it has none."""
     if not is_whole(value) and not (isinstance(value, str) and value.strip()):
-        raise ValueError(f"{value!r} is neither an integer nor a text")
+        raise ValueError(f"field {field!r}: {value!r} is neither an integer nor a text")
     if width is None:
         return str(value)
     try:
         first = int(value) // width * width
     except ValueError as error:
-        raise ValueError(f"{value!r} is no integer, which bins of width={width} need") from error
+        raise ValueError(f"field {field!r}: {value!r} is no integer, which bins of width={width} need") from error
     return f"{first}-{first + width - 1}" if width > 1 else str(first)
 
 

@@ -44,6 +44,13 @@ def is_greedy(
         return in_batches(cfg, checked, settings.rows, lambda batch, K: _matches(predictor, batch, K=K))
 
 
+def most_passes(cfg: ModelSpec, target: Sequence[int], settings: LikelihoodConfig | None = None) -> int:
+    """Return the most forward passes that `is_greedy` takes for a target; a wrong token ends them earlier."""
+    if cfg.autoregressive:
+        return 1
+    return len(target) * (2 if settings and settings.guidance else 1)
+
+
 @functools.partial(jax.jit, static_argnames=("K",))
 def _matches(predictor: TargetPredictor, batch: PairBatch, *, K: int) -> jax.Array:
     """Compare greedy decoding with the target of each row; bool (E,)."""

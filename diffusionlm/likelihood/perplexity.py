@@ -74,6 +74,7 @@ def perplexity(
     settings: LikelihoodConfig | None = None,
     *,
     stride: int | None = None,
+    given: int = 1,
     n_bytes: Sequence[int] | None = None,
     request_ids: Sequence[int] | None = None,
 ) -> Perplexity:
@@ -82,10 +83,12 @@ def perplexity(
     Args:
       params: the parameters of `Transformer(cfg.model)`; for a mesh, call this under `jax.set_mesh`.
       cfg: the model.
-      documents: token ids, each from its start token on, which is given and not scored.
+      documents: token ids, each from its start token on.
       settings: the settings of each window's estimate; None: the defaults.
       stride: tokens by which a window advances: fewer give each token more context, and take more time; None: half of
         the context.
+      given: the tokens at the start of each document that are given and not scored: 1, its start token, or 0, which
+        only a masked diffusion model whose tokens are predicted at their own places can do.
       n_bytes: bytes of the scored text of each document, for bits per byte.
       request_ids: an integer for each window of the documents in turn, which keys its noise; None: its index.
 
@@ -93,18 +96,18 @@ def perplexity(
       UserError: a setting without meaning, nothing to score, or a token that the model cannot score.
     """
     documents = [list(document) for document in documents]
-    if not any(len(document) > 1 for document in documents):
-        raise UserError("no document has a token after its first one; there is nothing to score")
-    if empty := [d for d, document in enumerate(documents) if not document]:
+    if not any(len(document) > given for document in documents):
+        raise UserError("no document has a token after those that are given; there is nothing to score")
+    if empty := [d for d, document in enumerate(documents) if len(document) < given]:
         raise UserError(f"document {empty[0]} is empty; it needs at least its start token")
     if n_bytes is not None and (len(n_bytes) != len(documents) or min(n_bytes) < 0 or not sum(n_bytes)):
         raise UserError(f"n_bytes={list(n_bytes)!r} must have the bytes of each of the {len(documents)} documents")
-    windows = [rolling_windows(document, cfg.max_length, stride) for document in documents]
+    windows = [rolling_windows(document, cfg.max_length, stride, given) for document in documents]
     pairs = [pair for pairs in windows for pair in pairs]
     estimates = iter(estimate(params, cfg, pairs, settings or LikelihoodConfig(), request_ids=request_ids))
     return Perplexity(
         [_sum([next(estimates) for _ in pairs]) for pairs in windows],
-        [len(document) - 1 for document in documents],
+        [len(document) - given for document in documents],
         None if n_bytes is None else list(n_bytes),
     )
 
@@ -119,22 +122,23 @@ def _sum(parts: Sequence[Estimate]) -> Estimate:
     )
 
 
-def rolling_windows(tokens: Sequence[int], context: int, stride: int | None = None) -> list[Pair]:
-    """Cut a document into (prefix, target) pairs in which every token but the first is scored once.
+def rolling_windows(tokens: Sequence[int], context: int, stride: int | None = None, given: int = 1) -> list[Pair]:
+    """Cut a document into (prefix, target) pairs in which every token but the given ones is scored once.
 
-    The first window scores all that fits after the first token; each later one scores up to `stride` tokens, given as
+    The first window scores all that fits after the given tokens; each later one scores up to `stride` tokens, given as
     many tokens before them as fit.
 
     Args:
-      tokens: the document, from its start token on, which is given.
+      tokens: the document, from its start token on.
       context: most tokens of prefix and target together.
       stride: most tokens that a window after the first scores, at most context - 1; None: half of the context.
+      given: the tokens at its start that are not scored, as in `perplexity`.
     """
     stride = max(1, context // 2) if stride is None else native(stride)
     if not is_whole(stride) or not 1 <= stride < context:
         raise UserError(f"stride={stride} must lie in [1, {context - 1}], below the model's context of {context}")
     tokens = list(tokens)
-    starts = [1, *range(context, len(tokens), stride)]
+    starts = [given, *range(context, len(tokens), stride)]
     pairs = []
     for start, end in zip(starts, [*starts[1:], len(tokens)], strict=True):
         if start < end:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
+import numpy as np
 
 from diffusionlm.checkpoint import store
 from diffusionlm.checkpoint.sidecar import Sidecar
@@ -212,12 +213,20 @@ class LoadedModel:
             return perplexity(self.params, self.config, documents, settings, stride=stride, n_bytes=n_bytes)
 
     def encode_documents(self, texts: str | Sequence[str]) -> tuple[list[list[int]], list[int]]:
-        """Return the ids of each document, the first of which is given, and the bytes of the text of the others."""
+        """Return the ids of each document, the first of which is given, and the bytes of the text of the others.
+
+        Without a start token the first token of the text is given. Its bytes do not count; they may be a part of a
+        character.
+        """
         texts = self._check_texts(texts)
         documents, n_bytes = [self.encode(text) for text in texts], [len(text.encode()) for text in texts]
-        if not self.encode(""):  # without a start token the first one is given, and its bytes are not scored
-            decode = self.require_tokenizer().decode
-            n_bytes = [n - len(decode(ids[:1]).encode()) for n, ids in zip(n_bytes, documents, strict=True)]
+        if self.encode(""):
+            return documents, n_bytes
+        encode, sizes = self.require_tokenizer().encode, self.token_bytes
+        for d, (text, ids) in enumerate(zip(texts, documents, strict=True)):
+            # A space that some tokenizers put before a text, and not inside of one, is a byte of its first token.
+            added = sizes[ids].sum() - sizes[encode(text, inside=True)].sum()
+            n_bytes[d] -= int(sizes[ids[:1]].sum() - added)
         return documents, n_bytes
 
     def encode_pairs(self, pairs: Sequence[tuple[str, str]]) -> list[Pair]:
@@ -270,6 +279,11 @@ class LoadedModel:
                 "diffusionlm.sampling.generate with token ids"
             )
         return self.tokenizer
+
+    @functools.cached_property
+    def token_bytes(self) -> np.ndarray:
+        """The bytes of text that each id of the tokenizer stands for, int32 (vocab_size,), counted once."""
+        return self.require_tokenizer().token_bytes()
 
     @property
     def reader(self) -> MaskFree:

@@ -5,6 +5,7 @@ import gzip
 import json
 import math
 from fractions import Fraction
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -26,8 +27,9 @@ from diffusionlm.cli import main as cli
 from diffusionlm.data import chat_templates
 from diffusionlm.data.tokenizers import ByteTokenizer
 from diffusionlm.errors import UserError
-from diffusionlm.evaluation import answers, gsm8k
+from diffusionlm.evaluation import answers, gsm8k, lambada, report, temporal_shift
 from diffusionlm.evaluation.answers import Prompt
+from diffusionlm.evaluation.harness import formats
 from diffusionlm.evaluation.session import Session
 from diffusionlm.sampling.config import SamplingConfig
 
@@ -51,12 +53,14 @@ def test_gsm8k_by_all_rules(places, monkeypatch):
 
 
 def test_gsm8k_with_solved_problems(places, monkeypatch, tmp_path):
-    (tmp_path / "train.jsonl").write_text(lines(PROBLEMS[:1]))
+    (tmp_path / "train.jsonl").write_text(lines([{"question": "One and one?", "answer": "1+1=2\n#### 2"}, PROBLEMS[0]]))
     seen = answers_as_written(monkeypatch, lambda r: "")
-    options = {"shots": 1, "shots_data": str(tmp_path / "train.jsonl"), "sampling": SamplingConfig(length=8)}
-    dlm.evaluate(places["mdm"], "gsm8k", data=places["problems_jsonl"], limit=1, **options)
-    solved = "Question: One and two?\nAnswer: 1+2=3\n#### 3\n\n"
+    options = {"data": places["problems_jsonl"], "limit": 1, "sampling": SamplingConfig(length=8)}
+    dlm.evaluate(places["mdm"], "gsm8k", shots=1, shots_data=str(tmp_path / "train.jsonl"), **options)
+    solved = "Question: One and one?\nAnswer: 1+1=2\n#### 2\n\n"
     assert text_of(seen[0]) == f"{solved}Question: One and two?\nAnswer:"
+    with pytest.raises(UserError, match=r"train.jsonl' holds the questions themselves, such as 'One and two\?'"):
+        dlm.evaluate(places["mdm"], "gsm8k", shots=2, shots_data=str(tmp_path / "train.jsonl"), **options)
 
 
 def test_a_chat_template_is_used_unless_it_is_raw(places, monkeypatch):
@@ -95,6 +99,33 @@ def test_poems_both_ways(places, monkeypatch):
     assert result.metrics["difference"].stderr == pytest.approx(0.5)
 
 
+@pytest.mark.parametrize(
+    ("task", "texts", "changes"),
+    [
+        # One couplet is right forward alone, and one backward: their differences change from 1 and -1 to 0.
+        ("poems", ["cd", "zz", "zz", "ef"], {"forward": (0.5, 0.5), "backward": (0.5, 0.5), "difference": (0, 1)}),
+        # The prompts of both files in turn: of the second fact both directions become right.
+        (
+            "reverse_curse",
+            ["Al Bo", "he", "zz", "zz"],
+            dict.fromkeys(("exact_match", "reverse_exact_match", "reverse_bleu_words"), (0.5, 0.5)),
+        ),
+    ],
+)
+def test_two_results_are_compared_item_by_item(task, texts, changes, places, monkeypatch, tmp_path):
+    right = {"poems": ["cd", "ab", "gh", "ef"], "reverse_curse": ["Al Bo", "he", "Cy Di", "she"]}[task]
+    files = {"poems": {"data": "couplets_json"}, "reverse_curse": {"data": "facts_jsonl", "reverse": "reverse_jsonl"}}
+    options = {name: places[file] for name, file in files[task].items()}
+    paths = [tmp_path / "first.json", tmp_path / "second.json"]
+    for path, written in zip(paths, (texts, right), strict=True):
+        answers_as_written(monkeypatch, lambda r, written=written: written[r])
+        dlm.evaluate(places["mdm"], task, output=path, **options)
+    first, second = report.read(paths)
+    for name, (value, stderr) in changes.items():
+        change = report.difference(name, first, second)
+        assert change == (pytest.approx(value), pytest.approx(stderr), 2), name
+
+
 @pytest.mark.parametrize("file", ["passages_jsonl", "passages_txt"])
 def test_lambada_gives_the_number_of_tokens(file, places, monkeypatch):
     seen = gaps_as_written(monkeypatch, lambda r: [" cat", " meat"][r])
@@ -111,6 +142,25 @@ def test_greedy_match_of_lambada_is_that_of_the_model(places, monkeypatch):
     result = dlm.evaluate(model, "lambada", data=places["passages_jsonl"])
     pairs = [("he saw the", " cat"), ("she ate all", " fish")]
     assert values(result)["greedy_match"] == np.mean(model.is_greedy(pairs))
+    assert result.forwards == (1 + 4) + (1 + 5)  # one to draw, and one for each token that greedy decoding reveals
+
+
+def test_the_last_word_follows_the_last_space(tmp_path):
+    """Passage 426 of LAMBADA's file ends with "of", two line breaks and "Power", which are one word there."""
+    (tmp_path / "one.jsonl").write_text(lines([{"text": "some kind of\n\nPower"}]))
+    assert list(lambada._passages(str(tmp_path / "one.jsonl"))) == [("some kind", "of\n\nPower")]
+
+
+def test_passages_are_split_as_published(tmp_path, data_dir):
+    """The pairs of LAMBADA's file come out of the pairs, and of whole passages."""
+    path = Path(data_dir) / "eval/lambada/lambada_openai.jsonl"
+    pairs = [(pair["context"], pair["continuation"]) for pair in map(json.loads, path.read_text().splitlines())]
+    passages = [{"text": f"{context} {word}"} for context, word in pairs]
+    (tmp_path / "whole.jsonl").write_text(lines(passages))
+    assert len(pairs) == 5153 and list(lambada._passages(str(path))) == pairs
+    assert list(lambada._passages(str(tmp_path / "whole.jsonl"))) == pairs
+    harness = [formats.lambada(passage, "here") for passage in passages]
+    assert [(doc["context"], doc["word"]) for doc in harness] == [(context, f" {word}") for context, word in pairs]
 
 
 def test_temporal_shift_of_a_uniform_model(places):
@@ -137,6 +187,41 @@ def test_a_bin_costs_what_its_documents_cost(places, tmp_path):
         assert shift[f"1850-1899 {name}"] == pytest.approx(alone[name], rel=1e-5)
 
 
+@pytest.mark.parametrize("start", [{}, {"start_id": None}])
+def test_both_tasks_of_perplexity_count_the_same_bytes(start, places, tmp_path):
+    """Also of a tokenizer that adds a space to a text, which is no byte of it."""
+
+    class Spaced(ByteTokenizer):
+        def encode(self, text, *, inside=False, special=False):
+            return super().encode(text if inside else f" {text}")
+
+    (tmp_path / "texts.jsonl").write_text(lines([{"text": "\u00e9bc", "year": 1}, {"text": "defg", "year": 1}]))
+    model = dlm.load(places["uniform"])
+    model = dataclasses.replace(model, tokenizer=Spaced(), sidecar=dataclasses.replace(model.sidecar, canvas=start))
+    tasks = ("perplexity", "temporal_shift")
+    plain, shift = (values(dlm.evaluate(model, task, data=str(tmp_path / "texts.jsonl"))) for task in tasks)
+    # The scored tokens are the added space, where it does not stand in for a start token, and 4 bytes of each text.
+    scored = 10 if model.encode("")[:1] == [EOS] else 8
+    assert plain["tokens"] == shift["tokens"] == scored and plain["bytes"] == 8
+    assert plain["bits_per_byte"] == pytest.approx(math.log2(257) * scored / 8, rel=1e-5)
+    assert shift["bits_per_byte"] == shift["1 bits_per_byte"] == pytest.approx(plain["bits_per_byte"], rel=1e-9)
+    first = temporal_shift._read(model, str(tmp_path / "texts.jsonl"), ("text", "year"), None, 3, None)
+    assert first.n_bytes == ([2, 2] if scored == 10 else [3, 3])  # of the first three scored tokens
+
+
+@pytest.mark.parametrize(
+    ("record", "message"),
+    [
+        ({"text": 3, "year": 1}, "field 'text' is int, not a string"),
+        ({"text": "a", "year": 1.5}, "field 'year': 1.5 is neither an integer nor a text"),
+    ],
+)
+def test_a_broken_field_is_named(record, message, places, tmp_path, capsys):
+    (tmp_path / "bad.jsonl").write_text(lines([record]))
+    assert cli.main(["evaluate", places["arm"], "temporal_shift", "--data", str(tmp_path / "bad.jsonl")]) == 2
+    assert_one_line(capsys.readouterr(), [f"bad.jsonl:1: {message}"])
+
+
 def test_a_model_that_writes_on_after_its_answer_is_graded_on_the_answer():
     """A model that was shown solved problems goes on with another one, after an empty line."""
     record = gsm8k._grade([Fraction(18)], ["9+9=18\n#### 18"], 0, " 9+9=18\n#### 18\n\nQuestion: How many?\n#### 3")
@@ -144,20 +229,22 @@ def test_a_model_that_writes_on_after_its_answer_is_graded_on_the_answer():
 
 
 def test_mt_bench_writes_both_turns(places, monkeypatch, tmp_path):
-    texts = ["A.", "C.", "B.", "D."]
+    texts = ["A.", "C.", "Bee.", "Dee."]
     seen = answers_as_written(monkeypatch, lambda r: texts[r])
     path = tmp_path / "tiny.jsonl"
     options = {"data": places["questions_jsonl"], "answers_file": str(path), "sampling": SamplingConfig(length=8)}
     result = dlm.evaluate(places["mdm"], "mt_bench", raw=True, model_id="tiny", **options)
-    assert text_of(seen[1]) == "Hi.\n\nA.\n\nGo on.\n\n" and text_of(seen[3]) == "1+1?\n\nB.\n\n2+2?\n\n"
+    assert text_of(seen[1]) == "Hi.\n\nA.\n\nGo on.\n\n" and text_of(seen[3]) == "1+1?\n\nBee.\n\n2+2?\n\n"
     written = [json.loads(line) for line in path.read_text().splitlines()]
     assert [set(line) for line in written] == [{"question_id", "answer_id", "model_id", "choices", "tstamp"}] * 2
     assert [line["question_id"] for line in written] == [81, 82] and written[0]["model_id"] == "tiny"
     assert [line["choices"] for line in written] == [
         [{"index": 0, "turns": ["A.", "C."]}],
-        [{"index": 0, "turns": ["B.", "D."]}],
+        [{"index": 0, "turns": ["Bee.", "Dee."]}],
     ]
-    assert values(result) == {"questions": 2, "too_long": 0, "empty_answers": 0, "characters": 2}
+    assert values(result) == {"questions": 2, "too_long": 0, "empty_answers": 0, "characters": 3}
+    # The turns of a question are one value: 2 and 4 characters, whose mean has half their difference as its error.
+    assert result.metrics["characters"].stderr == pytest.approx(1)
     with pytest.raises(UserError, match=r"tiny.jsonl' exists"):
         dlm.evaluate(places["mdm"], "mt_bench", raw=True, **options)
 
@@ -234,6 +321,7 @@ MISTAKES = [
     ("gsm8k --data {problems_jsonl}", ["length=256", "context of 96"]),
     ("gsm8k --data {problems_jsonl} --length 8 --shots 2", ["shots=2 needs shots_data"]),
     ("gsm8k --data {problems_jsonl} --length 8 --shots 2 --shots_data {problems_jsonl}", ["the questions themselves"]),
+    ("gsm8k --data {problems_jsonl} --length 8 --shots 2 --shots_data {tmp}/./prob*.jsonl", ["questions themselves"]),
     ("gsm8k --data {problems_jsonl} --length 8 --batch_size 0", ["batch_size=0"]),
     ("reverse_curse --data {facts_jsonl} --reverse {problems_jsonl}", ["problems.jsonl:1", "`prompt`"]),
     ("poems --data {facts_jsonl}", ["facts.jsonl:1", "`first`"]),

@@ -18,12 +18,13 @@ from diffusionlm.cli import main as cli
 from diffusionlm.data import tokenizers
 from diffusionlm.data.tokenizers import ByteTokenizer
 from diffusionlm.errors import UserError
-from diffusionlm.evaluation import infilling, stories
+from diffusionlm.evaluation import gaps, infilling, stories
 from diffusionlm.evaluation.session import Session
 from diffusionlm.evaluation.stories import Row, Story
 from diffusionlm.sampling.config import SamplingConfig
 from diffusionlm.sampling.generate import Infilling
 
+EOS = ByteTokenizer.eos_id
 STORIES = [
     Story("Tom had a red ball.", " He lost it in the park.", " He was sad."),
     Story("It rained.", " She ran home and got dry.", " She slept.\nEnd."),
@@ -77,7 +78,7 @@ def parts_as_written(monkeypatch, writes):
             rows.append([next(left) if token is None else token for token in template])
         return Infilling(rows, [()] * len(rows), np.ones(len(rows)), 0.0, None)
 
-    monkeypatch.setattr(infilling, "infill", infill)
+    monkeypatch.setattr(gaps, "infill", infill)
     return seen
 
 
@@ -95,7 +96,8 @@ def test_the_true_middle_has_all_scores(name, batch_size, places, monkeypatch):
     result = dlm.evaluate(places[name], "infilling", data=places["stories"], batch_size=batch_size, examples=2)
     whole = {"rouge1": 1.0, "rouge2": 1.0, "rougeL": 1.0, "exact_match": 1.0}
     assert values(result) == whole | {"stories": 3, "too_short": 0, "too_long": 0}
-    assert all(metric.stderr == 0 for metric in result.metrics.values())
+    errors = {name: metric.stderr for name, metric in result.metrics.items() if metric.stderr}
+    assert errors == {"exact_match": 1 / (2 * (3 + 1))}  # a share of 1 over 3 stories is not certain
     assert result.examples == [story._asdict() | {"fill": story.middle} for story in STORIES[:2]]
     for r, template in seen:
         gap = [None] * len(STORIES[r].middle)
@@ -127,15 +129,43 @@ def test_scores_and_standard_errors_of_known_overlaps(places, monkeypatch):
 def test_a_seed_gives_the_same_fills(name, places):
     sampling = SamplingConfig(seed=3, temperature=0.5, stop_at_eos=False)
     model = dlm.load(places[name])
-    longest = max(len(story.middle) for story in STORIES)
-    sampling = sampling if name == "arm" else dataclasses.replace(sampling, steps=longest)
-    one, same, other = (
+    first, same, other = (
         infilling.infilling(Session(model), data=places["stories"], examples=3, sampling=settings)
         for settings in (sampling, sampling, dataclasses.replace(sampling, seed=4))
     )
-    assert one.config["length"] == one.config["steps"] == longest
-    assert one == same and one.examples != other.examples
-    assert len({example["fill"][:10] for example in one.examples}) == 3  # each with noise of its own
+    assert first.config["length"] is first.config["steps"] is None  # each gap has its own
+    assert first == same and first.examples != other.examples
+    assert len({example["fill"][:10] for example in first.examples}) == 3  # each with noise of its own
+
+
+@pytest.mark.parametrize("steps", [None, 5])
+def test_a_fill_depends_on_its_story_alone(steps, places):
+    """Not on the stories beside it, whose middles have other numbers of tokens, nor on the batch."""
+    model, sampling = dlm.load(places["mdm"]), SamplingConfig(seed=3, strategy="fixed_count", steps=steps)
+    whole = dlm.evaluate(model, "infilling", data=places["stories"], examples=3, sampling=sampling)
+    for limit, batch_size in [(1, 16), (2, 16), (3, 1)]:
+        options = {"limit": limit, "batch_size": batch_size, "examples": 3, "sampling": sampling}
+        assert dlm.evaluate(model, "infilling", data=places["stories"], **options).examples == whole.examples[:limit]
+
+
+def test_steps_that_are_not_set_are_the_tokens_of_each_middle(places):
+    """Then every pass reveals one token; a model that draws a random one has no early end."""
+    model = dlm.load(places["mdm"])
+    rows = [Row([EOS], [1] * n, [2, 3]) for n in (7, 3, 5, 3)]
+    filled = gaps.fill_middles(model, rows, [2, 0, 3, 1], SamplingConfig(strategy="fixed_count"))
+    assert [nfe for _, nfe in filled] == [5, 7, 3, 3]
+
+
+def test_a_batch_is_not_filled_up_with_copies(places, monkeypatch):
+    sizes, infill = [], gaps.infill
+
+    def counts(params, cfg, templates, *args, **kwargs):
+        sizes.append(len(templates))
+        return infill(params, cfg, templates, *args, **kwargs)
+
+    monkeypatch.setattr(gaps, "infill", counts)
+    dlm.evaluate(places["mdm"], "infilling", data=places["stories"], batch_size=32, sampling=SamplingConfig(steps=1))
+    assert sizes == [len(STORIES)]
 
 
 @pytest.mark.parametrize("name", ["uniform_mdm", "uniform_arm"])

@@ -73,6 +73,19 @@ def test_perplexity_of_a_masked_diffusion_model_adds_up_the_bounds_of_its_window
     assert (sampled.documents[0].passes, sampled.documents[0].nfe) == (16, 128)
 
 
+def test_without_a_given_token_every_token_is_scored_once():
+    """The first window has no prefix; for a model that predicts tokens in place, its bound is that of a whole text."""
+    pairs = rolling_windows(range(9), 6, 3, given=0)
+    assert [(list(prefix), list(target)) for prefix, target in pairs] == [
+        ([], [0, 1, 2, 3, 4, 5]),
+        ([3, 4, 5], [6, 7, 8]),
+    ]
+    spec, tokens = dataclasses.replace(MDM, max_length=6), DOCUMENTS[1][:9]
+    expected = bound(prefix=[], target=tokens[:6]) + bound(prefix=tokens[3:6], target=tokens[6:])
+    result = perplexity(params_of(MDM), spec, [tokens], LikelihoodConfig(estimator="any_order"), given=0)
+    assert result.nats == pytest.approx(expected, rel=1e-5) and result.tokens == [9]
+
+
 def test_the_standard_error_over_documents_is_that_of_the_ratio():
     """Documents are drawn again and again; the spread of nats per token is what the standard error says."""
     rng = np.random.default_rng(0)

@@ -11,11 +11,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from etils import epath
+from support.texts import DOCUMENTS
 from support.tiny_pretrained import EOS, MODEL, SPEC, generated, sidecar
+from support.tokenizer_files import write_byte_level
 
 from diffusionlm import memory
 from diffusionlm.checkpoint import store as checkpoint
 from diffusionlm.config import Config, MeshConfig
+from diffusionlm.data import tokenizers
 from diffusionlm.data.chat_templates import Message, choose
 from diffusionlm.data.tokenizers import ByteTokenizer
 from diffusionlm.errors import UserError
@@ -219,6 +222,37 @@ def test_likelihoods_of_text_are_those_of_its_ids(tmp_path, params):
     text = ByteTokenizer().decode(greedy.tokens)
     assert ByteTokenizer().encode(text) == greedy.tokens
     assert model.is_greedy([("x", text), ("x", text[::-1] if text[0] != text[1] else "qz")]) == [True, False]
+
+
+class Spaced(ByteTokenizer):
+    """A tokenizer that puts a space before every text, as SentencePiece models do."""
+
+    def encode(self, text, *, inside=False, special=False):
+        return super().encode(text if inside else f" {text}")
+
+
+def without_start_token(model, tokenizer):
+    return dataclasses.replace(model, tokenizer=tokenizer, sidecar=sidecar(canvas={"start_id": None}))
+
+
+@pytest.mark.parametrize("kind", ["byte", "byte_fallback", "byte_level"])
+def test_without_a_start_token_the_bytes_of_the_first_token_do_not_count(kind, model, tmp_path):
+    """It is one byte of four, which alone is no character: three are left, and the two bytes behind them."""
+    tokenizer = {
+        "byte": ByteTokenizer,
+        "byte_fallback": lambda: tokenizers.train_sentencepiece(DOCUMENTS, 400),
+        "byte_level": lambda: tokenizers.load(str(write_byte_level(tmp_path))),
+    }[kind]()
+    text = "\U0001d11e!?"
+    assert len(text.encode()) == 6 and tokenizer.decode(tokenizer.encode(text)[:1]) == "\ufffd"
+    assert without_start_token(model, tokenizer).encode_documents([text, "ab"])[1][0] == 5
+    assert dataclasses.replace(model, tokenizer=tokenizer).encode_documents([text])[1] == [6]
+
+
+def test_a_space_that_the_tokenizer_adds_is_no_byte_of_the_text(model):
+    documents, n_bytes = without_start_token(model, Spaced()).encode_documents(["ab\u00e9", " c"])
+    assert documents == [[*b" ab\xc3\xa9"], [*b"  c"]]  # the first token, which is given, is that space
+    assert n_bytes == [4, 2]
 
 
 def test_a_gap_may_have_bounds(model):

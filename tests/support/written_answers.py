@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffusionlm.data.tokenizers import ByteTokenizer
-from diffusionlm.evaluation import answers, infilling
+from diffusionlm.evaluation import answers, gaps
 from diffusionlm.sampling.generate import GenerationResult, Infilling
 from support.random_params import make_params
 from support.tiny_checkpoint import MODEL, save
@@ -95,7 +95,7 @@ def gaps_as_written(monkeypatch, writes):
             rows.append([next(new) if token is None else token for token in template])
         return Infilling(rows, [()] * len(rows), np.ones(len(rows)), 0.0, None)
 
-    monkeypatch.setattr(infilling, "infill", infill)
+    monkeypatch.setattr(gaps, "infill", infill)
     return seen
 
 

@@ -95,14 +95,20 @@ def choice_metrics(
       estimates: the log-likelihood of each choice.
       gold: the indices of the right choices.
       lengths: for each metric, what the log-likelihoods are divided by; None: nothing.
+
+    Returns:
+      Each metric with the variance of its noise, `undecided` (1 if the decision of one of the metrics is), and
+      `stderr_of_ll`.
     """
     metrics: dict[str, Any] = {}
+    undecided = False
     for name, units in lengths.items():
         compared = scaled(estimates, units)
         best = max(range(len(compared)), key=lambda i: compared[i].log_likelihood)
         metrics[name] = float(best in gold)
         metrics[f"mc_stderr_of_{name}"] = accuracy_variance(compared, gold)
-    metrics["undecided"] = float(is_undecided(estimates))
+        undecided |= is_undecided(compared)
+    metrics["undecided"] = float(undecided)
     return metrics | {"stderr_of_ll": [estimate.stderr for estimate in estimates]}
 
 

@@ -283,12 +283,12 @@ def race(record: Mapping[str, Any], location: str) -> Doc:
 
 
 def lambada(record: Mapping[str, Any], location: str) -> Doc:
-    """Read a passage, whose last word is the target."""
+    """Read a passage, whose last word, what follows its last space, is the target."""
     form = _read(record, location, _Pair, _Text)
     context, word = (form.context, form.continuation) if isinstance(form, _Pair) else form.text.rpartition(" ")[::2]
     if not context.strip() or not word.strip():
         raise UserError(f"{location}: a passage without words before its last one")
-    return {"context": context.rstrip(" "), "word": f" {word.strip()}"}
+    return {"context": context.rstrip(" "), "word": f" {word.strip(' ')}"}
 
 
 def gsm8k(record: Mapping[str, Any], location: str) -> Doc:

@@ -102,7 +102,7 @@ class DiffusionLM(LM):
         return [results[id(instance)] for instance in requests]
 
     def loglikelihood_rolling(self, requests: Sequence[Instance], disable_tqdm: bool = False) -> list[Estimated]:
-        """Return the log-likelihood of each text; after its start token, all tokens are scored."""
+        """Return the log-likelihood of each text, of all its tokens (`encode_text` says what stands before them)."""
         asked = [Request(_document(instance), "", *instance.args) for instance in requests]
         scores = scoring.score_documents(self.session, self.options, asked)
         self._count(asked, scores)
@@ -169,9 +169,9 @@ class DiffusionLM(LM):
         """Return what the harness writes into `config` of its results: checkpoint, settings, and Monte Carlo errors.
 
         For each task: `stderr_of_ll`, the root mean square of the standard errors of its log-likelihoods; of tasks with
-        choices also `undecided`, and `mc_stderr_of_acc_at_most`, a bound of the error of `acc` that comes from the
-        noise of the estimates. The command `diffusionlm evaluate CHECKPOINT lm_eval` knows the right answers, and gives
-        the error itself.
+        choices also `undecided`, of the sums that `acc` compares, and `mc_stderr_of_acc_at_most`, a bound of the error
+        of `acc` that comes from the noise of the estimates. The command `diffusionlm evaluate CHECKPOINT lm_eval` knows
+        the right answers and all accuracies, and gives the error itself.
         """
         counts = {"forwards": self.forwards, "truncated": self.truncated}
         noise = {task: _noise_of(documents) for task, documents in self._by_task().items()}

@@ -98,6 +98,29 @@ def encode(model: LoadedModel, request: Request) -> Encoded:
     return Encoded((kept, target), len(kept) < len(prefix))
 
 
+def encode_text(model: LoadedModel, text: str) -> tuple[list[int], int]:
+    """Return the ids of a whole text, and how many at their start are given: what stands before it.
+
+    The harness divides by all bytes of the text, so each of its tokens must be paid for. Without a start token nothing
+    is given to a model that predicts tokens at their own places. A model that predicts each token at the place before,
+    as autoregressive ones do, reads EOS there, as the harness' own models do.
+
+    Raises:
+      UserError: the text has no token, or nothing can stand before it.
+    """
+    ids, given = model.encode(text), len(model.encode(""))
+    if len(ids) == given:
+        raise UserError(f"the text {text!r} has no token to score")
+    if given or not model.config.shifted:
+        return ids, given
+    if not model.config.eos_ids:
+        raise UserError(
+            "nothing predicts the first token of a text, as this model has neither a start token nor an end of text; "
+            "leave out tasks of whole texts, and use the task perplexity, which does not count that token"
+        )
+    return [model.config.eos_ids[0], *ids], 1
+
+
 def encode_prompt(model: LoadedModel, context: str, length: int) -> Encoded:
     """Return the ids of a prompt that leaves room for an answer of `length` tokens, with an empty target.
 

@@ -6,11 +6,11 @@ from typing import NamedTuple
 from diffusionlm.errors import UserError
 from diffusionlm.evaluation import answers
 from diffusionlm.evaluation.harness.options import ModelOptions
-from diffusionlm.evaluation.harness.requests import Encoded, Request, encode, encode_prompt, key_of
+from diffusionlm.evaluation.harness.requests import Encoded, Request, encode, encode_prompt, encode_text, key_of
 from diffusionlm.evaluation.session import Record, Session
 from diffusionlm.likelihood.choose import decide
 from diffusionlm.likelihood.confidence import confidences
-from diffusionlm.likelihood.greedy import is_greedy
+from diffusionlm.likelihood.greedy import is_greedy, most_passes
 from diffusionlm.likelihood.monte_carlo import Estimate, Scorer, estimate
 from diffusionlm.likelihood.pairs import check_pairs
 from diffusionlm.likelihood.perplexity import perplexity, rolling_windows
@@ -75,7 +75,9 @@ def score(
             Score(e, matches.get(r), encoded[r].truncated).to_json() for r, e in zip(members, estimates, strict=True)
         ]
         for r, record in zip(members, records, strict=True):
-            record["forwards"] += _greedy_forwards(session, options, encoded[r]) if r in compared else 0
+            target = encoded[r].pair[1]
+            passes = most_passes(session.model.config, target, options.likelihood) if r in compared else 0
+            record["forwards"] += passes
         return records
 
     def score_single(batch: list[int]) -> list[Record]:
@@ -107,7 +109,7 @@ def _title(verb: str, requests: Sequence[Request]) -> str:
 
 
 def score_documents(session: Session, options: ModelOptions, requests: Sequence[Request]) -> list[Score]:
-    """Score whole texts, each in windows where it is longer than the context; their contexts are empty.
+    """Score all tokens of whole texts, each in windows where it is longer than the context; their contexts are empty.
 
     Raises:
       UserError: a text that the model cannot score, or a setting that does not suit it.
@@ -115,17 +117,20 @@ def score_documents(session: Session, options: ModelOptions, requests: Sequence[
     model, settings = session.model, options.likelihood
     if options.scoring == "confidence":
         raise UserError("scoring=confidence scores choices; leave it out for perplexities")
-    documents, _ = model.encode_documents([request.continuation for request in requests])
-    for request, ids in zip(requests, documents, strict=True):
-        if len(ids) < 2:
-            raise UserError(f"{request.document}: the text {request.continuation!r} has no token to score")
-    windows = [len(rolling_windows(ids, model.config.max_length)) for ids in documents]
+    documents, given = [], 0
+    for request in requests:
+        try:
+            ids, given = encode_text(model, request.continuation)
+        except UserError as error:
+            raise UserError(f"{request.document}: {error}") from error
+        documents.append(ids)
+    windows = [len(rolling_windows(ids, model.config.max_length, given=given)) for ids in documents]
 
     def compute(batch: list[int]) -> list[Record]:
         keys = [key_of("rolling", requests[d].continuation, w) for d in batch for w in range(windows[d])]
+        some = [documents[d] for d in batch]
         with model.on_mesh():
-            some = [documents[d] for d in batch]
-            scores = perplexity(model.params, model.config, some, settings, request_ids=keys)
+            scores = perplexity(model.params, model.config, some, settings, given=given, request_ids=keys)
         return [Score(document, None, False).to_json() for document in scores.documents]
 
     items = [request.to_json() for request in requests]
@@ -247,10 +252,3 @@ def _matches(
         pairs = [encoded[r].pair for r in members]
         matches = is_greedy(model.params, model.config, pairs, options.likelihood)
     return dict(zip(members, matches, strict=True))
-
-
-def _greedy_forwards(session: Session, options: ModelOptions, encoded: Encoded) -> int:
-    """Return the most forward passes that the comparison with greedy decoding takes."""
-    if session.model.config.autoregressive:
-        return 1
-    return len(encoded.pair[1]) * (2 if options.likelihood.guidance else 1)

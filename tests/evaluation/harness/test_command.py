@@ -91,7 +91,7 @@ def test_our_own_task_gives_the_same_errors_in_the_harness_itself(whole, places)
         value = results["results"]["hellaswag_local"][f"{name},none"]
         assert value == pytest.approx(whole[0].metrics[f"hellaswag_local/{name}"].value, rel=1e-4)
     noise = results["config"]["monte_carlo"]["hellaswag_local"]
-    assert noise["undecided"] == results["results"]["hellaswag_local"]["undecided,none"]
+    assert noise["undecided"] <= results["results"]["hellaswag_local"]["undecided,none"]  # there of both accuracies
     bound = 1.001 * noise["mc_stderr_of_acc_at_most"]  # its integral is taken in another way
     assert bound >= results["results"]["hellaswag_local"]["mc_stderr_of_acc,none"] > 0
     assert len(results["config"]["params_sha256"]) == 64

@@ -70,6 +70,17 @@ def test_rivals_share_the_level():
     assert decisions.is_undecided(estimates([lead, 0, 0, 0, 0], [1, 0, 0, 0, 0], 10_000))
 
 
+@pytest.mark.parametrize(
+    ("means", "lengths", "by_sums", "by_either"),
+    [([-6, -3], [2, 1], 0, 1), ([-3, -3], [3, 1], 1, 1), ([-6, -3], [1, 1], 0, 0), ([-9, -3], [2, 1], 0, 0)],
+)
+def test_a_document_is_undecided_if_one_of_its_metrics_is(means, lengths, by_sums, by_either):
+    """Choices that are equal by sums differ per unit of length, and the other way round; the noise is 0.1 nats."""
+    some = estimates(means, [0.1, 0.1], 64)
+    assert decisions.choice_metrics(some, [0], {"acc": None})["undecided"] == by_sums
+    assert decisions.choice_metrics(some, [0], {"acc": None, "acc_norm": lengths})["undecided"] == by_either
+
+
 def test_the_perplexity_follows_the_delta_method():
     rng = np.random.default_rng(3)
     means, stderrs = rng.uniform(-3, -1, 50), rng.uniform(0.1, 0.4, 50)
