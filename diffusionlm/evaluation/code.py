@@ -175,10 +175,15 @@ def _until_stop(text: str) -> str:
     return text[: min(ends, default=len(text))]
 
 
+def first_block(text: str) -> str:
+    """Return the first block of code of an answer in Markdown, all of it if there is no block."""
+    block = re.search(r"```(?:python|py)?[ \t]*\n(.*?)(?:```|\Z)", text, re.DOTALL)
+    return block[1] if block else text
+
+
 def _code_of(problem: Problem, text: str) -> str:
     """Return the program in an answer of a dialogue: its first block of code, after the prompt if it lacks that."""
-    block = re.search(r"```(?:python|py)?[ \t]*\n(.*?)(?:```|\Z)", text, re.DOTALL)
-    code = block[1] if block else text
+    code = first_block(text)
     if re.search(rf"^\s*def\s+{problem.entry_point}\b", code, re.MULTILINE):
         imports = re.findall(r"^(?:from|import) .*$", problem.prompt, re.MULTILINE)  # those of the prompt still hold
         return "\n".join([*imports, code])
