@@ -94,29 +94,24 @@ def lm_eval(
       system_instruction: a text that begins every prompt.
       include_path: a directory of task files of your own.
       fewshot_seed: the seed by which the examples are chosen.
-      allow_code_execution: where no sandbox works, run the programs of humaneval_local and mbpp_local without one, with
-        all rights of this process.
+      allow_code_execution: where no sandbox works, run the programs of our tasks without one, with all your rights.
       confirm_run_unsafe_code: let the harness' own tasks run code that the model has written, without a sandbox.
       samples: a directory for a file of all documents, answers and errors of each task.
 
     Raises:
       UserError: `lm_eval` is missing, an unknown task, data that cannot be loaded, or anything that cannot be scored.
     """
-    asked = Asked(
-        parse_text(model_args) | {"batch_size": whole("batch_size", batch_size, 1)},
-        num_fewshot,
-        parse_text(gen_kwargs),
-        {
-            "limit": _limit(limit),
-            "apply_chat_template": apply_chat_template,
-            "fewshot_as_multiturn": fewshot_as_multiturn,
-            "system_instruction": system_instruction,
-            "fewshot_random_seed": fewshot_seed,
-            "confirm_run_unsafe_code": confirm_run_unsafe_code,
-        },
-    )
-    metadata = {"data": data} if data else {}
-    metadata |= {"allow_code_execution": True} if allow_code_execution else {}
+    evaluator = {
+        "limit": _limit(limit),
+        "apply_chat_template": apply_chat_template,
+        "fewshot_as_multiturn": fewshot_as_multiturn,
+        "system_instruction": system_instruction,
+        "fewshot_random_seed": fewshot_seed,
+        "confirm_run_unsafe_code": confirm_run_unsafe_code,
+    }
+    model = parse_text(model_args) | {"batch_size": whole("batch_size", batch_size, 1)}
+    asked = Asked(model, num_fewshot, parse_text(gen_kwargs), evaluator)
+    metadata = {"data": data, "allow_code_execution": allow_code_execution}
     outcomes = _run(session, _plan(tasks, settings), asked.under(settings), metadata, include_path)
     return _result(outcomes, {"data": data, "settings": settings} | asked.evaluator, settings, samples)
 

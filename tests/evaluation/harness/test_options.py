@@ -146,7 +146,7 @@ def test_tables_without_figures_name_no_source_of_figures():
 
 
 def test_a_prompt_without_a_dialogue_has_no_figure_of_a_dialogue():
-    """`humaneval` stops at the first "def", so an answer of a dialogue would be cut; `humaneval_instruct` has its own."""
+    """`humaneval` stops at the first "def", which would cut the answer of a dialogue; `humaneval_instruct` does not."""
     with pytest.raises(UserError, match="has no task 'humaneval_local'; did you mean 'humaneval_instruct'"):
         settings.get("llada_instruct").of("llada_instruct", "humaneval_local")
 
