@@ -62,6 +62,7 @@ def answer(
     sampling: SamplingConfig,
     batch_size: int,
     grade: Callable[[int, str], Record] = lambda i, text: {},
+    again: Callable[[Record], bool] | None = None,
 ) -> list[Record]:
     """Return a record of each prompt's answer: {"answer": its text, "forwards": passes} and what `grade` gives.
 
@@ -75,6 +76,7 @@ def answer(
       sampling: the settings.
       batch_size: prompts at a time.
       grade: gives the scores of the answer to the prompt with that index, in JSON types.
+      again: see `Session.evaluate`.
 
     Raises:
       UserError: any of `diffusionlm.sampling.generate.generate`.
@@ -101,7 +103,7 @@ def answer(
         return [records[i] for i in batch]
 
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i].ids))  # prompts of similar lengths share a batch
-    return session.evaluate(title, [prompt.item for prompt in prompts], compute, batch_size, order)
+    return session.evaluate(title, [prompt.item for prompt in prompts], compute, batch_size, order, again)
 
 
 def result(

@@ -2,7 +2,6 @@
 
 import dataclasses
 import re
-import secrets
 from collections.abc import Sequence
 from typing import Annotated
 
@@ -11,9 +10,9 @@ import msgspec
 from diffusionlm.errors import UserError
 from diffusionlm.evaluation import answers, sandbox
 from diffusionlm.evaluation import gaps as fillings
+from diffusionlm.evaluation.judging import Trial, function_trial, is_late, judge
 from diffusionlm.evaluation.records import Fields, read_records
 from diffusionlm.evaluation.results import Metric, Result, means
-from diffusionlm.evaluation.sandbox.run import Sandbox
 from diffusionlm.evaluation.session import Record, Session
 from diffusionlm.evaluation.stories import Row, Story, encode_story
 from diffusionlm.evaluation.texts import checked_limit
@@ -89,9 +88,10 @@ def human_eval(
     def grade(k: int, text: str) -> Record:
         problem = problems[indices[k]]
         solution = _code_of(problem, text) if templated else problem.prompt + _until_stop(text)
-        return judge(place, problem, solution)
+        return judge(place, trial_of(problem), solution)
 
-    records = answers.answer(session, "write functions", [prompts[i] for i in indices], sampling, batch_size, grade)
+    fitting = [prompts[i] for i in indices]
+    records = answers.answer(session, "write functions", fitting, sampling, batch_size, grade, is_late)
     shown = [{"task_id": problems[i].task_id} | record for i, record in zip(indices[:examples], records, strict=False)]
     config = {"data": data, "limit": limit, "raw": raw, "batch_size": batch_size, "sandbox": place.name}
     metrics = _figures(records) | {"problems": Metric(len(records))} | skipped
@@ -141,13 +141,13 @@ def human_eval_infilling(
         filled = fillings.fill_middles(model, rows, batch, sampling)
         return [
             {"fill": text, "exact_match": text.strip() == stories[r].middle.strip(), "forwards": nfe}
-            | judge(place, gaps[r], stories[r].before + text + stories[r].after)
+            | judge(place, trial_of(gaps[r]), stories[r].before + text + stories[r].after)
             for r, (text, nfe) in zip(batch, filled, strict=True)
         ]
 
     order = fillings.order(model, rows, sampling)
     items = [msgspec.to_builtins(gap) for gap in gaps]
-    records = session.evaluate("fill in code", items, fill, batch_size, order)
+    records = session.evaluate("fill in code", items, fill, batch_size, order, is_late)
     shown = [
         {"task_id": gap.task_id, "solution": story.middle} | record
         for gap, story, record in zip(gaps[:examples], stories, records, strict=False)
@@ -159,22 +159,14 @@ def human_eval_infilling(
     return dataclasses.replace(result, notes=(place.note,))
 
 
-def judge(place: Sandbox, problem: Problem, solution: str) -> Record:
-    """Run a solution with its tests: {"pass_at_1", "ending", "error": the last line of what it wrote otherwise}.
-
-    It passes if the program gets to its last line, which writes a word that is new each time, and ends with code 0.
-    """
-    word = secrets.token_hex(16)
-    lines = [solution, problem.test, f"check({problem.entry_point})", f"__import__('os').write(1, b'\\n{word}\\n')"]
-    outcome = place.run("\n".join(lines) + "\n")
-    passed = outcome.ending == "exit" and outcome.code == 0 and f"\n{word}\n" in outcome.output
-    error = "" if passed else outcome.output.strip().rpartition("\n")[2][:200]
-    return {"pass_at_1": passed, "ending": outcome.ending, "error": error}
+def trial_of(problem: Problem) -> Trial:
+    """Return the tests of a problem."""
+    return function_trial(problem.prompt, problem.entry_point, problem.test)
 
 
 def _figures(records: Sequence[Record]) -> dict[str, Metric]:
     scores = means(records, ["pass_at_1"])
-    late = sum(record["ending"] == "time" for record in records)
+    late = sum(map(is_late, records))
     return {"pass_at_1": scores["pass_at_1"], "out_of_time": Metric(late)}
 
 
@@ -184,10 +176,15 @@ def _until_stop(text: str) -> str:
     return text[: min(ends, default=len(text))]
 
 
+def first_block(text: str) -> str:
+    """Return the first block of code of an answer in Markdown, all of it if there is no block."""
+    block = re.search(r"```(?:python|py)?[ \t]*\n(.*?)(?:```|\Z)", text, re.DOTALL)
+    return block[1] if block else text
+
+
 def _code_of(problem: Problem, text: str) -> str:
     """Return the program in an answer of a dialogue: its first block of code, after the prompt if it lacks that."""
-    block = re.search(r"```(?:python|py)?[ \t]*\n(.*?)(?:```|\Z)", text, re.DOTALL)
-    code = block[1] if block else text
+    code = first_block(text)
     if re.search(rf"^\s*def\s+{problem.entry_point}\b", code, re.MULTILINE):
         imports = re.findall(r"^(?:from|import) .*$", problem.prompt, re.MULTILINE)  # those of the prompt still hold
         return "\n".join([*imports, code])

@@ -91,6 +91,7 @@ class Session:
         compute: Callable[[list[int]], Sequence[Record]],
         batch_size: int,
         order: Sequence[int] | None = None,
+        again: Callable[[Record], bool] | None = None,
     ) -> list[Record]:
         """Return the record of every item, in their order.
 
@@ -101,11 +102,15 @@ class Session:
             others, so that it does not matter where an evaluation was interrupted.
           batch_size: the most items that `compute` is given at a time.
           order: the order in which the items are computed, such as by length; None: theirs.
+          again: says of a record in the file that its item is to be computed once more, because it depends on something
+            besides the item, such as on how busy the machine was; None: of none.
         """
         if not items:
             return []
         keys = _keys(title, items)
         finished = {i: self._finished[key] for i, key in enumerate(keys) if key in self._finished}
+        if again is not None:
+            finished = {i: line for i, line in finished.items() if not again(line.record)}
         records = {i: line.record for i, line in finished.items()}
         self.seconds += math.fsum(line.seconds for line in finished.values())
         missing = [i for i in (range(len(items)) if order is None else order) if i not in records]

@@ -12,6 +12,28 @@ LAMBADA = [{"context": f"It is {i} o", "continuation": "clock"} for i in range(3
 GSM8K = [{"question": f"{i}+1?", "answer": f"So\n#### {i + 1}"} for i in range(4)]
 BOOLQ = [{"query": f"Passage: It is {i}.\nQuestion: is it?", "choices": ["no", "yes"], "gold": i % 2} for i in range(3)]
 
+HUMANEVAL = [
+    {
+        "task_id": f"T/{i}",
+        "prompt": f"def plus_{i}(a):\n",
+        "entry_point": f"plus_{i}",
+        "test": f"def check(f):\n    assert f(1) == {i + 1}\n",
+        "canonical_solution": f"    return a + {i}\n",
+    }
+    for i in range(3)
+]
+MBPP = [  # the examples of the prompt are those of 2 to 4, the test set 11 to 510
+    {
+        "text": f"Write a function to add {i}.",
+        "code": f"import math\r\ndef plus(a):\r\n  return a + {i}",
+        "task_id": i,
+        "test_setup_code": "",
+        "test_list": [f"assert plus({a}) == {a + i}" for a in range(3)],
+        "challenge_test_list": [],
+    }
+    for i in (1, 2, 3, 4, 5, 10, 11, 510, 511)
+]
+
 
 def write(directory: Path) -> str:
     """Write the files; returns the directory."""
@@ -21,6 +43,8 @@ def write(directory: Path) -> str:
         "eval/llm-foundry/winogrande.jsonl": WINOGRANDE,
         "eval/llm-foundry/boolq.jsonl": BOOLQ,
         "eval/lambada/lambada_openai.jsonl": LAMBADA,
+        "HumanEval.jsonl": HUMANEVAL,
+        "eval/mbpp/mbpp.jsonl": MBPP,
         "gsm8k/train.jsonl": GSM8K,
         "gsm8k/test.jsonl": GSM8K,
     }

@@ -70,6 +70,7 @@ def lm_eval(
     system_instruction: str | None = None,
     include_path: str | None = None,
     fewshot_seed: int = 1234,
+    allow_code_execution: bool = False,
     confirm_run_unsafe_code: bool = False,
     samples: str | None = None,
 ) -> Result:
@@ -93,26 +94,25 @@ def lm_eval(
       system_instruction: a text that begins every prompt.
       include_path: a directory of task files of your own.
       fewshot_seed: the seed by which the examples are chosen.
+      allow_code_execution: where no sandbox works, run the programs of our tasks without one, with all your rights.
       confirm_run_unsafe_code: let the harness' own tasks run code that the model has written, without a sandbox.
       samples: a directory for a file of all documents, answers and errors of each task.
 
     Raises:
       UserError: `lm_eval` is missing, an unknown task, data that cannot be loaded, or anything that cannot be scored.
     """
-    asked = Asked(
-        parse_text(model_args) | {"batch_size": whole("batch_size", batch_size, 1)},
-        num_fewshot,
-        parse_text(gen_kwargs),
-        {
-            "limit": _limit(limit),
-            "apply_chat_template": apply_chat_template,
-            "fewshot_as_multiturn": fewshot_as_multiturn,
-            "system_instruction": system_instruction,
-            "fewshot_random_seed": fewshot_seed,
-            "confirm_run_unsafe_code": confirm_run_unsafe_code,
-        },
-    )
-    outcomes = _run(session, _plan(tasks, settings), asked.under(settings), data, include_path)
+    evaluator = {
+        "limit": _limit(limit),
+        "apply_chat_template": apply_chat_template,
+        "fewshot_as_multiturn": fewshot_as_multiturn,
+        "system_instruction": system_instruction,
+        "fewshot_random_seed": fewshot_seed,
+        "confirm_run_unsafe_code": confirm_run_unsafe_code,
+    }
+    model = parse_text(model_args) | {"batch_size": whole("batch_size", batch_size, 1)}
+    asked = Asked(model, num_fewshot, parse_text(gen_kwargs), evaluator)
+    metadata = {"data": data, "allow_code_execution": allow_code_execution}
+    outcomes = _run(session, _plan(tasks, settings), asked.under(settings), metadata, include_path)
     return _result(outcomes, {"data": data, "settings": settings} | asked.evaluator, settings, samples)
 
 
@@ -130,12 +130,12 @@ def _plan(tasks: str, settings: str | None) -> dict[str, Plan]:
 
 
 def _run(
-    session: Session, planned: Mapping[str, Plan], asked: Asked, data: str | None, include_path: str | None
+    session: Session, planned: Mapping[str, Plan], asked: Asked, metadata: dict[str, Any], include_path: str | None
 ) -> list[dict[str, Any]]:
     """Load all tasks, and then run the harness on each of them."""
     harness = require_harness()
     with _quiet():
-        manager = _manager(list(planned), data, include_path)
+        manager = _manager(list(planned), metadata, include_path)
         loaded = {name: _load(manager, name) for name in planned}
         return [_evaluate(harness, session, manager, loaded[name], plan, asked) for name, plan in planned.items()]
 
@@ -152,9 +152,10 @@ def _result(
         config["differences"] = published.get(settings).differences
     metrics = {name: metric for outcome in outcomes for name, metric in metrics_of(outcome).items()}
     forwards = sum(run["forwards"] for run in config["runs"])
-    notes = (NOTE,) if any("mc_stderr" in name for name in metrics) else ()
+    notes = [NOTE] if any("mc_stderr" in name for name in metrics) else []
+    notes += sorted({run["sandbox"] for run in config["runs"] if "sandbox" in run})
     items = {name: values for outcome in outcomes for name, values in item_values(outcome).items() if name in metrics}
-    return Result(metrics, config, forwards=forwards, notes=notes, items=items)
+    return Result(metrics, config, forwards=forwards, notes=tuple(notes), items=items)
 
 
 def require_harness() -> ModuleType:
@@ -194,14 +195,13 @@ def _quiet() -> Iterator[None]:
             os.environ["DISABLE_MULTIPROC"] = before
 
 
-def _manager(names: list[str], data: str | None, include_path: str | None) -> Any:
+def _manager(names: list[str], metadata: dict[str, Any], include_path: str | None) -> Any:
     """Return the harness' index of tasks, with ours; its own thousands are read only if one of them is asked for."""
     if include_path is not None and not os.path.isdir(include_path):
         raise UserError(f"include_path={include_path} is no directory of task files")
     manager = importlib.import_module("lm_eval.tasks").TaskManager
     importlib.import_module("diffusionlm.evaluation.harness.model")  # registers the model class
     paths = [str(TASKS), *([include_path] if include_path else [])]
-    metadata = {"data": data} if data else {}
     index = manager(include_path=paths, include_defaults=False, metadata=metadata)
     if all(name in index.all_tasks or name.endswith(SUFFIX) for name in names):
         return index
@@ -274,8 +274,9 @@ def _evaluate(
     run = {"tasks": sorted(tasks), "num_fewshot": results["n-shot"], "versions": results["versions"]}
     run |= {"model_args": model.options.to_json(), "gen_kwargs": gen_kwargs, "forwards": model.forwards}
     run |= {"truncated": model.truncated, "documents": results["n-samples"]}
-    measured = {name for task in tasks.values() for name in task.aggregation()}
-    if chosen.published is not None and measured != {"parses"}:  # which is not the published figure of programs
+    if places := {task.place.note for task in tasks.values() if hasattr(task, "place")}:
+        run["sandbox"] = ", ".join(sorted(places))
+    if chosen.published is not None:
         run["published"] = {"percent": chosen.published, "metric": chosen.metric}
     return {**results, "tasks": tasks, "model": model, "run": run}
 

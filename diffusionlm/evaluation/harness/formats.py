@@ -14,6 +14,7 @@ from diffusionlm import schema
 from diffusionlm.errors import UserError
 from diffusionlm.evaluation import code
 from diffusionlm.evaluation.gsm8k import Problem
+from diffusionlm.evaluation.judging import assertion_trial
 from diffusionlm.evaluation.records import Fields
 
 Doc = Mapping[str, Any]
@@ -132,6 +133,7 @@ class _Mbpp(Fields, frozen=True):
     text: str
     code: str
     test_list: list[str]
+    test_setup_code: str
 
 
 def _read(record: Mapping[str, Any], location: str, *forms: type[Fields]) -> Any:
@@ -301,11 +303,16 @@ def gsm8k(record: Mapping[str, Any], location: str) -> Doc:
 
 def humaneval(record: Mapping[str, Any], location: str) -> Doc:
     """Read the head of a function, which is completed."""
-    form = _read(record, location, _HumanEval)
-    return msgspec.structs.asdict(form) | {"head": form.prompt}
+    return msgspec.structs.asdict(_read(record, location, _HumanEval))
 
 
 def mbpp(record: Mapping[str, Any], location: str) -> Doc:
-    """Read a description of a function with its tests."""
+    """Read a description of a function with its tests, and with the right solution, which tells what they test."""
     form = _read(record, location, _Mbpp)
-    return msgspec.structs.asdict(form) | {"head": ""}
+    try:
+        trial = assertion_trial(form.code, form.test_setup_code, form.test_list)
+    except (SyntaxError, ValueError) as error:
+        raise UserError(f"{location}: the code or the tests are no program: {error}") from error
+    if not trial.names:
+        raise UserError(f"{location}: the tests use nothing that the code defines")
+    return msgspec.structs.asdict(form)

@@ -25,10 +25,12 @@ class Files:
     Attributes:
       names: the places where the file may lie; the first that exists is read.
       labels: a file beside it with the right answer of each record, a line each, for records that lack it.
+      ids: the first and the last `task_id` of the split, of a file that holds several splits.
     """
 
     names: tuple[str, ...]
     labels: str | None = None
+    ids: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,8 @@ def _test(*names: str, labels: str | None = None) -> dict[str, Files]:
 def _foundry(name: str, *others: str) -> dict[str, Files]:
     return _test(f"eval/llm-foundry/{name}.jsonl", f"{name}.jsonl", *others)
 
+
+_MBPP = ("eval/mbpp/mbpp.jsonl", "mbpp/mbpp.jsonl", "mbpp.jsonl")
 
 LOCAL: dict[str, LocalTask] = {
     "hellaswag": LocalTask(formats.hellaswag, _test("eval/hellaswag/hellaswag_val.jsonl", "hellaswag_val.jsonl")),
@@ -76,7 +80,10 @@ LOCAL: dict[str, LocalTask] = {
     "humaneval": LocalTask(
         formats.humaneval, _test("eval/humaneval/HumanEval.jsonl.gz", "HumanEval.jsonl.gz", "HumanEval.jsonl")
     ),
-    "mbpp": LocalTask(formats.mbpp, _test("eval/mbpp/mbpp.jsonl", "mbpp/mbpp.jsonl", "mbpp.jsonl")),
+    "mbpp": LocalTask(
+        formats.mbpp,
+        {"prompts": Files(_MBPP, ids=(2, 4)), "test": Files(_MBPP, ids=(11, 510))},  # as published
+    ),
 }
 
 
@@ -122,9 +129,12 @@ def _docs(task: str, local: LocalTask, directory: Path, files: Files) -> list[Do
             if i >= len(labels):
                 raise UserError(f"{location}: no right answer, as {path.with_name(files.labels or '')} ends before it")
             record = {**record, "label": labels[i]}
-        docs.append(local.read(record, location))
+        doc = local.read(record, location)
+        if files.ids is None or files.ids[0] <= doc["task_id"] <= files.ids[1]:
+            docs.append(doc)
     if not docs:
-        raise UserError(f"{path} holds no records")
+        some = f"with a task_id from {files.ids[0]} to {files.ids[1]}" if files.ids else ""
+        raise UserError(f"{path} holds no records {some}".rstrip())
     return docs
 
 

@@ -1,20 +1,25 @@
 """The names that our task files use: data, figures, aggregations. Importing this module registers the model class."""
 
-import ast
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from lm_eval.api.task import ConfigurableTask  # pyright: ignore[reportMissingImports]
+
+from diffusionlm.evaluation import code, sandbox
 from diffusionlm.evaluation.harness import decisions
 from diffusionlm.evaluation.harness.decisions import choice_metrics, mc_stderr
 from diffusionlm.evaluation.harness.local_data import load
 from diffusionlm.evaluation.harness.model import DiffusionLM, Estimated
+from diffusionlm.evaluation.judging import assertion_trial, function_trial, is_late, judge
+from diffusionlm.evaluation.sandbox.run import Sandbox
 from diffusionlm.likelihood.monte_carlo import Estimate
 
 __all__ = [
     "DiffusionLM",
+    "ProgramTask",
     "choices_and_lengths",
-    "completed_program",
     "greedy_word",
     "load",
     "mc_stderr",
@@ -54,14 +59,37 @@ def greedy_word(doc: Mapping[str, Any], results: Sequence[tuple[float, bool]]) -
     }
 
 
-def completed_program(doc: Mapping[str, Any], results: Sequence[str]) -> dict[str, Any]:
-    """Return whether a program that a model has completed can be parsed; it is not run."""
+class ProgramTask(ConfigurableTask):
+    """A task whose answers are programs, each of which is run with the tests of its document.
+
+    The sandbox is looked for when the task is loaded, before anything is generated. The metadata of the harness may say
+    allow_code_execution=True, for machines where no sandbox works.
+
+    Attributes:
+      place: where the programs run.
+
+    Raises:
+      UserError: no sandbox works, and running programs without one is not allowed.
+    """
+
+    def __init__(self, config: dict[str, Any]):
+        allowed = (config.get("metadata") or {}).get("allow_code_execution") is True
+        self.place = sandbox.find(allow_code_execution=allowed)
+        known = {name: value for name, value in config.items() if name != "class"}
+        super().__init__(config=known | {"process_results": functools.partial(judged_program, self.place)})
+
+
+def judged_program(place: Sandbox, doc: Mapping[str, Any], results: Sequence[str]) -> dict[str, float]:
+    """Return `pass_at_1` and `out_of_time` of a program: the end of a function of HumanEval, or an answer to MBPP."""
     (completion,) = results
-    try:
-        ast.parse(doc["head"] + completion)
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
-        return {"parses": 0.0}
-    return {"parses": 1.0}
+    if "entry_point" in doc:
+        trial = function_trial(doc["prompt"], doc["entry_point"], doc["test"])
+        solution = doc["prompt"] + completion
+    else:
+        trial = assertion_trial(doc["code"], doc["test_setup_code"], doc["test_list"])
+        solution = code.first_block(completion)
+    record = judge(place, trial, solution)
+    return {"pass_at_1": float(record["pass_at_1"]), "out_of_time": float(is_late(record))}
 
 
 def perplexity_mc_stderr(pairs: Sequence[tuple[float, float]]) -> float:

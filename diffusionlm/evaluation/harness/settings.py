@@ -34,7 +34,7 @@ class Table(schema.Record, frozen=True):
 
     Attributes:
       title: the model and the paper.
-      source: where the settings are from.
+      source: where the settings, and the published figures, are from.
       tasks: the settings of each of its tasks.
       differences: from the released code, a sentence each.
       model_args: model arguments of all tasks.

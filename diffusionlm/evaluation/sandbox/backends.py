@@ -102,29 +102,7 @@ def bubblewrap(job: Job) -> list[str]:
     words += ["--size", str(job.limits.files), "--tmpfs", WORK]
     words += ["--ro-bind", job.program, f"{WORK}/program.py", "--ro-bind", STARTER, f"{WORK}/starter.py"]
     words += ["--remount-ro", "/", "--chdir", WORK, "--"]
-    return words + [job.layout.python, "-I", "-S", "-B", f"{WORK}/starter.py", "limited", _spec(job, WORK)]
-
-
-def nsjail(job: Job) -> list[str]:
-    """Return the command line of nsjail, https://github.com/google/nsjail."""
-    limits, mega = job.limits, 1 << 20
-    words = ["nsjail", "--mode", "o", "--really_quiet", "--hostname", "sandbox", "--cwd", WORK]
-    words += ["--user", f"{NOBODY}:{job.user}:1", "--group", f"{NOBODY}:{job.group}:1"]
-    words += ["--time_limit", str(limits.seconds + 1), "--rlimit_cpu", str(limits.seconds + 1)]
-    words += ["--rlimit_as", str(limits.memory // mega), "--rlimit_fsize", str(limits.file // mega)]
-    words += ["--rlimit_nproc", str(limits.processes), "--rlimit_nofile", str(limits.open_files), "--rlimit_core", "0"]
-    words += ["--disable_proc", "--iface_no_lo"]
-    for name, value in _environment(WORK).items():
-        words += ["--env", f"{name}={value}"]
-    for path in job.layout.read_only:
-        words += ["--bindmount_ro", path]
-    for target, path in job.layout.links:
-        words += ["--symlink", f"{target}:{path}"]
-    for path in DEVICES:
-        words += ["--bindmount", path]
-    words += ["--mount", f"none:{WORK}:tmpfs:size={limits.files}"]
-    words += ["--bindmount_ro", f"{job.program}:{WORK}/program.py"]
-    return [*words, "--", *_command(job, WORK)]
+    return words + [job.layout.python, "-I", "-S", "-B", f"{WORK}/starter.py", "inside", _spec(job, WORK)]
 
 
 def namespaces(job: Job) -> list[str]:
@@ -137,12 +115,8 @@ def unprotected(job: Job) -> list[str]:
     return [job.layout.python, "-I", "-S", "-B", STARTER, "limited", _spec(job, job.directory)]
 
 
-SANDBOXES: dict[str, Callable[[Job], list[str]]] = {
-    "bubblewrap": bubblewrap,
-    "nsjail": nsjail,
-    "namespaces": namespaces,
-}
-PROGRAMS = {"bubblewrap": "bwrap", "nsjail": "nsjail"}  # what must be installed
+SANDBOXES: dict[str, Callable[[Job], list[str]]] = {"bubblewrap": bubblewrap, "namespaces": namespaces}
+PROGRAMS = {"bubblewrap": "bwrap"}  # what must be installed
 
 
 def _environment(directory: str) -> dict[str, str]:

@@ -1,5 +1,6 @@
 """Find a sandbox that works on this machine, and run programs in it."""
 
+import contextlib
 import os
 import selectors
 import shutil
@@ -7,14 +8,17 @@ import signal
 import subprocess
 import tempfile
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import IO, Literal, NamedTuple
 
 from diffusionlm.errors import UserError
 from diffusionlm.evaluation.sandbox import backends
 from diffusionlm.evaluation.sandbox.backends import Job, Layout, Limits
 from diffusionlm.untrusted import printable
+
+_File = int | IO[bytes]  # what `subprocess` takes for a stream
 
 _HELLO = "import os; os.write(1, b'works')"
 
@@ -58,6 +62,34 @@ class Sandbox:
 
         The exit code of a sandbox that could not be made is 127 or that of its tool, and its output says why.
         """
+        with self._started(program, subprocess.DEVNULL, subprocess.PIPE, subprocess.STDOUT) as process:
+            return _outcome(process, process.stdout, self.limits)
+
+    def converse(self, answering: str, asking: str) -> Outcome:
+        """Run two programs, each in a sandbox of its own, which see nothing of each other but what they write.
+
+        What one writes to its standard output is the standard input of the other. Both are killed when the second ends.
+
+        Args:
+          answering: the first program; what it writes to its error stream is lost.
+          asking: the second program.
+
+        Returns:
+          How the second program ended; its output is what it wrote to its error stream.
+        """
+        with contextlib.ExitStack() as running:
+            asked, asks, replied, replies = ends = (*os.pipe(), *os.pipe())
+            try:
+                running.enter_context(self._started(answering, asked, replies, subprocess.DEVNULL))
+                process = running.enter_context(self._started(asking, replied, asks, subprocess.PIPE))
+            finally:  # each program has its ends; without ours, one notices when the other is gone
+                for end in ends:
+                    os.close(end)
+            return _outcome(process, process.stderr, self.limits)
+
+    @contextlib.contextmanager
+    def _started(self, program: str, stdin: _File, stdout: _File, stderr: _File) -> Iterator[subprocess.Popen[bytes]]:
+        """Start a program; at the end kill everything in its session."""
         with tempfile.TemporaryDirectory(prefix="diffusionlm-") as directory:
             os.chmod(directory, 0o755)  # the sandbox may run as another user
             path, root = Path(directory) / "program.py", Path(directory) / "root"
@@ -67,8 +99,9 @@ class Sandbox:
             lowered = self.name == "bubblewrap" and os.geteuid() == 0  # limits on processes do not hold for root
             user, group = (backends.NOBODY,) * 2 if os.geteuid() == 0 else (os.geteuid(), os.getegid())
             job = Job(str(path), str(root), self.limits, self.layout, user, group)
-            make = backends.SANDBOXES.get(self.name, backends.unprotected)
-            return _run(make(job), str(root), self.limits, user if lowered else None)
+            command = backends.SANDBOXES.get(self.name, backends.unprotected)(job)
+            with session(command, str(root), user if lowered else None, stdin, stdout, stderr) as process:
+                yield process
 
 
 def find(*, allow_code_execution: bool) -> Sandbox:
@@ -108,13 +141,16 @@ def why_not(sandbox: Sandbox) -> str | None:
     return printable(" ".join(outcome.output.split())[:120]) or f"it ended with code {outcome.code}"
 
 
-def _run(command: list[str], directory: str, limits: Limits, user: int | None) -> Outcome:
-    """Run a command in a session of its own, and kill the session at the end."""
+@contextlib.contextmanager
+def session(
+    command: list[str], directory: str, user: int | None, stdin: _File, stdout: _File, stderr: _File
+) -> Iterator[subprocess.Popen[bytes]]:
+    """Start a command in a session of its own, as another user if one is given, and kill the session at the end."""
     process = subprocess.Popen(
         command,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
+        stdin=stdin,
+        stdout=stdout,
+        stderr=stderr,
         cwd=directory,
         env=backends.ENVIRONMENT | {"PATH": os.environ.get("PATH", backends.ENVIRONMENT["PATH"])},
         start_new_session=True,
@@ -123,32 +159,41 @@ def _run(command: list[str], directory: str, limits: Limits, user: int | None) -
         extra_groups=None if user is None else [],
     )
     try:
-        ending, output = _read(process, time.monotonic() + limits.seconds, limits.output)
+        yield process
     finally:
         try:
             os.killpg(process.pid, signal.SIGKILL)
         except ProcessLookupError:
             pass
         process.wait()
-        if process.stdout is not None:
-            process.stdout.close()
-    code = process.returncode if process.returncode >= 0 else 128 - process.returncode
-    return Outcome(ending, code if ending == "exit" else None, output.decode(errors="replace"))
+        for file in (process.stdout, process.stderr):
+            if file is not None:
+                file.close()
+
+
+def _outcome(process: subprocess.Popen[bytes], pipe: IO[bytes] | None, limits: Limits) -> Outcome:
+    """Return how a process ended, with what it wrote to a pipe; whatever still runs of it is killed."""
+    assert pipe is not None
+    ending, output = _read(process, pipe, time.monotonic() + limits.seconds, limits.output)
+    text = output.decode(errors="replace")
+    if ending != "exit":
+        return Outcome(ending, None, text)
+    code = process.wait()
+    return Outcome(ending, code if code >= 0 else 128 - code, text)
 
 
 def _read(
-    process: subprocess.Popen[bytes], deadline: float, most: int
+    process: subprocess.Popen[bytes], pipe: IO[bytes], deadline: float, most: int
 ) -> tuple[Literal["exit", "time", "output"], bytes]:
-    """Read a process' output until it ends, writes more than `most` bytes, or the time is over."""
-    assert process.stdout is not None
+    """Read a pipe from a process until it ends, writes more than `most` bytes, or the time is over."""
     output, ended = b"", False
-    os.set_blocking(process.stdout.fileno(), False)
+    os.set_blocking(pipe.fileno(), False)
     with selectors.DefaultSelector() as selector:
-        selector.register(process.stdout, selectors.EVENT_READ)
+        selector.register(pipe, selectors.EVENT_READ)
         while True:
             # Once the process has ended, what it left behind may hold the pipe: only what is there is read.
             ready = selector.select(0 if ended else min(0.05, max(0.0, deadline - time.monotonic())))
-            data = process.stdout.read(1 << 16) if ready else None
+            data = pipe.read(1 << 16) if ready else None
             output += data or b""
             if len(output) > most:
                 return "output", output[:most]
@@ -157,7 +202,7 @@ def _read(
             if not ended and time.monotonic() >= deadline:
                 return "time", output
             if data == b"":  # it has closed its output, and may still run
-                selector.unregister(process.stdout)
+                selector.unregister(pipe)
                 try:
                     process.wait(max(0.0, deadline - time.monotonic()))
                 except subprocess.TimeoutExpired:

@@ -1,7 +1,8 @@
 """Start a program with limits, or in namespaces of its own: a script of the standard library alone.
 
-`python starter.py limited SPEC` sets limits and becomes the program; it runs inside of bubblewrap too. `python
-starter.py isolated SPEC` first makes a sandbox from what Linux offers any user: new user, mount, process, network, IPC
+`python starter.py limited SPEC` sets limits and becomes the program. `python starter.py inside SPEC`, which bubblewrap
+runs, also takes away the calls of the kernel by which memory would escape the limits. `python starter.py isolated SPEC`
+does both, and first makes a sandbox from what Linux offers any user: new user, mount, process, network, IPC
 and UTS namespaces, and a root directory of nothing but the interpreter, read-only, and an empty directory in memory.
 
 Of three processes, the first stays outside, waits and is what its parent kills; the second is the init of the new
@@ -14,6 +15,7 @@ import json
 import os
 import resource
 import signal
+import struct
 import sys
 
 NOBODY = 65534
@@ -21,10 +23,14 @@ CLONE_NEWUSER, CLONE_NEWNS, CLONE_NEWPID, CLONE_NEWNET = 0x10000000, 0x20000, 0x
 CLONE_NEWIPC, CLONE_NEWUTS, CLONE_NEWCGROUP = 0x8000000, 0x4000000, 0x2000000
 MS_RDONLY, MS_NOSUID, MS_NODEV, MS_REMOUNT, MS_BIND = 1, 2, 4, 32, 4096
 MS_REC, MS_PRIVATE, MNT_DETACH = 16384, 1 << 18, 2
-PR_SET_PDEATHSIG, PR_CAPBSET_DROP, PR_SET_NO_NEW_PRIVS = 1, 24, 38
+PR_SET_PDEATHSIG, PR_SET_SECCOMP, PR_CAPBSET_DROP, PR_SET_NO_NEW_PRIVS = 1, 22, 24, 38
+SECCOMP_MODE_FILTER = 2
 MOUNT_SETATTR, PIVOT_ROOT = 442, {"x86_64": 155, "aarch64": 41}
 AT_FDCWD, AT_RECURSIVE = -100, 0x8000
 LAST_CAP = 40  # CAP_CHECKPOINT_RESTORE
+# By machine: the kernel's number of its kind (AUDIT_ARCH), and those of shmget, memfd_create and memfd_secret.
+CALLS = {"x86_64": (0xC000003E, (29, 319, 447)), "aarch64": (0xC00000B7, (194, 279, 447))}
+X32 = 0x40000000  # from here on x86_64 repeats its calls with other numbers
 libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -48,6 +54,27 @@ def set_limits(limits: dict) -> None:
         hard = resource.getrlimit(which)[1]
         value = value if hard == resource.RLIM_INFINITY else min(value, hard)
         resource.setrlimit(which, (value, value))
+
+
+def forbid_hidden_memory() -> None:
+    """Forbid this process and those that it starts the calls that give memory which no limit counts.
+
+    A file without a name (`memfd_create`) is part of no directory in memory and of no process' addresses; neither is
+    shared memory of System V. A filter of the kernel (seccomp) refuses them, and all calls of other kinds of programs,
+    such as those of 32 bits on x86_64, whose numbers mean something else.
+    """
+    load, if_equal, if_at_least, end = 0x20, 0x15, 0x35, 0x06
+    refuse = (end, 0, 0, 0x00050000 | 1)  # SECCOMP_RET_ERRNO with EPERM
+    machine, numbers = CALLS[os.uname().machine]
+    rules = [(load, 0, 0, 4), (if_equal, 1, 0, machine), refuse]  # seccomp_data.arch
+    rules += [(load, 0, 0, 0), (if_at_least, 0, 1, X32), refuse]  # seccomp_data.nr
+    for number in numbers:
+        rules += [(if_equal, 0, 1, number), refuse]
+    rules.append((end, 0, 0, 0x7FFF0000))  # SECCOMP_RET_ALLOW
+    code = ctypes.create_string_buffer(b"".join(struct.pack("=HBBI", *rule) for rule in rules))
+    program = struct.pack("HxxxxxxQ", len(rules), ctypes.addressof(code))
+    check("prctl", libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))
+    check("seccomp", libc.prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, program, 0, 0))
 
 
 def die_with_parent() -> None:
@@ -140,11 +167,6 @@ def make_root(spec: dict) -> None:
     os.chmod(f"{work}/program.py", 0o644)
     with open("/proc/sys/user/max_user_namespaces", "w") as file:  # no namespaces in these
         file.write("0")
-    try:  # no memory that is shared without a file and so would escape the limits
-        with open("/proc/sys/kernel/shmall", "w") as file:
-            file.write("0")
-    except OSError:  # on older kernels it is the host's; then it is left alone
-        pass
     os.chdir(root)
     check("pivot_root", libc.syscall(PIVOT_ROOT[os.uname().machine], b".", b"."))
     check("umount", libc.umount2(b".", MNT_DETACH))
@@ -160,7 +182,6 @@ def drop_privileges() -> None:
         os.setgroups([])
     os.setresgid(NOBODY, NOBODY, NOBODY)
     os.setresuid(NOBODY, NOBODY, NOBODY)
-    check("prctl", libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))
 
 
 def reap(child: int) -> int:
@@ -190,6 +211,7 @@ def isolate(spec: dict) -> int:
                 os.setsid()
                 drop_privileges()
                 set_limits(spec["limits"])
+                forbid_hidden_memory()
                 become(spec)
             os._exit(reap(program))
         except BaseException as error:
@@ -212,6 +234,8 @@ def main() -> None:
             die_with_parent()
             os._exit(isolate(spec))
         set_limits(spec["limits"])
+        if mode == "inside":
+            forbid_hidden_memory()
         become(spec)
     except BaseException as error:
         report(error)

@@ -1,5 +1,6 @@
 """`evaluate CHECKPOINT lm_eval`: the harness' figures with Monte Carlo errors, records, and one line for mistakes."""
 
+import ast
 import json
 import subprocess
 import sys
@@ -8,11 +9,15 @@ from pathlib import Path
 import pytest
 from support.command_line import assert_one_line
 from support.tiny_checkpoint import save
-from support.tiny_tasks import HELLASWAG, LAMBADA, write
+from support.tiny_tasks import HELLASWAG, HUMANEVAL, LAMBADA, MBPP, write
 
 import diffusionlm as dlm
 from diffusionlm.cli import main as cli
+from diffusionlm.evaluation import sandbox
 from diffusionlm.evaluation.harness import TASKS
+from diffusionlm.evaluation.harness.local_data import LOCAL
+from diffusionlm.evaluation.judging import assertion_trial, judge
+from diffusionlm.evaluation.sandbox import run as sandbox_run
 
 FEW = "draws=2,rows=16"
 
@@ -141,6 +146,80 @@ def test_generation_takes_shots_and_both_rules_of_extraction(places):
     result = run(places, "gsm8k_local", **options)
     assert {"gsm8k_local/exact_match,strict-match", "gsm8k_local/exact_match,flexible-extract"} <= set(result.metrics)
     assert result.config["runs"][0]["num_fewshot"] == {"gsm8k_local": 1} and result.forwards == 2
+
+
+def written(monkeypatch, write):
+    """Let the model answer with what `write` gives for a document; returns the contexts that it was given."""
+    from diffusionlm.evaluation.harness.model import DiffusionLM
+
+    contexts = []
+
+    def generate_until(self, requests, disable_tqdm=False):
+        contexts.extend(request.args[0] for request in requests)
+        return [write(request.doc) for request in requests]
+
+    monkeypatch.setattr(DiffusionLM, "generate_until", generate_until)
+    return contexts
+
+
+def test_programs_of_human_eval_pass_if_their_tests_do(places, tmp_path, monkeypatch):
+    """The first solution is right, the second parses and is wrong, the third does not parse."""
+    solutions = dict(zip(("T/0", "T/1", "T/2"), ("    return a\n", "    return a\n", "    return (\n"), strict=True))
+    contexts = written(monkeypatch, lambda doc: solutions[doc["task_id"]])
+    options = {"allow_code_execution": True, "samples": str(tmp_path), "settings": "llada_base"}
+    result = run(places, "humaneval_local", **options)
+    assert contexts == [doc["prompt"] for doc in HUMANEVAL]
+    assert result.metrics["humaneval_local/pass_at_1"].value == pytest.approx(1 / 3)
+    assert result.metrics["humaneval_local/out_of_time"].value == 0
+    assert [sample["pass_at_1"] for sample in samples_of(tmp_path, "humaneval_local")] == [1, 0, 0]
+    (first,) = result.config["runs"]
+    assert first["published"]["percent"] == 35.4 and first["sandbox"] in result.notes
+
+
+def test_programs_of_mbpp_pass_if_their_tests_do(places, tmp_path, monkeypatch):
+    """The examples are the three before the test set, and a block of Markdown is the program that it holds."""
+    answers = {11: "def plus(a):\n    return a + 11\n", 510: "```python\ndef plus(a):\n    return a + 1\n```"}
+    contexts = written(monkeypatch, lambda doc: answers[doc["task_id"]])
+    result = run(places, "mbpp_local", allow_code_execution=True, samples=str(tmp_path))
+    assert [sample["pass_at_1"] for sample in samples_of(tmp_path, "mbpp_local")] == [1, 0]
+    assert result.metrics["mbpp_local/pass_at_1"].value == 0.5
+    shots = [MBPP[i] for i in (1, 2, 3)]
+    start = "You are an expert Python programmer, and here is your task: {text} Your code should pass these tests:\n\n"
+    prompt = "".join(
+        start.format(**shot) + "\n".join(shot["test_list"]) + f"\n[BEGIN]\n{shot['code']}\n[DONE]\n\n" for shot in shots
+    )
+    assert contexts[0] == prompt + start.format(**MBPP[6]) + "\n".join(MBPP[6]["test_list"]) + "\n[BEGIN]\n"
+
+
+def test_the_examples_of_mbpp_pass_their_own_tests():
+    """The harness brings three records of the real file, with the solutions of its authors."""
+    path = Path(lm_eval.__file__).parent / "tasks/mbpp/utils.py"
+    tree = ast.parse(path.read_text())
+    functions = [node for node in tree.body if getattr(node, "name", "") == "list_fewshot_samples"]
+    namespace = {}
+    exec(compile(ast.Module(functions, []), str(path), "exec"), namespace)
+    place = sandbox.find(allow_code_execution=True)
+    for record in namespace["list_fewshot_samples"]():
+        doc = LOCAL["mbpp"].read(record | {"test_setup_code": ""}, "here")
+        trial = assertion_trial(doc["code"], doc["test_setup_code"], doc["test_list"])
+        assert judge(place, trial, doc["code"])["pass_at_1"]
+        assert not judge(place, trial, doc["code"].replace("return", "return not"))["pass_at_1"]
+
+
+@pytest.mark.parametrize("task", ["humaneval_local", "mbpp_local"])
+def test_programs_are_refused_before_they_are_written_where_no_sandbox_works(task, places, monkeypatch, capsys):
+    monkeypatch.setattr(sandbox_run, "why_not", lambda place: "no")
+    contexts = written(monkeypatch, lambda doc: "")
+    args = ["evaluate", places["mdm"], "lm_eval", "--data", places["data"], "--tasks"]
+    assert cli.main([*args, f"piqa_local,{task}"]) == 2 and contexts == []
+    captured = capsys.readouterr()
+    assert_one_line(captured, ["runs only in a sandbox", "--allow_code_execution"])
+    monkeypatch.setattr("diffusionlm.evaluation.harness.plugin.judge", lambda place, trial, solution: FINE)
+    result = run(places, task, allow_code_execution=True)
+    assert result.metrics[f"{task}/pass_at_1"].value == 1 and "programs ran WITHOUT a sandbox" in result.notes
+
+
+FINE = {"pass_at_1": True, "ending": "exit", "error": ""}
 
 
 @pytest.mark.parametrize(

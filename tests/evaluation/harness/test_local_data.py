@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from support.tiny_tasks import write
+from support.tiny_tasks import HUMANEVAL, MBPP, write
 
 from diffusionlm.errors import UserError
 from diffusionlm.evaluation.harness import TASKS, local_data
@@ -57,6 +57,8 @@ FORMS = [
     ),
     ("lambada_standard", {"text": "it is one"}, {"context": "it is", "word": " one"}),
     ("gsm8k", {"question": "1+1?", "answer": "#### 2"}, {"question": "1+1?", "answer": "#### 2"}),
+    ("humaneval", HUMANEVAL[1] | {"further": 1}, HUMANEVAL[1]),
+    ("mbpp", MBPP[0], {name: value for name, value in MBPP[0].items() if name != "challenge_test_list"}),
 ]
 
 
@@ -77,6 +79,10 @@ def test_a_record_gives_the_prompt_of_the_harness(task, record, doc):
         ("lambada_standard", {"text": "one"}, "a passage without words before its last one"),
         ("gsm8k", {"question": "1", "answer": "2"}, "has no ####"),
         ("boolq", {"query": 3, "choices": [], "gold": 0}, "here"),
+        ("mbpp", {"text": "t", "code": "x"}, "here: a record with the fields code text; known are task_id text code"),
+        ("mbpp", MBPP[0] | {"code": "def plus(a)"}, "here: the code or the tests are no program: expected ':'"),
+        ("mbpp", MBPP[0] | {"test_list": ["assert 1 +"]}, "here: the code or the tests are no program"),
+        ("mbpp", MBPP[0] | {"test_list": ["assert minus(1)"]}, "here: the tests use nothing that the code defines"),
     ],
 )
 def test_a_wrong_record_is_one_line(task, record, message):
@@ -92,6 +98,18 @@ def test_files_are_found_and_labels_joined(tmp_path):
     assert set(read("gsm8k", directory)) == {"train", "test"}
     (tmp_path / "eval/lambada/lambada_test_plain_text.txt").write_text("a b c\n\nd e\n")
     assert [doc["word"] for doc in read("lambada_standard", directory)["test"]] == [" c", " e"]
+
+
+def test_the_splits_of_mbpp_are_those_of_its_authors(tmp_path):
+    """One file has them all: 2 to 4 are the examples of the prompt, 11 to 510 is the test set (Austin et al., 2021)."""
+    splits = read("mbpp", write(tmp_path))
+    assert {split: [doc["task_id"] for doc in docs] for split, docs in splits.items()} == {
+        "prompts": [2, 3, 4],
+        "test": [11, 510],
+    }
+    (tmp_path / "eval/mbpp/mbpp.jsonl").write_text(json.dumps(MBPP[1]) + "\n")
+    with pytest.raises(UserError, match="mbpp.jsonl holds no records with a task_id from 11 to 510"):
+        read("mbpp", str(tmp_path))
 
 
 def test_the_environment_names_the_directory(tmp_path, monkeypatch):

@@ -125,6 +125,32 @@ def test_settings_are_the_published_ones(name, task, expected):
         assert options.likelihood.draws * options.likelihood.passes == passes
 
 
+@pytest.mark.parametrize(
+    "name, figures",
+    [
+        ("diffugpt", {"hellaswag": 33.4, "winogrande": 50.8, "social_iqa": 37.0, "piqa": 57.7}),  # of DiffuGPT-S
+        ("llada_base", {"gsm8k": 70.3, "minerva_math": 31.4, "humaneval": 35.4, "mbpp": 40.0, "mmlu": 65.9}),
+        ("llada_instruct", {"gsm8k": 69.4, "humaneval_instruct": 49.4, "mbpp": 41.0, "arc_challenge_chat": 88.5}),
+    ],
+)
+def test_figures_are_the_published_ones_and_their_source_is_named(name, figures):
+    table = settings.get(name)
+    assert {task: table.tasks[task].published for task in figures} == figures
+    assert "figures: " in table.source or "and figures" in table.source
+
+
+def test_tables_without_figures_name_no_source_of_figures():
+    for table in settings.tables().values():
+        published = any(task.published is not None for task in table.tasks.values())
+        assert published == ("figures" in table.source), table.title
+
+
+def test_a_prompt_without_a_dialogue_has_no_figure_of_a_dialogue():
+    """`humaneval` stops at the first "def", which would cut the answer of a dialogue; `humaneval_instruct` does not."""
+    with pytest.raises(UserError, match="has no task 'humaneval_local'; did you mean 'humaneval_instruct'"):
+        settings.get("llada_instruct").of("llada_instruct", "humaneval_local")
+
+
 def test_unknown_settings_and_tasks_are_one_line():
     with pytest.raises(UserError, match="unknown settings 'llada_bas'; did you mean 'llada_base'"):
         settings.get("llada_bas")

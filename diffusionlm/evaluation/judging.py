@@ -1,0 +1,90 @@
+"""Judge a program by its tests, which run beside it in a sandbox of their own and talk to it by values alone.
+
+The solution's process never holds the tests: it is handed the arguments of one call after another, and returns values.
+The verdict is the exit code of the tests' process. So a solution gains nothing by reading its own files or memory, by
+changing builtins, by an early exit, or by an object that claims to equal everything. What remains: it sees the
+arguments of the calls and their order, so it may recognise tests that it has learnt by heart; and a fault of the kernel
+or of the sandbox. Without a sandbox, a solution can do whatever its user can, also to the process of the tests.
+
+The tests see values. So a solution that is right only by changing its arguments in place fails (no problem of HumanEval
+asks for that), and so does one that is right only because an object of its own class compares equal to a value.
+"""
+
+import ast
+import re
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from diffusionlm.evaluation.sandbox.run import Sandbox
+from diffusionlm.evaluation.session import Record
+
+_DIALOGUE = Path(__file__).with_name("sandbox") / "dialogue.py"
+
+
+class Trial(NamedTuple):
+    """Hold the tests of a solution, as texts of Python.
+
+    Attributes:
+      preamble: what the tests need besides the solution.
+      names: what they take from the solution.
+      tests: the tests; they fail by an exception.
+    """
+
+    preamble: str
+    names: tuple[str, ...]
+    tests: str
+
+
+def function_trial(prompt: str, entry_point: str, test: str) -> Trial:
+    """Return the tests of a problem of HumanEval: `check` of its one function.
+
+    What the prompt has before the function, its imports and helpers, the tests use too, and not from the solution.
+    """
+    head = re.search(rf"^def\s+{entry_point}\b", prompt, re.MULTILINE)
+    return Trial(prompt[: head.start()] if head else "", (entry_point,), f"{test}\ncheck({entry_point})\n")
+
+
+def assertion_trial(code: str, setup: str, assertions: Sequence[str]) -> Trial:
+    """Return the tests of a problem of MBPP: what they use of the right solution's names is taken from the solution.
+
+    So a solution cannot replace a builtin that the tests compare by. Modules that the right solution imports, the tests
+    import themselves.
+
+    Args:
+      code: the right solution.
+      setup: what is to run before the assertions.
+      assertions: the tests.
+
+    Raises:
+      SyntaxError: any of the texts is no program.
+    """
+    tests = "\n".join([setup, *assertions, ""])
+    with warnings.catch_warnings(action="ignore"):  # of escapes in texts, such as "\d"
+        body, used = ast.parse(code).body, {n.id for n in ast.walk(ast.parse(tests)) if isinstance(n, ast.Name)}
+    defined, imports = set[str](), []
+    for statement in body:
+        if isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            defined.add(statement.name)
+        elif isinstance(statement, ast.Assign):
+            defined |= {target.id for target in statement.targets if isinstance(target, ast.Name)}
+        elif isinstance(statement, ast.Import | ast.ImportFrom):
+            bound = {(alias.asname or alias.name).partition(".")[0] for alias in statement.names}
+            if bound & used:
+                imports.append(ast.unparse(statement))
+    return Trial("\n".join(imports), tuple(sorted(defined & used)), tests)
+
+
+def judge(place: Sandbox, trial: Trial, solution: str) -> Record:
+    """Run the tests of a solution: {"pass_at_1", "ending": see `Outcome`, "error": the last line about a failure}."""
+    dialogue = _DIALOGUE.read_text(encoding="utf-8")
+    outcome = place.converse(f"{dialogue}\nanswer({solution!r})\n", f"{dialogue}\nask{tuple(trial)!r}\n")
+    passed = outcome.ending == "exit" and outcome.code == 0
+    error = "" if passed else outcome.output.strip().rpartition("\n")[2][:200]
+    return {"pass_at_1": passed, "ending": outcome.ending, "error": error}
+
+
+def is_late(record: Record) -> bool:
+    """Return True if the record of a judgement says nothing but that the time was too short, as on a busy machine."""
+    return record["ending"] == "time"
