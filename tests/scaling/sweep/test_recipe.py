@@ -120,7 +120,7 @@ def test_the_learning_rate_follows_the_width():
 
 @pytest.mark.parametrize("name", ["road_cpu", "road_h200"])
 def test_a_shipped_road_determines_its_best_share(name):
-    """Three sizes or more on every road, but one; a quadratic in two variables has six numbers."""
+    """A quadratic in size and share has six numbers; a fifth was the best share wherever one was determined."""
     shipped = sweep.get(name)
     points = {}
     for cell in shipped.cells:
@@ -128,8 +128,8 @@ def test_a_shipped_road_determines_its_best_share(name):
     assert len(points) >= 3
     for at_budget in points.values():
         shares = [share for share, _ in at_budget]
-        assert set(shares) == {0.25, 0.5, 0.75, 0.9} and len(at_budget) > 6 + 4
-        assert min(map(shares.count, shares)) >= 2 and sum(shares.count(s) >= 3 for s in set(shares)) >= 3
+        assert set(shares) >= {0.1, 0.25, 0.5} and len(at_budget) > 6
+        assert min(map(shares.count, shares)) >= 2 and len({params for _, params in at_budget}) >= 3
     repeated = [cell for cell in shipped.cells if cell.seed == 2]
     assert len(repeated) >= 2, "three seeds in two cells, for intervals"
     twins = {(cell.objective, cell.budget) for cell in shipped.others}
@@ -164,6 +164,8 @@ def test_cells_of_a_shape_share_a_program_whatever_their_share():
 def test_the_cells_of_the_committed_results_keep_their_ids():
     for name, shipped in (("isoflop_cpu", sweep.get("isoflop_cpu").cells), ("road_cpu", sweep.get("road_cpu").others)):
         assert {cell.id for cell in shipped} == {row["id"] for row in json.loads(RESULTS.read_text())}, name
+    roads = json.loads((RESULTS.parents[1] / "road_cpu" / "results.json").read_text())
+    assert {row["id"] for row in roads} <= {cell.id for cell in sweep.get("road_cpu").select(everything=True)}
 
 
 def test_a_share_that_leaves_no_step_for_a_part_is_refused():
