@@ -12,8 +12,8 @@ from diffusionlm.evaluation.certificate.verdicts import Finding
 CHECKS: dict[str, Callable[[Subject], Finding]] = {
     "sums_to_one": value_checks.sums_to_one,
     "pairs_below_exact": value_checks.pairs_below_exact,
-    "exact_value": value_checks.exact_value,
-    "estimate_value": value_checks.estimate_value,
+    "exact_score_matches": value_checks.exact_score_matches,
+    "estimate_matches_exact": value_checks.estimate_matches_exact,
     "bound_not_below_exact": value_checks.bound_not_below_exact,
     "interval": value_checks.interval,
     "clipping": value_checks.clipping,

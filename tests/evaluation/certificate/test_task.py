@@ -104,7 +104,7 @@ def test_an_autoregressive_model(places, monkeypatch):
     monkeypatch.setitem(CHECKS, "round_trip", in_all_bits)
     result = dlm.evaluate(places["arm"], "certificate", data=places["texts"], limit=2)
     found = verdicts(result)
-    bounds = {"pairs_below_exact", "estimate_value", "bound_not_below_exact", "interval", "clipping", "chain_rule"}
+    bounds = {"pairs_below_exact", "estimate_matches_exact", "bound_not_below_exact", "interval", "clipping", "chain_rule"}
     others = {"estimators_agree", "mask_not_scored", "claims"}
     assert {name for name, verdict in found.items() if verdict == "not applicable"} == bounds | others
     assert {verdict for name, verdict in found.items() if name not in bounds | others} == {"pass"}
@@ -159,7 +159,7 @@ def test_a_shifted_model(tmp_path):
     samples, reference = choose_samples(model, [model.encode(LETTERS)], 1), Reference(model)
     method = LibraryMethod(model, dlm.LikelihoodConfig())
     subject = Subject(model, method, reference, [LETTERS], samples, reference.costs(samples), [])
-    assert [CHECKS[name](subject).verdict for name in ("exact_value", "no_leak", "first_token")] == ["pass"] * 3
+    assert [CHECKS[name](subject).verdict for name in ("exact_score_matches", "no_leak", "first_token")] == ["pass"] * 3
 
 
 @pytest.mark.slow

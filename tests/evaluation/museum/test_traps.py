@@ -30,7 +30,7 @@ def subject_of(model, texts, settings=SETTINGS):
 def with_method(subject, trap, checks):
     """Put a wrong method in the place of the right one; estimates are repeated where a check reads them."""
     method = trap(subject.model, subject.method.settings)
-    needed = {"estimate_value", "bound_not_below_exact", "interval"} & set(checks)
+    needed = {"estimate_matches_exact", "bound_not_below_exact", "interval"} & set(checks)
     estimates = repeated(method, subject.samples) if needed else ()
     return dataclasses.replace(subject, method=method, estimates=estimates)
 
