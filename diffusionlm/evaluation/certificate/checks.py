@@ -25,7 +25,6 @@ CHECKS: dict[str, Callable[[Subject], Finding]] = {
     "mask_not_scored": invariance_checks.mask_not_scored,
     "first_token": text_checks.first_token,
     "tokens_counted": text_checks.tokens_counted,
-    "eos_padding": text_checks.eos_padding,
     "bytes_counted": text_checks.bytes_counted,
     "token_bytes": text_checks.token_bytes,
     "round_trip": text_checks.round_trip,
