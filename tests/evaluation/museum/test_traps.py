@@ -92,7 +92,7 @@ def test_a_wrong_estimator_is_caught_on_whole_texts(subject, monkeypatch, plan, 
     documents, _ = subject.model.encode_documents(TEXTS)
     windows = [rolling_windows(ids, subject.model.config.max_length) for ids in documents]
     tokens, ids = [len(document) - 1 for document in documents], [[i] for i in range(len(windows))]
-    settings = settings_of(subject.model, SETTINGS)
+    settings = settings_of(subject.model, dlm.LikelihoodConfig())
     assert check(score_texts(subject.model, windows, ids, settings), tokens).verdict == "pass"
     # The program of an estimator is kept by its name, so the wrong one has a name of its own.
     monkeypatch.setitem(ESTIMATORS, plan.__name__, Estimator(plan))
