@@ -1,7 +1,7 @@
 """The task `certificate`: what texts cost a model, and whether that figure can be believed."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -80,13 +80,7 @@ def certificate(
     config = {"data": data, "field": field, "limit": limit, "short_targets": short_targets, "chain_rule": chain_rule}
     config |= {"claims": claims, "dtype": dtype, "draws": draws, "passes": passes, "seed": seed, "rows": rows}
     metrics = outcome.metrics | _counts(documents, checks)
-    passed, failed, unasked = (metrics[name].value for name in ("passed", "failed", "not_applicable"))
-    note = f"{passed} of {passed + failed} checks passed, {failed} failed, {unasked} not applicable"
-    notes = [
-        note,
-        *(c["explanation"] for c in checks if c["name"] == "round_trip" and c["verdict"] == PASS and c["value"]),
-    ]
-    return Result(metrics, config, forwards=forwards, checks=checks, notes=tuple(notes))
+    return Result(metrics, config, forwards=forwards, checks=checks, notes=_notes(metrics, checks))
 
 
 class _Outcome(NamedTuple):
@@ -165,3 +159,11 @@ def _counts(documents: Documents, checks: Sequence[dict[str, Any]]) -> dict[str,
     counts |= {"too_short": documents.too_short, "passed": verdicts.count(PASS), "failed": verdicts.count(FAIL)}
     counts["not_applicable"] = verdicts.count(NOT_APPLICABLE)
     return {name: Metric(count) for name, count in counts.items()}
+
+
+def _notes(metrics: Mapping[str, Metric], checks: Sequence[dict[str, Any]]) -> tuple[str, ...]:
+    """Return the number of each verdict, and what a tokenizer changes if it is little enough to pass."""
+    passed, failed, unasked = (metrics[name].value for name in ("passed", "failed", "not_applicable"))
+    note = f"{passed} of {passed + failed} checks passed, {failed} failed, {unasked} not applicable"
+    changed = [c for c in checks if c["name"] == "round_trip" and c["verdict"] == PASS and c["value"]]
+    return (note, *(check["explanation"] for check in changed))

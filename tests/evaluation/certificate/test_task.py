@@ -22,7 +22,9 @@ from diffusionlm.evaluation.certificate.checks import CHECKS
 from diffusionlm.evaluation.certificate.method import LibraryMethod
 from diffusionlm.evaluation.certificate.reference import Reference
 from diffusionlm.evaluation.certificate.subject import Subject, choose_samples
+from diffusionlm.evaluation.certificate.task import _notes as certificate_notes
 from diffusionlm.evaluation.certificate.verdicts import judge
+from diffusionlm.evaluation.results import Metric
 from diffusionlm.interop.importing import import_weights
 
 TEXTS = ["A first text, which is long enough.", "The second one h\u00e9re is a little longer than that.", "And " * 18]
@@ -241,3 +243,15 @@ def test_bfloat16(places):
     assert not result.failed and verdicts(result)["clipping"] == "not applicable"
     assert "own_dtype_error_per_token" in result.metrics
     assert math.isfinite(result.metrics["own_dtype_error_per_token"].value)
+
+
+def test_a_tokenizer_that_changes_little_is_noted():
+    """A passed round trip with a change is told below the table; a failed one is told as a failure."""
+
+    def check(verdict, value):
+        return {"name": "round_trip", "verdict": verdict, "value": value, "explanation": "changed"}
+
+    metrics = {"passed": Metric(1), "failed": Metric(0), "not_applicable": Metric(2)}
+    count = "1 of 1 checks passed, 0 failed, 2 not applicable"
+    assert certificate_notes(metrics, [check("pass", 1e-4)]) == (count, "changed")
+    assert certificate_notes(metrics, [check("pass", 0.0), check("fail", 0.5)]) == (count,)
