@@ -12,8 +12,8 @@ from diffusionlm.evaluation.certificate.verdicts import Finding
 CHECKS: dict[str, Callable[[Subject], Finding]] = {
     "sums_to_one": value_checks.sums_to_one,
     "pairs_below_exact": value_checks.pairs_below_exact,
-    "exact_value": value_checks.exact_value,
-    "estimate_value": value_checks.estimate_value,
+    "exact_score_matches": value_checks.exact_score_matches,
+    "estimate_matches_exact": value_checks.estimate_matches_exact,
     "bound_not_below_exact": value_checks.bound_not_below_exact,
     "interval": value_checks.interval,
     "clipping": value_checks.clipping,
@@ -25,7 +25,6 @@ CHECKS: dict[str, Callable[[Subject], Finding]] = {
     "mask_not_scored": invariance_checks.mask_not_scored,
     "first_token": text_checks.first_token,
     "tokens_counted": text_checks.tokens_counted,
-    "eos_padding": text_checks.eos_padding,
     "bytes_counted": text_checks.bytes_counted,
     "token_bytes": text_checks.token_bytes,
     "round_trip": text_checks.round_trip,

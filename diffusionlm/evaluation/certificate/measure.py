@@ -79,11 +79,13 @@ class Measurements:
         """The nats a token by which correct computations may differ."""
         return ROUNDING[self.model.config.model.dtype]
 
-    def scores(self, title: str, documents: Documents) -> list[Record]:
-        """Return the records of `figures.score_texts`."""
+    def scores(self, title: str, documents: Documents, *, compared: bool = True) -> list[Record]:
+        """Return the records of `figures.score_texts`, with all estimates or the first one alone."""
         windows = [rolling_windows(ids, self.model.config.max_length) for ids in documents.ids]
         first = [0, *itertools.accumulate(map(len, windows))]
         settings = settings_of(self.model, self.settings)
+        if not compared:
+            settings = dict(list(settings.items())[:1])
 
         def compute(batch: list[int]) -> list[Record]:
             ids = [list(range(first[d], first[d + 1])) for d in batch]

@@ -54,7 +54,7 @@ def pairs_below_exact(subject: Subject) -> Finding:
     )
 
 
-def exact_value(subject: Subject) -> Finding:
+def exact_score_matches(subject: Subject) -> Finding:
     """Compare the exact scores of short targets with the mean over all orders by plain enumeration."""
     scores = subject.method.score(subject.samples, exact=True)
     differences = [abs(score.nats - orders.mean) for score, orders in zip(scores, subject.orders, strict=True)]
@@ -69,7 +69,7 @@ def exact_value(subject: Subject) -> Finding:
     )
 
 
-def estimate_value(subject: Subject) -> Finding:
+def estimate_matches_exact(subject: Subject) -> Finding:
     """Compare the mean of many Monte Carlo estimates of a short target with its exact bound."""
     if subject.autoregressive:
         return not_applicable("Nothing is drawn for an autoregressive model.")

@@ -1,6 +1,7 @@
-"""Totals with their intervals, agreement of estimators, and claims of others."""
+"""Totals with their intervals, agreement of estimates, and claims of others."""
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -8,7 +9,8 @@ from scipy import stats
 
 from diffusionlm.errors import UserError
 from diffusionlm.evaluation.certificate.claims import Claim, judge_claims, read_claims
-from diffusionlm.evaluation.certificate.figures import Total, estimators_agree, total
+from diffusionlm.evaluation.certificate.figures import Total, draws_agree, estimators_agree, settings_of, total
+from diffusionlm.likelihood.config import LikelihoodConfig
 from diffusionlm.likelihood.monte_carlo import Estimate
 
 
@@ -32,16 +34,43 @@ def test_intervals_of_totals_hold_their_share():
 
 
 def records(first, second, stderr=0.1):
-    totals = [list(Total.of([Estimate(-nats, stderr, 8, 1)])) for nats in (first, second)]
-    return [dict(zip(("exact_count", "iid"), totals, strict=True))]
+    totals = [list(Total.of([Estimate(-nats, stderr, 8, 1)])) for nats in (first, second, second)]
+    return [dict(zip(("exact_count", "iid", "other_draws"), totals, strict=True))]
 
 
-def test_estimators_agree_or_not():
-    assert estimators_agree(records(10.0, 10.3), 5).verdict == "pass"
-    found = estimators_agree(records(10.0, 12.0), 5)
-    assert found.verdict == "fail" and found.value == pytest.approx(0.4)
-    assert estimators_agree(records(10.0, math.nan), 5).verdict == "fail"
-    assert estimators_agree([{"autoregressive": [1.0, 0.0, 0.0]}], 5).verdict == "not applicable"
+@pytest.mark.parametrize("check", [estimators_agree, draws_agree])
+def test_estimates_agree_or_not(check):
+    assert check(records(10.0, 10.3), [10]).verdict == "pass"
+    finding = check(records(10.0, 12.0), [10])
+    assert finding.verdict == "fail" and finding.value == pytest.approx(0.2)
+    assert check(records(10.0, math.nan), [10]).verdict == "fail"
+    assert "exact" in check([{"autoregressive": [1.0, 0.0, 0.0]}], [10]).explanation
+
+
+def test_draws_are_compared_with_a_quarter_or_four_times_as_many():
+    """Passes of fewer than four draws are skewed so much that the level does not hold (`test_agreement`)."""
+    model = SimpleNamespace(config=SimpleNamespace(autoregressive=False))
+    chosen = {n: settings_of(model, LikelihoodConfig(draws=n)) for n in (1, 3, 4, 15, 16, 64)}
+    assert {n: s["other_draws"].draws for n, s in chosen.items() if "other_draws" in s} == {
+        4: 16,
+        15: 60,
+        16: 4,
+        64: 16,
+    }
+    assert len({settings.seed for settings in chosen[16].values()}) == 3
+    few = [{name: total for name, total in record.items() if name != "other_draws"} for record in records(10.0, 12.0)]
+    assert draws_agree(few, [10]).verdict == "not applicable" and estimators_agree(few, [10]).verdict == "fail"
+
+
+@pytest.mark.parametrize("check", [estimators_agree, draws_agree])
+def test_texts_of_a_few_tokens_are_not_compared(check):
+    """The level does not hold on them (`test_agreement`)."""
+    assert check(records(10.0, 12.0), [7]).verdict == "not applicable"
+    finding = check(records(10.0, 90.0) + records(10.0, 10.3), [7, 10])
+    assert finding.verdict == "pass" and finding.value == pytest.approx(0.03)
+
+
+def test_totals_of_texts_add_up():
     both = records(1.0, 2.0) + records(3.0, 4.0)
     assert total(both, "iid").nats == 6 and total(both, "iid").stderr == pytest.approx(0.1 * math.sqrt(2))
 

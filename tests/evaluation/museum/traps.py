@@ -8,14 +8,17 @@ import dataclasses
 import math
 from dataclasses import dataclass
 
+import jax
+import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 from scipy import special
 from support.released_estimators import DIFFULLAMA_DRAWS, llada_counts
 
-from diffusionlm.evaluation.certificate.method import Count, LibraryMethod, Score
+from diffusionlm.evaluation.certificate.method import Count, LibraryMethod, Row, Score
 from diffusionlm.evaluation.certificate.reference import Reference, below, over_orders
 from diffusionlm.evaluation.certificate.value_checks import CLIPPED
+from diffusionlm.likelihood.estimators import Plan, is_target, uniform_scores
 
 
 class Wrong(LibraryMethod):
@@ -47,6 +50,18 @@ class Wrong(LibraryMethod):
 def counts_of(costs):
     """Return the number of masked tokens of each set."""
     return np.array([bin(s).count("1") for s in range(len(costs))])
+
+
+def at_rates(costs, rate_R, t_R):
+    """Return the mean over masking rates of the expected cost of the masked tokens over t."""
+    c, n = counts_of(costs), len(costs[0])
+    probability_RxS = rate_R[:, None] ** c * (1 - rate_R[:, None]) ** (n - c)
+    return float((probability_RxS @ totals(costs) / t_R).mean())
+
+
+def rate_of_cosine(t):
+    """Return the rate at which the cosine schedule masks at a time, 1 - alpha(t) of docs/concepts.md."""
+    return np.cos(np.pi / 2 * (1 - t))
 
 
 def totals(costs):
@@ -178,11 +193,42 @@ class ChainRule(Wrong):
         return Score(over_orders(self.costs(prefix, target)).left_to_right, len(target))
 
 
-class OwnToken(LibraryMethod):
+class OtherSchedule(Wrong):
+    """Tokens are masked as the cosine schedule says, and weighted by the 1/t of the linear one."""
+
+    def wrong(self, prefix, target):
+        t = (np.arange(4096) + 0.5) / 4096
+        return Score(at_rates(self.costs(prefix, target), rate_of_cosine(t), t), len(target))
+
+
+class GridFromZero(Wrong):
+    """The masking rates of 16 draws are a grid from 0 on, and the draw at 0, which masks nothing, is averaged in."""
+
+    def wrong(self, prefix, target):
+        t = np.arange(1, 16) / 16
+        return Score(at_rates(self.costs(prefix, target), t, t) * 15 / 16, len(target))
+
+
+class OwnToken(Wrong):
     """The token that is predicted is in the input: nothing is masked."""
 
+    def score(self, pairs, *, ids=None, exact=False, left_to_right=False):
+        shapes = [(len(prefix), len(target)) for prefix, target in pairs]
+        scores = {}
+        for shape in set(shapes):
+            members = [i for i in range(len(pairs)) if shapes[i] == shape]
+            rows = [Row(tuple(pairs[i][0]), tuple(pairs[i][1]), (False,) * shape[1]) for i in members]
+            for i, row, log_p in zip(members, rows, self.predict(rows), strict=True):
+                scores[i] = Score(-float(log_p[np.arange(shape[1]), row.target].sum()), shape[1])
+        return [scores[i] for i in range(len(pairs))]
+
+
+class LateState(LibraryMethod):
+    """A token is predicted from the state at its own place, which has read it, and not from the one before it."""
+
     def predict(self, rows):
-        return super().predict([row._replace(masked=(False,) * len(row.masked)) for row in rows])
+        late = [row._replace(prefix=row.prefix + row.target[:1], target=(*row.target[1:], 0)) for row in rows]
+        return super().predict(late)
 
 
 class PaddingSeen(LibraryMethod):
@@ -247,18 +293,21 @@ TRAPS = [
     Trap(Unweighted, "bound_not_below_exact"),
     Trap(Unweighted, "pairs_below_exact"),
     Trap(Clipped, "clipping"),
-    Trap(PaddedEos, "eos_padding"),
+    Trap(OtherSchedule, "exact_score_matches"),
+    Trap(GridFromZero, "exact_score_matches"),
+    Trap(PaddedEos, "exact_score_matches"),
     Trap(PaddedEos, "tokens_counted"),
     Trap(FirstFree, "first_token"),
-    Trap(Anchors, "exact_value"),
-    Trap(VisibleEnd, "exact_value"),
+    Trap(Anchors, "exact_score_matches"),
+    Trap(VisibleEnd, "exact_score_matches"),
     Trap(DecodedBytes, "bytes_counted"),
-    Trap(PerMaskedToken, "exact_value"),
+    Trap(PerMaskedToken, "exact_score_matches"),
     Trap(SingleDraw, "interval"),
-    Trap(HalfEven, "exact_value"),
-    Trap(HalfPrecision, "exact_value"),
-    Trap(ChainRule, "estimate_value"),
-    Trap(OwnToken, "no_leak"),
+    Trap(HalfEven, "exact_score_matches"),
+    Trap(HalfPrecision, "exact_score_matches"),
+    Trap(ChainRule, "estimate_matches_exact"),
+    Trap(OwnToken, "sums_to_one"),
+    Trap(OwnToken, "exact_score_matches"),
     Trap(PaddingSeen, "padding"),
     Trap(NoiseByPlace, "batch"),
     Trap(MaskPredicted, "mask_not_predicted"),
@@ -283,3 +332,20 @@ class OtherOrder(LibraryMethod):
 
 
 TRAPS.append(Trap(OtherOrder, "chain_rule"))
+AUTOREGRESSIVE = [Trap(LateState, "no_leak")]
+
+
+def other_schedule(request):
+    """Plan the draws of `OtherSchedule`, in the place of a right estimator."""
+    key_time, key_masks = jax.random.split(request.key)
+    t_D = 1 - (jax.random.uniform(key_time) + jnp.arange(request.draws) / request.draws) % 1
+    masked_DxK = uniform_scores(request, key_masks) < jnp.cos(jnp.pi / 2 * (1 - t_D))[:, None]
+    masked_DxK &= is_target(request)[None]
+    return Plan(masked_DxK, jnp.where(masked_DxK, 1 / (t_D[:, None] * request.draws), 0.0))
+
+
+def grid_from_zero(request):
+    """Plan the draws of `GridFromZero`, as many as are asked for."""
+    t_D = jnp.arange(request.draws) / request.draws
+    masked_DxK = (uniform_scores(request, request.key) < t_D[:, None]) & is_target(request)[None]
+    return Plan(masked_DxK, jnp.where(masked_DxK, 1 / (t_D[:, None] * request.draws), 0.0))
