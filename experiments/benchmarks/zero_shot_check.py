@@ -124,7 +124,15 @@ def main(
       seed: of the draws.
     """
     model = Model(checkpoint, guidance, draws, seed)
-    table = Table("task", "items", "continuations", "largest |z| or difference", "equal choices", "clear choices that differ")
+    columns = (
+        "task",
+        "items",
+        "continuations",
+        "largest |z| or difference",
+        "equal choices",
+        "clear choices that differ",
+    )
+    table = Table(*columns)
     for path in sorted(samples.glob("*.jsonl")):
         documents = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()][:items]
         worst, equal, differ, count = 0.0, 0, 0, 0
