@@ -77,7 +77,7 @@ def human_eval(
     model, limit = session.model, checked_limit(limit)
     examples = whole("examples", examples, 0, "not be negative")
     problems = read_records(data, Problem, limit)
-    templated = model.template is not None and not raw
+    templated = model.has_chat_template and not raw
     start = INSTRUCTION if templated else ""
     encoded = [answers.encode_prompt(model, start + problem.prompt, raw) for problem in problems]
     items = [msgspec.to_builtins(problem) for problem in problems]

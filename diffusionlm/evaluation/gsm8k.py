@@ -98,7 +98,7 @@ def _grade(golds: Sequence[Fraction], solutions: Sequence[str], k: int, text: st
 
 def _encode(model: LoadedModel, problem: Problem, solved: str, raw: bool) -> list[int]:
     """Return the prompt of a problem."""
-    if model.template is not None and not raw and not solved:
+    if model.has_chat_template and not raw and not solved:
         return answers.encode_prompt(model, problem.question, raw)
     return answers.encode_prompt(model, f"{solved}Question: {problem.question}\nAnswer:", raw)
 

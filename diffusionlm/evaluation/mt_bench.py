@@ -71,7 +71,7 @@ def mt_bench(
     path = run_path(answers_file)
     if path.exists():
         raise UserError(f"answers_file={answers_file!r} exists; name another, or remove it")
-    if model.template is None and not raw:
+    if not model.has_chat_template and not raw:
         raise UserError("this model has no chat template for the two turns; with --raw they are written as plain text")
 
     ask = functools.partial(_ask, session, raw, sampling, batch_size)
@@ -129,7 +129,7 @@ def _metrics(turns: Sequence[Sequence[str]]) -> dict[str, Metric]:
 
 def _encode(model: LoadedModel, turns: Sequence[str], raw: bool) -> list[int]:
     """Return the ids of a dialogue whose turns are a user's and the model's in turn."""
-    if raw or model.template is None:
+    if raw or not model.has_chat_template:
         return model.encode("".join(f"{turn}\n\n" for turn in turns))
     roles = ("user", "assistant", "user")
     return model.encode_messages([{"role": role, "content": turn} for role, turn in zip(roles, turns, strict=False)])

@@ -308,6 +308,11 @@ class LoadedModel:
         """The chat template of a model that was fine-tuned on instructions; None: prompts are taken unchanged."""
         return chat.template_of(self.sidecar)
 
+    @property
+    def has_chat_template(self) -> bool:
+        """Return True if dialogues are written in a form of their own; the template "none" leaves prompts unchanged."""
+        return self.template is not None and not self.template.bare
+
     def encode_messages(self, messages: Sequence[chat.MessageLike]) -> list[int]:
         """Return the ids of a dialogue, to be followed by the answer to its last message.
 

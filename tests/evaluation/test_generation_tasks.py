@@ -71,6 +71,17 @@ def test_a_chat_template_is_used_unless_it_is_raw(places, monkeypatch):
     assert answers.encode_prompt(model, "hi", raw=False) == model.encode_messages([{"role": "user", "content": "hi"}])
 
 
+def test_a_model_trained_on_bare_prompts_is_asked_as_one_without_a_template(places, monkeypatch):
+    """Its template "none" writes nothing, so a question without the words around it would be no prompt it knows."""
+    monkeypatch.setattr(type(dlm.load(places["mdm"])), "template", chat_templates.choose("none", ByteTokenizer()))
+    seen = answers_as_written(monkeypatch, lambda r: "")
+    dlm.evaluate(places["mdm"], "gsm8k", data=places["problems_jsonl"], limit=1, sampling=SamplingConfig(length=8))
+    assert text_of(seen[0]) == "Question: One and two?\nAnswer:"
+    with pytest.raises(UserError, match="no chat template"):
+        files = {"data": places["questions_jsonl"], "answers_file": "a.jsonl"}
+        dlm.evaluate(places["mdm"], "mt_bench", **files, sampling=SamplingConfig(length=8))
+
+
 def test_reverse_curse_in_both_directions(places, monkeypatch):
     texts = ["so al bo.", "he", "Al Bo", "it"]
     seen = answers_as_written(monkeypatch, lambda r: texts[r])
