@@ -139,5 +139,5 @@ def _split(passage: str, location: str) -> tuple[str, str]:
     """Return a passage before its last word, and that word, which a line break may stand in."""
     before, _, word = passage.strip().rpartition(" ")
     if not before.strip():
-        raise UserError(f"{location}: {passage.strip()!r} is a passage of fewer than two words")
+        raise UserError(f"{location}: {passage.strip()!r} has no space, so it has no word before the last")
     return before.rstrip(" "), word

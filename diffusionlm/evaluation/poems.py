@@ -8,7 +8,7 @@ from typing import Annotated
 from diffusionlm.evaluation import answers
 from diffusionlm.evaluation.graders import contains
 from diffusionlm.evaluation.records import Fields, read_records
-from diffusionlm.evaluation.results import Metric, Result, mean, means
+from diffusionlm.evaluation.results import Metric, Result, mean_difference, means
 from diffusionlm.evaluation.session import Record, Session
 from diffusionlm.evaluation.texts import checked_limit
 from diffusionlm.options import SETTINGS
@@ -87,7 +87,7 @@ def poems(
     ]
     config = {"data": data, "limit": limit, "raw": raw, "batch_size": batch_size}
     metrics = means(next_lines, ["forward"]) | means(previous_lines, ["backward"])
-    metrics |= {"difference": mean(differences)} | counts
+    metrics |= {"difference": mean_difference(differences)} | counts
     result = answers.result(model, metrics, records, config, sampling, shown)
     names = [f"{couplets[i].first}\n{couplets[i].second}" for i in kept]
     return dataclasses.replace(result, items={"difference": dict(zip(names, differences, strict=True))})

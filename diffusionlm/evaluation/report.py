@@ -10,7 +10,7 @@ from etils import epath
 
 from diffusionlm import schema, templates
 from diffusionlm.errors import UserError
-from diffusionlm.evaluation.results import Metric, mean
+from diffusionlm.evaluation.results import Metric, mean_difference
 from diffusionlm.evaluation.session import Record, read_records
 from diffusionlm.storage import run_path
 from diffusionlm.untrusted import plain_name
@@ -112,7 +112,7 @@ def difference(name: str, first: Evaluation, other: Evaluation) -> Difference | 
         return None
     pairs = _paired_values(name, first, other)
     if len(pairs) > 1:
-        value, stderr = mean([y - x for x, y in pairs])
+        value, stderr = mean_difference([y - x for x, y in pairs])
         return Difference(value, stderr, len(pairs))
     known = a.stderr is not None and b.stderr is not None
     return Difference(b.value - a.value, math.hypot(a.stderr or 0, b.stderr or 0) if known else None, 0)

@@ -64,15 +64,21 @@ def mean(values: Sequence[float]) -> Metric:
     return Metric(average, math.sqrt(math.fsum((value - average) ** 2 for value in values) / (n - 1) / n))
 
 
+def mean_difference(values: Sequence[float]) -> Metric:
+    """Return the mean of paired differences; its standard error is unknown if all are equal."""
+    value, stderr = mean(values)
+    return Metric(value, stderr or None)
+
+
 def share(values: Sequence[bool]) -> Metric:
     """Return the share of true values with its standard error over independent ones, which takes at least two.
 
-    A share of 0 or 1 has half the width of Wilson's interval (1927) of one standard error, 1 / (2 (n + 1)): the spread
-    of equal values would be 0, as if the next one were certain.
+    A share of 0 or 1 has the length of Wilson's interval (1927) of one standard error, 1 / (n + 1), all of which lies on
+    one side of it: the spread of equal values would be 0, as if the next one were certain.
     """
     n, figure = len(values), mean([float(value) for value in values])
     if n >= 2 and figure.value in (0, 1):
-        return Metric(figure.value, 1 / (2 * (n + 1)))
+        return Metric(figure.value, 1 / (n + 1))
     return figure
 
 

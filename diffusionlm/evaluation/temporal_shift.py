@@ -114,7 +114,11 @@ def _read(
             continue
         documents.items.append([text, label])
         documents.tokens.append(ids[:end])
-        documents.n_bytes.append(n_bytes - (0 if end is None else int(np.sum(sizes[ids[end:]]))))
+        # Only the tokens say how many bytes a part of the text has. A space that the tokenizer adds is in the first one
+        # with text.
+        if end is not None and end < len(ids):
+            n_bytes = int(np.sum(sizes[ids[1:end]])) - (0 if sizes[ids[0]] else model.added_bytes(text))
+        documents.n_bytes.append(n_bytes)
         documents.bins.append(label)
     if not documents.items:
         raise UserError(f"data={data!r} holds no text; there is nothing to score")

@@ -222,12 +222,14 @@ class LoadedModel:
         documents, n_bytes = [self.encode(text) for text in texts], [len(text.encode()) for text in texts]
         if self.encode(""):
             return documents, n_bytes
-        encode, sizes = self.require_tokenizer().encode, self.token_bytes
         for d, (text, ids) in enumerate(zip(texts, documents, strict=True)):
-            # A space that some tokenizers put before a text, and not inside of one, is a byte of its first token.
-            added = sizes[ids].sum() - sizes[encode(text, inside=True)].sum()
-            n_bytes[d] -= int(sizes[ids[:1]].sum() - added)
+            n_bytes[d] -= int(self.token_bytes[ids[:1]].sum()) - self.added_bytes(text)
         return documents, n_bytes
+
+    def added_bytes(self, text: str) -> int:
+        """Return the bytes of the space that some tokenizers put before a text, and not inside of one."""
+        encode = self.require_tokenizer().encode
+        return int(self.token_bytes[encode(text)].sum() - self.token_bytes[encode(text, inside=True)].sum())
 
     def encode_pairs(self, pairs: Sequence[tuple[str, str]]) -> list[Pair]:
         """Return the ids of contexts and continuations, split as in the field's evaluation harness.

@@ -15,10 +15,14 @@ import tyro
 
 def pairs(n: int, digits: int, rng: random.Random) -> list[tuple[int, int]]:
     """Return n different pairs of numbers of up to so many digits; no two are the same pair in another order."""
+    numbers = 10**digits
+    if n > (possible := numbers * (numbers + 1) // 2):
+        raise SystemExit(
+            f"{n} problems are more than the {possible} pairs of numbers of {digits} digits; give more --digits"
+        )
     drawn: dict[tuple[int, int], tuple[int, int]] = {}
     while len(drawn) < n:
-        # The number of digits is uniform, so that short numbers are not rare.
-        a, b = (rng.randrange(10 ** rng.randint(1, digits)) for _ in range(2))
+        a, b = rng.randrange(numbers), rng.randrange(numbers)
         drawn.setdefault((min(a, b), max(a, b)), (a, b))
     return list(drawn.values())
 

@@ -4,14 +4,17 @@
         --model_args dtype=float32,draws=4,passes=8
     python experiments/benchmarks/zero_shot_check.py CHECKPOINT samples
 
-It reads the texts of the samples, and shares with the package nothing but the parameters' arrays: sentencepiece encodes
-the texts, the network is numpy in float64, and masks come from a generator of its own, by another estimator (the number
-of masks is drawn, as in LLaDA, arXiv 2502.09992, Eq. 6). It knows networks like those of `tinystories` only: RMSNorm,
-SwiGLU, rotary positions, as many key heads as heads, predictions shifted by one.
+It reads the texts of the samples, and takes from the package the parameters' arrays, the tokenizer's file and what the
+checkpoint says of itself. Everything else is its own: sentencepiece encodes the texts, the network is numpy in float64,
+and masks come from another generator and another estimator (the number of masks is drawn, as in LLaDA, arXiv
+2502.09992, Eq. 6). The exit code is 1 if a choice differs that both separate clearly, or an exact
+score. It knows networks like those of `tinystories` only: RMSNorm, SwiGLU, rotary positions, as many key heads as
+heads, predictions shifted by one.
 """
 
 import json
 import math
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -133,6 +136,7 @@ def main(
         "clear choices that differ",
     )
     table = Table(*columns)
+    failures = 0
     for path in sorted(samples.glob("*.jsonl")):
         documents = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()][:items]
         worst, equal, differ, count = 0.0, 0, 0, 0
@@ -146,12 +150,18 @@ def main(
             worst, count = max(worst, distance.max()), count + len(pairs)
             a, b = own.argmax(), given.argmax()
             equal += a == b
-            # Two choices that both scripts separate, in opposite order.
-            differ += a != b and own[a] - own[b] > 4 * math.hypot(stderr[a], stderr[b])
+            # Two choices that each side separates beyond its own noise, in opposite order.
+            clear = [
+                x > 4 * math.hypot(s[a], s[b])
+                for x, s in ((own[a] - own[b], own_stderr), (given[b] - given[a], given_stderr))
+            ]
+            differ += a != b and all(clear)
         table.add_row(
             path.stem, str(len(documents)), str(count), f"{worst:.2g}", f"{equal}/{len(documents)}", str(differ)
         )
+        failures += differ + (model.mask is None and worst > 0.01)
     Console().print(table)
+    sys.exit(1 if failures else 0)
 
 
 if __name__ == "__main__":

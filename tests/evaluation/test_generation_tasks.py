@@ -4,6 +4,7 @@ import dataclasses
 import gzip
 import json
 import math
+import unicodedata
 from fractions import Fraction
 from pathlib import Path
 
@@ -218,6 +219,21 @@ def test_both_tasks_of_perplexity_count_the_same_bytes(start, places, tmp_path):
     assert shift["bits_per_byte"] == shift["1 bits_per_byte"] == pytest.approx(plain["bits_per_byte"], rel=1e-9)
     first = temporal_shift._read(model, str(tmp_path / "texts.jsonl"), ("text", "year"), None, 3, None)
     assert first.n_bytes == ([2, 2] if scored == 10 else [3, 3])  # of the first three scored tokens
+
+
+@pytest.mark.parametrize("start", [{}, {"start_id": None}])
+def test_a_part_of_a_text_has_no_bytes_of_the_rest(start, places, tmp_path):
+    """Also where the tokenizer makes the rest shorter than it was: two characters are composed into one there."""
+
+    class Composing(ByteTokenizer):
+        def encode(self, text, *, inside=False, special=False):
+            return super().encode(unicodedata.normalize("NFC", text))
+
+    (tmp_path / "texts.jsonl").write_text(lines([{"text": "abcdefgh" + "e\u0301" * 500, "year": 1}]))
+    model = dlm.load(places["uniform"])
+    model = dataclasses.replace(model, tokenizer=Composing(), sidecar=dataclasses.replace(model.sidecar, canvas=start))
+    documents = temporal_shift._read(model, str(tmp_path / "texts.jsonl"), ("text", "year"), None, 4, None)
+    assert documents.n_bytes == [4] and len(documents.tokens[0]) == 5
 
 
 @pytest.mark.parametrize(

@@ -42,8 +42,8 @@ def certificate(
 
     The metrics are the bound in nats per token by two estimators, bits per byte with its 95% interval, the chain rule
     of a few texts beside their bound, the share of the bound that masking rates clipped at 0.001 would hide, and
-    counts. The exit code is 1 if a check fails. A text takes 2.25 x draws x passes forward passes, and the checks about
-    ten thousand short ones.
+    counts. The exit code is 1 if a check fails. With 16 draws or more a text takes
+    2.25 x draws x passes forward passes, and the checks about ten thousand short ones.
 
     Args:
       session: the model to evaluate.

@@ -57,7 +57,10 @@ def _changed_bytes(text: str, back: str) -> int:
 
 
 def bytes_counted(subject: Subject) -> Finding:
-    """Compare the bytes that nats are divided by with those of the scored text, counted in another way."""
+    """Compare the bytes that nats are divided by with those of the scored text.
+
+    The library's own count is this one; the check is for other methods and other programs.
+    """
     counts, tokenizer = subject.method.count(subject.texts), subject.model.require_tokenizer()
     if subject.model.encode(""):
         errors = [abs(count.n_bytes - len(text.encode())) for count, text in zip(counts, subject.texts, strict=True)]
