@@ -73,8 +73,8 @@ def mean_difference(values: Sequence[float]) -> Metric:
 def share(values: Sequence[bool]) -> Metric:
     """Return the share of true values with its standard error over independent ones, which takes at least two.
 
-    A share of 0 or 1 has the length of Wilson's interval (1927) of one standard error, 1 / (n + 1), all of which lies on
-    one side of it: the spread of equal values would be 0, as if the next one were certain.
+    A share of 0 or 1 has the length of Wilson's interval (1927) of one standard error, 1 / (n + 1), all of it on
+    one side: the spread of equal values would be 0, as if the next one were certain.
     """
     n, figure = len(values), mean([float(value) for value in values])
     if n >= 2 and figure.value in (0, 1):

@@ -22,7 +22,8 @@ def pairs(n: int, digits: int, rng: random.Random) -> list[tuple[int, int]]:
         )
     drawn: dict[tuple[int, int], tuple[int, int]] = {}
     while len(drawn) < n:
-        a, b = rng.randrange(numbers), rng.randrange(numbers)
+        # Short numbers come more often than long ones, as far as there are pairs of them left.
+        a, b = (rng.randrange(10 ** rng.randint(1, digits)) for _ in range(2))
         drawn.setdefault((min(a, b), max(a, b)), (a, b))
     return list(drawn.values())
 
