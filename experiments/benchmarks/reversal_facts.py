@@ -4,10 +4,11 @@
 
 A fact joins a name and a description. Of a third of the facts the training text always says the name first, of a third
 always the description, and of the last third both, so that both kinds of sentences are learnt. `train.jsonl` and
-`valid.jsonl` have whole sentences, the other files have questions with a `prompt` and a `completion`: `same_*` in the
-direction of the training text, `reverse_*` in the other one. Every question is a kind of sentence that the training
-text has too, about other people. The task is the reversal curse of Berglund et al. (arXiv 2309.12288), whose facts are
-longer.
+`valid.jsonl` have whole sentences. `same_*` and `reverse_*` are questions with a `prompt` and a `completion`, in the
+direction of the training text and in the other one; every question is a kind of sentence that the training text has too,
+about other people. `gap_*`, for the task `infilling`, ask the reversed question in the words of the training text: the
+half that comes first is a gap before the other one. The task is the reversal curse of Berglund et al. (arXiv
+2309.12288), whose facts are longer.
 """
 
 import json
@@ -65,6 +66,12 @@ def facts(n: int, rng: random.Random) -> list[dict[str, str]]:
     ]
 
 
+def gap(sentence: str, name: str, fact: dict[str, str]) -> dict[str, str]:
+    """Return a sentence of the training text around its name or its description, which comes first there."""
+    before, after = sentence.split(f" {{{name}}}")
+    return {"before": before, "middle": f" {fact[name]}", "after": after.format(**fact)}
+
+
 def write(path: Path, rows: list[tuple[str, str]]) -> None:
     """Write questions with their answers."""
     path.write_text("".join(json.dumps({"prompt": p, "completion": c}) + "\n" for p, c in rows), encoding="utf-8")
@@ -102,6 +109,13 @@ def main(output: Path, n: int = 300, seed: int = 0) -> None:
     ):
         questions = [(a.format(**fact), b.format(**fact)) for fact in groups[group] for a, b in asked[:3]]
         write(output / f"{name}.jsonl", [(before, after.rstrip(".?")) for before, after in questions])
+    for name, field, group, asked in (
+        ("gap_name", "name", "name_first", NAME_FIRST),
+        ("gap_description", "what", "description_first", DESCRIPTION_FIRST),
+    ):
+        stories = [gap("".join(pair), field, fact) for fact in groups[group] for pair in asked[1:4]]
+        lines = "".join(json.dumps(story) + "\n" for story in stories)
+        (output / f"{name}.jsonl").write_text(lines, encoding="utf-8")
 
 
 if __name__ == "__main__":
