@@ -6,8 +6,9 @@ changing builtins, by an early exit, or by an object that claims to equal everyt
 arguments of the calls and their order, so it may recognise tests that it has learnt by heart; and a fault of the kernel
 or of the sandbox. Without a sandbox, a solution can do whatever its user can, also to the process of the tests.
 
-The tests see values. So a solution that is right only by changing its arguments in place fails (no problem of HumanEval
-asks for that), and so does one that is right only because an object of its own class compares equal to a value.
+The tests see values. So a solution fails that is right only by changing its arguments in place, by the identity of an
+object, or by an object of its own class that compares equal to a value; docs/tasks.md lists all such kinds. No problem of
+HumanEval asks for any of them.
 """
 
 import ast

@@ -1,6 +1,8 @@
 """A solution passes by what it returns and by nothing else: attempts to deceive the tests, and honest solutions."""
 
+import collections
 import dataclasses
+import datetime
 import decimal
 import fractions
 import io
@@ -70,6 +72,14 @@ def add(a, b):
     "an exit of its process": "import os\nos._exit(0)",
     "an exit in a call": "def add(a, b):\n    raise SystemExit(0)",
     "an exit of its process in a call": "import os\ndef add(a, b):\n    os._exit(0)",
+    "a named tuple that equals everything": """\
+import collections
+class Three(collections.namedtuple("Three", "__eq__ x", rename=True)):
+    _fields = ("__eq__", "x")
+    __eq__ = lambda self, other: True
+def add(a, b):
+    return Three(0, 0)
+""",
     "an exit that is registered": "import atexit, os\natexit.register(os._exit, 0)\ndef add(a, b):\n    return 3",
     "killing everything": """\
 import os
@@ -106,6 +116,21 @@ def add(a, b):
 def test_a_wrong_solution_does_not_pass(name, place):
     record = judge(place, ADD, DECEPTIONS[name])
     assert not record["pass_at_1"] and record["ending"] == "exit" and record["error"], record
+
+
+@pytest.mark.parametrize("name", ["StopIteration", "StopAsyncIteration", "GeneratorExit"])
+@pytest.mark.parametrize("own", [False, True])
+def test_a_solution_cannot_end_the_loops_of_its_tests(name, own, place):
+    """Loops over a `map` end without a word at a StopIteration of its function, also at one of that name alone."""
+    test = """\
+def check(f):
+    assert all(map(lambda x: f(x, x) == 2 * x, range(3)))
+    for y in map(lambda x: f(x, x), range(3)):
+        assert y == 0
+"""
+    start = f"class {name}(Exception):\n    pass\n" if own else ""
+    record = judge(place, function_trial(PROMPT, "add", test), f"{start}def add(a, b):\n    raise {name}('no')\n")
+    assert record == {"pass_at_1": False, "ending": "exit", "error": f"RuntimeError: {name}: no"}
 
 
 def test_a_solution_cannot_replace_what_the_tests_compare_by(place):
@@ -212,6 +237,10 @@ VALUES = [
     *(None, True, 0, -7, 10**5000, 1.1, -0.0, float("inf"), 1 - 2j, "", "\ud800\n", b"\xff", bytearray(b"a")),
     *((), (1, (2,)), [], [[1], "a"], {1, 2}, frozenset({(1, 2)}), {"a": {1: None}, (1,): [2]}, range(9, 0, -2)),
     *(int, list, decimal.Decimal("1.10"), fractions.Fraction(1, 3)),
+    *(datetime.date(2024, 2, 29), datetime.datetime(1, 1, 1, 23, 59, 59, 7), datetime.timedelta(-1, 2, 3)),
+    *(collections.deque([1, (2,)]), collections.deque([1], 4), collections.Counter("aab")),
+    *(collections.OrderedDict(b=1, a=2), collections.defaultdict(list, {1: [2]}), collections.defaultdict(None)),
+    *({1: 2}.keys(), {1: [2]}.items(), {}.keys(), {}.items()),
 ]
 
 
@@ -219,9 +248,27 @@ VALUES = [
 def test_a_value_is_the_same_on_the_other_side(value):
     code = json.loads(json.dumps(dialogue.encode(value, None)))
     back = dialogue.decode(code, None)
-    assert back == value and type(back) is type(value) and str(type(back)) == str(type(value))
+    assert back == value and type(back) is type(value) and (value == 10**5000 or str(back) == str(value))
     if isinstance(value, float):
         assert back.hex() == value.hex()
+
+
+def test_a_named_tuple_has_its_fields_on_the_other_side():
+    """Its class is another one, of the same name and fields, so that it is written and compared in the same way."""
+    value = collections.namedtuple("Point", "x count")(1, [2])
+    back = dialogue.decode(json.loads(json.dumps(dialogue.encode(value, None))), None)
+    assert back == value == (1, [2]) and (back.x, back.count) == (1, [2]) and str(back) == str(value)
+
+
+def test_values_of_a_dictionary_keep_their_order():
+    back = dialogue.decode(json.loads(json.dumps(dialogue.encode({"b": 1, "a": [2], 0: 1}.values(), None))), None)
+    assert list(back) == [1, [2], 1] and str(back) == "dict_values([1, [2], 1])" and len(back) == 3
+
+
+@pytest.mark.parametrize("name", ["__eq__", "_x", "x y", "x=print()", "def", "x, y"])
+def test_a_named_tuple_can_have_no_field_but_a_name(name):
+    with pytest.raises(ValueError, match="(?i)field names"):
+        dialogue.decode(["namedtuple", "x", [name], [None]], None)
 
 
 @pytest.mark.parametrize("code", [["type", "print"], ["type", "os"], ["module", "os"], ["int", 3], 7, {"a": 1}])
