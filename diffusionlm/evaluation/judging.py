@@ -7,8 +7,8 @@ arguments of the calls and their order, so it may recognise tests that it has le
 or of the sandbox. Without a sandbox, a solution can do whatever its user can, also to the process of the tests.
 
 The tests see values. So a solution fails that is right only by changing its arguments in place, by the identity of an
-object, or by an object of its own class that compares equal to a value; docs/tasks.md lists all such kinds. No problem of
-HumanEval asks for any of them.
+object, or by an object of its own class that compares equal to a value; docs/tasks.md lists all such kinds. No problem
+of HumanEval asks for any of them.
 """
 
 import ast
@@ -87,5 +87,10 @@ def judge(place: Sandbox, trial: Trial, solution: str) -> Record:
 
 
 def is_late(record: Record) -> bool:
-    """Return True if the record of a judgement says nothing but that the time was too short, as on a busy machine."""
-    return record["ending"] == "time"
+    """Return True if a judgement was ended by the clock, before the program had used its time: it is to be repeated."""
+    return record["ending"] == "late"
+
+
+def is_out_of_time(record: Record) -> bool:
+    """Return True if a program did not end in time, by the clock or by what it used of a processor."""
+    return record["ending"] in ("late", "time")

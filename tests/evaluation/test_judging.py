@@ -24,7 +24,7 @@ ADD = function_trial(PROMPT, "add", TEST)
 
 @pytest.fixture(scope="module")
 def place():
-    return dataclasses.replace(sandboxes.find(allow_code_execution=True), limits=Limits(seconds=60))
+    return dataclasses.replace(sandboxes.find(allow_code_execution=True), limits=Limits(seconds=60, clock=300))
 
 
 # Solutions that are wrong, and try to pass. The first and the third did before the tests had a process of their own.
@@ -227,10 +227,25 @@ def test_a_failure_says_why(solution, error, place):
     assert not record["pass_at_1"] and record["error"].startswith(error)
 
 
-def test_a_solution_that_does_not_end_is_out_of_time(place):
-    hasty = dataclasses.replace(place, limits=Limits(seconds=2))
-    record = judge(hasty, ADD, "def add(a, b):\n    while True:\n        pass\n")
-    assert record == {"pass_at_1": False, "ending": "time", "error": ""} and judging.is_late(record)
+LOOP = "def add(a, b):\n    while True:\n        pass\n"
+
+
+def test_a_solution_that_uses_up_its_time_is_out_of_time_for_good(place):
+    short = dataclasses.replace(place, limits=Limits(seconds=1, clock=300))
+    record = judge(short, ADD, LOOP)
+    assert not record["pass_at_1"] and record["ending"] == "time" and not judging.is_late(record)
+    assert judging.is_out_of_time(record)
+    tests = Trial("", ("add",), "while True:\n    pass\n")  # those of a long list of calls may need as long
+    assert judge(short, tests, "add = 1")["ending"] == "time"
+
+
+def test_a_solution_that_the_clock_ends_is_late(place):
+    """It may be right: a busy machine gives it little of the processor."""
+    hasty = dataclasses.replace(place, limits=Limits(seconds=60, clock=2))
+    for solution in (LOOP, "import time\ndef add(a, b):\n    time.sleep(100)\n"):
+        record = judge(hasty, ADD, solution)
+        assert record == {"pass_at_1": False, "ending": "late", "error": ""}
+        assert judging.is_late(record) and judging.is_out_of_time(record)
 
 
 VALUES = [

@@ -20,7 +20,8 @@ class Limits:
     """Limit what a program may use.
 
     Attributes:
-      seconds: time on the clock, and of a processor.
+      seconds: time of a processor, of each process.
+      clock: seconds on the clock, more than `seconds` because the machine may be busy.
       memory: bytes of addresses of each process.
       processes: processes and threads at a time, those that the sandbox itself needs among them.
       file: bytes of one file, without a sandbox; in a sandbox no file can be written.
@@ -29,6 +30,7 @@ class Limits:
     """
 
     seconds: int = 10
+    clock: int = 30
     memory: int = 512 << 20
     processes: int = 4
     file: int = 16 << 20

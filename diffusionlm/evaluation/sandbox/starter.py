@@ -80,7 +80,6 @@ def set_limits(limits: dict) -> None:
     """Limit this process and those that it starts."""
     values = {
         resource.RLIMIT_AS: limits["memory"],
-        resource.RLIMIT_CPU: limits["seconds"] + 1,
         resource.RLIMIT_FSIZE: limits["file"],
         resource.RLIMIT_NPROC: limits["processes"],
         resource.RLIMIT_NOFILE: limits["open_files"],
@@ -91,6 +90,10 @@ def set_limits(limits: dict) -> None:
         hard = resource.getrlimit(which)[1]
         value = value if hard == resource.RLIM_INFINITY else min(value, hard)
         resource.setrlimit(which, (value, value))
+    # SIGXCPU ends a process and says why; one that ignores it has a second more.
+    hard = resource.getrlimit(resource.RLIMIT_CPU)[1]
+    most = limits["seconds"] + 1 if hard == resource.RLIM_INFINITY else min(limits["seconds"] + 1, hard)
+    resource.setrlimit(resource.RLIMIT_CPU, (min(limits["seconds"], most), most))
 
 
 def forbid_hidden_memory() -> None:
