@@ -13,6 +13,7 @@ of HumanEval asks for any of them.
 
 import ast
 import re
+import symtable
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -51,7 +52,7 @@ def assertion_trial(code: str, setup: str, assertions: Sequence[str]) -> Trial:
     """Return the tests of a problem of MBPP: what they use of the right solution's names is taken from the solution.
 
     So a solution cannot replace a builtin that the tests compare by. Modules that the right solution imports, the tests
-    import themselves.
+    import themselves, by the same statements, such as a `try` with an import in it.
 
     Args:
       code: the right solution.
@@ -64,17 +65,21 @@ def assertion_trial(code: str, setup: str, assertions: Sequence[str]) -> Trial:
     tests = "\n".join([setup, *assertions, ""])
     with warnings.catch_warnings(action="ignore"):  # of escapes in texts, such as "\d"
         body, used = ast.parse(code).body, {n.id for n in ast.walk(ast.parse(tests)) if isinstance(n, ast.Name)}
-    defined, imports = set[str](), []
-    for statement in body:
-        if isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
-            defined.add(statement.name)
-        elif isinstance(statement, ast.Assign):
-            defined |= {target.id for target in statement.targets if isinstance(target, ast.Name)}
-        elif isinstance(statement, ast.Import | ast.ImportFrom):
-            bound = {(alias.asname or alias.name).partition(".")[0] for alias in statement.names}
-            if bound & used:
-                imports.append(ast.unparse(statement))
+        symbols = symtable.symtable(code, "solution.py", "exec").get_symbols()
+    defined = {symbol.get_name() for symbol in symbols if symbol.is_assigned()}  # also by `def` and `class`
+    imports = [ast.unparse(statement) for statement in body if _imported(statement) & (used | {"*"})]
     return Trial("\n".join(imports), tuple(sorted(defined & used)), tests)
+
+
+def _imported(statement: ast.stmt) -> set[str]:
+    """Return the names that a statement imports where it stands; "*" for all of a module."""
+    if isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+        return set()
+    if isinstance(statement, ast.Import | ast.ImportFrom):
+        return {(alias.asname or alias.name).partition(".")[0] for alias in statement.names}
+    return set().union(
+        *(_imported(part) for part in ast.walk(statement) if isinstance(part, ast.Import | ast.ImportFrom))
+    )
 
 
 def judge(place: Sandbox, trial: Trial, solution: str) -> Record:

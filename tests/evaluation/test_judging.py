@@ -153,6 +153,47 @@ def sum(a, b):
     assert judge(place, trial, cheat) == {"pass_at_1": False, "ending": "exit", "error": "AssertionError"}
 
 
+BINDINGS = """\
+import os.path
+limit: int = 5
+low, (high, *others) = 1, (2, 3)
+first = second = 4
+try:
+    from math import gcd, lcm
+except ImportError:
+    from fractions import gcd
+if low:
+    def chosen(x):
+        inner = 1
+        return x
+else:
+    chosen = None
+with open(os.devnull) as file:
+    text = file.read()
+for index in range(3):
+    count = (last := index)
+squares = [element for element in range(3)]
+def area(parameter):
+    import json
+    local = parameter
+class Shape:
+    member = 1
+"""
+
+
+def test_names_of_a_solution_are_all_that_it_binds():
+    bound = "limit low high others first second chosen file text index count last squares area Shape".split()
+    unbound = "inner element parameter local member json print".split()
+    trial = assertion_trial(BINDINGS, "", [f"assert ({', '.join([*bound, *unbound])})"])
+    assert trial.names == tuple(sorted(bound)) and trial.preamble == ""
+    trial = assertion_trial(BINDINGS, "", ["assert gcd(area(4), 6) == 2 and os.path.sep"])
+    assert trial.names == ("area",) and trial.preamble.startswith(
+        "import os.path\ntry:\n    from math import gcd, lcm\n"
+    )
+    trial = assertion_trial("from math import *\nx = pi", "", ["assert isclose(x, 3.14159, rel_tol=1e-4)"])
+    assert trial[:2] == ("from math import *", ("x",))
+
+
 def test_helpers_of_the_prompt_are_not_the_solutions(place):
     prompt = "import math\ndef double(x):\n    return 2 * x\n\n\ndef half(x):\n    "
     trial = function_trial(prompt, "half", "def check(f):\n    assert f(double(3)) == 3 and math.sqrt(4) == 2\n")
