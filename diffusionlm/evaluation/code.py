@@ -138,21 +138,18 @@ def human_eval_infilling(
     place = sandbox.find(allow_code_execution=allow_code_execution)
 
     def grade(r: int, text: str) -> Record:
-        return judge(place, trial_of(gaps[r]), stories[r].before + text + stories[r].after)
+        scores = {"fill": text, "exact_match": text.strip() == stories[r].middle.strip()}
+        return scores | judge(place, trial_of(gaps[r]), stories[r].before + text + stories[r].after)
 
     def fill(batch: list[int]) -> list[Record]:
         filled = fillings.fill_middles(model, rows, batch, sampling)
-        return [
-            {"fill": text, "exact_match": text.strip() == stories[r].middle.strip(), "forwards": nfe} | grade(r, text)
-            for r, (text, nfe) in zip(batch, filled, strict=True)
-        ]
+        return [grade(r, text) | {"forwards": nfe} for r, (text, nfe) in zip(batch, filled, strict=True)]
 
     def renew(r: int, record: Record) -> Record | None:
         return record | grade(r, record["fill"]) if is_late(record) else None
 
-    order = fillings.order(model, rows, sampling)
     items = [msgspec.to_builtins(gap) for gap in gaps]
-    records = session.evaluate("fill in code", items, fill, batch_size, order, renew)
+    records = session.evaluate("fill in code", items, fill, batch_size, fillings.order(model, rows, sampling), renew)
     shown = [
         {"task_id": gap.task_id, "solution": story.middle} | record
         for gap, story, record in zip(gaps[:examples], stories, records, strict=False)

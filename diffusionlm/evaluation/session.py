@@ -113,9 +113,9 @@ class Session:
         self.seconds += math.fsum(line.seconds for line in finished.values())
         missing = [i for i in (range(len(items)) if order is None else order) if i not in records]
         with Progress(title, len(items), len(items) - len(missing)) as progress:
-            for i, record in [] if renew is None else list(records.items()):
+            for i, record in list(records.items()):
                 start = time.perf_counter()
-                if (renewed := renew(i, record)) is not None:
+                if renew is not None and (renewed := renew(i, record)) is not None:
                     records[i] = renewed
                     seconds = time.perf_counter() - start
                     self.seconds += seconds
