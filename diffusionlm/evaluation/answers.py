@@ -76,7 +76,7 @@ def answer(
       sampling: the settings.
       batch_size: prompts at a time.
       grade: gives the scores of the answer to the prompt with that index, in JSON types.
-      again: see `Session.evaluate`.
+      again: says of a record in the file that its answer is to be graded once more; None: of none.
 
     Raises:
       UserError: any of `diffusionlm.sampling.generate.generate`.
@@ -103,7 +103,11 @@ def answer(
         return [records[i] for i in batch]
 
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i].ids))  # prompts of similar lengths share a batch
-    return session.evaluate(title, [prompt.item for prompt in prompts], compute, batch_size, order, again)
+
+    def renew(i: int, record: Record) -> Record | None:
+        return record | grade(i, record["answer"]) if again is not None and again(record) else None
+
+    return session.evaluate(title, [prompt.item for prompt in prompts], compute, batch_size, order, renew)
 
 
 def result(

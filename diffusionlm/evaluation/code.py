@@ -10,7 +10,7 @@ import msgspec
 from diffusionlm.errors import UserError
 from diffusionlm.evaluation import answers, sandbox
 from diffusionlm.evaluation import gaps as fillings
-from diffusionlm.evaluation.judging import Trial, function_trial, is_late, judge
+from diffusionlm.evaluation.judging import Trial, function_trial, is_late, is_out_of_time, judge
 from diffusionlm.evaluation.records import Fields, read_records
 from diffusionlm.evaluation.results import Metric, Result, means
 from diffusionlm.evaluation.session import Record, Session
@@ -137,17 +137,19 @@ def human_eval_infilling(
     model.sampling_config(sampling)  # before anything is computed
     place = sandbox.find(allow_code_execution=allow_code_execution)
 
+    def grade(r: int, text: str) -> Record:
+        scores = {"fill": text, "exact_match": text.strip() == stories[r].middle.strip()}
+        return scores | judge(place, trial_of(gaps[r]), stories[r].before + text + stories[r].after)
+
     def fill(batch: list[int]) -> list[Record]:
         filled = fillings.fill_middles(model, rows, batch, sampling)
-        return [
-            {"fill": text, "exact_match": text.strip() == stories[r].middle.strip(), "forwards": nfe}
-            | judge(place, trial_of(gaps[r]), stories[r].before + text + stories[r].after)
-            for r, (text, nfe) in zip(batch, filled, strict=True)
-        ]
+        return [grade(r, text) | {"forwards": nfe} for r, (text, nfe) in zip(batch, filled, strict=True)]
 
-    order = fillings.order(model, rows, sampling)
+    def renew(r: int, record: Record) -> Record | None:
+        return record | grade(r, record["fill"]) if is_late(record) else None
+
     items = [msgspec.to_builtins(gap) for gap in gaps]
-    records = session.evaluate("fill in code", items, fill, batch_size, order, is_late)
+    records = session.evaluate("fill in code", items, fill, batch_size, fillings.order(model, rows, sampling), renew)
     shown = [
         {"task_id": gap.task_id, "solution": story.middle} | record
         for gap, story, record in zip(gaps[:examples], stories, records, strict=False)
@@ -166,7 +168,7 @@ def trial_of(problem: Problem) -> Trial:
 
 def _figures(records: Sequence[Record]) -> dict[str, Metric]:
     scores = means(records, ["pass_at_1"])
-    late = sum(map(is_late, records))
+    late = sum(map(is_out_of_time, records))
     return {"pass_at_1": scores["pass_at_1"], "out_of_time": Metric(late)}
 
 

@@ -6,12 +6,14 @@ changing builtins, by an early exit, or by an object that claims to equal everyt
 arguments of the calls and their order, so it may recognise tests that it has learnt by heart; and a fault of the kernel
 or of the sandbox. Without a sandbox, a solution can do whatever its user can, also to the process of the tests.
 
-The tests see values. So a solution that is right only by changing its arguments in place fails (no problem of HumanEval
-asks for that), and so does one that is right only because an object of its own class compares equal to a value.
+The tests see values. So a solution fails that is right only by changing its arguments in place, by the identity of an
+object, or by an object of its own class that compares equal to a value; docs/tasks.md lists all such kinds. No problem
+of HumanEval asks for any of them.
 """
 
 import ast
 import re
+import symtable
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -50,7 +52,7 @@ def assertion_trial(code: str, setup: str, assertions: Sequence[str]) -> Trial:
     """Return the tests of a problem of MBPP: what they use of the right solution's names is taken from the solution.
 
     So a solution cannot replace a builtin that the tests compare by. Modules that the right solution imports, the tests
-    import themselves.
+    import themselves, by the same statements, such as a `try` with an import in it.
 
     Args:
       code: the right solution.
@@ -63,17 +65,21 @@ def assertion_trial(code: str, setup: str, assertions: Sequence[str]) -> Trial:
     tests = "\n".join([setup, *assertions, ""])
     with warnings.catch_warnings(action="ignore"):  # of escapes in texts, such as "\d"
         body, used = ast.parse(code).body, {n.id for n in ast.walk(ast.parse(tests)) if isinstance(n, ast.Name)}
-    defined, imports = set[str](), []
-    for statement in body:
-        if isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
-            defined.add(statement.name)
-        elif isinstance(statement, ast.Assign):
-            defined |= {target.id for target in statement.targets if isinstance(target, ast.Name)}
-        elif isinstance(statement, ast.Import | ast.ImportFrom):
-            bound = {(alias.asname or alias.name).partition(".")[0] for alias in statement.names}
-            if bound & used:
-                imports.append(ast.unparse(statement))
+        symbols = symtable.symtable(code, "solution.py", "exec").get_symbols()
+    defined = {symbol.get_name() for symbol in symbols if symbol.is_assigned()}  # also by `def` and `class`
+    imports = [ast.unparse(statement) for statement in body if _imported(statement) & (used | {"*"})]
     return Trial("\n".join(imports), tuple(sorted(defined & used)), tests)
+
+
+def _imported(statement: ast.stmt) -> set[str]:
+    """Return the names that a statement imports where it stands; "*" for all of a module."""
+    if isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+        return set()
+    if isinstance(statement, ast.Import | ast.ImportFrom):
+        return {(alias.asname or alias.name).partition(".")[0] for alias in statement.names}
+    return set().union(
+        *(_imported(part) for part in ast.walk(statement) if isinstance(part, ast.Import | ast.ImportFrom))
+    )
 
 
 def judge(place: Sandbox, trial: Trial, solution: str) -> Record:
@@ -86,5 +92,10 @@ def judge(place: Sandbox, trial: Trial, solution: str) -> Record:
 
 
 def is_late(record: Record) -> bool:
-    """Return True if the record of a judgement says nothing but that the time was too short, as on a busy machine."""
-    return record["ending"] == "time"
+    """Return True if a judgement was ended by the clock, before the program had used its time: it is to be repeated."""
+    return record["ending"] == "late"
+
+
+def is_out_of_time(record: Record) -> bool:
+    """Return True if a program did not end in time, by the clock or by what it used of a processor."""
+    return record["ending"] in ("late", "time")

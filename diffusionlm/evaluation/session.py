@@ -91,7 +91,7 @@ class Session:
         compute: Callable[[list[int]], Sequence[Record]],
         batch_size: int,
         order: Sequence[int] | None = None,
-        again: Callable[[Record], bool] | None = None,
+        renew: Callable[[int, Record], Record | None] | None = None,
     ) -> list[Record]:
         """Return the record of every item, in their order.
 
@@ -102,19 +102,24 @@ class Session:
             others, so that it does not matter where an evaluation was interrupted.
           batch_size: the most items that `compute` is given at a time.
           order: the order in which the items are computed, such as by length; None: theirs.
-          again: says of a record in the file that its item is to be computed once more, because it depends on something
-            besides the item, such as on how busy the machine was; None: of none.
+          renew: given an index and that item's record in the file, returns a record to replace it, or None to keep it;
+            for records that depend on something besides the item, such as on how busy the machine was.
         """
         if not items:
             return []
         keys = _keys(title, items)
         finished = {i: self._finished[key] for i, key in enumerate(keys) if key in self._finished}
-        if again is not None:
-            finished = {i: line for i, line in finished.items() if not again(line.record)}
         records = {i: line.record for i, line in finished.items()}
         self.seconds += math.fsum(line.seconds for line in finished.values())
         missing = [i for i in (range(len(items)) if order is None else order) if i not in records]
         with Progress(title, len(items), len(items) - len(missing)) as progress:
+            for i, record in list(records.items()):
+                start = time.perf_counter()
+                if renew is not None and (renewed := renew(i, record)) is not None:
+                    records[i] = renewed
+                    seconds = time.perf_counter() - start
+                    self.seconds += seconds
+                    self._write(_Line(keys[i], finished[i].seconds + seconds, renewed))
             for k in range(0, len(missing), batch_size):
                 batch = missing[k : k + batch_size]
                 start = time.perf_counter()

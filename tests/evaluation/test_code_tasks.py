@@ -65,9 +65,9 @@ def test_infilling_of_code(places, monkeypatch):
 
 
 @pytest.mark.parametrize("task", ["human_eval", "human_eval_infilling"])
-def test_what_was_out_of_time_is_tried_again(task, places, tmp_path, monkeypatch):
-    """It says how busy the machine was, so that a resumed evaluation computes it once more, and nothing else."""
-    gold, judged, endings = FUNCTION["canonical_solution"], [], {"T/0": "exit", "T/1": "time"}
+def test_what_was_late_is_judged_again(task, places, tmp_path, monkeypatch):
+    """It says how busy the machine was, so that a resumed evaluation judges the answer that it has once more."""
+    gold, judged, endings = FUNCTION["canonical_solution"], [], {"T/0": "exit", "T/1": "late"}
 
     def judge(place, trial, solution):
         judged.append(ending := [*endings.values()][len(judged)])
@@ -79,13 +79,32 @@ def test_what_was_out_of_time_is_tried_again(task, places, tmp_path, monkeypatch
     sampling = {"sampling": SamplingConfig(length=64)} if task == "human_eval" else {}
     options = {"data": places["functions_jsonl"], "output": tmp_path / "result.json", **sampling}
     first = values(dlm.evaluate(places["mdm"], task, allow_code_execution=True, **options))
-    assert (first["pass_at_1"], first["out_of_time"]) == (0.5, 1) and judged == ["exit", "time"]
+    assert (first["pass_at_1"], first["out_of_time"]) == (0.5, 1) and judged == ["exit", "late"]
     judged.clear()
+    monkeypatch.setattr(answers, "generate", None)  # no answer is written once more
+    monkeypatch.setattr(code.fillings, "fill_middles", None)
     again = values(dlm.evaluate(places["mdm"], task, allow_code_execution=True, resume=True, **options))
     assert (again["pass_at_1"], again["out_of_time"]) == (1, 0) and judged == ["exit"]
     judged.clear()
-    dlm.evaluate(places["mdm"], task, allow_code_execution=True, resume=True, **options)
-    assert judged == []
+    last = values(dlm.evaluate(places["mdm"], task, allow_code_execution=True, resume=True, **options))
+    assert judged == [] and last == again
+
+
+def test_what_used_up_its_time_is_not_judged_again(places, tmp_path, monkeypatch):
+    """Otherwise the score could only rise with every repetition."""
+    judged = []
+
+    def judge(place, trial, solution):
+        judged.append(solution)
+        return {"pass_at_1": False, "ending": "time", "error": ""}
+
+    monkeypatch.setattr(code, "judge", judge)
+    answers_as_written(monkeypatch, lambda r: FUNCTION["canonical_solution"])
+    options = {"data": places["functions_jsonl"], "output": tmp_path / "result.json"}
+    options |= {"allow_code_execution": True, "sampling": SamplingConfig(length=64)}
+    first = values(dlm.evaluate(places["mdm"], "human_eval", **options))
+    assert first["out_of_time"] == len(judged) == 2
+    assert values(dlm.evaluate(places["mdm"], "human_eval", resume=True, **options)) == first and len(judged) == 2
 
 
 def test_code_is_refused_before_it_is_written_where_no_sandbox_works(places, monkeypatch):

@@ -1,6 +1,8 @@
 """A solution passes by what it returns and by nothing else: attempts to deceive the tests, and honest solutions."""
 
+import collections
 import dataclasses
+import datetime
 import decimal
 import fractions
 import io
@@ -22,7 +24,7 @@ ADD = function_trial(PROMPT, "add", TEST)
 
 @pytest.fixture(scope="module")
 def place():
-    return dataclasses.replace(sandboxes.find(allow_code_execution=True), limits=Limits(seconds=60))
+    return dataclasses.replace(sandboxes.find(allow_code_execution=True), limits=Limits(seconds=60, clock=300))
 
 
 # Solutions that are wrong, and try to pass. The first and the third did before the tests had a process of their own.
@@ -70,6 +72,14 @@ def add(a, b):
     "an exit of its process": "import os\nos._exit(0)",
     "an exit in a call": "def add(a, b):\n    raise SystemExit(0)",
     "an exit of its process in a call": "import os\ndef add(a, b):\n    os._exit(0)",
+    "a named tuple that equals everything": """\
+import collections
+class Three(collections.namedtuple("Three", "__eq__ x", rename=True)):
+    _fields = ("__eq__", "x")
+    __eq__ = lambda self, other: True
+def add(a, b):
+    return Three(0, 0)
+""",
     "an exit that is registered": "import atexit, os\natexit.register(os._exit, 0)\ndef add(a, b):\n    return 3",
     "killing everything": """\
 import os
@@ -108,6 +118,21 @@ def test_a_wrong_solution_does_not_pass(name, place):
     assert not record["pass_at_1"] and record["ending"] == "exit" and record["error"], record
 
 
+@pytest.mark.parametrize("name", ["StopIteration", "StopAsyncIteration", "GeneratorExit"])
+@pytest.mark.parametrize("own", [False, True])
+def test_a_solution_cannot_end_the_loops_of_its_tests(name, own, place):
+    """Loops over a `map` end without a word at a StopIteration of its function, also at one of that name alone."""
+    test = """\
+def check(f):
+    assert all(map(lambda x: f(x, x) == 2 * x, range(3)))
+    for y in map(lambda x: f(x, x), range(3)):
+        assert y == 0
+"""
+    start = f"class {name}(Exception):\n    pass\n" if own else ""
+    record = judge(place, function_trial(PROMPT, "add", test), f"{start}def add(a, b):\n    raise {name}('no')\n")
+    assert record == {"pass_at_1": False, "ending": "exit", "error": f"RuntimeError: {name}: no"}
+
+
 def test_a_solution_cannot_replace_what_the_tests_compare_by(place):
     """MBPP's tests use builtins and modules, which are those of Python even if the solution defines them."""
     right = "import math\ndef area(r):\n    return {math.pi * r * r}\ndef sum(a, b):\n    return a + b\n"
@@ -126,6 +151,47 @@ def sum(a, b):
     return a + b
 """
     assert judge(place, trial, cheat) == {"pass_at_1": False, "ending": "exit", "error": "AssertionError"}
+
+
+BINDINGS = """\
+import os.path
+limit: int = 5
+low, (high, *others) = 1, (2, 3)
+first = second = 4
+try:
+    from math import gcd, lcm
+except ImportError:
+    from fractions import gcd
+if low:
+    def chosen(x):
+        inner = 1
+        return x
+else:
+    chosen = None
+with open(os.devnull) as file:
+    text = file.read()
+for index in range(3):
+    count = (last := index)
+squares = [element for element in range(3)]
+def area(parameter):
+    import json
+    local = parameter
+class Shape:
+    member = 1
+"""
+
+
+def test_names_of_a_solution_are_all_that_it_binds():
+    bound = "limit low high others first second chosen file text index count last squares area Shape".split()
+    unbound = "inner element parameter local member json print".split()
+    trial = assertion_trial(BINDINGS, "", [f"assert ({', '.join([*bound, *unbound])})"])
+    assert trial.names == tuple(sorted(bound)) and trial.preamble == ""
+    trial = assertion_trial(BINDINGS, "", ["assert gcd(area(4), 6) == 2 and os.path.sep"])
+    assert trial.names == ("area",) and trial.preamble.startswith(
+        "import os.path\ntry:\n    from math import gcd, lcm\n"
+    )
+    trial = assertion_trial("from math import *\nx = pi", "", ["assert isclose(x, 3.14159, rel_tol=1e-4)"])
+    assert trial[:2] == ("from math import *", ("x",))
 
 
 def test_helpers_of_the_prompt_are_not_the_solutions(place):
@@ -202,16 +268,35 @@ def test_a_failure_says_why(solution, error, place):
     assert not record["pass_at_1"] and record["error"].startswith(error)
 
 
-def test_a_solution_that_does_not_end_is_out_of_time(place):
-    hasty = dataclasses.replace(place, limits=Limits(seconds=2))
-    record = judge(hasty, ADD, "def add(a, b):\n    while True:\n        pass\n")
-    assert record == {"pass_at_1": False, "ending": "time", "error": ""} and judging.is_late(record)
+LOOP = "def add(a, b):\n    while True:\n        pass\n"
+
+
+def test_a_solution_that_uses_up_its_time_is_out_of_time_for_good(place):
+    short = dataclasses.replace(place, limits=Limits(seconds=1, clock=300))
+    record = judge(short, ADD, LOOP)
+    assert not record["pass_at_1"] and record["ending"] == "time" and not judging.is_late(record)
+    assert judging.is_out_of_time(record)
+    tests = Trial("", ("add",), "while True:\n    pass\n")  # those of a long list of calls may need as long
+    assert judge(short, tests, "add = 1")["ending"] == "time"
+
+
+def test_a_solution_that_the_clock_ends_is_late(place):
+    """It may be right: a busy machine gives it little of the processor."""
+    hasty = dataclasses.replace(place, limits=Limits(seconds=60, clock=2))
+    for solution in (LOOP, "import time\ndef add(a, b):\n    time.sleep(100)\n"):
+        record = judge(hasty, ADD, solution)
+        assert record == {"pass_at_1": False, "ending": "late", "error": ""}
+        assert judging.is_late(record) and judging.is_out_of_time(record)
 
 
 VALUES = [
     *(None, True, 0, -7, 10**5000, 1.1, -0.0, float("inf"), 1 - 2j, "", "\ud800\n", b"\xff", bytearray(b"a")),
     *((), (1, (2,)), [], [[1], "a"], {1, 2}, frozenset({(1, 2)}), {"a": {1: None}, (1,): [2]}, range(9, 0, -2)),
     *(int, list, decimal.Decimal("1.10"), fractions.Fraction(1, 3)),
+    *(datetime.date(2024, 2, 29), datetime.datetime(1, 1, 1, 23, 59, 59, 7), datetime.timedelta(-1, 2, 3)),
+    *(collections.deque([1, (2,)]), collections.deque([1], 4), collections.Counter("aab")),
+    *(collections.OrderedDict(b=1, a=2), collections.defaultdict(list, {1: [2]}), collections.defaultdict(None)),
+    *({1: 2}.keys(), {1: [2]}.items(), {}.keys(), {}.items()),
 ]
 
 
@@ -219,9 +304,27 @@ VALUES = [
 def test_a_value_is_the_same_on_the_other_side(value):
     code = json.loads(json.dumps(dialogue.encode(value, None)))
     back = dialogue.decode(code, None)
-    assert back == value and type(back) is type(value) and str(type(back)) == str(type(value))
+    assert back == value and type(back) is type(value) and (value == 10**5000 or str(back) == str(value))
     if isinstance(value, float):
         assert back.hex() == value.hex()
+
+
+def test_a_named_tuple_has_its_fields_on_the_other_side():
+    """Its class is another one, of the same name and fields, so that it is written and compared in the same way."""
+    value = collections.namedtuple("Point", "x count")(1, [2])
+    back = dialogue.decode(json.loads(json.dumps(dialogue.encode(value, None))), None)
+    assert back == value == (1, [2]) and (back.x, back.count) == (1, [2]) and str(back) == str(value)
+
+
+def test_values_of_a_dictionary_keep_their_order():
+    back = dialogue.decode(json.loads(json.dumps(dialogue.encode({"b": 1, "a": [2], 0: 1}.values(), None))), None)
+    assert list(back) == [1, [2], 1] and str(back) == "dict_values([1, [2], 1])" and len(back) == 3
+
+
+@pytest.mark.parametrize("name", ["__eq__", "_x", "x y", "x=print()", "def", "x, y"])
+def test_a_named_tuple_can_have_no_field_but_a_name(name):
+    with pytest.raises(ValueError, match="(?i)field names"):
+        dialogue.decode(["namedtuple", "x", [name], [None]], None)
 
 
 @pytest.mark.parametrize("code", [["type", "print"], ["type", "os"], ["module", "os"], ["int", 3], 7, {"a": 1}])

@@ -12,7 +12,7 @@ from diffusionlm.evaluation.harness import decisions
 from diffusionlm.evaluation.harness.decisions import choice_metrics, mc_stderr
 from diffusionlm.evaluation.harness.local_data import load
 from diffusionlm.evaluation.harness.model import DiffusionLM, Estimated
-from diffusionlm.evaluation.judging import assertion_trial, function_trial, is_late, judge
+from diffusionlm.evaluation.judging import assertion_trial, function_trial, is_out_of_time, judge
 from diffusionlm.evaluation.sandbox.run import Sandbox
 from diffusionlm.likelihood.monte_carlo import Estimate
 
@@ -67,12 +67,17 @@ class ProgramTask(ConfigurableTask):
 
     Attributes:
       place: where the programs run.
-
-    Raises:
-      UserError: no sandbox works, and running programs without one is not allowed.
     """
 
     def __init__(self, config: dict[str, Any]):
+        """Find a sandbox for the task of a task file.
+
+        Args:
+          config: what the file says, with the metadata of the harness.
+
+        Raises:
+          UserError: no sandbox works, and running programs without one is not allowed.
+        """
         allowed = (config.get("metadata") or {}).get("allow_code_execution") is True
         self.place = sandbox.find(allow_code_execution=allowed)
         known = {name: value for name, value in config.items() if name != "class"}
@@ -89,7 +94,7 @@ def judged_program(place: Sandbox, doc: Mapping[str, Any], results: Sequence[str
         trial = assertion_trial(doc["code"], doc["test_setup_code"], doc["test_list"])
         solution = code.first_block(completion)
     record = judge(place, trial, solution)
-    return {"pass_at_1": float(record["pass_at_1"]), "out_of_time": float(is_late(record))}
+    return {"pass_at_1": float(record["pass_at_1"]), "out_of_time": float(is_out_of_time(record))}
 
 
 def perplexity_mc_stderr(pairs: Sequence[tuple[float, float]]) -> float:

@@ -20,19 +20,19 @@ class Limits:
     """Limit what a program may use.
 
     Attributes:
-      seconds: time on the clock, and of a processor.
+      seconds: time of a processor, of each process.
+      clock: seconds on the clock, more than `seconds` because the machine may be busy.
       memory: bytes of addresses of each process.
       processes: processes and threads at a time, those that the sandbox itself needs among them.
-      files: bytes of all files together.
-      file: bytes of one file.
+      file: bytes of one file, without a sandbox; in a sandbox no file can be written.
       open_files: files open at a time.
       output: bytes of output.
     """
 
     seconds: int = 10
+    clock: int = 30
     memory: int = 512 << 20
     processes: int = 4
-    files: int = 32 << 20
     file: int = 16 << 20
     open_files: int = 32
     output: int = 1 << 20
@@ -89,7 +89,10 @@ def layout(python: str | None = None) -> Layout:
 
 
 def bubblewrap(job: Job) -> list[str]:
-    """Return the command line of bubblewrap (0.8 or later), https://github.com/containers/bubblewrap."""
+    """Return the command line of bubblewrap (0.8 or later), https://github.com/containers/bubblewrap.
+
+    No directory can be written: bubblewrap cannot limit the number of files, each of which takes memory of the kernel.
+    """
     words = ["bwrap", "--unshare-user", "--unshare-pid", "--unshare-net", "--unshare-ipc", "--unshare-uts"]
     words += ["--unshare-cgroup-try", "--disable-userns", "--die-with-parent", "--new-session", "--cap-drop", "ALL"]
     words += ["--uid", str(NOBODY), "--gid", str(NOBODY), "--hostname", "sandbox", "--clearenv"]
@@ -99,7 +102,6 @@ def bubblewrap(job: Job) -> list[str]:
         words += ["--symlink", target, path]
     for path in DEVICES:
         words += ["--dev-bind", path, path]
-    words += ["--size", str(job.limits.files), "--tmpfs", WORK]
     words += ["--ro-bind", job.program, f"{WORK}/program.py", "--ro-bind", STARTER, f"{WORK}/starter.py"]
     words += ["--remount-ro", "/", "--chdir", WORK, "--"]
     return words + [job.layout.python, "-I", "-S", "-B", f"{WORK}/starter.py", "inside", _spec(job, WORK)]

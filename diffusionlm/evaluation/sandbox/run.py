@@ -20,6 +20,7 @@ from diffusionlm.untrusted import printable
 
 _File = int | IO[bytes]  # what `subprocess` takes for a stream
 
+_OUT_OF_TIME = 128 + signal.SIGXCPU  # the exit code of a sandbox whose program had no time of a processor left
 _HELLO = "import os; os.write(1, b'works')"
 
 
@@ -27,12 +28,13 @@ class Outcome(NamedTuple):
     """Hold how a program ended.
 
     Attributes:
-      ending: "exit", "time" if it took too long, or "output" if it wrote too much.
+      ending: "exit", "time" if it used up its time of a processor, "late" if it did not and the clock ran out, as on a
+        busy machine or in a sleep, or "output" if it wrote too much.
       code: its exit code, from 128 on if a signal ended it; None unless it ended by itself.
       output: what it wrote, up to the limit.
     """
 
-    ending: Literal["exit", "time", "output"]
+    ending: Literal["exit", "time", "late", "output"]
     code: int | None
     output: str
 
@@ -75,17 +77,21 @@ class Sandbox:
           asking: the second program.
 
         Returns:
-          How the second program ended; its output is what it wrote to its error stream.
+          How the second program ended; its output is what it wrote to its error stream. If it fails because the first
+          one has used up its time, the ending is "time".
         """
         with contextlib.ExitStack() as running:
             asked, asks, replied, replies = ends = (*os.pipe(), *os.pipe())
             try:
-                running.enter_context(self._started(answering, asked, replies, subprocess.DEVNULL))
+                answers = running.enter_context(self._started(answering, asked, replies, subprocess.DEVNULL))
                 process = running.enter_context(self._started(asking, replied, asks, subprocess.PIPE))
             finally:  # each program has its ends; without ours, one notices when the other is gone
                 for end in ends:
                     os.close(end)
-            return _outcome(process, process.stderr, self.limits)
+            outcome = _outcome(process, process.stderr, self.limits)
+            if outcome.ending == "exit" and outcome.code != 0 and _ran_out(answers):
+                return outcome._replace(ending="time", code=None)
+            return outcome
 
     @contextlib.contextmanager
     def _started(self, program: str, stdin: _File, stdout: _File, stderr: _File) -> Iterator[subprocess.Popen[bytes]]:
@@ -174,17 +180,29 @@ def session(
 def _outcome(process: subprocess.Popen[bytes], pipe: IO[bytes] | None, limits: Limits) -> Outcome:
     """Return how a process ended, with what it wrote to a pipe; whatever still runs of it is killed."""
     assert pipe is not None
-    ending, output = _read(process, pipe, time.monotonic() + limits.seconds, limits.output)
+    ending, output = _read(process, pipe, time.monotonic() + limits.clock, limits.output)
     text = output.decode(errors="replace")
     if ending != "exit":
         return Outcome(ending, None, text)
-    code = process.wait()
-    return Outcome(ending, code if code >= 0 else 128 - code, text)
+    code = _code(process.wait())
+    return Outcome("time", None, text) if code == _OUT_OF_TIME else Outcome(ending, code, text)
+
+
+def _code(status: int) -> int:
+    return status if status >= 0 else 128 - status
+
+
+def _ran_out(process: subprocess.Popen[bytes]) -> bool:
+    """Return True if a process ends for want of time; it has a few seconds to notice that the other one is gone."""
+    try:
+        return _code(process.wait(5)) == _OUT_OF_TIME
+    except subprocess.TimeoutExpired:
+        return False
 
 
 def _read(
     process: subprocess.Popen[bytes], pipe: IO[bytes], deadline: float, most: int
-) -> tuple[Literal["exit", "time", "output"], bytes]:
+) -> tuple[Literal["exit", "late", "output"], bytes]:
     """Read a pipe from a process until it ends, writes more than `most` bytes, or the time is over."""
     output, ended = b"", False
     os.set_blocking(pipe.fileno(), False)
@@ -200,12 +218,12 @@ def _read(
             if ended and not data:
                 return "exit", output
             if not ended and time.monotonic() >= deadline:
-                return "time", output
+                return "late", output
             if data == b"":  # it has closed its output, and may still run
                 selector.unregister(pipe)
                 try:
                     process.wait(max(0.0, deadline - time.monotonic()))
                 except subprocess.TimeoutExpired:
-                    return "time", output
+                    return "late", output
                 return "exit", output
             ended = process.poll() is not None

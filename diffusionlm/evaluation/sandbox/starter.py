@@ -3,7 +3,7 @@
 `python starter.py limited SPEC` sets limits and becomes the program. `python starter.py inside SPEC`, which bubblewrap
 runs, also takes away the calls of the kernel by which memory would escape the limits. `python starter.py isolated SPEC`
 does both, and first makes a sandbox from what Linux offers any user: new user, mount, process, network, IPC
-and UTS namespaces, and a root directory of nothing but the interpreter, read-only, and an empty directory in memory.
+and UTS namespaces, and a root directory of nothing but the interpreter and the program, all of it read-only.
 
 Of three processes, the first stays outside, waits and is what its parent kills; the second is the init of the new
 process namespace, with whose death the kernel kills everything in it; the third becomes the program, without any
@@ -23,13 +23,49 @@ CLONE_NEWUSER, CLONE_NEWNS, CLONE_NEWPID, CLONE_NEWNET = 0x10000000, 0x20000, 0x
 CLONE_NEWIPC, CLONE_NEWUTS, CLONE_NEWCGROUP = 0x8000000, 0x4000000, 0x2000000
 MS_RDONLY, MS_NOSUID, MS_NODEV, MS_REMOUNT, MS_BIND = 1, 2, 4, 32, 4096
 MS_REC, MS_PRIVATE, MNT_DETACH = 16384, 1 << 18, 2
-PR_SET_PDEATHSIG, PR_SET_SECCOMP, PR_CAPBSET_DROP, PR_SET_NO_NEW_PRIVS = 1, 22, 24, 38
+PR_SET_PDEATHSIG, PR_SET_SECCOMP, PR_CAPBSET_DROP, PR_SET_NO_NEW_PRIVS, PR_SET_THP_DISABLE = 1, 22, 24, 38, 41
 SECCOMP_MODE_FILTER = 2
 MOUNT_SETATTR, PIVOT_ROOT = 442, {"x86_64": 155, "aarch64": 41}
 AT_FDCWD, AT_RECURSIVE = -100, 0x8000
 LAST_CAP = 40  # CAP_CHECKPOINT_RESTORE
-# By machine: the kernel's number of its kind (AUDIT_ARCH), and those of shmget, memfd_create and memfd_secret.
-CALLS = {"x86_64": (0xC000003E, (29, 319, 447)), "aarch64": (0xC00000B7, (194, 279, 447))}
+MACHINES = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}  # the kernel's number of their kind (AUDIT_ARCH)
+# The calls that a program may not make, by their numbers on these machines; `inotify_init` is one of x86_64 alone.
+REFUSED = {
+    # Memory that is part of no process: files without a name, and what System V and POSIX share between processes.
+    "memfd_create": (319, 279),
+    "memfd_secret": (447, 447),
+    "shmget": (29, 194),
+    "semget": (64, 190),
+    "msgget": (68, 186),
+    "mq_open": (240, 180),
+    # Pages that stay in a pipe, and messages and files that stay in a socket, after their owner has let go of them.
+    # What is left of sockets is `socketpair`, which an event loop of asyncio needs.
+    "vmsplice": (278, 75),
+    "socket": (41, 198),
+    "bind": (49, 200),
+    "setsockopt": (54, 208),
+    "sendmsg": (46, 211),
+    "sendmmsg": (307, 269),
+    # Objects of the kernel without a limit that holds here, which no solution of a problem needs.
+    "io_setup": (206, 0),
+    "timer_create": (222, 107),
+    "add_key": (248, 217),
+    "request_key": (249, 218),
+    "keyctl": (250, 219),
+    "inotify_init": (253, 26),
+    "inotify_init1": (294, 26),
+    "perf_event_open": (298, 241),
+    "fanotify_init": (300, 262),
+    "bpf": (321, 280),
+    "userfaultfd": (323, 282),
+    "io_uring_setup": (425, 425),
+    "landlock_create_ruleset": (444, 444),
+}
+MMAP, FCNTL, PRCTL = (9, 222), (72, 25), (157, 167)
+MAP_SHARED = 1  # in all kinds of shared mappings
+# F_SETLK, F_SETLKW, F_OFD_SETLK, F_OFD_SETLKW and F_SETPIPE_SZ: a file holds any number of locks.
+FCNTL_REFUSED = (6, 7, 37, 38, 1031)
+PENDING_SIGNALS = 64
 X32 = 0x40000000  # from here on x86_64 repeats its calls with other numbers
 libc = ctypes.CDLL(None, use_errno=True)
 
@@ -44,37 +80,58 @@ def set_limits(limits: dict) -> None:
     """Limit this process and those that it starts."""
     values = {
         resource.RLIMIT_AS: limits["memory"],
-        resource.RLIMIT_CPU: limits["seconds"] + 1,
         resource.RLIMIT_FSIZE: limits["file"],
         resource.RLIMIT_NPROC: limits["processes"],
         resource.RLIMIT_NOFILE: limits["open_files"],
         resource.RLIMIT_CORE: 0,
+        resource.RLIMIT_SIGPENDING: PENDING_SIGNALS,
     }
     for which, value in values.items():
         hard = resource.getrlimit(which)[1]
         value = value if hard == resource.RLIM_INFINITY else min(value, hard)
         resource.setrlimit(which, (value, value))
+    # SIGXCPU ends a process and says why; one that ignores it has a second more.
+    hard = resource.getrlimit(resource.RLIMIT_CPU)[1]
+    most = limits["seconds"] + 1 if hard == resource.RLIM_INFINITY else min(limits["seconds"] + 1, hard)
+    resource.setrlimit(resource.RLIMIT_CPU, (min(limits["seconds"], most), most))
 
 
 def forbid_hidden_memory() -> None:
     """Forbid this process and those that it starts the calls that give memory which no limit counts.
 
-    A file without a name (`memfd_create`) is part of no directory in memory and of no process' addresses; neither is
-    shared memory of System V. A filter of the kernel (seccomp) refuses them, and all calls of other kinds of programs,
-    such as those of 32 bits on x86_64, whose numbers mean something else.
+    Limits count the addresses of processes. Memory of the kernel that is in none of them has other limits or no limit,
+    and a page of shared memory, or of a huge page, stays when its address is given back. A filter of the kernel
+    (seccomp) refuses the calls that make such memory, and all calls of other kinds of programs, such as those of 32
+    bits on x86_64, whose numbers mean something else.
     """
-    load, if_equal, if_at_least, end = 0x20, 0x15, 0x35, 0x06
-    refuse = (end, 0, 0, 0x00050000 | 1)  # SECCOMP_RET_ERRNO with EPERM
-    machine, numbers = CALLS[os.uname().machine]
-    rules = [(load, 0, 0, 4), (if_equal, 1, 0, machine), refuse]  # seccomp_data.arch
-    rules += [(load, 0, 0, 0), (if_at_least, 0, 1, X32), refuse]  # seccomp_data.nr
-    for number in numbers:
-        rules += [(if_equal, 0, 1, number), refuse]
-    rules.append((end, 0, 0, 0x7FFF0000))  # SECCOMP_RET_ALLOW
+    check("prctl", libc.prctl(PR_SET_THP_DISABLE, 1, 0, 0, 0))
+    rules = filter_rules(os.uname().machine)
     code = ctypes.create_string_buffer(b"".join(struct.pack("=HBBI", *rule) for rule in rules))
     program = struct.pack("HxxxxxxQ", len(rules), ctypes.addressof(code))
     check("prctl", libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))
     check("seccomp", libc.prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, program, 0, 0))
+
+
+def filter_rules(machine: str) -> list[tuple[int, int, int, int]]:
+    """Return the filter as instructions of BPF: (operation, how many to skip if true, if false, operand)."""
+    load, if_equal, if_at_least, if_any_bit, end = 0x20, 0x15, 0x35, 0x45, 0x06
+    refuse, allow = (end, 0, 0, 0x00050000 | 1), (end, 0, 0, 0x7FFF0000)  # SECCOMP_RET_ERRNO with EPERM, _ALLOW
+    column = list(MACHINES).index(machine)
+    rules = [(load, 0, 0, 4), (if_equal, 1, 0, MACHINES[machine]), refuse]  # seccomp_data.arch
+    rules += [(load, 0, 0, 0), (if_at_least, 0, 1, X32), refuse]  # seccomp_data.nr
+    for numbers in REFUSED.values():
+        rules += [(if_equal, 0, 1, numbers[column]), refuse]
+    by_argument = (
+        (MMAP, 3, if_any_bit, (MAP_SHARED,)),
+        (FCNTL, 1, if_equal, FCNTL_REFUSED),
+        (PRCTL, 0, if_equal, (PR_SET_THP_DISABLE,)),
+    )
+    for numbers, argument, test, values in by_argument:
+        last = len(values) - 1
+        tests = [(test, last - i, int(i == last), value) for i, value in enumerate(values)]
+        low_half = (load, 0, 0, 16 + 8 * argument)  # of seccomp_data.args
+        rules += [(if_equal, 0, len(tests) + 3, numbers[column]), low_half, *tests, refuse, allow]
+    return [*rules, allow]
 
 
 def die_with_parent() -> None:
@@ -147,8 +204,9 @@ def bind(source: str, target: str, device: bool = False) -> None:
 def make_root(spec: dict) -> None:
     """Make a root directory in memory, and leave the host's."""
     root = spec["root"]
+    os.umask(0o022)  # the program is another user than root, who makes its directories
     mount("none", "/", "", MS_REC | MS_PRIVATE)
-    mount("tmpfs", root, "tmpfs", MS_NOSUID | MS_NODEV, "size=1m,nr_inodes=1000,mode=755")
+    mount("tmpfs", root, "tmpfs", MS_NOSUID | MS_NODEV, "size=32m,nr_inodes=1000,mode=755")
     for source, target in spec["links"]:
         os.makedirs(os.path.dirname(root + target), exist_ok=True)
         os.symlink(source, root + target)
@@ -160,8 +218,6 @@ def make_root(spec: dict) -> None:
         program = file.read()
     work = root + spec["directory"]
     os.makedirs(work)
-    options = f"size={spec['limits']['files']},nr_inodes=1000,mode=700,uid={NOBODY},gid={NOBODY}"
-    mount("tmpfs", work, "tmpfs", MS_NOSUID | MS_NODEV, options)
     with open(f"{work}/program.py", "wb") as file:
         file.write(program)
     os.chmod(f"{work}/program.py", 0o644)
