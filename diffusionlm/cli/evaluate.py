@@ -29,9 +29,7 @@ def evaluate(args: list[str], prog: str) -> int:
             write(_usage(prog, tasks.TASKS))
             return 0
         missing = "TASK" if positional else "CHECKPOINT"
-        raise UserError(
-            f"the command lacks {missing}; usage: {prog} CHECKPOINT TASK [...]; tasks: {', '.join(tasks.TASKS)}"
-        )
+        raise UserError(f"missing {missing}; usage: {prog} CHECKPOINT TASK [...]; tasks: {', '.join(tasks.TASKS)}")
     checkpoint, name = positional
     json, options = parse(_options(tasks.get(name)), args[2:], f"{prog} {checkpoint} {name}")()
     location = locate(checkpoint)
@@ -61,6 +59,7 @@ def _report(args: list[str], prog: str) -> int:
             write(page)
         else:
             write_atomically(run_path(output), page)
+            write(f"written: {output}")
         return 0
 
     return parse(bind, args, prog)()

@@ -124,7 +124,7 @@ def human_eval_infilling(
       examples: the number of filled gaps to show, the first ones.
       batch_size: gaps at a time; the noise of a gap does not depend on it.
       allow_code_execution: where no sandbox works, run the programs without one, with all rights of this process.
-      sampling: the settings; length is ignored, and steps, if unset, are the gap's tokens.
+      sampling: the settings; leave out length, which is that of each gap; steps, if unset, are the gap's tokens.
 
     Raises:
       UserError: any of `diffusionlm.sampling.generate.infill`, no such file, a malformed line, no gap that fits, or no
@@ -133,8 +133,7 @@ def human_eval_infilling(
     model, limit = session.model, checked_limit(limit)
     batch_size, examples = whole("batch_size", batch_size, 1), whole("examples", examples, 0, "not be negative")
     gaps, stories, rows, too_long = _read_gaps(session, data, limit)
-    sampling = dataclasses.replace(sampling, length=max(len(row.middle) for row in rows))
-    model.sampling_config(sampling)  # before anything is computed
+    sampling = fillings.settings(model, rows, sampling, "human_eval_infilling")  # before anything is computed
     place = sandbox.find(allow_code_execution=allow_code_execution)
 
     def fill(batch: list[int]) -> list[Record]:

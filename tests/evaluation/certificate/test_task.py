@@ -216,7 +216,7 @@ def test_a_text_with_the_mask_and_a_model_without_tokenizer(places):
 @pytest.mark.parametrize(
     ("command", "parts"),
     [
-        ("", ["lacks --data ("]),
+        ("", ["missing --data ("]),
         ("--data {tmp}/none.jsonl", ["none.jsonl"]),
         ("--data {nothing}", ["no text"]),
         ("--data {short}", ["the longest text has 2 tokens", "at least 3"]),
