@@ -341,6 +341,14 @@ def test_a_task_leaves_out_what_does_not_fit_and_says_so(places, monkeypatch, tm
     assert values(result)["too_long"] == 1 == values(result)["problems"] == values(result)["flexible_match"]
 
 
+@pytest.mark.parametrize(("tokens", "fix"), [(95, "use --length 1 or less"), (96, "no prompt fits with any length")])
+def test_the_length_that_fits_is_named(tokens, fix, places):
+    """The context has 96 tokens; the shortest prompt leaves the most of them."""
+    prompts = [Prompt([0] * 200, "", 0), Prompt([0] * tokens, "", 1)]
+    with pytest.raises(UserError, match=f"of {tokens} tokens, exceeds the model's context of 96; {fix}"):
+        answers.fitting(dlm.load(places["mdm"]), prompts, 5)
+
+
 MISTAKES = [
     ("gsm8k --data {tmp}/none.jsonl", ["{tmp}/none.jsonl'; check the path"]),
     (
@@ -369,6 +377,10 @@ MISTAKES = [
     ("human_eval_infilling --data {facts_jsonl}", ["facts.jsonl:1: no field 'task_id'"]),
     ("mt_bench --data {questions_jsonl} --answers_file {tmp}/a.jsonl", ["no chat template", "--raw"]),
     ("mt_bench --data {questions_jsonl}", ["missing --answers_file"]),
+    (
+        "mt_bench --data {questions_jsonl} --answers_file {tmp}/a.jsonl --raw",  # the shortest turn is "Hi.", with EOS
+        ["length=512", "of 6 tokens", "use --length 90 or less"],
+    ),
     ("mt_bench --data {facts_jsonl} --answers_file {tmp}/a.jsonl --raw", ["facts.jsonl:1: no field 'question_id'"]),
     ("generative --scorer {mdm}", ["masked diffusion model; give an autoregressive"]),
     ("generative --scorer {tmp}/none", ["{tmp}/none", "does not exist"]),
