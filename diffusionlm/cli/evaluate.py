@@ -134,7 +134,7 @@ def _decimals(value: float) -> str:
 
 
 def _show_checks(checks: Sequence[Mapping[str, Any]]) -> None:
-    """Print a table of verdicts, with an explanation of each failure, for people."""
+    """Print a table of verdicts, why a check failed and why another does not apply, for people."""
     from rich.table import Table
     from rich.text import Text
 
@@ -150,3 +150,6 @@ def _show_checks(checks: Sequence[Mapping[str, Any]]) -> None:
     for check in checks:
         if check["verdict"] == "fail":
             write(f"{check['name']} failed: {check['explanation']}")
+    for check in checks:
+        if check["verdict"] == "not applicable":
+            write(f"{check['name']} is not applicable: {check['explanation']}")

@@ -119,7 +119,7 @@ def _matches(pattern: str) -> list[epath.Path]:
 
 def _state(path: epath.Path) -> identity.State:
     if "://" not in str(path) and os.path.islink(path) and not os.path.exists(path):
-        raise UserError(f"{str(path)!r} is a link to {os.readlink(path)!r}, which is not there; mend it or remove it")
+        raise UserError(f"{str(path)!r} is a link to {os.readlink(path)!r}, which is not there; fix it or remove it")
     with _Reading(path):
         if "://" not in str(path):
             require_regular(path)

@@ -56,10 +56,10 @@ def human_eval(
 ) -> Result:
     """Complete the functions of HumanEval (Chen et al., 2021), and run their tests in a sandbox.
 
-    A model with a chat template is told "Complete the following python code:", and its first block of code counts; any
-    other goes on after the prompt, up to where it begins something else than the function. The metrics are pass_at_1,
-    the mean over the problems, one answer each, with its standard error; and counts: problems, out_of_time ones and
-    those too_long for the model, which are left out.
+    A model with a chat template is told "Complete the following python code:", and its first block of code counts.
+    Other models continue the prompt; the answer ends where the function does. The metrics are pass_at_1, the mean over
+    the problems, one answer each, with its standard error; and counts: problems, out_of_time ones and those too_long
+    for the model, which are left out.
 
     Args:
       session: the model to evaluate.

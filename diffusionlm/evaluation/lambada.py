@@ -34,8 +34,8 @@ def lambada(
 
     The metrics are means over the passages with their standard errors: drawn_match (as many tokens as the word has are
     drawn after the passage, by `sampling`, and are the word, as DiffuLLaMA was evaluated, arXiv 2410.17891) and
-    greedy_match (so are the likeliest ones, the surest first, as SMDM was, arXiv 2410.18514); and counts: passages, and
-    those too_long for the model, which are left out.
+    greedy_match (so are the most probable ones, highest confidence first, as SMDM was, arXiv 2410.18514); and counts:
+    passages, and those too_long for the model, which are left out.
 
     Args:
       session: the model to evaluate.
@@ -59,7 +59,7 @@ def lambada(
     def write(batch: list[int]) -> list[Record]:
         drawn = gaps.fill_middles(model, rows, batch, sampling)
         with model.on_mesh():
-            likeliest = is_greedy(model.params, model.config, [rows[r][:2] for r in batch], greedy)
+            greedy_matches = is_greedy(model.params, model.config, [rows[r][:2] for r in batch], greedy)
         return [
             {
                 "drawn": text,
@@ -67,7 +67,7 @@ def lambada(
                 "greedy_match": matches,
                 "forwards": nfe + most_passes(model.config, rows[r].middle, greedy),
             }
-            for r, (text, nfe), matches in zip(batch, drawn, likeliest, strict=True)
+            for r, (text, nfe), matches in zip(batch, drawn, greedy_matches, strict=True)
         ]
 
     items = [[story.before, story.middle] for story in stories]
