@@ -110,6 +110,7 @@ class _Option:
     required: bool = False
     positional: bool = False
     flag: bool = False  # takes no value
+    unset: bool = False  # its default is None
 
     @property
     def values(self) -> int | None:
@@ -129,7 +130,7 @@ def _options(function: Callable) -> dict[str, _Option]:
             continue
         required = parameter.default is inspect.Parameter.empty
         positional = parameter.kind is inspect.Parameter.POSITIONAL_ONLY
-        options[name] = _Option(hint, required, positional, flag=hint is bool)
+        options[name] = _Option(hint, required, positional, flag=hint is bool, unset=parameter.default is None)
         if parameter.default is True:
             options[f"no_{name}"] = options[name]
     return options
@@ -160,14 +161,16 @@ def _explain_mistake(function: Callable, args: Sequence[str], prog: str) -> str:
         taken = words[: option.values]
         for value in taken:
             if not _fits(option.hint, value):
-                return f"{name}={value} must be {_words(option.hint)}"
+                words = _words(option.hint)
+                words = words.removesuffix(" or None") + ", or be left out" if option.unset else words
+                return f"{name}={value} must be {words}"
         values += words[len(taken) :]
     used = {name for name, _ in groups}
     missing = [(name.upper(), name) for name in list(positional)[len(values) :]]
     missing += [(f"--{name}", name) for name, option in options.items() if option.required and name not in used]
     if missing:
         wanted = [f"{word} ({text})" if (text := _description(function, name)) else word for word, name in missing]
-        return f"the command lacks {' and '.join(wanted)}; see `{prog} --help`"
+        return f"missing {' and '.join(wanted)}; see `{prog} --help`"
     superfluous = values[len(positional) :] or values or list(args) or [""]
     usage = " ".join([*map(str.upper, positional), "[--OPTION VALUE ...]"])
     return f"cannot make sense of {superfluous[0]!r}: usage is {prog} {usage}; see `{prog} --help`"

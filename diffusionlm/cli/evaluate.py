@@ -29,9 +29,7 @@ def evaluate(args: list[str], prog: str) -> int:
             write(_usage(prog, tasks.TASKS))
             return 0
         missing = "TASK" if positional else "CHECKPOINT"
-        raise UserError(
-            f"the command lacks {missing}; usage: {prog} CHECKPOINT TASK [...]; tasks: {', '.join(tasks.TASKS)}"
-        )
+        raise UserError(f"missing {missing}; usage: {prog} CHECKPOINT TASK [...]; tasks: {', '.join(tasks.TASKS)}")
     checkpoint, name = positional
     json, options = parse(_options(tasks.get(name)), args[2:], f"{prog} {checkpoint} {name}")()
     location = locate(checkpoint)
@@ -61,6 +59,7 @@ def _report(args: list[str], prog: str) -> int:
             write(page)
         else:
             write_atomically(run_path(output), page)
+            write(f"written: {output}")
         return 0
 
     return parse(bind, args, prog)()
@@ -135,7 +134,7 @@ def _decimals(value: float) -> str:
 
 
 def _show_checks(checks: Sequence[Mapping[str, Any]]) -> None:
-    """Print a table of verdicts, with an explanation of each failure, for people."""
+    """Print a table of verdicts, why a check failed and why another does not apply, for people."""
     from rich.table import Table
     from rich.text import Text
 
@@ -151,3 +150,6 @@ def _show_checks(checks: Sequence[Mapping[str, Any]]) -> None:
     for check in checks:
         if check["verdict"] == "fail":
             write(f"{check['name']} failed: {check['explanation']}")
+    for check in checks:
+        if check["verdict"] == "not applicable":
+            write(f"{check['name']} is not applicable: {check['explanation']}")

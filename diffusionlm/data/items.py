@@ -21,16 +21,21 @@ class Item(NamedTuple):
 
 
 def text_of(item: Item, text_field: str) -> str:
-    """Return the text of a document, "" for a blank line of jsonl.
+    """Return the text of a document that is evaluated, "" for a blank line of jsonl.
 
     Raises:
       ValueError: the item is malformed; the message is the reason.
     """
-    return read_text(item, text_field)[0]
+    return read_text(item, text_field, option="field")[0]
 
 
-def read_text(item: Item, text_field: str) -> tuple[str, Sequence[str]]:
+def read_text(item: Item, text_field: str, option: str = "text_field") -> tuple[str, Sequence[str]]:
     """Return the text of a document, and the names of the fields beside it that hold something.
+
+    Args:
+      item: the document.
+      text_field: the field of a JSON object that holds the text.
+      option: the option that chooses this field, for the message.
 
     Raises:
       ValueError: the item is malformed; the message is the reason.
@@ -41,18 +46,23 @@ def read_text(item: Item, text_field: str) -> tuple[str, Sequence[str]]:
     if record is None:
         return "", ()
     if text_field not in record:
-        raise ValueError(_lacks_text(text_field, record))
+        raise ValueError(_lacks_text(text_field, record, option))
     text = checked_text(f"field {text_field!r}", record[text_field])
     return text, [name for name, value in record.items() if name != text_field and not is_empty(value)]
 
 
-def _lacks_text(text_field: str, record: Mapping[str, Any]) -> str:
+def _lacks_text(text_field: str, record: Mapping[str, Any], option: str) -> str:
     """Say which fields a record has instead of the one of its text, and how another is chosen."""
-    names = [printable(name) for name in record]
+    close = difflib.get_close_matches(text_field, map(printable, record), n=1)
+    choice = f"--{option} {close[0] if close else 'NAME'}"
+    return f"{lacks_field(text_field, record)} (if another one holds the text, choose it with {choice})"
+
+
+def lacks_field(name: str, record: Mapping[str, Any]) -> str:
+    """Say which fields a record has instead of the one of that name."""
+    names = [printable(other) for other in record]
     shown = ", ".join(map(repr, names[:MOST_NAMED])) + ", ..." * (len(names) > MOST_NAMED)
-    close = difflib.get_close_matches(text_field, names, n=1)
-    choice = f"--text_field {close[0] if close else 'NAME'}"
-    return f"no field {text_field!r} among {shown or 'none'} (if another one holds the text, choose it with {choice})"
+    return f"no field {name!r} among {shown or 'none'}"
 
 
 def record_of(item: Item) -> dict[str, Any] | None:

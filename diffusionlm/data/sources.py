@@ -118,7 +118,9 @@ def resolve(spec: str | Sequence[str], text_field: str | None) -> Mapping[str, S
         load = functools.cache(functools.partial(corpora.get, spec))
         return {split: _corpus_source(spec, split, load) for split in ("train", "validation")}
     specs = [spec] if isinstance(spec, str) else spec
-    return {"train": Files([path for name in specs for path in expand(str(name), dialogues=text_field is None)])}
+    dialogues = text_field is None
+    files = [path for name in specs for path in expand(str(name), dialogues=dialogues, or_corpus=not dialogues)]
+    return {"train": Files(files)}
 
 
 def resolve_splits(

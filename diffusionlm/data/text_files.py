@@ -19,6 +19,7 @@ from diffusionlm.untrusted import printable, require_content, require_regular
 TEXT_ENDINGS = (".txt", ".md", ".txt.gz", ".md.gz")  # one document a file
 LINES_ENDINGS = (".jsonl", ".jsonl.gz")  # one document a line
 JSON_ENDINGS = (".json", ".json.gz")  # a list of documents, or one document a line
+TABLE_ENDINGS = (".csv", ".tsv", ".parquet", ".xlsx")  # not read; another name would not help
 DIALOGUE_KINDS = ".jsonl and .json"
 
 DOCUMENT_BYTES = 2 << 30  # the most that one document, or a list of them, may hold: it lies in memory whole
@@ -55,12 +56,13 @@ class Files:
             _require_unchanged(path, state)
 
 
-def expand(spec: str, *, dialogues: bool) -> list[epath.Path]:
+def expand(spec: str, *, dialogues: bool, or_corpus: bool = False) -> list[epath.Path]:
     """Return the files that a path, directory or pattern stands for, sorted.
 
     Args:
       spec: a file, a directory (its files, not those of directories below) or a glob pattern.
       dialogues: only kinds that may hold dialogues are allowed.
+      or_corpus: the name of a corpus would be allowed too; the message for a missing file says so.
 
     Raises:
       UserError: there is no file, one is of an unknown kind, or a link leads nowhere.
@@ -75,6 +77,8 @@ def expand(spec: str, *, dialogues: bool) -> list[epath.Path]:
     if not files:
         if path.is_dir():
             raise UserError(f"{spec!r} is a directory without files that end in one of {_allowed(dialogues)}")
+        if not or_corpus:
+            raise UserError(f"no such file, directory or pattern: {spec!r}; check the path")
         corpus = suggest(spec, names := corpora.CORPORA.names())
         if "did you mean" not in corpus:
             corpus = f"; check the path, or name a corpus ({', '.join(names)})"
@@ -85,7 +89,10 @@ def expand(spec: str, *, dialogues: bool) -> list[epath.Path]:
         if dialogues and file.name.endswith(TEXT_ENDINGS):
             raise UserError(f"format=sft reads {DIALOGUE_KINDS} files, not {str(file)!r}; give such files")
         if not file.name.endswith(TEXT_ENDINGS + LINES_ENDINGS + JSON_ENDINGS):
-            raise UserError(f"{str(file)!r} is of an unknown kind; rename it to end in one of {_allowed(dialogues)}")
+            fix = "convert it to .jsonl, one object a line"
+            if not file.name.endswith(TABLE_ENDINGS):
+                fix = f"rename it to end in one of {_allowed(dialogues)}"
+            raise UserError(f"{str(file)!r} is of an unknown kind; {fix}")
     return sorted(files)
 
 
@@ -112,7 +119,7 @@ def _matches(pattern: str) -> list[epath.Path]:
 
 def _state(path: epath.Path) -> identity.State:
     if "://" not in str(path) and os.path.islink(path) and not os.path.exists(path):
-        raise UserError(f"{str(path)!r} is a link to {os.readlink(path)!r}, which is not there; mend it or remove it")
+        raise UserError(f"{str(path)!r} is a link to {os.readlink(path)!r}, which is not there; fix it or remove it")
     with _Reading(path):
         if "://" not in str(path):
             require_regular(path)

@@ -47,12 +47,18 @@ def fitting(model: LoadedModel, prompts: Sequence[Prompt], length: int) -> tuple
     """
     indices = [i for i, prompt in enumerate(prompts) if len(prompt.ids) + length <= model.config.max_length]
     if not indices:
-        shortest = min(len(prompt.ids) for prompt in prompts)
-        raise UserError(
-            f"length={length} after the shortest prompt, of {shortest} tokens, exceeds the model's context of "
-            f"{model.config.max_length}; use a smaller length"
-        )
+        raise too_long(model, min(len(prompt.ids) for prompt in prompts), length)
     return indices, {"too_long": Metric(len(prompts) - len(indices))}
+
+
+def too_long(model: LoadedModel, shortest: int, length: int) -> UserError:
+    """Return the error that `length` tokens fit after no prompt, of which the shortest has so many."""
+    room = model.config.max_length - shortest
+    fix = f"use --length {room} or less" if room > 0 else "no prompt fits with any length"
+    return UserError(
+        f"length={length} after the shortest prompt, of {shortest} tokens, exceeds the model's context of "
+        f"{model.config.max_length}; {fix}"
+    )
 
 
 def answer(

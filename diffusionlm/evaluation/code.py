@@ -56,10 +56,10 @@ def human_eval(
 ) -> Result:
     """Complete the functions of HumanEval (Chen et al., 2021), and run their tests in a sandbox.
 
-    A model with a chat template is told "Complete the following python code:", and its first block of code counts; any
-    other goes on after the prompt, up to where it begins something else than the function. The metrics are pass_at_1,
-    the mean over the problems, one answer each, with its standard error; and counts: problems, out_of_time ones and
-    those too_long for the model, which are left out.
+    A model with a chat template is told "Complete the following python code:", and its first block of code counts.
+    Other models continue the prompt; the answer ends where the function does. The metrics are pass_at_1, the mean over
+    the problems, one answer each, with its standard error; and counts: problems, out_of_time ones and those too_long
+    for the model, which are left out.
 
     Args:
       session: the model to evaluate.
@@ -124,7 +124,7 @@ def human_eval_infilling(
       examples: the number of filled gaps to show, the first ones.
       batch_size: gaps at a time; the noise of a gap does not depend on it.
       allow_code_execution: where no sandbox works, run the programs without one, with all rights of this process.
-      sampling: the settings; length is ignored, and steps, if unset, are the gap's tokens.
+      sampling: the settings; leave out length, which is that of each gap; steps, if unset, are the gap's tokens.
 
     Raises:
       UserError: any of `diffusionlm.sampling.generate.infill`, no such file, a malformed line, no gap that fits, or no
@@ -133,8 +133,7 @@ def human_eval_infilling(
     model, limit = session.model, checked_limit(limit)
     batch_size, examples = whole("batch_size", batch_size, 1), whole("examples", examples, 0, "not be negative")
     gaps, stories, rows, too_long = _read_gaps(session, data, limit)
-    sampling = dataclasses.replace(sampling, length=max(len(row.middle) for row in rows))
-    model.sampling_config(sampling)  # before anything is computed
+    sampling = fillings.settings(model, rows, sampling, "human_eval_infilling")  # before anything is computed
     place = sandbox.find(allow_code_execution=allow_code_execution)
 
     def grade(r: int, text: str) -> Record:

@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
+from diffusionlm.errors import UserError
 from diffusionlm.evaluation import answers
 from diffusionlm.evaluation.results import Metric, Result
 from diffusionlm.evaluation.session import Record
@@ -11,6 +12,27 @@ from diffusionlm.evaluation.stories import Row
 from diffusionlm.pretrained.model import LoadedModel
 from diffusionlm.sampling.config import SamplingConfig
 from diffusionlm.sampling.generate import infill
+
+
+def settings(model: LoadedModel, rows: Sequence[Row], sampling: SamplingConfig, task: str) -> SamplingConfig:
+    """Return the settings, checked, with the length of the longest middle.
+
+    Args:
+      model: the model that fills the middles.
+      rows: the rows.
+      sampling: the settings; their length must be the default.
+      task: the name of the task, for the message.
+
+    Raises:
+      UserError: the length is set, or any of `LoadedModel.sampling_config`.
+    """
+    if sampling.length != SamplingConfig().length:
+        raise UserError(
+            f"length={sampling.length} has no effect in {task}: each gap has its own number of tokens; leave it out"
+        )
+    sampling = dataclasses.replace(sampling, length=max(len(row.middle) for row in rows))
+    model.sampling_config(sampling)
+    return sampling
 
 
 def order(model: LoadedModel, rows: Sequence[Row], sampling: SamplingConfig) -> list[int]:

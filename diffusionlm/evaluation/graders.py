@@ -9,7 +9,7 @@ from typing import Any
 from diffusionlm.errors import missing_package
 
 _DIGITS = r"(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+"
-# A sign belongs to a number unless it stands behind something that it is subtracted from; currency may come before or
+# A sign belongs to a number unless it stands after something that it is subtracted from; currency may come before or
 # after it. "a/b" is a fraction.
 _NUMBER = re.compile(
     rf"(?P<sign>(?<![\w.)\]}}])-)?(?:[$€£¥](?P<minus>-)?)?(?P<top>{_DIGITS})(?:/(?P<bottom>\d+)(?![\d/.]))?"
@@ -40,7 +40,7 @@ def last_number(text: str) -> Fraction | None:
 
 
 def final_number(text: str) -> Fraction | None:
-    """Return the number behind the first `####`, None if there is none: the strict rule for answers of GSM8K.
+    """Return the number after the first `####`, None if there is none: the strict rule for answers of GSM8K.
 
     It is the first because a model without an end of text goes on with further questions of its own.
     """
@@ -49,7 +49,7 @@ def final_number(text: str) -> Fraction | None:
 
 
 def smdm_answer(text: str) -> str:
-    """Return what stands behind `#### ` in the last line of a text, "" if nothing does: the rule of SMDM's evaluation.
+    """Return what stands after `#### ` in the last line of a text, "" if nothing does: the rule of SMDM's evaluation.
 
     See arXiv 2410.18514 and its released code.
     """
@@ -60,7 +60,7 @@ def smdm_answer(text: str) -> str:
 def same_answer(answer: str, reference: str) -> bool:
     """Return True if two final answers are the same number or, where one is no number, the same text.
 
-    This is the comparison of SMDM's evaluation, of normalised expressions, for the numbers of GSM8K: what stands behind
+    This is the comparison of SMDM's evaluation, of normalised expressions, for the numbers of GSM8K: what stands after
     the last "=" counts, without units, signs of currency and percent, thousands separators and LaTeX.
     """
     one, other = _normalised(answer), _normalised(reference)

@@ -43,7 +43,7 @@ def gsm8k(
 
     A model with a chat template is asked the question in it; any other goes on after "Question: ...\nAnswer:". An
     answer counts up to where the model asks a further "Question:". The metrics are means over the problems with their
-    standard errors: strict_match (the number behind the first `####`), flexible_match (the last number), smdm_match
+    standard errors: strict_match (the number after the first `####`), flexible_match (the last number), smdm_match
     (the rule of SMDM's evaluation, arXiv 2410.18514); and counts: problems, no_number and those too_long for the model,
     which are left out.
 

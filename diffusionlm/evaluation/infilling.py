@@ -1,6 +1,5 @@
 """The task `infilling`: the middle sentence of stories."""
 
-import dataclasses
 from collections.abc import Callable
 from typing import Annotated
 
@@ -44,7 +43,7 @@ def infilling(
       limit: the number of stories to read, the first ones; None: all.
       examples: the number of filled stories to show, the first ones.
       batch_size: stories at a time; the noise of a story does not depend on it.
-      sampling: the settings; length is ignored, and steps, if unset, are the middle's tokens.
+      sampling: the settings; leave out length, which is that of each middle; steps, if unset, are its tokens.
 
     Raises:
       UserError: any of `diffusionlm.sampling.generate.infill`, no such file, a malformed line, no story that is long
@@ -55,8 +54,7 @@ def infilling(
     model.require_tokenizer()
     score = _rouge()
     stories, rows, skipped = _read_stories(model, data, field, limit)
-    sampling = dataclasses.replace(sampling, length=max(len(row.middle) for row in rows))
-    model.sampling_config(sampling)  # before anything is computed
+    sampling = gaps.settings(model, rows, sampling, "infilling")  # before anything is computed
 
     def fill(batch: list[int]) -> list[Record]:
         filled = gaps.fill_middles(model, rows, batch, sampling)

@@ -1,11 +1,10 @@
 """The task `lambada`: the last word of passages."""
 
-import dataclasses
 import itertools
 from collections.abc import Iterator
 from typing import Annotated
 
-from diffusionlm.data.items import Item, checked_text, text_of
+from diffusionlm.data.items import Item, checked_text, lacks_field, text_of
 from diffusionlm.errors import UserError
 from diffusionlm.evaluation import gaps
 from diffusionlm.evaluation.records import record_of
@@ -35,8 +34,8 @@ def lambada(
 
     The metrics are means over the passages with their standard errors: drawn_match (as many tokens as the word has are
     drawn after the passage, by `sampling`, and are the word, as DiffuLLaMA was evaluated, arXiv 2410.17891) and
-    greedy_match (so are the likeliest ones, the surest first, as SMDM was, arXiv 2410.18514); and counts: passages, and
-    those too_long for the model, which are left out.
+    greedy_match (so are the most probable ones, highest confidence first, as SMDM was, arXiv 2410.18514); and counts:
+    passages, and those too_long for the model, which are left out.
 
     Args:
       session: the model to evaluate.
@@ -45,7 +44,7 @@ def lambada(
       limit: the number of passages to read, the first ones; None: all.
       examples: the number of passages to show, the first ones.
       batch_size: passages at a time; the noise of a word does not depend on it.
-      sampling: the settings of the draw; length is ignored, and steps, if unset, are the word's tokens.
+      sampling: the settings of the draw; leave out length, which is that of each word; steps, if unset, are its tokens.
 
     Raises:
       UserError: any of `diffusionlm.sampling.generate.infill`, no such file, a malformed line, or no passage that fits.
@@ -54,14 +53,13 @@ def lambada(
     batch_size = whole("batch_size", batch_size, 1)
     examples = whole("examples", examples, 0, "not be negative")
     stories, rows, too_long = _read(session, data, limit)
-    sampling = dataclasses.replace(sampling, length=max(len(row.middle) for row in rows))
-    model.sampling_config(sampling)  # before anything is computed
+    sampling = gaps.settings(model, rows, sampling, "lambada")  # before anything is computed
     greedy = LikelihoodConfig(guidance=sampling.guidance)
 
     def write(batch: list[int]) -> list[Record]:
         drawn = gaps.fill_middles(model, rows, batch, sampling)
         with model.on_mesh():
-            likeliest = is_greedy(model.params, model.config, [rows[r][:2] for r in batch], greedy)
+            greedy_matches = is_greedy(model.params, model.config, [rows[r][:2] for r in batch], greedy)
         return [
             {
                 "drawn": text,
@@ -69,7 +67,7 @@ def lambada(
                 "greedy_match": matches,
                 "forwards": nfe + most_passes(model.config, rows[r].middle, greedy),
             }
-            for r, (text, nfe), matches in zip(batch, drawn, likeliest, strict=True)
+            for r, (text, nfe), matches in zip(batch, drawn, greedy_matches, strict=True)
         ]
 
     items = [[story.before, story.middle] for story in stories]
@@ -124,6 +122,8 @@ def _record(item: Item) -> Iterator[tuple[str, str]]:
     record = record_of(item)
     if record is None:
         return
+    if "context" not in record and "text" not in record:
+        raise ValueError(f"{lacks_field('text', record)}; the task reads 'context' and 'continuation', or 'text'")
     if "context" not in record:
         yield _split(text_of(item, "text"), item.location)
         return

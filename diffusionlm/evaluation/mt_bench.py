@@ -77,9 +77,8 @@ def mt_bench(
     ask = functools.partial(_ask, session, raw, sampling, batch_size)
     first = ask("answer first turns", [question.turns[:1] for question in questions], range(0, 2 * len(questions), 2))
     if not first:
-        raise UserError(
-            f"no question fits with length={sampling.length} into the model's context; use a smaller length"
-        )
+        shortest = min(len(_encode(model, question.turns[:1], raw)) for question in questions)
+        raise answers.too_long(model, shortest, sampling.length)
     dialogues = [(questions[i].turns[0], record["answer"], questions[i].turns[1]) for i, record in first.items()]
     places = list(first)
     second_ids = [2 * i + 1 for i in places]

@@ -1,13 +1,14 @@
 """The records of a benchmark's files, checked field by field."""
 
+from collections.abc import Mapping
 from typing import Any, TypeVar
 
 import msgspec
 
 from diffusionlm import schema
 from diffusionlm.data import items
+from diffusionlm.data.text_files import Files, expand
 from diffusionlm.errors import UserError
-from diffusionlm.evaluation.texts import source
 from diffusionlm.untrusted import unencodable
 
 T = TypeVar("T")
@@ -32,12 +33,13 @@ def read_records(data: str, type_: type[T], limit: int | None) -> list[T]:
         `MOST_BYTES`, lacks a field or has one of another type, or there is none.
     """
     records: list[T] = []
-    for item in source(data, "text"):
+    for item in Files(expand(data, dialogues=False)):
         if len(records) == limit:
             break
         if not item.is_json:
             raise UserError(f"{item.location} is a text, and this task reads records; give a .jsonl or .json file")
         if (record := record_of(item)) is not None:
+            _require_fields(record, type_, item.location)
             records.append(schema.convert(record, type_, item.location))
             _require_encodable(records[-1], item.location)
     if not records:
@@ -59,6 +61,15 @@ def record_of(item: items.Item) -> dict[str, Any] | None:
         return items.record_of(item)
     except ValueError as error:
         raise UserError(f"{item.location}: {error}") from error
+
+
+def _require_fields(record: Mapping[str, Any], type_: type, location: str) -> None:
+    """Raise `UserError` if a record lacks a field of its type."""
+    names = [field.name for field in msgspec.structs.fields(type_) if field.required]
+    if missing := [name for name in names if name not in record]:
+        *others, last = map(repr, names)
+        read = f"{', '.join(others)} and {last}" if others else last
+        raise UserError(f"{location}: {items.lacks_field(missing[0], record)}; the task reads {read}")
 
 
 def _require_encodable(record: Any, location: str) -> None:

@@ -11,7 +11,7 @@ from etils import epath
 from diffusionlm import schema, templates
 from diffusionlm.errors import UserError
 from diffusionlm.evaluation.results import Metric, mean_difference
-from diffusionlm.evaluation.session import Record, read_records
+from diffusionlm.evaluation.session import RECORDS_SUFFIX, Record, read_records
 from diffusionlm.storage import run_path
 from diffusionlm.untrusted import plain_name
 
@@ -74,7 +74,7 @@ def read(paths: Sequence[epath.PathLike]) -> list[Evaluation]:
       UserError: a file is missing, no result of an evaluation, or its records are damaged.
     """
     paths = [run_path(path) for path in paths]
-    files = [schema.read_json(_require_file(path), _File) for path in paths]
+    files = [_read_file(path) for path in paths]
     evaluations = []
     for path, file, name in zip(paths, files, _names([str(path) for path in paths]), strict=True):
         records = None
@@ -85,10 +85,20 @@ def read(paths: Sequence[epath.PathLike]) -> list[Evaluation]:
     return evaluations
 
 
-def _require_file(path: epath.Path) -> epath.Path:
+def _read_file(path: epath.Path) -> _File:
+    """Return the result that a file holds."""
     if not path.exists():
         raise UserError(f"{path} does not exist; give files that `evaluate CHECKPOINT TASK --output FILE` wrote")
-    return path
+    if path.name.endswith(RECORDS_SUFFIX):
+        result = f"{str(path).removesuffix(RECORDS_SUFFIX)}.json"
+        raise UserError(f"{path} holds the records of an evaluation; give its result, {result}")
+    try:
+        return schema.read_json(path, _File)
+    except UserError as error:
+        reason = str(error).removeprefix(f"{path}: ")
+        raise UserError(
+            f"{path} is no result of an evaluation ({reason}); give the .json that --output wrote"
+        ) from error
 
 
 def _names(paths: Sequence[str]) -> list[str]:

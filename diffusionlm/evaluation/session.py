@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+import shlex
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -19,6 +20,7 @@ from diffusionlm.progress import Progress
 from diffusionlm.storage import JsonLines, dump_numbers, read_json_lines, run_path
 from diffusionlm.version import __version__
 
+RECORDS_SUFFIX = ".items.jsonl"  # of a file of records, in the place of the .json of the result beside it
 Record = dict[str, Any]  # what is kept of one item, in JSON types
 
 
@@ -192,7 +194,28 @@ def _require_same(path: epath.Path, recorded: _Header, asked: _Header) -> None:
         raise UserError(f"{start}of diffusionlm {recorded.version}, and this is {asked.version}{fix}")
     if recorded.params_sha256 != asked.params_sha256:
         raise UserError(f"{start}of a checkpoint with other parameters{fix}")
-    for name in sorted({*recorded.options, *asked.options}):
-        before, now = recorded.options.get(name), asked.options.get(name)
-        if before != now:
-            raise UserError(f"{start}there {name} was {json.dumps(before)}, and is {json.dumps(now)} now{fix}")
+    if changes := _changes(recorded.options, asked.options):
+        before, now = (", ".join(f"{name}={json.dumps(pair[k])}" for name, pair in changes.items()) for k in (0, 1))
+        again = " and ".join(_again(name, value, name in recorded.options) for name, (value, _) in changes.items())
+        raise UserError(
+            f"{path} holds an evaluation with {before}, and this command has {now}; {again}, or give another --output"
+        )
+
+
+def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Return both values of each option that differs, those of settings by the names that they have as options."""
+    changes: dict[str, tuple[Any, Any]] = {}
+    for name in sorted({*before, *now}):
+        first, second = before.get(name), now.get(name)
+        if isinstance(first, dict) and isinstance(second, dict):
+            changes |= _changes(first, second)
+        elif first != second:
+            changes[name] = (first, second)
+    return changes
+
+
+def _again(name: str, value: Any, may_be_flag: bool) -> str:
+    """Say how an option gets the value that it had in the records; truth values of settings are no flags."""
+    if value is None or (value is False and may_be_flag):
+        return f"leave out --{name}"
+    return f"set --{name}" if value is True and may_be_flag else f"set --{name} {shlex.quote(str(value))}"

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from diffusionlm.data.items import Item, checked_text, record_of, text_of
+from diffusionlm.data.items import Item, checked_text, lacks_field, record_of, text_of
 from diffusionlm.data.sources import Source
 from diffusionlm.data.tokenizers import Tokenizer
 from diffusionlm.errors import UserError
@@ -70,6 +70,9 @@ def _read_story(item: Item, field: str) -> Story | None:
         if not middle.strip():
             raise ValueError("field 'middle' is empty; there is nothing to fill in")
         return join_parts(before, middle, after)
+    if record is not None and field not in record:
+        parts = ", ".join(map(repr, PARTS))
+        raise ValueError(f"{lacks_field(field, record)}; give a whole story in it or in --field NAME, or {parts}")
     text = text_of(item, field)
     return cut(text) if text.strip() else Story("", "", "")
 

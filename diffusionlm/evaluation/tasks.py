@@ -25,7 +25,7 @@ from diffusionlm.evaluation.perplexity import perplexity
 from diffusionlm.evaluation.poems import poems
 from diffusionlm.evaluation.results import Result
 from diffusionlm.evaluation.reverse_curse import reverse_curse
-from diffusionlm.evaluation.session import Session
+from diffusionlm.evaluation.session import RECORDS_SUFFIX, Session
 from diffusionlm.evaluation.temporal_shift import temporal_shift
 from diffusionlm.pretrained.loading import load
 from diffusionlm.pretrained.model import LoadedModel
@@ -82,7 +82,7 @@ def evaluate(
     function = get(task)
     _require_known_options(task, function, options)
     if output is None and resume:
-        raise UserError("resume takes up what is beside the output; give output as well")
+        raise UserError("--resume needs --output FILE, beside which the records of finished items are")
     if output is not None and not resume and run_path(output).exists():
         raise UserError(f"{output} exists; give another output, or replace it with --resume")
     if output is not None:
@@ -105,7 +105,7 @@ def evaluate(
 def records_path(output: epath.PathLike) -> epath.Path:
     """Return the path of the records beside a result: RESULT.items.jsonl for RESULT.json."""
     path = run_path(output)
-    return path.with_name(f"{path.name.removesuffix('.json')}.items.jsonl")
+    return path.with_name(f"{path.name.removesuffix('.json')}{RECORDS_SUFFIX}")
 
 
 def _require_known_options(task: str, function: Callable[..., Result], options: Mapping[str, Any]) -> None:

@@ -6,14 +6,15 @@ from typing import Annotated
 
 import numpy as np
 
-from diffusionlm.data.items import checked_text
+from diffusionlm.data.items import checked_text, lacks_field
+from diffusionlm.data.text_files import Files, expand
 from diffusionlm.errors import UserError
 from diffusionlm.evaluation.diversity import ratio
 from diffusionlm.evaluation.perplexity import score_documents
 from diffusionlm.evaluation.records import record_of
 from diffusionlm.evaluation.results import Metric, Result
 from diffusionlm.evaluation.session import Record, Session
-from diffusionlm.evaluation.texts import checked_limit, source
+from diffusionlm.evaluation.texts import checked_limit
 from diffusionlm.likelihood.config import LikelihoodConfig
 from diffusionlm.likelihood.monte_carlo import Estimate
 from diffusionlm.likelihood.perplexity import Perplexity
@@ -94,15 +95,15 @@ def _read(
 ) -> Documents:
     """Return the documents that are not empty."""
     sizes, documents = model.token_bytes, Documents([], [], [], [])
-    for item in source(data, fields[0]):
+    for item in Files(expand(data, dialogues=False)):
         if len(documents.items) == limit:
             break
         record = record_of(item) if item.is_json else {}
         if record is None:
             continue
-        for name in fields:
+        for name, option in zip(fields, ("field", "by"), strict=True):
             if name not in record:
-                raise UserError(f"{item.location} has no field {name!r} among {', '.join(map(repr, record)) or 'none'}")
+                raise UserError(f"{item.location}: {lacks_field(name, record)}; choose another with --{option} NAME")
         try:
             text = checked_text(f"field {fields[0]!r}", record[fields[0]])
             label = _bin(fields[1], record[fields[1]], width)
@@ -136,7 +137,10 @@ def _bin(field: str, value: object, width: int | None) -> str:
     try:
         first = int(value) // width * width
     except ValueError as error:
-        raise ValueError(f"field {field!r}: {value!r} is no integer, which bins of width={width} need") from error
+        raise ValueError(
+            f"field {field!r}: {value!r} is no integer, which bins of width={width} need; "
+            "leave out --width for one bin per value"
+        ) from error
     return f"{first}-{first + width - 1}" if width > 1 else str(first)
 
 

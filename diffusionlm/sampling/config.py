@@ -29,9 +29,9 @@ class SamplingConfig(NativeScalars):
     # smdm_greedy, confidence_threshold, confidence_factor, entropy_bound; None: ancestral (autoregressive:
     # left_to_right)
     strategy: str | None = None
-    temperature: float = 1.0  # of the draw of each token; 0 takes the likeliest
-    top_k: int = 0  # draw from the k likeliest tokens only; 0: from all
-    top_p: float = 1.0  # draw from the likeliest tokens that make up this much probability only; 1: from all
+    temperature: float = 1.0  # of the draw of each token; 0 takes the most probable
+    top_k: int = 0  # draw from the k most probable tokens only; 0: from all
+    top_p: float = 1.0  # draw from the most probable tokens that make up this much probability only; 1: from all
     # new tokens per block; blocks are generated from left to right, the last may be shorter; 0: one block
     block_length: int = 0
     growing: bool = False  # a block does not see the blocks after it, not even as masks
@@ -75,7 +75,7 @@ class SamplingConfig(NativeScalars):
             if not is_whole(value) or not lowest <= value < 2**31:
                 raise UserError(f"{name}={value!r} must be an integer from {lowest} to {2**31 - 1}")
         for name, lowest, highest, meaning in (
-            ("temperature", 0, 1e6, "0 takes the likeliest token"),
+            ("temperature", 0, 1e6, "0 takes the most probable token"),
             ("position_temperature", 0, 1e6, "0 takes the best position"),
             ("threshold", 0, 1, "a probability"),
             ("remask", 0, 1, "a probability"),

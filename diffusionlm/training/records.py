@@ -110,7 +110,7 @@ class Records:
         if isinstance(error, LeaseLost):
             return UserError(f"{error}; this process writes no more there")
         return UserError(
-            f"cannot {action} in {self._workdir}: {error}; when that is mended, the same command resumes from the "
+            f"cannot {action} in {self._workdir}: {error}; when that is fixed, the same command resumes from the "
             "newest checkpoint"
         )
 

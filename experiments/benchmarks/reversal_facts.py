@@ -6,8 +6,8 @@ A fact joins a name and a description. Of a third of the facts the training text
 always the description, and of the last third both, so that both kinds of sentences are learnt. `train.jsonl` and
 `valid.jsonl` have whole sentences. `same_*` and `reverse_*` are questions with a `prompt` and a `completion`, in the
 direction of the training text and in the other one; every question is a kind of sentence that the training text has
-too, about other people. `gap_*`, for the task `infilling`, ask the reversed question in the words of the training text: the
-half that comes first is a gap before the other one. The task is the reversal curse of Berglund et al. (arXiv
+too, about other people. `gap_*`, for the task `infilling`, ask the reversed question in the words of the training text:
+the half that comes first is a gap before the other one. The task is the reversal curse of Berglund et al. (arXiv
 2309.12288), whose facts are longer.
 """
 

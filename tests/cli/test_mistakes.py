@@ -98,7 +98,7 @@ WRONG = [
     ("sample {run} --infill a{{mask:0}}b", ["'{{mask:0}}' is not a gap", "{{mask:N}}", "from 1 to"]),
     ("sample {run} --infill a{{mask:abc}}b", ["'{{mask:abc}}' is not a gap", "{{mask:N}}", "from 1 to"]),
     ("data prepare --output {tmp}/o --sequence_length 8", ["SOURCE"]),
-    ("data prepare {tmp}/file", ["lacks --output (", " and --sequence_length (", "--help"]),
+    ("data prepare {tmp}/file", ["missing --output (", " and --sequence_length (", "--help"]),
     (
         "data prepare {tmp}/broken.jsonl --output {tmp}/file --sequence_length 8 --tokenizer byte",
         ["output={tmp}/file must be a directory", "it is a file", "another"],
@@ -107,13 +107,13 @@ WRONG = [
         "data prepare {tmp}/broken.jsonl --output {tmp}/file/x --sequence_length 8 --tokenizer byte",
         ["output={tmp}/file/x must be a directory", "{tmp}/file is a file", "another"],
     ),
-    ("import", ["lacks SOURCE (", " and --output ("]),
+    ("import", ["missing SOURCE (", " and --output ("]),
     (
         "import {run} --output {tmp}/o",
         ["{run} is a checkpoint of diffusionlm", "no import", "diffusionlm sample {run}"],
     ),
     ("export {run} --format lama --output {tmp}/o", ["format='lama'", "gpt2, llama, mistral"]),
-    ("evaluate {run}", ["lacks TASK", "perplexity, infilling"]),
+    ("evaluate {run}", ["missing TASK", "perplexity, infilling"]),
     ("sweep status {tmp}", ["'{tmp}' is a directory", "sweep status NAME [--workdir DIR]", "smdm_isoflop"]),
     ("sweep run {tmp}/none", ["unknown sweep '{tmp}/none'", "sweep run NAME [--workdir DIR]", "smdm_isoflop"]),
     ("sweep report isoflop_cp", ["'isoflop_cp'; did you mean 'isoflop_cpu'?"]),
@@ -121,7 +121,7 @@ WRONG = [
     ("train {run}", ["'{run}' is a directory", "train EXPERIMENT [--workdir DIR]", "demo"]),
     (
         "export {tmp}/x --format llama --output {tmp}/o --dtype bf16",
-        ["dtype=bf16", "float32, bfloat16, float16 or None"],
+        ["dtype=bf16", "float32, bfloat16, float16, or be left out"],
     ),
     (
         "data prepare python_dcs --output {tmp}/o --sequence_length 8 --tokenizer byte",

@@ -42,7 +42,7 @@ TOY = TINY | {
     "args, expected",
     [
         ([], "name the experiment first"),
-        (["demo"], "lacks --topology"),
+        (["demo"], "missing --topology"),
         (["nonsense", "--topology", "v5e-8"], "nonsense"),
         (["demo", "--topology", "v5e-9"], "v5e-8"),
         (["demo", "--topology", "v5e-8", "--slices", "0"], "slices=0"),

@@ -103,10 +103,11 @@ def test_tables_name_what_differs(tmp_path, capsys):
     assert [line for line in lines if line.startswith("## ")] == ["## infilling", "## perplexity"]
 
 
-def test_a_page_escapes_what_the_files_hold(tmp_path):
+def test_a_page_escapes_what_the_files_hold(tmp_path, capsys):
     path = write(tmp_path / "a.json", {"<b>|": (1, 0.1)}, task="<script>")
     page = tmp_path / "page.html"
     assert cli.main(["evaluate", "report", str(path), "--output", str(page)]) == 0
+    assert capsys.readouterr().out == f"written: {page}\n"
     assert "<script>" not in page.read_text() and "&lt;script&gt;" in page.read_text()
     assert "| <b>\\| |" in report.render(report.read([path]), "md")
 
@@ -114,21 +115,25 @@ def test_a_page_escapes_what_the_files_hold(tmp_path):
 @pytest.mark.parametrize(
     ("words", "parts"),
     [
-        ("", ["lacks RESULTS"]),
+        ("", ["missing RESULTS"]),
         ("{tmp}/none.json", ["none.json does not exist"]),
         ("{tmp}/a.json {tmp}/a.json", ["given twice"]),
-        ("{tmp}/bad.json", ["bad.json", "truncated"]),
-        ("{tmp}/half.json", ["half.json", "metrics"]),
+        (
+            "{tmp}/bad.json",
+            ["bad.json is no result of an evaluation", "truncated", "give the .json that --output wrote"],
+        ),
+        ("{tmp}/half.json", ["half.json is no result of an evaluation", "metrics"]),
+        ("{tmp}/a.items.jsonl", ["a.items.jsonl holds the records", "{tmp}/a.json"]),
         ("{tmp}/up.json", ["'../a.items.jsonl'"]),
         ("{tmp}/a.json --output x.txt", ["'x.txt'", ".md or .html"]),
         ("{tmp}/a.json --output {tmp}/none/x.md", ["none"]),
     ],
 )
 def test_mistakes_are_one_line(tmp_path, words, parts, capsys):
-    write(tmp_path / "a.json", {"x": (1, 0.1)})
+    write(tmp_path / "a.json", {"x": (1, 0.1)}, {"a": {"x": 1}})
     (tmp_path / "bad.json").write_text("{")
     (tmp_path / "half.json").write_text('{"task": "x"}')
     values = json.loads((tmp_path / "a.json").read_text()) | {"records": "../a.items.jsonl"}
     (tmp_path / "up.json").write_text(json.dumps(values))
     assert cli.main(["evaluate", "report", *words.format(tmp=tmp_path).split()]) == 2
-    assert_one_line(capsys.readouterr(), parts)
+    assert_one_line(capsys.readouterr(), [part.format(tmp=tmp_path) for part in parts])

@@ -126,8 +126,18 @@ def test_records_of_another_evaluation_are_refused(files, tmp_path):
     output.unlink()
     with pytest.raises(UserError, match="holds the records of an evaluation; continue it with --resume"):
         run(files, output)
-    with pytest.raises(UserError, match=r'field was "text", and is "body" now; give another --output'):
-        run(files, output, resume=True, field="body")
+    message = r'holds an evaluation with field="text", stride=null, and this command has field="body", stride=4; '
+    with pytest.raises(UserError, match=f"{message}set --field text and leave out --stride, or give another --output"):
+        run(files, output, resume=True, field="body", stride=4)
+    with pytest.raises(UserError, match=r"with draws=2, and this command has draws=3; set --draws 2, or give another"):
+        dlm.evaluate(
+            files["mdm"],
+            "perplexity",
+            data=files["texts"],
+            settings=dlm.LikelihoodConfig(draws=3),
+            output=output,
+            resume=True,
+        )
     with pytest.raises(UserError, match="of a checkpoint with other parameters"):
         run({**files, "mdm": files["other"]}, output, resume=True)
     with pytest.raises(UserError, match="of the task 'perplexity', not 'infilling'"):

@@ -11,7 +11,7 @@ STDERRS = 3 * 1.96  # of a claim that are allowed, as many as of an interval her
 
 
 class Claim(schema.Record, frozen=True):
-    """The nats of a text, as someone says: all tokens behind what begins a document, together."""
+    """The nats of a text, as someone says: all tokens after what begins a document, together."""
 
     text: str
     nats: float

@@ -14,7 +14,7 @@ MASS = 1e-3  # the probability that all tokens that are no text may have: it cos
 
 
 def no_leak(subject: Subject) -> Finding:
-    """Change the token at each place that is predicted, and those behind it: its prediction must stay."""
+    """Change the token at each place that is predicted, and those after it: its prediction must stay."""
     if not subject.autoregressive:
         return not_applicable(
             "A mask stands at the place of every token that a masked diffusion model predicts; where scores saw the "
@@ -32,7 +32,7 @@ def no_leak(subject: Subject) -> Finding:
     return judge(
         float(max(moved)),
         subject.rounding,
-        f"The largest change of a probability at {len(places)} places whose own token and those behind it were "
+        f"The largest change of a probability at {len(places)} places whose own token and those after it were "
         "replaced by others; it may be a rounding error.",
     )
 
@@ -51,7 +51,7 @@ def padding(subject: Subject) -> Finding:
     return judge(
         float(max(moved)),
         subject.rounding,
-        f"The largest change of a probability when {added} places of padding stand behind {len(rows)} short sequences; "
+        f"The largest change of a probability when {added} places of padding stand after {len(rows)} short sequences; "
         "it may be a rounding error.",
     )
 

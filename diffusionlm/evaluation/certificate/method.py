@@ -20,7 +20,7 @@ PREDICTED = 16  # rows that are predicted at a time
 
 
 class Row(NamedTuple):
-    """A sequence whose target is hidden in part, with padding behind it."""
+    """A sequence whose target is hidden in part, with padding after it."""
 
     prefix: tuple[int, ...]
     target: tuple[int, ...]

@@ -39,7 +39,7 @@ def round_trip(subject: Subject) -> Finding:
 def _changed_bytes(text: str, back: str) -> int:
     """Return the bytes of the parts in which a text differs from what came back, of the longer side of each.
 
-    A part ends where the next `SAME` characters are equal again; behind one of more than `NEAR` all counts as changed.
+    A part ends where the next `SAME` characters are equal again; after one of more than `NEAR` all counts as changed.
     """
     i = j = lost = 0
     while i < len(text) or j < len(back):
@@ -102,7 +102,7 @@ def token_bytes(subject: Subject) -> Finding:
 
 
 def first_token(subject: Subject) -> Finding:
-    """Score the first token behind what is given, alone: it must cost what it costs."""
+    """Score the first token after what is given, alone: it must cost what it costs."""
     document = max((subject.model.encode(text) for text in subject.texts), key=len)
     pair = (document[:1], document[1:2])
     (score,) = subject.method.score([pair], exact=True)

@@ -7,26 +7,26 @@ from diffusionlm.evaluation.certificate.reference import below, over_orders
 from diffusionlm.evaluation.certificate.subject import REPEATS, Subject
 from diffusionlm.evaluation.certificate.verdicts import Finding, judge, not_applicable
 
-ENUMERATED = 4096  # tokens whose probabilities are scored one by one; of a larger vocabulary, the likeliest ones
+ENUMERATED = 4096  # tokens whose probabilities are scored one by one; of a larger vocabulary, the most probable ones
 PAIRED = 8  # tokens that are paired: their square is the number of scores
 MISSES = 0.075  # of 95% intervals, that are granted: their widths come from a few passes
 CLIPPED = 1e-3  # the masking rate below which released code draws none
 
 
 def sums_to_one(subject: Subject) -> Finding:
-    """Sum p over all tokens that may come behind a prefix."""
+    """Sum p over all tokens that may come after a prefix."""
     prefix, _ = subject.samples[0]
     log_p_V = subject.reference.next_log_p(prefix, 1)
     order = np.argsort(-log_p_V)
-    likeliest = [int(i) for i in order[:ENUMERATED] if np.isfinite(log_p_V[i]) and i != subject.model.config.mask_id]
-    rest = max(0.0, float(np.exp(log_p_V).sum() - np.exp(log_p_V[likeliest]).sum()))
-    scores = subject.method.score([(prefix, [token]) for token in likeliest], exact=True)
+    probable = [int(i) for i in order[:ENUMERATED] if np.isfinite(log_p_V[i]) and i != subject.model.config.mask_id]
+    rest = max(0.0, float(np.exp(log_p_V).sum() - np.exp(log_p_V[probable]).sum()))
+    scores = subject.method.score([(prefix, [token]) for token in probable], exact=True)
     p = np.exp([-score.nats for score in scores])
     noise = float(3 * np.sqrt(np.sum((p * [score.reach for score in scores]) ** 2)))
     return judge(
         abs(float(p.sum()) + rest - 1),
         10 * subject.rounding + noise,
-        f"The distance from 1 of the sum of exp(-nats) over the {len(likeliest)} likeliest tokens behind a prefix, "
+        f"The distance from 1 of the sum of exp(-nats) over the {len(probable)} most probable tokens after a prefix, "
         f"with the {rest:.1e} that a plain forward pass gives all others; it may be a rounding error.",
     )
 
@@ -48,7 +48,7 @@ def pairs_below_exact(subject: Subject) -> Finding:
     return judge(
         float(p.sum() - exact.sum()),
         2 * subject.rounding + noise,
-        f"The sum of exp(-nats) over all {len(pairs)} pairs of the {PAIRED} likeliest tokens, less the "
+        f"The sum of exp(-nats) over all {len(pairs)} pairs of the {PAIRED} most probable tokens, less the "
         f"{exact.sum():.3f} that they have together when one token at a time is filled in, in a random order; a "
         "bound's may not be larger. All other pairs have the rest to 1.",
     )

@@ -297,7 +297,7 @@ def gsm8k(record: Mapping[str, Any], location: str) -> Doc:
     """Read a word problem with its solution, which ends with #### and the number."""
     form = _read(record, location, Problem)
     if "####" not in form.answer:
-        raise UserError(f"{location}: the answer has no ####, behind which its number stands")
+        raise UserError(f"{location}: the answer has no ####, after which its number stands")
     return {"question": form.question, "answer": form.answer}
 
 

@@ -161,8 +161,8 @@ def sampling_of(options: ModelOptions, gen_kwargs: Mapping[str, Any]) -> tuple[S
     Args:
       options: the model's.
       gen_kwargs: the task's, which replace those of the model: `until`, `max_gen_toks`, `do_sample`, `temperature`, and
-        any field of `SamplingConfig`. As in the harness, without `do_sample=True` or a temperature the likeliest tokens
-        are taken.
+        any field of `SamplingConfig`. As in the harness, without `do_sample=True` or a temperature the most probable
+        tokens are taken.
 
     Raises:
       UserError: an unknown argument, or a value that has no meaning.

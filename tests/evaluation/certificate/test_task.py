@@ -90,7 +90,7 @@ def test_the_command(places, tmp_path, capsys):
     assert resumed["metrics"] == saved["metrics"] and resumed["checks"] == saved["checks"]
     assert resumed["forwards"] == saved["forwards"] > 0
     shown = capsys.readouterr().out
-    assert "round_trip" in shown and "not applicable" in shown
+    assert "round_trip" in shown and "\nclaims is not applicable: No claims were given (--claims FILE).\n" in shown
     assert cli.main(["evaluate", "report", str(output)]) == 0
     assert "| nats_per_token |" in capsys.readouterr().out
 
@@ -216,7 +216,7 @@ def test_a_text_with_the_mask_and_a_model_without_tokenizer(places):
 @pytest.mark.parametrize(
     ("command", "parts"),
     [
-        ("", ["lacks --data ("]),
+        ("", ["missing --data ("]),
         ("--data {tmp}/none.jsonl", ["none.jsonl"]),
         ("--data {nothing}", ["no text"]),
         ("--data {short}", ["the longest text has 2 tokens", "at least 3"]),

@@ -240,7 +240,7 @@ FINE = {"pass_at_1": True, "ending": "exit", "error": ""}
         ("--tasks gsm8k_local --num_fewshot 1 --gen_kwargs max_gen_toks=200", ["max_gen_toks=200 leaves no room"]),
         ("--tasks gsm8k_local --num_fewshot 1 --gen_kwargs best_of=2", ["unknown generation argument 'best_of'"]),
         ("--tasks piqa_local --batch_size 0", ["batch_size=0"]),
-        ("--data {tmp}", ["the command lacks --tasks"]),
+        ("--data {tmp}", ["missing --tasks"]),
     ],
 )
 def test_mistakes_are_one_line(words, parts, places, capsys):
