@@ -2,8 +2,8 @@
 
     python experiments/benchmarks/books_by_period.py books/train.jsonl --output data/periods
 
-`early.jsonl` and `late.jsonl` are training text of equal length in characters; `test.jsonl` has pieces of books of both
-periods that are in neither, for the task `temporal_shift`.
+`early.jsonl` and `late.jsonl` are training text of equal length in characters; `test_early.jsonl` and `test_late.jsonl`
+have pieces of books of each period that are in neither, for the task `temporal_shift`.
 """
 
 import hashlib
@@ -22,7 +22,7 @@ def main(
     held_out: float = 0.35,
     test_characters: int = 20_000,
 ) -> None:
-    """Write early.jsonl, late.jsonl and test.jsonl.
+    """Write early.jsonl, late.jsonl, test_early.jsonl and test_late.jsonl.
 
     Args:
       books: a file of records with `text`, `title` and `year`.
@@ -32,19 +32,20 @@ def main(
       held_out: the share of books for the test, chosen by a hash of their titles.
       test_characters: the length of a test document, from the middle of its book.
     """
-    parts: dict[str, list[dict]] = {"early": [], "late": [], "test": []}
+    parts: dict[str, list[dict]] = {"early": [], "late": [], "test_early": [], "test_late": []}
     for line in books.read_text(encoding="utf-8").splitlines():
         book = json.loads(line)
         if early <= book["year"] < late:
             continue
+        period = "early" if book["year"] < early else "late"
         draw = int.from_bytes(hashlib.sha256(book["title"].encode()).digest()[:4]) / 2**32
         middle = max(0, (len(book["text"]) - test_characters) // 2)
         if draw < held_out:
-            parts["test"].append(
+            parts[f"test_{period}"].append(
                 {"year": book["year"], "text": book["text"][middle : middle + test_characters], "title": book["title"]}
             )
         else:
-            parts["early" if book["year"] < early else "late"].append({"text": book["text"]})
+            parts[period].append({"text": book["text"]})
     lengths = {name: sum(len(book["text"]) for book in parts[name]) for name in ("early", "late")}
     for name, length in lengths.items():  # the first part of every book of the longer period
         share = min(lengths.values()) / length
