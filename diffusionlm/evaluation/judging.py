@@ -12,6 +12,7 @@ of HumanEval asks for any of them.
 """
 
 import ast
+import dis
 import re
 import symtable
 import warnings
@@ -66,7 +67,10 @@ def assertion_trial(code: str, setup: str, assertions: Sequence[str]) -> Trial:
     with warnings.catch_warnings(action="ignore"):  # of escapes in texts, such as "\d"
         body, used = ast.parse(code).body, {n.id for n in ast.walk(ast.parse(tests)) if isinstance(n, ast.Name)}
         symbols = symtable.symtable(code, "solution.py", "exec").get_symbols()
-    defined = {symbol.get_name() for symbol in symbols if symbol.is_assigned()}  # also by `def` and `class`
+        module = compile(code, "solution.py", "exec", dont_inherit=True)
+    assigned = {symbol.get_name() for symbol in symbols if symbol.is_assigned()}  # also by `def` and `class`
+    # Since Python 3.12 the variables of comprehensions are among them, though the module does not keep these.
+    defined = assigned & {step.argval for step in dis.get_instructions(module) if step.opname == "STORE_NAME"}
     imports = [ast.unparse(statement) for statement in body if _imported(statement) & (used | {"*"})]
     return Trial("\n".join(imports), tuple(sorted(defined & used)), tests)
 
