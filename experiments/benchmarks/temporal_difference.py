@@ -10,12 +10,12 @@ EARLY and LATE are models that were trained on the two periods of books_by_perio
 """
 
 import json
-import math
 from pathlib import Path
 from typing import Annotated
 
-import numpy as np
 import tyro
+
+from diffusionlm.evaluation.results import mean
 
 
 def nats_per_token(path: Path) -> dict[str, float]:
@@ -28,11 +28,10 @@ def main(early: Annotated[Path, tyro.conf.Positional], late: Annotated[Path, tyr
     """Print, for the test books of each period, how much more the model of the other period needs."""
     for period, own, other in (("early", early, late), ("late", late, early)):
         mine, others = nats_per_token(own / f"{period}.json"), nats_per_token(other / f"{period}.json")
-        values = [others[key] - nats for key, nats in mine.items()]
-        stderr = np.std(values, ddof=1) / math.sqrt(len(values))
+        more = mean([others[key] - nats for key, nats in mine.items()])
         print(
-            f"{period} books: {np.mean(list(mine.values())):.3f} nats per token; trained on the other period "
-            f"{np.mean(values):+.3f} +/- {stderr:.3f} over {len(values)} books"
+            f"{period} books: {mean(list(mine.values())).value:.3f} nats per token; trained on the other period "
+            f"{more.value:+.3f} +/- {more.stderr:.3f} over {len(mine)} books"
         )
 
 

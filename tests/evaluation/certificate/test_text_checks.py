@@ -40,7 +40,7 @@ LONG = "It was a warm day, and the cat slept in the sun. " * 100  # 4,900 bytes
     ("tokenizer", "odd"), [(Composes(), "a cafe\u0301 "), (OneSpace(), "a  dog ")], ids=["accents", "spaces"]
 )
 def test_an_odd_text_is_noted_and_not_refused(tokenizer, odd):
-    """Of 4,909 bytes and of 4,907, three bytes (e and its accent) or one are changed: less than one of 1,000."""
+    """Three of 4,909 bytes (e and its accent) or one of 4,907 are changed, which is less than one of 1,000."""
     text = LONG[:2450] + odd + LONG[2450:]
     n = 3 if "\u0301" in odd else 1
     finding = round_trip(subject_of([LONG, text], tokenizer))
@@ -53,7 +53,7 @@ def test_an_odd_text_is_noted_and_not_refused(tokenizer, odd):
 
 @pytest.mark.parametrize("text", ["\u00e9t\u00e9", "\u4e16\u754c", "\U0001f388 up", "plain"])
 def test_bytes_behind_a_first_token_that_ends_inside_a_character(text):
-    """Of the byte tokenizer without a start token, one byte is given; decoded alone it would have three."""
+    """The byte tokenizer without a start token gives one byte; decoded alone it would have three."""
     right = len(text.encode()) - 1
     decoded = len(text.encode()) - len(ByteTokenizer().decode(ByteTokenizer().encode(text)[:1]).encode())
     assert bytes_counted(subject_of([text], ByteTokenizer(), [Count(right, right)])).verdict == "pass"
