@@ -139,28 +139,35 @@ def test_json_with_an_unknown_field_is_refused(values, parts):
 
 
 @functools.cache
-def demo(*overrides):
-    """Return the experiment with these fields and values; the options of a command take a while to read."""
-    return experiment("demo", PLAIN | dict(overrides))
+def plain_demo():
+    """Return the experiment as a masked diffusion model from scratch; the options of a command take a while to read."""
+    return experiment("demo", PLAIN)
+
+
+def demo(overrides):
+    """Return the experiment with these fields and values, unchecked."""
+    cfg = plain_demo()
+    for name, value in overrides.items():
+        cfg = with_value(name, value, cfg)
+    return cfg
+
+
+DEFAULTS = Config()
+
+
+def with_value(name, value, cfg=DEFAULTS):
+    """Return `cfg` with a value in the field of that dotted name, unchecked."""
+    head, _, rest = name.partition(".")
+    return dataclasses.replace(cfg, **{head: with_value(rest, value, getattr(cfg, head)) if rest else value})
 
 
 @pytest.mark.parametrize("overrides, parts", INVALID)
 def test_validation_names_the_values(overrides, parts):
-    cfg = demo(*overrides.items())
+    cfg = demo(overrides)
     with pytest.raises(UserError) as error:
         cfg.validate()
     assert all(part in str(error.value) for part in parts), str(error.value)
     assert "\n" not in str(error.value)
-
-
-def with_value(name, value):
-    """`Config()` with a value in the field of that dotted name, unchecked."""
-
-    def put(cfg, name):
-        head, _, rest = name.partition(".")
-        return dataclasses.replace(cfg, **{head: put(getattr(cfg, head), rest) if rest else value})
-
-    return put(Config(), name)
 
 
 OF_ANOTHER_KIND = [("model", None), ("model.norm", "batchnorm"), ("run.steps", "1")]  # which overrides cannot express
@@ -168,7 +175,7 @@ OF_ANOTHER_KIND = [("model", None), ("model.norm", "batchnorm"), ("run.steps", "
 
 def test_every_check_of_validation_has_a_case_above():
     raised = set()
-    configs = [demo(*overrides.items()) for overrides, _ in INVALID]
+    configs = [demo(overrides) for overrides, _ in INVALID]
     for cfg in configs + [with_value(name, value) for name, value in OF_ANOTHER_KIND]:
         with pytest.raises(UserError) as error:
             cfg.validate()

@@ -58,6 +58,7 @@ def test_presets_at_full_size(name):
     assert matmul_flops(jax.make_jaxpr(forward)(params, tokens).jaxpr) == sum(flops.forward(cfg, 1024).values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "fields",
     [

@@ -94,6 +94,7 @@ def test_grids_take_the_budgets_and_seeds_that_numpy_makes():
         grid(RECIPE, objectives=["mdm"], sizes=sizes, budgets=[True])
 
 
+@pytest.mark.slow
 @given(st.one_of(st.integers(-(2**63), 2**63 - 1), st.floats(), st.booleans(), st.text(), st.none(), st.just([1])))
 def test_native_returns_python_s_equal_and_leaves_the_rest(value):
     assert native(value) is value or (type(native(value)) is type(value) and native(value) == value)

@@ -56,6 +56,7 @@ def assert_goes_on(workdir, state, said, caplog):
     assert store.find(workdir).name == "3"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "in_bucket, apart",
     [

@@ -55,6 +55,7 @@ def readers_of(path, kind):
     return readers
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "kind", [pytest.param(kind, marks=pytest.mark.slow) if kind == "trained" else kind for kind in KINDS]
 )

@@ -146,6 +146,7 @@ def same_kind(old, new):
     return type(new) is type(old) or old is None or new is None or (type(old) is float and type(new) is int)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "kind",
     [

@@ -173,7 +173,11 @@ def test_a_mistake_is_one_line_and_exit_code_2(command, parts, places, capsys):
     assert code == 2
 
 
-@pytest.mark.parametrize("overrides, parts", INVALID)
+# Every message is tested with the configuration; here only that the command shows it.
+OF_THE_COMMAND = [pytest.param(*case, marks=[pytest.mark.slow] if i % 8 else []) for i, case in enumerate(INVALID)]
+
+
+@pytest.mark.parametrize("overrides, parts", OF_THE_COMMAND)
 def test_a_value_out_of_range_is_one_line_and_exit_code_2(overrides, parts, tmp_path, capsys):
     code = cli.main(["train", "demo", "--workdir", str(tmp_path / "run"), *options(PLAIN | overrides)])
     assert_one_line(capsys.readouterr(), parts)

@@ -17,6 +17,7 @@ from diffusionlm.errors import UserError
 from diffusionlm.untrusted import printable
 
 
+@pytest.mark.slow
 def test_sample_fills_gaps(run, capsys):
     capsys.readouterr()
     args = ["sample", str(run), "--infill", "once{mask:3}time", "--count", "2", "--temperature", "0.3"]
@@ -42,6 +43,7 @@ def test_a_space_in_a_gap_is_one_line_and_exit_code_2(run, capsys):
     assert_one_line(capsys.readouterr(), ["'{mask: 8}' is not a gap", "write {mask:N} without spaces"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", [["--prompt", "line", "--length", "4"], ["--infill", "line{mask:4} of"]])
 def test_sample_writes_a_page_and_prints_the_same(run, what, tmp_path, capsys):
     args = ["sample", str(run), *what, "--count", "2", "--json"]
@@ -134,6 +136,7 @@ def test_bytes_of_a_prompt_that_are_no_text_are_one_line(run, capsys):
         assert_one_line(capsys.readouterr(), ["has the byte 0xff, which is not UTF-8, at character 2"])
 
 
+@pytest.mark.slow
 def test_sample_reports_the_agreement_of_a_cache_with_the_exact_loop(run, capsys):
     """A cache that is always refreshed agrees; without refreshes the share of equal tokens is reported."""
     plain = ["--prompt", "line 1", "--length", "8", "--block_length", "8", "--count", "2", "--json"]

@@ -62,6 +62,7 @@ def test_run_reports_its_work_and_a_second_call_finds_nothing_to_do(finished, ca
     assert f"diffusionlm sweep status {name} --workdir {workdir}" in captured
 
 
+@pytest.mark.slow
 def test_status_as_json_and_as_a_table(finished, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
     name, workdir, _ = finished

@@ -13,6 +13,7 @@ from diffusionlm.compile_check import executed_flops
 from diffusionlm.model import attention_kernels
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", EACH)
 def test_counts_equal_the_matmuls_of_the_gradient(variant):
     """Every position is predicted."""

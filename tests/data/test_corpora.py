@@ -45,6 +45,7 @@ def test_several_megabytes_in_two_splits():
     assert 1e5 < size["validation"] < 0.1 * size["train"]
 
 
+@pytest.mark.slow
 def test_holds_what_the_packages_document(docs):
     """`np.concatenate` is written in C: numpy attaches its documentation."""
     everything = "\n".join(document.text for documents in docs.values() for document in documents)

@@ -69,6 +69,7 @@ def refusal(folder):
     return message
 
 
+@pytest.mark.slow
 @SETTINGS
 @hypothesis.given(data=st.data())
 @pytest.mark.parametrize("kind", ["texts", "dialogues"])
@@ -89,6 +90,7 @@ def test_any_change_of_a_dataset_s_json_is_refused(kind, data, request, tmp_path
         shutil.copy(made / name, folder / name)
 
 
+@pytest.mark.slow
 @SETTINGS
 @hypothesis.given(data=st.data())
 @pytest.mark.parametrize("kind", ["texts", "dialogues"])

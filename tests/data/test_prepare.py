@@ -107,6 +107,7 @@ def test_what_a_living_job_writes_is_left_alone(jsonl, tmp_path):
     assert [p.name for p in tmp_path.iterdir() if p.is_dir()] == ["out"]
 
 
+@pytest.mark.slow
 def test_quiet_without_a_main_module(jsonl, tmp_path):
     """As a notebook or `python -c` calls it: workers start, nothing warns or prints, TensorFlow is not imported."""
     program = (

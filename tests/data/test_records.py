@@ -143,6 +143,7 @@ def leaves(value, path=""):
         yield path, str(value)
 
 
+@pytest.mark.slow
 @settings(max_examples=600, deadline=None)
 @given(record=objects, ignored=st.sets(st.sampled_from([*KNOWN, *OTHERS, "messages.name"]), max_size=2))
 @example(record={"prompt": "<1>", "response": "<2>", "completion": "<3>"}, ignored=set())
@@ -188,6 +189,7 @@ def test_unread_fields_are_named_once_with_a_count_and_refused(tmp_path):
         prepare_dialogues(source, tmp_path / "out")
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None)
 @given(record=st.dictionaries(st.sampled_from(["text", *OTHERS]), values, max_size=4))
 def test_every_field_of_a_text_record_is_the_text_or_named(record):

@@ -180,6 +180,7 @@ STATEMENTS = [
 ]
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None)
 @given(st.one_of(st.lists(st.sampled_from(STATEMENTS), max_size=12).map("".join), st.text(max_size=60)))
 def test_any_template_gives_what_jinja_gives_or_an_error_of_templates(source):

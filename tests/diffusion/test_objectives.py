@@ -342,6 +342,7 @@ def test_the_mean_over_examples_of_their_means_by_hand():
     np.testing.assert_allclose(mdm_targets(examples, tokens, only).weight_BxT, [[0] * 4, [0, 2, 0, 0]], rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_examples_of_equal_length_are_the_bound():
     rows = jnp.ones((64, 32), jnp.int32)
     corrupted = corrupt(DiffusionConfig(), 7, rows, rows, None, noise_key(0, 0))

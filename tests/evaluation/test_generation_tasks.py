@@ -40,6 +40,7 @@ def places(tmp_path_factory):
     return make_places(tmp_path_factory.mktemp("generation"))
 
 
+@pytest.mark.slow
 def test_gsm8k_by_all_rules(places, monkeypatch):
     texts = ["It is 3.\nQuestion: 9", "so\n#### 1000", "I do not know"]
     seen = answers_as_written(monkeypatch, lambda r: texts[r])
@@ -175,6 +176,7 @@ def test_passages_are_split_as_published(tmp_path, data_dir):
     assert [(doc["context"], doc["word"]) for doc in harness] == [(context, f" {word}") for context, word in pairs]
 
 
+@pytest.mark.slow
 def test_temporal_shift_of_a_uniform_model(places):
     """Every byte costs log V, in every bin."""
     options = {"data": places["years_jsonl"], "width": 50}
@@ -292,6 +294,7 @@ def test_generative_figures_of_a_uniform_scorer(places, monkeypatch):
     assert found.metrics["perplexity"].stderr == pytest.approx(0, abs=0.1)
 
 
+@pytest.mark.slow
 def test_an_answer_depends_on_its_prompt_and_number_alone(places, tmp_path, monkeypatch):
     """Not on the batch, its order, or where an evaluation was interrupted."""
     model = dlm.load(places["mdm"])

@@ -390,6 +390,7 @@ def test_a_sandbox_ends_with_us():
 class TestUnprotected:
     """Without a sandbox there are limits, a clean environment and an end, and no more than that."""
 
+    @pytest.mark.slow
     def test_it_ends(self, monkeypatch):
         monkeypatch.setenv("API_KEY", "the secret")
         place = Sandbox("unprotected", backends.layout(), HASTY)

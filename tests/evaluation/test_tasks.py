@@ -86,6 +86,7 @@ def values(result):
     return {name: metric.value for name, metric in result.metrics.items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name, batch_size",
     [("mdm", 2), ("arm", 16)]
@@ -125,6 +126,7 @@ def test_scores_and_standard_errors_of_known_overlaps(places, monkeypatch):
     assert one.metrics["rouge1"] == (1, None) and one.metrics["stories"].value == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["mdm", pytest.param("arm", marks=pytest.mark.slow)])
 def test_a_seed_gives_the_same_fills(name, places):
     sampling = SamplingConfig(seed=3, temperature=0.5, stop_at_eos=False)
@@ -138,6 +140,7 @@ def test_a_seed_gives_the_same_fills(name, places):
     assert len({example["fill"][:10] for example in first.examples}) == 3  # each with noise of its own
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("steps", [None, 5])
 def test_a_fill_depends_on_its_story_alone(steps, places):
     """Not on the stories beside it, whose middles have other numbers of tokens, nor on the batch."""
@@ -168,6 +171,7 @@ def test_a_batch_is_not_filled_up_with_copies(places, monkeypatch):
     assert sizes == [len(STORIES)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["uniform_mdm", "uniform_arm"])
 def test_perplexity_of_a_uniform_model(name, places):
     """Every byte costs log V; also in documents longer than the context."""

@@ -49,6 +49,7 @@ FORWARD = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FORWARD)
 def test_logits_are_those_of_the_description(family, imported):
     ids = np.random.default_rng(1).integers(0, V, 11)
@@ -126,6 +127,7 @@ def test_illada_shares_one_table_between_input_and_output(tmp_path):
     assert json.loads((tmp_path / "back" / "config.json").read_text())["weight_tying"] is True
 
 
+@pytest.mark.slow
 def test_a_mesh_gives_the_same_checkpoint(imported, tmp_path):
     source = make_source("llada", tmp_path / "source")
     dlm.import_weights(source, tmp_path / "two", mesh=make_mesh(MeshConfig(fsdp=2, tensor=2, data=2)))

@@ -50,6 +50,7 @@ def test_round_trips_are_exact(family, dtype, imported, tmp_path):
     assert sidecars[0] == sidecars[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("format", "alignment", "changes"),
     [

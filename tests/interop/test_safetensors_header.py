@@ -108,6 +108,7 @@ def test_what_the_library_refuses_we_refuse(case):
         assert b"strides" in header or b"9223372036854775808" in header
 
 
+@pytest.mark.slow
 @SETTINGS
 @hypothesis.given(headers(), st.data())
 def test_bytes_that_changed_are_refused_where_the_library_refuses_them(case, data):

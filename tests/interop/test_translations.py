@@ -48,6 +48,7 @@ def variant(tmp_path_factory):
 QUICK = ("llama llama3", "llama dynamic", "qwen3 linear", "qwen3 yarn", "mistral window", "qwen2 window")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in VARIANTS]
 )

@@ -20,6 +20,7 @@ def strict_dtypes():
         yield
 
 
+@pytest.mark.slow
 def test_the_likeliest_answer_is_chosen_with_few_passes_where_it_is_clear():
     answers = [[9, 2, 6], [1, 1, 1], [7, 30, 2], [44, 9, 13]]
     pairs = [(PREFIX, answer) for answer in answers]
@@ -102,6 +103,7 @@ EXACT = normal(0.1)
 RUNS = 1000
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "best, rivals",
     [
@@ -130,6 +132,7 @@ def test_other_error_rates_hold_too(rate, simulate):
     assert error_rate(choices) <= rate + 2.5 * math.sqrt(rate * (1 - rate) / RUNS)
 
 
+@pytest.mark.slow
 def test_at_twice_the_assumed_skewness_few_more_decisions_err(simulate):
     choices = simulate([(-9.999, EXACT), *[(-10.0, gamma(1))] * 3], RUNS, error_rate=0.05)
     assert error_rate(choices) <= 0.06 + 2.5 * math.sqrt(0.06 * 0.94 / RUNS)

@@ -40,6 +40,7 @@ def greedy(prefix, n, spec=MDM, guidance=0.0):
     return reveals
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "spec, guidance",
     [

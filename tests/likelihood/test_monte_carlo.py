@@ -42,6 +42,7 @@ def run(pairs=((PREFIX, TARGET),), cfg=MDM, request_ids=None, **settings) -> lis
     return estimate(params_of(cfg), cfg, pairs, LikelihoodConfig(**settings), request_ids=request_ids)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "rows, guidance",
     [(64, 0.7), (4, 0.0), *(pytest.param(*case, marks=pytest.mark.slow) for case in ((64, 0.0), (4, 0.7)))],
@@ -78,6 +79,7 @@ def test_estimates_lie_around_the_bound(estimator):
     assert {(e.passes, e.nfe) for e in estimates} == {(8, 32)} and min(e.stderr for e in estimates) > 0
 
 
+@pytest.mark.slow
 def test_an_estimate_does_not_depend_on_what_else_is_asked():
     others = [([7, 8], [1, 2, 3]), (PREFIX, TARGET), ([9] * 70, [4, 4, 4, 4, 4])]
     (alone,) = run(request_ids=[17])
@@ -97,6 +99,7 @@ def test_noise_is_addressed_by_seed_request_and_pass():
     np.testing.assert_array_equal(jax.random.key_data(keys), [jax.random.key_data(key) for key in expected])
 
 
+@pytest.mark.slow
 def test_it_stops_at_the_standard_error_that_was_asked_for():
     pairs = [(PREFIX, TARGET), (PREFIX, [9])]  # one token is exact
     first, single = run(pairs, draws=2)
@@ -107,6 +110,7 @@ def test_it_stops_at_the_standard_error_that_was_asked_for():
     assert run(pairs, draws=2, stop_at_stderr=1e-9, max_passes=12)[0].passes == 12
 
 
+@pytest.mark.slow
 def test_an_autoregressive_model_is_teacher_forced():
     rows = [PREFIX + TARGET]
     log_p_nxV = log_probabilities(ARM, rows)[0, len(PREFIX) - 1 : -1]
@@ -136,6 +140,7 @@ def test_in_bfloat16_the_sum_is_float32():
     assert float(jnp.bfloat16(result.log_likelihood)) != result.log_likelihood
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("estimator", ["exact_count", "chain_rule", "any_order", None])
 def test_only_buckets_compile(estimator):
     """Prefixes and targets of other lengths, another number of pairs, other noise: the same program."""

@@ -39,6 +39,7 @@ def test_windows_score_every_token_but_the_first_once(context, stride):
     assert rolling_windows(tokens[:1], context, stride) == rolling_windows([], context, stride) == []
 
 
+@pytest.mark.slow
 def test_perplexity_of_an_autoregressive_model_is_that_of_its_conditionals():
     """Each token given those before it back to the start of its window: context 16, of which 6 are new."""
     spec = dataclasses.replace(ARM, max_length=16)

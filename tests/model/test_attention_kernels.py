@@ -65,6 +65,7 @@ def test_splash_and_its_gradients_are_those_of_the_reference(kind, segments):
     chex.assert_trees_all_close(fast(*arguments), slow(*arguments), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("H", "G", "K"),
     [(3, 1, 80), *(pytest.param(*heads, marks=pytest.mark.slow) for heads in ((4, 2, 64), (2, 2, 128)))],
@@ -165,6 +166,7 @@ def test_attention_takes_the_kernel_where_it_can():
     assert calls("gpu", "Tesla T4", causal=False) == {"dot_general"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("remat", "kernels"), [("none", 3), ("attention", 3), ("dots", 4), ("full", 4)])
 def test_remat_runs_the_kernel_again_or_keeps_what_it_gave(remat, kernels):
     """One forward and two backward kernels; one more where the backward pass makes attention's result anew."""

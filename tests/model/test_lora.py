@@ -80,6 +80,7 @@ def test_an_adapter_is_the_low_rank_matrix_that_merging_adds(plain):
     assert {leaf.dtype.name for leaf in jax.tree.leaves(half)} == {"bfloat16"}
 
 
+@pytest.mark.slow
 def test_gradients_of_adapters_are_those_of_the_weight_by_the_chain_rule():
     params = with_random_ups(parameters(CFG.model))
     plain = dataclasses.replace(CFG, model=PLAIN)
@@ -98,6 +99,7 @@ def test_gradients_of_adapters_are_those_of_the_weight_by_the_chain_rule():
                 np.testing.assert_allclose(grad, expected, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("microbatches", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_a_step_changes_adapters_and_embedding_alone(microbatches):
     cfg = dataclasses.replace(CFG, run=dataclasses.replace(CFG.run, microbatches=microbatches))
@@ -120,6 +122,7 @@ def test_a_step_changes_adapters_and_embedding_alone(microbatches):
     assert names and all(name == "embed" or name.endswith((lora.DOWN, lora.UP)) for name in names)
 
 
+@pytest.mark.slow
 def test_adapters_lie_on_the_mesh_with_the_dimensions_of_their_weights():
     mesh = make_mesh(MeshConfig(2, 2, 2))
     blocks = abstract_state(CFG, mesh).params["blocks"]

@@ -196,6 +196,7 @@ def masked_loss():
     return jax.jit(jax.value_and_grad(run, has_aux=True))
 
 
+@pytest.mark.slow
 def test_a_token_under_a_mask_changes_its_label_and_nothing_else():
     params, clean = parameters(BASE), tokens()
     (loss, (inputs, hidden, nll, masked)), _ = masked_loss()(params, clean)
@@ -262,6 +263,7 @@ def recomputes(cfg: ModelConfig) -> bool:
     return any("remat" in name or "checkpoint" in name for name in result)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "remat", ["dots", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("attention", "full"))]
 )
@@ -287,6 +289,7 @@ def test_bfloat16_is_close_and_only_where_it_belongs(name):
     assert all(g.dtype == jnp.float32 for g in jax.tree.leaves(grads))
 
 
+@pytest.mark.slow
 def test_gradients_of_many_positions_are_summed_in_float32():
     """Half of all inputs may be one id, the mask's: in bfloat16, adding one to 256 gives 256 again."""
     cfg = dataclasses.replace(VARIANTS["gpt2"], causal=False, n_layers=1)
@@ -307,6 +310,7 @@ def test_gradients_of_many_positions_are_summed_in_float32():
             assert error < 0.05 * np.linalg.norm(expected), jax.tree_util.keystr(path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name, dtype",
     [(name, "bfloat16") for name in ("dream", "bf16 tables", "gpt2", "qwen3", "window", "dynamic", "yarn")]
@@ -363,6 +367,7 @@ def initial():
     return cfg, variables["params"]
 
 
+@pytest.mark.slow
 def test_every_matrix_starts_as_smdm_documents_it(initial):
     """sqrt(2/(5 d)) whatever the fan-in; 1/(sqrt(d) layers) for what is added to the stream."""
     cfg, params = initial

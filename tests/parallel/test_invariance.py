@@ -83,6 +83,7 @@ def closest_call(spec: ModelSpec, prompt: list[int], trace: Trace, r: int) -> fl
     return min(leads)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", EACH)
 def test_tokens_do_not_depend_on_the_canvas(name):
     """A mate that makes the canvas three times as long."""
@@ -126,6 +127,7 @@ MESHES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name, layout",
     [("dual cache", "tensor")]
@@ -152,6 +154,7 @@ def test_tokens_do_not_depend_on_the_mesh(name, layout):
     np.testing.assert_array_equal(result.tokens, expected(name))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "layout", [pytest.param(MeshConfig(data=8, fsdp=1), marks=pytest.mark.slow), MeshConfig(fsdp=2, tensor=4)]
 )

@@ -239,6 +239,7 @@ def real_state(name: str, seed: int = 3):
     return train_state.create_state(cfg, mesh), train_state.abstract_state(cfg, mesh)
 
 
+@pytest.mark.slow
 def test_the_real_state_is_what_the_abstract_one_says():
     state, abstract = real_state("all")
     assert jax.tree.structure(state) == jax.tree.structure(abstract)
@@ -287,6 +288,7 @@ def test_the_one_moment_of_a_matrix_under_muon_is_split_as_the_matrix_is(name):
     assert not moments
 
 
+@pytest.mark.slow
 def test_muon_takes_the_same_step_on_every_mesh():
     """Heads and widths that are split over devices are parts of one matrix."""
     rng = np.random.default_rng(0)

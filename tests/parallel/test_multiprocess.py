@@ -125,6 +125,7 @@ def losses(workdir):
     return [(line["step"], line["loss"]) for line in metrics.read(workdir) if "loss" in line]
 
 
+@pytest.mark.slow
 def test_data_and_noise_are_the_same_to_the_bit(one, two):
     for recorded in two.recorded:
         for k, inputs in one[1].inputs.items():

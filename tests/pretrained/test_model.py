@@ -35,6 +35,7 @@ from diffusionlm.sampling.config import SamplingConfig
 HERE = checkpoint.Location(epath.Path("here"))
 
 
+@pytest.mark.slow
 def test_parameters_are_loaded_as_they_were_saved(model, params):
     jax.tree.map(np.testing.assert_array_equal, model.params, params)
     assert model.config == SPEC
@@ -87,6 +88,7 @@ def test_the_text_keeps_the_space_that_a_decoder_drops_at_the_start(model):
         assert "one" + completion.text == Words().decode([0, *completion.tokens])
 
 
+@pytest.mark.slow
 def test_autoregressive_checkpoints_sample_through_the_same_call(save):
     cfg = Config(objective="arm", model=dataclasses.replace(MODEL, causal=True, mask_row=False))
     model = load(save(cfg=cfg, mask_id=None))
@@ -96,6 +98,7 @@ def test_autoregressive_checkpoints_sample_through_the_same_call(save):
     assert completion.tokens == generated(model, [[EOS]], SamplingConfig(length=8)).tokens[0].tolist()
 
 
+@pytest.mark.slow
 def test_dtype_is_of_parameters_and_computation(save):
     model = load(save(), dtype="bfloat16")
     assert {leaf.dtype for leaf in jax.tree.leaves(model.params)} == {jnp.dtype("bfloat16")}
@@ -120,6 +123,7 @@ def test_a_mesh_loads_shards_and_gives_the_same_tokens(save, params):
         assert [completion.tokens for completion in completions] == [row[-2:]] * 2
 
 
+@pytest.mark.slow
 def test_traces_belong_to_their_rows(model):
     completions = model.generate(["a", "b"], length=6, steps=8, strategy="ancestral", trace=True)
     for completion in completions:
@@ -164,6 +168,7 @@ def test_refuses_what_it_cannot_use(save, tmp_path):
         load(path).generate("a")
 
 
+@pytest.mark.slow
 def test_needs_nothing_of_training():
     code = (
         "import sys, diffusionlm.pretrained.loading, diffusionlm.pretrained.terminal\n"
@@ -255,6 +260,7 @@ def test_a_space_that_the_tokenizer_adds_is_no_byte_of_the_text(model):
     assert n_bytes == [4, 2]
 
 
+@pytest.mark.slow
 def test_a_gap_may_have_bounds(model):
     """In bytes, so that the length of the text tells what was filled in."""
     text = model.infill("a{mask:2-3}b", strategy="random", stop_at_eos=False)[0]

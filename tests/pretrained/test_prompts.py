@@ -40,6 +40,7 @@ def spaced(tmp_path_factory):
 GAPPED = ["un{mask:2}able", "{mask:1}able", "un{mask:1} able {mask:2}", "a{mask:1}{mask:1-2} b{mask:1}", "a {mask:1}."]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("text", GAPPED)
 def test_what_was_given_around_gaps_stays_as_it_was(model, spaced, text):
     """In the text, and in the tokens, where only the start of the whole text has a space of the tokenizer's."""
@@ -135,6 +136,7 @@ CHAT = JinjaTemplate(
 )
 
 
+@pytest.mark.slow
 def test_a_released_template_writes_prompts_and_dialogues(model):
     """It writes whatever comes before the text, so that no start token is put before it."""
     model = with_sidecar(model, template=CHAT.to_dict())
@@ -200,6 +202,7 @@ def test_special_tokens_in_a_text_are_tokens_where_they_are_asked_for(model, spa
 # --- ends of texts, and masks
 
 
+@pytest.mark.slow
 def test_a_text_stops_at_the_first_of_several_ends(model, params):
     eot = ord("e")
     model = dataclasses.replace(
@@ -216,6 +219,7 @@ def test_a_text_stops_at_the_first_of_several_ends(model, params):
             assert completion.tokens[ends[0] + 1 :] == [EOS] * (39 - ends[0])  # nothing is drawn after an end
 
 
+@pytest.mark.slow
 def test_a_predicted_mask_is_marked_and_no_text(model, params):
     """LLaDA's reference lets it be predicted; the id of DiffuLLaMA's stands for a word of its vocabulary."""
     mask = ord("m")

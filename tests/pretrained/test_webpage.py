@@ -87,6 +87,7 @@ def state(section: dict, step: int) -> tuple[list, list, list]:
     return ids, [token is None for token in ids], confidence
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["remdm", "low_confidence"])
 def test_the_events_give_every_state_of_the_trace(strategy, tmp_path):
     params = draw_params(MODEL)

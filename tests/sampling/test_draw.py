@@ -144,6 +144,7 @@ def test_the_tail_of_a_zipf_law_survives_a_small_reveal_rate():
     assert p_value(drawn, ZIPF) > 1e-3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [3, pytest.param(128, marks=pytest.mark.slow), 129, 300])
 def test_two_levels_are_one_draw(size):
     """Also where the vocabulary is no multiple of a part, and where whole parts are forbidden."""
@@ -154,6 +155,7 @@ def test_two_levels_are_one_draw(size):
     np.testing.assert_array_equal(argmax(jnp.asarray(rows)), rows.argmax(-1))
 
 
+@pytest.mark.slow
 def test_rare_tokens_are_drawn_as_often_as_they_should_be():
     n = 1 << 20
     for rival in (6.0, 9.0):

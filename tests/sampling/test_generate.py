@@ -96,6 +96,7 @@ def test_the_rules_of_the_end_of_text_match_the_slow_reference(rule):
     assert (np.array(expected) == EOS).any() == (rule != "inf")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", ["inf", "last"])
 def test_the_rules_are_of_every_end_of_text(rule):
     """As in LLaDA's Instruct evaluations, which take the end of a turn and that of the text alike."""
@@ -215,6 +216,7 @@ def test_batch_mates_and_their_blocks_do_not_change_a_row(strategy):
         assert again.nfe[1] == together.nfe[r]
 
 
+@pytest.mark.slow
 def test_stream_goes_through_the_states_of_generate():
     sampling = SamplingConfig(9, 9, block_length=4, strategy="entropy")
     whole = generate(params(), MDM, PROMPTS, sampling, trace=True)
@@ -251,6 +253,7 @@ def test_a_gap_sees_both_sides():
     assert rows[0][1] != rows[1][1] and rows[:2] == rows[2:]
 
 
+@pytest.mark.slow
 def test_a_span_takes_the_length_in_which_the_model_is_most_confident():
     """By the mean log-probability of its tokens when they were revealed; every length is also filled as its own row."""
     sampling = SamplingConfig(steps=8, temperature=0.0, strategy="low_confidence")

@@ -120,6 +120,7 @@ NETWORKS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("network", NETWORKS)
 def test_a_window_sees_new_keys_inside_and_old_ones_outside(network):
     """Two rows, the second one padded on the left, with windows that are scattered and not full."""
@@ -167,6 +168,7 @@ def test_an_autoregressive_cache_changes_nothing(settings):
     assert cached.nfe.tolist() == [12] * 4
 
 
+@pytest.mark.slow
 def test_an_autoregressive_cache_is_exact_under_a_sliding_window_and_dynamic_positions():
     model = dataclasses.replace(CAUSAL, sliding_window=5, rope_scaling=DYNAMIC)
     spec, sampling = dataclasses.replace(ARM, model=model), SamplingConfig(length=12, stop_at_eos=False)
@@ -188,6 +190,7 @@ EXACT = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "cache, name",
     [

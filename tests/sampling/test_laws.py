@@ -117,11 +117,13 @@ def test_ancestral_approaches_the_joint_as_steps_grow():
     assert p_value(oracle_counts("ancestral", 1), JOINT) < 1e-9  # so the test has the power to tell
 
 
+@pytest.mark.slow
 def test_the_last_step_reveals_what_a_schedule_never_would():
     # The geometric schedule leaves a token masked with probability 1e-4 at t = 0; 30,000 positions would show it.
     oracle_counts("ancestral", 1, "geometric")
 
 
+@pytest.mark.slow
 def test_one_token_a_step_from_left_to_right_keeps_the_joint():
     assert p_value(oracle_counts("left_to_right", L, seed=1), JOINT) > 1e-3
 

@@ -61,12 +61,14 @@ def test_low_confidence_matches_the_slow_reference(length, steps):
     assert result.nfe.tolist() == [min(length, steps)] * len(UNTIED)
 
 
+@pytest.mark.slow
 def test_shifted_models_predict_the_next_position():
     spec = dataclasses.replace(MDM, shifted=True)
     result = generate(PARAMS, spec, UNTIED, SamplingConfig(6, 6, "low_confidence", 0.0))
     assert result.tokens.tolist() == [reference_low_confidence(PARAMS, spec, prompt, 6, 6) for prompt in UNTIED]
 
 
+@pytest.mark.slow
 def test_autoregressive_models_complete_greedily_from_left_to_right():
     result = generate(PARAMS, ARM, UNTIED, SamplingConfig(length=6, temperature=0.0))
     for prompt, tokens in zip(UNTIED, result.tokens.tolist(), strict=True):
@@ -125,6 +127,7 @@ def test_a_drawn_token_that_equals_the_mask_id_is_not_masked():
     assert (np.asarray(result.tokens_BxT) == 1).all() and result.nfe_B.tolist() == [6, 6]
 
 
+@pytest.mark.slow
 def test_trace_records_every_state():
     canvas, result = run_canvas("low_confidence", length=10, steps=4, frames=16)
     tokens, masked, confidence = (np.asarray(states)[: int(result.index) + 1] for states in result.trace)
@@ -161,6 +164,7 @@ def test_batch_mates_do_not_change_a_row(strategy):
     assert (mates.tokens[0] == others.tokens[0]).all() and mates.nfe[0] == others.nfe[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", EVERY)
 def test_rows_follow_their_ids_permuted_or_on_another_canvas(strategy):
     sampling = SamplingConfig(12, 6, strategy)

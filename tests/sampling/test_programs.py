@@ -45,6 +45,7 @@ def test_only_shapes_compile():
     assert not compiled
 
 
+@pytest.mark.slow
 def test_structure_compiles_once():
     """Guidance, and a cache of one block width; the numbers that go with them are data."""
     first = SamplingConfig(10, 4, "entropy", block_length=4, guidance=0.3, cache="dual")
@@ -60,6 +61,7 @@ def test_structure_compiles_once():
     assert not compiled
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sizes", [range(3, 9), pytest.param(range(1, 10), marks=pytest.mark.slow)])
 def test_batches_of_one_bucket_compile_once_and_a_row_has_the_same_bits_in_each(sizes):
     """Batches of 1 to 9 are programs of 1, 2, 4, 8 and 16 rows; the rows that fill them up do nothing."""
@@ -82,6 +84,7 @@ def test_batches_of_one_bucket_compile_once_and_a_row_has_the_same_bits_in_each(
         np.testing.assert_array_equal(tokens, results[len(tokens)].tokens)
 
 
+@pytest.mark.slow
 def test_ranges_of_gap_lengths_of_one_bucket_compile_once():
     """Three and four lengths are a program of four rows, and so are two gaps of two lengths each."""
     sampling = SamplingConfig(temperature=0.0)
@@ -95,6 +98,7 @@ def test_ranges_of_gap_lengths_of_one_bucket_compile_once():
     assert not events
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "cache, strategy, eos_id",
     [
@@ -147,6 +151,7 @@ def test_a_mesh_of_six_devices_gives_the_tokens_of_one():
     assert len(set(whole.nfe.tolist())) > 2
 
 
+@pytest.mark.slow
 def test_logits_are_computed_for_few_positions_at_a_time():
     """The widest array over the vocabulary has 32 positions per row, of the 128 of the canvas."""
 
@@ -165,6 +170,7 @@ def test_logits_are_computed_for_few_positions_at_a_time():
     assert {positions for _, positions in logit_shapes(ARM, SamplingConfig())} == {1}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("settings", "frames"),
     [

@@ -329,6 +329,7 @@ def test_demoted_proposals_count_as_wholly_doubtful(factor):
     np.testing.assert_array_equal(sure & MASKED, rest & ((P.max(-1) >= 0.3) | best_rest))
 
 
+@pytest.mark.slow
 def test_position_temperature_draws_without_replacement():
     """Two of three positions: the law of Dream's alg_temp, softmax(confidence / temperature) without replacement."""
     n, temperature = 20_000, 0.5

@@ -121,6 +121,7 @@ def test_nothing_passes_a_closed_edge_in_any_layer():
         np.testing.assert_array_equal(changed, reach[:, j])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arm_steps", [0, pytest.param(4, marks=pytest.mark.slow)])
 def test_a_step_is_autoregressive_then_that_of_its_mask_and_then_that_of_full_attention(arm_steps):
     """Losses of batches against those of the twin, of a mask that is written down, and of no mask."""
@@ -155,6 +156,7 @@ def test_a_step_is_autoregressive_then_that_of_its_mask_and_then_that_of_full_at
 # --- the shift
 
 
+@pytest.mark.slow
 def test_with_nothing_masked_and_nothing_open_it_is_the_cross_entropy_of_the_twin():
     """To the bit: the same program sees the same numbers."""
     tokens = jnp.asarray(batch()["tokens"][:, :T])
@@ -219,6 +221,7 @@ def test_the_first_token_of_a_text_is_never_masked_nor_scored():
     np.testing.assert_array_equal(hidden, ~first & (given["segment_ids"][:, :T] != 0))
 
 
+@pytest.mark.slow
 def test_the_evaluation_asks_the_position_before():
     """The bound with exactly n masks, L/n times the nats of the masked tokens, in float64."""
     cfg = with_diffusion(anneal_steps=0)

@@ -79,6 +79,7 @@ def run(start, source, tmp_path_factory):
     return record(adapting(start[0], source, model={"lora_rank": 2}), tmp_path_factory.mktemp("run"))
 
 
+@pytest.mark.slow
 def test_it_begins_with_all_weights_and_a_mean_row_for_the_mask(run, start):
     before = run[1].states[0]
     given = start[1]
@@ -93,6 +94,7 @@ def test_it_begins_with_all_weights_and_a_mean_row_for_the_mask(run, start):
     assert len(ups) == len(downs) == 7 and not any(up.any() for up in ups) and all(down.any() for down in downs)
 
 
+@pytest.mark.slow
 def test_the_checkpoint_says_what_the_model_predicts_and_how_texts_begin(run, start):
     sidecar = checkpoint.load_sidecar(run[0].workdir)
     tokenizer = start[2]
@@ -146,6 +148,7 @@ def test_a_run_that_starts_from_adapters_has_them_in_its_weights(run, source, tm
         assert len(ups) == (7 if rank else 0) and not any(up.any() for up in ups)
 
 
+@pytest.mark.slow
 def test_without_the_shift_it_warns_once(start, source, tmp_path, caplog):
     trainer.train(
         adapting(start[0], source, diffusion={"alignment": "same", "anneal_steps": 0}, run={"steps": 1}), tmp_path

@@ -137,6 +137,7 @@ def skipped(dataset, tmp_path_factory):
     return play(config(dataset, **SKIP), tmp_path_factory.mktemp("skipped"), SPOILT)
 
 
+@pytest.mark.slow
 def test_bad_batches_are_left_out_and_nothing_else_changes(skipped, dataset):
     run, recorder = skipped
     assert len(GOOD) == STEPS and list(recorder.states) == list(range(19))  # each batch once
@@ -165,6 +166,7 @@ def test_a_resume_across_a_batch_that_was_left_out_is_bit_equal(skipped, tmp_pat
     assert again.result["eval"] == run.result["eval"] and again.result["skipped"] == len(SPOILT)
 
 
+@pytest.mark.slow
 def test_too_many_in_a_row_stop_the_run_and_another_policy_goes_on(skipped, dataset, tmp_path):
     cfg = config(dataset, **SKIP | {"max_skips": 1})
     for _ in range(2):  # a second call fails at the same place
@@ -189,6 +191,7 @@ def rolled_back(dataset, tmp_path_factory):
     return play(config(dataset, **BACK), tmp_path_factory.mktemp("rolled_back"), {8: NAN})
 
 
+@pytest.mark.slow
 def test_a_roll_back_returns_to_the_checkpoint_and_goes_on_behind_the_batch(rolled_back, dataset):
     run, _ = rolled_back
     final = saved(run.config, run.workdir)

@@ -73,6 +73,7 @@ def test_the_tokenizer_of_the_start_prepares_the_data(dataset, start, tmp_path):
     assert trainer.train(tiny_run.with_changes(cfg, {"data": {"tokenizer": str(gone)}}), tmp_path / "named").done
 
 
+@pytest.mark.slow
 def test_the_start_is_read_once(dataset, start, tmp_path, monkeypatch):
     """It is looked up and read once, though the data are prepared with its tokenizer, and hashed again when loaded."""
     reads = {"find": 0, "load_sidecar": 0, "params_sha256": 0, "load_params": 0}
@@ -109,6 +110,7 @@ def test_what_cannot_be_prepared_is_told_in_options_of_train(dataset, start, tmp
     assert "answers end beyond 4 tokens" in message and "--data.path" in message
 
 
+@pytest.mark.slow
 def test_texts_and_dialogues_are_not_taken_for_each_other(dataset, tmp_path):
     texts = tiny_run.make_dataset(tmp_path)
     there = {"model": {"max_length": 16}, "data": {"path": str(texts), "sequence_length": 16}}

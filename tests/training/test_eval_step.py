@@ -57,6 +57,7 @@ def evaluator(objective: str, packing: str = "chunk", microbatches: int = 1):
     return run
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("packing", [pytest.param("chunk", marks=pytest.mark.slow), "segments"])
 def test_twins_are_scored_on_the_same_tokens_and_bytes(packing):
     """Tokens 1 to T-1 of a canvas of T, padding excepted, given token 0."""

@@ -39,6 +39,7 @@ def test_random_weights_are_fine_tuned_with_a_warning(dataset, tmp_path, caplog)
     assert "fine-tuning random weights" in caplog.text
 
 
+@pytest.mark.slow
 def test_a_resumed_run_needs_no_start_and_repeats_bit_for_bit(run, dataset, start, tmp_path):
     workdir, gone = tmp_path / "run", tmp_path / "gone"
     shutil.copytree(start[0], gone)

@@ -13,6 +13,7 @@ from diffusionlm.training import stepper as steppers
 from diffusionlm.training.state import create_state
 
 
+@pytest.mark.slow
 def test_the_state_is_counted_as_it_is_stored_on_each_device(dataset):
     cfg = with_changes(tiny(dataset), {"mesh": {"data": 2, "fsdp": 4}})
     mesh = make_mesh(cfg.mesh)

@@ -200,6 +200,7 @@ def muon_by_hand(cfg: OptimConfig, param: np.ndarray, grads: list[np.ndarray]) -
     return param
 
 
+@pytest.mark.slow
 def test_muon_makes_the_matrix_of_each_layer_orthogonal_and_leaves_the_rest_to_adamw():
     """Heads and their widths are one side of a matrix, and no layer sees another."""
     cfg = OptimConfig(

@@ -89,6 +89,7 @@ def test_what_was_written_comes_back(name, tmp_path):
     assert repr(read(json.dumps(values), tmp_path)) == repr(with_nan(values))
 
 
+@pytest.mark.slow
 @SETTINGS
 @hypothesis.given(data=st.data())
 @pytest.mark.parametrize("name", FILES)

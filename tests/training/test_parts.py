@@ -100,6 +100,7 @@ def test_the_part_of_an_autoregressive_run_is_that_run(dataset):
 # --- the first part is an autoregressive run
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("devices", [1, pytest.param(8, marks=pytest.mark.slow)])
 def test_the_first_part_ends_with_the_parameters_of_the_autoregressive_run_of_its_length(devices, dataset, tmp_path):
     """Bit for bit, although the diffusion model has one more row in its embedding, which nothing predicts."""
@@ -158,6 +159,7 @@ def test_the_figures_are_those_of_another_mesh(whole, wide):
         assert wide[0].result["eval"][name] == pytest.approx(whole[0].result["eval"][name], rel=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "step",
     [
@@ -204,6 +206,7 @@ def test_evaluations_have_the_exact_loss_and_after_the_border_the_bound(whole):
         assert lines[step]["eval_nelbo_nats_per_token"] != exact[step] and lines[step]["eval_nelbo_stderr"] > 0
 
 
+@pytest.mark.slow
 def test_the_exact_loss_of_the_final_network_is_that_of_an_autoregressive_model_with_its_weights(whole, dataset):
     run, _ = whole
     cfg = arm_run(dataset, STEPS)
@@ -215,6 +218,7 @@ def test_the_exact_loss_of_the_final_network_is_that_of_an_autoregressive_model_
     assert run.result["eval"]["autoregressive_nats_per_token"] == pytest.approx(exact["nelbo_nats_per_token"], rel=1e-5)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_says_what_the_network_is_at_its_step(whole):
     """Up to the border it is an autoregressive model, which samples from left to right."""
     run, _ = whole
@@ -239,6 +243,7 @@ def evaluations(run):
     return {line["step"]: line for line in metrics.read(run.workdir) if "eval_bytes" in line}
 
 
+@pytest.mark.slow
 def test_a_batch_that_is_left_out_does_not_move_the_border(dataset, tmp_path):
     """The border is a batch: one step fewer was taken there, and the figures of the first part are written anyway."""
     run = {"steps": ARM_STEPS + 8, "eval_every": 0}

@@ -50,6 +50,7 @@ def failing(attempts, error, when=lambda *args, **named: True):
     return fail, found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("owner", "name"),
     [
@@ -94,6 +95,7 @@ def test_a_damaged_line_is_refused_in_one_line(uninterrupted, tmp_path, file):
     assert "damaged line" in refusal(uninterrupted[0].config, workdir)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("owner", "name", "when", "newest"),
     [

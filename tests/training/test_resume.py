@@ -32,6 +32,7 @@ def uninterrupted(dataset, tmp_path_factory):
     return record(tiny_run.tiny(dataset), tmp_path_factory.mktemp("uninterrupted"), mesh_devices=2)
 
 
+@pytest.mark.slow
 def test_killed_in_its_last_evaluation_a_run_ends_with_the_same_numbers(uninterrupted, tmp_path):
     run, _ = uninterrupted
     workdir = truncated_copy(uninterrupted, tmp_path, STEPS)
@@ -116,6 +117,7 @@ def test_from_two_devices_to_one(uninterrupted, tmp_path):
         np.testing.assert_allclose(run.result["eval"][name], reference.result["eval"][name], rtol=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("mesh", "microbatches"), [((1, 2, 1), 1), pytest.param((2, 2, 2), 2, marks=pytest.mark.slow)])
 def test_what_is_operational_may_change(uninterrupted, tmp_path, mesh, microbatches):
     reference, steps = uninterrupted

@@ -22,6 +22,7 @@ from diffusionlm.training import run_directory
 from diffusionlm.version import __version__
 
 
+@pytest.mark.slow
 def test_config_and_environment_are_recorded(uninterrupted, dataset):
     run, _ = uninterrupted
     assert config_io.from_json((run.workdir / "config.json").read_text()) == tiny(dataset)

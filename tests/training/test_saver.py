@@ -2,6 +2,7 @@
 
 from types import SimpleNamespace
 
+import pytest
 from support import tiny_run
 from support.run_files import (
     assert_bit_equal,
@@ -29,6 +30,7 @@ def test_checkpoints_are_where_they_were_asked_for(uninterrupted):
     assert sidecar.source["step"] == STEPS and sidecar.source["fingerprint"] == fingerprint.fingerprint(run.config)
 
 
+@pytest.mark.slow
 def test_the_clock_saves_the_asked_for_are_kept_and_a_window_is_profiled(dataset, tmp_path, monkeypatch):
     now = iter(range(0, 100_000, 20))  # each look at the clock takes 20 seconds
     monkeypatch.setattr(saver, "time", SimpleNamespace(monotonic=lambda: next(now)))

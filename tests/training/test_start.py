@@ -44,6 +44,7 @@ def identity(path):
     return Start(checkpoint.find(path)).identity
 
 
+@pytest.mark.slow
 def test_a_run_starts_from_the_weights_in_float32(run, start):
     given = tiny_run.leaves({"params": start[1]})
     before = {name: value for name, value in run[1].states[0].items() if name.startswith(".params")}
@@ -55,6 +56,7 @@ def test_a_run_starts_from_the_weights_in_float32(run, start):
     assert not any(value.any() for value in moments)
 
 
+@pytest.mark.slow
 def test_parameters_lie_on_the_mesh_of_the_run(dataset, start):
     cfg = tuned(dataset, run={"init_from": str(start[0])})
     cfg, resolved = resolve(cfg, Path("nowhere"))

@@ -35,6 +35,7 @@ from diffusionlm.training.state import abstract_state
 # --- the same numbers however the batch is cut
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "sizes, microbatches",
     [((2, 4, 1), 4), *(pytest.param(sizes, 1, marks=pytest.mark.slow) for sizes in ((1, 8, 1), (8, 1, 1)))],

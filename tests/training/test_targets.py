@@ -122,6 +122,7 @@ def test_the_fine_tuning_loss_of_an_arm_is_its_definition():
     np.testing.assert_array_equal(ends.sum(1), 1)  # one EOS each
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "objective, sizes, microbatches, pad_group",
     [("mdm", (2, 2, 2), 4, 2)]

@@ -54,6 +54,7 @@ def verdicts(result):
     return {check["name"]: check["verdict"] for check in result.checks}
 
 
+@pytest.mark.slow
 def test_the_command(places, tmp_path, capsys):
     """Figures are those of `perplexity`; the chain rule stands beside its bound; a resumed certificate is the same."""
     output = tmp_path / "out.json"
@@ -95,6 +96,7 @@ def test_the_command(places, tmp_path, capsys):
     assert "| nats_per_token |" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_an_autoregressive_model(places, monkeypatch):
     """Its likelihood is exact, and what is about bounds does not apply; matrices are multiplied in all their bits."""
 
@@ -159,6 +161,7 @@ def imported(family, directory):
 LETTERS = "thequickbrownfoxjumpsoverthela"
 
 
+@pytest.mark.slow
 def test_a_shifted_model(tmp_path):
     """The state before a token predicts it; all checks are in `test_imported_families`."""
     model = imported("dream", tmp_path)

@@ -66,6 +66,7 @@ def test_a_trap_is_caught(subject, trap):
     assert finding.verdict == "fail", finding
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("trap", AUTOREGRESSIVE, ids=lambda trap: f"{trap.name}-{trap.check}")
 def test_a_trap_of_autoregressive_models_is_caught(autoregressive, trap):
     assert CHECKS[trap.check](autoregressive).verdict == "pass"
@@ -82,6 +83,7 @@ def test_an_autoregressive_model_that_reads_both_sides_is_caught(autoregressive)
     assert CHECKS["no_leak"](judged).verdict == "fail"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("plan", "replaced", "check"),
     [

@@ -31,6 +31,7 @@ def table(text, title):
     return [row for row in rows if row]
 
 
+@pytest.mark.slow
 def test_the_page_shows_the_best_share_and_what_it_gains(written):
     _, content, text = written
     rows = table(text, "The best autoregressive share")

@@ -43,6 +43,7 @@ def test_a_failed_cell_is_recorded_and_the_others_run(dataset, sweep, tmp_path, 
     assert again.ran == (bad,) and len(again.done) == 3 and not again.failed
 
 
+@pytest.mark.slow
 def test_a_worker_whose_cells_all_fail_stops(dataset, tmp_path, monkeypatch):
     def fail(cfg, workdir, **options):
         raise RuntimeError("the chip has gone")
@@ -73,6 +74,7 @@ def test_trouble_with_files_is_not_the_cells_failure(dataset, sweep, tmp_path, m
     assert status.status(sweep, tmp_path).count("pending") == 3
 
 
+@pytest.mark.slow
 def test_a_signal_between_two_cells_is_not_lost(dataset, sweep, tmp_path, monkeypatch):
     claim, ids = Leases.claim, [cell.id for cell in sweep.select()]
 
@@ -88,6 +90,7 @@ def test_a_signal_between_two_cells_is_not_lost(dataset, sweep, tmp_path, monkey
     assert status.status(sweep, tmp_path).count("pending") == 2, "it was released"
 
 
+@pytest.mark.slow
 def test_a_worker_that_need_not_wait_leaves_the_cells_of_others_to_them(dataset, sweep, tmp_path, monkeypatch):
     monkeypatch.setattr(worker, "POLL_SECONDS", 0.1)
     with Leases(tmp_path / "leases").claim(sweep.select()[0].id, seconds=4.0) as other:
@@ -98,6 +101,7 @@ def test_a_worker_that_need_not_wait_leaves_the_cells_of_others_to_them(dataset,
         other.release()
 
 
+@pytest.mark.slow
 def test_nor_does_it_leave_those_of_the_dead(finished, dataset, sweep, monkeypatch):
     """It has not seen their leases before, so that it watches them for as long as they last."""
     monkeypatch.setattr(worker, "POLL_SECONDS", 0.1)
@@ -148,6 +152,7 @@ def test_a_sweep_needs_a_name_and_a_lease_must_be_of_use(dataset, sweep, tmp_pat
             worker.run(sweep, tmp_path / "new", settings(dataset), lease_seconds=seconds)
 
 
+@pytest.mark.slow
 def test_a_cell_whose_evaluation_is_not_finite_is_done_and_the_worker_goes_on(
     dataset, sweep, tmp_path, monkeypatch, capsys
 ):

@@ -103,6 +103,7 @@ def measured(workdir, sweep):
     return cells, {cell.id: [line["step"] for line in metrics.read(workdir / "cells" / cell.id)] for cell in cells}
 
 
+@pytest.mark.slow
 def test_one_worker_runs_every_cell_once_cheap_ones_first(alone, sweep):
     workdir, end, _ = alone
     ids = [cell.id for cell in sweep.select()]
@@ -124,6 +125,7 @@ def test_the_devices_are_free_for_the_next_cell(alone):
     assert len(others) == 2 and max(others) - first <= 20, "scalars of the compiled step at most, never a state"
 
 
+@pytest.mark.slow
 def test_cells_of_the_same_shape_share_a_program(alone, dataset, sweep, tmp_path):
     """Seed, steps and learning rate are data of the compiled step, and it is compiled once."""
     recipe = replace(tiny_sweep.RECIPE, peak_lr=3e-3, weight_decay=0.0, warmup_steps=3)
