@@ -31,7 +31,8 @@ from diffusionlm.pretrained.loading import load
 from diffusionlm.pretrained.model import LoadedModel
 from diffusionlm.storage import dump_numbers, in_bucket, require_directory, run_path, write_atomically
 
-OPERATIONAL = ("batch_size", "examples", "limit", "samples", "answers_file", "model_id")  # they change no record
+# They change no record. `tasks` are those of the harness, whose name is part of each of their items.
+OPERATIONAL = ("batch_size", "examples", "limit", "samples", "answers_file", "model_id", "tasks")
 
 TASKS: dict[str, Callable[..., Result]] = {
     "perplexity": perplexity,

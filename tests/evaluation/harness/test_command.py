@@ -133,6 +133,16 @@ def test_an_evaluation_is_taken_up_again(places, tmp_path, monkeypatch):
     assert scored == [4]  # the document that was missing
 
 
+def test_an_evaluation_is_taken_up_with_other_tasks(places, tmp_path):
+    output = tmp_path / "result.json"
+    run(places, "hellaswag_local", output=output, limit=2)
+    more = run(places, "boolq_local,hellaswag_local", output=output, limit=2, resume=True)
+    alone = run(places, "hellaswag_local", limit=2)
+    assert {name: more.metrics[name] for name in alone.metrics} == alone.metrics
+    records = [json.loads(line) for line in output.with_name("result.items.jsonl").read_text().splitlines()]
+    assert len(records) == 1 + 2 * 4 + 2 * 2  # a header, four endings of two stories, two answers to two questions
+
+
 def test_settings_of_a_table_are_used_and_named(places):
     result = run(places, "boolq_local", settings="smdm_1028m", model_args="rows=16", limit=2)
     likelihood = result.config["runs"][0]["model_args"]["likelihood"]
