@@ -74,6 +74,7 @@ def test_a_page_that_cannot_be_written_is_refused_before_any_work(monkeypatch, t
     assert_one_line(capsys.readouterr(), ["does not exist"])
 
 
+@pytest.mark.slow
 def test_sample_json_has_the_agreed_keys(run, tmp_path, capsys):
     (tmp_path / "prompt").write_text("line 1\n")
     capsys.readouterr()

@@ -156,6 +156,7 @@ def test_compressors_need_next_to_nothing_for_repetition_and_eight_bits_for_nois
         assert noise[name] == pytest.approx(8, rel=0.02)
 
 
+@pytest.mark.slow
 def test_xz_remembers_the_far_end_of_the_training_text():
     train = np.random.default_rng(5).bytes(2_000_000)
     assert compressor_bits_per_byte(train, train[:20_000])["xz"] < 0.1

@@ -54,6 +54,7 @@ def test_gsm8k_by_all_rules(places, monkeypatch):
     assert result.examples is not None and result.examples[0]["answer"] == texts[0]
 
 
+@pytest.mark.slow
 def test_gsm8k_with_solved_problems(places, monkeypatch, tmp_path):
     (tmp_path / "train.jsonl").write_text(lines([{"question": "One and one?", "answer": "1+1=2\n#### 2"}, PROBLEMS[0]]))
     seen = answers_as_written(monkeypatch, lambda r: "")

@@ -151,6 +151,7 @@ def test_a_fill_depends_on_its_story_alone(steps, places):
         assert dlm.evaluate(model, "infilling", data=places["stories"], **options).examples == whole.examples[:limit]
 
 
+@pytest.mark.slow
 def test_steps_that_are_not_set_are_the_tokens_of_each_middle(places):
     """Then every pass reveals one token; a model that draws a random one has no early end."""
     model = dlm.load(places["mdm"])
@@ -159,6 +160,7 @@ def test_steps_that_are_not_set_are_the_tokens_of_each_middle(places):
     assert [nfe for _, nfe in filled] == [5, 7, 3, 3]
 
 
+@pytest.mark.slow
 def test_a_batch_is_not_filled_up_with_copies(places, monkeypatch):
     sizes, infill = [], gaps.infill
 
@@ -191,6 +193,7 @@ def test_perplexity_of_a_uniform_model(name, places):
     assert errors == ([0, 0, 0] if name == "uniform_arm" else pytest.approx([0, 0, 0], abs=1e-2))
 
 
+@pytest.mark.slow
 def test_standard_errors_of_a_bound_have_the_units_of_their_figures(places):
     model = dlm.load(places["mdm"])
     settings = dlm.LikelihoodConfig(draws=2)

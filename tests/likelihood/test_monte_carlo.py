@@ -54,6 +54,7 @@ def test_any_order_is_the_bound(rows, guidance):
     assert result.interval() == (result.log_likelihood,) * 2
 
 
+@pytest.mark.slow
 def test_without_a_prefix():
     (result,) = run([([], TARGET)], estimator="any_order")
     assert result.log_likelihood == pytest.approx(-bound(prefix=[]), rel=1e-5)

@@ -133,6 +133,7 @@ def test_data_and_noise_are_the_same_to_the_bit(one, two):
                 assert_bit_equal(recorded[f"inputs {k} {name}"], value, f"{name} of batch {k}")
 
 
+@pytest.mark.slow
 def test_losses_and_parameters_are_the_same_to_rounding(one, two):
     for k, state in one[1].states.items():
         for name, value in state.items():

@@ -41,6 +41,7 @@ def test_parameters_are_loaded_as_they_were_saved(model, params):
     assert model.config == SPEC
 
 
+@pytest.mark.slow
 def test_completions_are_those_of_generate_after_the_start_id(model):
     sampling = SamplingConfig(length=10, steps=5, strategy="low_confidence", seed=3)
     completions = model.generate(["Once", "a longer prompt"], sampling)

@@ -69,6 +69,7 @@ def filled_length(tokens, text, tokenizer):
 TEMPLATE = choose("plain", ByteTokenizer())
 
 
+@pytest.mark.slow
 def test_a_fine_tuned_model_is_asked_in_its_template(model):
     """As its training wrote prompts; an empty text, `raw` and everything else take texts as they are."""
     model = with_sidecar(model, template=TEMPLATE.to_dict(), canvas={"max_length": 64, "start_id": EOS})

@@ -207,6 +207,7 @@ def test_a_cache_that_is_always_refreshed_is_exact(cache, name):
     np.testing.assert_array_equal(exact.tokens, plain.tokens)
 
 
+@pytest.mark.slow
 def test_one_step_a_block_is_exact_however_little_is_refreshed():
     """Every step is then the first of its block."""
     sampling = SamplingConfig(15, 3, block_length=6, strategy="low_confidence", temperature=0.0)

@@ -128,6 +128,7 @@ def test_one_token_a_step_from_left_to_right_keeps_the_joint():
     assert p_value(oracle_counts("left_to_right", L, seed=1), JOINT) > 1e-3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["random", "fixed_count", "entropy", "margin"])
 def test_orders_that_do_not_look_at_the_draw_keep_the_joint(strategy):
     """One token a step; which position comes next is independent of the token that it then gets."""

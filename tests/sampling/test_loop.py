@@ -141,6 +141,7 @@ def test_trace_records_every_state():
         assert (tokens[after] == tokens[before])[~masked[before]].all()
 
 
+@pytest.mark.slow
 def test_trace_changes_nothing_and_covers_the_new_tokens():
     sampling = SamplingConfig(9, 12, "ancestral")
     plain, traced = (generate(PARAMS, MDM, PROMPTS, sampling, trace=trace) for trace in (False, True))

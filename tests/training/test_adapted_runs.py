@@ -109,6 +109,7 @@ def test_the_checkpoint_says_what_the_model_predicts_and_how_texts_begin(run, st
     assert len(text.tokens) == 5 and max(text.tokens) < VOCAB
 
 
+@pytest.mark.slow
 def test_every_document_begins_with_bos_and_ends_with_eos(run, source, start):
     tokenizer = start[2]
     dataset = pipeline.open_dataset(run[0].workdir / "data")
@@ -121,6 +122,7 @@ def test_every_document_begins_with_bos_and_ends_with_eos(run, source, start):
         assert tuple(tokens[first:after]) in documents
 
 
+@pytest.mark.slow
 def test_a_sampler_has_adapters_in_its_weights(run):
     params = checkpoint.load_params(run[0].workdir)
     model = run[0].config.model

@@ -154,6 +154,7 @@ def test_bad_batches_are_left_out_and_nothing_else_changes(skipped, dataset):
     json.loads((run.workdir / "timeline.jsonl").read_text().split("\n")[3], parse_constant=pytest.fail)
 
 
+@pytest.mark.slow
 def test_a_resume_across_a_batch_that_was_left_out_is_bit_equal(skipped, tmp_path):
     run, recorder = skipped
     stopped, _ = play(run.config, tmp_path, SPOILT, stop_at(8))  # when the first of two in a row was not yet known of
@@ -242,6 +243,7 @@ def test_a_kill_after_a_roll_back_repeats_it(rolled_back, tmp_path):
     assert again.result["rollbacks"] == 1
 
 
+@pytest.mark.slow
 def test_without_a_checkpoint_it_begins_anew_and_then_it_stops(dataset, tmp_path):
     cfg = config(dataset, **BACK)
     with pytest.raises(trainer.DivergenceError, match="step 4 on batch 6 gave loss nan.* saved as step 3 "):

@@ -138,6 +138,7 @@ def test_a_run_of_that_part_alone_is_an_autoregressive_run(dataset, tmp_path):
 # --- the later parts
 
 
+@pytest.mark.slow
 def test_each_part_warms_up_and_decays_by_itself(whole):
     """Linear over 4 steps to the peak of the part, and half a cosine to its final rate at the end of the part."""
     run, _ = whole

@@ -60,6 +60,7 @@ def test_the_revision_is_that_of_the_package_s_own_checkout(tmp_path):
     assert re.fullmatch("[0-9a-f]{40}", run_directory.git_revision(own))
 
 
+@pytest.mark.slow
 def test_a_run_of_an_earlier_version_is_refused_in_one_line(uninterrupted, tmp_path):
     cfg, path = uninterrupted[0].config, tmp_path / "config.json"
     values = json.loads(config_io.to_json(cfg))

@@ -69,6 +69,7 @@ def test_parameters_lie_on_the_mesh_of_the_run(dataset, start):
     assert any(not leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(state.params))
 
 
+@pytest.mark.slow
 def test_the_start_is_part_of_the_science_wherever_it_lies(run, dataset, start, tmp_path):
     found = run[0].config.run.init_id
     assert found.startswith("base@7-") and found == identity(start[0])

@@ -241,6 +241,7 @@ def test_held_out_answers_are_scored_without_padding_on_canvases_of_their_own(ob
     assert evaluate(only)["nats"] == pytest.approx(evaluate(first)["nats"], rel=1e-6)
 
 
+@pytest.mark.slow
 def test_text_may_contain_a_mask_id_that_is_also_a_word():
     """DiffuLLaMA masks with an ordinary id. Where the text itself holds it, nothing is predicted or scored."""
     word = 7

@@ -15,6 +15,7 @@ from diffusionlm.scaling.report import document, plots
 WORDS = {"title": "A sweep & <its> laws", "convention": "N counts non-embedding parameters, C = 6 N D."}
 
 
+@pytest.mark.slow
 def test_all_files_are_there_and_nothing_else(report):
     directory, _ = report
     pictures = {"isoflop.png", "laws.png", "gap.png", "residuals.png", "envelope.png"}

@@ -49,6 +49,7 @@ def test_the_page_shows_the_best_share_and_what_it_gains(written):
     assert 0.1 < content["roads"]["laws"]["share"]["exponent"]["value"] < 0.3
 
 
+@pytest.mark.slow
 def test_the_page_shows_each_share_and_the_skill_that_is_kept(written):
     _, content, text = written
     rows = table(text, "Each share, and the autoregressive skill that is kept")
