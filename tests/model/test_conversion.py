@@ -19,7 +19,7 @@ MODEL = ModelConfig(
 )
 
 
-@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("tied", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_the_mask_row_begins_as_the_mean_and_all_else_is_kept(tied):
     source = dataclasses.replace(MODEL, causal=True, mask_row=False, tied_head=tied, vocab_size=128)
     target = dataclasses.replace(source, causal=False, mask_row=True)

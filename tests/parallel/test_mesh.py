@@ -254,6 +254,7 @@ def test_the_real_state_is_what_the_abstract_one_says():
     assert int(state.step) == int(state.next_index) == 0
 
 
+@pytest.mark.slow
 def test_the_initial_parameters_depend_on_the_seed_and_not_on_the_mesh():
     """To the last bit of the normal quantile, whose vectorised form may round differently on a smaller shard."""
     split, alone, reseeded = (real_state(*key)[0].params for key in (("all",), ("one",), ("one", 4)))

@@ -87,6 +87,7 @@ def test_costs_of_a_network():
     assert np.exp(first).sum() == pytest.approx(1) and -first[TARGET[0]] == pytest.approx(costs[-1, 0], abs=1e-5)
 
 
+@pytest.mark.slow
 def test_costs_of_shifted_and_autoregressive_models():
     (costs,) = Reference(Loaded(ARM)).costs([(PREFIX, TARGET)])
     tokens = [*PREFIX, *TARGET]

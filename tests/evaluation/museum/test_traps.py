@@ -54,6 +54,7 @@ def autoregressive(tmp_path_factory):
     return autoregressive_subject(dlm.load(save(tmp_path_factory.mktemp("traps") / "arm", "arm")), TEXTS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in CHECKS if name != "no_leak"])
 def test_the_right_method_passes(subject, name):
     finding = CHECKS[name](subject)
