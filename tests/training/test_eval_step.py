@@ -81,11 +81,11 @@ def test_the_arm_evaluation_is_its_definition():
 @pytest.mark.parametrize("objective", CONFIGS)
 def test_evaluation_sees_as_many_positions_as_training(objective, monkeypatch):
     """So that what the kernel of attention takes in one, it takes in the other."""
-    cfg, seen = CONFIGS[objective], []
+    cfg, state, seen = CONFIGS[objective], host_state(objective), []
     monkeypatch.setattr(Transformer, "__call__", lambda self, tokens, *_, **__: seen.append(tokens.shape[1]) or 1 / 0)
     for run in (
-        lambda: train_step.train_step(cfg, host_state(objective), random_batch(), jnp.int32(0)),
-        lambda: train_step.eval_step(cfg, host_state(objective).params, random_batch(), BYTES, jnp.int32(0), 0),
+        lambda: train_step.train_step(cfg, state, random_batch(), jnp.int32(0)),
+        lambda: train_step.eval_step(cfg, state.params, random_batch(), BYTES, jnp.int32(0), 0),
     ):
         with pytest.raises(ZeroDivisionError):
             jax.eval_shape(run)
