@@ -28,6 +28,7 @@ if TYPE_CHECKING:  # the same names for type checkers and editors
     from diffusionlm.interop.importing import import_weights as import_weights
     from diffusionlm.likelihood.config import LikelihoodConfig as LikelihoodConfig
     from diffusionlm.parallel import processes as runtime  # noqa: F401
+    from diffusionlm.pretrained.conversation import Conversation as Conversation
     from diffusionlm.pretrained.loading import load as load
     from diffusionlm.registry import experiment as experiment
     from diffusionlm.registry import experiment_names as experiment_names
@@ -54,6 +55,7 @@ _NAMES = {  # public name -> the module that has it
     "grid": "scaling.sweep.recipe",
     "compile": "compile_check.compile",
     "load": "pretrained.loading",
+    "Conversation": "pretrained.conversation",
     "import_weights": "interop.importing",
     "export_weights": "interop.exporting",
     "evaluate": "evaluation.tasks",

@@ -12,8 +12,8 @@ import warnings
 from collections.abc import Callable, Sequence
 
 from diffusionlm.allocator import keep_freed_memory
+from diffusionlm.cli import chat, data, evaluate, experiments, sample, sweep, train, weights
 from diffusionlm.cli import compile as cli_compile
-from diffusionlm.cli import data, evaluate, experiments, sample, sweep, train, weights
 from diffusionlm.cli.output import PROGRAM, fail, summary
 from diffusionlm.console import write
 from diffusionlm.errors import LostProcess, UserError, naming, suggest
@@ -24,6 +24,7 @@ from diffusionlm.version import __version__
 VERBS: dict[str, Callable[[list[str], str], int]] = {
     "train": train.train,
     "sample": sample.sample,
+    "chat": chat.chat,
     "evaluate": evaluate.evaluate,
     "import": weights.import_weights,
     "export": weights.export_weights,

@@ -70,6 +70,23 @@ class Completion:
         return self.before + self.text
 
 
+@dataclass(frozen=True)
+class Draft:
+    """A completion that is being denoised.
+
+    Attributes:
+      step: the number of steps that led to it.
+      tokens: the new ids, with the mask id where a token is masked.
+      masked: whether each token is masked.
+      text: the text of the tokens before the first one that is masked or ends the text.
+    """
+
+    step: int
+    tokens: list[int]
+    masked: list[bool]
+    text: str
+
+
 def row_trace(trace: Trace | None, r: int, length: int) -> Trace | None:
     """Return the states of one row of a batch, up to the last that differs from the one before."""
     if trace is None:

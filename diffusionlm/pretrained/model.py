@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import functools
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,11 +24,11 @@ from diffusionlm.likelihood.pairs import Pair
 from diffusionlm.likelihood.perplexity import Perplexity, perplexity
 from diffusionlm.model.spec import ModelSpec
 from diffusionlm.pretrained import chat
-from diffusionlm.pretrained.completion import Completion, MaskFree, row_trace
+from diffusionlm.pretrained.completion import Completion, Draft, MaskFree, row_trace
 from diffusionlm.pretrained.mask_notation import GappedText, split_at_gaps
 from diffusionlm.sampling.canvas import Span, span_lengths
 from diffusionlm.sampling.config import SamplingConfig
-from diffusionlm.sampling.generate import generate, infill
+from diffusionlm.sampling.generate import Frame, generate, infill, stream
 from diffusionlm.tree_types import Params
 from diffusionlm.untrusted import unencodable
 
@@ -79,11 +79,7 @@ class LoadedModel:
           UserError: any of `diffusionlm.sampling.generate.generate`, an unknown setting, a checkpoint without a
             tokenizer, a text that the template has no place for, or arguments that exclude each other.
         """
-        chat.refuse_conflicts(prompts, messages, raw=raw, special_tokens=special_tokens, template=self.template)
-        if messages is None:
-            requests = [self._encode_prompt(text, raw, special_tokens) for text in self._check_texts(prompts)]
-        else:
-            requests = [self._encode_dialogue(dialogue) for dialogue in chat.dialogues(messages)]
+        requests = self._encode_requests(prompts, messages, raw, special_tokens)
         with self.on_mesh():
             encoded = [request.ids for request in requests]
             resolved = self.sampling_config(sampling, **settings)
@@ -103,6 +99,38 @@ class LoadedModel:
                 )
             )
         return completions
+
+    def stream(
+        self,
+        prompt: str = "",
+        sampling: SamplingConfig | None = None,
+        *,
+        messages: Sequence[chat.MessageLike] | None = None,
+        raw: bool = False,
+        special_tokens: bool = False,
+        **settings: Any,
+    ) -> Iterator[Draft]:
+        """Yield the states of one completion as they come; the last has the text that `generate` returns.
+
+        Every step is a call to the device of its own, so this is for watching. Arguments and errors are `generate`'s.
+        """
+        requests = self._encode_requests([prompt] if messages is None else prompt, messages, raw, special_tokens)
+        if len(requests) > 1:
+            raise UserError(f"messages has {len(requests)} dialogues, and one can be watched at a time; use `generate`")
+        (request,) = requests
+        frames = stream(self.params, self.config, [request.ids], self.sampling_config(sampling, **settings))
+        with self.on_mesh():
+            first = next(frames)
+
+        return self._drafts(request, first, frames)
+
+    def _drafts(self, request: chat.Prompt, frame: Frame | None, frames: Iterator[Frame]) -> Iterator[Draft]:
+        while frame is not None:
+            tokens, masked = frame.tokens[0].tolist(), frame.masked[0].tolist()
+            revealed = tokens[: masked.index(True)] if any(masked) else tokens
+            yield Draft(frame.step, tokens, masked, self.decode_after(request.ids, revealed))
+            with self.on_mesh():  # not around the yield, where it would be the caller's mesh too
+                frame = next(frames, None)
 
     def infill(
         self,
@@ -326,6 +354,12 @@ class LoadedModel:
             a user.
         """
         return chat.encode_messages(self.template, messages, self.require_tokenizer())
+
+    def _encode_requests(self, prompts: Any, messages: Any, raw: bool, special_tokens: bool) -> list[chat.Prompt]:
+        chat.refuse_conflicts(prompts, messages, raw=raw, special_tokens=special_tokens, template=self.template)
+        if messages is None:
+            return [self._encode_prompt(text, raw, special_tokens) for text in self._check_texts(prompts)]
+        return [self._encode_dialogue(dialogue) for dialogue in chat.dialogues(messages)]
 
     def _encode_prompt(self, text: str, raw: bool, special_tokens: bool) -> chat.Prompt:
         if self.template is None or raw or text == "":

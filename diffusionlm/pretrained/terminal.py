@@ -1,6 +1,7 @@
 """Animate a denoising in the terminal, with masks as dim blocks."""
 
 import time
+from collections.abc import Collection
 
 import numpy as np
 from rich.cells import cell_len
@@ -10,7 +11,7 @@ from rich.progress_bar import ProgressBar
 from rich.text import Text
 
 from diffusionlm.console import KEPT, Console
-from diffusionlm.pretrained.completion import Reader
+from diffusionlm.pretrained.completion import Draft, Reader
 from diffusionlm.sampling.state import Trace
 from diffusionlm.untrusted import printable
 
@@ -67,6 +68,31 @@ def frame(trace: Trace, index: int, pieces: list[str], prompt: str = "") -> Text
             text.append(BLOCK * max(1, cell_len(piece.replace("\n", ""))) + breaks, style="not bold dim")
         else:
             text.append(piece, style="not bold black on green" if fresh else "not bold")
+    return text
+
+
+def draft_text(draft: Draft, before: Draft | None, tokenizer: Reader, ends: Collection[int], block: int = 0) -> Text:
+    """Return a state of a completion as styled text, up to the end of its block in progress or of the text.
+
+    Args:
+      draft: the state.
+      before: the state before it, to highlight what is new; None: nothing is.
+      tokenizer: the model's tokenizer.
+      ends: the ids that end a text.
+      block: the tokens of a block; 0: all.
+    """
+    shown = len(draft.tokens)
+    if block and any(draft.masked):
+        shown = min(shown, (draft.masked.index(True) // block + 1) * block)
+    shown = next((n for n in range(shown) if not draft.masked[n] and draft.tokens[n] in ends), shown)
+    text = Text(style="not bold")
+    pieces = token_texts(np.array(draft.tokens[:shown], np.int32), tokenizer)
+    for n, piece in enumerate(pieces):
+        if draft.masked[n]:
+            text.append(BLOCK, style="dim")
+        else:
+            fresh = before is not None and before.masked[n]
+            text.append(printable(piece, KEPT), style="black on green" if fresh else "")
     return text
 
 

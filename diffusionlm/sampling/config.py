@@ -135,3 +135,7 @@ class SamplingConfig(NativeScalars):
                 f"length={self.length}; use at least one step a block"
             )
         return dataclasses.replace(self, strategy=strategy, steps=steps, cache=cache)
+
+
+# Of dialogues: the answers and blocks of LLaDA's chat (arXiv 2502.09992), greedy.
+CHAT = SamplingConfig(length=128, block_length=32, temperature=0.0)
