@@ -20,6 +20,8 @@ if TYPE_CHECKING:  # the same names for type checkers and editors
     from diffusionlm.config import ModelConfig as ModelConfig
     from diffusionlm.config import OptimConfig as OptimConfig
     from diffusionlm.config import RunConfig as RunConfig
+    from diffusionlm.config import SafetyConfig as SafetyConfig
+    from diffusionlm.data.chat_templates import Message as Message
     from diffusionlm.data.inspect import inspect as inspect
     from diffusionlm.data.pipeline import open_dataset as open_dataset
     from diffusionlm.errors import UserError as UserError
@@ -28,8 +30,10 @@ if TYPE_CHECKING:  # the same names for type checkers and editors
     from diffusionlm.interop.importing import import_weights as import_weights
     from diffusionlm.likelihood.config import LikelihoodConfig as LikelihoodConfig
     from diffusionlm.parallel import processes as runtime  # noqa: F401
+    from diffusionlm.pretrained.completion import Completion as Completion
     from diffusionlm.pretrained.conversation import Conversation as Conversation
     from diffusionlm.pretrained.loading import load as load
+    from diffusionlm.pretrained.model import LoadedModel as LoadedModel
     from diffusionlm.registry import experiment as experiment
     from diffusionlm.registry import experiment_names as experiment_names
     from diffusionlm.registry import register as register
@@ -39,6 +43,7 @@ if TYPE_CHECKING:  # the same names for type checkers and editors
     from diffusionlm.scaling.sweep.recipe import ScalingRecipe as ScalingRecipe
     from diffusionlm.scaling.sweep.recipe import Sweep as Sweep
     from diffusionlm.scaling.sweep.recipe import grid as grid
+    from diffusionlm.training.loop import DivergenceError as DivergenceError
     from diffusionlm.training.loop import Run as Run
     from diffusionlm.training.loop import train as train
     from diffusionlm.training.prepare import prepare as prepare
@@ -46,6 +51,7 @@ if TYPE_CHECKING:  # the same names for type checkers and editors
 _NAMES = {  # public name -> the module that has it
     "train": "training.loop",
     "Run": "training.loop",
+    "DivergenceError": "training.loop",
     "experiment": "registry",
     "experiment_names": "registry",
     "register": "registry",
@@ -55,7 +61,10 @@ _NAMES = {  # public name -> the module that has it
     "grid": "scaling.sweep.recipe",
     "compile": "compile_check.compile",
     "load": "pretrained.loading",
+    "LoadedModel": "pretrained.model",
+    "Completion": "pretrained.completion",
     "Conversation": "pretrained.conversation",
+    "Message": "data.chat_templates",
     "import_weights": "interop.importing",
     "export_weights": "interop.exporting",
     "evaluate": "evaluation.tasks",
@@ -71,6 +80,7 @@ _NAMES = {  # public name -> the module that has it
     "DataConfig": "config",
     "MeshConfig": "config",
     "RunConfig": "config",
+    "SafetyConfig": "config",
     "UserError": "errors",
 }
 _MODULES = {  # public as modules
@@ -94,4 +104,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted(__all__)

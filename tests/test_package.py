@@ -19,7 +19,7 @@ import diffusionlm.config, diffusionlm.registry, diffusionlm.presets, diffusionl
 diffusionlm.UserError, diffusionlm.Config, diffusionlm.SamplingConfig, diffusionlm.presets, diffusionlm.flops
 assert diffusionlm.experiment("demo", {"run.steps": 7}).run.steps == 7
 from diffusionlm.cli.main import main
-main(["experiments"]), main(["train", "demo", "--help"]), main(["sample", "--help"])
+main(["experiments"]), main(["train", "demo", "--help"]), main(["sample", "--help"]), main(["chat", "--help"])
 heavy = {"jax", "jaxlib", "flax", "optax", "orbax", "tensorflow_datasets", "grain", "numpy", "sentencepiece"}
 print(sorted(heavy & set(sys.modules)), file=sys.stderr)
 """
@@ -30,7 +30,7 @@ print(sorted(heavy & set(sys.modules)), file=sys.stderr)
 def test_every_public_name_is_there():
     for name in dlm.__all__:
         assert getattr(dlm, name) is not None
-        assert name in dir(dlm)
+    assert dir(dlm) == sorted(dlm.__all__)  # completion in a notebook shows nothing else
     with pytest.raises(AttributeError, match="no attribute 'tarin'"):
         dlm.tarin  # noqa: B018
 

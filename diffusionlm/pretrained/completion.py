@@ -54,7 +54,7 @@ class Completion:
     tokens: list[int]
     nfe: int
     seconds: float
-    trace: Trace | None = None
+    trace: Trace | None = dataclasses.field(default=None, repr=False)  # arrays would fill pages
     infilled: bool = False
     templated: bool = False
     mask_tokens: int = 0

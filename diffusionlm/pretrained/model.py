@@ -49,6 +49,10 @@ class LoadedModel:
     mesh: jax.sharding.Mesh  # the devices that the parameters lie on
     location: store.Location
 
+    def __repr__(self) -> str:
+        n = sum(leaf.size for leaf in jax.tree.leaves(self.params))
+        return f"LoadedModel({str(self.location.path)!r}, {self.sidecar.objective}, {n:,} parameters)"
+
     def generate(
         self,
         prompts: str | Sequence[str] = "",
@@ -80,10 +84,9 @@ class LoadedModel:
             tokenizer, a text that the template has no place for, or arguments that exclude each other.
         """
         requests = self._encode_requests(prompts, messages, raw, special_tokens)
+        resolved = self.sampling_config(sampling, **settings)
         with self.on_mesh():
-            encoded = [request.ids for request in requests]
-            resolved = self.sampling_config(sampling, **settings)
-            result = generate(self.params, self.config, encoded, resolved, trace=trace)
+            result = generate(self.params, self.config, [r.ids for r in requests], resolved, trace=trace)
         completions = []
         for r, (request, tokens) in enumerate(zip(requests, result.tokens.tolist(), strict=True)):
             completions.append(
@@ -117,12 +120,11 @@ class LoadedModel:
         requests = self._encode_requests([prompt] if messages is None else prompt, messages, raw, special_tokens)
         if len(requests) > 1:
             raise UserError(f"messages has {len(requests)} dialogues, and one can be watched at a time; use `generate`")
-        (request,) = requests
-        frames = stream(self.params, self.config, [request.ids], self.sampling_config(sampling, **settings))
+        frames = stream(self.params, self.config, [requests[0].ids], self.sampling_config(sampling, **settings))
         with self.on_mesh():
             first = next(frames)
 
-        return self._drafts(request, first, frames)
+        return self._drafts(requests[0], first, frames)
 
     def _drafts(self, request: chat.Prompt, frame: Frame | None, frames: Iterator[Frame]) -> Iterator[Draft]:
         while frame is not None:
@@ -176,9 +178,7 @@ class LoadedModel:
         return completions
 
     def log_likelihood(
-        self,
-        pairs: Sequence[tuple[str, str]],
-        settings: LikelihoodConfig | None = None,
+        self, pairs: Sequence[tuple[str, str]], settings: LikelihoodConfig | None = None
     ) -> list[Estimate]:
         """Estimate log p(continuation | context) of pairs of texts, in nats, with standard errors.
 
@@ -219,8 +219,8 @@ class LoadedModel:
         if len(prefixes) > 1:
             raise UserError(f"the answers change how {context!r} is encoded; move its last word into the answers")
         prefix = list(prefixes.pop()) if prefixes else []
+        ids = [answer for _, answer in pairs]
         with self.on_mesh():
-            ids = [answer for _, answer in pairs]
             return choose(self.params, self.config, prefix, ids, settings, error_rate=error_rate)
 
     def perplexity(

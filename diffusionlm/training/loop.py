@@ -47,7 +47,7 @@ class Run:
     """The state of a run when `train` returns."""
 
     workdir: epath.Path
-    config: Config
+    config: Config = field(repr=False)
     step: int  # optimizer steps taken
     result: dict[str, Any] | None  # the content of DONE.json, NaN for null; None if stopped before the end
 

@@ -20,6 +20,7 @@ READING = [
     "train demo --workdir {tmp}/w --data.path {wrong}",
     "train demo --workdir {tmp}/w --run.init_from {wrong}",
     "sample {wrong}",
+    "chat {wrong}",
     "sample x --prompt_file {wrong}",
     "evaluate {wrong} perplexity --data {tmp}/file",
     "import {wrong} --output {tmp}/out",

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import subprocess
 import sys
 import time
@@ -377,3 +378,10 @@ def test_a_model_without_room_is_refused_before_it_is_read(save, params, dtype, 
     monkeypatch.setattr(checkpoint, "load_params", None)
     with pytest.raises(UserError, match=rf"loading {path} needs at least .* of memory \(parameters .*; use a machine"):
         load(path, dtype)
+
+
+def test_what_a_notebook_shows_of_a_model_and_a_completion_is_short(model):
+    assert re.fullmatch(r"LoadedModel\('.*model', mdm, \d{1,3}(,\d{3})* parameters\)", repr(model))
+    assert f"{sum(leaf.size for leaf in jax.tree.leaves(model.params)):,}" in repr(model)
+    completion = model.generate("ab", length=4, steps=2, trace=True)[0]
+    assert completion.trace is not None and len(repr(completion)) < 300
