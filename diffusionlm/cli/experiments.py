@@ -10,10 +10,11 @@ from diffusionlm.console import write
 from diffusionlm.errors import UserError
 from diffusionlm.options import parse
 from diffusionlm.registry import experiments as registry
+from diffusionlm.registry import sweeps
 
 
 def list_experiments(args: list[str], prog: str) -> int:
-    """List the experiments, or show one with its counts: experiments [NAME] [--json]."""
+    """List the experiments and sweeps, or show an experiment with its counts: experiments [NAME] [--json]."""
     return parse(_experiments, args, prog)()
 
 
@@ -41,16 +42,19 @@ def experiment_first(args: list[str], prog: str, usage: str) -> tuple[Config | N
 
 
 def _experiments(name: str | None = None, /, json: bool = False) -> int:
-    """List the experiments, or show one with its counts.
+    """List the experiments and sweeps, or show an experiment with its counts.
 
     Args:
       name: the experiment to show; None: list all.
       json: print JSON.
     """
     if name is None and json:
-        print_json({"experiments": [_describe(known) for known in registry.names()]})
+        listed = {"experiments": [_describe(known) for known in registry.names()]}
+        print_json(listed | {"sweeps": [{"name": sweep, "description": _of_sweep(sweep)} for sweep in sweeps.names()]})
     elif name is None:
-        write(_all_as_text())
+        write(f"{_all_as_text()}\n\nSweeps (`sweep plan NAME` says what one costs):\n\n{_sweeps_as_text()}")
+    elif name in sweeps.names():
+        raise UserError(f"{name!r} is a sweep; see `sweep plan {name}`")
     else:
         cfg, description = registry.get(name), _describe(name)
         if json:
@@ -85,6 +89,15 @@ def _all_as_text() -> str:
         f"{short_count(item['tokens']):>6} tokens  {item['description']}"
         for item in descriptions
     )
+
+
+def _of_sweep(name: str) -> str:
+    return summary(sweeps.builder(name))
+
+
+def _sweeps_as_text() -> str:
+    width = max(map(len, sweeps.names()))
+    return "\n".join(f"{name:{width}}  {_of_sweep(name)}" for name in sweeps.names())
 
 
 def _as_text(description: dict[str, Any], cfg: Config) -> str:

@@ -3,6 +3,8 @@
 import json
 import re
 
+from support.command_line import assert_one_line
+
 import diffusionlm as dlm
 from diffusionlm.cli import main as cli
 from diffusionlm.config import Config
@@ -11,13 +13,23 @@ from diffusionlm.options import fields
 
 def test_experiments_lists_all_with_their_docstrings(capsys):
     assert cli.main(["experiments", "--json"]) == 0
-    listed = json.loads(capsys.readouterr().out)["experiments"]
+    values = json.loads(capsys.readouterr().out)
+    listed = values["experiments"]
     assert [item["name"] for item in listed] == dlm.experiment_names()
     assert cli.main(["experiments"]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    for item, line in zip(listed, lines, strict=True):
+    first, heading, second = capsys.readouterr().out.split("\n\n")
+    for item, line in zip(listed, first.splitlines(), strict=True):
         assert line.split()[:2] == [item["name"], item["objective"]]
         assert item["description"] and line.endswith(item["description"])
+    assert "sweep plan NAME" in heading
+    for sweep, line in zip(values["sweeps"], second.splitlines(), strict=True):
+        assert line.split()[0] == sweep["name"] and line.endswith(sweep["description"])
+    assert {"isoflop_cpu", "smdm_isoflop", "road_cpu"} <= {sweep["name"] for sweep in values["sweeps"]}
+
+
+def test_the_name_of_a_sweep_leads_to_its_plan(capsys):
+    assert cli.main(["experiments", "road_cpu"]) == 2
+    assert_one_line(capsys.readouterr(), ["'road_cpu' is a sweep", "sweep plan road_cpu"])
 
 
 def test_experiments_shows_one_with_its_counts(capsys):
