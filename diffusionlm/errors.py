@@ -13,6 +13,10 @@ class UserError(ValueError):
     `diffusionlm.cli.main` prints it to stderr and exits with code 2; from Python it is an ordinary `ValueError`.
     """
 
+    def _render_traceback_(self) -> list[str]:
+        """Return what a notebook shows instead of the frames of this package, which say nothing to a user."""
+        return [f"UserError: {self}"]
+
 
 class LostProcess(RuntimeError):
     """Another process of this run died, or hangs: the reason is in its log, not here.

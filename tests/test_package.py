@@ -54,3 +54,11 @@ def test_type_checkers_see_every_public_name():
     imported = {alias.asname: f"{node.module}.{alias.name}" for node in block.body for alias in node.names}
     modules = {name: f"diffusionlm.{module}" for name, module in dlm._MODULES.items()}
     assert imported == modules | {name: f"diffusionlm.{module}.{name}" for name, module in dlm._NAMES.items()}
+
+
+def test_a_mistake_in_a_notebook_is_one_line(capsys):
+    shell = pytest.importorskip("IPython.core.interactiveshell", reason="needs IPython").InteractiveShell()
+    result = shell.run_cell("import diffusionlm as dlm\ndlm.experiment('dmo')")
+    assert isinstance(result.error_in_exec, UserError)
+    lines = capsys.readouterr().out.strip().splitlines()
+    assert len(lines) == 1 and lines[0].startswith("UserError: unknown experiment 'dmo'; did you mean 'demo'?")
