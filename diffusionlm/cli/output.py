@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from diffusionlm.console import write
+from diffusionlm.console import Console, write
 from diffusionlm.errors import UserError, naming
 from diffusionlm.storage import dump_numbers
 
@@ -43,6 +43,12 @@ def require_name(word: str, kind: str, known: Sequence[str], usage: str) -> None
         raise UserError(f"{word!r} is a directory, not a registered {kind}; usage: {usage}; known: {', '.join(known)}")
     if not difflib.get_close_matches(word, known):
         raise UserError(f"unknown {kind} {word!r}; usage: {usage}; known: {', '.join(known)}")
+
+
+def working(text: str) -> contextlib.AbstractContextManager[Any]:
+    """Return a context in which a terminal shows, on stderr, what is being done; elsewhere nothing is shown."""
+    console = Console(stderr=True)
+    return console.status(text) if console.is_terminal else contextlib.nullcontext()
 
 
 def print_json(values: Any, indent: int | None = 2) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated
 
 from diffusionlm import untrusted
-from diffusionlm.cli.output import print_json
+from diffusionlm.cli.output import print_json, working
 from diffusionlm.console import write
 from diffusionlm.errors import UserError, naming
 from diffusionlm.options import SETTINGS, parse
@@ -70,13 +70,15 @@ def _sample(
 
     if html is not None:
         check_page_path(html)
-    model = load(checkpoint)
+    with working("loading the model"):
+        model = load(checkpoint)
     generate = functools.partial(model.generate, raw=raw) if infill is None else model.infill
     generate = functools.partial(generate, special_tokens=special_tokens)
     texts = [prompt if infill is None else infill] * count
-    completions = generate(texts, sampling, trace=trace or html is not None)
-    uncached = dataclasses.replace(sampling, cache="none", refresh=0)
-    comparison = _compare(completions, generate(texts, uncached)) if agreement else {}
+    with working("compiling and generating"):
+        completions = generate(texts, sampling, trace=trace or html is not None)
+        uncached = dataclasses.replace(sampling, cache="none", refresh=0)
+        comparison = _compare(completions, generate(texts, uncached)) if agreement else {}
     if html is not None:
         save_page(completions, model.reader, html)
     if json:
