@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 from rich.live import Live
 from rich.text import Text
 
-from diffusionlm.cli.output import fail, summary, working
+from diffusionlm.cli.output import fail, load_model, summary
 from diffusionlm.console import Console, write
 from diffusionlm.errors import UserError, naming, suggest
 from diffusionlm.options import SETTINGS, parse
@@ -51,11 +51,8 @@ def _chat(
         raise UserError(f"load={load!r} brings its own system message, and excludes --system; drop one")
     sampling.validate()
     from diffusionlm.pretrained.conversation import Conversation
-    from diffusionlm.pretrained.loading import load as load_model
 
-    with working("loading the model"):
-        model = load_model(checkpoint)
-    terminal = Terminal(Conversation(model, sampling, system=system))
+    terminal = Terminal(Conversation(load_model(checkpoint), sampling, system=system))
     if load is not None:
         terminal.command(f"/load {load}")
     return terminal.run()

@@ -5,11 +5,14 @@ import difflib
 import inspect
 import os
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from diffusionlm.console import Console, write
 from diffusionlm.errors import UserError, naming
 from diffusionlm.storage import dump_numbers
+
+if TYPE_CHECKING:
+    from diffusionlm.pretrained.model import LoadedModel
 
 PROGRAM = "diffusionlm"
 LONGEST = 2000  # characters of an error that are shown: a value in it may be a whole text
@@ -49,6 +52,14 @@ def working(text: str) -> contextlib.AbstractContextManager[Any]:
     """Return a context in which a terminal shows, on stderr, what is being done; elsewhere nothing is shown."""
     console = Console(stderr=True)
     return console.status(text) if console.is_terminal else contextlib.nullcontext()
+
+
+def load_model(checkpoint: str) -> "LoadedModel":
+    """Load a checkpoint, and show in a terminal that this is being done."""
+    from diffusionlm.pretrained.loading import load
+
+    with working("loading the model"):
+        return load(checkpoint)
 
 
 def print_json(values: Any, indent: int | None = 2) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated
 
 from diffusionlm import untrusted
-from diffusionlm.cli.output import print_json, working
+from diffusionlm.cli.output import load_model, print_json, working
 from diffusionlm.console import write
 from diffusionlm.errors import UserError, naming
 from diffusionlm.options import SETTINGS, parse
@@ -65,13 +65,11 @@ def _sample(
     if prompt_file is not None:
         prompt = _read_prompt(prompt_file)
     from diffusionlm.pretrained.completion import completions_json
-    from diffusionlm.pretrained.loading import load
     from diffusionlm.pretrained.webpage import check_page_path, save_page
 
     if html is not None:
         check_page_path(html)
-    with working("loading the model"):
-        model = load(checkpoint)
+    model = load_model(checkpoint)
     generate = functools.partial(model.generate, raw=raw) if infill is None else model.infill
     generate = functools.partial(generate, special_tokens=special_tokens)
     texts = [prompt if infill is None else infill] * count
