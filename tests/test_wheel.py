@@ -36,7 +36,7 @@ def wheel(tmp_path_factory):
         shutil.copytree(CHECKOUT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
     command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(directory), str(source)]
     done = subprocess.run(command, capture_output=True, text=True)
-    if "setuptools" in done.stderr and done.returncode:
+    if "No matching distribution found for setuptools" in done.stderr:
         pytest.skip("building a wheel takes setuptools from the package index, which cannot be reached")
     assert done.returncode == 0, done.stderr
     (path,) = directory.glob("*.whl")

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# setup.sh NAME --zone ZONE [options]: installs Python, diffusionlm[tpu] and gcsfs on every host of NAME.
+# setup.sh NAME --zone ZONE [options]: installs Python, diffusionlm-jax[tpu] and gcsfs on every host of NAME.
 #
 #   (default)          the checked-out commit of the repository of this script; uncommitted changes are refused
-#   --package SPEC     instead, a requirement for pip: "diffusionlm[tpu] @ git+https://...@COMMIT" (on PyPI
+#   --package SPEC     instead, a requirement for pip: "diffusionlm-jax[tpu] @ git+https://...@COMMIT" (on PyPI
 #                      the name belongs to another project)
 #   --wheel FILE       instead, a wheel on this machine
 #   --python VERSION   of Python (3.12); --uv VERSION, of the installer (0.13.5)

@@ -2,7 +2,7 @@
 # worker.sh VERB [...]: runs on every TPU host, where setup.sh copies it, and in the image; one command at a time.
 #
 #   install --python VERSION --uv VERSION (--package SPEC [--commit SUM] | --bundle FILE --commit SHA)
-#                    installs a Python environment with diffusionlm[tpu] and gcsfs, unless it exists
+#                    installs a Python environment with diffusionlm-jax[tpu] and gcsfs, unless it exists
 #   chips            waits for the hosts of all slices and prints the number of their chips
 #   start [--env NAME=VALUE]... [--done FILE] -- ARGUMENTS...     `run` in the background, beyond the session
 #   run   [--env NAME=VALUE]... [--done FILE] -- ARGUMENTS...     diffusionlm ARGUMENTS...
@@ -62,7 +62,7 @@ install() {
     git -C "$STATE_DIR/tree" checkout --quiet "$commit"
     source=(--editable "$STATE_DIR/tree[tpu]") # editable, so that environment.json finds the commit
   fi
-  if [[ $package == *.whl ]]; then source=("diffusionlm[tpu] @ file://$PWD/$package"); fi
+  if [[ $package == *.whl ]]; then source=("diffusionlm-jax[tpu] @ file://$PWD/$package"); fi
   uv venv --quiet --python "$python" "$STATE_DIR/venv"
   uv pip install --quiet --python "$STATE_DIR/venv/bin/python" "${source[@]}" gcsfs
   diffusionlm --version

@@ -15,12 +15,13 @@ from diffusionlm.console import Console, write
 from diffusionlm.errors import UserError, naming, suggest
 from diffusionlm.options import SETTINGS, parse
 from diffusionlm.sampling.config import CHAT, SamplingConfig
+from diffusionlm.storage import run_path
 
 if TYPE_CHECKING:
     from diffusionlm.pretrained.completion import Draft
     from diffusionlm.pretrained.conversation import Conversation
 
-PROMPT = "> "
+PROMPT, CONTINUED = "> ", ". "
 
 
 def chat(args: list[str], prog: str) -> int:
@@ -37,25 +38,35 @@ def _chat(
 ) -> int:
     """Talk to a fine-tuned model in the terminal.
 
-    Messages are read line by line; a line that ends with a backslash continues in the next. A line that begins with a
-    slash is a command, and /help lists them. Ctrl-C stops an answer, and Ctrl-D ends the dialogue. Where the input is
-    no terminal, each line is a message, and the first mistake ends the command.
+    Messages are read line by line; a line that ends with a backslash continues on the next line. A line that begins
+    with a slash is a command, and /help lists them. Ctrl-C stops an answer, and Ctrl-D ends the dialogue. Where the
+    input or the output is not a terminal, each line is a message, and the first mistake ends the command.
 
     Args:
       checkpoint: a run directory (its latest step), a step directory, or a params-only model.
       system: the system message.
-      load: continue the dialogue of a file that /save wrote, with its settings.
+      load: continue the dialogue of a file that /save wrote, with its settings, but for those given here.
       sampling: the settings of the answers. Without a strategy, masked diffusion models use low_confidence.
     """
     if load is not None and system is not None:
         raise UserError(f"load={load!r} brings its own system message, and excludes --system; drop one")
     sampling.validate()
-    from diffusionlm.pretrained.conversation import Conversation
+    from diffusionlm.pretrained import conversation
 
-    terminal = Terminal(Conversation(load_model(checkpoint), sampling, system=system))
     if load is not None:
-        terminal.command(f"/load {load}")
+        saved = conversation.sampling_of(conversation.read(os.path.expanduser(load)))
+        sampling = dataclasses.replace(saved, **_differences(sampling, CHAT))
+    terminal = Terminal(conversation.Conversation(load_model(checkpoint), sampling, system=system or None))
+    if load is not None:
+        terminal.load(load)
+        terminal.dialogue.sampling = sampling
     return terminal.run()
+
+
+def _differences(sampling: SamplingConfig, other: SamplingConfig) -> dict[str, object]:
+    """Return the fields in which settings differ from others."""
+    others = dataclasses.asdict(other)
+    return {name: value for name, value in dataclasses.asdict(sampling).items() if value != others[name]}
 
 
 class Terminal:
@@ -64,14 +75,14 @@ class Terminal:
     Args:
       dialogue: the dialogue.
       console: the output; None: stdout.
-      interactive: whether a person reads and writes: mistakes are shown, and the dialogue goes on. None: if both
-        streams are terminals.
+      interactive: whether a person reads and writes, so that mistakes are shown and the dialogue goes on; None: True if
+        stdin and the console are terminals.
     """
 
     def __init__(self, dialogue: "Conversation", console: Console | None = None, *, interactive: bool | None = None):
         self.dialogue, self.console = dialogue, console or Console()
         self.interactive = sys.stdin.isatty() and self.console.is_terminal if interactive is None else interactive
-        self._file: str | None = None  # that this dialogue was saved to or loaded from
+        self._file: str | None = None  # the file that this dialogue was saved to or loaded from
         self._ended = False
 
     def run(self) -> int:
@@ -79,7 +90,7 @@ class Terminal:
         if self.interactive:
             with contextlib.suppress(ImportError):
                 import readline  # noqa: F401  input() then edits lines and remembers them
-            write("Write a message, or /help.")
+            self._print("Write a message, or /help.")
         while not self._ended:
             try:
                 line = self._read()
@@ -97,57 +108,73 @@ class Terminal:
         return 0
 
     def line(self, line: str) -> None:
-        """Carry out a line: a command, or a message, which two slashes let begin with one."""
+        """Run a command, or send a message; a message that begins with a slash is written with two."""
+        line = line.strip()
         if line.startswith("/") and not line.startswith("//"):
-            self.command(line)
-        elif line.strip():
-            self.show(self.dialogue.stream(line[1:] if line.startswith("//") else line))
+            self._run_command(line[1:])
+        elif line:
+            text = line[1:] if line.startswith("//") else line
+            self._answer(lambda: self.dialogue.ask(text), lambda: self.dialogue.stream(text))
 
-    def command(self, line: str) -> None:
-        """Carry out a command such as "/set temperature 0.7"; raise `UserError` if there is none of its name."""
-        name, _, rest = line[1:].partition(" ")
+    def _run_command(self, line: str) -> None:
+        name, *arguments = line.split(maxsplit=1) or [""]
         if name not in COMMANDS:
             hint = suggest(name, COMMANDS)
-            raise UserError(f"unknown command {'/' + name!r}{hint}; a message may begin with two slashes")
-        COMMANDS[name](self, rest.strip())
+            raise UserError(
+                f"unknown command {'/' + name!r}{hint}; to send a message that begins with a slash, type two"
+            )
+        argument = arguments[0].strip() if arguments else ""
+        if argument and name not in WITH_ARGUMENT:
+            raise UserError(f"/{name} takes no argument, and {argument!r} is one; leave it out")
+        COMMANDS[name](self, argument)
 
-    def show(self, drafts: "Iterator[Draft]") -> None:
-        """Show an answer while it is denoised, and then as it is; Ctrl-C drops it."""
+    def _answer(self, generate: Callable[[], str], stream: "Callable[[], Iterator[Draft]]") -> None:
+        """Print an answer, which a terminal shows while it is denoised; Ctrl-C drops it."""
+        forgotten = self.dialogue.forgotten
         try:
             if self.console.is_terminal:
-                self._watch(drafts)
+                self._watch(stream())
+                answer = self.dialogue.turns[-1].content
             else:
-                for _ in drafts:
-                    pass
+                answer = generate()
         except KeyboardInterrupt:
             if not self.interactive:
                 raise
-            write("(stopped; the message and the answer are not part of the dialogue)", error=True)
+            write("(stopped; the dialogue is as it was before)", error=True)
             return
-        write(self.dialogue.turns[-1].content, flush=True)
-        if self.dialogue.forgotten:
+        self._print(answer)
+        if not answer.strip():
+            write("(the answer is empty)", error=True)
+        if self.dialogue.forgotten > forgotten:
             write(f"(the oldest {self.dialogue.forgotten} turns no longer fit into the context)", error=True)
 
     def _watch(self, drafts: "Iterator[Draft]") -> None:
         from diffusionlm.pretrained.terminal import draft_text
 
         model, block = self.dialogue.model, self.dialogue.sampling.block_length
-        before = None
+        previous = None
         with Live(console=self.console, auto_refresh=False, transient=True) as live:
             for draft in drafts:
-                text = draft_text(draft, before, model.reader, model.config.eos_ids, block)
+                text = draft_text(draft, previous, model.reader, model.config.eos_ids, block)
                 lines = text.wrap(self.console, self.console.width)[-max(1, self.console.height - 1) :]
                 live.update(Text("\n").join(lines), refresh=True)
-                before = draft
+                previous = draft
+
+    def _print(self, text: str) -> None:
+        self.console.print(text, soft_wrap=True, highlight=False)
 
     def _read(self) -> str | None:
         """Return the next message or command, or None at the end of the input."""
         lines: list[str] = []
         while True:
+            prompt = "" if not self.interactive else CONTINUED if lines else PROMPT
             try:
                 with naming("standard input"):
-                    line = input(PROMPT if self.interactive else "")
+                    line = input(prompt)
             except EOFError:
+                if self.interactive:
+                    self._print("")  # the shell's prompt begins on a line of its own
+                    return None
                 return "\n".join(lines) if lines else None
             except UnicodeDecodeError as error:
                 raise UserError(f"standard input is not UTF-8: {error.reason} at byte {error.start}") from error
@@ -155,66 +182,84 @@ class Terminal:
                 return "\n".join([*lines, line])
             lines.append(line[:-1])
 
-    def help(self, rest: str) -> None:
+    def help(self, argument: str) -> None:
         """List the commands."""
         width = max(map(len, COMMANDS))
-        write("\n".join(f"/{name:{width}}  {summary(function)}" for name, function in COMMANDS.items()))
+        self._print("\n".join(f"/{name:{width}}  {summary(function)}" for name, function in COMMANDS.items()))
 
-    def reset(self, rest: str) -> None:
+    def reset(self, argument: str) -> None:
         """Forget all messages; the system message and the settings stay."""
         self.dialogue.reset()
+        self._file = None
 
-    def system(self, rest: str) -> None:
+    def system(self, argument: str) -> None:
         """Replace the system message: /system TEXT; without a text there is none."""
-        self.dialogue.system = rest or None
+        self.dialogue.system = argument or None
 
-    def regenerate(self, rest: str) -> None:
+    def regenerate(self, argument: str) -> None:
         """Replace the last answer by another one."""
-        old = self.dialogue.turns[-1:]
-        self.show(self.dialogue.regenerate())
-        if self.dialogue.turns[-1:] == old:
-            write("(the same answer; with temperature=0 nothing is drawn: /set temperature 0.7)", error=True)
+        old_turns = self.dialogue.turns
+        self._answer(self.dialogue.regenerate, self.dialogue.stream_again)
+        if self.dialogue.turns is not old_turns and self.dialogue.turns == old_turns:
+            greedy = "; with temperature=0 little is drawn: /set temperature 0.7"
+            write(f"(the same answer{greedy if self.dialogue.sampling.temperature == 0 else ''})", error=True)
 
-    def set(self, rest: str) -> None:
-        """Change a setting of the answers: /set NAME VALUE."""
-        name, _, value = rest.partition(" ")
-        if not name or not value:
-            raise UserError("/set needs a name and a value, as in /set temperature 0.7; /settings lists the names")
+    def set(self, argument: str) -> None:
+        """Change settings of the answers: /set NAME VALUE [NAME VALUE ...]; None is a value of some."""
+        words = argument.split()
+        if not words or len(words) % 2:
+            raise UserError("/set needs names and values, as in /set temperature 0.7; /settings lists the names")
+        known = [field.name for field in dataclasses.fields(SamplingConfig)]
+        for name in words[::2]:
+            if name not in known:
+                raise UserError(f"unknown setting {name!r}{suggest(name, known)}")
 
-        def changed(sampling: Annotated[SamplingConfig, *SETTINGS] = self.dialogue.sampling) -> SamplingConfig:
+        def with_settings(sampling: Annotated[SamplingConfig, *SETTINGS] = self.dialogue.sampling) -> SamplingConfig:
             """Change settings."""
             return sampling
 
-        sampling = parse(changed, [f"--{name}", value.strip()], "/set")()
-        self.dialogue.model.sampling_config(sampling)
-        self.dialogue.sampling = sampling
+        options = [f"--{word}" if i % 2 == 0 else word for i, word in enumerate(words)]
+        self.dialogue.sampling = parse(with_settings, options, "/set")()
 
-    def settings(self, rest: str) -> None:
+    def settings(self, argument: str) -> None:
         """Show the settings of the answers."""
-        write("\n".join(f"{name} {value}" for name, value in dataclasses.asdict(self.dialogue.sampling).items()))
+        values = dataclasses.asdict(self.dialogue.sampling)
+        self._print("\n".join(f"{name} {value}" for name, value in values.items()))
 
-    def save(self, rest: str) -> None:
-        """Write the dialogue and the settings to a file: /save FILE; without a name, to the file of before."""
-        path = rest or self._file
+    def save(self, argument: str) -> None:
+        """Write the dialogue to a file: /save FILE; without a name, to the one it was last saved to or loaded from."""
+        path = os.path.expanduser(argument) or self._file
         if path is None:
             raise UserError("/save needs the name of a file, as in /save dialogue.json")
-        if os.path.exists(path) and path != self._file:
+        if path != self._file and (os.path.lexists(path) or run_path(path).exists()):
             raise UserError(f"{path!r} exists; give another name")
-        self.dialogue.save(path)
+        with _refusing(path):
+            self.dialogue.save(path)
         self._file = path
-        write(f"saved {len(self.dialogue.turns)} messages to {path}", error=True)
+        write(f"saved {len(self.dialogue.messages)} messages to {path}", error=True)
 
-    def load(self, rest: str) -> None:
+    def load(self, argument: str) -> None:
         """Continue the dialogue of a file, with its settings: /load FILE."""
-        if not rest:
+        if not argument:
             raise UserError("/load needs the name of a file that /save wrote")
-        self.dialogue.load(rest)
-        self._file = rest
-        write(f"loaded {len(self.dialogue.turns)} messages from {rest}", error=True)
+        path = os.path.expanduser(argument)
+        with _refusing(path):
+            self.dialogue.load(path)
+        self._file = path
+        write(f"loaded {len(self.dialogue.messages)} messages from {path}", error=True)
 
-    def quit(self, rest: str) -> None:
+    def quit(self, argument: str) -> None:
         """End the dialogue, as Ctrl-D does."""
         self._ended = True
+
+
+@contextlib.contextmanager
+def _refusing(path: str) -> Iterator[None]:
+    """Raise `UserError` for a file that cannot be read or written, so that the dialogue goes on."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{error.strerror or error}: {path}") from error
 
 
 COMMANDS: dict[str, Callable[[Terminal, str], None]] = {
@@ -228,3 +273,4 @@ COMMANDS: dict[str, Callable[[Terminal, str], None]] = {
     "load": Terminal.load,
     "quit": Terminal.quit,
 }
+WITH_ARGUMENT = ("system", "set", "save", "load")

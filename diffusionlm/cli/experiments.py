@@ -49,11 +49,13 @@ def _experiments(name: str | None = None, /, json: bool = False) -> int:
       json: print JSON.
     """
     if name is None and json:
-        listed = {"experiments": [_describe(known) for known in registry.names()]}
-        print_json(listed | {"sweeps": [{"name": sweep, "description": _of_sweep(sweep)} for sweep in sweeps.names()]})
+        listed = {"experiments": [_describe(each) for each in registry.names()]}
+        print_json(
+            listed | {"sweeps": [{"name": sweep, "description": _sweep_summary(sweep)} for sweep in sweeps.names()]}
+        )
     elif name is None:
         write(f"{_all_as_text()}\n\nSweeps (`sweep plan NAME` says what one costs):\n\n{_sweeps_as_text()}")
-    elif name in sweeps.names():
+    elif name in sweeps.names() and name not in registry.names():
         raise UserError(f"{name!r} is a sweep; see `sweep plan {name}`")
     else:
         cfg, description = registry.get(name), _describe(name)
@@ -91,13 +93,13 @@ def _all_as_text() -> str:
     )
 
 
-def _of_sweep(name: str) -> str:
+def _sweep_summary(name: str) -> str:
     return summary(sweeps.builder(name))
 
 
 def _sweeps_as_text() -> str:
     width = max(map(len, sweeps.names()))
-    return "\n".join(f"{name:{width}}  {_of_sweep(name)}" for name in sweeps.names())
+    return "\n".join(f"{name:{width}}  {_sweep_summary(name)}" for name in sweeps.names())
 
 
 def _as_text(description: dict[str, Any], cfg: Config) -> str:

@@ -51,7 +51,7 @@ class Completion:
 
     prompt: str
     text: str
-    tokens: list[int]
+    tokens: list[int] = dataclasses.field(repr=False)
     nfe: int
     seconds: float
     trace: Trace | None = dataclasses.field(default=None, repr=False)  # arrays would fill pages

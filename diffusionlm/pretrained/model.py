@@ -115,24 +115,24 @@ class LoadedModel:
     ) -> Iterator[Draft]:
         """Yield the states of one completion as they come; the last has the text that `generate` returns.
 
-        Every step is a call to the device of its own, so this is for watching. Arguments and errors are `generate`'s.
+        Every step is a call to the device of its own, so this is for watching. The arguments are those of `generate`
+        for one text or dialogue, without `trace`, and so are the errors.
         """
-        requests = self._encode_requests([prompt] if messages is None else prompt, messages, raw, special_tokens)
-        if len(requests) > 1:
-            raise UserError(f"messages has {len(requests)} dialogues, and one can be watched at a time; use `generate`")
+        requests = self._encode_requests(prompt, messages, raw, special_tokens)
+        if len(requests) != 1:
+            raise UserError(f"{len(requests)} texts or dialogues, and one can be watched at a time; use `generate`")
         frames = stream(self.params, self.config, [requests[0].ids], self.sampling_config(sampling, **settings))
-        with self.on_mesh():
-            first = next(frames)
+        return self._drafts(requests[0], frames)
 
-        return self._drafts(requests[0], first, frames)
-
-    def _drafts(self, request: chat.Prompt, frame: Frame | None, frames: Iterator[Frame]) -> Iterator[Draft]:
-        while frame is not None:
+    def _drafts(self, request: chat.Prompt, frames: Iterator[Frame]) -> Iterator[Draft]:
+        while True:
+            with self.on_mesh():  # not around the yield, where it would be the caller's mesh too
+                frame = next(frames, None)
+            if frame is None:
+                return
             tokens, masked = frame.tokens[0].tolist(), frame.masked[0].tolist()
             revealed = tokens[: masked.index(True)] if any(masked) else tokens
             yield Draft(frame.step, tokens, masked, self.decode_after(request.ids, revealed))
-            with self.on_mesh():  # not around the yield, where it would be the caller's mesh too
-                frame = next(frames, None)
 
     def infill(
         self,

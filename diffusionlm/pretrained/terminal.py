@@ -1,7 +1,7 @@
 """Animate a denoising in the terminal, with masks as dim blocks."""
 
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 import numpy as np
 from rich.cells import cell_len
@@ -61,14 +61,7 @@ def frame(trace: Trace, index: int, pieces: list[str], prompt: str = "") -> Text
     """
     masked_N = trace.masked[index]
     fresh_N = ~masked_N & trace.masked[index - 1] if index else np.zeros_like(masked_N)
-    text = Text(printable(prompt, KEPT), style="bold")
-    for piece, masked, fresh in zip((printable(piece, KEPT) for piece in pieces), masked_N, fresh_N, strict=True):
-        if masked:
-            breaks = "\n" * piece.count("\n")
-            text.append(BLOCK * max(1, cell_len(piece.replace("\n", ""))) + breaks, style="not bold dim")
-        else:
-            text.append(piece, style="not bold black on green" if fresh else "not bold")
-    return text
+    return Text(printable(prompt, KEPT), style="bold").append_text(_styled(pieces, masked_N.tolist(), fresh_N.tolist()))
 
 
 def draft_text(draft: Draft, before: Draft | None, tokenizer: Reader, ends: Collection[int], block: int = 0) -> Text:
@@ -85,14 +78,21 @@ def draft_text(draft: Draft, before: Draft | None, tokenizer: Reader, ends: Coll
     if block and any(draft.masked):
         shown = min(shown, (draft.masked.index(True) // block + 1) * block)
     shown = next((n for n in range(shown) if not draft.masked[n] and draft.tokens[n] in ends), shown)
-    text = Text(style="not bold")
     pieces = token_texts(np.array(draft.tokens[:shown], np.int32), tokenizer)
-    for n, piece in enumerate(pieces):
-        if draft.masked[n]:
-            text.append(BLOCK, style="dim")
+    fresh = [before is not None and before.masked[n] and not draft.masked[n] for n in range(shown)]
+    return _styled(pieces, draft.masked, fresh)
+
+
+def _styled(pieces: Sequence[str], masked: Sequence[bool], fresh: Sequence[bool]) -> Text:
+    """Return tokens as text: blocks in place of masks, each as wide as its piece, and fresh tokens highlighted."""
+    text = Text(style="not bold")
+    for piece, is_masked, is_fresh in zip(pieces, masked, fresh, strict=False):
+        shown = printable(piece, KEPT)
+        if is_masked:
+            breaks = "\n" * shown.count("\n")
+            text.append(BLOCK * max(1, cell_len(shown.replace("\n", ""))) + breaks, style="not bold dim")
         else:
-            fresh = before is not None and before.masked[n]
-            text.append(printable(piece, KEPT), style="black on green" if fresh else "")
+            text.append(shown, style="not bold black on green" if is_fresh else "not bold")
     return text
 
 

@@ -137,5 +137,5 @@ class SamplingConfig(NativeScalars):
         return dataclasses.replace(self, strategy=strategy, steps=steps, cache=cache)
 
 
-# Of dialogues: the answers and blocks of LLaDA's chat (arXiv 2502.09992), greedy.
+# The defaults of dialogues: length and blocks as in LLaDA's released chat script, greedy.
 CHAT = SamplingConfig(length=128, block_length=32, temperature=0.0)

@@ -15,6 +15,7 @@ PROGRAMS = ROOT / "tests" / "fixtures" / "tpu"
 COMMANDS = sorted(path.name for path in SCRIPTS.glob("*.sh") if path.name not in ("lib.sh", "worker.sh"))
 ZONE = "--zone=us-west4-a"
 RUN = "gs://bucket/run"
+PACKAGE = "--package=diffusionlm-jax[tpu]==0.1"
 IMAGE = "us-docker.pkg.dev/p/r/diffusionlm:0123"
 TRAIN = ["--", "train", "smdm_170m", "--data.path", "gs://bucket/a b"]
 SWEEP = ["--", "sweep", "run", "isoflop"]
@@ -22,14 +23,14 @@ SWEEP = ["--", "sweep", "run", "isoflop"]
 # A complete call of each script.
 CALLS = {
     "create.sh": ["pod", "--type=v5e-16", ZONE],
-    "setup.sh": ["pod", ZONE, "--package=diffusionlm[tpu]==0.1"],
+    "setup.sh": ["pod", ZONE, PACKAGE],
     "launch.sh": ["pod", ZONE, f"--workdir={RUN}", *TRAIN],
     "logs.sh": ["pod", ZONE],
     "status.sh": ["pod", ZONE, f"--workdir={RUN}"],
     "stop.sh": ["pod", ZONE],
     "delete.sh": ["pod", ZONE],
-    "keep_running.sh": ["pod", "--type=v5e-16", ZONE, f"--workdir={RUN}", "--package=diffusionlm[tpu]==0.1", *TRAIN],
-    "sweep_vms.sh": ["pod", "--workers=2", "--type=v5e-8", ZONE, f"--workdir={RUN}", "--package=diffusionlm", *SWEEP],
+    "keep_running.sh": ["pod", "--type=v5e-16", ZONE, f"--workdir={RUN}", PACKAGE, *TRAIN],
+    "sweep_vms.sh": ["pod", "--workers=2", "--type=v5e-8", ZONE, f"--workdir={RUN}", PACKAGE, *SWEEP],
     "profile.sh": ["pod", ZONE, f"--workdir={RUN}", "--output=traces", *TRAIN],
     "xpk_run.sh": ["run", "--cluster=c", "--type=v5e-16", ZONE, f"--image={IMAGE}", f"--workdir={RUN}", *TRAIN],
     "xpk_sweep.sh": ["w", "--workers=2", "--cluster=c", "--type=v6e-16", ZONE, f"--image={IMAGE}", f"--workdir={RUN}"]

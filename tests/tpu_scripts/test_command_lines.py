@@ -145,7 +145,7 @@ def test_the_commands_of_a_run_from_nothing(cloud):
         "bash diffusionlm_worker.sh start --env 'NOTE=it'\\''s mine' --done gs://bucket/run/DONE.json "
         "-- train smdm_170m --data.path 'gs://bucket/a b' --workdir gs://bucket/run"
     )
-    install = "install --python 3.12 --uv 0.13.5 --package 'diffusionlm[tpu]==0.1'"
+    install = "install --python 3.12 --uv 0.13.5 --package 'diffusionlm-jax[tpu]==0.1'"
     describe = shlex.split(f"gcloud compute tpus queued-resources describe pod {ZONE} '--format=value(state.state)'")
     assert commands == [
         describe,

@@ -39,10 +39,10 @@ def test_create_waits(cloud):
 def test_setup_installs_once(cloud):
     cloud.setup()
     assert len(cloud.calls("uv pip install")) == 2, "two hosts"
-    assert all("diffusionlm[tpu]==0.1 gcsfs" in line for line in cloud.calls("uv pip install"))
+    assert all("diffusionlm-jax[tpu]==0.1 gcsfs" in line for line in cloud.calls("uv pip install"))
     cloud.setup()
     assert len(cloud.calls("uv pip install")) == 2
-    cloud.run("setup.sh", "pod", ZONE, "--package=diffusionlm[tpu]==0.2")
+    cloud.run("setup.sh", "pod", ZONE, "--package=diffusionlm-jax[tpu]==0.2")
     assert len(cloud.calls("uv pip install")) == 4
 
 

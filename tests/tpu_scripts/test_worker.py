@@ -84,3 +84,9 @@ def test_sigterm_reaches_diffusionlm_through_the_shell_of_xpk(cloud):
     process.send_signal(signal.SIGTERM)
     output, _ = process.communicate(timeout=600)
     assert "saved" in output and process.returncode == 42, "XPK restarts code 42 by default"
+
+
+def test_a_wheel_is_required_by_the_name_of_the_distribution():
+    """Or pip and uv refuse it: "inconsistent name"."""
+    (name,) = re.findall(r"^name = (\S+)$", (SCRIPTS.parent / "setup.cfg").read_text(), re.MULTILINE)
+    assert f'source=("{name}[tpu] @ file://' in (SCRIPTS / "worker.sh").read_text()
