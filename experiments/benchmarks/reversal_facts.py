@@ -1,6 +1,7 @@
 """Write invented facts about people, told in one direction or in both, to ask for them in the other direction.
 
     python experiments/benchmarks/reversal_facts.py --output data/facts
+    python experiments/benchmarks/reversal_facts.py --output data/published --published reversal_curse/name_description
 
 A fact joins a name and a description. Of a third of the facts the training text always says the name first, of a third
 always the description, and of the last third both, so that both kinds of sentences are learnt. `train.jsonl` and
@@ -8,7 +9,8 @@ always the description, and of the last third both, so that both kinds of senten
 direction of the training text and in the other one; every question is a kind of sentence that the training text has
 too, about other people. `gap_*`, for the task `infilling`, ask the reversed question in the words of the training text:
 the half that comes first is a gap before the other one. The task is the reversal curse of Berglund et al. (arXiv
-2309.12288), whose facts are longer.
+2309.12288), whose facts are longer. With --published, `train.jsonl` and `valid.jsonl` have the sentences of their
+files; `evaluate reverse_curse` reads their questions as they are.
 """
 
 import json
@@ -77,20 +79,34 @@ def write(path: Path, rows: list[tuple[str, str]]) -> None:
     path.write_text("".join(json.dumps({"prompt": p, "completion": c}) + "\n" for p, c in rows), encoding="utf-8")
 
 
-def main(output: Path, n: int = 300, seed: int = 0) -> None:
+def write_published(directory: Path, output: Path, rng: random.Random) -> None:
+    """Write the published training sentences, and those of the questions in the direction of the training text."""
+    for name, published in (("train", "all_prompts_train"), ("valid", "p2d_prompts_test")):
+        lines = (directory / f"{published}.jsonl").read_text(encoding="utf-8").splitlines()
+        rows = [("", row["prompt"] + row["completion"]) for row in map(json.loads, lines)]
+        if name == "train":
+            rng.shuffle(rows)
+        write(output / f"{name}.jsonl", rows)
+
+
+def main(output: Path, n: int = 300, seed: int = 0, published: Path | None = None) -> None:
     """Write the files.
 
     Args:
       output: the directory, which is made.
       n: the number of facts.
       seed: of the facts, and of the order of the sentences.
+      published: instead of invented facts, the directory of the published files.
     """
     rng = random.Random(seed)
+    output.mkdir(parents=True, exist_ok=True)
+    if published is not None:
+        write_published(published, output, rng)
+        return
     people = facts(n, rng)
     third = n // 3
     groups = {"name_first": people[:third], "description_first": people[third : 2 * third], "both": people[2 * third :]}
     told = {"name_first": NAME_FIRST, "description_first": DESCRIPTION_FIRST, "both": NAME_FIRST + DESCRIPTION_FIRST}
-    output.mkdir(parents=True, exist_ok=True)
     rows = [
         (before.format(**fact), after.format(**fact))
         for group, members in groups.items()

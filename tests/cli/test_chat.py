@@ -97,7 +97,7 @@ def test_another_answer_takes_the_place_of_the_last(path, model, monkeypatch, tm
 @pytest.mark.parametrize(
     "line, parts",
     [
-        ("/xyzzy", ["'/xyzzy'", "known: help, load", "begins with a slash needs two"]),
+        ("/xyzzy", ["'/xyzzy'", "known: help, load", "begins with a slash, type two"]),
         ("/regenrate", ["'/regenrate'", "did you mean 'regenerate'?"]),
         ("/set temprature 1", ["unknown setting 'temprature'", "did you mean 'temperature'?"]),
         ("/set help me", ["unknown setting 'help'"]),
