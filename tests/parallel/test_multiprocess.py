@@ -263,8 +263,9 @@ def test_killed_a_run_goes_on_with_another_number_of_processes(one, dataset, com
     _, printed = play("announced", dataset, workdir, compiled, *before, codes=codes, on_event=kill)
     if before[0] > 1:  # the others end of their own accord
         assert time.monotonic() - killed[0] < 60
-    first = max(whole(workdir))
-    assert due - 4 <= first, due
+    # A save is finished in the background, at the latest when the next one begins.
+    first = max(whole(workdir), default=0)
+    assert first >= (due - 1) // 4 * 4 - 4, due
     for inputs in go_on(dataset, workdir, compiled, *after):
         assert_continues(one, workdir, first, inputs)
 
