@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 
+import pytest
 from support.checkpoints import (
     make_mesh,
     make_sidecar,
@@ -35,6 +36,7 @@ for call in (lambda: checkpoint.load_params(source), lambda: checkpoint.save_par
 """
 
 
+@pytest.mark.slow
 def test_a_failure_says_nothing_on_stderr_in_a_process_of_its_own(tmp_path):
     checkpoint.save_params(tmp_path / "model", make_state(make_mesh(8)).params, make_sidecar())
     command = [sys.executable, "-c", FAILURES, tmp_path / "model", tmp_path / "model" / "commit_success.txt" / "x"]

@@ -208,7 +208,11 @@ def test_another_run_in_the_directory_is_refused_with_the_fields_that_differ(run
     "command, parts",
     [
         ("train demo --model.d_modle 3", ["'model.d_modle'", "'model.d_model'"]),
-        ("train demo --workdir {tmp}/w --data.path {dataset} --model.vocab_size 99", ["257", "99"]),
+        pytest.param(
+            "train demo --workdir {tmp}/w --data.path {dataset} --model.vocab_size 99",
+            ["257", "99"],
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_a_mistake_in_a_real_process(command, parts, places):

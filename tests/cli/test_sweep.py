@@ -102,6 +102,7 @@ def test_a_dead_workers_cell_is_pending(tmp_path, monkeypatch):
     alive.release()
 
 
+@pytest.mark.slow
 def test_watch_ends_when_all_is_done_and_needs_a_terminal(finished, capsys):
     name, workdir, _ = finished
     shown = io.StringIO()

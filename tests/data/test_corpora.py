@@ -55,6 +55,7 @@ def test_holds_what_the_packages_document(docs):
     assert max(topics["if"].split("\n\n"), key=len) in everything
 
 
+@pytest.mark.slow
 def test_whole_modules_are_held_out_by_the_hash_of_their_name(docs):
     modules = {split: {module_of(document) for document in documents} for split, documents in docs.items()}
     assert not modules["train"] & modules["validation"]

@@ -31,6 +31,7 @@ def flipped(content, position):
     return content[:position] + bytes([content[position] ^ 1]) + content[position + 1 :]
 
 
+@pytest.mark.slow
 def test_damage_to_a_shard_is_refused_by_name_or_changes_nothing(path):
     whole, rng, counts = rows(path), random.Random(0), collections.Counter()
     for shard in sorted(path.glob("*array_record*")):

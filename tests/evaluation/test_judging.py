@@ -280,6 +280,7 @@ def test_a_solution_that_uses_up_its_time_is_out_of_time_for_good(place):
     assert judge(short, tests, "add = 1")["ending"] == "time"
 
 
+@pytest.mark.slow
 def test_a_solution_that_the_clock_ends_is_late(place):
     """It may be right: a busy machine gives it little of the processor."""
     hasty = dataclasses.replace(place, limits=Limits(seconds=60, clock=2))

@@ -355,7 +355,10 @@ def test_killing_everything_kills_nothing_else(place):
 IGNORE = "import signal\nfor s in set(signal.Signals) - {9, 19}:\n    signal.signal(s, signal.SIG_IGN)\n"
 
 
-@pytest.mark.parametrize("code", ["", IGNORE, "import os\nos.close(1)\nos.close(2)\n"])
+CLOSE = "import os\nos.close(1)\nos.close(2)\n"
+
+
+@pytest.mark.parametrize("code", [IGNORE, *(pytest.param(code, marks=pytest.mark.slow) for code in ("", CLOSE))])
 def test_an_endless_loop_ends(code, place):
     outcome = Sandbox(place.name, place.layout, HASTY).run(f"{code}while True: pass")
     assert (outcome.ending, outcome.code) == ("late", None)

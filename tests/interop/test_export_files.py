@@ -23,6 +23,7 @@ def exported_fields(path, output, format):
     return json.loads((output / "config.json").read_text()), notes
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", WITH_CONFIG)
 def test_an_export_has_every_field_whose_absence_means_another_value(family, imported, tmp_path):
     fields, _ = exported_fields(imported(family), tmp_path / "out", family)

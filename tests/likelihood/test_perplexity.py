@@ -63,6 +63,7 @@ def test_perplexity_of_an_autoregressive_model_is_that_of_its_conditionals():
     assert [document.nfe for document in result.documents] == [1, 1, 2, 5, 0]
 
 
+@pytest.mark.slow
 def test_perplexity_of_a_masked_diffusion_model_adds_up_the_bounds_of_its_windows():
     spec = dataclasses.replace(MDM, max_length=6)
     tokens = DOCUMENTS[1][:9]

@@ -76,6 +76,7 @@ def test_splash_takes_grouped_heads_of_any_width(H, G, K):
     chex.assert_trees_all_close(fast(*arguments), slow(*arguments), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("sizes", "G"), [((2, 1, 4), 2), *(pytest.param((2, 2, 2), G, marks=pytest.mark.slow) for G in (4, 1))]
 )

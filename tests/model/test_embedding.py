@@ -82,6 +82,7 @@ def test_a_row_of_ids_for_a_whole_batch_has_the_gradient_of_all_its_rows(sizes):
     np.testing.assert_allclose(result, grad, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_gradients_of_learned_positions_are_summed_over_the_batch_in_float32():
     """A model that counts the positions itself has the gradient of one that is given them for every row."""
     cfg = ModelConfig(

@@ -93,6 +93,7 @@ def test_tokens_do_not_depend_on_the_canvas(name):
         np.testing.assert_array_equal(result.tokens[1], expected(name)[r])
 
 
+@pytest.mark.slow
 def test_logits_do_not_depend_on_the_canvas_or_the_side_of_the_padding():
     row = jnp.asarray([[3, 1, 4, 50, 50, 9]], jnp.int32)
     alone = logits_of(PARAMS, TINY, row, jnp.ones_like(row))[0]

@@ -32,6 +32,7 @@ def moves_of_whole_caches(module, computation, dims, refreshing=False):
     return moves
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "cache", ["causal", *(pytest.param(cache, marks=pytest.mark.slow) for cache in ("dual", "prefix"))]
 )

@@ -157,6 +157,7 @@ def test_confidences_of_what_is_drawn_match_the_slow_reference_of_dream(alg):
     assert tokens != uncut  # the cuts change the order
 
 
+@pytest.mark.slow
 def test_blocks_are_filled_from_left_to_right():
     result = generate(params(), MDM, PROMPTS, SamplingConfig(10, 10, block_length=4, stop_at_eos=False), trace=True)
     masked = result.trace.masked

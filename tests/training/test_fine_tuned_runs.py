@@ -86,6 +86,7 @@ def test_every_batch_is_about_single_answers(run, dataset):
     assert len({n > LENGTH for n in seen}) == 2  # first answers, and second ones with a history
 
 
+@pytest.mark.slow
 def test_the_checkpoint_is_asked_as_it_was_trained(run, dataset):
     model = load(run[0].workdir)
     assert model.template.to_dict() == pipeline.open_dataset(dataset).metadata.template

@@ -75,6 +75,7 @@ def test_a_trap_of_autoregressive_models_is_caught(autoregressive, trap):
     assert finding.verdict == "fail", finding
 
 
+@pytest.mark.slow
 def test_an_autoregressive_model_that_reads_both_sides_is_caught(autoregressive):
     """A loader that forgets the causal mask gives a network that sees what it predicts."""
     config = autoregressive.model.config

@@ -98,6 +98,7 @@ def test_too_few_combinations_are_named():
     assert "6 combinations of size and share do not determine a quadratic in both" in analysis.verdict
 
 
+@pytest.mark.slow
 def test_the_road_is_compared_with_both_objectives_at_equal_compute():
     """The intervals of its differences and gaps contain the truth as often as those of other comparisons."""
     level, exponent = REPORT_TRUTHS["arm"].loss

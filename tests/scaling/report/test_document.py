@@ -63,6 +63,7 @@ def test_the_same_results_give_the_same_report(report, tmp_path, monkeypatch):
     assert again == report[1]
 
 
+@pytest.mark.slow
 def test_a_later_report_replaces_an_earlier_one(report, tmp_path):
     directory = tmp_path / "report"
     shutil.copytree(report[0], directory)

@@ -73,6 +73,7 @@ def test_each_program_is_compiled_once_for_the_fit_check(monkeypatch):
     assert [(cell.fits, cell.fit_note) for cell in plan.cells] == [(False, "too large")] * 3
 
 
+@pytest.mark.slow
 def test_the_command_prints_a_table_or_json(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "250")
     assert main(["sweep", "plan", "smdm_isoflop", "--json", "--all"]) == 0
