@@ -4,7 +4,8 @@ import contextlib
 import dataclasses
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Set
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
 from rich.live import Live
@@ -26,16 +27,26 @@ PROMPT, CONTINUED = "> ", ". "
 
 def chat(args: list[str], prog: str) -> int:
     """Talk to a fine-tuned model in the terminal: chat CHECKPOINT [--system TEXT] [--length N] [--load FILE]."""
-    return parse(_chat, args, prog)()
+    arguments = parse(_arguments, args, prog)()
+    given = {word.partition("=")[0].lstrip("-").replace("-", "_") for word in args if word.startswith("--")}
+    return _chat(arguments, given)
 
 
-def _chat(
+@dataclass(frozen=True)
+class _Arguments:
+    checkpoint: str
+    system: str | None
+    load: str | None
+    sampling: SamplingConfig
+
+
+def _arguments(
     checkpoint: str,
     /,
     system: str | None = None,
     load: str | None = None,
     sampling: Annotated[SamplingConfig, *SETTINGS] = CHAT,
-) -> int:
+) -> _Arguments:
     """Talk to a fine-tuned model in the terminal.
 
     Messages are read line by line; a line that ends with a backslash continues on the next line. A line that begins
@@ -48,25 +59,32 @@ def _chat(
       load: continue the dialogue of a file that /save wrote, with its settings, but for those given here.
       sampling: the settings of the answers. Without a strategy, masked diffusion models use low_confidence.
     """
-    if load is not None and system is not None:
+    return _Arguments(checkpoint, system, load, sampling)
+
+
+def _chat(arguments: _Arguments, given: Set[str]) -> int:
+    """Talk to a model.
+
+    Args:
+      arguments: those of the command.
+      given: the names of the options that were given.
+    """
+    load, sampling = arguments.load, arguments.sampling
+    if load is not None and arguments.system is not None:
         raise UserError(f"load={load!r} brings its own system message, and excludes --system; drop one")
     sampling.validate()
     from diffusionlm.pretrained import conversation
 
     if load is not None:
         saved = conversation.sampling_of(conversation.read(os.path.expanduser(load)))
-        sampling = dataclasses.replace(saved, **_differences(sampling, CHAT))
-    terminal = Terminal(conversation.Conversation(load_model(checkpoint), sampling, system=system or None))
+        changes = {name: value for name, value in vars(sampling).items() if name in given}
+        sampling = dataclasses.replace(saved, **changes)
+    model = load_model(arguments.checkpoint)
+    terminal = Terminal(conversation.Conversation(model, sampling, system=arguments.system or None))
     if load is not None:
         terminal.load(load)
         terminal.dialogue.sampling = sampling
     return terminal.run()
-
-
-def _differences(sampling: SamplingConfig, other: SamplingConfig) -> dict[str, object]:
-    """Return the fields in which settings differ from others."""
-    others = dataclasses.asdict(other)
-    return {name: value for name, value in dataclasses.asdict(sampling).items() if value != others[name]}
 
 
 class Terminal:

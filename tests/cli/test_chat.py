@@ -64,12 +64,12 @@ def test_a_dialogue_is_saved_and_goes_on(path, model, monkeypatch, tmp_path, cap
 
 
 def test_options_replace_the_settings_of_a_file(path, model, monkeypatch, tmp_path, capsys):
-    dialogue = Conversation(model, SamplingConfig(length=6, temperature=0.5, block_length=3))
+    dialogue = Conversation(model, SamplingConfig(length=6, temperature=5.0, block_length=3))
     dialogue.ask("Hi")
     dialogue.save(tmp_path / "dialogue.json")
     piped(monkeypatch, "You\n")
-    assert cli.main(["chat", path, "--load", str(tmp_path / "dialogue.json"), "--length", "4", "--seed", "2"]) == 0
-    dialogue.sampling = SamplingConfig(length=4, temperature=0.5, block_length=3, seed=2)
+    assert cli.main(["chat", path, "--load", str(tmp_path / "dialogue.json"), "--length=4", "--temperature", "0"]) == 0
+    dialogue.sampling = SamplingConfig(length=4, temperature=0.0, block_length=3)  # 0 is also the default
     assert capsys.readouterr().out == printed(dialogue.ask("You"))
 
 
