@@ -87,6 +87,6 @@ def test_sigterm_reaches_diffusionlm_through_the_shell_of_xpk(cloud):
 
 
 def test_a_wheel_is_required_by_the_name_of_the_distribution():
-    """Or pip and uv refuse it: "inconsistent name"."""
+    """Under another name, pip and uv refuse the wheel, as its name is inconsistent."""
     (name,) = re.findall(r"^name = (\S+)$", (SCRIPTS.parent / "setup.cfg").read_text(), re.MULTILINE)
     assert f'source=("{name}[tpu] @ file://' in (SCRIPTS / "worker.sh").read_text()
