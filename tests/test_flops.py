@@ -50,6 +50,7 @@ def test_the_head_is_counted_where_labels_are_predicted():
     assert whole - half == 3 * flops.forward(TINY, 12)["head"] // 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["smdm_6m", "gpt2", "tinyllama_1b", "llada_8b", "dream_7b"])
 def test_presets_at_full_size(name):
     cfg = presets.get(name)

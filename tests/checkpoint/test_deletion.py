@@ -85,6 +85,7 @@ def test_a_kill_at_any_moment_of_a_deletion_is_finished_by_the_next_start(
         assert os.listdir(workdir / "checkpoints") == ["3"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [1, 4, 9])
 def test_an_older_step_that_was_half_deleted_in_place_is_left_alone(run, tmp_path, count, caplog):
     """This is what versions before this one left; whose it is we cannot know."""

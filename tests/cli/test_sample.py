@@ -57,6 +57,7 @@ def test_sample_writes_a_page_and_prints_the_same(run, what, tmp_path, capsys):
     assert page.count("<section") == 2 and page.endswith("</html>\n")
 
 
+@pytest.mark.slow
 def test_sample_shows_the_trace(run, capsys):
     for what in (["--prompt", "line", "--length", "4"], ["--infill", "line{mask:4} of"]):
         capsys.readouterr()

@@ -99,6 +99,7 @@ def test_independent_source_reaches_its_entropy():
         assert 0.98 * optimum < scores[name]["nats_per_token"] < 1.2 * optimum
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("memory", "name", "worse"),
     [pytest.param(1, "bigram", "unigram", marks=pytest.mark.slow), (2, "trigram", "bigram")],

@@ -66,6 +66,7 @@ def test_gsm8k_with_solved_problems(places, monkeypatch, tmp_path):
         dlm.evaluate(places["mdm"], "gsm8k", shots=2, shots_data=str(tmp_path / "train.jsonl"), **options)
 
 
+@pytest.mark.slow
 def test_a_chat_template_is_used_unless_it_is_raw(places, monkeypatch):
     template = chat_templates.choose("plain", ByteTokenizer())
     model = dlm.load(places["mdm"])
@@ -194,6 +195,7 @@ def test_temporal_shift_of_a_uniform_model(places):
     assert values(single)["1899 tokens"] == 2 and single.metrics["1899 nats_per_token"].stderr is None
 
 
+@pytest.mark.slow
 def test_a_bin_costs_what_its_documents_cost(places, tmp_path):
     (tmp_path / "late.jsonl").write_text(lines(YEARS[2:]))
     shift = values(dlm.evaluate(places["arm"], "temporal_shift", data=places["years_jsonl"], width=50))

@@ -271,6 +271,7 @@ def test_a_failure_says_why(solution, error, place):
 LOOP = "def add(a, b):\n    while True:\n        pass\n"
 
 
+@pytest.mark.slow
 def test_a_solution_that_uses_up_its_time_is_out_of_time_for_good(place):
     short = dataclasses.replace(place, limits=Limits(seconds=1, clock=300))
     record = judge(short, ADD, LOOP)

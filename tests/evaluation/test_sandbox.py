@@ -293,6 +293,7 @@ def test_two_programs_talk_and_see_nothing_else_of_each_other(place):
     assert outcome == ("exit", 1, f"{files}\n")
 
 
+@pytest.mark.slow
 def test_the_end_of_one_program_ends_the_dialogue(place):
     start = time.monotonic()
     assert place.converse("", "print(repr(input()))").output.endswith("EOFError: EOF when reading a line\n")

@@ -54,6 +54,7 @@ def with_random_ups(params):
     return jax.tree_util.tree_map_with_path(one, params)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "plain", [pytest.param(PLAIN, id="llama"), pytest.param(GPT2, id="gpt2", marks=pytest.mark.slow)]
 )

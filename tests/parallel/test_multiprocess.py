@@ -25,6 +25,7 @@ from diffusionlm.training import metrics, timeline
 from diffusionlm.training import step as train_step
 from diffusionlm.training.state import abstract_state
 
+pytestmark = pytest.mark.slow
 STEPS = 16  # of `tiny_run.short`
 
 
@@ -125,7 +126,6 @@ def losses(workdir):
     return [(line["step"], line["loss"]) for line in metrics.read(workdir) if "loss" in line]
 
 
-@pytest.mark.slow
 def test_data_and_noise_are_the_same_to_the_bit(one, two):
     for recorded in two.recorded:
         for k, inputs in one[1].inputs.items():
@@ -133,7 +133,6 @@ def test_data_and_noise_are_the_same_to_the_bit(one, two):
                 assert_bit_equal(recorded[f"inputs {k} {name}"], value, f"{name} of batch {k}")
 
 
-@pytest.mark.slow
 def test_losses_and_parameters_are_the_same_to_rounding(one, two):
     for k, state in one[1].states.items():
         for name, value in state.items():
@@ -174,7 +173,6 @@ def test_what_two_processes_saved_one_restores(one, two):
             assert_bit_equal(value, two.recorded[0][f"state {step} {name}"], name)
 
 
-@pytest.mark.slow
 def test_two_processes_resume_bit_for_bit(one, two, dataset, compiled, tmp_path):
     play("recorded", dataset, tmp_path / "run", compiled)
     expected = restored(one[0].config, tmp_path / "run")
@@ -183,7 +181,6 @@ def test_two_processes_resume_bit_for_bit(one, two, dataset, compiled, tmp_path)
     assert losses(two.workdir) == losses(tmp_path / "run")
 
 
-@pytest.mark.slow
 def test_two_processes_change_their_objective_together(dataset, compiled, tmp_path):
     play("recorded_in_parts", dataset, tmp_path / "two", compiled)
     with pytest.MonkeyPatch.context() as patch:
@@ -237,7 +234,6 @@ def go_on(dataset, workdir, compiled, processes, devices):
         yield inputs
 
 
-@pytest.mark.slow
 def test_killed_in_the_middle_of_a_save_one_process_goes_on(one, dataset, compiled, tmp_path):
     workdir = tmp_path / "run"
     play("killed_while_saving", dataset, workdir, compiled, codes=(-signal.SIGKILL, -signal.SIGABRT, 1))
@@ -249,7 +245,6 @@ def test_killed_in_the_middle_of_a_save_one_process_goes_on(one, dataset, compil
     assert spent["between"] > 0
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("before", "after", "victim"), [((4, 1), (2, 2), 3), ((4, 1), (1, 2), 0), ((1, 4), (2, 2), 0)])
 def test_killed_a_run_goes_on_with_another_number_of_processes(one, dataset, compiled, tmp_path, before, after, victim):
     workdir, due, killed = tmp_path / "run", random.randrange(5, 12), []
@@ -270,7 +265,6 @@ def test_killed_a_run_goes_on_with_another_number_of_processes(one, dataset, com
         assert_continues(one, workdir, first, inputs)
 
 
-@pytest.mark.slow
 def test_two_processes_roll_back_as_one_does(dataset, compiled, tmp_path, monkeypatch):
     monkeypatch.setattr(trainer, "make_mesh", four_devices)
     monkeypatch.setattr(train_step, "targets", train_step.targets)  # which the scenario replaces
@@ -286,7 +280,6 @@ def test_two_processes_roll_back_as_one_does(dataset, compiled, tmp_path, monkey
     np.testing.assert_allclose(losses(tmp_path / "two"), losses(tmp_path / "one"), rtol=1e-4)
 
 
-@pytest.mark.slow
 def test_one_that_fails_alone_does_not_hold_up_the_others(dataset, compiled, tmp_path):
     began = time.monotonic()
     _, printed = play("failing_alone", dataset, tmp_path / "run", compiled, codes=(-signal.SIGABRT, 1))

@@ -211,6 +211,7 @@ def test_the_trace_of_infilling_is_of_the_row(model):
         assert not trace.masked[:, ~gap].any()
 
 
+@pytest.mark.slow
 def test_likelihoods_of_text_are_those_of_its_ids(tmp_path, params):
     """Bytes are tokens here: bits per byte are over the scored ones, with a start token or without."""
     texts, settings = ["abcdef", "hello me"], LikelihoodConfig(draws=4)

@@ -94,6 +94,7 @@ def test_blocks_and_guidance_match_the_slow_reference(length, steps, block_lengt
     assert result.tokens.tolist() == expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", ["none", "inf", "last"])
 def test_the_rules_of_the_end_of_text_match_the_slow_reference(rule):
     weights = params(0.05)

@@ -259,10 +259,9 @@ def fast_dllm(template, cache, length, steps, block_length, refresh, shifted=Fal
     "cache, refresh, shifted",
     [
         ("dual", 2, False),
-        ("prefix", 0, True),
         *(
             pytest.param(*case, marks=pytest.mark.slow)
-            for case in (("dual", 0, False), ("dual", 0, True), ("prefix", 0, False))
+            for case in (("prefix", 0, True), ("dual", 0, False), ("dual", 0, True), ("prefix", 0, False))
         ),
     ],
 )

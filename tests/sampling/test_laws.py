@@ -135,6 +135,7 @@ def test_orders_that_do_not_look_at_the_draw_keep_the_joint(strategy):
     assert p_value(oracle_counts(strategy, L, seed=2), JOINT) > 1e-3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["low_confidence", "confidence_threshold"])
 def test_confidence_in_the_drawn_token_bends_the_joint(strategy):
     """A position is kept where a likely token was drawn and drawn anew where not: likely tokens win."""

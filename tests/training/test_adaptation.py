@@ -92,6 +92,7 @@ def test_every_batch_and_seed_has_a_mask_of_its_own_and_the_same_on_any_mesh():
     np.testing.assert_array_equal(there, masks[3, 2])
 
 
+@pytest.mark.slow
 def test_a_closed_mask_is_causal_attention_and_an_open_one_full():
     tokens = jnp.asarray(batch()["tokens"][:, :T])
     for allowed, causal in ((np.tri(T, dtype=bool), True), (np.ones((T, T), bool), False)):

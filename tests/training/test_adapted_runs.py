@@ -184,6 +184,7 @@ def test_without_a_start_it_says_so(source, tmp_path, caplog):
     assert caplog.text.count("adapting random weights: give an autoregressive model with --run.init_from") == 1
 
 
+@pytest.mark.slow
 def test_a_shifted_model_goes_on_shifted(run, source, tmp_path):
     cfg = adapting(run[0].workdir, source, diffusion={"alignment": "same"}, model={"lora_rank": 0})
     assert "set --diffusion.alignment shifted" in refusal(cfg, tmp_path / "run")

@@ -157,6 +157,7 @@ def test_rows_add_up(objective):
         assert halves[0][name] + halves[1][name] == pytest.approx(whole[name], rel=1e-5), name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("objective", CONFIGS)
 def test_what_stands_in_the_padding_is_not_looked_at(objective):
     batch, other = random_batch(), random_batch()

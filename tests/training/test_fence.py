@@ -39,6 +39,7 @@ def test_a_run_that_its_owner_finished_meanwhile_is_returned(dataset, tmp_path, 
     assert trainer.train(tiny(dataset), tmp_path).step == 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("deleted", [False, True])
 def test_a_run_whose_directory_is_taken_over_stops_before_the_next_checkpoint(dataset, tmp_path, monkeypatch, deleted):
     def take(index):

@@ -183,6 +183,7 @@ def test_a_run_that_resumes_in_any_part_ends_bit_for_bit(step, devices, request,
     assert again.result["eval"] == run.result["eval"] and timeless(workdir) == timeless(run.workdir)
 
 
+@pytest.mark.slow
 def test_a_run_that_was_saved_at_the_border_resumes_behind_it(dataset, tmp_path):
     cfg = road(dataset, run={"checkpoint_every": ARM_STEPS, "steps": ARM_STEPS + 8, "eval_every": 0})
     whole = record(cfg, tmp_path / "whole")

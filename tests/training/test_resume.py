@@ -74,6 +74,7 @@ def interrupted(dataset, tmp_path_factory):
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("which", [0, 1], ids=["SIGTERM", "Ctrl-C"])
 def test_a_signal_saves_and_returns(interrupted, which):
     assert len(interrupted.returned) == 2, interrupted.errors

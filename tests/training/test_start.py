@@ -82,6 +82,7 @@ def test_the_start_is_part_of_the_science_wherever_it_lies(run, dataset, start, 
     assert json.loads((run[0].workdir / "config.json").read_text())["run"]["init_id"] == found
 
 
+@pytest.mark.slow
 def test_another_start_is_another_run(run, dataset, tmp_path, start):
     other = tmp_path / "other"
     checkpoint.save_params(

@@ -153,7 +153,10 @@ def test_examples_on_meshes_and_in_micro_batches(objective, sizes, microbatches,
         with jax.set_mesh(mesh):
             found[where] = jax.device_get(loss_and_grads_of(objective, pad_group, parts)(params, full))
     chex.assert_trees_all_close(found[sizes][0], found[ALONE][0], rtol=1e-5)
-    assert_same_gradients(found[sizes][1], found[ALONE][1])
+    # In float64 the two agree within 5e-15. In float32 each is up to 6e-6 of its leaf's largest gradient away from that,
+    # because a device with one row multiplies matrices of another shape: see experiments/LOG.md.
+    for split_gradient, gradient in zip(*map(jax.tree.leaves, (found[sizes][1], found[ALONE][1])), strict=True):
+        np.testing.assert_allclose(split_gradient, gradient, rtol=1e-4, atol=1e-5 * np.abs(gradient).max())
 
 
 def test_rows_are_padded_with_their_mate_alone():

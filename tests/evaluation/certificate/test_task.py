@@ -122,6 +122,7 @@ def test_an_autoregressive_model(places, monkeypatch):
     assert "nats_per_token_iid" not in result.metrics and "left_to_right_nats_per_token" not in result.metrics
 
 
+@pytest.mark.slow
 def test_a_failed_check_is_exit_code_1(places, tmp_path, capsys):
     """Claims of half the nats are outside the interval; those of the right ones are not."""
     model = dlm.load(places["arm"])
@@ -189,6 +190,7 @@ def test_imported_families(family, tmp_path, monkeypatch):
     assert result.metrics["tokens"].value == 30 - (0 if model.encode("") else 1)
 
 
+@pytest.mark.slow
 def test_documents_longer_than_the_context_and_too_short_ones(places):
     result = dlm.evaluate(places["arm"], "certificate", data=places["mixed"])
     assert result.metrics["tokens"].value == 252 and not result.failed

@@ -42,6 +42,7 @@ def test_runs_that_do_not_determine_it_give_none():
     assert surfaces.surface(n[two_shares], share[two_shares], np.ones(two_shares.sum())) is None
 
 
+@pytest.mark.slow
 def test_the_variances_of_the_minimum_are_those_of_simulated_noise():
     n, share = points()
     truth = surfaces.terms(n - 12, special.logit(share) - 0.3) @ COEFFICIENTS

@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import numpy as np
+import pytest
 from support.simulated_sweep import complete, loose, moved, opening_downwards, select, tilted
 
 from diffusionlm.scaling.laws.analysis import analyse
@@ -87,6 +88,7 @@ def test_a_rejected_parabola_that_is_in_the_laws_is_named():
     assert ", but of mdm at 1 budget the parabola is rejected" in verdict
 
 
+@pytest.mark.slow
 def test_an_approach_3_that_contradicts_the_prediction_is_named():
     fit = analyse(complete(seed=2)).objectives["arm"]
     inside, outside = fit.prediction.loss.value, fit.prediction.loss.high + 0.01

@@ -62,6 +62,7 @@ def test_the_page_shows_each_share_and_the_skill_that_is_kept(written):
     assert "had an exact autoregressive loss of 3.6 when attention opened, which rose to" in text
 
 
+@pytest.mark.slow
 def test_the_files_hold_the_roads(written):
     directory, content, _ = written
     assert (directory / "shares.png").read_bytes().startswith(b"\x89PNG")

@@ -24,6 +24,7 @@ def test_data_that_are_missing_or_do_not_fit_are_refused(dataset, sweep, tmp_pat
         worker.run(Sweep(tuple(other), name="short"), tmp_path / "short", settings(dataset))
 
 
+@pytest.mark.slow
 def test_a_sweep_prepares_its_own_source(tmp_path, monkeypatch):
     text = tmp_path / "text.txt"
     text.write_text("\n".join(f"word{i} and {i * 7919 % 1000}" for i in range(5_000)))

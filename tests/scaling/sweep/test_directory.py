@@ -13,6 +13,7 @@ from diffusionlm.scaling.sweep.recipe import grid
 pytestmark = pytest.mark.usefixtures("one_device", "stubbed")
 
 
+@pytest.mark.slow
 def test_a_changed_recipe_does_not_hide_the_cells_that_were_planned_before(finished, sweep, dataset, caplog):
     changed = replace(sweep, cells=sweep.cells[:2])
     assert status.status(changed, finished).unplanned == (sweep.cells[2].id,)

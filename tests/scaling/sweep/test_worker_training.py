@@ -22,7 +22,7 @@ from diffusionlm.scaling.sweep.recipe import grid
 from diffusionlm.training import loop as trainer
 from diffusionlm.training import metrics, programs, timeline
 
-pytestmark = pytest.mark.usefixtures("one_device")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_device")]
 TESTS = Path(__file__).parents[2]
 
 
@@ -103,7 +103,6 @@ def measured(workdir, sweep):
     return cells, {cell.id: [line["step"] for line in metrics.read(workdir / "cells" / cell.id)] for cell in cells}
 
 
-@pytest.mark.slow
 def test_one_worker_runs_every_cell_once_cheap_ones_first(alone, sweep):
     workdir, end, _ = alone
     ids = [cell.id for cell in sweep.select()]
@@ -125,7 +124,6 @@ def test_the_devices_are_free_for_the_next_cell(alone):
     assert len(others) == 2 and max(others) - first <= 20, "scalars of the compiled step at most, never a state"
 
 
-@pytest.mark.slow
 def test_cells_of_the_same_shape_share_a_program(alone, dataset, sweep, tmp_path):
     """Seed, steps and learning rate are data of the compiled step, and it is compiled once."""
     recipe = replace(tiny_sweep.RECIPE, peak_lr=3e-3, weight_decay=0.0, warmup_steps=3)
@@ -140,7 +138,6 @@ def test_cells_of_the_same_shape_share_a_program(alone, dataset, sweep, tmp_path
     assert programs.train_program.cache_info().misses == 1 and program._cache_size() <= 2
 
 
-@pytest.mark.slow
 def test_a_cell_is_the_same_on_another_mesh(alone, dataset, sweep, tmp_path, monkeypatch):
     """Neither its identity nor, but for rounding, its result depends on the mesh and on micro-batches."""
     monkeypatch.setattr(trainer, "make_mesh", make_mesh)
@@ -154,7 +151,6 @@ def test_a_cell_is_the_same_on_another_mesh(alone, dataset, sweep, tmp_path, mon
     assert cell.loss == pytest.approx(expected.loss, rel=1e-4)
 
 
-@pytest.mark.slow
 def test_workers_that_sleep_die_and_are_stopped_lose_no_cell_and_run_none_twice(alone, sweep, start, tmp_path):
     """Three workers sleep past a lease, are killed or get a signal; two others finish together."""
     workdir, meeting = tmp_path / "sweep", tmp_path / "meeting"
@@ -201,7 +197,6 @@ def test_workers_that_sleep_die_and_are_stopped_lose_no_cell_and_run_none_twice(
     assert measured(workdir, sweep) == measured(alone[0], sweep), "nor has the sleeper written anything more"
 
 
-@pytest.mark.slow
 def test_a_slice_of_two_hosts_is_one_worker(alone, sweep, start, tmp_path):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
