@@ -17,7 +17,6 @@ from support.tiny_step import (
     B,
     T,
     V,
-    assert_same_gradients,
     host_state,
     mesh_of,
     nll_of,
@@ -153,8 +152,8 @@ def test_examples_on_meshes_and_in_micro_batches(objective, sizes, microbatches,
         with jax.set_mesh(mesh):
             found[where] = jax.device_get(loss_and_grads_of(objective, pad_group, parts)(params, full))
     chex.assert_trees_all_close(found[sizes][0], found[ALONE][0], rtol=1e-5)
-    # In float64 the two agree within 5e-15. In float32 each is up to 6e-6 of its leaf's largest gradient away from that,
-    # because a device with one row multiplies matrices of another shape: see experiments/LOG.md.
+    # In float64 the two agree within 5e-15. In float32 each is off by up to 6e-6 of a leaf's largest gradient, because
+    # a device with one row multiplies matrices of another shape: see experiments/LOG.md.
     for split_gradient, gradient in zip(*map(jax.tree.leaves, (found[sizes][1], found[ALONE][1])), strict=True):
         np.testing.assert_allclose(split_gradient, gradient, rtol=1e-4, atol=1e-5 * np.abs(gradient).max())
 
