@@ -1,6 +1,6 @@
 """Training curves of several runs in one picture: held-out bits per byte against training FLOPs.
 
-pip install -e ".[docs]"
+pip install -e ".[plots]"
 python docs/results/plot_curves.py --output docs/results/tinystories.png docs/results/tinystories.json runs/tinystories
 
 A JSON file, written by an earlier call, stands for the runs of that call.

@@ -5,7 +5,7 @@
 
 makes what is missing in the work directory: runs, and what they and the model that they start from score on held-out
 stories. Several processes may share the work by `--part 0/2` and `--part 1/2`; one without makes the table and the
-picture (`pip install -e ".[docs,eval]"`). `--data` is prepared with the tokenizer of `--start`.
+picture (`pip install -e ".[plots,eval]"`). `--data` is prepared with the tokenizer of `--start`.
 """
 
 import json

@@ -51,7 +51,7 @@ def render(analysis: Analysis, overlays: Overlays = ()) -> dict[str, bytes]:
         from matplotlib import rc_context
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise UserError("plots need matplotlib: pip install matplotlib") from error
+        raise missing_package("a report with plots", "matplotlib", "plots") from error
     pictures = {}
     with rc_context({"font.size": 11, "axes.grid": True, "grid.alpha": 0.25, "axes.axisbelow": True}):
         for name, draw in PICTURES.items():
