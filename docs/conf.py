@@ -1,6 +1,10 @@
 """The configuration of Sphinx; CONTRIBUTING.md has the command that builds the pages."""
 
+import contextlib
+import importlib
+import inspect
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -10,11 +14,12 @@ from sphinx.application import Sphinx
 
 from diffusionlm.version import __version__
 
-DOCS = Path(__file__).parent
+DOCS = Path(__file__).parent.resolve()
+ROOT = DOCS.parent
 
 project = "diffusionlm"
 author = "The diffusionlm authors"
-copyright = "2026, The diffusionlm authors"  # noqa: A001 the name that Sphinx reads
+copyright = "2026, The diffusionlm authors"
 release = version = __version__
 
 extensions = [
@@ -65,20 +70,24 @@ if os.environ.get("DIFFUSIONLM_DOCS_INTERSPHINX"):
         "optax": ("https://optax.readthedocs.io/en/latest", None),
     }
 
-# Files beside docs/ that the pages link to, and the pages that include them here.
-OUTSIDE = {
-    "../experiments/LOG.md": "log.md",
-    "../tpu_scripts/README.md": "tpu_scripts.md",
-    "../CONTRIBUTING.md": "contributing.md",
-    "../README.md": "index.md",
-}
+# Files beside docs/ that are pages of the site, too; the pages of these names in docs/ only point to them.
+INCLUDED = {"log": "experiments/LOG.md", "tpu_scripts": "tpu_scripts/README.md", "contributing": "CONTRIBUTING.md"}
+LINK = re.compile(r"\]\((?!\w+:|#)([^)#\s]+)(#[^)\s]*)?\)")
 
 
-def _link_to_included_pages(app: Sphinx, name: str, source: list[str]) -> None:
-    """Point links at a file outside docs/ to the page that includes it."""
-    for file, page in OUTSIDE.items():
-        up = "../" * name.count("/")
-        source[0] = source[0].replace(f"]({up}{file}", f"]({up}{page}")
+def _include(app: Sphinx, name: str, source: list[str]) -> None:
+    """Take the text of an included page from its file, and point links at such files to the pages."""
+    file = ROOT / INCLUDED[name] if name in INCLUDED else DOCS / f"{name}.md"
+    pages = {ROOT / path: f"{page}.md" for page, path in INCLUDED.items()} | {ROOT / "README.md": "index.md"}
+
+    def link(match: re.Match[str]) -> str:
+        target = (file.parent / match[1]).resolve()
+        path = DOCS / pages[target] if target in pages else target
+        return f"]({os.path.relpath(path, (DOCS / name).parent)}{match[2] or ''})"
+
+    text = file.read_text() if name in INCLUDED else source[0]
+    if name in INCLUDED or any(path.name in text for path in pages):
+        source[0] = LINK.sub(link, text)
 
 
 def _open_reports(app: Sphinx, tree: nodes.document, name: str) -> None:
@@ -97,8 +106,33 @@ def _copy_reports(app: Sphinx, error: Exception | None) -> None:
             shutil.copy(report, target)
 
 
+def _comments(cls: type) -> dict[str, str]:
+    """Return the comments at the fields of a class, which the command line shows as help, too."""
+    comments, before = {}, []
+    for line in inspect.getsource(cls).splitlines():
+        if comment := re.fullmatch(r"    # (.*)", line):
+            before.append(comment[1])
+            continue
+        if field := re.fullmatch(r"    (\w+): [^#]*?(?:  # (.*))?", line):
+            comments[field[1]] = field[2] or " ".join(before)
+        before = []
+    return comments
+
+
+def _describe_fields(app: Sphinx, what: str, name: str, value: object, options: object, lines: list[str]) -> None:
+    """Describe a field of a dataclass or named tuple by its comment."""
+    if what != "attribute" or (lines and not lines[0].startswith("Alias for field number")):
+        return
+    owner, _, field = name.rpartition(".")
+    module, _, cls = owner.rpartition(".")
+    with contextlib.suppress(AttributeError, ImportError, OSError, TypeError):
+        if comment := _comments(getattr(importlib.import_module(module), cls)).get(field):
+            lines[:] = [comment[0].upper() + comment[1:] + "." * (comment[-1] not in ".?"), ""]
+
+
 def setup(app: Sphinx) -> None:
     """Connect the functions above to Sphinx."""
-    app.connect("source-read", _link_to_included_pages)
+    app.connect("source-read", _include)
+    app.connect("autodoc-process-docstring", _describe_fields)
     app.connect("doctree-read", lambda app, tree: _open_reports(app, tree, app.env.docname))
     app.connect("build-finished", _copy_reports)

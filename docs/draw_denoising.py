@@ -66,7 +66,9 @@ def drawing(pieces: list[tuple[str, int]], steps: int) -> str:
                 marks.append(f'<text class="given" x="{x:g}" {place}>{escape(word)}</text>')
             elif word.strip():
                 width = max(len(word) * CHARACTER - 3, 5)
-                marks.append(f'<rect class="mask m{step}" x="{x:g}" y="{y - 12}" width="{width:g}" height="14" rx="3"/>')
+                marks.append(
+                    f'<rect class="mask m{step}" x="{x:g}" y="{y - 12}" width="{width:g}" height="14" rx="3"/>'
+                )
                 marks.append(f'<text class="new n{step}" x="{x:g}" {place}>{escape(word)}</text>')
             column += len(word)
     width, height = round(40 + COLUMNS * CHARACTER), 36 + line * LINE + 26

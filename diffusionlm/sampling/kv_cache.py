@@ -20,17 +20,11 @@ MOST_WIDTHS = 4
 
 
 class Windows(NamedTuple):
-    """The static structure of a cached generation; the default has no cache.
+    """The static structure of a cached generation; the default has no cache."""
 
-    Attributes:
-      cache: "none", "prefix", "dual" or "causal".
-      shifted: whether the model is shifted; a block then also needs the position before its first one.
-      widths: the widths of the windows in rising order; each is compiled once.
-    """
-
-    cache: str = "none"
-    shifted: bool = False
-    widths: tuple[int, ...] = ()
+    cache: str = "none"  # "none", "prefix", "dual" or "causal"
+    shifted: bool = False  # whether the model is shifted; a block then also needs the position before its first one
+    widths: tuple[int, ...] = ()  # the widths of the windows in rising order; each is compiled once
 
     @property
     def lockstep(self) -> bool:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from diffusionlm.errors import UserError
+from diffusionlm.errors import missing_package
 from diffusionlm.scaling.laws.analysis import Analysis
 from diffusionlm.scaling.laws.gap import distance
 from diffusionlm.scaling.laws.noise import by_cell
