@@ -13,6 +13,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -25,7 +26,7 @@ DOCUMENTS = sorted(
     [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *ROOT.glob("tpu_scripts/*.md"), *ROOT.glob("docs/**/*.md")]
 )
 PAGES = [path for path in DOCUMENTS if "_build" not in path.parts]
-FENCE = re.compile(r"^```(\w+)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+FENCE = re.compile(r"^( *)```(\w+)\n(.*?)^\1```$", re.DOTALL | re.MULTILINE)
 
 
 def blocks(page: Path, language: str) -> list[str]:
@@ -36,17 +37,17 @@ def blocks(page: Path, language: str) -> list[str]:
     found = []
     for match in FENCE.finditer(text):
         before = text[: match.start()].rstrip().rpartition("\n")[2]
-        if match[1] == language and not re.fullmatch(r"<!-- not run: .+ -->", before):
-            found.append(match[2])
+        if match[2] == language and not re.fullmatch(r"<!-- not run: .+ -->", before):
+            found.append(textwrap.dedent(match[3]))
     return found
 
 
 def commands(page: Path) -> list[str]:
     """Return the `diffusionlm` commands of a page: of its blocks, and in Markdown without fences of indented lines."""
     text = page.read_text().replace("\\\n", " ")
-    lines = [line for match in FENCE.finditer(text) if match[1] in ("bash", "console") for line in match[2].split("\n")]
+    lines = [line for match in FENCE.finditer(text) if match[2] in ("bash", "console") for line in match[3].split("\n")]
     lines += re.findall(r"(?m)^    (.*)$", FENCE.sub("", text))
-    calls = [re.search(r"(?:^|&& |\$ )(diffusionlm .*)", line) for line in lines]
+    calls = [re.search(r"(?:^ *|&& |\$ )(diffusionlm .*)", line) for line in lines]
     return [call[1] for call in calls if call]
 
 
