@@ -6,7 +6,8 @@ documents (`segment_ids`, from 1), so that a trainer may keep them from attendin
 record of a split is dropped. Empty documents are skipped and counted. Equal arguments give equal records in equal
 order, for any number of workers. The directory appears whole, under its name, or not at all.
 
-With format "sft" documents are dialogues, and each is a record of its own (see `dialogues`).
+With format "sft" documents are dialogues, and each is a record of its own, or several are packed into one (see
+`dialogues`).
 """
 
 import os
@@ -46,6 +47,7 @@ def prepare(
     template: str = "auto",
     bos: bool | None = None,
     ignore_fields: Sequence[str] = (),
+    pack: bool = False,
     workers: int = 1,
     on_error: Literal["stop", "skip"] = "stop",
     progress: bool = True,
@@ -68,6 +70,8 @@ def prepare(
       template: of "sft": "llada", "plain", "none" (unchanged), or "auto": llada if the tokenizer has it, else plain.
       bos: of "text", whether BOS precedes each document; None: as in the training of the checkpoint, if any.
       ignore_fields: fields of JSON objects that no text is made of; others are named, and in "sft" refused.
+      pack: of "sft", put several dialogues into a record of the training split, which do not attend to each other; for
+        data.packing=packed_examples.
       workers: processes; a script that asks for several needs the `if __name__ == "__main__"` guard.
       on_error: for a malformed line or file, one without valid UTF-8 text: "stop", or "skip" and count.
       progress: show progress and a summary on stderr.
@@ -88,6 +92,7 @@ def prepare(
         template=template,
         bos=bool(bos),
         ignore_fields=ignore_fields,
+        pack=pack,
         on_error=on_error,
         workers=workers,
     )
@@ -118,7 +123,7 @@ def _build(context: BuildContext, request: Request) -> Metadata:
     rules = request.encode_rules()
     tokenizer = request.tokenizer or _train_tokenizer(context.bars, request, rules)
     template = chat_templates.choose(request.template, tokenizer) if request.format == "sft" else None
-    packing = "examples" if template else "chunk"
+    packing = ("packed_examples" if request.pack else "examples") if template else "chunk"
     rules = rules._replace(template=template)
     encoded = encode_splits(context, request.sources, rules, tokenizer, on_error=request.on_error)
     _report_unread(context.bars, request, encoded.unread)
