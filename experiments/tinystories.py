@@ -75,7 +75,6 @@ def tinystories_chat() -> Config:
     return replace(
         base,
         name="tinystories_chat",
-        optim=OptimConfig(name="muon", peak_lr=2e-3, final_lr=1e-4, warmup_steps=50),
         data=replace(base.data, packing="packed_examples", pad_group=0),
         run=RunConfig(steps=2500, eval_every=500, checkpoint_every=250, log_every=20),
     )

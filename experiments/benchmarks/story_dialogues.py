@@ -1,8 +1,9 @@
 """Write dialogues about children's stories, for a small model to be fine-tuned on.
 
-    python experiments/benchmarks/story_dialogues.py --stories tinystories/train.jsonl --output data/dialogues.jsonl
-    diffusionlm data prepare data/dialogues.jsonl --format sft --pack --tokenizer docs/results/models/tinystories \
-        --sequence_length 256 --output data/chat
+    python experiments/benchmarks/story_dialogues.py --stories tinystories/train.jsonl --output dialogues/train.jsonl
+    python experiments/benchmarks/story_dialogues.py --stories tinystories/valid.jsonl --output dialogues/valid.jsonl
+    diffusionlm data prepare dialogues/train.jsonl --validation dialogues/valid.jsonl --format sft --pack \
+        --tokenizer docs/results/models/tinystories --sequence_length 256 --output data/chat
     diffusionlm train tinystories_chat --data.path data/chat --run.init_from docs/results/models/tinystories
 
 The dialogues are made of the stories by rules. In some a user asks for a story about somebody or something, and how it
