@@ -190,11 +190,10 @@ def _one_device(C: int, groups: int, split: _Split, gradients: bool, inputs: _In
             totals_PxC, chosen_PxC = jax.lax.all_gather(jnp.stack([total_C, chosen_C]), split.vocab, axis=1)
             total_C, chosen_C = jax.nn.logsumexp(totals_PxC, axis=0), chosen_PxC.sum(0)
         nll_C = jnp.where(places_C < N, total_C - chosen_C, 0.0)
-        group_C = inputs.group_B.at[places_C // T].get(mode="fill", fill_value=groups)
-        each_2xC = jnp.stack([nll_C, (places_C < N).astype(jnp.float32)])
-        is_of_CxG = group_C[:, None] == jnp.arange(groups)[None]
-        of_groups_2xG += jnp.where(is_of_CxG[None], each_2xC[..., None], 0.0).sum(1)
-        sums = (loss + (weight_C * nll_C).sum(), of_groups_2xG)
+        sums = (
+            loss + (weight_C * nll_C).sum(),
+            of_groups_2xG + _by_group(inputs.group_B, places_C // T, nll_C, groups),
+        )
         if not gradients:
             return sums, grads
         grad_NxD, grad_DxV = grads
@@ -218,6 +217,14 @@ def _one_device(C: int, groups: int, split: _Split, gradients: bool, inputs: _In
     if split.vocab:
         grad_NxD = jax.lax.psum(grad_NxD, split.vocab)
     return sums, (grad_NxD.astype(dtype).reshape(B, T, D), sum_over_rows(grad_DxV, split.rows, split.embed, 0))
+
+
+def _by_group(group_B: jax.Array, row_C: jax.Array, nll_C: jax.Array, groups: int) -> jax.Array:
+    """Return the sum and the number of some cross-entropies in each group of rows, (2, groups); row B is none."""
+    group_C = group_B.at[row_C].get(mode="fill", fill_value=groups)
+    is_of_CxG = group_C[:, None] == jnp.arange(groups)[None]
+    each_2xC = jnp.stack([nll_C, jnp.ones_like(nll_C)])
+    return jnp.where(is_of_CxG[None], each_2xC[..., None], 0.0).sum(1)
 
 
 def slowest_share(rows: int, share: float) -> float:
