@@ -56,11 +56,10 @@ def prepare(
     """Prepare a dataset, or find that `output` already holds it; return its metadata, which is also in its `meta.json`.
 
     Args:
-      source: a corpus (`python_docs`), `tfds:NAME[:split]`, or files (a text each, or jsonl), directories, glob patterns.
+      source: a corpus (`python_docs`), `tfds:NAME[:split]`, or files of text or jsonl, directories, glob patterns.
       output: the directory to make, local or mounted.
       sequence_length: tokens that a model will see; records hold one more.
-      tokenizer: `byte`, `sentencepiece` (trained on the data), a tokenizer.model or tokenizer.json file, the directory
-        of a released model or of a checkpoint (its tokenizer), or an object.
+      tokenizer: `byte`, `sentencepiece` (trained on the data), a tokenizer's file, a model's directory, or an object.
       vocab_size: pieces of the `sentencepiece` that is trained; not for other tokenizers.
       validation: a source, like `source`, for the validation split.
       validation_fraction: without that, the share held out by a hash (0.01), or of one text file the end; 0: nothing.

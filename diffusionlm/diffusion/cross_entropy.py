@@ -168,9 +168,8 @@ def _one_device(C: int, groups: int, split: _Split, gradients: bool, inputs: _In
     ids_1xV = first_id + jnp.arange(V, dtype=jnp.int32)[None]
 
     counted_N = inputs.counted_BxT.reshape(N)
-    padded = -(-N // C) * C
     places_P = jnp.sort(jnp.where(counted_N, jnp.arange(N, dtype=jnp.int32), N))
-    places_P = jnp.pad(places_P, (0, padded - N), constant_values=N)
+    places_P = jnp.pad(places_P, (0, -N % C), constant_values=N)
     turns = (counted_N.sum(dtype=jnp.int32) + C - 1) // C
     if split.vocab and split.rows:
         # All devices make as many turns, so that all take part in every collective inside the loop.
@@ -190,10 +189,8 @@ def _one_device(C: int, groups: int, split: _Split, gradients: bool, inputs: _In
             totals_PxC, chosen_PxC = jax.lax.all_gather(jnp.stack([total_C, chosen_C]), split.vocab, axis=1)
             total_C, chosen_C = jax.nn.logsumexp(totals_PxC, axis=0), chosen_PxC.sum(0)
         nll_C = jnp.where(places_C < N, total_C - chosen_C, 0.0)
-        sums = (
-            loss + (weight_C * nll_C).sum(),
-            of_groups_2xG + _by_group(inputs.group_B, places_C // T, nll_C, groups),
-        )
+        of_groups_2xG += _by_group(inputs.group_B, places_C // T, nll_C, groups)
+        sums = (loss + (weight_C * nll_C).sum(), of_groups_2xG)
         if not gradients:
             return sums, grads
         grad_NxD, grad_DxV = grads
