@@ -168,7 +168,7 @@ def test_all_of_a_text_can_be_masked_and_learned():
         np.testing.assert_array_equal(full.segment_ids_BxT, seen)
         np.testing.assert_array_equal(masked, full.counted_BxT)
         ever |= masked
-        times = 1 / (full.weight_BxT.max(1, where=masked, initial=1.0) * seen.sum())
+        times = 1 / (full.weight_BxT * seen.sum()).max(1, where=masked, initial=1.0)
         pairs = times.reshape(-1, 2)[masked.any(1).reshape(-1, 2).all(1)]
         np.testing.assert_allclose(pairs.sum(1), 1.0, rtol=1e-4)
     assert not ever[~seen].any() and ever[seen].mean() > 0.99 and ever[:, 0].all()
