@@ -76,7 +76,7 @@ def tinystories_chat() -> Config:
         base,
         name="tinystories_chat",
         data=replace(base.data, packing="packed_examples", pad_group=0),
-        run=RunConfig(steps=2500, eval_every=500, checkpoint_every=250, log_every=20),
+        run=RunConfig(steps=2000, eval_every=1000, checkpoint_every=250, log_every=20),
     )
 
 
