@@ -9,6 +9,7 @@ import math
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
+from diffusionlm.config_data import DataConfig
 from diffusionlm.config_fields import (
     AtLeastMinusOne,
     AtLeastTwo,
@@ -32,8 +33,6 @@ from diffusionlm.config_fields import (
 )
 from diffusionlm.config_model import ModelConfig
 from diffusionlm.errors import UserError
-
-PROMPT, ANSWER = 1, 2  # segment ids with data.packing=examples; 0 is the padding after them
 
 
 @dataclass(frozen=True)
@@ -70,6 +69,8 @@ class DiffusionConfig(Canonical):
     # batches that a run begins with as an autoregressive model, with causal attention and no masks, before it goes on
     # as a shifted diffusion model; `anneal_steps` counts from their end
     arm_steps: Annotated[NonNegative, Hint("0 trains diffusion from the start")] = later(0)
+    # fraction of examples whose whole prompt is masked in the input, to train for classifier-free guidance (SMDM: 0.1)
+    prompt_dropout: Annotated[Fraction, Hint("SMDM uses 0.1")] = later(0.0)
     # bound: the weight of the bound, by time. cart: Dream's, by the distance of a masked token to visible ones
     weighting: Literal["bound", "cart"] = "bound"
     # cart: rate at which the weight falls off with distance (Dream-Coder: 0.1)
@@ -142,39 +143,6 @@ class OptimConfig(Canonical):
                     f"optim.drop_step={self.drop_step} must lie between the end of the warm-up "
                     f"({self.warmup_steps}) and the start of the decay ({steps - self.decay_steps})"
                 )
-
-
-@dataclass(frozen=True)
-class DataConfig(Canonical):
-    """The training data: a prepared directory, or a source that is first prepared into the run directory."""
-
-    path: str = op("")  # directory written by `diffusionlm data prepare`; empty: prepare `source` into WORKDIR/data
-    # used when path is empty: a registered corpus (python_docs), text or jsonl(.gz) files, a directory or glob pattern
-    # of them, or tfds:NAME
-    source: str = ""
-    # for `source`: byte, sentencepiece (trained with model.vocab_size pieces, or with run.init_from that checkpoint's
-    # own), a tokenizer.model file; or a tokenizer.json file, the directory of a released model or a checkpoint, which
-    # may lie elsewhere when the run is resumed
-    tokenizer: str = "sentencepiece"
-    sequence_length: AtLeastTwo = 2048  # tokens the model sees; records hold one more
-    batch_size: Positive = 256  # sequences per optimizer step, over all devices and micro-batches
-    # concatenate and cut; segments also keeps documents from attending to each other; examples: a prompt and its answer
-    # in each record, for supervised fine-tuning: the prompt is given, the answer is learned
-    packing: Literal["chunk", "segments", "examples"] = "chunk"
-    # examples: this many consecutive rows are padded with EOS to their longest, and learn the padding; 1: only the EOS
-    # that ends an answer; 0: the whole batch. An autoregressive model learns no padding
-    pad_group: NonNegative = 0
-
-    def validate(self) -> None:
-        """Raise `UserError` for fields that contradict one another."""
-        if self.pad_group and self.packing != "examples":
-            raise UserError(
-                f"data.pad_group={self.pad_group} is for data.packing=examples, not {self.packing}; drop it"
-            )
-        if self.pad_group and self.batch_size % self.pad_group:
-            raise UserError(
-                f"data.pad_group={self.pad_group} must divide data.batch_size={self.batch_size}; 0 is the whole batch"
-            )
 
 
 @dataclass(frozen=True)
@@ -308,7 +276,7 @@ class Config(Canonical):
             raise UserError(
                 "objective=mdm needs a mask token: set model.mask_row=True or diffusion.mask_id to a vocabulary id"
             )
-        mdm_only = {"arm_steps": 0, "anneal_steps": 0, "weighting": "bound"}
+        mdm_only = {"arm_steps": 0, "anneal_steps": 0, "weighting": "bound", "prompt_dropout": 0}
         given = [name for name, default in mdm_only.items() if getattr(diffusion, name) != default]
         if is_arm and given:
             name = given[0]
@@ -330,19 +298,36 @@ class Config(Canonical):
             raise UserError(f"diffusion.mask_id={mask_id} reuses a vocabulary id, so model.mask_row must be False")
 
     def _validate_examples(self) -> None:
-        """Refuse settings that are incompatible with data.packing=examples."""
-        if self.data.packing != "examples":
+        """Refuse settings that are incompatible with prompts and answers, or that need them."""
+        packing = self.data.packing
+        if self.diffusion.prompt_dropout:
+            self._validate_prompt_dropout()
+        if not self.data.holds_examples:
             return
         if self.diffusion.random_length:
             raise UserError(
                 f"diffusion.random_length={self.diffusion.random_length} would cut answers off; set it to 0 for "
-                "data.packing=examples"
+                f"data.packing={packing}"
             )
         if self.run.showcase:
             raise UserError(
-                "run.showcase=True compares with models of whole texts, and data.packing=examples scores answers only; "
-                "set it to False"
+                f"run.showcase=True compares with models of whole texts, and data.packing={packing} scores answers "
+                "only; set it to False"
             )
+
+    def _validate_prompt_dropout(self) -> None:
+        """Refuse settings under which no prompt could be left out, or under which that would not be noticed."""
+        data, weighting = self.data, self.diffusion.weighting
+        for name, value, allowed, fits in (
+            ("data.packing", data.packing, "examples or packed_examples", data.holds_examples),
+            ("data.learn", data.learn, "answers", data.learn == "answers"),
+            ("diffusion.weighting", weighting, "bound", weighting == "bound"),
+        ):
+            if not fits:
+                raise UserError(
+                    f"diffusion.prompt_dropout={self.diffusion.prompt_dropout} masks prompts that are given, and needs "
+                    f"{name}={allowed}, not {value}; set it to 0, or change {name}"
+                )
 
     def _validate_schedule(self) -> None:
         """Check the parts of the run against its steps, and the learning rates of each part against its length."""

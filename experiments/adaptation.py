@@ -45,6 +45,24 @@ def diffugpt_small() -> Config:
     return replace(base, model=_adapted("gpt2", remat="none"), data=replace(base.data, sequence_length=512))
 
 
+@experiments.register("diffugpt_gsm8k")
+def diffugpt_gsm8k() -> Config:
+    """DiffuGPT-M on equations for 384,620 problems of GSM8K, 200 epochs to 3e-4; give it with --run.init_from.
+
+    The released configuration (`gpt2_full_ddm-sft.yaml`) has batches of 128 on each device, and does not say how many
+    devices; here they are 8. The number of problems is that of SMDM's file, as the released one is not public; 256
+    tokens are our choice. All rows are padded to the end. Attention is full from the start.
+    """
+    base = diffugpt_medium()
+    batch_size = 8 * 128
+    return replace(
+        base,
+        diffusion=replace(SHIFTED, anneal_steps=0),
+        data=DataConfig(sequence_length=256, batch_size=batch_size, packing="examples", pad_group=-1),
+        run=RunConfig(steps=200 * 384_620 // batch_size, eval_every=5000, checkpoint_every=1000, eval_records=1024),
+    )
+
+
 @experiments.register("diffullama_7b")
 def diffullama_7b() -> Config:
     """DiffuLLaMA from LLaMA-2 7B on 63B tokens of SlimPajama and StarCoder, with the annealing that it had to drop.

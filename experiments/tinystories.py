@@ -65,6 +65,21 @@ def tinystories_sft() -> Config:
     )
 
 
+@experiments.register("tinystories_chat")
+def tinystories_chat() -> Config:
+    """`tinystories` becomes a model that tells stories in a dialogue; give it with --run.init_from.
+
+    The data are those of experiments/benchmarks/story_dialogues.py, prepared with --pack.
+    """
+    base = tinystories_sft()
+    return replace(
+        base,
+        name="tinystories_chat",
+        data=replace(base.data, packing="packed_examples", pad_group=0),
+        run=RunConfig(steps=2000, eval_every=1000, checkpoint_every=250, log_every=20),
+    )
+
+
 @experiments.register("tinystories_sft_arm")
 def tinystories_sft_arm() -> Config:
     """Fine-tuning of `tinystories_arm` on the same instructions."""

@@ -9,7 +9,8 @@ from rich.table import Table
 from rich.text import Text
 
 from diffusionlm.console import Console
-from diffusionlm.data.pipeline import Dataset, open_dataset
+from diffusionlm.data.dialogues import places
+from diffusionlm.data.pipeline import Batch, Dataset, open_dataset
 from diffusionlm.scalars import whole
 
 EXAMINED_ROWS = 2048  # from the first on, for the token frequencies and document lengths
@@ -29,8 +30,8 @@ def describe(path: str | os.PathLike, count: int = 3, split: str = "train") -> d
     Returns:
       {"path", "sha256", "tokenizer", "sequence_length", "packing", "template": its name, "splits": {name: counts},
       "examined": rows for the next two, "frequent_tokens": [{"id", "text", "share"}], "document_tokens": {quantile:
-      tokens}, "records": [{"index", "documents": [text]}]}; with packing "examples" documents are dialogues there, and
-      the texts of a record are prompts and answers in turn.
+      tokens}, "records": [{"index", "documents": [text]}]}; with packing "examples" or "packed_examples" documents are
+      dialogues there, and the texts of a record are prompts and answers in turn.
 
     Raises:
       UserError: there is no dataset or no such split, or the count is negative.
@@ -67,9 +68,9 @@ def _statistics(dataset: Dataset, split: str) -> dict[str, Any]:
     """Return the token frequencies and document lengths of the first rows."""
     tokenizer, vocab_size = dataset.tokenizer, dataset.metadata.vocab_size
     rows = dataset.rows(split, range(min(EXAMINED_ROWS, dataset.size(split))))
-    if dataset.metadata.packing == "examples":
-        real = rows["segment_ids"] != 0
-        tokens, lengths = rows["tokens"][real], real.sum(1)
+    if dataset.metadata.packing != "chunk":
+        texts = [row[place] for row, place in _dialogues(rows)]
+        tokens, lengths = np.concatenate(texts), np.array([len(text) for text in texts])
     else:
         tokens = rows["tokens"].ravel()
         ends = np.flatnonzero(tokens == tokenizer.eos_id)
@@ -94,11 +95,22 @@ def _statistics(dataset: Dataset, split: str) -> dict[str, Any]:
 
 def _documents(dataset: Dataset, split: str, index: int) -> list[str]:
     """Return the decoded pieces of documents in one record."""
-    row = {name: values[0] for name, values in dataset.rows(split, [index]).items()}
-    if dataset.metadata.packing == "examples":
-        row = {name: values[row["segment_ids"] != 0] for name, values in row.items()}
-    starts = np.flatnonzero(np.diff(row["segment_ids"])) + 1
-    return [dataset.tokenizer.decode(ids.tolist()) for ids in np.split(row["tokens"], starts)]
+    rows = dataset.rows(split, [index])
+    tokens, segment_ids = rows["tokens"][0], rows["segment_ids"][0]
+    if dataset.metadata.packing != "chunk":  # without padding
+        real = np.concatenate([np.arange(place.start, place.stop) for _, place in _dialogues(rows)])
+        tokens, segment_ids = tokens[real], segment_ids[real]
+    starts = np.flatnonzero(np.diff(segment_ids)) + 1
+    return [dataset.tokenizer.decode(ids.tolist()) for ids in np.split(tokens, starts)]
+
+
+def _dialogues(rows: Batch) -> list[tuple[np.ndarray, slice]]:
+    """Return the tokens of the row, and the place in it, of every dialogue in some records."""
+    return [
+        (tokens, place)
+        for tokens, parts in zip(rows["tokens"], rows["segment_ids"], strict=True)
+        for place, _ in places(parts)
+    ]
 
 
 def inspect(path: str | os.PathLike, count: int = 3, split: str = "train") -> dict[str, Any]:
@@ -113,7 +125,7 @@ def inspect(path: str | os.PathLike, count: int = 3, split: str = "train") -> di
       UserError: there is no dataset or no such split, or the count is negative.
     """
     values = describe(path, count, split)
-    dialogues = values["packing"] == "examples"
+    dialogues = values["packing"] != "chunk"
     console = Console(highlight=False)
     kind, vocab_size = values["tokenizer"]["kind"], values["tokenizer"]["vocab_size"]
     console.print(

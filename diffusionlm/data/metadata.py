@@ -21,7 +21,7 @@ from diffusionlm.schema import Count, Positive, Sha256
 log = logging.getLogger(__name__)
 
 FILE = "meta.json"
-FORMATS = {"chunk": 1, "examples": 2}  # by packing
+FORMATS = {"chunk": 1, "examples": 2, "packed_examples": 3}  # by packing
 
 _SplitName = Annotated[str, msgspec.Meta(pattern=r"\A[A-Za-z0-9_]+\Z")]
 
@@ -29,7 +29,7 @@ _SplitName = Annotated[str, msgspec.Meta(pattern=r"\A[A-Za-z0-9_]+\Z")]
 class SplitMetadata(schema.Record, frozen=True):
     """Counts of one split, over all its documents; what follows the last whole record is counted but not stored.
 
-    With packing "examples" a record is a dialogue, and the counts are of its answers.
+    With packing "examples" or "packed_examples" records hold dialogues, and the counts are of their answers.
     """
 
     records: Positive  # rows of sequence_length + 1 tokens
@@ -51,8 +51,9 @@ class Metadata(schema.Record, frozen=True):
     request: dict[str, Any]  # what `prepare` was asked for, to recognise the same request
     malformed: Count  # input lines or files skipped on request
     empty: Count  # documents without text, which are always skipped
-    # chunk: documents, each with its EOS, concatenated in order and cut; examples: a dialogue a record
-    packing: Literal["chunk", "examples"] = "chunk"
+    # chunk: documents, each with its EOS, concatenated in order and cut; examples: a dialogue a record;
+    # packed_examples: several dialogues a record in the training split
+    packing: Literal["chunk", "examples", "packed_examples"] = "chunk"
     template: dict[str, Any] | None = None  # of dialogues: `Template.from_dict` rebuilds it
     too_long: Count = 0  # answers left out because they end beyond sequence_length, with all that follows them
     bos: bool = False  # of texts: BOS precedes each document
@@ -158,8 +159,8 @@ def _require_counts(metadata: Metadata, file: epath.Path) -> None:
     length = metadata.sequence_length + 1
     if not isinstance(metadata.tokenizer.get("sha256"), str):
         raise UserError(f"{file}: tokenizer has no sha256; it is not a prepared dataset's, so prepare it again")
-    if (metadata.template is not None) != (metadata.packing == "examples"):
-        raise UserError(f"{file}: a template belongs to packing=examples, not {metadata.packing}; prepare it again")
+    if (metadata.template is not None) != (metadata.packing != "chunk"):
+        raise UserError(f"{file}: a template belongs to dialogues, not to packing={metadata.packing}; prepare it again")
     for name, split in metadata.splits.items():
         chunks = split.tokens // length
         if split.records != chunks if metadata.packing == "chunk" else split.documents < split.records:

@@ -101,8 +101,10 @@ class Dataset:
     def examples(self, split: str, indices: Sequence[int], addresses: Iterable[tuple[int | str, ...]]) -> Batch:
         """Return the same rows, but each dialogue only up to one answer, chosen by the row's address alone."""
         rows = self.rows(split, indices)
-        if self.metadata.packing != "examples":
+        if self.metadata.packing == "chunk":
             return rows
+        if self.metadata.packing == "packed_examples":
+            return dialogues.select_turns(rows, addresses, tokenizers.require_eos(self.tokenizer))
         draws = (dialogues.draw(*address) for address in addresses)
         return dialogues.select_turn(rows, draws, tokenizers.require_eos(self.tokenizer))
 

@@ -1,12 +1,14 @@
 """Text into fixed-length token records in ArrayRecord, which TFDS reads back: `diffusionlm data prepare`.
 
 Documents are encoded, each followed by EOS (and after BOS, if asked for), concatenated in the order of the source and
-cut into records of sequence_length + 1 tokens, across documents (as SMDM and LLaDA do). Every record also numbers its
+cut into records of sequence_length + 1 tokens, across documents (as SMDM and LLaDA do). A .txt or .md file is one
+document; a .jsonl or .json file, or one of them with .gz, holds one a line, or a list. Every record also numbers its
 documents (`segment_ids`, from 1), so that a trainer may keep them from attending to each other. The last, partial
 record of a split is dropped. Empty documents are skipped and counted. Equal arguments give equal records in equal
 order, for any number of workers. The directory appears whole, under its name, or not at all.
 
-With format "sft" documents are dialogues, and each is a record of its own (see `dialogues`).
+With format "sft" documents are dialogues, and each is a record of its own, or several are packed into one (see
+`dialogues`).
 """
 
 import os
@@ -46,6 +48,7 @@ def prepare(
     template: str = "auto",
     bos: bool | None = None,
     ignore_fields: Sequence[str] = (),
+    pack: bool = False,
     workers: int = 1,
     on_error: Literal["stop", "skip"] = "stop",
     progress: bool = True,
@@ -53,21 +56,19 @@ def prepare(
     """Prepare a dataset, or find that `output` already holds it; return its metadata, which is also in its `meta.json`.
 
     Args:
-      source: a registered corpus (`python_docs`), `tfds:NAME[:split]`, or one or several files, directories or glob
-        patterns. A .txt or .md file is one document, a .jsonl or .json file holds one a line, or a list; also .gz.
+      source: a corpus (`python_docs`), `tfds:NAME[:split]`, or files of text or jsonl, directories, glob patterns.
       output: the directory to make, local or mounted.
       sequence_length: tokens that a model will see; records hold one more.
-      tokenizer: `byte`, `sentencepiece` (trained on the training documents), a tokenizer file (tokenizer.model,
-        tokenizer.json), the directory of a released model or of a checkpoint (its tokenizer), or an object.
+      tokenizer: `byte`, `sentencepiece` (trained on the data), a tokenizer's file, a model's directory, or an object.
       vocab_size: pieces of the `sentencepiece` that is trained; not for other tokenizers.
       validation: a source, like `source`, for the validation split.
-      validation_fraction: share of documents held out by a hash if there is no validation source, 0.01 by default; a
-        single text file gives its last part instead. 0: no validation split.
+      validation_fraction: without that, the share held out by a hash (0.01), or of one text file the end; 0: nothing.
       text_field: the field of JSON, or feature of TFDS, that holds the text; not for "sft".
       format: "text"; or "sft", instruction data in jsonl or json files, of the shapes in docs/sft.md.
       template: of "sft": "llada", "plain", "none" (unchanged), or "auto": llada if the tokenizer has it, else plain.
       bos: of "text", whether BOS precedes each document; None: as in the training of the checkpoint, if any.
       ignore_fields: fields of JSON objects that no text is made of; others are named, and in "sft" refused.
+      pack: of "sft", put several dialogues, kept apart, into each training record (data.packing=packed_examples).
       workers: processes; a script that asks for several needs the `if __name__ == "__main__"` guard.
       on_error: for a malformed line or file, one without valid UTF-8 text: "stop", or "skip" and count.
       progress: show progress and a summary on stderr.
@@ -88,6 +89,7 @@ def prepare(
         template=template,
         bos=bool(bos),
         ignore_fields=ignore_fields,
+        pack=pack,
         on_error=on_error,
         workers=workers,
     )
@@ -118,7 +120,7 @@ def _build(context: BuildContext, request: Request) -> Metadata:
     rules = request.encode_rules()
     tokenizer = request.tokenizer or _train_tokenizer(context.bars, request, rules)
     template = chat_templates.choose(request.template, tokenizer) if request.format == "sft" else None
-    packing = "examples" if template else "chunk"
+    packing = ("packed_examples" if request.pack else "examples") if template else "chunk"
     rules = rules._replace(template=template)
     encoded = encode_splits(context, request.sources, rules, tokenizer, on_error=request.on_error)
     _report_unread(context.bars, request, encoded.unread)

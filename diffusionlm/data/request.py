@@ -40,6 +40,7 @@ class Request:
     bos: bool  # of "text"
     on_error: Literal["stop", "skip"]
     ignore_fields: tuple[str, ...] = ()  # sorted
+    pack: bool = False  # of "sft"
 
     def encode_rules(self) -> EncodeRules:
         """Return the rules by which documents are encoded, without the template."""
@@ -66,6 +67,7 @@ class Request:
             identity |= {"format": self.format, "template": self.template}
             del identity["text_field"]
             identity |= {"ignore_fields": list(self.ignore_fields)} if self.ignore_fields else {}
+            identity |= {"pack": True} if self.pack else {}
         if self.bos:
             identity["bos"] = True
         return identity
@@ -141,6 +143,7 @@ def check_request(
     template: str,
     bos: bool,
     ignore_fields: Sequence[str],
+    pack: bool,
     on_error: Literal["stop", "skip"],
     workers: int,
 ) -> Request:
@@ -156,6 +159,7 @@ def check_request(
         format=format,
         template=template,
         bos=bos,
+        pack=pack,
         on_error=on_error,
         workers=workers,
     )
@@ -180,6 +184,7 @@ def check_request(
         bos=bos,
         on_error=on_error,
         ignore_fields=tuple(sorted(set(ignore_fields))),
+        pack=pack,
     )
 
 
@@ -191,6 +196,7 @@ def check_values(
     format: Literal["text", "sft"],
     template: str,
     bos: bool | None,
+    pack: bool,
     on_error: Literal["stop", "skip"],
     workers: int,
 ) -> None:
@@ -205,6 +211,8 @@ def check_values(
     if on_error not in ("stop", "skip"):
         raise UserError(f"on_error={on_error!r} must be 'stop' or 'skip'")
     _check_format(format, template, text_field, bos)
+    if pack and format != "sft":
+        raise UserError(f"pack={pack} is for format=sft, and texts are always packed; drop it")
     if "://" in str(output):
         raise UserError(f"output {str(output)!r} must be a local or mounted directory; prepare there, then copy it")
 

@@ -1,7 +1,7 @@
 """Cut the token stream of each split into ArrayRecord shards that TFDS can read.
 
 The stream of a split holds all of its documents in order, each followed by EOS (see `words`). A file beside the stream
-of dialogues has the length of each. So the records do not depend on the number of workers.
+of dialogues says where each goes. So the records do not depend on the number of workers.
 """
 
 import functools
@@ -16,6 +16,7 @@ from etils import epath
 from rich.progress import Progress
 
 from diffusionlm.data import dialogues
+from diffusionlm.data.dialogues import Layout
 from diffusionlm.data.metadata import SplitMetadata
 from diffusionlm.data.ordered_map import Map
 from diffusionlm.data.tfds_files import DATASET_NAME, record_dtypes, shard_names
@@ -105,7 +106,7 @@ class ShardJob:
     stop: int
     index: int
     shards: int
-    lengths: Path | None = None  # of dialogues: int64, the words of each in the stream; None: texts, to be cut
+    layout: Path | None = None  # of dialogues: the three arrays of `Layout`, int64; None: texts, to be cut
 
     @property
     def file(self) -> Path:
@@ -127,7 +128,8 @@ def write_records(
       context: the directory, and how jobs are run.
       format: of the records.
       streams: by split; each has enough words for one record (see `count_records`).
-      packing: "chunk", or "examples" for dialogues.
+      packing: "chunk"; or for dialogues "examples", or "packed_examples", which packs those of the training split.
+        Held-out dialogues stay alone, so that an evaluation does not depend on the packing.
 
     Returns:
       The metadata of each split.
@@ -144,7 +146,7 @@ def write_records(
     splits = {}
     for split, stream in streams.items():
         stream.path.unlink()
-        stream.path.with_suffix(".lengths").unlink(missing_ok=True)
+        stream.path.with_suffix(".layout").unlink(missing_ok=True)
         splits[split] = SplitMetadata(
             records=jobs[split][-1].stop,
             documents=stream.counts.documents,
@@ -158,11 +160,13 @@ def write_records(
 
 
 def _plan_shards(split: str, stream: TokenStream, format: RecordFormat, packing: str) -> list[ShardJob]:
-    lengths = None
-    if packing == "examples":
-        lengths = stream.path.with_suffix(".lengths")
-        stream.lengths().tofile(lengths)
-        count = len(stream.lengths())
+    file = None
+    if packing != "chunk":
+        packed = packing == "packed_examples" and split == "train"
+        layout = Layout.of(stream.lengths(), format.sequence_length, packed=packed)
+        file = stream.path.with_suffix(".layout")
+        np.stack(layout).astype("<i8").tofile(file)
+        count = int(layout.records_D[-1]) + 1
     elif not (count := stream.words // format.length):
         raise UserError(
             f"split {split!r} has {stream.words} tokens, too few for one record of {format.length}; give more text, "
@@ -170,7 +174,7 @@ def _plan_shards(split: str, stream: TokenStream, format: RecordFormat, packing:
         )
     shards = -(-count * format.length // SHARD_TOKENS)
     bounds = [count * i // shards for i in range(shards + 1)]
-    return [ShardJob(stream.path, format, split, bounds[i], bounds[i + 1], i, shards, lengths) for i in range(shards)]
+    return [ShardJob(stream.path, format, split, bounds[i], bounds[i + 1], i, shards, file) for i in range(shards)]
 
 
 def write_shard(job: ShardJob) -> int:
@@ -183,7 +187,7 @@ def write_shard(job: ShardJob) -> int:
 
     serializer, dtypes = job.format.features(), job.format.dtypes
     serialized_bytes, step = 0, max(1, BLOCK_TOKENS // job.format.length)
-    rows = _read_dialogues(job, job.lengths) if job.lengths else _cut_texts(job)
+    rows = _read_dialogues(job, job.layout) if job.layout else _cut_texts(job)
     writer = ArrayRecordWriter(str(job.file), "group_size:1")  # a record a group: random access reads no more
     try:
         for start in range(job.first, job.stop, step):
@@ -215,14 +219,15 @@ def _cut_texts(job: ShardJob) -> Rows:
     return rows
 
 
-def _read_dialogues(job: ShardJob, lengths_file: Path) -> Rows:
+def _read_dialogues(job: ShardJob, layout_file: Path) -> Rows:
     stream = np.memmap(job.stream, job.format.word, mode="r")
-    lengths = np.fromfile(lengths_file, np.int64)
-    ends = np.concatenate([[0], np.cumsum(lengths)])
+    layout = Layout(*np.fromfile(layout_file, "<i8").reshape(3, -1))
+    ends = np.concatenate([[0], np.cumsum(layout.lengths_D)])
 
     def rows(start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
-        words = stream[ends[start] : ends[stop]]
-        return dialogues.pad_records(words, lengths[start:stop], job.format.length, job.format.eos_id)
+        first, last = np.searchsorted(layout.records_D, [start, stop])
+        words = stream[ends[first] : ends[last]]
+        return dialogues.lay_out(words, layout.part(start, stop), job.format.length, job.format.eos_id)
 
     return rows
 

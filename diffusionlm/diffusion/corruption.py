@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from diffusionlm.config import PROMPT, DiffusionConfig
+from diffusionlm.config import DiffusionConfig
+from diffusionlm.config_data import PROMPT
 from diffusionlm.diffusion import schedules
 from diffusionlm.diffusion.noise import evaluation_keys, example_keys
 
@@ -186,13 +187,34 @@ def pad_to_longest(parts_BxT: jax.Array, group: int = 0) -> tuple[jax.Array, jax
 
     Args:
       parts_BxT: int32 PROMPT, ANSWER (with the EOS that ends it), and 0 at the EOS padding after them.
-      group: the number of consecutive rows that are padded to one length; 0: the whole batch.
+      group: the number of consecutive rows that are padded to one length; 0: the whole batch; -1: all rows are padded
+        to the end (SMDM's GSM8K, DiffuGPT).
 
     Returns:
       Segment ids, int32 (B, T), 1 up to the longest example of the group and 0 after it; and the answers with their
       padding, bool (B, T).
     """
     B, T = parts_BxT.shape
+    if group == -1:
+        return jnp.ones_like(parts_BxT), parts_BxT != PROMPT
     longest_G = (parts_BxT != 0).sum(-1).reshape(-1, group or B).max(-1)
     seen_BxT = jnp.arange(T)[None] < jnp.repeat(longest_G, group or B)[:, None]
     return seen_BxT.astype(jnp.int32), seen_BxT & (parts_BxT != PROMPT)
+
+
+def dropped_prompts(fraction: float, segment_ids_BxT: jax.Array, prompt_BxT: jax.Array, key: jax.Array) -> jax.Array:
+    """Return the tokens of the prompts that are hidden from the model, bool (B, T).
+
+    Each prompt is hidden whole, with probability `fraction` and apart from all others. SMDM's released code decides
+    once for each micro-batch; a prompt has the same chance, and the noise does not depend on how a batch is split.
+
+    Args:
+      fraction: of the prompts.
+      segment_ids_BxT: int32, a number for each example of a row.
+      prompt_BxT: bool, the tokens of prompts.
+      key: the key of the batch, from `prompts_key`.
+    """
+    B, T = segment_ids_BxT.shape
+    keys_B = example_keys(key, jnp.arange(B))
+    draws_BxS = jax.vmap(lambda k: jax.random.uniform(k, (T + 1,)))(keys_B)  # one for each segment that there may be
+    return prompt_BxT & (jnp.take_along_axis(draws_BxS, segment_ids_BxT, axis=1) < fraction)

@@ -63,8 +63,10 @@ def weighted_cross_entropy(
     suppressed_V: jax.Array,
     chunk: int,
     share: float,
+    group_B: jax.Array | None = None,
+    groups: int = 1,
 ) -> tuple[jax.Array, jax.Array]:
-    """Return the sums of weight * nll and of nll over the counted positions, where nll = -log softmax(logits)[label].
+    """Return the sum of weight * nll over the counted positions, where nll = -log softmax(logits)[label], and of nll.
 
     Each device collects its counted positions and projects them to the vocabulary in as many chunks as it needs, so
     that all of them are projected and no others. Gradients are computed along with the loss, chunk by chunk, and are
@@ -80,9 +82,12 @@ def weighted_cross_entropy(
       suppressed_V: bool, ids that get no probability.
       chunk: the most tokens that each device projects at a time.
       share: the usual share of counted positions, from which the size of chunks is chosen.
+      group_B: int32 in [0, groups), the group of each row; None: all are in group 0.
+      groups: the number of groups of rows, such as levels of noise.
 
     Returns:
-      Two float32 scalars, in nats.
+      The first sum, a float32 scalar in nats; and, float32 (2, groups), the sum of nll and the count of positions in
+      each group of rows.
     """
     B, T = labels_BxT.shape
     shape = dict(jax.sharding.get_abstract_mesh().shape)
@@ -91,8 +96,9 @@ def weighted_cross_entropy(
     C = head_chunk(rows_per_device(B), T, chunk, share)
     bias_V = jnp.where(suppressed_V, -jnp.inf, 0.0)
     split = _Split(axis_names(rows), axis_names(embed), axis_names(vocab))
-    inputs = (hidden_BxTxD, head_DxV, labels_BxT, weight_BxT, counted_BxT, bias_V)
-    return _sums(C, split, _Inputs(*map(jnp.asarray, inputs)))
+    group_B = jnp.zeros(B, jnp.int32) if group_B is None else group_B
+    inputs = (hidden_BxTxD, head_DxV, labels_BxT, weight_BxT, counted_BxT, group_B, bias_V)
+    return _sums(C, groups, split, _Inputs(*map(jnp.asarray, inputs)))
 
 
 class _Split(NamedTuple):
@@ -109,43 +115,46 @@ class _Inputs(NamedTuple):
     labels_BxT: jax.Array
     weight_BxT: jax.Array
     counted_BxT: jax.Array
+    group_B: jax.Array
     bias_V: jax.Array
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _sums(C: int, split: _Split, inputs: _Inputs) -> tuple[jax.Array, jax.Array]:
-    return _on_each_device(C, split, inputs, gradients=False)[0]
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+def _sums(C: int, groups: int, split: _Split, inputs: _Inputs) -> tuple[jax.Array, jax.Array]:
+    return _on_each_device(C, groups, split, inputs, gradients=False)[0]
 
 
-def _sums_forward(C: int, split: _Split, inputs: _Inputs) -> tuple[tuple[jax.Array, jax.Array], tuple]:
-    return _on_each_device(C, split, inputs, gradients=True)
+def _sums_forward(C: int, groups: int, split: _Split, inputs: _Inputs) -> tuple[tuple[jax.Array, jax.Array], tuple]:
+    return _on_each_device(C, groups, split, inputs, gradients=True)
 
 
-def _sums_backward(C: int, split: _Split, saved: tuple, outer: tuple[jax.Array, jax.Array]) -> tuple[_Inputs]:
+def _sums_backward(
+    C: int, groups: int, split: _Split, saved: tuple, outer: tuple[jax.Array, jax.Array]
+) -> tuple[_Inputs]:
     grad_BxTxD, grad_DxV = saved
     scale = outer[0]
     grad_BxTxD = (scale * grad_BxTxD.astype(jnp.float32)).astype(grad_BxTxD.dtype)
-    gradients: tuple[Any, ...] = (grad_BxTxD, scale * grad_DxV, None, None, None, None)
+    gradients: tuple[Any, ...] = (grad_BxTxD, scale * grad_DxV, None, None, None, None, None)
     return (_Inputs(*gradients),)
 
 
 _sums.defvjp(_sums_forward, _sums_backward)
 
 
-def _on_each_device(C: int, split: _Split, inputs: _Inputs, *, gradients: bool) -> Any:
-    body = functools.partial(_one_device, C, split, gradients)
+def _on_each_device(C: int, groups: int, split: _Split, inputs: _Inputs, *, gradients: bool) -> Any:
+    body = functools.partial(_one_device, C, groups, split, gradients)
     if jax.sharding.get_abstract_mesh().empty:
         return body(inputs)
     rows, embed, vocab = (axes or None for axes in split)
     by_row = PartitionSpec(rows)
     head = PartitionSpec(embed, vocab)
-    specs: tuple[Any, ...] = (by_row, head, by_row, by_row, by_row, PartitionSpec(vocab))
+    specs: tuple[Any, ...] = (by_row, head, by_row, by_row, by_row, by_row, PartitionSpec(vocab))
     scalar = PartitionSpec()
     out = ((scalar, scalar), (by_row, head) if gradients else None)
     return jax.shard_map(body, in_specs=(_Inputs(*specs),), out_specs=out, check_vma=False)(inputs)
 
 
-def _one_device(C: int, split: _Split, gradients: bool, inputs: _Inputs) -> Any:
+def _one_device(C: int, groups: int, split: _Split, gradients: bool, inputs: _Inputs) -> Any:
     """Return the sums over all devices and, with `gradients`, this device's part of the gradients."""
     B, T, D = inputs.hidden_BxTxD.shape
     N, dtype = B * T, inputs.hidden_BxTxD.dtype
@@ -159,16 +168,15 @@ def _one_device(C: int, split: _Split, gradients: bool, inputs: _Inputs) -> Any:
     ids_1xV = first_id + jnp.arange(V, dtype=jnp.int32)[None]
 
     counted_N = inputs.counted_BxT.reshape(N)
-    padded = -(-N // C) * C
     places_P = jnp.sort(jnp.where(counted_N, jnp.arange(N, dtype=jnp.int32), N))
-    places_P = jnp.pad(places_P, (0, padded - N), constant_values=N)
+    places_P = jnp.pad(places_P, (0, -N % C), constant_values=N)
     turns = (counted_N.sum(dtype=jnp.int32) + C - 1) // C
     if split.vocab and split.rows:
         # All devices make as many turns, so that all take part in every collective inside the loop.
         turns = jax.lax.pmax(turns, split.rows)
 
     def turn(j: jax.Array, carry: tuple) -> tuple:
-        (loss, unweighted), grads = carry
+        (loss, of_groups_2xG), grads = carry
         places_C = jax.lax.dynamic_slice_in_dim(places_P, j * C, C)
         hidden_CxD = hidden_NxD.at[places_C].get(mode="fill", fill_value=0)
         label_C = labels_N.at[places_C].get(mode="fill", fill_value=-1)
@@ -181,7 +189,8 @@ def _one_device(C: int, split: _Split, gradients: bool, inputs: _Inputs) -> Any:
             totals_PxC, chosen_PxC = jax.lax.all_gather(jnp.stack([total_C, chosen_C]), split.vocab, axis=1)
             total_C, chosen_C = jax.nn.logsumexp(totals_PxC, axis=0), chosen_PxC.sum(0)
         nll_C = jnp.where(places_C < N, total_C - chosen_C, 0.0)
-        sums = (loss + (weight_C * nll_C).sum(), unweighted + nll_C.sum())
+        of_groups_2xG += _by_group(inputs.group_B, places_C // T, nll_C, groups)
+        sums = (loss + (weight_C * nll_C).sum(), of_groups_2xG)
         if not gradients:
             return sums, grads
         grad_NxD, grad_DxV = grads
@@ -196,7 +205,7 @@ def _one_device(C: int, split: _Split, gradients: bool, inputs: _Inputs) -> Any:
     part = jnp.float32 if split.vocab else dtype
     grads = (jnp.zeros((N, D), part), jnp.zeros((D, V), jnp.float32)) if gradients else None
     with jax.named_scope(LOOP):
-        sums, grads = jax.lax.fori_loop(0, turns, turn, ((jnp.float32(0), jnp.float32(0)), grads))
+        sums, grads = jax.lax.fori_loop(0, turns, turn, ((jnp.float32(0), jnp.zeros((2, groups), jnp.float32)), grads))
     if split.rows:
         sums = jax.lax.psum(sums, split.rows)
     if not gradients:
@@ -205,6 +214,14 @@ def _one_device(C: int, split: _Split, gradients: bool, inputs: _Inputs) -> Any:
     if split.vocab:
         grad_NxD = jax.lax.psum(grad_NxD, split.vocab)
     return sums, (grad_NxD.astype(dtype).reshape(B, T, D), sum_over_rows(grad_DxV, split.rows, split.embed, 0))
+
+
+def _by_group(group_B: jax.Array, row_C: jax.Array, nll_C: jax.Array, groups: int) -> jax.Array:
+    """Return the sum and the number of some cross-entropies in each group of rows, (2, groups); row B is none."""
+    group_C = group_B.at[row_C].get(mode="fill", fill_value=groups)
+    is_of_CxG = group_C[:, None] == jnp.arange(groups)[None]
+    each_2xC = jnp.stack([nll_C, jnp.ones_like(nll_C)])
+    return jnp.where(is_of_CxG[None], each_2xC[..., None], 0.0).sum(1)
 
 
 def slowest_share(rows: int, share: float) -> float:

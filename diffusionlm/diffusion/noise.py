@@ -4,7 +4,7 @@ import jax
 
 # Uses of a seed, whose keys must never be equal. A key is only ever folded into, or only ever split: `fold_in(k, 1)` is
 # the same key as `split(k)[1]`.
-INITIALISATION, TRAINING, EVALUATION, ANNEALING = range(4)
+INITIALISATION, TRAINING, EVALUATION, ANNEALING, PROMPTS = range(5)
 
 
 def stream_key(seed: int, stream: int) -> jax.Array:
@@ -20,6 +20,11 @@ def noise_key(seed: int, batch_index: jax.Array) -> jax.Array:
 def annealing_key(seed: int, batch_index: jax.Array) -> jax.Array:
     """Return the key of the attention mask of one global batch, while causal attention opens up."""
     return jax.random.fold_in(stream_key(seed, ANNEALING), batch_index)
+
+
+def prompts_key(seed: int, batch_index: jax.Array) -> jax.Array:
+    """Return the key that decides which prompts of one global batch are masked."""
+    return jax.random.fold_in(stream_key(seed, PROMPTS), batch_index)
 
 
 def evaluation_keys(draw: jax.Array) -> tuple[jax.Array, jax.Array]:

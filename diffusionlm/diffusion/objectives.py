@@ -4,9 +4,17 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from diffusionlm.config import ANSWER, Config, DiffusionConfig
+from diffusionlm.config import Config, DiffusionConfig
+from diffusionlm.config_data import ANSWER, PARTS, PROMPT
 from diffusionlm.diffusion import schedules
 from diffusionlm.diffusion.corruption import Corrupted
+
+LEVELS = 10  # of noise, by which losses are reported: equal parts of the share of masked tokens
+
+
+def level_names() -> list[str]:
+    """Return the names of the levels of noise, such as "0.1-0.2"."""
+    return [f"{level / LEVELS:.1f}-{(level + 1) / LEVELS:.1f}" for level in range(LEVELS)]
 
 
 def predicted_share(cfg: Config) -> float:
@@ -23,6 +31,7 @@ class Targets:
     labels_BxT: jax.Array  # int32
     weight_BxT: jax.Array  # float32, already normalised over the *global* batch
     counted_BxT: jax.Array  # float32, 1 where a label is predicted; for the unweighted cross-entropy
+    level_B: jax.Array  # int32, the level of noise, in [0, LEVELS); 0 without noise
 
 
 def mdm_targets(cfg: DiffusionConfig, tokens_BxT: jax.Array, corrupted: Corrupted) -> Targets:
@@ -42,7 +51,7 @@ def mdm_targets(cfg: DiffusionConfig, tokens_BxT: jax.Array, corrupted: Corrupte
     if cfg.weighting == "cart":
         weight_BxT = cart_weights(corrupted, cfg.cart_p)
     if cfg.normalization == "examples":
-        weight_BxT *= _mean_of_means(corrupted.scored_BxT)
+        weight_BxT *= _mean_of_means(corrupted.scored_BxT, corrupted.segment_ids_BxT)
     else:
         counted_BxT = masked_BxT if cfg.normalization == "masked_tokens" else corrupted.scored_BxT.astype(jnp.float32)
         weight_BxT /= jnp.maximum(counted_BxT.sum(), 1.0)
@@ -50,7 +59,15 @@ def mdm_targets(cfg: DiffusionConfig, tokens_BxT: jax.Array, corrupted: Corrupte
         tokens_BxT, weight_BxT, masked_BxT = (
             jnp.pad(x_BxT[:, 1:], ((0, 0), (0, 1))) for x_BxT in (tokens_BxT, weight_BxT, masked_BxT)
         )
-    return Targets(corrupted.tokens_BxT, corrupted.segment_ids_BxT, tokens_BxT, weight_BxT, masked_BxT)
+    return Targets(
+        corrupted.tokens_BxT, corrupted.segment_ids_BxT, tokens_BxT, weight_BxT, masked_BxT, noise_levels(corrupted)
+    )
+
+
+def noise_levels(corrupted: Corrupted) -> jax.Array:
+    """Return the level of noise of each row, by the share of its scored tokens that are masked. int32 (B,)."""
+    masked_B, scored_B = corrupted.masked_BxT.sum(-1), corrupted.scored_BxT.sum(-1)
+    return jnp.minimum(LEVELS * masked_B // jnp.maximum(scored_B, 1), LEVELS - 1)
 
 
 def has_predecessor(segment_ids_BxT: jax.Array) -> jax.Array:
@@ -68,19 +85,25 @@ def cart_weights(corrupted: Corrupted, p: float) -> jax.Array:
     segment_ids_BxT = corrupted.segment_ids_BxT
     visible_BxT = ((segment_ids_BxT != 0) & ~corrupted.masked_BxT).astype(jnp.float32)
 
-    def combine(first: tuple[jax.Array, jax.Array], second: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        return first[0] * second[0], first[1] * second[0] + second[1]
-
     def before(visible_BxT: jax.Array, segment_ids_BxT: jax.Array) -> jax.Array:
         """Return the sum over j before i of (1 - p)^(i - j - 1) visible_j."""
         same_BxT = has_predecessor(segment_ids_BxT)
         decay_BxT = jnp.where(same_BxT, 1 - p, 0.0)
-        upto_BxT = jax.lax.associative_scan(combine, (decay_BxT, visible_BxT), axis=1)[1]
+        upto_BxT = _decaying_sum(visible_BxT, decay_BxT)
         return jnp.where(same_BxT, jnp.pad(upto_BxT[:, :-1], ((0, 0), (1, 0))), 0.0)
 
     behind_BxT = before(visible_BxT[:, ::-1], segment_ids_BxT[:, ::-1])[:, ::-1]
     weight_BxT = 0.5 * p * (before(visible_BxT, segment_ids_BxT) + behind_BxT)
     return jnp.where(corrupted.masked_BxT, weight_BxT, 0.0)
+
+
+def _decaying_sum(values_BxT: jax.Array, decay_BxT: jax.Array) -> jax.Array:
+    """Return x with x_i = decay_i x_(i-1) + values_i along each row."""
+
+    def combine(first: tuple[jax.Array, jax.Array], second: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        return first[0] * second[0], first[1] * second[0] + second[1]
+
+    return jax.lax.associative_scan(combine, (decay_BxT, values_BxT), axis=1)[1]
 
 
 def arm_targets(tokens_BxL: jax.Array, segment_ids_BxL: jax.Array, *, segmented: bool) -> Targets:
@@ -94,10 +117,23 @@ def arm_targets(tokens_BxL: jax.Array, segment_ids_BxL: jax.Array, *, segmented:
         scored_BxT &= label_segments_BxT == segments_BxT
     counted_BxT = scored_BxT.astype(jnp.float32)
     weight_BxT = counted_BxT / jnp.maximum(counted_BxT.sum(), 1.0)
-    return Targets(tokens_BxL[:, :-1], segments_BxT, tokens_BxL[:, 1:], weight_BxT, counted_BxT)
+    return _arm(tokens_BxL, segments_BxT, weight_BxT, counted_BxT)
 
 
-def arm_answer_targets(cfg: DiffusionConfig, tokens_BxL: jax.Array, parts_BxL: jax.Array) -> Targets:
+def _arm(tokens_BxL: jax.Array, segments_BxT: jax.Array, weight_BxT: jax.Array, counted_BxT: jax.Array) -> Targets:
+    no_noise_B = jnp.zeros(len(tokens_BxL), jnp.int32)
+    return Targets(tokens_BxL[:, :-1], segments_BxT, tokens_BxL[:, 1:], weight_BxT, counted_BxT, no_noise_B)
+
+
+def example_segments(ids_BxT: jax.Array) -> jax.Array:
+    """Return the number of the example that each token belongs to, from 1, and 0 at all padding. int32 (B, T)."""
+    parts_BxT = ids_BxT % PARTS
+    return jnp.where((parts_BxT == PROMPT) | (parts_BxT == ANSWER), ids_BxT // PARTS + 1, 0)
+
+
+def arm_answer_targets(
+    cfg: DiffusionConfig, tokens_BxL: jax.Array, ids_BxL: jax.Array, learn: str = "answers"
+) -> Targets:
     """Return the targets of next-token prediction of answers given their prompts, in nats per token.
 
     The EOS of an answer is predicted and the padding after it is not: a text ends with its first EOS. With
@@ -107,23 +143,31 @@ def arm_answer_targets(cfg: DiffusionConfig, tokens_BxL: jax.Array, parts_BxL: j
     Args:
       cfg: gives the normalisation.
       tokens_BxL: int32 ids.
-      parts_BxL: int32 PROMPT, ANSWER (with its EOS), and 0 at the padding after them.
+      ids_BxL: int32, examples and their parts, as records have them.
+      learn: "answers"; or "all", which predicts the prompts too, but for their first token.
     """
-    scored_BxT = parts_BxL[:, 1:] == ANSWER
+    segments_BxL = example_segments(ids_BxL)
+    scored_BxT = ids_BxL[:, 1:] % PARTS == ANSWER
+    if learn == "all":
+        scored_BxT = has_predecessor(segments_BxL)[:, 1:] & (segments_BxL[:, 1:] != 0)
     counted_BxT = scored_BxT.astype(jnp.float32)
     if cfg.normalization == "examples":
-        weight_BxT = counted_BxT * _mean_of_means(scored_BxT)
+        weight_BxT = counted_BxT * _mean_of_means(scored_BxT, segments_BxL[:, 1:])
     else:
         weight_BxT = counted_BxT / jnp.maximum(counted_BxT.sum(), 1.0)
-    segment_ids_BxT = (parts_BxL[:, :-1] != 0).astype(jnp.int32)
-    return Targets(tokens_BxL[:, :-1], segment_ids_BxT, tokens_BxL[:, 1:], weight_BxT, counted_BxT)
+    return _arm(tokens_BxL, segments_BxL[:, :-1], weight_BxT, counted_BxT)
 
 
-def _mean_of_means(scored_BxT: jax.Array) -> jax.Array:
-    """Return weights (B, 1) that make a sum over scored positions the mean over rows of the mean over each row.
+def _mean_of_means(scored_BxT: jax.Array, segment_ids_BxT: jax.Array) -> jax.Array:
+    """Return weights (B, T) that make a sum over scored positions the mean over examples of the mean over each.
 
-    Rows without scored positions do not count.
+    Each segment of a row is an example. Those without scored positions do not count.
     """
-    count_B = scored_BxT.sum(-1).astype(jnp.float32)
-    rows = jnp.maximum((count_B > 0).sum().astype(jnp.float32), 1.0)
-    return (1.0 / (jnp.maximum(count_B, 1.0) * rows))[:, None]
+    scored_BxT = scored_BxT.astype(jnp.float32)
+    continues_BxT = has_predecessor(segment_ids_BxT).astype(jnp.float32)
+    continued_BxT = jnp.pad(continues_BxT[:, 1:], ((0, 0), (0, 1)))  # by the token after it
+    upto_BxT = _decaying_sum(scored_BxT, continues_BxT)
+    from_BxT = _decaying_sum(scored_BxT[:, ::-1], continued_BxT[:, ::-1])[:, ::-1]
+    count_BxT = upto_BxT + from_BxT - scored_BxT
+    examples = ((continues_BxT == 0) & (count_BxT > 0)).sum().astype(jnp.float32)
+    return 1.0 / (jnp.maximum(count_BxT, 1.0) * jnp.maximum(examples, 1.0))

@@ -81,6 +81,13 @@ def text_lengths(positions_BxT: jax.Array, segment_ids_BxT: jax.Array | None) ->
     return positions_BxT.max(axis=1) + 1
 
 
+def restarted(segment_ids_BxT: jax.Array) -> jax.Array:
+    """Return the positions of tokens within their segments, int32 (B, T): each segment of a row counts from 0."""
+    places_T = jnp.arange(segment_ids_BxT.shape[1], dtype=jnp.int32)
+    is_start_BxT = jnp.pad(segment_ids_BxT[:, 1:] != segment_ids_BxT[:, :-1], ((0, 0), (1, 0)))
+    return places_T[None] - jax.lax.cummax(jnp.where(is_start_BxT, places_T[None], 0), axis=1)
+
+
 def rotate(x_BxTxHxK: jax.Array, rope_BxTx2xJ: jax.Array) -> jax.Array:
     """Rotate the two halves of each head (GPT-NeoX layout) in float32, and return the dtype of `x`."""
     cos, sin = rope_BxTx2xJ[:, :, None, 0], rope_BxTx2xJ[:, :, None, 1]

@@ -67,9 +67,10 @@ def _prepare(cfg: Config, workdir: epath.Path, start: Start | None) -> None:
             path,
             sequence_length=cfg.data.sequence_length,
             tokenizer=tokenizer,
-            format="sft" if cfg.data.packing == "examples" else "text",
+            format="sft" if cfg.data.holds_examples else "text",
+            pack=cfg.data.packing == "packed_examples",
             vocab_size=cfg.model.vocab_size if tokenizer == "sentencepiece" else None,
-            bos=start is not None and cfg.data.packing != "examples" and begins_with_bos(start.sidecar),
+            bos=start is not None and not cfg.data.holds_examples and begins_with_bos(start.sidecar),
             progress=not path.exists(),  # there is nothing to say about a dataset that is only looked up again
         )
     except UserError as error:
@@ -117,12 +118,16 @@ def _open(cfg: Config, workdir: epath.Path) -> Dataset:
     """Open the dataset; raise `UserError` unless its records and its vocabulary are those that the model expects."""
     dataset = open_dataset(run_path(directory(cfg, workdir)))
     metadata = dataset.metadata
-    if (metadata.packing == "examples") != (cfg.data.packing == "examples"):
-        holds = "prompts with answers" if metadata.packing == "examples" else "texts"
+    if metadata.packing != (cfg.data.packing if cfg.data.holds_examples else "chunk"):
+        holds = {
+            "chunk": "texts",
+            "examples": "prompts with answers",
+            "packed_examples": "several prompts with answers in each record",
+        }[metadata.packing]
         fix = (
-            "set --data.packing examples"
-            if metadata.packing == "examples"
-            else "prepare instruction data, --format sft"
+            "prepare instruction data, --format sft"
+            if metadata.packing == "chunk"
+            else f"set --data.packing {metadata.packing}"
         )
         raise UserError(
             f"dataset {dataset.path} holds {holds}, which does not suit data.packing={cfg.data.packing}; {fix}, or use "

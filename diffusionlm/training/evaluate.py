@@ -10,8 +10,10 @@ import numpy as np
 from diffusionlm.config import Config
 from diffusionlm.data.metadata import SplitMetadata
 from diffusionlm.data.pipeline import Dataset
+from diffusionlm.diffusion.objectives import LEVELS
 from diffusionlm.training import parts
 from diffusionlm.training.batches import Batches
+from diffusionlm.training.metrics import by_level
 from diffusionlm.training.programs import make_eval_step
 
 
@@ -37,7 +39,10 @@ class Evaluator:
         Returns:
           "nelbo_nats_per_token" and "nelbo_stderr": the mean over noise draws and its standard error, which covers the
           Monte Carlo noise of the masks and not the choice of held-out documents (0 for an autoregressive model);
-          "bits_per_byte", "nelbo_per_draw", "tokens", "bytes". The numbers are NaN if nothing was scored.
+          "bits_per_byte", "nelbo_per_draw", "tokens", "bytes". The numbers are NaN if nothing was scored. Of a
+          diffusion model also "cross_entropy" and "cross_entropy/0.0-0.1" to "cross_entropy/0.9-1.0": nats per masked
+          token without the weights of the bound, of all records and of those in which such a share of the scored
+          tokens was masked. A share that no record had is left out.
           With `diffusion.arm_steps` also "autoregressive_nats_per_token" and "autoregressive_bits_per_byte": the exact
           loss of next-token prediction under causal attention.
         """
@@ -57,12 +62,18 @@ class Evaluator:
         draws = cfg.run.eval_draws if cfg.objective == "mdm" else 1  # autoregressive cross-entropy is exact
         token_bytes_V = self._dataset.tokenizer.token_bytes()
         sums = np.zeros((draws, 3))  # nats, tokens and bytes of each draw
+        levels = np.zeros((2, LEVELS))  # unweighted nats and predicted tokens, of all draws
         for k, batch in enumerate(self._batches.held_out()):
             on_batch(k)
             outputs = [eval_step(params, batch, token_bytes_V, np.int32(k), np.int32(draw)) for draw in range(draws)]
             jax.block_until_ready(outputs)  # raises where memory was refused; a read of them might wait for ever
             sums += np.array([[float(output[name]) for name in ("nats", "tokens", "bytes")] for output in outputs])
-        return _summary(sums, self._dataset.metadata.splits["validation"])
+            levels += sum(np.asarray(output["levels"], np.float64) for output in outputs)
+        summary = _summary(sums, self._dataset.metadata.splits["validation"])
+        if cfg.objective == "mdm":
+            nats, tokens = levels.sum(1)
+            summary |= {"cross_entropy": float(nats / tokens) if tokens else math.nan, **by_level(levels)}
+        return summary
 
 
 def _summary(sums_Dx3: np.ndarray, split: SplitMetadata) -> dict[str, Any]:

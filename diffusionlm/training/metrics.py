@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import numpy as np
 from etils import epath
 from jax.sharding import Mesh
 
@@ -18,7 +19,7 @@ from tensorboardX.record_writer import RecordWriter, directory_check
 
 from diffusionlm import flops, hardware
 from diffusionlm.config import Config
-from diffusionlm.diffusion.objectives import predicted_share
+from diffusionlm.diffusion.objectives import LEVELS, level_names, predicted_share
 from diffusionlm.storage import JsonLines, in_bucket, read_json_lines
 from diffusionlm.training.outcome import MetricsLine
 from diffusionlm.training.timeline import Timeline
@@ -169,13 +170,27 @@ def step_cost(cfg: Config, mesh: Mesh) -> StepCost:
     )
 
 
+def by_level(levels_2xG: np.ndarray) -> dict[str, float]:
+    """Return the mean cross-entropy of masked tokens by the share of tokens that were masked, where there were any.
+
+    Args:
+      levels_2xG: nats and counts of masked tokens at each level of noise.
+    """
+    return {
+        f"cross_entropy/{name}": float(nats / tokens)
+        for name, nats, tokens in zip(level_names(), *levels_2xG, strict=True)
+        if tokens
+    }
+
+
 class StepLog:
     """Turns the metrics of single steps into the lines of metrics.jsonl.
 
     There is one line every `every` steps, one at the last step, and one at the last step of a part of the run.
 
     Each line has step, tokens, loss (nats/token), cross_entropy and grad_norm (means over the steps since the line
-    before or, after it, since the resume), lr, skipped (batches left out so far), tokens_per_second, step_seconds, mfu
+    before or, after it, since the resume), cross_entropy/0.0-0.1 and so on of a diffusion model (the same by the share
+    of tokens that were masked), lr, skipped (batches left out so far), tokens_per_second, step_seconds, mfu
     (where the chip's peak is known), seconds and goodput (see `timeline`). A step's metrics arrive when the next one is
     in flight, which makes the rate of a few steps wrong; so the rate of the last line goes back to the line before.
     """
@@ -191,6 +206,7 @@ class StepLog:
 
     def _begin(self) -> None:
         self._sums: dict[str, float] = {}
+        self._levels: np.ndarray = np.zeros((2, LEVELS))
         self._count, self._began = 0, self._timeline.stepping
 
     def __enter__(self) -> "StepLog":
@@ -209,6 +225,8 @@ class StepLog:
         """Add the metrics of one step, and write a line where one is due, as at the end of a part of the run."""
         for name in ("loss", "cross_entropy", "grad_norm"):
             self._sums[name] = self._sums.get(name, 0.0) + float(metrics[name])
+        if "levels" in metrics:
+            self._levels = self._levels + np.asarray(metrics["levels"], np.float64)
         self._count += 1
         if step % self._every == 0 or step == self._last_step or ends_part:
             self._write(step, float(metrics["lr"]), skipped)
@@ -219,6 +237,7 @@ class StepLog:
             steps, began = steps + self._before[0], self._before[1]
         rate = steps / max(self._timeline.stepping - began, 1e-9)
         values = {name: total / self._count for name, total in self._sums.items()}
+        values |= by_level(self._levels)
         values |= {"tokens": step * self._cost.tokens, "lr": lr, "skipped": skipped}
         values |= {"tokens_per_second": rate * self._cost.tokens, "step_seconds": 1 / rate, **self._times()}
         if self._cost.peak_flops:

@@ -61,7 +61,7 @@ def config_of(cfg: Config, part: Part) -> Config:
             cfg,
             objective="arm",
             model=replace(cfg.model, causal=True),
-            diffusion=replace(cfg.diffusion, arm_steps=0, anneal_steps=0, weighting="bound"),
+            diffusion=replace(cfg.diffusion, arm_steps=0, anneal_steps=0, weighting="bound", prompt_dropout=0.0),
             optim=replace(cfg.optim, peak_lr=cfg.optim.arm_peak_lr or cfg.optim.peak_lr, arm_peak_lr=0.0),
             run=replace(cfg.run, steps=cfg.diffusion.arm_steps),
         )

@@ -106,7 +106,7 @@ def make_sidecar(cfg: Config, dataset: Dataset, step: int, autoregressive: bool 
     starts = {
         "chunk": tokenizer.bos_id if dataset.metadata.bos else tokenizer.eos_id,
         "segments": document_start,
-        "examples": template and template["start_id"],
+        **dict.fromkeys(("examples", "packed_examples"), template and template["start_id"]),
     }
     return Sidecar(
         objective=cfg.objective,

@@ -150,7 +150,7 @@ def _with_weights(cfg: Config, start: Start, state: TrainState, mesh: Mesh) -> T
 def _warn_of_random_weights(cfg: Config) -> None:
     if jax.process_index():
         return
-    if cfg.data.packing == "examples":
+    if cfg.data.holds_examples:
         log.warning("fine-tuning random weights: give a trained model with --run.init_from CHECKPOINT")
     elif cfg.diffusion.alignment == "shifted" and not cfg.diffusion.arm_steps:
         log.warning("adapting random weights: give an autoregressive model with --run.init_from CHECKPOINT")

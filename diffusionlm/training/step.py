@@ -10,9 +10,10 @@ import optax
 from diffusionlm.config import Config
 from diffusionlm.diffusion.cross_entropy import weighted_cross_entropy
 from diffusionlm.diffusion.noise import annealing_key
-from diffusionlm.diffusion.objectives import Targets, predicted_share
+from diffusionlm.diffusion.objectives import LEVELS, Targets, predicted_share
 from diffusionlm.model import lora
 from diffusionlm.model.attention import annealed_mask
+from diffusionlm.model.positions import restarted
 from diffusionlm.model.spec import suppression_mask
 from diffusionlm.model.transformer import Transformer
 from diffusionlm.parallel.mesh import constrain, rows_per_device
@@ -21,7 +22,7 @@ from diffusionlm.training.state import TrainState
 from diffusionlm.training.targets import Batch, held_out_targets, targets
 from diffusionlm.tree_types import Params, PyTree
 
-Metrics = dict[str, jax.Array]  # float32 scalars
+Metrics = dict[str, jax.Array]  # float32 scalars; but "levels", of masked diffusion, is that of `weighted_loss`
 
 
 def train_step(cfg: Config, state: TrainState, batch: Batch, batch_index: jax.Array) -> tuple[TrainState, Metrics]:
@@ -41,7 +42,7 @@ def train_step(cfg: Config, state: TrainState, batch: Batch, batch_index: jax.Ar
     step_of_part = jnp.maximum(state.step - arm_steps, 0)
     before = bad_batches.start_history(state.guard, step_of_part)
     full = targets(cfg, batch, batch_index)
-    (loss, unweighted), grads = loss_and_grads(cfg, state.params, full, allowed_TxT)
+    (loss, levels), grads = loss_and_grads(cfg, state.params, full, allowed_TxT)
     grad_norm = optax.tree.norm(grads)
     trained, frozen = lora.split(cfg.model, state.params)
     updates, opt_state = optimize.update(grads, state.opt_state, trained)
@@ -61,13 +62,13 @@ def train_step(cfg: Config, state: TrainState, batch: Batch, batch_index: jax.Ar
     )
     metrics = {
         "loss": loss,
-        "cross_entropy": unweighted / jnp.maximum(full.counted_BxT.sum(), 1.0),
+        "cross_entropy": levels[0].sum() / jnp.maximum(levels[1].sum(), 1.0),
         "grad_norm": grad_norm,
         "lr": learning_rate * state.guard.lr_factor,
         "applied": applied.astype(jnp.float32),
         "skipped": skipped.astype(jnp.float32),
     }
-    return state_out, metrics
+    return state_out, metrics | ({"levels": levels} if cfg.objective == "mdm" else {})
 
 
 def annealed_attention(cfg: Config, batch_index: jax.Array) -> jax.Array | None:
@@ -87,7 +88,9 @@ def annealed_attention(cfg: Config, batch_index: jax.Array) -> jax.Array | None:
 def loss_and_grads(
     cfg: Config, params: Params, full: Targets, allowed_TxT: jax.Array | None = None
 ) -> tuple[tuple[jax.Array, jax.Array], Params]:
-    """Return loss, unweighted sum and gradients of a global batch, in `cfg.run.microbatches` parts.
+    """Return loss, unweighted sums and gradients of a global batch, in `cfg.run.microbatches` parts.
+
+    The loss and the sums are those of `weighted_loss`.
 
     Weights are normalised over the whole batch beforehand, so the sum over parts does not depend on their number. The
     gradients are those of the parameters that are trained (`lora.split`).
@@ -109,7 +112,7 @@ def loss_and_grads(
     def add(total: PyTree, part: Targets) -> tuple[PyTree, None]:
         return jax.tree.map(jnp.add, total, grad(trained, frozen, part)), None
 
-    zeros = jax.tree.map(jnp.zeros_like, ((jnp.float32(0), jnp.float32(0)), trained))
+    zeros = jax.tree.map(jnp.zeros_like, ((jnp.float32(0), jnp.zeros((2, LEVELS), jnp.float32)), trained))
     return jax.lax.scan(add, zeros, parts)[0]
 
 
@@ -122,7 +125,7 @@ def weighted_loss(
     share: float,
     allowed_TxT: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array]:
-    """Return the sum of weight * cross-entropy over (part of) a batch, and the unweighted sum over predicted labels.
+    """Return the sum of weight * cross-entropy over (part of) a batch, and the unweighted sums by level of noise.
 
     Args:
       cfg: the run.
@@ -131,10 +134,18 @@ def weighted_loss(
       segmented: attention stays within segments.
       share: of all positions that is usually predicted, for the cross-entropy.
       allowed_TxT: bool, positions that each may attend to; None: all.
+
+    Returns:
+      The loss; and, float32 (2, LEVELS), nats and counts of the predicted labels of the rows at each level.
     """
     model = Transformer(cfg.model)
     segment_ids_BxT = part.segment_ids_BxT if segmented else None
-    hidden_BxTxD = model.apply({"params": params}, part.inputs_BxT, segment_ids_BxT, allowed_TxT=allowed_TxT)
+    # Each of several texts in a row has the positions that it has alone.
+    several = cfg.data.packing in ("segments", "packed_examples")
+    positions_BxT = restarted(part.segment_ids_BxT) if several else None
+    hidden_BxTxD = model.apply(
+        {"params": params}, part.inputs_BxT, segment_ids_BxT, positions_BxT, allowed_TxT=allowed_TxT
+    )
     head_DxV = model.apply({"params": params}, method=Transformer.head_matrix)
     return weighted_cross_entropy(
         cast(jax.Array, hidden_BxTxD),
@@ -145,6 +156,8 @@ def weighted_loss(
         jnp.asarray(suppression_mask(cfg.model, cfg.suppressed_ids)),
         cfg.model.head_chunk,
         share,
+        part.level_B,
+        LEVELS,
     )
 
 
@@ -169,7 +182,7 @@ def split_batch(cfg: Config, full: Targets) -> Targets:
 def eval_step(
     cfg: Config, params: Params, batch: Batch, token_bytes_V: jax.Array, batch_index: jax.Array, draw: jax.Array
 ) -> Metrics:
-    """Return sums over a held-out batch: nats of the bound, tokens and bytes that were scored.
+    """Return sums over a held-out batch: nats of the bound, tokens and bytes that were scored, and `weighted_loss`'s.
 
     Tokens 1..T-1 of a canvas of T are scored given token 0, by both objectives, so that twins are comparable; with
     packing "segments" each document's first token is context instead. With "examples" answers are scored, with their
@@ -180,10 +193,10 @@ def eval_step(
     full, scored_BxT, labels_BxT = held_out_targets(cfg, batch, batch_index, draw)
     share = 1.0 if cfg.objective == "arm" else 0.5
     loss = functools.partial(weighted_loss, cfg, params, segmented=True, share=share)
-    mean = jax.lax.map(lambda part: loss(part)[0], split_batch(cfg, full)).sum()
+    mean, levels = jax.tree.map(lambda x: x.sum(0), jax.lax.map(loss, split_batch(cfg, full)))
     # Counted after the network has run: XLA on CPUs does not order collectives that do not depend on each other, and
     # devices that meet them in another order wait for each other for ever.
     mean, scored_BxT, labels_BxT = jax.lax.optimization_barrier((mean, scored_BxT, labels_BxT))
     tokens = scored_BxT.sum()
     scored_bytes = jnp.where(scored_BxT > 0, token_bytes_V[labels_BxT], 0).sum()
-    return {"nats": mean * tokens, "tokens": tokens, "bytes": scored_bytes}
+    return {"nats": mean * tokens, "tokens": tokens, "bytes": scored_bytes, "levels": levels}

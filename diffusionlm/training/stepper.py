@@ -3,7 +3,7 @@
 import functools
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -20,7 +20,7 @@ class Outcome(NamedTuple):
     """The metrics of a step that the devices have finished, by name, and the batch that it was dispatched with."""
 
     batch_index: int
-    metrics: dict[str, float]
+    metrics: dict[str, Any]  # floats, and the arrays of `step.Metrics`
 
 
 class Stepper:
@@ -83,6 +83,9 @@ class Stepper:
         if dispatched is None:
             return None
         batch_index, metrics = dispatched
-        values = {name: float(value) for name, value in jax.device_get(jax.block_until_ready(metrics)).items()}
+        values = {
+            name: value if value.ndim else float(value)
+            for name, value in jax.device_get(jax.block_until_ready(metrics)).items()
+        }
         self.step += bool(values["applied"])
         return Outcome(batch_index, values)

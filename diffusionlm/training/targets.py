@@ -5,10 +5,18 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from diffusionlm.config import ANSWER, Config, DiffusionConfig
-from diffusionlm.diffusion.corruption import corrupt, corrupt_held_out, pad_to_longest
-from diffusionlm.diffusion.noise import noise_key
-from diffusionlm.diffusion.objectives import Targets, arm_answer_targets, arm_targets, has_predecessor, mdm_targets
+from diffusionlm.config import Config, DiffusionConfig
+from diffusionlm.config_data import ANSWER, PARTS, PROMPT
+from diffusionlm.diffusion.corruption import corrupt, corrupt_held_out, dropped_prompts, pad_to_longest
+from diffusionlm.diffusion.noise import noise_key, prompts_key
+from diffusionlm.diffusion.objectives import (
+    Targets,
+    arm_answer_targets,
+    arm_targets,
+    example_segments,
+    has_predecessor,
+    mdm_targets,
+)
 
 Batch = dict[str, jax.Array]  # "tokens" and "segment_ids", int32 (B, L) with L = sequence_length + 1
 
@@ -16,9 +24,9 @@ Batch = dict[str, jax.Array]  # "tokens" and "segment_ids", int32 (B, L) with L 
 def targets(cfg: Config, batch: Batch, batch_index: jax.Array) -> Targets:
     """Return the noisy inputs, labels and weights of one global batch; the weights are normalised over all of it."""
     tokens_BxL, segments_BxL = batch["tokens"], batch["segment_ids"]
-    segmented, examples = cfg.data.packing == "segments", cfg.data.packing == "examples"
+    segmented, examples = cfg.data.packing == "segments", cfg.data.holds_examples
     if examples and cfg.objective == "arm":
-        return arm_answer_targets(cfg.diffusion, tokens_BxL, segments_BxL)
+        return arm_answer_targets(cfg.diffusion, tokens_BxL, segments_BxL, cfg.data.learn)
     if not segmented and not examples:
         segments_BxL = (segments_BxL != 0).astype(jnp.int32)  # one segment: documents attend to each other
     if cfg.objective == "arm":
@@ -28,13 +36,32 @@ def targets(cfg: Config, batch: Batch, batch_index: jax.Array) -> Targets:
     key = noise_key(cfg.run.seed, batch_index)
     with jax.named_scope("corruption"):
         maskable_BxT = ~_is_suppressed(cfg, tokens_BxT)
+        ids_BxT = segments_BxT
         if examples:
-            segments_BxT, answer_BxT = pad_to_longest(segments_BxT, cfg.data.pad_group)
-            maskable_BxT &= answer_BxT
+            segments_BxT, learned_BxT = _learned(cfg, ids_BxT)
+            maskable_BxT &= learned_BxT
         if cfg.diffusion.alignment == "shifted":
             maskable_BxT &= has_predecessor(segments_BxT)
         corrupted = corrupt(cfg.diffusion, cfg.mask_id, tokens_BxT, segments_BxT, maskable_BxT, key)
+        if fraction := cfg.diffusion.prompt_dropout:
+            key = prompts_key(cfg.run.seed, batch_index)
+            dropped_BxT = dropped_prompts(fraction, segments_BxT, ids_BxT % PARTS == PROMPT, key)
+            hidden_BxT = jnp.where(dropped_BxT, jnp.int32(cfg.mask_id), corrupted.tokens_BxT)
+            corrupted = corrupted.replace(tokens_BxT=hidden_BxT)
     return mdm_targets(cfg.diffusion, tokens_BxT, corrupted)
+
+
+def _learned(cfg: Config, ids_BxT: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Return the segments of a batch of examples, with the EOS padding that they learn, and what of them is learned.
+
+    Segments are int32 (B, T), a number for each example of a row and 0 where nothing is seen; the other is bool (B, T).
+    """
+    if cfg.data.packing == "packed_examples":
+        segments_BxT = jnp.where(ids_BxT != 0, ids_BxT // PARTS + 1, 0)
+        answer_BxT = (ids_BxT != 0) & (ids_BxT % PARTS != PROMPT)
+    else:
+        segments_BxT, answer_BxT = pad_to_longest(ids_BxT, cfg.data.pad_group)
+    return segments_BxT, segments_BxT != 0 if cfg.data.learn == "all" else answer_BxT
 
 
 def _is_suppressed(cfg: Config, tokens_BxT: jax.Array) -> jax.Array:
@@ -59,8 +86,8 @@ def held_out_targets(cfg: Config, batch: Batch, batch_index: jax.Array, draw: ja
 
 def _held_out_arm(cfg: Config, batch: Batch) -> HeldOut:
     tokens_BxL, segments_BxL = batch["tokens"], batch["segment_ids"]
-    if cfg.data.packing == "examples":
-        full = arm_answer_targets(DiffusionConfig(), tokens_BxL, segments_BxL)
+    if cfg.data.holds_examples:
+        full = arm_answer_targets(DiffusionConfig(), tokens_BxL, segments_BxL, cfg.data.learn)
     else:
         segmented = cfg.data.packing == "segments"
         segments_BxT = segments_BxL[:, :-1] if segmented else (segments_BxL[:, :-1] != 0).astype(jnp.int32)
@@ -70,12 +97,16 @@ def _held_out_arm(cfg: Config, batch: Batch) -> HeldOut:
 
 
 def _held_out_mdm(cfg: Config, batch: Batch, batch_index: jax.Array, draw: jax.Array) -> HeldOut:
-    tokens_BxT, parts_BxT = batch["tokens"][:, :-1], batch["segment_ids"][:, :-1]
-    segments_BxT = parts_BxT if cfg.data.packing == "segments" else (parts_BxT != 0).astype(jnp.int32)
+    tokens_BxT, ids_BxT = batch["tokens"][:, :-1], batch["segment_ids"][:, :-1]
     maskable_BxT = ~_is_suppressed(cfg, tokens_BxT)
-    if cfg.data.packing == "examples":
-        maskable_BxT &= parts_BxT == ANSWER
-    if cfg.data.packing != "examples" or cfg.diffusion.alignment == "shifted":
+    if cfg.data.holds_examples:
+        segments_BxT = example_segments(ids_BxT)
+    else:
+        segments_BxT = ids_BxT if cfg.data.packing == "segments" else (ids_BxT != 0).astype(jnp.int32)
+    answers_only = cfg.data.holds_examples and cfg.data.learn == "answers"
+    if answers_only:
+        maskable_BxT &= ids_BxT % PARTS == ANSWER
+    if not answers_only or cfg.diffusion.alignment == "shifted":
         maskable_BxT &= has_predecessor(segments_BxT)
     assert cfg.mask_id is not None  # as above
     record_B = batch_index * len(tokens_BxT) + jnp.arange(len(tokens_BxT))

@@ -92,13 +92,13 @@ def jitted():
 
 
 def expected(counted):
-    """The two sums, and the gradients of the first by hidden states and head, in float64."""
+    """The sums, and the gradients of the first by hidden states and head, in float64."""
     hidden, head, labels = case()
     nll, p = definition(hidden, head, labels)
     weight = np.where(counted, WEIGHT, 0).astype(np.float64)
     error = (p - (np.arange(PADDED) == labels[..., None])) * weight[..., None]
     grads = error @ head.astype(np.float64).T, np.einsum("btd,btv->dv", hidden.astype(np.float64), error)
-    return ((weight * nll).sum(), (nll * counted).sum()), grads
+    return ((weight * nll).sum(), np.array([[(nll * counted).sum()], [counted.sum()]])), grads
 
 
 def arguments(name):
@@ -129,6 +129,32 @@ def test_meshes_change_nothing(sizes, name):
         placed = [x if x.shape == (D, PADDED) else jax.device_put(x, rows) for x in arguments(name)]
         result = jax.device_get(jitted()(*placed, 3, 0.5))
     chex.assert_trees_all_close(result, expected(COUNTED[name]), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("sizes", [None, (2, 2, 2)])
+def test_groups_of_rows_are_summed_apart(sizes):
+    """The nats and the counted positions of each, without weights; a group without rows has none."""
+    hidden, head, labels, weight, counted = arguments("half")
+    group = np.array([2, 0, 2, 4, 4, 4, 0, 2], np.int32)
+
+    @jax.jit
+    def compute(*inputs):
+        return weighted_cross_entropy(*inputs[:-1], jnp.asarray(SUPPRESSED), 7, 0.5, inputs[-1], 5)[1]
+
+    inputs = (hidden, head, labels, weight, counted, group)
+    if sizes is None:
+        found = compute(*inputs)
+    else:
+        mesh = make_mesh(MeshConfig(*sizes))
+        rows = NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
+        with jax.set_mesh(mesh):
+            found = compute(*(x if x is head else jax.device_put(x, rows) for x in inputs))
+    nll = definition(*case())[0]
+    by_hand = [
+        [sum(nll[b, t] for b in range(B) for t in range(T) if group[b] == g and counted[b, t]) for g in range(5)],
+        [sum(int(counted[b, t]) for b in range(B) for t in range(T) if group[b] == g) for g in range(5)],
+    ]
+    np.testing.assert_allclose(found, by_hand, rtol=1e-5)
 
 
 def test_rows_that_no_axis_divides_are_counted_once():

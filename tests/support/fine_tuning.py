@@ -17,8 +17,8 @@ from support.tiny_run import BATCH, tiny
 LENGTH = 48
 
 
-def make_dialogues(folder):
-    """Sums of two digits, some asked for twice in a dialogue."""
+def make_dialogues(folder, *, pack=False):
+    """Sums of two digits, some asked for twice in a dialogue; packed, two or three dialogues to a record."""
     sums = [(a, b) for a in range(10) for b in range(10)] * 2
     found = []
     for i, (a, b) in enumerate(sums):
@@ -27,18 +27,20 @@ def make_dialogues(folder):
     source = folder / "sums.jsonl"
     source.write_text("".join(json.dumps(one) + "\n" for one in found))
     settings = {"tokenizer": "byte", "format": "sft", "template": "plain", "progress": False}
-    prepare(str(source), folder / "prepared", sequence_length=LENGTH + 40, validation_fraction=0.2, **settings)
+    length = 3 * LENGTH if pack else LENGTH + 40
+    prepare(str(source), folder / "prepared", sequence_length=length, validation_fraction=0.2, pack=pack, **settings)
     return folder / "prepared"
 
 
 def tuned(dataset, **changes):
     """A fine-tuning run of a few steps; `changes` are section -> {field: value}."""
-    length = pipeline.open_dataset(dataset).metadata.sequence_length
+    metadata = pipeline.open_dataset(dataset).metadata
+    length = metadata.sequence_length
     cfg = tiny(
         dataset,
         diffusion={"random_length": 0.0, "normalization": "examples"},
         model={"max_length": length},
-        data={"packing": "examples", "sequence_length": length},
+        data={"packing": metadata.packing, "sequence_length": length},
         run={"steps": 12, "eval_every": 6, "checkpoint_every": 4, "eval_records": 2 * BATCH},
     )
     return tiny_run.with_changes(cfg, changes)

@@ -101,7 +101,29 @@ INVALID = [
         {"data.pad_group": 3, "data.batch_size": 32} | {"data.packing": "examples", "diffusion.random_length": 0.0},
         ["data.pad_group=3", "data.batch_size=32"],
     ),
-    ({"data.pad_group": -2, "data.packing": "examples"}, ["data.pad_group=-2", "negative"]),
+    ({"data.pad_group": -2, "data.packing": "examples"}, ["data.pad_group=-2", "at least -1"]),
+    (
+        {"data.pad_group": 2, "data.packing": "packed_examples"},
+        ["data.pad_group=2", "packed_examples", "when they were prepared"],
+    ),
+    ({"data.learn": "all", "data.packing": "segments"}, ["data.learn=all", "segments", "drop it"]),
+    ({"diffusion.prompt_dropout": 1.5}, ["diffusion.prompt_dropout=1.5", "[0, 1]", "SMDM uses 0.1"]),
+    (
+        {"diffusion.prompt_dropout": 0.1},
+        ["diffusion.prompt_dropout=0.1", "data.packing=examples or packed_examples", "not chunk"],
+    ),
+    (
+        {"diffusion.prompt_dropout": 0.1, "data.packing": "examples", "data.learn": "all"},
+        ["diffusion.prompt_dropout=0.1", "data.learn=answers, not all"],
+    ),
+    (
+        {"diffusion.prompt_dropout": 0.1, "data.packing": "examples", "diffusion.weighting": "cart"},
+        ["diffusion.prompt_dropout=0.1", "diffusion.weighting=bound, not cart"],
+    ),
+    (
+        {"objective": "arm", "model.causal": True, "diffusion.prompt_dropout": 0.1},
+        ["diffusion.prompt_dropout=0.1", "objective=mdm"],
+    ),
     ({"optim.schedule": "wsd", "optim.drop_step": 100}, ["optim.drop_step=100", "optim.drop_lr"]),
     ({"optim.peak_lr": float("nan")}, ["optim.peak_lr=nan", "finite"]),
     ({"optim.eps": 0}, ["optim.eps=0.0", "positive"]),

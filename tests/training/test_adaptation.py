@@ -12,7 +12,6 @@ from scipy import special
 from support.numpy_model import numpy_forward
 
 from diffusionlm.config import (
-    ANSWER,
     Config,
     DataConfig,
     DiffusionConfig,
@@ -21,6 +20,7 @@ from diffusionlm.config import (
     OptimConfig,
     RunConfig,
 )
+from diffusionlm.config_data import ANSWER
 from diffusionlm.diffusion import noise
 from diffusionlm.diffusion.corruption import Corrupted, corrupt_held_out
 from diffusionlm.diffusion.objectives import arm_targets, mdm_targets

@@ -52,7 +52,7 @@ def evaluator(objective: str, packing: str = "chunk", microbatches: int = 1):
         params = host_state(objective).params if params is None else params
         with jax.set_mesh(mesh or mesh_of(ALONE)):
             out = step(params, batch, jnp.asarray(BYTES), jnp.int32(index), jnp.int32(draw))
-        return {name: float(x) for name, x in out.items()}
+        return {name: float(x) for name, x in out.items() if x.ndim == 0}
 
     return run
 

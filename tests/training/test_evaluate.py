@@ -15,7 +15,7 @@ from diffusionlm.checkpoint import store as checkpoint
 from diffusionlm.data.pipeline import eval_batches, open_dataset
 from diffusionlm.parallel.mesh import make_mesh
 from diffusionlm.presets import arm_twin
-from diffusionlm.training import evaluate, programs
+from diffusionlm.training import evaluate, metrics, programs
 from diffusionlm.training import loop as trainer
 from diffusionlm.training.state import abstract_state
 
@@ -41,17 +41,25 @@ def test_evaluation_is_the_mean_over_draws_and_its_error_theirs(uninterrupted, d
     params = checkpoint.load_params(run.workdir)  # on one device
     step = programs.make_eval_step(run.config)
     token_bytes = open_dataset(dataset).tokenizer.token_bytes().astype(np.float32)
-    draws = np.zeros((3, 2))
+    draws, levels = np.zeros((3, 2)), np.zeros((2, 10))
     for k, rows in enumerate(eval_batches(open_dataset(dataset), batch_size=BATCH, records=3 * BATCH)):
         for draw in range(3):
             part = step(params, rows, token_bytes, np.int32(k), np.int32(draw))
             draws[draw] += float(part["nats"]), float(part["tokens"])
+            levels += np.asarray(part["levels"])
     nelbo = draws[:, 0] / draws[:, 1]
     assert len(set(nelbo)) == 3
     found = run.result["eval"]
     assert found["nelbo_nats_per_token"] == pytest.approx(sum(nelbo) / 3, rel=1e-5)
     variance = sum((nelbo - sum(nelbo) / 3) ** 2) / 2
     assert found["nelbo_stderr"] == pytest.approx(math.sqrt(variance / 3), rel=1e-3)
+    assert levels[1].all()  # a record with exactly n masks of its 15 tokens, n uniform
+    assert found["cross_entropy"] == pytest.approx(levels[0].sum() / levels[1].sum(), rel=1e-5)
+    by_level = {name: value for name, value in found.items() if name.startswith("cross_entropy/")}
+    names = [f"cross_entropy/{i / 10:.1f}-{(i + 1) / 10:.1f}" for i in range(10)]
+    assert by_level == pytest.approx(dict(zip(names, levels[0] / levels[1], strict=True)), rel=1e-5)
+    last = [line for line in metrics.read(run.workdir) if "eval_tokens" in line][-1]
+    assert {f"eval_{name}": found[name] for name in ("cross_entropy", *names)}.items() <= last.items()
 
 
 def test_where_nothing_can_be_scored_done_json_has_null(uninterrupted, tmp_path, monkeypatch):

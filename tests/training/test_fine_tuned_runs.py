@@ -7,10 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support.fine_tuning import LENGTH, tuned
-from support.tiny_run import BATCH, record
+from support.fine_tuning import LENGTH, make_dialogues, tuned
+from support.tiny_run import BATCH, leaves, record, refusal
 
+from diffusionlm.checkpoint import store as checkpoint
 from diffusionlm.data import pipeline
+from diffusionlm.model import lora
 from diffusionlm.pretrained.loading import load
 from diffusionlm.registry import experiment
 from diffusionlm.training import loop as trainer
@@ -102,6 +104,76 @@ def initial_message(prompt, model):
 
     text = model.tokenizer.decode(prompt)
     return Message("user", text.removeprefix("### user\n").removesuffix("\n\n### assistant\n"))
+
+
+@pytest.fixture(scope="module")
+def packed(tmp_path_factory):
+    """Return the dialogues of `dataset`, several to a record."""
+    return make_dialogues(tmp_path_factory.mktemp("packed"), pack=True)
+
+
+def test_packed_records_need_their_own_setting(dataset, packed, tmp_path):
+    cfg = tuned(packed)
+    other = dataclasses.replace(cfg, data=dataclasses.replace(cfg.data, packing="examples"))
+    assert "several prompts with answers in each record" in refusal(other, tmp_path / "a")
+    assert "set --data.packing packed_examples" in refusal(other, tmp_path / "a")
+    length = pipeline.open_dataset(dataset).metadata.sequence_length
+    data = dataclasses.replace(cfg.data, path=str(dataset), sequence_length=length)
+    assert "set --data.packing examples" in refusal(dataclasses.replace(cfg, data=data), tmp_path / "b")
+
+
+def test_adapters_are_tuned_on_packed_examples_with_prompts_left_out(packed, start, tmp_path):
+    """All at once: nothing but adapters and the embedding moves, and a resumed run repeats bit for bit."""
+    changes = {
+        "model": {"lora_rank": 2},
+        "diffusion": {"prompt_dropout": 0.3},
+        "run": {"init_from": str(start[0]), "eval_every": 0, "eval_records": BATCH},
+    }
+    run, recorder = record(tuned(packed, **changes), tmp_path / "run")
+    first, last = recorder.states[0], recorder.states[11]
+    moved = {name for name in first if name.startswith(".params") and (first[name] != last[name]).any()}
+    assert all(lora.UP in name or lora.DOWN in name or "'embed'" in name for name in moved)
+    assert len(moved) == 7 * 2 + 1
+    masked_prompts = 0
+    for inputs in recorder.inputs.values():
+        ids = next(value for name, value in inputs.items() if name.endswith("['segment_ids']"))[:, :-1]
+        seen = next(value for name, value in inputs.items() if name.endswith("inputs_BxT"))
+        masked_prompts += ((ids % 4 == 1) & (seen == 257)).sum()
+        assert ids.max() > 4  # several examples in a row
+    assert masked_prompts
+    for step in (8, 12):
+        shutil.rmtree(run.workdir / "checkpoints" / str(step))
+    (run.workdir / "DONE.json").unlink()
+    again, resumed = record(tuned(packed, **changes), tmp_path / "run")
+    assert list(resumed.states) == list(range(4, 12))
+    for k, state in resumed.states.items():
+        for name, value in state.items():
+            assert value.tobytes() == recorder.states[k][name].tobytes(), name
+    assert again.result["eval"] == run.result["eval"]
+    params = checkpoint.load_params(run.workdir)
+    assert any(leaf.any() for name, leaf in leaves(params).items() if lora.UP in name)
+
+
+RECIPES = ("smdm_reverse", "smdm_gsm8k", "smdm_sharegpt", "diffugpt_gsm8k", "tinystories_chat")
+
+
+@pytest.mark.parametrize("name", [RECIPES[0], *(pytest.param(name, marks=pytest.mark.slow) for name in RECIPES[1:])])
+def test_recipes_take_a_step_with_a_tiny_model(name, dataset, packed, tmp_path):
+    cfg = experiment(name)
+    path = packed if cfg.data.packing == "packed_examples" else dataset
+    length = pipeline.open_dataset(path).metadata.sequence_length
+    tiny = {"d_model": 16, "n_layers": 2, "n_heads": 2, "n_kv_heads": 2, "head_dim": 8, "d_ff": 32, "vocab_size": 257}
+    cfg = dataclasses.replace(
+        cfg,
+        model=dataclasses.replace(cfg.model, max_length=length, dtype="float32", remat="none", **tiny),
+        optim=dataclasses.replace(cfg.optim, warmup_steps=0),
+        data=dataclasses.replace(cfg.data, path=str(path), sequence_length=length, batch_size=8),
+        run=dataclasses.replace(cfg.run, steps=1, eval_every=0, eval_records=8),
+    )
+    run = trainer.train(cfg, tmp_path)
+    found = run.result["eval"]
+    assert 3 < found["nelbo_nats_per_token"] < 9  # near log 257, of random weights
+    assert found["cross_entropy"] == pytest.approx(np.log(257), abs=1.5)
 
 
 @pytest.mark.slow

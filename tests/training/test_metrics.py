@@ -5,6 +5,7 @@ import json
 import math
 import struct
 
+import numpy as np
 import pytest
 from etils import epath
 from tensorboardX.proto.event_pb2 import Event
@@ -173,6 +174,27 @@ def test_a_line_is_the_mean_over_its_steps(workdir, clock):
     assert second["skipped"] == 3
     assert steps.last_loss == 30
     assert steps.note == "loss 30.000  32 tok/s"
+
+
+def test_losses_by_level_of_noise_are_means_over_the_masked_tokens_of_all_steps(workdir, clock):
+    """Not means of means: a step with few masked tokens at a level counts little there."""
+    levels = np.zeros((3, 2, 10))
+    levels[0, :, 2] = 8.0, 4
+    levels[1, :, 2] = 1.0, 2
+    levels[2, :, 9] = 30.0, 10
+    with log(begin(workdir, clock), metrics.MetricsWriter(workdir, 0)) as steps:
+        for step in range(1, 4):
+            clock.seconds += 1
+            steps.add(step, step_metrics(1.0) | {"levels": levels[step - 1]})
+        for step in range(4, 7):
+            clock.seconds += 1
+            steps.add(step, step_metrics(1.0) | {"levels": 0 * levels[0]})
+    first, second = metrics.read(workdir)
+    found = {name: value for name, value in first.items() if name.startswith("cross_entropy/")}
+    assert found == pytest.approx({"cross_entropy/0.2-0.3": 1.5, "cross_entropy/0.9-1.0": 3.0})
+    assert not any(name.startswith("cross_entropy/") for name in second)
+    tags = {value.tag for event in events(workdir) for value in event.summary.value}
+    assert tags >= set(found)
 
 
 def test_the_last_step_is_logged_whatever_the_interval(workdir, clock):

@@ -50,12 +50,13 @@ def test_meshes_and_micro_batches_change_only_the_order_of_sums(sizes, microbatc
     full = jax.device_put(targets_on(ALONE), NamedSharding(mesh, PartitionSpec(("data", "fsdp"))))
     with jax.set_mesh(mesh):
         compute = jax.jit(lambda p, t: train_step.loss_and_grads(cfg, p, t)).lower(params, full).compile()
-        (loss, unweighted), grads = jax.device_get(compute(params, full))
+        (loss, levels), grads = jax.device_get(compute(params, full))
     # Four rows a device are no whole pairs for each of four micro-batches, and yet no row leaves its device.
     assert "all-to-all" not in compute.as_text()
     state, metrics = one_step("mdm")
     assert loss == pytest.approx(metrics["loss"], rel=1e-5)
-    assert unweighted == pytest.approx(metrics["cross_entropy"] * targets_on(ALONE).counted_BxT.sum(), rel=1e-5)
+    np.testing.assert_allclose(levels, metrics["levels"], rtol=1e-5)
+    assert levels[0].sum() == pytest.approx(metrics["cross_entropy"] * targets_on(ALONE).counted_BxT.sum(), rel=1e-5)
     norm = float(optax.tree.norm(grads))
     assert norm == pytest.approx(metrics["grad_norm"], rel=1e-5)
     # After one step from zero, the first moment is (1 - beta1) times the clipped gradient.
@@ -100,6 +101,13 @@ def test_the_mdm_loss_is_its_definition():
     _, metrics = one_step("mdm")
     assert metrics["loss"] == pytest.approx((nll * weight).sum() / kept.sum(), rel=1e-5)
     assert metrics["cross_entropy"] == pytest.approx(nll[masked].mean(), rel=1e-5)
+    by_hand = np.zeros((2, 10))  # by tenths of the kept tokens that are masked
+    for row in range(B):
+        level = min(10 * int(masked[row].sum()) // max(int(kept[row].sum()), 1), 9)
+        by_hand[0, level] += nll[row][masked[row]].sum()
+        by_hand[1, level] += masked[row].sum()
+    assert (by_hand[1] > 0).sum() > 5
+    np.testing.assert_allclose(metrics["levels"], by_hand, rtol=1e-5)
 
 
 def test_the_arm_loss_is_its_definition():

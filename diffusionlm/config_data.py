@@ -1,0 +1,58 @@
+"""The settings of a run's data, and how records of examples are numbered; `config` has all the others."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from diffusionlm.config_fields import AtLeastMinusOne, AtLeastTwo, Canonical, Positive, later, op
+from diffusionlm.errors import UserError
+
+# Segment ids of records that hold examples: PARTS * (number of the example in its record, from 0) + one of these parts,
+# or 0 where nothing is seen. PADDING is EOS padding that belongs to a packed example.
+PROMPT, ANSWER, PADDING, PARTS = 1, 2, 3, 4
+
+
+@dataclass(frozen=True)
+class DataConfig(Canonical):
+    """The training data: a prepared directory, or a source that is first prepared into the run directory."""
+
+    path: str = op("")  # directory written by `diffusionlm data prepare`; empty: prepare `source` into WORKDIR/data
+    # used when path is empty: a registered corpus (python_docs), text or jsonl(.gz) files, a directory or glob pattern
+    # of them, or tfds:NAME
+    source: str = ""
+    # for `source`: byte, sentencepiece (trained with model.vocab_size pieces, or with run.init_from that checkpoint's
+    # own), a tokenizer.model file; or a tokenizer.json file, the directory of a released model or a checkpoint, which
+    # may lie elsewhere when the run is resumed
+    tokenizer: str = "sentencepiece"
+    sequence_length: AtLeastTwo = 2048  # tokens the model sees; records hold one more
+    batch_size: Positive = 256  # sequences per optimizer step, over all devices and micro-batches
+    # concatenate and cut; segments also keeps documents from attending to each other; examples: a prompt and its answer
+    # in each record, for supervised fine-tuning: the prompt is given, the answer is learned; packed_examples: several
+    # in each record, prepared with --pack, which do not attend to each other
+    packing: Literal["chunk", "segments", "examples", "packed_examples"] = "chunk"
+    # examples: this many consecutive rows are padded with EOS to their longest, and learn the padding; 1: only the EOS
+    # that ends an answer; 0: the whole batch; -1: all rows, to sequence_length. Autoregressive models learn no padding
+    pad_group: AtLeastMinusOne = 0
+    # examples: what is masked and learned: answers given their prompts, or all of both (SMDM's reversal fine-tuning)
+    learn: Literal["answers", "all"] = later("answers")
+
+    @property
+    def holds_examples(self) -> bool:
+        """True if records hold prompts with answers."""
+        return self.packing in ("examples", "packed_examples")
+
+    def validate(self) -> None:
+        """Raise `UserError` for fields that contradict one another."""
+        if self.pad_group and self.packing != "examples":
+            why = ", whose padding was chosen when they were prepared" if self.holds_examples else ""
+            raise UserError(
+                f"data.pad_group={self.pad_group} is for data.packing=examples, not {self.packing}{why}; drop it"
+            )
+        if self.learn != "answers" and not self.holds_examples:
+            raise UserError(
+                f"data.learn={self.learn} is for prompts with answers (data.packing=examples), not {self.packing}; "
+                "drop it"
+            )
+        if self.pad_group > 0 and self.batch_size % self.pad_group:
+            raise UserError(
+                f"data.pad_group={self.pad_group} must divide data.batch_size={self.batch_size}; 0 is the whole batch"
+            )
