@@ -33,7 +33,7 @@ def experiment_first(args: list[str], prog: str, usage: str) -> tuple[Config | N
       UserError: the first word names no experiment.
     """
     if args and not args[0].startswith("-"):
-        require_name(args[0], "experiment", registry.names(), usage)
+        require_name(args[0], registry, usage)
         return registry.get(args[0]), args[1:]
     if args and args[0] in ("-h", "--help"):
         write(f"usage: {usage}\n\n`{prog} EXPERIMENT --help` lists all fields. Experiments:\n\n{_all_as_text()}")

@@ -9,6 +9,7 @@ from diffusionlm.config_io import flat
 from diffusionlm.console import write
 from diffusionlm.errors import UserError
 from diffusionlm.options import SETTINGS, parse
+from diffusionlm.registry import sweeps
 
 
 def plan(args: list[str], prog: str) -> int:
@@ -127,7 +128,7 @@ def _sweep_first(args: list[str], prog: str, options: str = "[--workdir DIR] [..
     if not args or args[0].startswith("-") and args[0] not in ("-h", "--help"):
         raise UserError(f"name the sweep first; usage: {usage}; known: {', '.join(sweep.names())}")
     if not args[0].startswith("-"):
-        require_name(args[0], "sweep", sweep.names(), usage)
+        require_name(args[0], sweeps, usage)
     return ["--everything" if word == "--all" else word for word in args]
 
 

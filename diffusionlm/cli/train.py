@@ -5,6 +5,7 @@ from typing import Annotated, Any
 
 from etils import epath
 
+from diffusionlm import shortening
 from diffusionlm.cli.experiments import experiment_first
 from diffusionlm.cli.output import PROGRAM, fail, short_count
 from diffusionlm.config import Config
@@ -32,6 +33,7 @@ def train(args: list[str], prog: str) -> int:
 
 
 def _train(cfg: Config, workdir: str) -> int:
+    shortening.validate(cfg)  # before JAX is imported, which takes seconds
     import jax
 
     from diffusionlm.storage import run_path

@@ -15,6 +15,7 @@ import numpy as np
 from etils import epath
 from jax.sharding import Mesh
 
+from diffusionlm import shortening
 from diffusionlm.config import Config
 from diffusionlm.data.pipeline import Dataset
 from diffusionlm.diffusion import schedules
@@ -81,7 +82,7 @@ def train(cfg: Config | str, workdir: epath.PathLike | None = None, *, fence: Fe
         cfg = experiments.get(cfg)
     if not isinstance(cfg, Config):
         raise UserError(f"cfg={cfg!r} must be a Config, such as dlm.experiment('demo'), or the name of an experiment")
-    cfg.validate()
+    shortening.validate(cfg)
     schedules.build(cfg.diffusion)  # an unknown name is refused before anything is written
     processes.initialize()
     processes.check_joined()
