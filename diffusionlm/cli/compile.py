@@ -3,6 +3,7 @@
 import os
 from typing import Annotated
 
+from diffusionlm import hardware
 from diffusionlm.cli.experiments import experiment_first
 from diffusionlm.cli.output import print_json
 from diffusionlm.config import Config
@@ -32,6 +33,8 @@ def compile_check(args: list[str], prog: str) -> int:
     ) -> int:
         """Compile a training step of this experiment, or its sampler, for a TPU slice, on a machine without a TPU.
 
+        The compiler is libtpu, for Linux on x86, which the extra tpu installs.
+
         Args:
           topology: a slice as Google Cloud names it: v4-N, v5p-N or tpu7x-N (N TensorCores, two a chip), v5e-N or v6e-N
             (N chips).
@@ -57,6 +60,8 @@ def _compile(
     part: Part | None,
     json: bool,
 ) -> int:
+    hardware.parse(topology, slices)
+    hardware.require_libtpu()  # before JAX is imported, which takes seconds
     os.environ.setdefault("JAX_PLATFORMS", "cpu")  # before JAX looks for a TPU
     from diffusionlm.compile_check import compile as aot
     from diffusionlm.compile_check import table

@@ -18,6 +18,7 @@ from diffusionlm.cli.output import PROGRAM, fail, summary
 from diffusionlm.console import write
 from diffusionlm.errors import LostProcess, UserError, naming, suggest
 from diffusionlm.parallel.signals import never_deaf
+from diffusionlm.platforms import leave_out_absent_tpus
 from diffusionlm.version import __version__
 
 # Each takes the words after the verb and the name by which the verb is called; it returns the exit code.
@@ -41,6 +42,7 @@ VERBS: dict[str, Callable[[list[str], str], int]] = {
 
 def entry_point() -> None:
     """Run `main` with the logging and warnings of a program rather than of a library."""
+    leave_out_absent_tpus()  # before JAX looks for them
     keep_freed_memory()  # before JAX starts its threads
     never_deaf()
     _prepare_streams()
