@@ -23,7 +23,8 @@ def compile_check(args: list[str], prog: str) -> int:
 
     def run(
         topology: str,
-        config: Annotated[Config, *SETTINGS] = cfg,
+        experiment: Annotated[Config, *SETTINGS] = cfg,
+        config: str | None = None,
         slices: int = 1,
         sampling: bool = False,
         count: int = 8,
@@ -38,7 +39,8 @@ def compile_check(args: list[str], prog: str) -> int:
         Args:
           topology: a slice as Google Cloud names it: v4-N, v5p-N or tpu7x-N (N TensorCores, two a chip), v5e-N or v6e-N
             (N chips).
-          config: the experiment.
+          experiment: the experiment.
+          config: a .json or .toml file with fields of the experiment, as of `train`.
           slices: how many such slices; mesh.data must be a multiple.
           sampling: compile the sampler instead of the training step.
           count: with sampling, texts at a time.
@@ -46,7 +48,7 @@ def compile_check(args: list[str], prog: str) -> int:
           part: the program of this part of the run alone; by default each program has a report.
           json: print the report as JSON.
         """
-        return _compile(config, topology, slices, settings if sampling else None, count, part, json)
+        return _compile(experiment, topology, slices, settings if sampling else None, count, part, json)
 
     return parse(run, words, f"{prog} {cfg.name}")()
 

@@ -4,7 +4,7 @@ import contextlib
 import difflib
 import inspect
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from diffusionlm.console import Console, write
