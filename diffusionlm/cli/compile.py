@@ -62,20 +62,23 @@ def _compile(
     part: Part | None,
     json: bool,
 ) -> int:
+    if sampling and part:
+        raise UserError(f"part={part} is a part of training, and --sampling compiles the sampler; drop one of them")
+    known = [*parts.parts(cfg.validate())]
+    if part not in (None, *known):
+        raise UserError(f"part={part!r} must be one of those of {cfg.name}: {', '.join(known)}")
+    programs: list[Part | None] = [None] if sampling else [part] if part else [*known]
+    if json and len(programs) > 1:
+        raise UserError(
+            f"{cfg.name} has a program for each of its parts, and --json prints one report; choose with --part "
+            + " or ".join(map(str, programs))
+        )
     hardware.parse(topology, slices)
     hardware.require_libtpu()  # before JAX is imported, which takes seconds
     os.environ.setdefault("JAX_PLATFORMS", "cpu")  # before JAX looks for a TPU
     from diffusionlm.compile_check import compile as aot
     from diffusionlm.compile_check import table
 
-    if sampling and part:
-        raise UserError(f"part={part} is a part of training, and --sampling compiles the sampler; drop one of them")
-    programs: list[Part | None] = [None] if sampling else [part] if part else [*parts.parts(cfg.validate())]
-    if json and len(programs) > 1:
-        raise UserError(
-            f"{cfg.name} has a program for each of its parts, and --json prints one report; choose with --part "
-            + " or ".join(map(str, programs))
-        )
     fits = True
     for program in programs:
         report = aot.compile(cfg, topology, slices=slices, sampling=sampling, count=count, part=program)

@@ -51,7 +51,7 @@ def experiment_first(args: list[str], prog: str, usage: str) -> tuple[Config | N
 def _config_file(args: list[str]) -> str | None:
     """Return the value of `--config`, the last one; None if it is not there, or lacks its value."""
     file = None
-    for word, following in zip(args, [*args[1:], "--"], strict=True):
+    for word, following in zip(args, [*args[1:], "--"], strict=False):
         name, equals, value = word.partition("=")
         if name == "--config" and (equals or not following.startswith("--")):
             file = value if equals else following

@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Callable, Sequence
 
 from diffusionlm.allocator import keep_freed_memory
-from diffusionlm.cli import chat, data, evaluate, experiments, sample, sweep, train, weights
+from diffusionlm.cli import chat, data, evaluate, experiments, sample, sharing, sweep, train, weights
 from diffusionlm.cli import compile as cli_compile
 from diffusionlm.cli.output import PROGRAM, fail, summary
 from diffusionlm.console import write
@@ -29,6 +29,8 @@ VERBS: dict[str, Callable[[list[str], str], int]] = {
     "evaluate": evaluate.evaluate,
     "import": weights.import_weights,
     "export": weights.export_weights,
+    "card": sharing.card,
+    "push": sharing.push,
     "compile": cli_compile.compile_check,
     "data prepare": data.data_prepare,
     "data inspect": data.data_inspect,

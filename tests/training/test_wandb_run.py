@@ -1,4 +1,4 @@
-"""Weights & Biases gets the lines of metrics.jsonl; a resumed run is the same run there, and its failures stop nothing."""
+"""Weights & Biases gets the lines of metrics.jsonl; a resumed run continues there, and failures stop nothing."""
 
 import importlib.util
 import json
