@@ -43,6 +43,8 @@ if TYPE_CHECKING:  # the same names for type checkers and editors
     from diffusionlm.scaling.sweep.recipe import ScalingRecipe as ScalingRecipe
     from diffusionlm.scaling.sweep.recipe import Sweep as Sweep
     from diffusionlm.scaling.sweep.recipe import grid as grid
+    from diffusionlm.sharing.card import model_card as model_card
+    from diffusionlm.sharing.push import push_to_hub as push_to_hub
     from diffusionlm.training.loop import DivergenceError as DivergenceError
     from diffusionlm.training.loop import Run as Run
     from diffusionlm.training.loop import train as train
@@ -67,6 +69,8 @@ _NAMES = {  # public name -> the module that has it
     "Message": "data.chat_templates",
     "import_weights": "interop.importing",
     "export_weights": "interop.exporting",
+    "model_card": "sharing.card",
+    "push_to_hub": "sharing.push",
     "evaluate": "evaluation.tasks",
     "SamplingConfig": "sampling.config",
     "LikelihoodConfig": "likelihood.config",

@@ -270,7 +270,7 @@ class Config(Canonical):
         if self.model.causal != is_arm:
             raise UserError(
                 f"objective={self.objective} needs model.causal={is_arm}, not {self.model.causal}; "
-                "experiments whose names end in _arm are set up as autoregressive twins"
+                "NAME_arm is the autoregressive twin of the experiment NAME, whichever it is"
             )
         if not is_arm and self.mask_id is None:
             raise UserError(

@@ -2,6 +2,7 @@
 
 import contextlib
 import difflib
+import importlib.util
 import os
 import re
 from collections.abc import Iterable, Iterator
@@ -72,3 +73,9 @@ def naming(file: str | os.PathLike) -> Iterator[None]:
 def missing_package(user: str, package: str, extra: str) -> UserError:
     """Return an error that says which package a feature lacks, and how to install it with one of our extras."""
     return UserError(f"{user} needs the package {package}; in a checkout of diffusionlm, pip install -e '.[{extra}]'")
+
+
+def require_package(module: str, user: str, package: str, extra: str) -> None:
+    """Raise `UserError` unless a module of an optional package is there, without importing it; before work is done."""
+    if importlib.util.find_spec(module) is None:
+        raise missing_package(user, package, extra)

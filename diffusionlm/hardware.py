@@ -13,7 +13,7 @@ import math
 import re
 from dataclasses import dataclass
 
-from diffusionlm.errors import UserError
+from diffusionlm.errors import UserError, require_package
 
 GIB = 2**30
 CUBE = 4  # chips along each side of the cubes that 3D slices of 64 chips or more are built of
@@ -107,6 +107,11 @@ def parse(name: str, slices: int = 1) -> Topology:
         counted = "TensorCores, two a chip" if chip.cores_counted == 2 else "chips"
         raise UserError(f"there is no slice {name!r} (sizes of {chip.name} count {counted}); the nearest are {nearest}")
     return Topology(f"{chip.name}-{size}", chip, offered[size], slices)
+
+
+def require_libtpu() -> None:
+    """Raise `UserError` unless the compiler for TPUs is installed; it is not imported."""
+    require_package("libtpu", "compiling for TPUs", "libtpu (for Linux on x86)", "tpu")
 
 
 def larger(topology: Topology) -> Topology | None:

@@ -5,6 +5,7 @@ between its releases, so `_explain_mistake` finds the mistake again and describe
 """
 
 import contextlib
+import contextvars
 import difflib
 import functools
 import inspect
@@ -40,6 +41,8 @@ def parse(function: Callable, args: Sequence[str], prog: str) -> Callable[[], An
     Raises:
       UserError: an unknown option, a value of another type, or something missing or superfluous.
     """
+    if _describing.get():
+        raise _Described(function)
     try:
         with contextlib.redirect_stderr(io.StringIO()):
             bound, unknown = tyro.cli(
@@ -52,6 +55,29 @@ def parse(function: Callable, args: Sequence[str], prog: str) -> Callable[[], An
     if unknown or () in bound.args or [] in bound.args:  # tyro lets a positional list be empty
         raise UserError(_explain_mistake(function, args, prog))
     return bound
+
+
+class _Described(Exception):
+    """Ends a command at the point where it would read its words."""
+
+    def __init__(self, function: Callable):
+        super().__init__()
+        self.function = function
+
+
+_describing = contextvars.ContextVar("_describing", default=False)
+
+
+def described_by(command: Callable[[], Any]) -> "dict[str, Option]":
+    """Return the parameters of the function for which a command calls `parse`; nothing is read, and it ends there."""
+    token = _describing.set(True)
+    try:
+        command()
+    except _Described as described:
+        return _options(described.function)
+    finally:
+        _describing.reset(token)
+    raise AssertionError("the command did not read its words")
 
 
 def _binder(function: Callable) -> Callable[..., functools.partial]:
@@ -103,7 +129,7 @@ def _set_signature(function: Any, signature: inspect.Signature) -> None:
 
 
 @dataclass(frozen=True)
-class _Option:
+class Option:
     """The values that an option or a positional parameter accepts."""
 
     hint: Any
@@ -115,22 +141,22 @@ class _Option:
     @property
     def values(self) -> int | None:
         """The number of values that it takes; None: any number."""
-        origins = {typing.get_origin(hint) for hint in _alternatives(self.hint)}
+        origins = {typing.get_origin(hint) for hint in alternatives(self.hint)}
         return 0 if self.flag else None if origins & {list, tuple, Sequence} else 1
 
 
-def _options(function: Callable) -> dict[str, _Option]:
+def _options(function: Callable) -> dict[str, Option]:
     """Return every parameter by name, those of dataclasses by their dotted field names."""
     hints = typing.get_type_hints(function)
-    options: dict[str, _Option] = {}
+    options: dict[str, Option] = {}
     for name, parameter in inspect.signature(function).parameters.items():
         hint = hints[name]
         if isinstance(hint, type) and is_dataclass(hint):
-            options |= {field: _Option(kind) for field, kind in fields(hint).items()}
+            options |= {field: Option(kind) for field, kind in fields(hint).items()}
             continue
         required = parameter.default is inspect.Parameter.empty
         positional = parameter.kind is inspect.Parameter.POSITIONAL_ONLY
-        options[name] = _Option(hint, required, positional, flag=hint is bool, unset=parameter.default is None)
+        options[name] = Option(hint, required, positional, flag=hint is bool, unset=parameter.default is None)
         if parameter.default is True:
             options[f"no_{name}"] = options[name]
     return options
@@ -165,6 +191,9 @@ def _explain_mistake(function: Callable, args: Sequence[str], prog: str) -> str:
                 words = words.removesuffix(" or None") + ", or be left out" if option.unset else words
                 return f"{name}={value} must be {words}"
         values += words[len(taken) :]
+    for (name, option), value in zip(positional.items(), values, strict=False):
+        if not _fits(option.hint, value):
+            return f"{name}={value} must be {_words(option.hint)}"
     used = {name for name, _ in groups}
     missing = [(name.upper(), name) for name in list(positional)[len(values) :]]
     missing += [(f"--{name}", name) for name, option in options.items() if option.required and name not in used]
@@ -198,13 +227,14 @@ def _description(function: Callable, parameter: str) -> str:
     return " ".join((text or "").rstrip(".").split())
 
 
-def _alternatives(hint: Any) -> tuple[Any, ...]:
+def alternatives(hint: Any) -> tuple[Any, ...]:
+    """Return the types of a union, or a type by itself."""
     return typing.get_args(hint) if typing.get_origin(hint) in (types.UnionType, typing.Union) else (hint,)
 
 
 def _fits(hint: Any, text: str) -> bool:
     """Return True if `text` is a value of that type."""
-    if str in _alternatives(hint):
+    if str in alternatives(hint):
         return True
     try:
         with contextlib.redirect_stderr(io.StringIO()):
@@ -217,7 +247,7 @@ def _fits(hint: Any, text: str) -> bool:
 def _words(hint: Any) -> str:
     """Return a type as a user would name it."""
     names = {int: "an integer", float: "a number", str: "text", bool: "True or False", type(None): "None"}
-    if len(parts := _alternatives(hint)) > 1:
+    if len(parts := alternatives(hint)) > 1:
         return " or ".join(map(_words, parts))
     if typing.get_origin(hint) is Literal:
         return "one of " + ", ".join(map(str, typing.get_args(hint)))

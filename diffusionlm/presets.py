@@ -1,4 +1,4 @@
-"""Published model sizes by name, each with the exact parameter count of its source: `presets.get("smdm_170m")`.
+"""Model sizes by name: `presets.get("smdm_170m")`. The published ones have the exact parameter count of their source.
 
 A preset fixes the network only: the mask id, the learning rate and the data belong to the experiments.
 """
@@ -8,6 +8,7 @@ import dataclasses
 from diffusionlm.config import ModelConfig
 from diffusionlm.config_model import RopeScaling
 from diffusionlm.registry import Registry
+from diffusionlm.twin import arm_twin as arm_twin
 
 _presets: Registry[ModelConfig] = Registry("preset")
 
@@ -57,11 +58,6 @@ def names() -> list[str]:
     return _presets.names()
 
 
-def arm_twin(cfg: ModelConfig) -> ModelConfig:
-    """Return the autoregressive model on the same trunk: causal, and without the input row of [MASK]."""
-    return dataclasses.replace(cfg, causal=True, mask_row=False)
-
-
 def _smdm(layers: int, heads: int, head_dim: int, d_model: int, d_ff: int) -> ModelConfig:
     return ModelConfig(
         d_model=d_model,
@@ -82,6 +78,28 @@ def _smdm(layers: int, heads: int, head_dim: int, d_model: int, d_ff: int) -> Mo
 
 for _number, *_shape in _SMDM:
     _presets.register(f"smdm_{_number}m")(lambda shape=_shape: _smdm(*shape))
+
+
+def _generic(layers: int, heads: int, d_ff: int) -> ModelConfig:
+    """Return a size that nobody published, for vocabularies of 8191 pieces: with the mask row, 8192 rows."""
+    return ModelConfig(
+        d_model=64 * heads,
+        n_layers=layers,
+        n_heads=heads,
+        n_kv_heads=heads,
+        head_dim=64,
+        d_ff=d_ff,
+        vocab_size=8191,
+        mask_row=True,
+        max_length=1024,
+        dtype="bfloat16",
+    )
+
+
+# Named by the number of all parameters. 768 x 12 is the trunk of GPT-2.
+_presets.register("mdm_10m")(lambda: _generic(layers=7, heads=4, d_ff=768))
+_presets.register("mdm_30m")(lambda: _generic(layers=7, heads=8, d_ff=1408))
+_presets.register("mdm_100m")(lambda: _generic(layers=12, heads=12, d_ff=2048))
 
 
 @_presets.register("llada_1b")

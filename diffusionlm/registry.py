@@ -5,7 +5,7 @@ import importlib
 import importlib.util
 import pkgutil
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Generic, TypeVar, cast
 
@@ -13,6 +13,7 @@ from diffusionlm.config import Config
 from diffusionlm.errors import UserError, suggest
 from diffusionlm.options import SETTINGS, parse
 from diffusionlm.storage import disk_path
+from diffusionlm.twin import SUFFIX, autoregressive_twin
 from diffusionlm.untrusted import printable
 
 T = TypeVar("T")
@@ -28,13 +29,22 @@ class Registry(Generic[T]):
       package: a package whose modules are imported at the first look-up, so that registering is one decorator in one
         new file; empty: none.
       named: what is built is a dataclass, and its field `name` becomes the name it was registered under.
+      derived: suffix -> a function of what is built. A name that ends in the suffix, and is not registered itself, is
+        that function of what is registered without it.
     """
 
     _all: ClassVar[list["Registry"]] = []
     _folders: ClassVar[set[Path]] = set()  # of users' files
 
-    def __init__(self, kind: str, package: str = "", *, named: bool = False):
-        self.kind, self._package, self._named = kind, package, named
+    def __init__(
+        self,
+        kind: str,
+        package: str = "",
+        *,
+        named: bool = False,
+        derived: Mapping[str, Callable[[T], T]] | None = None,
+    ):
+        self.kind, self._package, self._named, self._derived = kind, package, named, derived or {}
         self._builders: dict[str, Callable[[], T]] = {}
         self._files: dict[Path, set[str]] = {}  # the users' files that were run, with the names that each registered
         Registry._all.append(self)
@@ -65,14 +75,30 @@ class Registry(Generic[T]):
         file, colon, own_name = name.rpartition(":")
         if colon and file.endswith(".py"):
             registered = self._run(disk_path(file))
-            if own_name not in registered:
+            builder = self._find(own_name, registered)
+            if builder is None:
                 raise UserError(f"{file} registers no {self.kind} {own_name!r}{suggest(own_name, registered)}")
-            return self._builders[own_name]
+            return builder
         if name.endswith(".py"):
             raise UserError(f"{name!r} is a file; name the {self.kind} that it registers too: {name}:NAME")
-        if name not in self._builders:
+        builder = self._find(name, self._builders)
+        if builder is None:
             raise UserError(f"unknown {self.kind} {name!r}{suggest(name, self._builders)}")
-        return self._builders[name]
+        return builder
+
+    def knows(self, name: str) -> bool:
+        """Return True if a name without a file is registered, or derived from one that is."""
+        self._load()
+        return self._find(name, self._builders) is not None
+
+    def _find(self, name: str, among: Collection[str]) -> Callable[[], T] | None:
+        """Return the builder of one of these names, or of one that is derived from it; None if there is none."""
+        if name in among:
+            return self._builders[name]
+        for suffix, derive in self._derived.items():
+            if (stem := name.removesuffix(suffix)) in among and stem != name:
+                return _derived(self._builders[stem], derive)
+        return None
 
     def get(self, name: str) -> T:
         """Build what is registered under that name.
@@ -123,6 +149,16 @@ class Registry(Generic[T]):
                     importlib.import_module(f"{package.__name__}.{module.name}")
 
 
+def _derived(builder: Callable[[], T], derive: Callable[[T], T]) -> Callable[[], T]:
+    """Return a builder of what `derive` makes of what another one builds, with the description of `derive`."""
+
+    def build() -> T:
+        return derive(builder())
+
+    build.__doc__ = derive.__doc__
+    return build
+
+
 def _execute(path: Path, module_name: str) -> None:
     """Run a file as a module of that name; dataclasses in it look their module up.
 
@@ -156,8 +192,10 @@ def _place(error: SyntaxError) -> str:
     return f"{printable(error.filename)}:{error.lineno}"
 
 
-experiments: Registry[Config] = Registry("experiment", package="diffusionlm.experiments", named=True)
-"""Registered experiments: functions without arguments that return a `Config`."""
+experiments: Registry[Config] = Registry(
+    "experiment", package="diffusionlm.experiments", named=True, derived={SUFFIX: autoregressive_twin}
+)
+"""Registered experiments: functions without arguments that return a `Config`; NAME_arm is the twin of each NAME."""
 
 sweeps: Registry[Any] = Registry("sweep", package="diffusionlm.experiments", named=True)
 """Registered sweeps: functions without arguments that return a `scaling.sweep.recipe.Sweep`, in the same files."""
@@ -167,7 +205,8 @@ def experiment(name: str, overrides: Mapping[str, Any] | None = None) -> Config:
     """Return the registered experiment of that name, with some fields replaced.
 
     Args:
-      name: a name that `diffusionlm experiments` lists, or FILE.py:NAME for one that a file of your own registers.
+      name: a name that `diffusionlm experiments` lists, or FILE.py:NAME for one that a file of your own registers;
+        with _arm at its end, the autoregressive twin of that experiment.
       overrides: dotted field -> value, read as the command line reads it: `{"run.steps": 100, "optim.peak_lr": 1e-3}`.
 
     Raises:

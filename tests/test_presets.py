@@ -57,10 +57,21 @@ OTHERS = {
     "mistral_7b": (6_979_588_096, 7_241_732_096),
 }
 
+# Sizes of our own: layers, width, MLP width; SwiGLU, 8191 pieces and the mask row, separate input and output rows.
+GENERIC = {"mdm_10m": (7, 256, 768), "mdm_30m": (7, 512, 1408), "mdm_100m": (12, 768, 2048)}
+
+
+def generic_counts(layers, width, mlp):
+    """Return the parameters of blocks and norms, and all parameters."""
+    blocks = layers * (4 * width**2 + 3 * width * mlp) + (2 * layers + 1) * width
+    return blocks, blocks + (8192 + 8191) * width
+
+
+OTHERS |= {name: generic_counts(*shape) for name, shape in GENERIC.items()}
 EXPECTED = {f"smdm_{number}m": counts for number, counts in SMDM.items()} | OTHERS
 
 
-def test_names_are_the_published_ones():
+def test_names_are_the_published_ones_and_ours():
     assert len(SMDM) == 30
     assert set(presets.names()) == set(EXPECTED)
 
@@ -72,6 +83,11 @@ def test_parameter_counts(name):
     counts = flops.parameters(cfg)
     assert (counts.non_embedding, counts.total) == EXPECTED[name]
     assert counts.total == counts.non_embedding + counts.embedding + counts.head
+
+
+@pytest.mark.parametrize("name", GENERIC)
+def test_generic_sizes_have_about_the_parameters_of_their_name(name):
+    assert flops.parameters(presets.get(name)).total == pytest.approx(1e6 * int(name[4:-1]), rel=0.03)
 
 
 @pytest.mark.parametrize("number", SMDM)

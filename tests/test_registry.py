@@ -22,6 +22,30 @@ def test_get_builds_what_was_registered(fruit):
     assert fruit.names() == ["apple", "banana"]
 
 
+@pytest.fixture
+def vegetables():
+    """A registry in which dried_NAME is derived from NAME."""
+    registry = Registry("vegetable", derived={"_dried": lambda colour: f"pale {colour}"})
+    registry.register("pea")(lambda: "green")
+    registry.register("bean_dried")(lambda: "brown")
+    registry.register("bean")(lambda: "white")
+    return registry
+
+
+def test_a_suffix_derives_from_what_is_registered(vegetables):
+    assert vegetables.get("pea_dried") == "pale green"
+    assert vegetables.get("bean_dried") == "brown"  # what is registered goes first
+    assert vegetables.names() == ["bean", "bean_dried", "pea"]
+    known = ("pea", "pea_dried", "bean_dried", "kale_dried", "_dried", "pea_dried_dried")
+    assert [vegetables.knows(name) for name in known] == [True, True, True, False, False, False]
+
+
+@pytest.mark.parametrize("name", ["kale_dried", "_dried", "pea_dried_dried"])
+def test_nothing_is_derived_from_an_unknown_name(name, vegetables):
+    with pytest.raises(UserError, match=f"unknown vegetable {name!r}"):
+        vegetables.get(name)
+
+
 def test_register_returns_the_builder():
     @Registry("fruit").register("apple")
     def apple():
@@ -85,6 +109,16 @@ def test_a_users_file_is_run_once_and_registers_its_names(tmp_path, monkeypatch)
             SHARED.get(f"{file}:{other}")
     with pytest.raises(UserError, match="no file 'nowhere.py'; give FILE.py:NAME"):
         SHARED.get("nowhere.py:plum")
+
+
+def test_what_a_users_file_registers_can_be_derived_from(tmp_path, monkeypatch, vegetables):
+    monkeypatch.setitem(sys.modules, "test_registry", sys.modules[__name__])
+    monkeypatch.setattr(sys.modules[__name__], "SHARED", vegetables)
+    file = tmp_path / "patch.py"
+    file.write_text("import test_registry\n\ntest_registry.SHARED.register('leek')(lambda: 'white')\n")
+    assert vegetables.get(f"{file}:leek_dried") == "pale white"
+    with pytest.raises(UserError, match="patch.py registers no vegetable 'pea_dried'"):
+        vegetables.get(f"{file}:pea_dried")
 
 
 def test_a_second_file_that_registers_a_taken_name_is_refused(tmp_path, monkeypatch):

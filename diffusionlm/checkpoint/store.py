@@ -25,9 +25,11 @@ from flax import traverse_util
 from orbax.checkpoint import v1 as ocp
 from orbax.checkpoint._src.serialization import tensorstore_utils
 
+from diffusionlm import hub
 from diffusionlm.checkpoint import deletion, integrity
 from diffusionlm.checkpoint import sidecar as sidecar_lib
 from diffusionlm.checkpoint.failures import reading, writing
+from diffusionlm.checkpoint.location import Location
 from diffusionlm.checkpoint.quiet import quieten
 from diffusionlm.checkpoint.sidecar import Sidecar
 from diffusionlm.errors import UserError
@@ -180,27 +182,21 @@ class CheckpointManager:
         self.close()
 
 
-@dataclasses.dataclass(frozen=True)
-class Location:
-    """The place of a checkpoint, and the newer steps of its run that are not whole."""
-
-    path: epath.Path
-    passed_over: tuple[str, ...] = ()
-
-    def to_json(self) -> dict[str, Any]:
-        """Return {"checkpoint": the directory, "passed_over": newer steps, of which a part is missing}."""
-        return {"checkpoint": str(self.path), "passed_over": list(self.passed_over)}
-
-
 def locate(path: epath.PathLike) -> Location:
     """Return where the checkpoint is that `path` names; say once which newer steps are passed over.
 
     Args:
-      path: a run directory or its checkpoints/ (the newest whole step), one step, or a params-only model.
+      path: a run directory or its checkpoints/ (the newest whole step), one step, a params-only model, or the address
+        of one on the Hugging Face Hub, which is fetched (hf://OWNER/NAME, see `hub`).
 
     Raises:
-      UserError: there is nothing, no checkpoint of ours, or only what an interrupted save left.
+      UserError: there is nothing, no checkpoint of ours, only what an interrupted save left, or the Hub refuses.
     """
+    if hub.is_address(path):
+        fetched = hub.fetch(str(path))
+        if not _is_whole(epath.Path(fetched.path)):
+            raise UserError(f"{fetched.address} holds no diffusionlm checkpoint")
+        return Location(epath.Path(fetched.path), address=fetched.address)
     path = absolute(path)
     if not path.is_dir():
         state = f"is {kind_of(path)}, not a directory" if path.exists() else "does not exist"

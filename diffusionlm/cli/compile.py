@@ -3,6 +3,7 @@
 import os
 from typing import Annotated
 
+from diffusionlm import hardware
 from diffusionlm.cli.experiments import experiment_first
 from diffusionlm.cli.output import print_json
 from diffusionlm.config import Config
@@ -22,7 +23,8 @@ def compile_check(args: list[str], prog: str) -> int:
 
     def run(
         topology: str,
-        config: Annotated[Config, *SETTINGS] = cfg,
+        experiment: Annotated[Config, *SETTINGS] = cfg,
+        config: str | None = None,
         slices: int = 1,
         sampling: bool = False,
         count: int = 8,
@@ -32,10 +34,13 @@ def compile_check(args: list[str], prog: str) -> int:
     ) -> int:
         """Compile a training step of this experiment, or its sampler, for a TPU slice, on a machine without a TPU.
 
+        The compiler is libtpu, for Linux on x86, which the extra tpu installs.
+
         Args:
           topology: a slice as Google Cloud names it: v4-N, v5p-N or tpu7x-N (N TensorCores, two a chip), v5e-N or v6e-N
             (N chips).
-          config: the experiment.
+          experiment: the experiment.
+          config: a .json or .toml file with fields of the experiment, as of `train`.
           slices: how many such slices; mesh.data must be a multiple.
           sampling: compile the sampler instead of the training step.
           count: with sampling, texts at a time.
@@ -43,7 +48,7 @@ def compile_check(args: list[str], prog: str) -> int:
           part: the program of this part of the run alone; by default each program has a report.
           json: print the report as JSON.
         """
-        return _compile(config, topology, slices, settings if sampling else None, count, part, json)
+        return _compile(experiment, topology, slices, settings if sampling else None, count, part, json)
 
     return parse(run, words, f"{prog} {cfg.name}")()
 
@@ -57,18 +62,23 @@ def _compile(
     part: Part | None,
     json: bool,
 ) -> int:
-    os.environ.setdefault("JAX_PLATFORMS", "cpu")  # before JAX looks for a TPU
-    from diffusionlm.compile_check import compile as aot
-    from diffusionlm.compile_check import table
-
     if sampling and part:
         raise UserError(f"part={part} is a part of training, and --sampling compiles the sampler; drop one of them")
-    programs: list[Part | None] = [None] if sampling else [part] if part else [*parts.parts(cfg.validate())]
+    known = [*parts.parts(cfg.validate())]
+    if part not in (None, *known):
+        raise UserError(f"part={part!r} must be one of those of {cfg.name}: {', '.join(known)}")
+    programs: list[Part | None] = [None] if sampling else [part] if part else [*known]
     if json and len(programs) > 1:
         raise UserError(
             f"{cfg.name} has a program for each of its parts, and --json prints one report; choose with --part "
             + " or ".join(map(str, programs))
         )
+    hardware.parse(topology, slices)
+    hardware.require_libtpu()  # before JAX is imported, which takes seconds
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")  # before JAX looks for a TPU
+    from diffusionlm.compile_check import compile as aot
+    from diffusionlm.compile_check import table
+
     fits = True
     for program in programs:
         report = aot.compile(cfg, topology, slices=slices, sampling=sampling, count=count, part=program)

@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Any
 
-from diffusionlm import config_io, fingerprint, flops
+from diffusionlm import config_file, config_io, fingerprint, flops
 from diffusionlm.cli.output import print_json, require_name, short_count, summary
 from diffusionlm.config import Config
 from diffusionlm.console import write
@@ -21,6 +21,9 @@ def list_experiments(args: list[str], prog: str) -> int:
 def experiment_first(args: list[str], prog: str, usage: str) -> tuple[Config | None, list[str]]:
     """Return the experiment that the first word names, and the other words; print the help for `--help`.
 
+    Fields of the file of `--config` replace those of the experiment, which the file may name instead; options, which
+    are read later, replace them in turn.
+
     Args:
       args: the words of the command line after the verb.
       prog: how the verb is called.
@@ -32,13 +35,27 @@ def experiment_first(args: list[str], prog: str, usage: str) -> tuple[Config | N
     Raises:
       UserError: the first word names no experiment.
     """
+    file = _config_file(args)
     if args and not args[0].startswith("-"):
-        require_name(args[0], "experiment", registry.names(), usage)
-        return registry.get(args[0]), args[1:]
+        require_name(args[0], registry, usage)
+        cfg = registry.get(args[0])
+        return cfg if file is None else config_file.apply(file, cfg), args[1:]
     if args and args[0] in ("-h", "--help"):
         write(f"usage: {usage}\n\n`{prog} EXPERIMENT --help` lists all fields. Experiments:\n\n{_all_as_text()}")
         return None, []
+    if file is not None:
+        return config_file.apply(file), args
     raise UserError(f"name the experiment first; usage: {usage}; known: {', '.join(registry.names())}")
+
+
+def _config_file(args: list[str]) -> str | None:
+    """Return the value of `--config`, the last one; None if it is not there, or lacks its value."""
+    file = None
+    for word, following in zip(args, [*args[1:], "--"], strict=False):
+        name, equals, value = word.partition("=")
+        if name == "--config" and (equals or not following.startswith("--")):
+            file = value if equals else following
+    return file
 
 
 def _experiments(name: str | None = None, /, json: bool = False) -> int:

@@ -12,13 +12,20 @@ import warnings
 from collections.abc import Callable, Sequence
 
 from diffusionlm.allocator import keep_freed_memory
-from diffusionlm.cli import chat, data, evaluate, experiments, sample, sweep, train, weights
+from diffusionlm.cli import chat, completion, data, evaluate, experiments, sample, sharing, sweep, train, weights
 from diffusionlm.cli import compile as cli_compile
 from diffusionlm.cli.output import PROGRAM, fail, summary
 from diffusionlm.console import write
 from diffusionlm.errors import LostProcess, UserError, naming, suggest
 from diffusionlm.parallel.signals import never_deaf
+from diffusionlm.platforms import leave_out_absent_tpus
 from diffusionlm.version import __version__
+
+
+def _completion(args: list[str], prog: str) -> int:
+    """Print a script with which a shell completes this command: completion bash, zsh or tcsh."""
+    return completion.completion(args, prog, VERBS)
+
 
 # Each takes the words after the verb and the name by which the verb is called; it returns the exit code.
 VERBS: dict[str, Callable[[list[str], str], int]] = {
@@ -28,6 +35,8 @@ VERBS: dict[str, Callable[[list[str], str], int]] = {
     "evaluate": evaluate.evaluate,
     "import": weights.import_weights,
     "export": weights.export_weights,
+    "card": sharing.card,
+    "push": sharing.push,
     "compile": cli_compile.compile_check,
     "data prepare": data.data_prepare,
     "data inspect": data.data_inspect,
@@ -36,11 +45,13 @@ VERBS: dict[str, Callable[[list[str], str], int]] = {
     "sweep run": sweep.run,
     "sweep status": sweep.status,
     "sweep report": sweep.report,
+    "completion": _completion,
 }
 
 
 def entry_point() -> None:
     """Run `main` with the logging and warnings of a program rather than of a library."""
+    leave_out_absent_tpus()  # before JAX looks for them
     keep_freed_memory()  # before JAX starts its threads
     never_deaf()
     _prepare_streams()

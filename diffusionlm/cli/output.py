@@ -4,11 +4,12 @@ import contextlib
 import difflib
 import inspect
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from diffusionlm.console import Console, write
 from diffusionlm.errors import UserError, naming
+from diffusionlm.registry import Registry
 from diffusionlm.storage import dump_numbers
 
 if TYPE_CHECKING:
@@ -26,22 +27,22 @@ def fail(message: str, code: int) -> int:
     return code
 
 
-def require_name(word: str, kind: str, known: Sequence[str], usage: str) -> None:
+def require_name(word: str, registry: Registry, usage: str) -> None:
     """Refuse a directory, or a word that is like no known name, where a registered name comes first.
 
     A word that is close to a name, and FILE.py:NAME, are left to the registry.
 
     Args:
       word: the first word after the verb.
-      kind: what it should name, "experiment" or "sweep".
-      known: the registered names.
+      registry: the experiments or the sweeps.
       usage: how the verb is called, with the options that take a directory.
 
     Raises:
       UserError: it can be no name.
     """
-    if word in known or ".py" in word:
+    if registry.knows(word) or ".py" in word:
         return
+    kind, known = registry.kind, registry.names()
     if os.path.isdir(word):
         raise UserError(f"{word!r} is a directory, not a registered {kind}; usage: {usage}; known: {', '.join(known)}")
     if not difflib.get_close_matches(word, known):

@@ -3,12 +3,14 @@
 import os
 from typing import Annotated, Any
 
+from diffusionlm import hardware
 from diffusionlm.cli.output import print_json, require_name
 from diffusionlm.config import Config
 from diffusionlm.config_io import flat
 from diffusionlm.console import write
 from diffusionlm.errors import UserError
 from diffusionlm.options import SETTINGS, parse
+from diffusionlm.registry import sweeps
 
 
 def plan(args: list[str], prog: str) -> int:
@@ -48,6 +50,7 @@ def plan(args: list[str], prog: str) -> int:
         if price is not None and not price >= 0:
             raise UserError(f"price={price} must not be negative")
         if topology:
+            hardware.require_libtpu()
             os.environ.setdefault("JAX_PLATFORMS", "cpu")  # before JAX looks for a TPU
         planned = sweep.plan(
             name, everything=everything, mfu=mfu, topology=topology, settings=_given_fields(settings, args)
@@ -127,7 +130,7 @@ def _sweep_first(args: list[str], prog: str, options: str = "[--workdir DIR] [..
     if not args or args[0].startswith("-") and args[0] not in ("-h", "--help"):
         raise UserError(f"name the sweep first; usage: {usage}; known: {', '.join(sweep.names())}")
     if not args[0].startswith("-"):
-        require_name(args[0], "sweep", sweep.names(), usage)
+        require_name(args[0], sweeps, usage)
     return ["--everything" if word == "--all" else word for word in args]
 
 
@@ -158,6 +161,10 @@ def _status(
     if not (directory / "sweep.json").exists():
         state = "has no sweep.json" if directory.exists() else "does not exist"
         write(f"{directory} {state}: no worker of {name} has begun there; another place needs --workdir", error=True)
+        if not json and not watch:  # a row for each cell would say no more
+            cells = sweep.get(name).select(everything)
+            write(f"{name}: {len(cells)} cells pending; `diffusionlm sweep plan {name} --cells` lists them")
+            return 0
     if watch:
         tables.watch(sweep.get(name), directory, everything=everything)
         return 0

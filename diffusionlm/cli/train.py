@@ -5,33 +5,46 @@ from typing import Annotated, Any
 
 from etils import epath
 
+from diffusionlm import shortening
 from diffusionlm.cli.experiments import experiment_first
 from diffusionlm.cli.output import PROGRAM, fail, short_count
 from diffusionlm.config import Config
 from diffusionlm.console import write
-from diffusionlm.errors import UserError
+from diffusionlm.errors import UserError, require_package
 from diffusionlm.options import SETTINGS, parse
 
 
 def train(args: list[str], prog: str) -> int:
     """Train an experiment, or resume a run: train EXPERIMENT [--workdir DIR] [--FIELD.SUBFIELD VALUE ...]."""
-    cfg, words = experiment_first(args, prog, f"{prog} EXPERIMENT [--workdir DIR] [--FIELD.SUBFIELD VALUE ...]")
+    usage = f"{prog} EXPERIMENT [--workdir DIR] [--config FILE] [--wandb] [--FIELD.SUBFIELD VALUE ...]"
+    cfg, words = experiment_first(args, prog, usage)
     if cfg is None:
         return 0
 
-    def bind(config: Annotated[Config, *SETTINGS] = cfg, workdir: str | None = None) -> tuple[Config, str]:
+    def bind(
+        settings: Annotated[Config, *SETTINGS] = cfg,
+        workdir: str | None = None,
+        config: str | None = None,
+        wandb: bool = False,
+    ) -> int:
         """Train this experiment, or resume the run that is in the directory.
 
         Args:
-          config: the experiment.
+          settings: the experiment.
           workdir: the run directory; None: runs/NAME.
+          config: a .json or .toml file with fields of the experiment, over which the options go; without EXPERIMENT,
+            its field `name` says which one it is, or it has all fields.
+          wandb: also log the metrics to Weights & Biases, in the project WANDB_PROJECT or diffusionlm.
         """
-        return config, workdir or f"runs/{config.name}"
+        return _train(settings, workdir or f"runs/{settings.name}", wandb)
 
-    return _train(*parse(bind, words, f"{prog} {args[0]}")())
+    return parse(bind, words, f"{prog} {cfg.name}")()
 
 
-def _train(cfg: Config, workdir: str) -> int:
+def _train(cfg: Config, workdir: str, wandb: bool) -> int:
+    if wandb:
+        require_package("wandb", "--wandb", "wandb", "wandb")
+    shortening.validate(cfg)  # before JAX is imported, which takes seconds
     import jax
 
     from diffusionlm.storage import run_path
@@ -40,7 +53,7 @@ def _train(cfg: Config, workdir: str) -> int:
 
     done_before = (run_path(workdir) / "DONE.json").exists()
     try:
-        run = run_training(cfg, workdir)
+        run = run_training(cfg, workdir, wandb=wandb)
     except DivergenceError as error:
         return fail(str(error), 1)
     except OSError as error:

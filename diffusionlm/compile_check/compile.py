@@ -5,7 +5,6 @@ what the compiler says (memory, collectives) and what follows from it (a rooflin
 """
 
 import contextlib
-import importlib.util
 import os
 import re
 import time
@@ -92,11 +91,7 @@ def tpu_devices(topology: Topology) -> list[jax.Device]:  # pyright: ignore[repo
     Raises:
       UserError: libtpu is missing.
     """
-    if importlib.util.find_spec("libtpu") is None:
-        raise UserError(
-            "compiling for TPUs needs libtpu, which has packages for Linux on x86 only: in a checkout of diffusionlm, "
-            "pip install -e '.[tpu]'"
-        )
+    hardware.require_libtpu()
     if not (Path("/dev/accel0").exists() or Path("/dev/vfio/0").exists()):
         for name, value in _WITHOUT_TPU.items():
             os.environ.setdefault(name, value)

@@ -85,7 +85,9 @@ def score_documents(
         ids = [i for d in batch for i in range(first_ids[d], first_ids[d + 1])]
         some = [documents[d] for d in batch]
         with model.on_mesh():
-            scores = likelihood(model.params, model.config, some, settings, stride=stride, request_ids=ids)
+            scores = likelihood(
+                model.params, model.config, some, settings, stride=stride, request_ids=ids, watch=session.show
+            )
         return [
             {"nats": -estimate.log_likelihood, "stderr": estimate.stderr, "tokens": n, "forwards": estimate.nfe}
             for estimate, n in zip(scores.documents, scores.tokens, strict=True)

@@ -1,5 +1,6 @@
 """One evaluation: the model, and a record of every item that is finished, which a repeated command takes up."""
 
+import functools
 import hashlib
 import json
 import math
@@ -58,6 +59,7 @@ class Session:
         self._header: _Header | None = None
         self._lines: JsonLines | None = None  # of the file, which is not made before there is a record
         self._finished: dict[str, _Line] = {}
+        self._show: Callable[[float], None] = lambda share: None
 
     def open_records(self, path: epath.PathLike, task: str, options: Mapping[str, Any], *, resume: bool) -> None:
         """Keep the records in a file of JSON lines, and take up those that it holds.
@@ -124,6 +126,8 @@ class Session:
                     self._write(_Line(keys[i], finished[i].seconds + seconds, renewed))
             for k in range(0, len(missing), batch_size):
                 batch = missing[k : k + batch_size]
+                done = len(items) - len(missing) + k
+                self._show = functools.partial(_show, progress, done, len(batch))
                 start = time.perf_counter()
                 computed = compute(batch)
                 seconds = (time.perf_counter() - start) / len(batch)
@@ -131,8 +135,12 @@ class Session:
                     records[i] = record
                     self.seconds += seconds
                     self._write(_Line(keys[i], seconds, record))
-                progress.update(len(items) - len(missing) + k + len(batch), "")
+                progress.update(done + len(batch), "")
         return [records[i] for i in range(len(items))]
+
+    def show(self, share: float) -> None:
+        """Show that this share of the batch that is computed is done; for batches that take minutes."""
+        self._show(share)
 
     def _write(self, line: "_Line") -> None:
         if self._path is None:
@@ -165,6 +173,12 @@ def read_records(path: epath.Path) -> dict[str, Record]:
     if not lines:
         raise UserError(f"{path} is not there or empty; it has the records of the result beside it")
     return {line.sha256: line.record for line in _read_lines(path, lines)[1]}
+
+
+def _show(progress: Progress, done: int, size: int, share: float) -> None:
+    """Move the bar to a share of the batch of `size` items that follows those done."""
+    if share < 1:  # the end of a batch is shown when its records are written
+        progress.update(done + int(share * size), f"{share:.0%} of a batch of {size}")
 
 
 def _keys(title: str, items: Sequence[Any]) -> list[str]:

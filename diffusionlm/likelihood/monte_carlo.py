@@ -57,6 +57,7 @@ def estimate(
     settings: LikelihoodConfig | None = None,
     *,
     request_ids: Sequence[int] | None = None,
+    watch: Callable[[float], None] | None = None,
 ) -> list[Estimate]:
     """Estimate log p(target | prefix) of each (prefix, target) pair of token ids.
 
@@ -68,17 +69,19 @@ def estimate(
       pairs: prefixes, which may be empty for a masked diffusion model, and targets.
       settings: the settings of the estimates; None: the defaults.
       request_ids: an integer for each pair, which keys its noise; None: its index.
+      watch: called after each batch with the share that is done, of the passes that every pair has.
 
     Raises:
       UserError: a setting without meaning, or a pair that this model cannot score.
     """
     settings = settings or LikelihoodConfig()
     scorer = Scorer(params, cfg, pairs, settings, request_ids)
+    scorer.watch = watch
     if scorer.exact:
         return scorer.estimates()
     indices = range(len(pairs))
     scorer.run_passes(indices, range(settings.passes))
-    done = settings.passes
+    done, scorer.watch = settings.passes, None
     while settings.stop_at_stderr and done < settings.max_passes:
         uncertain = [r for r in indices if scorer.estimate(r).stderr > settings.stop_at_stderr]
         if not uncertain:
@@ -119,7 +122,13 @@ class PassBatch(NamedTuple):
 
 
 class Scorer:
-    """The pairs of one call, and the nats of the passes that each has had so far."""
+    """The pairs of one call, and the nats of the passes that each has had so far.
+
+    Attributes:
+      watch: called after each batch with the share of the passes asked for that is done; None: nothing is.
+    """
+
+    watch: Callable[[float], None] | None = None
 
     def __init__(
         self,
@@ -205,11 +214,15 @@ class Scorer:
 
     def _run(self, batches: Iterable[PassBatch]) -> Iterator[tuple[int, float]]:
         """Yield the pair and the nats of each pass; the device does not wait between batches, of one shape or two."""
-        for batch, nats_E in fetch_one_late((batch, self._dispatch(batch)) for batch in batches):
+        batches = list(batches)
+        fetched = fetch_one_late((batch, self._dispatch(batch)) for batch in batches)
+        for done, (batch, nats_E) in enumerate(fetched, start=1):
             for (r, _), nats in zip(batch.passes, nats_E.tolist(), strict=False):  # the batch is filled up
                 if math.isnan(nats):
                     raise UserError(f"the model gives NaN logits for target {r}: its parameters are damaged")
                 yield r, nats
+            if self.watch is not None:
+                self.watch(done / len(batches))
 
     def _dispatch(self, batch: PassBatch) -> jax.Array:
         T, K = batch.shape

@@ -1,7 +1,7 @@
 """Perplexity of documents, which may be longer than the context."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from diffusionlm.errors import UserError
@@ -77,6 +77,7 @@ def perplexity(
     given: int = 1,
     n_bytes: Sequence[int] | None = None,
     request_ids: Sequence[int] | None = None,
+    watch: Callable[[float], None] | None = None,
 ) -> Perplexity:
     """Score documents of any length, in overlapping windows where one does not fit into the context.
 
@@ -91,6 +92,7 @@ def perplexity(
         only a masked diffusion model whose tokens are predicted at their own places can do.
       n_bytes: bytes of the scored text of each document, for bits per byte.
       request_ids: an integer for each window of the documents in turn, which keys its noise; None: its index.
+      watch: called with the share that is done, as in `estimate`.
 
     Raises:
       UserError: a setting without meaning, nothing to score, or a token that the model cannot score.
@@ -104,7 +106,8 @@ def perplexity(
         raise UserError(f"n_bytes={list(n_bytes)!r} must have the bytes of each of the {len(documents)} documents")
     windows = [rolling_windows(document, cfg.max_length, stride, given) for document in documents]
     pairs = [pair for pairs in windows for pair in pairs]
-    estimates = iter(estimate(params, cfg, pairs, settings or LikelihoodConfig(), request_ids=request_ids))
+    settings = settings or LikelihoodConfig()
+    estimates = iter(estimate(params, cfg, pairs, settings, request_ids=request_ids, watch=watch))
     return Perplexity(
         [_sum([next(estimates) for _ in pairs]) for pairs in windows],
         [len(document) - given for document in documents],

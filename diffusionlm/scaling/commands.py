@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from etils import epath
 
-from diffusionlm.errors import UserError
+from diffusionlm.errors import UserError, require_package
 from diffusionlm.registry import sweeps
 from diffusionlm.scaling.sweep.recipe import Sweep
 from diffusionlm.storage import require_directory, run_path
@@ -107,8 +107,9 @@ def report(
 
     Raises:
       UserError: no cell has finished, the directory belongs to another sweep, `reuse` has no cell of it or is of other
-        text, or the report cannot be written.
+        text, matplotlib is missing, or the report cannot be written.
     """
+    require_package("matplotlib", "the report of a sweep", "matplotlib", "docs")
     from diffusionlm.progress import Progress
     from diffusionlm.scaling.report import document
     from diffusionlm.scaling.report.context import describe

@@ -15,10 +15,11 @@ import numpy as np
 from etils import epath
 from jax.sharding import Mesh
 
+from diffusionlm import shortening
 from diffusionlm.config import Config
 from diffusionlm.data.pipeline import Dataset
 from diffusionlm.diffusion import schedules
-from diffusionlm.errors import UserError
+from diffusionlm.errors import UserError, require_package
 from diffusionlm.parallel import processes
 from diffusionlm.parallel.mesh import check_batch, make_mesh
 from diffusionlm.parallel.signals import StopRequest, stop_signals
@@ -40,6 +41,7 @@ from diffusionlm.training.start import Start, initial_state, resolve
 from diffusionlm.training.state import TrainState
 from diffusionlm.training.stepper import Outcome, Stepper
 from diffusionlm.training.timeline import Timeline
+from diffusionlm.training.wandb_run import WandbRun
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,9 @@ class DivergenceError(FloatingPointError):
     """A batch was bad, and `SafetyConfig` allows no further way on; the message says which state has been saved."""
 
 
-def train(cfg: Config | str, workdir: epath.PathLike | None = None, *, fence: Fence | None = None) -> Run:
+def train(
+    cfg: Config | str, workdir: epath.PathLike | None = None, *, fence: Fence | None = None, wandb: bool = False
+) -> Run:
     """Train `cfg` in `workdir` (default: runs/NAME), or resume the run that is there.
 
     On several hosts, every process calls this; see `processes.initialize` for how they find each other.
@@ -70,6 +74,7 @@ def train(cfg: Config | str, workdir: epath.PathLike | None = None, *, fence: Fe
       cfg: a configuration, or the name of an experiment.
       workdir: the run directory.
       fence: what must hold when the first process writes there, beside that no other process has the directory.
+      wandb: also log the metrics to Weights & Biases.
 
     Raises:
       UserError: the configuration is inconsistent, the directory holds another run or another process trains there,
@@ -77,11 +82,13 @@ def train(cfg: Config | str, workdir: epath.PathLike | None = None, *, fence: Fe
       DivergenceError: a batch gave a loss or gradient that cannot be used.
     """
     timeline = Timeline()
+    if wandb:
+        require_package("wandb", "wandb=True", "wandb", "wandb")
     if isinstance(cfg, str):
         cfg = experiments.get(cfg)
     if not isinstance(cfg, Config):
         raise UserError(f"cfg={cfg!r} must be a Config, such as dlm.experiment('demo'), or the name of an experiment")
-    cfg.validate()
+    shortening.validate(cfg)
     schedules.build(cfg.diffusion)  # an unknown name is refused before anything is written
     processes.initialize()
     processes.check_joined()
@@ -108,7 +115,8 @@ def train(cfg: Config | str, workdir: epath.PathLike | None = None, *, fence: Fe
             cost, batches = step_cost(cfg, mesh), Batches(cfg, dataset, mesh)
             stepper = Stepper(cfg, make_train_step(cfg, mesh), batches.train, timeline)
             evaluator = Evaluator(cfg, dataset, batches)
-            records = Records(cfg, directory, cost, timeline, fence)
+            mirror = WandbRun(cfg, directory) if wandb and jax.process_index() == 0 else None
+            records = Records(cfg, directory, cost, timeline, fence, mirror)
             loop = Loop(cfg, directory, start, dataset, mesh, timeline, cost, stepper, evaluator, records)
             try:
                 return loop.run(stopped)

@@ -23,6 +23,7 @@ from diffusionlm.diffusion.objectives import LEVELS, level_names, predicted_shar
 from diffusionlm.storage import JsonLines, in_bucket, read_json_lines
 from diffusionlm.training.outcome import MetricsLine
 from diffusionlm.training.timeline import Timeline
+from diffusionlm.training.wandb_run import WandbRun
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +36,12 @@ class MetricsWriter:
     Lines after `restored_step` belong to work that the restored checkpoint does not contain; they are cut off. So is
     the evaluation of the last step, which follows its checkpoint and is made again by whoever restores that. A number
     that is not finite is written as null.
+
+    Attributes:
+      mirror: another place that the lines go to; None: none.
     """
+
+    mirror: WandbRun | None = None
 
     def __init__(
         self,
@@ -67,6 +73,8 @@ class MetricsWriter:
         self._lines.write({"step": step, **values})
         if self._events:
             self._events.write(step, values)
+        if self.mirror:
+            self.mirror.log(step, values)
 
     def flush(self) -> None:
         """Make what was written visible to readers."""

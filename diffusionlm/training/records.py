@@ -15,6 +15,7 @@ from diffusionlm.storage import dump_numbers, write_atomically
 from diffusionlm.training.fence import Fence
 from diffusionlm.training.metrics import MetricsWriter, StepCost, StepLog
 from diffusionlm.training.timeline import Timeline
+from diffusionlm.training.wandb_run import WandbRun
 
 
 class Records:
@@ -24,7 +25,16 @@ class Records:
     wait for it: it is kept in `unwritten`, and `require_written` raises it on all of them, before the next checkpoint.
     """
 
-    def __init__(self, cfg: Config, workdir: epath.Path, cost: StepCost, timeline: Timeline, fence: Fence):
+    def __init__(
+        self,
+        cfg: Config,
+        workdir: epath.Path,
+        cost: StepCost,
+        timeline: Timeline,
+        fence: Fence,
+        mirror: WandbRun | None = None,
+    ):
+        self._mirror = mirror
         self._cfg, self._workdir, self._cost, self._timeline = cfg, workdir, cost, timeline
         self._first = jax.process_index() == 0
         self._fence = fence
@@ -39,6 +49,8 @@ class Records:
             self._timeline.open(self._workdir, step, write=self._first, check=self._fence.check)
             self._stack.enter_context(self._timeline)
             writer = MetricsWriter(self._workdir, step, self._fence.check, run.steps) if self._first else None
+            if writer and self._mirror:
+                writer.mirror = self._stack.enter_context(self._mirror)
         except ValueError as error:
             raise UserError(
                 f"metrics.jsonl or timeline.jsonl in {self._workdir} has a damaged line ({error}); delete that line"

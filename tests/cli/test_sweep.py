@@ -1,5 +1,6 @@
 """The sweep verbs, as a user types them."""
 
+import importlib.util
 import io
 import json
 import shutil
@@ -76,6 +77,14 @@ def test_status_as_json_and_as_a_table(finished, capsys, monkeypatch):
     assert "3 done, 0 running, 0 failed, 0 pending" in shown and progress["cells"][0]["id"] in shown
 
 
+def test_a_report_asks_for_matplotlib_before_any_work(capsys, monkeypatch, tmp_path):
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "matplotlib" else find_spec(name))
+    monkeypatch.setattr(sweep, "get", pytest.fail)
+    assert main(["sweep", "report", "smdm_isoflop", "--workdir", str(tmp_path)]) == 2
+    assert "the report of a sweep needs the package matplotlib" in capsys.readouterr().err
+
+
 def test_status_of_what_has_not_begun(capsys, tmp_path):
     assert main(["sweep", "status", "smdm_isoflop", "--workdir", str(tmp_path / "none"), "--json", "--all"]) == 0
     progress = json.loads(capsys.readouterr().out)
@@ -86,6 +95,10 @@ def test_status_of_what_has_not_begun(capsys, tmp_path):
     assert f"{tmp_path / 'none'} does not exist: {said}" in capsys.readouterr().err
     assert main(["sweep", "status", "smdm_isoflop", "--workdir", str(tmp_path), "--json"]) == 0
     assert f"{tmp_path} has no sweep.json: {said}" in capsys.readouterr().err
+    assert main(["sweep", "status", "smdm_isoflop", "--workdir", str(tmp_path), "--all"]) == 0
+    captured = capsys.readouterr()
+    assert captured.err.count("\n") == 1 and captured.out.count("\n") == 1
+    assert "smdm_isoflop: 300 cells pending; `diffusionlm sweep plan smdm_isoflop --cells` lists them" in captured.out
 
 
 def test_a_dead_workers_cell_is_pending(tmp_path, monkeypatch):

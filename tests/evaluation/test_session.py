@@ -10,6 +10,7 @@ import diffusionlm as dlm
 from diffusionlm.cli import main as cli
 from diffusionlm.errors import UserError
 from diffusionlm.evaluation import perplexity
+from diffusionlm.evaluation import session as session_module
 from diffusionlm.evaluation.session import Session
 
 TEXTS = ["first", "second text", "a third", "the fourth of them", "fifth"]
@@ -160,3 +161,34 @@ def test_a_damaged_record_is_one_line(files, tmp_path, line, parts, capsys):
     capsys.readouterr()
     assert cli.main([*args, "--resume"]) == 2
     assert_one_line(capsys.readouterr(), ["result.items.jsonl", *parts])
+
+
+def test_a_batch_that_takes_minutes_shows_how_much_of_it_is_done(files, monkeypatch):
+    """Items are counted as far as their batch has come, and no record counts before it is there."""
+    shown = []
+    monkeypatch.setattr(
+        session_module.Progress, "update", lambda self, completed, note: shown.append((completed, note))
+    )
+    session = Session(dlm.load(files["mdm"]))
+
+    def compute(batch):
+        for share in (0.25, 0.5, 1.0):
+            session.show(share)
+        return [{}] * len(batch)
+
+    session.evaluate("t", [*range(12)], compute, 8)
+    assert shown == [
+        (2, "25% of a batch of 8"),
+        (4, "50% of a batch of 8"),
+        (8, ""),
+        (9, "25% of a batch of 4"),
+        (10, "50% of a batch of 4"),
+        (12, ""),
+    ]
+
+
+def test_perplexity_shows_its_passes(files, monkeypatch):
+    shares = []
+    monkeypatch.setattr(Session, "show", lambda self, share: shares.append(share))
+    run(files, None)
+    assert len(shares) > 1 and shares == sorted(shares) and shares[0] > 0 and shares[-1] == 1

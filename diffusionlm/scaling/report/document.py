@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from diffusionlm.errors import UserError
+from diffusionlm.errors import UserError, require_package
 from diffusionlm.scaling.laws import published
 from diffusionlm.scaling.laws.analysis import analyse
 from diffusionlm.scaling.report import page, plots
@@ -48,6 +48,7 @@ def write(
     Raises:
       UserError: no finished cell, an unknown law, matplotlib missing, or a directory that cannot be written.
     """
+    require_package("matplotlib", "the report of a sweep", "matplotlib", "docs")
     laws = [published.get(name) for name in overlay]
     analysis = analyse(results, note=note)
     first = list(warnings)

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from diffusionlm.errors import missing_package
 from diffusionlm.scaling.laws.analysis import Analysis
 from diffusionlm.scaling.laws.gap import distance
 from diffusionlm.scaling.laws.noise import by_cell
@@ -42,16 +41,10 @@ OVERLAY_LINES = ("-", "--", "-.", ":")
 
 
 def render(analysis: Analysis, overlays: Overlays = ()) -> dict[str, bytes]:
-    """Return the pictures for which the analysis has something to show, by file name.
+    """Return the pictures for which the analysis has something to show, by file name."""
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
 
-    Raises:
-      UserError: matplotlib is not installed.
-    """
-    try:
-        from matplotlib import rc_context
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise missing_package("a report with plots", "matplotlib", "plots") from error
     pictures = {}
     with rc_context({"font.size": 11, "axes.grid": True, "grid.alpha": 0.25, "axes.axisbelow": True}):
         for name, draw in PICTURES.items():

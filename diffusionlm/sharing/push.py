@@ -1,0 +1,61 @@
+"""Push a checkpoint to the Hugging Face Hub, with its model card."""
+
+import shutil
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from etils import epath
+
+from diffusionlm import hub
+from diffusionlm.checkpoint import store
+from diffusionlm.errors import require_package
+from diffusionlm.sharing.card import model_card
+from diffusionlm.storage import in_bucket
+
+
+def push_to_hub(
+    checkpoint: epath.PathLike,
+    repository: str,
+    *,
+    private: bool = False,
+    evaluations: Sequence[epath.PathLike] = (),
+    license: str | None = None,
+) -> str:
+    """Push the parameters of a checkpoint and its model card to the Hub; the optimizer's state stays here.
+
+    Args:
+      checkpoint: a run directory (its latest step), a step directory, or a params-only model.
+      repository: OWNER/NAME; it is made if it is missing, and its former model is replaced.
+      private: whether a repository that is made is private.
+      evaluations: results of `evaluate --output FILE` for the card.
+      license: an identifier of the Hub for the card, such as apache-2.0.
+
+    Returns:
+      The address of the commit, hf://OWNER/NAME@COMMIT, which `load` takes.
+
+    Raises:
+      UserError: huggingface_hub is missing, no checkpoint there, a result of other parameters, no network, or the Hub
+        refuses.
+    """
+    repository = hub.require_repository(repository)
+    require_package("huggingface_hub", "push_to_hub", "huggingface_hub", "hub")
+    path = store.locate(checkpoint).path
+    card = model_card(path, name=repository, evaluations=evaluations, license=license)
+    with tempfile.TemporaryDirectory() as temporary:
+        directory = Path(temporary) / "model"
+        _copy_params_only(path, directory)
+        (directory / hub.CARD).write_text(card, encoding="utf-8")
+        return str(hub.push(directory, repository, private=private, message=f"diffusionlm: step {_step(path)}"))
+
+
+def _copy_params_only(path: epath.Path, directory: Path) -> None:
+    """Make a params-only checkpoint of a step of a run; one that is params-only already is copied as it is."""
+    if (path / "train").exists() or in_bucket(path):
+        store.save_params(directory, store.load_params(path), store.load_sidecar(path))
+    else:
+        shutil.copytree(path, directory, ignore=shutil.ignore_patterns(hub.CARD, ".*"))
+
+
+def _step(path: epath.Path) -> int:
+    return int(store.load_sidecar(path).source.get("step") or 0)
