@@ -28,14 +28,14 @@ def letters(confidence: float) -> Colour:
 
 def oklab(lightness: float, a: float, b: float) -> Colour:
     """Return a colour of OKLab in sRGB."""
-    l, m, s = (
+    long, medium, short = (
         (lightness + x * a + y * b) ** 3
         for x, y in ((0.3963377774, 0.2158037573), (-0.1055613458, -0.0638541728), (-0.0894841775, -1.2914855480))
     )
     linear = (
-        4.0767416621 * l - 3.3077115913 * m + 0.2309699292 * s,
-        -1.2684380046 * l + 2.6097574011 * m - 0.3413193965 * s,
-        -0.0041960863 * l - 0.7034186147 * m + 1.7076147010 * s,
+        4.0767416621 * long - 3.3077115913 * medium + 0.2309699292 * short,
+        -1.2684380046 * long + 2.6097574011 * medium - 0.3413193965 * short,
+        -0.0041960863 * long - 0.7034186147 * medium + 1.7076147010 * short,
     )
     red, green, blue = (round(255 * _gamma(min(1.0, max(0.0, x)))) for x in linear)
     return red, green, blue

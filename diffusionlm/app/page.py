@@ -144,15 +144,15 @@ class Page:
             text = gr.Textbox(label="Message", lines=2, elem_id="chat-text")
             with gr.Row():
                 buttons = [
-                    gr.Button("Send", variant="primary", min_width=80, elem_id="send"),
-                    gr.Button("Answer again", min_width=80, elem_id="again"),
-                    gr.Button("New dialogue", min_width=80, elem_id="reset"),
+                    gr.Button("Send", variant="primary", size="md", min_width=80, elem_id="send"),
+                    gr.Button("Answer again", size="md", min_width=80, elem_id="again"),
+                    gr.Button("New dialogue", size="md", min_width=80, elem_id="reset"),
                 ]
             system = gr.Textbox(label="System message", lines=1, elem_id="system")
         return _ChatParts(turns, text, system), buttons
 
     def _shared(self, session: gr.State, prompt: gr.Textbox, gaps: gr.Textbox) -> _Parts:
-        stop = gr.Button("Stop", variant="stop", elem_id="stop")
+        stop = gr.Button("Stop", variant="stop", size="md", elem_id="stop")
         first = self._fields("", self.base)
         pins = gr.Textbox(label="Pinned words of a new text", info=PINS, elem_id="pins")
         compare = gr.Checkbox(label="Compare with other settings, side by side", elem_id="compare")
@@ -164,19 +164,17 @@ class Page:
     def _fields(self, prefix: str, values: SamplingConfig) -> list[Any]:
         """Return a field for each of `SHOWN`."""
         other = "Other " if prefix else ""
-        info = {"steps": "empty: one for each new token", "block_length": "0: one block", "temperature": "0: greedy"}
+        info = {"steps": "0: one a token", "block_length": "0: one block", "temperature": "0: greedy"}
         fields: list[Any] = []
         with gr.Row():
             for name in SHOWN:
                 label, elem_id = (other + name.replace("_", " ")).capitalize(), f"{prefix}{name}"
                 if name == "strategy":
                     names, value = strategies(self.model.config), values.strategy
-                    fields.append(gr.Dropdown(names, value=value, label=label, elem_id=elem_id, min_width=140))
+                    fields.append(gr.Dropdown(names, value=value, label=label, elem_id=elem_id, min_width=220))
                 else:
                     value = getattr(values, name)
-                    fields.append(
-                        gr.Number(value, label=label, info=info.get(name), elem_id=elem_id, min_width=140)
-                    )
+                    fields.append(gr.Number(value, label=label, info=info.get(name), elem_id=elem_id, min_width=140))
         return fields
 
     def _output(self, parts: _Parts) -> _Parts:
@@ -191,7 +189,9 @@ class Page:
         )
         texts = [
             gr.Textbox(label="Text", lines=4, interactive=False, buttons=["copy"], elem_id="text"),
-            gr.Textbox(label="Text of the other settings", lines=4, visible=False, buttons=["copy"], elem_id="other-text"),
+            gr.Textbox(
+                label="Text of the other settings", lines=4, visible=False, buttons=["copy"], elem_id="other-text"
+            ),
         ]
         with gr.Row():
             html, gif = (

@@ -39,7 +39,8 @@ def strategies(model: ModelSpec) -> list[str]:
 def with_shown(base: SamplingConfig, shown: Sequence[Any]) -> SamplingConfig:
     """Return settings with the values of the page, in the order of `SHOWN`.
 
-    A number of the page may be a float, and an empty field is None, which only the steps may be.
+    A number of the page may be a float, and an empty field is None. Steps of 0 are one for each new token, as an empty
+    field shows a 0.
 
     Raises:
       UserError: a field is empty, or a value has no meaning.
@@ -50,6 +51,7 @@ def with_shown(base: SamplingConfig, shown: Sequence[Any]) -> SamplingConfig:
             raise UserError(f"{name} is empty; write a number")
         if name in _WHOLE and isinstance(value, float) and value.is_integer():
             values[name] = int(value)
+    values["steps"] = None if values["steps"] == 0 else values["steps"]
     sampling = dataclasses.replace(base, **values)
     sampling.validate()
     return sampling

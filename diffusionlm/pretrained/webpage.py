@@ -87,7 +87,9 @@ def page_data(
     """Return the traces as the script of the page reads them, in JSON types."""
     ids = np.unique(np.concatenate([section.trace.tokens[~section.trace.masked] for section in sections]))
     return {
-        "texts": {str(token): text for token, text in zip(ids.tolist(), terminal.single_texts(ids, tokenizer), strict=True)},
+        "texts": {
+            str(token): text for token, text in zip(ids.tolist(), terminal.single_texts(ids, tokenizer), strict=True)
+        },
         "sections": [_section_data(section, tokenizer) for section in sections],
         "ends": sorted(ends),
         "beside": beside,

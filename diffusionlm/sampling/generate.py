@@ -175,7 +175,9 @@ def stream_rows(
     lengths = [span_lengths(r, template) for r, template in enumerate(templates)]
     for r, choices in enumerate(lengths):
         if len(choices) > 1:
-            raise UserError(f"row {r} has a gap of several lengths, which are filled as rows of their own; use `infill`")
+            raise UserError(
+                f"row {r} has a gap of several lengths, which are filled as rows of their own; use `infill`"
+            )
     rows = [expand_spans(template, choices[0]) for template, choices in zip(templates, lengths, strict=True)]
     request = prepare(cfg, rows, _with_length_of(rows, sampling), key, row_ids)
     state = initial_state(request.inputs.canvas, frames=1)

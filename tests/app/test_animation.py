@@ -44,7 +44,9 @@ def test_every_state_is_a_frame_and_the_last_stays():
 
 def test_tokens_have_the_colour_of_their_confidence():
     for confidence in (0.1, 0.9):
-        start, end = (picture for picture, _ in frames(section(b"abcdef", [set(range(7)), set()], confidence=confidence)))
+        start, end = (
+            picture for picture, _ in frames(section(b"abcdef", [set(range(7)), set()], confidence=confidence))
+        )
         expected = colours.colour(confidence)
         assert count(start, expected) == 0 and count(end, expected) > 200
 

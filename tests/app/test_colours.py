@@ -54,7 +54,10 @@ BLINDNESS = {
 def test_who_does_not_see_red_or_green_sees_the_colours_rise(kind):
     """Lightness rises from each tenth to the next also in the colours that dichromats see."""
     seen = [
-        [max(0.0, sum(w * x for w, x in zip(row, linear(colours.colour(k / 10)), strict=True))) for row in BLINDNESS[kind]]
+        [
+            max(0.0, sum(w * x for w, x in zip(row, linear(colours.colour(k / 10)), strict=True)))
+            for row in BLINDNESS[kind]
+        ]
         for k in range(11)
     ]
     light = [0.2126 * r + 0.7152 * g + 0.0722 * b for r, g, b in seen]
@@ -64,7 +67,10 @@ def test_who_does_not_see_red_or_green_sees_the_colours_rise(kind):
 def test_the_numbers_are_those_of_the_style_sheet():
     style = files("diffusionlm.pretrained").joinpath("templates/denoising.css").read_text()
     assert re.search(r"--l: calc\(\.4 \+ \.52 \* var\(--c\)\)", style)
-    assert "oklch(var(--l) .11 calc(300 - 195 * var(--c)))" in style and f"(.{colours.LETTERS_TURN * 100:.0f} - var" in style
+    assert (
+        "oklch(var(--l) .11 calc(300 - 195 * var(--c)))" in style
+        and f"(.{colours.LETTERS_TURN * 100:.0f} - var" in style
+    )
 
 
 def test_white_and_black_are_themselves():

@@ -30,10 +30,17 @@ def test_the_fields_replace_the_settings_that_the_page_shows_and_no_others():
     assert isinstance(sampling.length, int)
 
 
+def test_no_steps_are_one_a_token():
+    """An empty number of a page shows a 0."""
+    for steps in (0, 0.0, None):
+        sampling = with_shown(SamplingConfig(), [8, "random", steps, 4, 1, 0])
+        assert sampling.resolve(autoregressive=False).steps == 8
+
+
 @pytest.mark.parametrize(
     "name, value, parts",
     [
-        ("steps", 0, ["steps=0", "from 1"]),
+        ("steps", -1, ["steps=-1", "from 1"]),
         ("steps", 2.5, ["steps=2.5", "integer"]),
         ("seed", None, ["seed is empty", "number"]),
         ("temperature", -1, ["temperature=-1"]),
