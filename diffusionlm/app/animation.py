@@ -54,12 +54,21 @@ def gif(sections: Sequence[Section], tokenizer: Reader, *, ends: Collection[int]
         draw = ImageDraw.Draw(picture)
         for panel in panels:
             panel.draw(draw, min(step, panel.last))
-        frames.append(picture.quantize(64, dither=Image.Dither.NONE))
+        frames.append(picture.quantize(palette=_palette(), dither=Image.Dither.NONE))
     duration = max(20, round(1000 * SECONDS / len(frames)))
     durations = [duration] * (len(frames) - 1) + [duration + round(1000 * PAUSE)]
     file = io.BytesIO()
     frames[0].save(file, "GIF", save_all=True, append_images=frames[1:], duration=durations, loop=0, disposal=1)
     return file.getvalue()
+
+
+def _palette() -> Image.Image:
+    """Return the colours of confidences and greys; with the same for all frames the file is small."""
+    scale = [colours.colour(k / 95) for k in range(96)]
+    greys = [(round(k * 255 / 31),) * 3 for k in range(32)]
+    image = Image.new("P", (1, 1))
+    image.putpalette([value for colour in [*scale, *greys] for value in colour])
+    return image
 
 
 class _Panel:

@@ -22,6 +22,14 @@ STYLE = """
 .dark .denoising { color-scheme: dark; } body:not(.dark) .denoising { color-scheme: light; }
 .denoising { padding: .5rem 1rem 1rem; border-radius: 8px; }
 .denoising:has(.sections:empty) { display: none; }
+#turns { max-height: 24rem; overflow-y: auto; }
+.turns:empty::before { content: "No messages yet."; opacity: .7; }
+.turn { margin: 0 0 .5rem; padding: .5rem .8rem; border-radius: 6px; white-space: pre-wrap; overflow-wrap: anywhere;
+  background: var(--background-fill-secondary); color: var(--body-text-color); }
+.turn.user { margin-left: 2rem; } .turn.assistant { margin-right: 2rem; }
+@media (max-width: 768px) {  /* what is generated is below the buttons, and the settings are last */
+  #left { display: contents; } #left > * { flex: 1 1 100%; } #output { order: 1; } #settings { order: 2; }
+}
 .message { margin: 0; padding: .5rem .8rem; border-radius: 6px; overflow-wrap: anywhere; }
 .message.status { background: #e6eefc; color: #10274f; } .dark .message.status { background: #10274f; color: #e6eefc; }
 .message.alert { background: #fde8e8; color: #6b1010; border-left: 4px solid currentColor; }
@@ -68,7 +76,7 @@ class _Parts:
 class _ChatParts:
     """The components of dialogues."""
 
-    turns: gr.Chatbot
+    turns: gr.HTML
     text: gr.Textbox
     system: gr.Textbox
 
@@ -93,13 +101,13 @@ class Page:
             gr.Markdown(f"## diffusionlm\n{self._describe()}", elem_id="about")
             session = gr.State(Session())
             with gr.Row():
-                with gr.Column(min_width=300, scale=2):
+                with gr.Column(min_width=300, scale=2, elem_id="left"):
                     with gr.Tabs(selected="chat" if self.model.has_chat_template else "complete"):
                         prompt, complete = self._complete_tab()
                         chat = self._chat_tab()
                         gaps, fill = self._fill_tab()
                     parts = self._shared(session, prompt, gaps)
-                with gr.Column(min_width=300, scale=3):
+                with gr.Column(min_width=300, scale=3, elem_id="output"):
                     parts = self._output(parts)
             buttons = [complete, fill, *(chat[1] if chat else [])]
             self._generating(parts, complete, [parts.prompt, parts.pins], self._complete, buttons)
@@ -138,9 +146,7 @@ class Page:
             except UserError as error:
                 gr.HTML(View(message=work.first_line(error)).message_html(), elem_id="no-chat")
                 return None
-            turns = gr.Chatbot(
-                label="Dialogue", height=320, render_markdown=False, layout="bubble", elem_id="turns", buttons=["copy"]
-            )
+            turns = gr.HTML(work.turns_html([]), elem_id="turns", apply_default_css=False, autoscroll=True)
             text = gr.Textbox(label="Message", lines=2, elem_id="chat-text")
             with gr.Row():
                 buttons = [
@@ -153,11 +159,12 @@ class Page:
 
     def _shared(self, session: gr.State, prompt: gr.Textbox, gaps: gr.Textbox) -> _Parts:
         stop = gr.Button("Stop", variant="stop", size="md", elem_id="stop")
-        first = self._fields("", self.base)
-        pins = gr.Textbox(label="Pinned words of a new text", info=PINS, elem_id="pins")
-        compare = gr.Checkbox(label="Compare with other settings, side by side", elem_id="compare")
-        with gr.Group(visible=False) as group:
-            second = self._fields("other-", dataclasses.replace(self.base, seed=self.base.seed + 1))
+        with gr.Column(elem_id="settings"):
+            first = self._fields("", self.base)
+            pins = gr.Textbox(label="Pinned words of a new text", info=PINS, elem_id="pins")
+            compare = gr.Checkbox(label="Compare with other settings, side by side", elem_id="compare")
+            with gr.Group(visible=False) as group:
+                second = self._fields("other-", dataclasses.replace(self.base, seed=self.base.seed + 1))
         compare.change(lambda on: gr.update(visible=on), compare, group, queue=False)
         return _Parts(session, prompt, gaps, pins, first, second, compare, None, [], None, stop)  # type: ignore[arg-type]
 
@@ -246,8 +253,7 @@ class Page:
         for view in _with_mistakes(views):
             turns = view.turns if view.turns is not None else work.turns_of(session.dialogue)
             refused = text is None or view.mistake or session.stopped
-            said = [{"role": role, "content": content} for role, content in turns]
-            yield [said, kept if refused else "", *self._filled(view)]
+            yield [work.turns_html(turns), kept if refused else "", *self._filled(view)]
 
     def _settings(self, shown: Sequence[Any]) -> list[SamplingConfig]:
         compare, *values = shown
@@ -303,4 +309,4 @@ def _stop(session: Session) -> None:
 
 def _reset(session: Session) -> list[Any]:
     session.dialogue = None
-    return [[], ""]
+    return [work.turns_html([]), ""]

@@ -59,6 +59,13 @@ class View:
         return f'<p class="message {role}" role="{role}">{html.escape(self.message)}</p>' if self.message else ""
 
 
+def turns_html(turns: Sequence[CHAT_TURN]) -> str:
+    """Return a dialogue as HTML, in which all that was said is text."""
+    names = {"user": "You", "assistant": "Model"}
+    paragraphs = (f'<p class="turn {role}"><b>{names[role]}</b>\n{html.escape(text)}</p>' for role, text in turns)
+    return f'<div class="turns" role="log" aria-label="Dialogue">{"".join(paragraphs)}</div>'
+
+
 def complete(
     model: LoadedModel, session: Session, prompt: str, pins: str, settings: Sequence[SamplingConfig]
 ) -> Iterator[View]:

@@ -19,7 +19,7 @@ from diffusionlm.app import session as work
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 SAMPLING = SamplingConfig(length=16, strategy="low_confidence", block_length=8, temperature=0.7, seed=5)
 GIVEN = {name: getattr(SAMPLING, name) for name in ("length", "strategy", "block_length", "temperature", "seed")}
-NASTY = '<img src=x onerror="window.hacked=1"><b>bold</b> **stars** </script>'
+NASTY = '<img src=x onerror="hacked=1"><b>b</b> *s*'
 BACKGROUND = """element => {
   const context = document.createElement("canvas").getContext("2d");
   context.fillStyle = getComputedStyle(element).backgroundColor;
@@ -115,10 +115,10 @@ def test_given_words_stay_where_gaps_are_filled(visit, model):
 
 def test_a_message_is_answered_and_markup_is_text(visit, model):
     page = visit(tab="Chat")
-    field(page, "chat-text").fill("<img src=x onerror='window.hacked=1'> **x**")
+    field(page, "chat-text").fill(NASTY[:40])
     generate(page, "send")
-    assert "<img src=x onerror='window.hacked=1'> **x**" in page.locator("#turns").inner_text()
-    assert page.evaluate("window.hacked") is None and page.locator("#turns img[src=x]").count() == 0
+    assert NASTY[:40] in page.locator("#turns").inner_text()
+    assert page.evaluate("window.hacked") is None and page.locator("img[src=x]").count() == 0
     assert field(page, "chat-text").input_value() == ""
 
 
@@ -133,16 +133,15 @@ def test_two_sessions_have_two_dialogues(visit):
     assert "Bob" in bob.locator("#turns").inner_text() and "Ann" not in bob.locator("#turns").inner_text()
 
 
-def test_a_prompt_is_shown_as_text(visit):
+def test_markup_in_a_prompt_and_in_a_mistake_is_text(visit):
     page = visit()
     field(page, "prompt").fill(NASTY)
-    field(page, "length").fill("4")
-    field(page, "block_length").fill("0")
-    field(page, "prompt").blur()
     generate(page, "complete")
-    assert page.evaluate("window.hacked") is None
-    message = page.locator("#message").inner_text()
-    assert message.startswith("Prompt") or NASTY in page.locator("#viewer .text").inner_text()
+    assert NASTY in page.locator("#viewer .text").inner_text()
+    field(page, "pins").fill(NASTY)
+    generate(page, "complete")
+    assert NASTY in page.get_by_role("alert").inner_text()
+    assert page.evaluate("window.hacked") is None and page.locator("img[src=x]").count() == 0
 
 
 def test_a_generation_can_be_stopped(visit, monkeypatch):

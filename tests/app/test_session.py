@@ -133,3 +133,8 @@ def test_files_of_a_trace(model, tmp_path):
 def test_messages_are_escaped():
     html = work.View(message="<b>'x'</b>", mistake=True).message_html()
     assert "<b>" not in html and "&lt;b&gt;" in html and 'role="alert"' in html
+
+
+def test_a_dialogue_is_escaped():
+    html = work.turns_html([("user", "<b>x</b>"), ("assistant", "a & b")])
+    assert "&lt;b&gt;x&lt;/b&gt;" in html and "a &amp; b" in html and html.count("<p ") == 2
