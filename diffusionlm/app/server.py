@@ -47,7 +47,8 @@ def require_gradio() -> None:
         import gradio  # noqa: F401
         import PIL  # noqa: F401
     except ImportError as error:
-        raise missing_package("app", error.name or "gradio", "app") from error
+        package = "pillow" if error.name == "PIL" else error.name or "gradio"
+        raise missing_package("app", package, "app") from error
 
 
 def start(model: LoadedModel, given: dict[str, Any], host: str, port: int | None, directory: Path) -> Any:
