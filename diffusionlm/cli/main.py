@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Callable, Sequence
 
 from diffusionlm.allocator import keep_freed_memory
-from diffusionlm.cli import chat, completion, data, evaluate, experiments, sample, sharing, sweep, train, weights
+from diffusionlm.cli import app, chat, completion, data, evaluate, experiments, sample, sharing, sweep, train, weights
 from diffusionlm.cli import compile as cli_compile
 from diffusionlm.cli.output import PROGRAM, fail, summary
 from diffusionlm.console import write
@@ -32,6 +32,7 @@ VERBS: dict[str, Callable[[list[str], str], int]] = {
     "train": train.train,
     "sample": sample.sample,
     "chat": chat.chat,
+    "app": app.app,
     "evaluate": evaluate.evaluate,
     "import": weights.import_weights,
     "export": weights.export_weights,

@@ -16,7 +16,8 @@ from diffusionlm.sampling.config import SamplingConfig
 from diffusionlm.storage import disk_path
 
 if TYPE_CHECKING:
-    from diffusionlm.pretrained.completion import Completion, Reader
+    from diffusionlm.pretrained.completion import Completion
+    from diffusionlm.pretrained.model import LoadedModel
 
 LONGEST_PROMPT = 64 << 20  # bytes of a prompt file
 
@@ -78,12 +79,12 @@ def _sample(
         uncached = dataclasses.replace(sampling, cache="none", refresh=0)
         comparison = _compare(completions, generate(texts, uncached)) if agreement else {}
     if html is not None:
-        save_page(completions, model.reader, html)
+        save_page(completions, model.reader, html, ends=model.config.eos_ids)
     if json:
         settings = model.sampling_config(sampling) if infill is None else model.infill_config(infill, sampling)
         print_json(completions_json(completions, settings) | comparison | model.location.to_json(), indent=None)
     else:
-        _show(model.reader, completions, trace, comparison)
+        _show(model, completions, trace, comparison)
     _warn_of_masks(completions)
     return 0
 
@@ -147,7 +148,7 @@ def _compare(completions: Sequence["Completion"], exact: Sequence["Completion"])
 
 
 def _show(
-    tokenizer: "Reader", completions: Sequence["Completion"], trace: bool, comparison: Mapping[str, float]
+    model: "LoadedModel", completions: Sequence["Completion"], trace: bool, comparison: Mapping[str, float]
 ) -> None:
     """Print the completions, or how they were denoised, and the comparison with the uncached loop if there is one."""
     from diffusionlm.pretrained import terminal
@@ -156,7 +157,7 @@ def _show(
         if len(completions) > 1:
             write(f"--- {i} of {len(completions)}", flush=True)
         if trace and completion.trace is not None:
-            terminal.show(completion.trace, tokenizer, prompt=completion.before)
+            terminal.show(completion.trace, model.reader, ends=model.config.eos_ids, prompt=completion.before)
         else:
             write(completion.full_text)
     if comparison:

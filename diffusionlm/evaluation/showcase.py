@@ -59,7 +59,7 @@ def show(run: Run, console: Console | None = None) -> None:
     took = f"{completion.nfe} denoising steps in {completion.seconds:.1f} s"
     console.print(f"\nA sample at temperature {TEMPERATURE}: {took}", highlight=False)
     assert completion.trace is not None  # as asked for
-    terminal.show(completion.trace, model.reader, console=console)
+    terminal.show(completion.trace, model.reader, ends=model.config.eos_ids, console=console)
     if not model.config.autoregressive:
         _show_infilling(model, held_out_rows(run.config, dataset), console)
 

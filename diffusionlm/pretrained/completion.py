@@ -76,14 +76,18 @@ class Draft:
 
     Attributes:
       step: the number of steps that led to it.
-      tokens: the new ids, with the mask id where a token is masked.
+      tokens: the new ids, with the mask id where a token is masked; of a text with gaps, all ids of its row.
       masked: whether each token is masked.
-      text: the text of the tokens before the first one that is masked or ends the text.
+      confidence: the probability of each revealed token when it was revealed, in the distribution that the setting
+        `confidence` names; 0 where it is not known.
+      text: the text of the tokens before the first one that is masked or ends the text; of a text with gaps, all of it,
+        with what is revealed in the gaps.
     """
 
     step: int
     tokens: list[int]
     masked: list[bool]
+    confidence: list[float]
     text: str
 
 

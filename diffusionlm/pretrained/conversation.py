@@ -4,7 +4,7 @@ import bisect
 import dataclasses
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal, NamedTuple
 
 import msgspec
@@ -134,21 +134,25 @@ class Conversation:
         """
         return self._generate(self._last_question())
 
-    def stream(self, text: str) -> Iterator[Draft]:
+    def stream(self, text: str, *, pinned: Mapping[int, str] | None = None) -> Iterator[Draft]:
         """Yield the states of the answer to a message; after the last, both are added to the dialogue.
+
+        Args:
+          text: the message.
+          pinned: texts of the answer, by their positions in tokens from 0.
 
         Raises:
           UserError: any of `ask`; at the end, the dialogue has changed since the answer began.
         """
-        return self._stream(self._new_question(text))
+        return self._stream(self._new_question(text), pinned)
 
-    def stream_again(self) -> Iterator[Draft]:
+    def stream_again(self, *, pinned: Mapping[int, str] | None = None) -> Iterator[Draft]:
         """Yield the states of another answer to the last message, which replaces the old one after the last state.
 
         Raises:
           UserError: any of `regenerate` and `stream`.
         """
-        return self._stream(self._last_question())
+        return self._stream(self._last_question(), pinned)
 
     def reset(self) -> None:
         """Forget all turns; the system message and the settings stay."""
@@ -223,9 +227,9 @@ class Conversation:
         self._add(question, completion.text)
         return completion.text
 
-    def _stream(self, question: _Question) -> Iterator[Draft]:
+    def _stream(self, question: _Question, pinned: Mapping[int, str] | None) -> Iterator[Draft]:
         began = self.turns
-        drafts = self.model.stream(messages=question.read, sampling=self.sampling, seed=question.seed)
+        drafts = self.model.stream(messages=question.read, sampling=self.sampling, pinned=pinned, seed=question.seed)
         text = ""
         for draft in drafts:
             text = draft.text

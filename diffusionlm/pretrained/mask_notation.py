@@ -27,6 +27,11 @@ class GappedText:
             row += [piece] if isinstance(piece, Span) else piece[1]
         return row
 
+    @property
+    def lengths(self) -> list[int]:
+        """The least tokens of each gap."""
+        return [piece.least for piece in self.pieces if isinstance(piece, Span)]
+
     def filled(self, row: Sequence[int], lengths: Sequence[int], decode: Callable[[Sequence[int], bool], str]) -> str:
         """Return the text with its gaps filled: what was given as it was given, and between it what was generated.
 

@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import functools
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,10 +25,11 @@ from diffusionlm.likelihood.perplexity import Perplexity, perplexity
 from diffusionlm.model.spec import ModelSpec
 from diffusionlm.pretrained import chat
 from diffusionlm.pretrained.completion import Completion, Draft, MaskFree, row_trace
+from diffusionlm.pretrained.drafts import completion_drafts, infill_drafts
 from diffusionlm.pretrained.mask_notation import GappedText, split_at_gaps
 from diffusionlm.sampling.canvas import Span, span_lengths
 from diffusionlm.sampling.config import SamplingConfig
-from diffusionlm.sampling.generate import Frame, generate, infill, stream
+from diffusionlm.sampling.generate import generate, infill
 from diffusionlm.tree_types import Params
 from diffusionlm.untrusted import unencodable
 
@@ -111,28 +112,26 @@ class LoadedModel:
         messages: Sequence[chat.MessageLike] | None = None,
         raw: bool = False,
         special_tokens: bool = False,
+        pinned: Mapping[int, str] | None = None,
         **settings: Any,
     ) -> Iterator[Draft]:
         """Yield the states of one completion as they come; the last has the text that `generate` returns.
 
         Every step is a call to the device of its own, so this is for watching. The arguments are those of `generate`
-        for one text or dialogue, without `trace`, and so are the errors.
+        for one text or dialogue, without `trace`, and so are the errors. The new text has the texts of `pinned` at the
+        positions that they name, in tokens from 0; their tokens count towards `length`.
         """
         requests = self._encode_requests(prompt, messages, raw, special_tokens)
         if len(requests) != 1:
             raise UserError(f"{len(requests)} texts or dialogues, and one can be watched at a time; use `generate`")
-        frames = stream(self.params, self.config, [requests[0].ids], self.sampling_config(sampling, **settings))
-        return self._drafts(requests[0], frames)
+        return completion_drafts(self, requests[0], self.sampling_config(sampling, **settings), pinned or {})
 
-    def _drafts(self, request: chat.Prompt, frames: Iterator[Frame]) -> Iterator[Draft]:
-        while True:
-            with self.on_mesh():  # not around the yield, where it would be the caller's mesh too
-                frame = next(frames, None)
-            if frame is None:
-                return
-            tokens, masked = frame.tokens[0].tolist(), frame.masked[0].tolist()
-            revealed = tokens[: masked.index(True)] if any(masked) else tokens
-            yield Draft(frame.step, tokens, masked, self.decode_after(request.ids, revealed))
+    def stream_infill(
+        self, text: str, sampling: SamplingConfig | None = None, *, special_tokens: bool = False, **settings: Any
+    ) -> Iterator[Draft]:
+        """Yield the states of one text whose gaps, which have one length each, are filled; else as `infill`."""
+        gapped = self._encode_gaps(*self._check_texts(text), special_tokens)
+        return infill_drafts(self, gapped, self._replaced(sampling, settings), self._decode_until_end)
 
     def infill(
         self,

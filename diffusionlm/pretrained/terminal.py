@@ -16,19 +16,27 @@ from diffusionlm.sampling.state import Trace
 from diffusionlm.untrusted import printable
 
 BLOCK = "░"
+END = "⟨eos⟩"  # the mark of a token that ends a text
 STILLS = 4  # frames that are printed where nothing can move
 UNREADABLE = "\ufffd"  # the text that a tokenizer gives for a part of a character
 LONGEST = 8  # tokens that are tried together for a whole character
 
 
 def show(
-    trace: Trace, tokenizer: Reader, *, prompt: str = "", seconds: float = 5.0, console: Console | None = None
+    trace: Trace,
+    tokenizer: Reader,
+    *,
+    ends: Collection[int] = (),
+    prompt: str = "",
+    seconds: float = 5.0,
+    console: Console | None = None,
 ) -> None:
     """Play the trace of one row, or print a few stills where the output is not a terminal.
 
     Args:
       trace: tokens and masked, arrays (frames, length), as in `Completion.trace`.
       tokenizer: the model's tokenizer.
+      ends: the ids that end a text; they are shown as a mark, and nothing is shown behind the first.
       prompt: shown before the new text.
       seconds: how long the animation takes.
       console: the output; None: stdout.
@@ -39,29 +47,48 @@ def show(
     if not console.is_terminal:
         for i in sorted({round(last * still / STILLS) for still in range(STILLS + 1)}):
             console.print(f"step {i}/{last}", style="bold", highlight=False)
-            console.print(frame(trace, i, token_texts(tokens[i], tokenizer), prompt), soft_wrap=True)
+            console.print(frame(trace, i, token_texts(tokens[i], tokenizer, ends), prompt, ends), soft_wrap=True)
         return
     with Live(console=console, auto_refresh=False) as live:
         for i in range(last + 1):
             masked = int(trace.masked[i].sum())
             bar = ProgressBar(total=trace.masked[i].size, completed=trace.masked[i].size - masked, width=40)
-            text = frame(trace, i, token_texts(tokens[i], tokenizer), prompt)
+            text = frame(trace, i, token_texts(tokens[i], tokenizer, ends), prompt, ends)
             live.update(Group(text, bar, Text(f"step {i}/{last}, {masked} masked")), refresh=True)
             time.sleep(seconds / (last + 1))
 
 
-def frame(trace: Trace, index: int, pieces: list[str], prompt: str = "") -> Text:
-    """Return one state as styled text; a mask is as wide as the text it will become, so that no line moves.
+def frame(trace: Trace, index: int, pieces: list[str], prompt: str = "", ends: Collection[int] = ()) -> Text:
+    """Return one state as styled text, without what is behind its end.
+
+    A mask is as wide as the text it will become, so that no line moves.
 
     Args:
       trace: tokens and masked, arrays (frames, length).
       index: the frame.
       pieces: the text of each token of this frame, from `token_texts`; for a mask, the text of the token to come.
       prompt: shown before the new text.
+      ends: the ids that end a text.
     """
     masked_N = trace.masked[index]
     fresh_N = ~masked_N & trace.masked[index - 1] if index else np.zeros_like(masked_N)
-    return Text(printable(prompt, KEPT), style="bold").append_text(_styled(pieces, masked_N.tolist(), fresh_N.tolist()))
+    shown = [n for n, behind in enumerate(behind_end(trace, index, ends)) if not behind]
+    masked, fresh = masked_N[shown].tolist(), fresh_N[shown].tolist()
+    return Text(printable(prompt, KEPT), style="bold").append_text(_styled([pieces[n] for n in shown], masked, fresh))
+
+
+def behind_end(trace: Trace, index: int, ends: Collection[int]) -> list[bool]:
+    """Tell which positions of a state are no text, because a generated token before them ends it.
+
+    A text with gaps goes on at its next given token, and a given token ends nothing.
+    """
+    given_N = ~trace.masked[0]
+    behind, ended = [], False
+    for token, masked, given in zip(trace.tokens[index].tolist(), trace.masked[index], given_N, strict=True):
+        ended = ended and not given
+        behind.append(ended)
+        ended = ended or (not masked and not given and token in ends)
+    return behind
 
 
 def draft_text(draft: Draft, before: Draft | None, tokenizer: Reader, ends: Collection[int], block: int = 0) -> Text:
@@ -90,7 +117,8 @@ def _styled(pieces: Sequence[str], masked: Sequence[bool], fresh: Sequence[bool]
         shown = printable(piece, KEPT)
         if is_masked:
             breaks = "\n" * shown.count("\n")
-            text.append(BLOCK * max(1, cell_len(shown.replace("\n", ""))) + breaks, style="not bold dim")
+            width = 1 if piece == END else max(1, cell_len(shown.replace("\n", "")))
+            text.append(BLOCK * width + breaks, style="not bold dim")
         else:
             text.append(shown, style="not bold black on green" if is_fresh else "not bold")
     return text
@@ -104,12 +132,13 @@ def tokens_to_come(trace: Trace) -> np.ndarray:
     return tokens
 
 
-def token_texts(tokens_N: np.ndarray, tokenizer: Reader) -> list[str]:
+def token_texts(tokens_N: np.ndarray, tokenizer: Reader, ends: Collection[int] = ()) -> list[str]:
     """Return the text that each token adds, with its leading space, which a decoder drops at the start of a text.
 
-    A character that several tokens share belongs to the first of them.
+    A character that several tokens share belongs to the first of them; what ends a text is a mark.
     """
-    pieces = single_texts(tokens_N, tokenizer)
+    texts = single_texts(tokens_N, tokenizer)
+    pieces = [END if token in ends else text for token, text in zip(tokens_N.tolist(), texts, strict=True)]
     for first, count, character in characters(tokens_N, tokenizer):
         pieces[first : first + count] = [character] + [""] * (count - 1)
     return pieces

@@ -1,11 +1,13 @@
 """Denoising traces as one animated web page, which needs no network, no library and no server."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jinja2 import Environment
 
 from diffusionlm import templates
 from diffusionlm.errors import UserError
@@ -15,13 +17,35 @@ from diffusionlm.sampling.state import Trace
 from diffusionlm.storage import disk_path, write_atomically
 
 
-def save_page(completions: Sequence[Completion], tokenizer: Reader, path: str | os.PathLike) -> None:
+@dataclass(frozen=True)
+class Section:
+    """A trace on the page.
+
+    Attributes:
+      title: its heading.
+      before: the text before the new one.
+      text: all of the text, for readers without scripts.
+      trace: its states, arrays (frames, length).
+      note: said beside the number of its step.
+    """
+
+    title: str
+    before: str
+    text: str
+    trace: Trace
+    note: str
+
+
+def save_page(
+    completions: Sequence[Completion], tokenizer: Reader, path: str | os.PathLike, *, ends: Collection[int] = ()
+) -> None:
     """Write an animated page of the completions' traces, one section each; the file is there whole or not at all.
 
     Args:
       completions: generated with `trace=True`.
       tokenizer: the model's tokenizer.
       path: the page's file; its directory must exist, and a file that is there is replaced.
+      ends: the ids that end a text; the first is shown as a mark, and what is behind it as no part of the text.
 
     Raises:
       UserError: no completions, one without a trace, or a path that cannot be written.
@@ -31,12 +55,45 @@ def save_page(completions: Sequence[Completion], tokenizer: Reader, path: str | 
     if any(completion.trace is None for completion in completions):
         raise UserError("a completion has no trace to show; generate with trace=True")
     check_page_path(path)
-    content = _page(completions, tokenizer).encode("ascii", "xmlcharrefreplace")
+    sections = [_section_of(i, completion) for i, completion in enumerate(completions, start=1)]
+    content = page(sections, tokenizer, ends=ends).encode("ascii", "xmlcharrefreplace")
     target = Path(os.path.realpath(path))  # a link stays a link
     try:
         write_atomically(target, content)
     except OSError as error:
         raise UserError(f"cannot write html={str(path)!r}: {error.strerror}") from error
+
+
+def page(sections: Sequence[Section], tokenizer: Reader, *, ends: Collection[int], beside: bool = False) -> str:
+    """Return an animated page of traces; `beside`: in columns, where there is room."""
+    data = page_data(sections, tokenizer, ends=ends, beside=beside)
+    texts = [section.text for section in sections]
+    return _environment().get_template("denoising.html").render(texts=texts, data=data)
+
+
+def player() -> dict[str, str]:
+    """Return what plays the `page_data` in another page: its controls as HTML, a style sheet and a script.
+
+    The controls and an element of the class "sections" belong into one of the class "denoising", which the function
+    `denoisingPlayer` of the script takes.
+    """
+    names = {"controls": "denoising_controls.html", "style": "denoising.css", "script": "denoising.js"}
+    return {name: _environment().get_template(file).render() for name, file in names.items()}
+
+
+def page_data(
+    sections: Sequence[Section], tokenizer: Reader, *, ends: Collection[int], beside: bool = False
+) -> dict[str, Any]:
+    """Return the traces as the script of the page reads them, in JSON types."""
+    ids = np.unique(np.concatenate([section.trace.tokens[~section.trace.masked] for section in sections]))
+    return {
+        "texts": {
+            str(token): text for token, text in zip(ids.tolist(), terminal.single_texts(ids, tokenizer), strict=True)
+        },
+        "sections": [_section_data(section, tokenizer) for section in sections],
+        "ends": sorted(ends),
+        "beside": beside,
+    }
 
 
 def check_page_path(path: str | os.PathLike) -> None:
@@ -78,33 +135,27 @@ def _confidence(trace: Trace, frame: int, position: int) -> float | None:
     return round(float(trace.confidence[frame, position]), 3)
 
 
-def _trace(completion: Completion) -> Trace:
+def _section_of(number: int, completion: Completion) -> Section:
     assert completion.trace is not None  # `save_page` has checked it
-    return completion.trace
+    note = f"{completion.nfe} forward passes, its batch took {completion.seconds:.2f} s"
+    return Section(f"Text {number}", completion.before, completion.full_text, completion.trace, note)
 
 
-def _section(completion: Completion, tokenizer: Reader) -> dict[str, Any]:
-    trace = _trace(completion)
+def _section_data(section: Section, tokenizer: Reader) -> dict[str, Any]:
+    trace = section.trace
     start = zip(trace.tokens[0].tolist(), trace.masked[0], strict=True)
     start_ids = [-1 if masked else token for token, masked in start]
     return {
-        "prompt": completion.before,
-        "nfe": completion.nfe,
-        "seconds": round(completion.seconds, 2),
+        "title": section.title,
+        "prompt": section.before,
+        "note": section.note,
         "given": start_ids,  # ids, -1 where a position starts as a mask
         "steps": events(trace),
         "characters": terminal.characters(np.asarray(trace.tokens[-1]), tokenizer),
     }
 
 
-def _page(completions: Sequence[Completion], tokenizer: Reader) -> str:
-    traces = [_trace(completion) for completion in completions]
-    ids = np.unique(np.concatenate([trace.tokens[~trace.masked] for trace in traces]))
-    data = {
-        "texts": dict(zip(ids.tolist(), terminal.single_texts(ids, tokenizer), strict=True)),
-        "sections": [_section(completion, tokenizer) for completion in completions],
-    }
-    texts = [completion.full_text for completion in completions]
+def _environment() -> Environment:
     environment = templates.environment("diffusionlm.pretrained")
     environment.policies["json.dumps_kwargs"] = {"separators": (",", ":")}
-    return environment.get_template("denoising.html").render(texts=texts, data=data)
+    return environment

@@ -123,8 +123,7 @@ def infill(
     candidates = [(r, lengths) for r, template in enumerate(templates) for lengths in span_lengths(r, template)]
     owners = [r for r, _ in candidates]  # the template of each candidate
     rows = [expand_spans(templates[r], lengths) for r, lengths in candidates]
-    gap_positions = max((row.count(None) for row in rows), default=1)
-    sampling = replace(sampling, length=max(gap_positions, 1))
+    sampling = _with_length_of(rows, sampling)
     ids = range(len(templates)) if row_ids is None else row_ids
     if len(ids) != len(templates):
         raise UserError(f"{len(ids)} row_ids for {len(templates)} rows; give one for each")
@@ -153,13 +152,40 @@ def stream(
     those of `generate`.
     """
     templates, new = _completion_templates(prompts, sampling)
-    request = prepare(cfg, templates, sampling, key, row_ids)
+    for step, *states in stream_rows(params, cfg, templates, sampling, key, row_ids=row_ids):
+        yield Frame(step, *(x_BxT[new] for x_BxT in states))
+
+
+def stream_rows(
+    params: Params,
+    cfg: ModelSpec,
+    templates: Sequence[Template],
+    sampling: SamplingConfig,
+    key: jax.Array | None = None,
+    *,
+    row_ids: Sequence[int] | None = None,
+) -> Iterator[Frame]:
+    """Yield the states that `infill` goes through, as they come; the last holds its rows, padded on the right.
+
+    Arguments and errors are those of `infill`.
+
+    Raises:
+      UserError: a span may have several lengths, all of which `infill` fills as rows of their own.
+    """
+    lengths = [span_lengths(r, template) for r, template in enumerate(templates)]
+    for r, choices in enumerate(lengths):
+        if len(choices) > 1:
+            raise UserError(
+                f"row {r} has a gap of several lengths, which are filled as rows of their own; use `infill`"
+            )
+    rows = [expand_spans(template, choices[0]) for template, choices in zip(templates, lengths, strict=True)]
+    request = prepare(cfg, rows, _with_length_of(rows, sampling), key, row_ids)
     state = initial_state(request.inputs.canvas, frames=1)
     memory = programs.empty_memory(params, request.inputs, structure=request.structure)
     while True:
         fetched = jax.device_get(state)
         request.check_finite(fetched)
-        yield Frame(int(fetched.index), fetched.tokens_BxT[new], fetched.masked_BxT[new], fetched.confidence_BxT[new])
+        yield Frame(int(fetched.index), fetched.tokens_BxT, fetched.masked_BxT, fetched.confidence_BxT)
         if not np.asarray(has_work(request.inputs.canvas, state)).any():
             return
         state, memory = programs.step(params, request.inputs, state, memory, structure=request.structure)
@@ -192,6 +218,11 @@ def _completion_templates(
     templates: list[Template] = [[*prompt, *[None] * sampling.length] for prompt in prompts]
     first_Bx1 = np.array([len(prompt) for prompt in prompts], np.int64)[:, None]
     return templates, (np.arange(len(prompts))[:, None], first_Bx1 + np.arange(sampling.length))
+
+
+def _with_length_of(rows: Sequence[Template], sampling: SamplingConfig) -> SamplingConfig:
+    """Return the settings with the number of gap positions of the longest row as their length."""
+    return replace(sampling, length=max([row.count(None) for row in rows] + [1]))
 
 
 def _run(params: Params, request: Request, frames: int) -> tuple[State, float]:

@@ -31,6 +31,9 @@ def words(command, places):
 
 
 WRONG = [
+    ("app {tmp}/none --port 0", ["port=0", "65535"]),
+    ("app {tmp}/none --steps 0", ["steps=0", "from 1"]),
+    ("app {tmp}/none --prot 80", ["'prot'", "'port'"]),
     ("trian demo", ["'trian'", "'train'"]),
     ("data prepar x", ["'data prepar'", "'data prepare'"]),
     ("--verison", ["'--verison'"]),

@@ -94,3 +94,28 @@ def test_a_character_of_several_tokens_is_shown_whole():
     pieces = terminal.token_texts(tokens, ByteTokenizer())
     assert pieces == ["é", "", "€", "", "", "\ufffd", "\ufffd", "a", "😀", "", "", ""]
     assert "".join(pieces) == "é€\ufffd\ufffda😀"
+
+
+def trace_of(final: list[int], left: list[set[int]]) -> Trace:
+    """Return a trace whose positions in `left[i]` are masks in frame i."""
+    masked = np.array([[n in positions for n in range(len(final))] for positions in left])
+    return Trace(np.where(masked, MASK_ID, final), masked)
+
+
+EOS = 10  # a line break here, so that its text would show
+
+
+def test_the_end_of_a_text_is_a_mark_and_nothing_behind_it_is_shown():
+    """Position 3 ends the text before the positions around it are revealed; then position 1 ends it."""
+    trace = trace_of([97, EOS, 98, EOS, 99], [{0, 1, 2, 3, 4}, {0, 1, 2, 4}, {1}, set()])
+    console = Console(file=io.StringIO(), width=60)
+    terminal.show(trace, ByteTokenizer(), console=console, ends=(EOS,))
+    lines = [line for line in shown(console).splitlines() if "step" not in line]
+    assert lines == ["░░░░░", "░░░⟨eos⟩", "a░b⟨eos⟩", "a⟨eos⟩"]
+
+
+def test_a_text_with_gaps_goes_on_behind_the_end_of_a_gap_and_a_given_token_ends_nothing():
+    trace = trace_of([EOS, 97, EOS, 98, 99, EOS, 100], [{1, 2, 3, 5, 6}, set()])
+    assert terminal.behind_end(trace, 0, (EOS,)) == [False] * 7
+    assert terminal.behind_end(trace, 1, (EOS,)) == [False, False, False, True, False, False, True]
+    assert terminal.behind_end(trace, 1, ()) == [False] * 7

@@ -72,8 +72,8 @@ def completion(final: list[int], left: list[set[int]], prompt: str = "> ", **cha
     return dataclasses.replace(Completion(prompt, "text", final, len(left) - 1, 0.25, trace), **changes)
 
 
-def saved(path, completions, tokenizer) -> Page:
-    save_page(completions, tokenizer, path)
+def saved(path, completions, tokenizer, **options) -> Page:
+    save_page(completions, tokenizer, path, **options)
     return Page(path.read_text(encoding="utf-8"))
 
 
@@ -102,7 +102,7 @@ def test_the_events_give_every_state_of_the_trace(strategy, tmp_path):
     taken_back = 0
     for section, one in zip(sections, completions, strict=True):
         trace = one.trace
-        assert len(section["steps"]) == section["nfe"] == len(trace.tokens) - 1
+        assert len(section["steps"]) == len(trace.tokens) - 1 and f"{one.nfe} forward passes" in section["note"]
         for i in range(len(trace.tokens)):
             ids, masked, confidence = state(section, i)
             assert masked == trace.masked[i].tolist()
@@ -155,6 +155,11 @@ def test_of_a_text_with_gaps_all_is_position_and_what_was_given_is_no_event(tmp_
     section = page.data["sections"][0]
     assert (section["prompt"], section["given"], section["steps"]) == ("", [0, -1, 0], [[[1, 2, 0.5]]])
     assert page.texts == ["a<b>a"]
+
+
+def test_the_page_knows_what_ends_a_text(tmp_path):
+    page = saved(tmp_path / "page.html", [completion([0, 5, 0], [{0, 1, 2}, set()])], Words(), ends=(5,))
+    assert page.data["ends"] == [5]
 
 
 def test_a_character_of_several_tokens_is_one(tmp_path):

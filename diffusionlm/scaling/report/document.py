@@ -48,7 +48,7 @@ def write(
     Raises:
       UserError: no finished cell, an unknown law, matplotlib missing, or a directory that cannot be written.
     """
-    require_package("matplotlib", "the report of a sweep", "matplotlib", "docs")
+    require_package("matplotlib", "the report of a sweep", "matplotlib", "plots")
     laws = [published.get(name) for name in overlay]
     analysis = analyse(results, note=note)
     first = list(warnings)

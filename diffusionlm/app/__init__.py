@@ -1,0 +1,1 @@
+"""The browser app: a page on which a loaded checkpoint completes, answers and fills gaps in view of the user."""

@@ -1,0 +1,91 @@
+"""Generations that are being watched: the states that they went through so far."""
+
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from diffusionlm.app.settings import in_words
+from diffusionlm.pretrained.completion import Draft
+from diffusionlm.pretrained.mask_notation import split_at_gaps
+from diffusionlm.pretrained.model import LoadedModel
+from diffusionlm.pretrained.webpage import Section
+from diffusionlm.sampling.canvas import Span
+from diffusionlm.sampling.config import SamplingConfig
+from diffusionlm.sampling.state import Trace
+
+PAUSE = 0.1  # seconds between two views of a generation: a page is not drawn more often than one can see
+
+
+@dataclass
+class Run:
+    """A generation.
+
+    Attributes:
+      title: names it on the page.
+      before: the text before the new one.
+      sampling: its settings.
+      drafts: the states that are still to come.
+      states: those that it went through.
+      ended: whether it has no more of them.
+    """
+
+    title: str
+    before: str
+    sampling: SamplingConfig
+    drafts: Iterator[Draft]
+    states: list[Draft] = field(default_factory=list)
+    ended: bool = False
+
+    def advance(self) -> None:
+        """Go on by one state, if there is one."""
+        draft = next(self.drafts, None)
+        if draft is None:
+            self.ended = True
+        else:
+            self.states.append(draft)
+
+    @property
+    def text(self) -> str:
+        """The new text so far."""
+        return self.states[-1].text if self.states else ""
+
+    def section(self) -> Section:
+        """Return the states so far, of which there is one at least, as a part of a page."""
+        trace = Trace(
+            np.array([draft.tokens for draft in self.states], np.int32),
+            np.array([draft.masked for draft in self.states], bool),
+            np.array([draft.confidence for draft in self.states], np.float32),
+        )
+        return Section(self.title, self.before, self.before + self.text, trace, in_words(self.sampling))
+
+
+def watch(runs: Sequence[Run]) -> Iterator[bool]:
+    """Advance several runs in turn; after each round yield whether it is time to show them."""
+    shown = 0.0
+    while not all(run.ended for run in runs):
+        for run in runs:
+            if not run.ended:
+                run.advance()
+        due = time.monotonic() - shown >= PAUSE
+        if due:
+            shown = time.monotonic()
+        yield due
+
+
+def infill_drafts(model: LoadedModel, text: str, sampling: SamplingConfig) -> Iterable[Draft]:
+    """Yield the states of a text whose gaps are filled.
+
+    Gaps that may have several lengths are filled in all of them as one batch, so their states come all at once when the
+    best is known.
+    """
+    parts = split_at_gaps(text, model.config.max_length)
+    if all(part.least == part.most for part in parts if isinstance(part, Span)):
+        yield from model.stream_infill(text, sampling)
+        return
+    (completion,) = model.infill(text, sampling, trace=True)
+    trace = completion.trace
+    assert trace is not None and trace.confidence is not None  # as asked for
+    for i, states in enumerate(zip(*(states.tolist() for states in trace), strict=True)):
+        yield Draft(i, *states, completion.text if i == len(trace.tokens) - 1 else "")

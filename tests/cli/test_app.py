@@ -1,0 +1,49 @@
+"""The verb `app`: what is refused before the model is loaded, and what the page begins with."""
+
+import sys
+
+import pytest
+from support.command_line import assert_one_line
+
+from diffusionlm.app import server
+from diffusionlm.cli import app as verb
+from diffusionlm.cli.main import main
+
+
+@pytest.fixture
+def served(monkeypatch):
+    """Serve nothing: return the list of what would have been served."""
+    calls = []
+    monkeypatch.setattr(server, "require_gradio", lambda: None)
+    monkeypatch.setattr(server, "serve", lambda *arguments: calls.append(arguments))
+    monkeypatch.setattr(verb, "load_model", lambda checkpoint: checkpoint)
+    return calls
+
+
+@pytest.mark.parametrize("module, package", [("gradio", "gradio"), ("PIL", "pillow")])
+def test_a_missing_package_is_named_with_its_extra_before_the_model_is_loaded(module, package, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "gradio", sys)  # so that it is not imported here
+    monkeypatch.setitem(sys.modules, module, None)
+    assert main(["app", "nowhere"]) == 2
+    assert_one_line(capsys.readouterr(), [f"app needs the package {package}", ".[app]"])
+
+
+def test_only_the_settings_that_are_given_replace_those_of_the_page(served):
+    assert main(["app", "model"]) == 0
+    assert main(["app", "model", "--port", "8000", "--host", "0.0.0.0", "--top_p", "0.5", "--length=8"]) == 0
+    assert served == [
+        ("model", {}, "127.0.0.1", None),
+        ("model", {"top_p": 0.5, "length": 8}, "0.0.0.0", 8000),
+    ]
+
+
+def test_nothing_is_reported_to_others(monkeypatch):
+    """Gradio reads the variable when it is imported and launched; Hugging Face's hub has another."""
+    monkeypatch.setitem(sys.modules, "gradio", sys)
+    monkeypatch.delenv("GRADIO_ANALYTICS_ENABLED", raising=False)
+    monkeypatch.delenv("HF_HUB_DISABLE_TELEMETRY", raising=False)
+    pytest.importorskip("PIL", reason="the app needs its extra: Pillow")
+    server.require_gradio()
+    import os
+
+    assert (os.environ["GRADIO_ANALYTICS_ENABLED"], os.environ["HF_HUB_DISABLE_TELEMETRY"]) == ("False", "1")

@@ -1,0 +1,44 @@
+"""A headless browser for tests of pages."""
+
+import contextlib
+import os
+import shutil
+
+import pytest
+
+ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
+
+
+def chromium() -> str:
+    """Return the path of a Chromium, or skip the test."""
+    found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if found is None:
+        pytest.skip("needs a browser: install chromium")
+    return found
+
+
+@contextlib.contextmanager
+def browser():
+    """Start a headless Chromium that playwright drives."""
+    sync_api = pytest.importorskip("playwright.sync_api", reason="drives a browser: pip install playwright")
+    path = chromium()
+    with sync_api.sync_playwright() as playwright:
+        started = playwright.chromium.launch(executable_path=path, args=ARGUMENTS)
+        timeout = float(os.environ.get("DIFFUSIONLM_BROWSER_SECONDS", "120")) * 1000
+        sync_api.expect.set_options(timeout=timeout)
+        try:
+            yield started
+        finally:
+            started.close()
+
+
+def field(page, name: str):
+    """Return the input of a component of the app by its id."""
+    return page.locator(f"#{name}").locator("textarea, input").first
+
+
+def generate(page, button: str) -> None:
+    """Click a button that generates, and wait until it can be clicked again."""
+    page.locator(f"#{button}").click()
+    page.wait_for_function("b => document.querySelector(`#${b}`).disabled", arg=button)
+    page.wait_for_function("b => !document.querySelector(`#${b}`).disabled", arg=button)
