@@ -51,7 +51,11 @@ class Bars(rich.progress.Progress):
         self._draw(always=True)
 
     def _draw(self, always: bool = False) -> None:
-        if self._output is None or not self.tasks or not (always or time.monotonic() - self._drawn > self.REFRESH_SECONDS):
+        if (
+            self._output is None
+            or not self.tasks
+            or not (always or time.monotonic() - self._drawn > self.REFRESH_SECONDS)
+        ):
             return
         self._drawn = time.monotonic()
         text = ", ".join(f"{task.description} {task.completed:g}/{task.total or 0:g}" for task in self.tasks)

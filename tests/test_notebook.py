@@ -5,11 +5,11 @@ import sys
 from types import SimpleNamespace
 
 import pytest
+from support.notebook_cell import cell  # noqa: F401
 
 from diffusionlm import notebook, progress
 from diffusionlm.console import Console
 from diffusionlm.data.prepare import prepare
-from support.notebook_cell import cell  # noqa: F401
 
 PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -58,7 +58,7 @@ def test_pictures_take_a_small_share_of_the_time(cell, clock):  # noqa: F811
     drawn = []
 
     def picture():
-        clock.seconds += 0.4
+        clock.seconds += 0.25
         drawn.append(clock.seconds)
         return PNG + str(len(drawn)).encode()
 
@@ -66,8 +66,8 @@ def test_pictures_take_a_small_share_of_the_time(cell, clock):  # noqa: F811
         for completed in range(1, 101):
             clock.seconds += 0.5
             bar.update(completed, "")
-    # 50 seconds of steps: each picture of 0.4 s is followed by 8 without one, and one more shows the end.
-    assert len(drawn) == 1 + 50 // 8 + 1
+    # 50 seconds of steps: at most a twentieth of the time goes to pictures of 0.25 s, and one more shows the end.
+    assert len(drawn) == 50 / 5 + 1
     assert sum("image/png" in output for output in cell.outputs()) == 1
 
 

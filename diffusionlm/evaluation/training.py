@@ -29,7 +29,9 @@ def train(cfg: Config | str, workdir: epath.PathLike | None = None) -> Run:
     """
     run = loop.train(cfg, workdir)
     if not run.done and jax.process_index() == 0:
-        write(f"stopped and saved at step {run.step} of {run.config.run.steps} in {run.workdir}; the same call resumes it")
+        write(
+            f"stopped and saved at step {run.step} of {run.config.run.steps} in {run.workdir}; the same call resumes it"
+        )
     show_finished(run)
     return run
 

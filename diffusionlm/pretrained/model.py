@@ -95,7 +95,9 @@ class LoadedModel:
             text, nfe = self.decode_after(request.ids, tokens), int(result.nfe[r])
             states, masks = row_trace(result.trace, r, len(tokens)), self._count_masks(tokens)
             named = {"templated": request.templated and self.has_chat_template, "mask_tokens": masks}
-            completion = Completion(request.text, text, tokens, nfe, result.seconds, states, **named, reader=self.reader)
+            completion = Completion(
+                request.text, text, tokens, nfe, result.seconds, states, **named, reader=self.reader
+            )
             completions.append(completion)
         return completions
 

@@ -3,8 +3,8 @@
     python docs/notebooks/execute.py                        # links and first cells only, in a second
     python docs/notebooks/execute.py --run 5_samplers       # also run these notebooks, and keep what they show
 
-The badge and the address for `git clone` come from `url` in setup.cfg. While there is none, the badge opens Colab, where
-the notebook and a zip file of the repository are uploaded. Runs write into a temporary directory.
+The badge and the address for `git clone` come from `url` in setup.cfg. While there is none, the badge opens Colab,
+where the notebook and a zip file of the repository are uploaded. Runs write into a temporary directory.
 """
 
 import argparse
@@ -40,8 +40,8 @@ def badge(name: str) -> str:
         target = f"https://colab.research.google.com/github/{place}/blob/main/docs/notebooks/{name}.ipynb"
         return f"[![Open in Colab]({BADGE})]({target})"
     return (
-        f"[![Open in Colab]({BADGE})](https://colab.research.google.com/) In Colab, upload this file with *File > Upload "
-        "notebook*, and a zip file of the repository, `diffusionlm.zip`, in the panel of files on the left."
+        f"[![Open in Colab]({BADGE})](https://colab.research.google.com/) In Colab, upload this file with *File > "
+        "Upload notebook*, and a zip file of the repository, `diffusionlm.zip`, in the panel of files on the left."
     )
 
 

@@ -32,8 +32,8 @@ assert abs(exponents["arm"].value - 0.603) < 0.01 and abs(exponents["mdm"].value
 assert exponents["arm"].interval[0] < 0.62 < exponents["arm"].interval[1]
 """,
     "3_adapt_and_infill": """
-bounds = {name: result["eval"]["nelbo_nats_per_token"] for name, result in (("adapted", adapted.result), ("scratch", scratch.result))}
-assert bounds["adapted"] < bounds["scratch"] - 0.1, bounds
+bounds = [done.result["eval"]["nelbo_nats_per_token"] for done in (adapted, scratch)]
+assert bounds[0] < bounds[1] - 0.1, bounds
 for text, completion in zip(texts, filled):
     before, _, after = text.partition("{")
     assert completion.text.startswith(before) and completion.text.endswith(after.partition("}")[2])
@@ -126,8 +126,12 @@ def test_it_runs_in_a_shortened_form(name, execute, tmp_path, monkeypatch):
     # A frozen copy of the environment: warnings of other packages are errors in pytest alone.
     monkeypatch.setenv("PYTHONWARNINGS", "default")
     execute.run(notebook, timeout=1800, directory=tmp_path)
-    kinds = {kind for cell in notebook.cells[:last] for output in cell.get("outputs", []) for kind in output.get("data", {})}
+    kinds = {
+        kind for cell in notebook.cells[:last] for output in cell.get("outputs", []) for kind in output.get("data", {})
+    }
     assert "text/html" in kinds and ("image/png" in kinds or name not in TRAINS)
-    errors = [output.text for cell in notebook.cells for output in cell.get("outputs", []) if output.get("name") == "stderr"]
+    errors = [
+        output.text for cell in notebook.cells for output in cell.get("outputs", []) if output.get("name") == "stderr"
+    ]
     assert not any("ipywidgets" in text or "Traceback" in text for text in errors), errors
     assert os.listdir(tmp_path) or name in ("5_samplers",)
