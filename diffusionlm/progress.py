@@ -17,15 +17,15 @@ from diffusionlm.notebook import Output
 
 
 class Bars(rich.progress.Progress):
-    """Bars in a terminal, where they go away at the end, and in a notebook, where they stay.
+    """Bars in a terminal, where they go away at the end, and in a notebook, where they stay unless told otherwise.
 
     Those of rich need ipywidgets in a notebook.
     """
 
     REFRESH_SECONDS = 0.5  # between updates in a notebook
 
-    def __init__(self, *columns: str | ProgressColumn, console: Console):
-        self._page = console
+    def __init__(self, *columns: str | ProgressColumn, console: Console, stay: bool = True):
+        self._page, self._stay = console, stay
         self._output = Output() if console.is_jupyter and not console.quiet else None
         self._drawn = -float("inf")
         super().__init__(*columns, console=console, disable=not console.is_terminal, transient=True)
@@ -48,7 +48,10 @@ class Bars(rich.progress.Progress):
     def stop(self) -> None:
         """End the display."""
         super().stop()
-        self._draw(always=True)
+        if not self._stay and self._output:
+            self._output.show_html("", "")
+        else:
+            self._draw(always=True)
 
     def _draw(self, always: bool = False) -> None:
         if (
@@ -72,6 +75,7 @@ class Progress:
       quiet: show nothing.
       picture: draws a PNG for notebooks, such as the curve of the note; it raises `ImportError` where it cannot, and a
         notebook shows plain lines instead.
+      stay: leave the bar in a notebook at the end.
     """
 
     QUIET_SECONDS = 30.0  # between plain lines where there is no terminal
@@ -86,6 +90,7 @@ class Progress:
         *,
         quiet: bool = False,
         picture: Callable[[], bytes] | None = None,
+        stay: bool = True,
     ):
         self._title, self._total = title, total
         self._console = Console(file=sys.stderr, quiet=quiet)
@@ -99,6 +104,7 @@ class Progress:
             TextColumn("{task.fields[note]}", markup=False),
             TimeRemainingColumn(compact=True),
             console=self._console,
+            stay=stay,
         )
         self._task = self._bar.add_task(title, total=total, completed=completed, note="")
         self._printed = time.monotonic()

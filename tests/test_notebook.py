@@ -46,6 +46,12 @@ def test_progress_is_one_output_that_changes_and_stays(cell, clock, capsys):  # 
     assert capsys.readouterr() == ("", "")  # no warning that a package is missing, and no line
 
 
+def test_the_bar_of_one_run_of_many_goes_away(cell, clock):  # noqa: F811
+    with progress.Progress("train", 5, stay=False) as bar:
+        bar.update(5, "")
+    assert [output["text/html"] for output in cell.outputs()] == [""]
+
+
 def test_what_is_said_stays_beside_the_bar(cell, clock):  # noqa: F811
     with progress.Progress("train", 5) as bar:
         bar.say("<b>resuming</b> [red]from step 2")

@@ -65,9 +65,9 @@ def _shaded(completion: "Completion") -> str:
 
 def _until(pieces: list[str], text: str) -> list[str]:
     """Return the pieces that make up a text: what follows is the end of text, and what is behind it."""
-    count, length = 0, 0
-    while count < len(pieces) and length < len(text):
-        length += len(pieces[count])
+    count, shown, wanted = 0, "", len(text.lstrip())  # a decoder drops a space at the start of a text
+    while count < len(pieces) and len(shown.lstrip()) < wanted:
+        shown += pieces[count]
         count += 1
     return pieces[:count]
 

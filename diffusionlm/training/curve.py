@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 TRAINING, HELD_OUT, AUTOREGRESSIVE = "loss", "eval_nelbo_nats_per_token", "eval_autoregressive_nats_per_token"
-SERIES = {  # field of metrics.jsonl -> how it is drawn
+SERIES: dict[str, dict[str, Any]] = {  # field of metrics.jsonl -> how it is drawn
     TRAINING: {"label": "training loss", "color": "tab:blue", "linewidth": 1},
     HELD_OUT: {"label": "held out", "color": "tab:orange", "marker": "o"},
     AUTOREGRESSIVE: {"label": "held out, next-token prediction", "color": "tab:green", "marker": "s", "markersize": 4},

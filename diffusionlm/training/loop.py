@@ -110,7 +110,7 @@ def train(cfg: Config | str, workdir: epath.PathLike | None = None, *, fence: Fe
     mesh = fitting_mesh(cfg)
     processes.run_on_all_processes(lambda: memory_check.require_room(cfg, mesh))
     processes.require_shared(directory)
-    alone = fence is None  # a cell of a sweep draws no picture of its own
+    alone = fence is None  # one of the many runs of a sweep leaves neither a picture nor a bar in a notebook
     with owned_run(directory, fence) as fence:
         if result := finished(directory):  # by an owner that this process waited for
             return Run(directory, cfg, result["step"], result, done_before=True)
@@ -157,7 +157,7 @@ class Loop:
     stepper: Stepper
     evaluator: Evaluator
     records: Records
-    draws: bool  # a notebook shows the curve
+    alone: bool  # not a run of a sweep
     saver: Saver = field(init=False)
     progress: Progress = field(init=False)
 
@@ -174,10 +174,8 @@ class Loop:
             record_run(cfg, self.workdir)
             stack.enter_context(self.records).open(stepper.step)
             quiet = jax.process_index() != 0
-            picture = self.records.curve.png if self.draws else None
-            self.progress = stack.enter_context(
-                Progress(f"train {cfg.name}", cfg.run.steps, stepper.step, quiet=quiet, picture=picture)
-            )
+            shown = {"quiet": quiet, "picture": self.records.curve.png if self.alone else None, "stay": self.alone}
+            self.progress = stack.enter_context(Progress(f"train {cfg.name}", cfg.run.steps, stepper.step, **shown))
             self._announce()
             profiler = stack.enter_context(
                 Profiler(self.workdir / "profile", cfg.run.profile_start, cfg.run.profile_steps)
