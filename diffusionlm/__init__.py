@@ -5,8 +5,10 @@ loaded at its first use, so importing this package starts no backend and loads n
 """
 
 import importlib
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from diffusionlm.checkout import find_experiments
 from diffusionlm.version import __version__
 
 if TYPE_CHECKING:  # the same names for type checkers and editors
@@ -26,6 +28,7 @@ if TYPE_CHECKING:  # the same names for type checkers and editors
     from diffusionlm.data.pipeline import open_dataset as open_dataset
     from diffusionlm.errors import UserError as UserError
     from diffusionlm.evaluation.tasks import evaluate as evaluate
+    from diffusionlm.evaluation.training import train as train
     from diffusionlm.interop.exporting import export_weights as export_weights
     from diffusionlm.interop.importing import import_weights as import_weights
     from diffusionlm.likelihood.config import LikelihoodConfig as LikelihoodConfig
@@ -47,11 +50,10 @@ if TYPE_CHECKING:  # the same names for type checkers and editors
     from diffusionlm.sharing.push import push_to_hub as push_to_hub
     from diffusionlm.training.loop import DivergenceError as DivergenceError
     from diffusionlm.training.loop import Run as Run
-    from diffusionlm.training.loop import train as train
     from diffusionlm.training.prepare import prepare as prepare
 
 _NAMES = {  # public name -> the module that has it
-    "train": "training.loop",
+    "train": "evaluation.training",
     "Run": "training.loop",
     "DivergenceError": "training.loop",
     "experiment": "registry",
@@ -95,6 +97,8 @@ _MODULES = {  # public as modules
 }
 
 __all__ = ["__version__", *_NAMES, *_MODULES]  # pyright: ignore[reportUnsupportedDunderAll] listed once, above
+
+find_experiments(Path(__file__).resolve().parent)
 
 
 def __getattr__(name: str) -> Any:

@@ -51,8 +51,7 @@ def require_name(word: str, registry: Registry, usage: str) -> None:
 
 def working(text: str) -> contextlib.AbstractContextManager[Any]:
     """Return a context in which a terminal shows, on stderr, what is being done; elsewhere nothing is shown."""
-    console = Console(stderr=True)
-    return console.status(text) if console.is_terminal else contextlib.nullcontext()
+    return Console(stderr=True).busy(text)
 
 
 def load_model(checkpoint: str) -> "LoadedModel":

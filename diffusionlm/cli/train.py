@@ -47,11 +47,10 @@ def _train(cfg: Config, workdir: str, wandb: bool) -> int:
     shortening.validate(cfg)  # before JAX is imported, which takes seconds
     import jax
 
-    from diffusionlm.storage import run_path
+    from diffusionlm.evaluation.training import show_finished
     from diffusionlm.training.loop import DivergenceError
     from diffusionlm.training.loop import train as run_training
 
-    done_before = (run_path(workdir) / "DONE.json").exists()
     try:
         run = run_training(cfg, workdir, wandb=wandb)
     except DivergenceError as error:
@@ -65,11 +64,8 @@ def _train(cfg: Config, workdir: str, wandb: bool) -> int:
     if run.result is None:
         write(f"stopped and saved at step {run.step} of {cfg.run.steps} in {run.workdir}; the same command resumes it")
         return 0
-    if cfg.run.showcase and not done_before and jax.process_count() == 1:  # other processes would not wait for it
-        from diffusionlm.evaluation import showcase
-
-        showcase.show(run)
-    write(_result_text(run.result, done_before, run.workdir, cfg))
+    show_finished(run)
+    write(_result_text(run.result, run.done_before, run.workdir, cfg))
     return 0
 
 

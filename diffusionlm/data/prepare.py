@@ -18,7 +18,7 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Literal
 
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
 from diffusionlm.console import Console
 from diffusionlm.data import chat_templates, tokenizers
@@ -31,6 +31,7 @@ from diffusionlm.data.stream import BuildContext, RecordFormat, TokenStream, wri
 from diffusionlm.data.tokenizers import Tokenizer
 from diffusionlm.errors import UserError
 from diffusionlm.ownership.claims import whole_directory
+from diffusionlm.progress import Bars
 from diffusionlm.untrusted import printable
 
 
@@ -144,7 +145,7 @@ def _build(context: BuildContext, request: Request) -> Metadata:
     return metadata
 
 
-def _train_tokenizer(bars: Progress, request: Request, rules: EncodeRules) -> Tokenizer:
+def _train_tokenizer(bars: Bars, request: Request, rules: EncodeRules) -> Tokenizer:
     bar = bars.add_task("training the tokenizer", total=None)
     texts = training_texts(request.sources["train"], rules, sft=request.format == "sft", on_error=request.on_error)
     tokenizer = tokenizers.train_sentencepiece(texts, request.vocab_size)
@@ -152,7 +153,7 @@ def _train_tokenizer(bars: Progress, request: Request, rules: EncodeRules) -> To
     return tokenizer
 
 
-def _report_unread(bars: Progress, request: Request, unread: Counter[str]) -> None:
+def _report_unread(bars: Bars, request: Request, unread: Counter[str]) -> None:
     """Name the fields that no document is made of; raise `UserError` if they belong to dialogues."""
     if not unread:
         return
@@ -191,7 +192,7 @@ def _require_answers(request: Request, streams: Mapping[str, TokenStream]) -> No
         )
 
 
-def _progress(console: Console) -> Progress:
+def _progress(console: Console) -> Bars:
     columns = (
         TextColumn("{task.description}", markup=False),
         BarColumn(),
@@ -199,7 +200,7 @@ def _progress(console: Console) -> Progress:
         TransferSpeedColumn(),
         TimeRemainingColumn(),
     )
-    return Progress(*columns, console=console, disable=not console.is_terminal, transient=True)
+    return Bars(*columns, console=console)
 
 
 def _summarise(console: Console, output: Path, metadata: Metadata) -> None:

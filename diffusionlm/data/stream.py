@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from etils import epath
-from rich.progress import Progress
 
 from diffusionlm.data import dialogues
 from diffusionlm.data.dialogues import Layout
@@ -22,6 +21,7 @@ from diffusionlm.data.ordered_map import Map
 from diffusionlm.data.tfds_files import DATASET_NAME, record_dtypes, shard_names
 from diffusionlm.data.words import Counts, split_words, word_type
 from diffusionlm.errors import UserError
+from diffusionlm.progress import Bars
 
 if TYPE_CHECKING:
     import tensorflow_datasets as tfds
@@ -35,7 +35,7 @@ class BuildContext(NamedTuple):
 
     directory: Path
     map: Map  # runs jobs, in this process or in several
-    bars: Progress
+    bars: Bars
 
 
 class TokenStream:

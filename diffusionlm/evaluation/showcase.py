@@ -8,7 +8,7 @@ import msgspec
 import numpy as np
 from rich.text import Text
 
-from diffusionlm import schema
+from diffusionlm import notebook, schema
 from diffusionlm.console import KEPT, Console
 from diffusionlm.data.pipeline import Dataset, open_dataset
 from diffusionlm.data.tokenizers.base import Tokenizer
@@ -59,7 +59,10 @@ def show(run: Run, console: Console | None = None) -> None:
     took = f"{completion.nfe} denoising steps in {completion.seconds:.1f} s"
     console.print(f"\nA sample at temperature {TEMPERATURE}: {took}", highlight=False)
     assert completion.trace is not None  # as asked for
-    terminal.show(completion.trace, model.reader, ends=model.config.eos_ids, console=console)
+    if console.is_jupyter:
+        notebook.show(completion)
+    else:
+        terminal.show(completion.trace, model.reader, ends=model.config.eos_ids, console=console)
     if not model.config.autoregressive:
         _show_infilling(model, held_out_rows(run.config, dataset), console)
 
@@ -114,7 +117,7 @@ def _baselines(run: Run, dataset: Dataset, console: Console) -> dict[str, dict[s
         [np.where(r["segment_ids"] > 0, r["tokens"], -1) for r in held_out_rows(run.config, dataset)]
     )
     train = dataset.rows("train", np.arange(dataset.size("train")))["tokens"][:, :T]
-    with console.status("fitting n-gram models and compressors to the training part"):
+    with console.busy("fitting n-gram models and compressors to the training part"):
         scores = fit_and_score(train, heldout[:, :T], dataset.tokenizer.token_bytes(), dataset.tokenizer.decode)
     write_atomically(path, json.dumps(scores, indent=2) + "\n")
     return scores

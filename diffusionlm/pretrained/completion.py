@@ -47,6 +47,7 @@ class Completion:
       mask_tokens: how many of the tokens are the mask, which a model may predict where its reference lets it; they are
         no text.
       templated: whether the model's chat template wrote something around the prompt, so that the text answers it.
+      reader: the tokenizer, with which a notebook shows the tokens.
     """
 
     prompt: str
@@ -58,6 +59,7 @@ class Completion:
     infilled: bool = False
     templated: bool = False
     mask_tokens: int = 0
+    reader: Reader | None = dataclasses.field(default=None, repr=False, compare=False)
 
     @property
     def before(self) -> str:
@@ -68,6 +70,11 @@ class Completion:
     def full_text(self) -> str:
         """The prompt with the text that was generated after it or in its gaps."""
         return self.before + self.text
+
+    def _repr_html_(self) -> str:
+        from diffusionlm.pretrained import display  # which imports this module
+
+        return display.completion_html(self)
 
 
 @dataclass(frozen=True)

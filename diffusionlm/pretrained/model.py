@@ -23,7 +23,7 @@ from diffusionlm.likelihood.monte_carlo import Estimate, estimate
 from diffusionlm.likelihood.pairs import Pair
 from diffusionlm.likelihood.perplexity import Perplexity, perplexity
 from diffusionlm.model.spec import ModelSpec
-from diffusionlm.pretrained import chat
+from diffusionlm.pretrained import chat, display
 from diffusionlm.pretrained.completion import Completion, Draft, MaskFree, row_trace
 from diffusionlm.pretrained.drafts import completion_drafts, infill_drafts
 from diffusionlm.pretrained.mask_notation import GappedText, split_at_gaps
@@ -53,6 +53,9 @@ class LoadedModel:
     def __repr__(self) -> str:
         n = sum(leaf.size for leaf in jax.tree.leaves(self.params))
         return f"LoadedModel({str(self.location.path)!r}, {self.sidecar.objective}, {n:,} parameters)"
+
+    def _repr_html_(self) -> str:
+        return display.model_html(self)
 
     def generate(
         self,
@@ -90,18 +93,13 @@ class LoadedModel:
             result = generate(self.params, self.config, [r.ids for r in requests], resolved, trace=trace)
         completions = []
         for r, (request, tokens) in enumerate(zip(requests, result.tokens.tolist(), strict=True)):
-            completions.append(
-                Completion(
-                    request.text,
-                    self.decode_after(request.ids, tokens),
-                    tokens,
-                    int(result.nfe[r]),
-                    result.seconds,
-                    row_trace(result.trace, r, len(tokens)),
-                    templated=request.templated and self.template is not None and not self.template.bare,
-                    mask_tokens=self._count_masks(tokens),
-                )
+            text, nfe = self.decode_after(request.ids, tokens), int(result.nfe[r])
+            states, masks = row_trace(result.trace, r, len(tokens)), self._count_masks(tokens)
+            named = {"templated": request.templated and self.has_chat_template, "mask_tokens": masks}
+            completion = Completion(
+                request.text, text, tokens, nfe, result.seconds, states, **named, reader=self.reader
             )
+            completions.append(completion)
         return completions
 
     def stream(
@@ -171,9 +169,8 @@ class LoadedModel:
         for r, (text, row, lengths) in enumerate(zip(texts, result.rows, result.span_lengths, strict=True)):
             filled, nfe = gapped[r].filled(row, lengths, self._decode_until_end), int(result.nfe[r])
             states, masks = row_trace(result.trace, r, len(row)), self._count_masks(row)
-            completions.append(
-                Completion(text, filled, row, nfe, result.seconds, states, infilled=True, mask_tokens=masks)
-            )
+            named = {"infilled": True, "mask_tokens": masks, "reader": self.reader}
+            completions.append(Completion(text, filled, row, nfe, result.seconds, states, **named))
         return completions
 
     def log_likelihood(

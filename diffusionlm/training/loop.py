@@ -15,7 +15,7 @@ import numpy as np
 from etils import epath
 from jax.sharding import Mesh
 
-from diffusionlm import shortening
+from diffusionlm import notebook, shortening
 from diffusionlm.config import Config
 from diffusionlm.data.pipeline import Dataset
 from diffusionlm.diffusion import schedules
@@ -52,11 +52,25 @@ class Run:
     config: Config = field(repr=False)
     step: int  # optimizer steps taken
     result: dict[str, Any] | None  # the content of DONE.json, NaN for null; None if stopped before the end
+    done_before: bool = field(default=False, repr=False)  # the call found a finished run
 
     @property
     def done(self) -> bool:
         """True if the run has taken all of its steps."""
         return self.result is not None
+
+    def _repr_html_(self) -> str:
+        rows = {"directory": self.workdir, "step": f"{self.step:,} of {self.config.run.steps:,}"}
+        if self.result is None:
+            rows["state"] = "stopped and saved; the same call resumes it"
+        else:
+            held_out = self.result["eval"]
+            rows["held out"] = (
+                f"{held_out['nelbo_nats_per_token']:.3f} +/- {held_out['nelbo_stderr']:.3f} nats per token, "
+                f"{held_out['bits_per_byte']:.3f} bits per byte"
+            )
+            rows |= {"tokens": f"{self.result['tokens']:,}", "seconds": f"{self.result['seconds']:,.0f}"}
+        return notebook.table(self.config.name, rows)
 
 
 class DivergenceError(FloatingPointError):
@@ -98,13 +112,14 @@ def train(
     cfg, start = resolve(cfg, directory)
     refuse_another_run(cfg, directory)
     if result := finished(directory):
-        return Run(directory, cfg, result["step"], result)
+        return Run(directory, cfg, result["step"], result, done_before=True)
     mesh = fitting_mesh(cfg)
     processes.run_on_all_processes(lambda: memory_check.require_room(cfg, mesh))
     processes.require_shared(directory)
+    alone = fence is None  # one of the many runs of a sweep leaves neither a picture nor a bar in a notebook
     with owned_run(directory, fence) as fence:
         if result := finished(directory):  # by an owner that this process waited for
-            return Run(directory, cfg, result["step"], result)
+            return Run(directory, cfg, result["step"], result, done_before=True)
         dataset = open_or_prepare(cfg, directory, start)
         with (
             jax.set_mesh(mesh),
@@ -117,7 +132,7 @@ def train(
             evaluator = Evaluator(cfg, dataset, batches)
             mirror = WandbRun(cfg, directory) if wandb and jax.process_index() == 0 else None
             records = Records(cfg, directory, cost, timeline, fence, mirror)
-            loop = Loop(cfg, directory, start, dataset, mesh, timeline, cost, stepper, evaluator, records)
+            loop = Loop(cfg, directory, start, dataset, mesh, timeline, cost, stepper, evaluator, records, alone)
             try:
                 return loop.run(stopped)
             finally:
@@ -149,6 +164,7 @@ class Loop:
     stepper: Stepper
     evaluator: Evaluator
     records: Records
+    alone: bool  # not a run of a sweep
     saver: Saver = field(init=False)
     progress: Progress = field(init=False)
 
@@ -165,7 +181,8 @@ class Loop:
             record_run(cfg, self.workdir)
             stack.enter_context(self.records).open(stepper.step)
             quiet = jax.process_index() != 0
-            self.progress = stack.enter_context(Progress(f"train {cfg.name}", cfg.run.steps, stepper.step, quiet=quiet))
+            shown = {"quiet": quiet, "picture": self.records.curve.png if self.alone else None, "stay": self.alone}
+            self.progress = stack.enter_context(Progress(f"train {cfg.name}", cfg.run.steps, stepper.step, **shown))
             self._announce()
             profiler = stack.enter_context(
                 Profiler(self.workdir / "profile", cfg.run.profile_start, cfg.run.profile_steps)

@@ -21,6 +21,7 @@ from diffusionlm import flops, hardware
 from diffusionlm.config import Config
 from diffusionlm.diffusion.objectives import LEVELS, level_names, predicted_share
 from diffusionlm.storage import JsonLines, in_bucket, read_json_lines
+from diffusionlm.training.curve import Curve
 from diffusionlm.training.outcome import MetricsLine
 from diffusionlm.training.timeline import Timeline
 from diffusionlm.training.wandb_run import WandbRun
@@ -65,6 +66,7 @@ class MetricsWriter:
             return line["step"] <= restored_step and not repeated
 
         self._lines = JsonLines(self._workdir / FILE, keep, self._check, MetricsLine)
+        self.kept: list[dict[str, Any]] = list(self._lines.kept)  # those from before
         self.latest = {name: value for line in self._lines.kept for name, value in line.items()}
         self._events = _event_file(self._workdir / "events", restored_step)
 
@@ -203,9 +205,19 @@ class StepLog:
     in flight, which makes the rate of a few steps wrong; so the rate of the last line goes back to the line before.
     """
 
-    def __init__(self, writer: MetricsWriter | None, timeline: Timeline, cost: StepCost, *, every: int, last_step: int):
-        """Log to `writer` (None: only keep the note), with the times that `timeline` measures."""
+    def __init__(
+        self,
+        writer: MetricsWriter | None,
+        timeline: Timeline,
+        cost: StepCost,
+        *,
+        every: int,
+        last_step: int,
+        curve: Curve | None = None,
+    ):
+        """Log to `writer` (None: only keep the note) and `curve`, with the times that `timeline` measures."""
         self._writer, self._timeline, self._cost = writer, timeline, cost
+        self._curve = curve or Curve("", last_step)
         self._every, self._last_step = every, last_step
         self.last_loss: float = writer.latest.get("loss", math.nan) if writer else math.nan
         self.note = ""  # the last line in short, for a progress bar
@@ -252,6 +264,7 @@ class StepLog:
             values["mfu"] = rate * self._cost.credited(step) / self._cost.peak_flops
         self.last_loss = values["loss"]
         self.note = f"loss {values['loss']:.3f}  {values['tokens_per_second']:,.0f} tok/s"
+        self._curve.add(step, values)
         if self._writer:
             self._writer.write(step, values)
         self._before = self._count, self._began
@@ -259,8 +272,9 @@ class StepLog:
 
     def evaluation(self, step: int, values: dict[str, Any]) -> None:
         """Write a line with the numbers of an evaluation under eval_*."""
+        line = {f"eval_{name}": value for name, value in values.items() if not isinstance(value, list)}
+        self._curve.add(step, line)
         if self._writer:
-            line = {f"eval_{name}": value for name, value in values.items() if not isinstance(value, list)}
             self._writer.write(step, line | {"tokens": step * self._cost.tokens, **self._times()})
 
     def flush(self) -> None:
@@ -270,6 +284,7 @@ class StepLog:
 
     def cut_back(self, step: int) -> None:
         """Drop what was logged about steps after `step`."""
+        self._curve.cut_back(step)
         if self._writer:
             self._writer.cut_back(step)
             self.last_loss = self._writer.latest.get("loss", math.nan)

@@ -12,6 +12,7 @@ from diffusionlm.errors import UserError
 from diffusionlm.ownership.lease import LeaseLost
 from diffusionlm.parallel.processes import on_all_processes
 from diffusionlm.storage import dump_numbers, write_atomically
+from diffusionlm.training.curve import Curve
 from diffusionlm.training.fence import Fence
 from diffusionlm.training.metrics import MetricsWriter, StepCost, StepLog
 from diffusionlm.training.timeline import Timeline
@@ -39,6 +40,7 @@ class Records:
         self._first = jax.process_index() == 0
         self._fence = fence
         self._stack = ExitStack()
+        self.curve = Curve(cfg.name, cfg.run.steps, cfg.diffusion.arm_steps)
         self.unwritten: OSError | None = None  # why something could not be written
 
     @on_all_processes
@@ -55,7 +57,8 @@ class Records:
             raise UserError(
                 f"metrics.jsonl or timeline.jsonl in {self._workdir} has a damaged line ({error}); delete that line"
             ) from error
-        log = StepLog(writer, self._timeline, self._cost, every=run.log_every, last_step=run.steps)
+        self.curve.restart(writer.kept if writer else ())
+        log = StepLog(writer, self._timeline, self._cost, every=run.log_every, last_step=run.steps, curve=self.curve)
         self.log = self._stack.enter_context(log)
 
     def step(self, step: int, metrics: dict[str, float], skipped: int, ends_part: bool = False) -> None:
