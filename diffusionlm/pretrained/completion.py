@@ -1,7 +1,7 @@
 """Completions of texts, and what is reported of them."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -48,6 +48,7 @@ class Completion:
         no text.
       templated: whether the model's chat template wrote something around the prompt, so that the text answers it.
       reader: the tokenizer, with which a notebook shows the tokens.
+      ends: the ids that end a text.
     """
 
     prompt: str
@@ -60,6 +61,7 @@ class Completion:
     templated: bool = False
     mask_tokens: int = 0
     reader: Reader | None = dataclasses.field(default=None, repr=False, compare=False)
+    ends: Collection[int] = dataclasses.field(default=(), repr=False, compare=False)
 
     @property
     def before(self) -> str:

@@ -37,12 +37,13 @@ def model_html(model: "LoadedModel") -> str:
 
 def completion_html(completion: "Completion") -> str:
     """Return the text with its tokens shaded, and above it, if there is a trace, the denoising as an animation."""
-    from diffusionlm.pretrained.webpage import _page  # which imports the module of completions
+    from diffusionlm.pretrained.webpage import page, section_of  # which imports the module of completions
 
     parts = []
     if completion.trace is not None and completion.reader is not None:
-        page = html.escape(_page([completion], completion.reader), quote=True)
-        parts.append(f'<iframe sandbox="allow-scripts" style="{FRAME}" srcdoc="{page}"></iframe>')
+        animation = page([section_of(1, completion)], completion.reader, ends=completion.ends)
+        source = html.escape(animation, quote=True)
+        parts.append(f'<iframe sandbox="allow-scripts" style="{FRAME}" srcdoc="{source}"></iframe>')
     text = _shaded(completion) if completion.reader is not None else _escaped(completion.text)
     passes = f"{completion.nfe} forward passes, {completion.seconds:.2f} s"
     parts.append(f'<p style="{TEXT}"><b>{_escaped(completion.before)}</b>{text}<br><small>{passes}</small></p>')

@@ -96,10 +96,8 @@ class LoadedModel:
             text, nfe = self.decode_after(request.ids, tokens), int(result.nfe[r])
             states, masks = row_trace(result.trace, r, len(tokens)), self._count_masks(tokens)
             named = {"templated": request.templated and self.has_chat_template, "mask_tokens": masks}
-            completion = Completion(
-                request.text, text, tokens, nfe, result.seconds, states, **named, reader=self.reader
-            )
-            completions.append(completion)
+            named |= {"reader": self.reader, "ends": self.config.eos_ids}
+            completions.append(Completion(request.text, text, tokens, nfe, result.seconds, states, **named))
         return completions
 
     def stream(
@@ -128,7 +126,8 @@ class LoadedModel:
         self, text: str, sampling: SamplingConfig | None = None, *, special_tokens: bool = False, **settings: Any
     ) -> Iterator[Draft]:
         """Yield the states of one text whose gaps, which have one length each, are filled; else as `infill`."""
-        gapped = self._encode_gaps(*self._check_texts(text), special_tokens)
+        (given,) = self._check_texts(text)
+        gapped = self._encode_gaps(given, special_tokens)
         return infill_drafts(self, gapped, self._replaced(sampling, settings), self._decode_until_end)
 
     def infill(
@@ -169,7 +168,7 @@ class LoadedModel:
         for r, (text, row, lengths) in enumerate(zip(texts, result.rows, result.span_lengths, strict=True)):
             filled, nfe = gapped[r].filled(row, lengths, self._decode_until_end), int(result.nfe[r])
             states, masks = row_trace(result.trace, r, len(row)), self._count_masks(row)
-            named = {"infilled": True, "mask_tokens": masks, "reader": self.reader}
+            named = {"infilled": True, "mask_tokens": masks, "reader": self.reader, "ends": self.config.eos_ids}
             completions.append(Completion(text, filled, row, nfe, result.seconds, states, **named))
         return completions
 

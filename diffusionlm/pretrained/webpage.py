@@ -55,7 +55,7 @@ def save_page(
     if any(completion.trace is None for completion in completions):
         raise UserError("a completion has no trace to show; generate with trace=True")
     check_page_path(path)
-    sections = [_section_of(i, completion) for i, completion in enumerate(completions, start=1)]
+    sections = [section_of(i, completion) for i, completion in enumerate(completions, start=1)]
     content = page(sections, tokenizer, ends=ends).encode("ascii", "xmlcharrefreplace")
     target = Path(os.path.realpath(path))  # a link stays a link
     try:
@@ -135,8 +135,9 @@ def _confidence(trace: Trace, frame: int, position: int) -> float | None:
     return round(float(trace.confidence[frame, position]), 3)
 
 
-def _section_of(number: int, completion: Completion) -> Section:
-    assert completion.trace is not None  # `save_page` has checked it
+def section_of(number: int, completion: Completion) -> Section:
+    """Return the section of a completion that has a trace."""
+    assert completion.trace is not None
     note = f"{completion.nfe} forward passes, its batch took {completion.seconds:.2f} s"
     return Section(f"Text {number}", completion.before, completion.full_text, completion.trace, note)
 
