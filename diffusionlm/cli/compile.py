@@ -64,7 +64,7 @@ def _compile(
 ) -> int:
     if sampling and part:
         raise UserError(f"part={part} is a part of training, and --sampling compiles the sampler; drop one of them")
-    known = [*parts.parts(cfg.validate())]
+    known: list[Part] = [*parts.parts(cfg.validate())]
     if part not in (None, *known):
         raise UserError(f"part={part!r} must be one of those of {cfg.name}: {', '.join(known)}")
     programs: list[Part | None] = [None] if sampling else [part] if part else [*known]
