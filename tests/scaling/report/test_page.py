@@ -39,7 +39,7 @@ def test_it_stands_alone(written):
         < text.rindex("</figure>")
         < text.index("What this shows")
         < text.index("<h2>Warnings")
-        < text.index("Optima")
+        < text.index("<h2>Optima")
     )
     for line in content["warnings"]:
         assert line in html.unescape(text)
