@@ -76,8 +76,7 @@ def _statistics(dataset: Dataset, split: str) -> dict[str, Any]:
         ends = np.flatnonzero(tokens == tokenizer.eos_id)
         lengths = np.diff(ends, prepend=-1)  # rows follow each other without a gap, so documents are whole here
     counts = np.bincount(tokens, minlength=vocab_size)
-    stored = np.bincount(rows["tokens"].ravel(), minlength=vocab_size)  # padding of dialogues, which is EOS, included
-    frequent = np.argsort(-stored, kind="stable")[:FREQUENT]
+    frequent = np.argsort(-counts, kind="stable")[:FREQUENT]
     return {
         "examined": len(rows["tokens"]),
         "frequent_tokens": [

@@ -13,6 +13,7 @@ from typing import Annotated, Any
 
 import jax
 import numpy as np
+from decoding_plot import plot
 from measure import console, environment, in_turns, read_texts, spread
 from rich.table import Table
 
@@ -25,7 +26,6 @@ from diffusionlm.pretrained.model import LoadedModel
 from diffusionlm.sampling.config import SamplingConfig
 from diffusionlm.sampling.generate import generate
 
-JUDGES = {"twin_bits_per_byte": "the autoregressive twin", "ngram_bits_per_byte": "a 5-gram model"}
 Judge = Callable[[Sequence[Sequence[int]]], dict[str, float]]
 
 
@@ -150,7 +150,7 @@ def _compare(runs: Sequence[Run], setup: Setup, judge_of_picture: str) -> int:
         names = {"output": None, "texts": Path(setup.texts).name, "judge_texts": Path(setup.judge_texts).name}
         report = {"environment": environment(), "setup": asdict(setup) | names, "rows": rows}
         setup.output.write_text(json.dumps(report, indent=1) + "\n")
-        _plot(rows, judge_of_picture, setup.output.with_suffix(".png"))
+        plot(rows, judge_of_picture, setup.output.with_suffix(".png"))
     return 0
 
 
@@ -204,37 +204,3 @@ def _table(rows: Sequence[dict[str, Any]], batch: int) -> Table:
         )
     table.caption = "times: as fast as the run without a cache; medians (least to most)"
     return table
-
-
-def _plot(rows: Sequence[dict[str, Any]], judge: str, path: Path) -> None:
-    """Plot quality against passes and against tokens/s, with a colour for each cache."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(1, 2, figsize=(12, 5), layout="constrained", sharey=True)
-    groups: dict[str, list[dict[str, Any]]] = {}
-    for row in rows[1:]:
-        settings = row["settings"]
-        kind = "autoregressive, " if row["name"].startswith("ARM") else ""
-        cache = settings["cache"] or ("causal" if kind else "none")
-        refresh = f", refresh {settings['refresh']}" if settings["refresh"] else ""
-        groups.setdefault(f"{kind}{'no cache' if cache == 'none' else f'{cache} cache'}{refresh}", []).append(row)
-    for panel, label in zip(axes, ("forward passes", "tokens/s"), strict=True):
-        for g, (group, members) in enumerate(groups.items()):
-            x = [row["passes"] if panel is axes[0] else float(np.median(row["tokens_per_second"])) for row in members]
-            y = [row[judge] for row in members]
-            panel.scatter(x, y, label=group, color=f"C{g}")
-            if panel is axes[0] and g:
-                continue  # the same rules at nearly the same places
-            for point in zip(x, y, members, strict=True):
-                panel.annotate(point[2]["name"].split(", ")[0], point[:2], (4, 3), textcoords="offset points", size=6)
-        panel.axhline(rows[0][judge], color="grey", linestyle=":", label="what people wrote")
-        panel.set(xscale="log", xlabel=label)
-        panel.xaxis.set_major_formatter(matplotlib.ticker.ScalarFormatter())
-        panel.xaxis.set_minor_formatter(matplotlib.ticker.ScalarFormatter())
-        panel.grid(alpha=0.3, which="both")
-    axes[0].set_ylabel("bits per byte of the text under " + JUDGES[judge])
-    axes[1].legend(fontsize=7)
-    figure.savefig(path, dpi=120)

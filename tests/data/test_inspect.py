@@ -1,6 +1,7 @@
 """Inspecting: documents, their ends, and the statistics are those of the records."""
 
 import json
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -46,5 +47,10 @@ def test_inspect_shows_prompts_and_answers(tmp_path):
     ]
     assert values["template"] == "plain" and values["packing"] == "examples"
     assert values["document_tokens"]["0.5"] == sum(part != 0 for part in expected_record(TWO_TURNS)[1])
-    eos = next(token for token in values["frequent_tokens"] if token["text"] == "EOS")
-    assert eos["share"] == pytest.approx(2 / values["document_tokens"]["0.5"])  # the start and the end, no padding
+    tokens, segments, *_ = expected_record(TWO_TURNS)
+    counted = Counter(token for token, part in zip(tokens, segments, strict=True) if part)  # no padding
+    frequent = values["frequent_tokens"]
+    assert [token["share"] for token in frequent] == pytest.approx(
+        [n / counted.total() for _, n in counted.most_common(len(frequent))]
+    )
+    assert all(token["share"] == pytest.approx(counted[token["id"]] / counted.total()) for token in frequent)

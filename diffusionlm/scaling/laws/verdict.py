@@ -2,21 +2,22 @@
 
 from collections.abc import Mapping, Sequence
 
-from diffusionlm.scaling.laws.diagnostics import REASONS, SYMBOLS, lack, outermost, rejected, suspicious
+from diffusionlm.scaling.laws.diagnostics import REASONS, lack, outermost, rejected, suspicious
 from diffusionlm.scaling.laws.objective import ObjectiveFit
+
+_OPTIMA = {"params": "the best sizes", "tokens": "the best numbers of tokens", "loss": "the best losses"}
 
 
 def verdict(objectives: Mapping[str, ObjectiveFit]) -> str:
-    """Return one sentence about the laws of all objectives."""
-    determined = [f"of {name} from {_usable(fit)} budgets" for name, fit in objectives.items() if fit.laws]
-    subject = f"the laws {' and '.join(determined)}" if determined else "no law"
-    parts = [f"This sweep determines {subject}"]
-    against = [f"of {name} {_and(doubts(fit))}" for name, fit in objectives.items() if doubts(fit)]
-    if against:
-        parts = [f"{parts[0]}, but {'; '.join(against)}"]
-    for name, fit in objectives.items():
-        if not fit.laws:
-            parts.append(f"{'none of' if determined else 'for'} {name}: {_why_none(fit)}")
+    """Return one sentence about the laws of all objectives: which there are, why to doubt them, what is missing."""
+    determined = [f"{name.upper()} (from {budgets(_usable(fit))})" for name, fit in objectives.items() if fit.laws]
+    parts = [f"This sweep gives scaling laws for {_and(determined)}"] if determined else []
+    parts += [f"doubt those of {name.upper()}: {_and(doubts(fit))}" for name, fit in objectives.items() if doubts(fit)]
+    missing = [f"{name.upper()}: {_why_none(fit)}" for name, fit in objectives.items() if not fit.laws]
+    if missing and determined:
+        parts += [f"it gives none for {each}" for each in missing]
+    elif missing:
+        parts = [f"This sweep gives no scaling law for {'; nor for '.join(missing)}"]
     return "; ".join(parts) + "."
 
 
@@ -33,9 +34,9 @@ def doubts(fit: ObjectiveFit) -> list[str]:
     clauses = [f"at {budgets(count)} {clause}" for clause, count in counts.items() if count]
     if len(usable) == 2:
         clauses.append("nothing shows whether the laws, through two budgets, are straight lines")
-    misfits = [SYMBOLS[key] for key, law in fit.laws.items() if suspicious(law.lack_of_fit)]
+    misfits = [_OPTIMA[key] for key, law in fit.laws.items() if suspicious(law.lack_of_fit)]
     if misfits:
-        clauses.append(f"the optima leave the law of {_and(misfits)}")
+        clauses.append(f"{_and(misfits)} at each budget do not lie on one power law")
     return clauses
 
 

@@ -1,4 +1,4 @@
-"""The report as one HTML page without network or scripts: warnings and tables first, then the pictures."""
+"""The report as one HTML page without network or scripts: verdict and pictures first, then warnings and tables."""
 
 import base64
 from collections.abc import Mapping, Sequence

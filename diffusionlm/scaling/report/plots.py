@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from diffusionlm.scaling.laws.analysis import Analysis
+from diffusionlm.scaling.laws.envelope import Envelope
 from diffusionlm.scaling.laws.gap import distance
 from diffusionlm.scaling.laws.noise import by_cell
 from diffusionlm.scaling.laws.objective import ObjectiveFit
@@ -281,7 +282,7 @@ def draw_envelope(figure: "Figure", analysis: Analysis, overlays: Overlays) -> b
             axes.plot(c, loss, color=colormaps["viridis"](shade), linewidth=0.8, alpha=0.8)
         used = envelope.used
         label = "points of the laws" if envelope.params_law else "of too few sizes for a law"
-        axes.plot(envelope.c, envelope.loss, color="black", linewidth=1, label="envelope")
+        axes.plot(*_in_pieces(envelope), color="black", linewidth=1, label="envelope")
         if used.any():
             axes.plot(envelope.c[used], envelope.loss[used], "k.", markersize=6, label=label)
         title = f"{fit.objective.upper()}: N from {short(sizes[0])} (green) to {short(sizes[-1])} (violet)"
@@ -293,6 +294,14 @@ def draw_envelope(figure: "Figure", analysis: Analysis, overlays: Overlays) -> b
         axes.legend(fontsize=9)
     figure.axes[0].set_ylabel("training loss (nats per token)")
     return True
+
+
+def _in_pieces(envelope: Envelope) -> tuple[np.ndarray, np.ndarray]:
+    """Return C and the loss of the envelope, with a gap wherever it rises because a curve has ended."""
+    ends = {c[-1] for _, c, _ in envelope.curves}
+    rises = np.flatnonzero(np.diff(envelope.loss) > 0)
+    gaps = [i + 1 for i in rises if envelope.c[i] in ends]
+    return np.insert(envelope.c, gaps, np.nan), np.insert(envelope.loss, gaps, np.nan)
 
 
 PICTURES: Mapping[str, Callable[["Figure", Analysis, Overlays], bool]] = {

@@ -9,14 +9,14 @@ from diffusionlm.scaling.laws.analysis import analyse
 def test_laws_without_doubts():
     clean = complete(seed=2)  # in seed 0, noise alone puts the optima of arm off their law
     assert analyse(clean, draws=500, full=False).verdict == (
-        "This sweep determines the laws of mdm from 4 budgets and of arm from 4 budgets."
+        "This sweep gives scaling laws for MDM (from 4 budgets) and ARM (from 4 budgets)."
     )
 
 
 @pytest.mark.parametrize(("slope", "which", "side"), [(0.5, "smallest", "smaller"), (-0.5, "largest", "larger")])
 def test_it_says_what_is_known_and_what_to_run(slope, which, side):
     assert analyse(tilted(complete(seed=2), slope), draws=500, full=False).verdict == (
-        "This sweep determines the laws of arm from 4 budgets; none of mdm: at 4 budgets the "
+        "This sweep gives scaling laws for ARM (from 4 budgets); it gives none for MDM: at 4 budgets the "
         f"{which} size is the best, so run {side} ones."
     )
 
@@ -24,7 +24,7 @@ def test_it_says_what_is_known_and_what_to_run(slope, which, side):
 def test_a_law_through_two_budgets_is_in_doubt():
     results = simulated(seed=2, truths=REPORT_TRUTHS)
     few = [r for r in results if r.objective == "arm" or r.budget < 1e13]
-    assert "but of mdm nothing shows whether the laws, through two budgets, are straight lines" in (
+    assert "; doubt those of MDM: nothing shows whether the laws, through two budgets, are straight lines" in (
         analyse(few, draws=500, full=False).verdict
     )
     assert "straight lines" not in analyse(results, draws=500, full=False).verdict

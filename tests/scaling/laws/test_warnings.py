@@ -85,7 +85,7 @@ def test_a_rejected_parabola_that_is_in_the_laws_is_named():
     [line] = warned(results, "the parabola is rejected")
     assert "mdm at 1.6e+12 FLOPs" in line and f"the run of {victim.params:,} parameters is off by -0.0" in line
     verdict = analyse(results, draws=500, full=False).verdict
-    assert ", but of mdm at 1 budget the parabola is rejected" in verdict
+    assert "; doubt those of MDM: at 1 budget the parabola is rejected" in verdict
 
 
 @pytest.mark.slow

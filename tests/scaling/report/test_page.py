@@ -31,14 +31,15 @@ def test_it_stands_alone(written):
     words = re.sub(r"<meta[^>]*>|(?<=data:image/png;base64,)[A-Za-z0-9+/=]+", "", text)
     assert "<script" not in text and "http" not in words
     assert text.count("data:image/png;base64,") == words.count("data:image/png;base64,") == 5
-    assert not re.search(r'(src|href)="(?!data:)', text)
+    assert not re.search(r'(src|href)="(?!data:|#warnings")', text)
     assert "width=device-width" in text and "prefers-color-scheme: dark" in text
     assert (
         text.index('"verdict"')
-        < text.index("Warnings")
-        < text.index("What this shows")
-        < text.index("Optima")
         < text.index("<figure>")
+        < text.rindex("</figure>")
+        < text.index("What this shows")
+        < text.index("<h2>Warnings")
+        < text.index("<h2>Optima")
     )
     for line in content["warnings"]:
         assert line in html.unescape(text)

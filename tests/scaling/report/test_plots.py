@@ -19,6 +19,7 @@ from support.simulated_sweep import (
 from diffusionlm.scaling.laws import published
 from diffusionlm.scaling.laws.analysis import analyse
 from diffusionlm.scaling.laws.bootstrap import Estimate
+from diffusionlm.scaling.laws.envelope import Envelope
 from diffusionlm.scaling.report import plot_elements, plots
 
 
@@ -102,3 +103,12 @@ def test_a_bar_is_cut_at_its_limit_with_an_arrow():
     plot_elements.points(axes, [1.0], [Estimate(5.0, 1e-9, 6.0)], style, "", [(2.0, 9.0)])
     assert axes.dataLim.y0 == 2 and [line.get_marker() for line in axes.get_lines()].count("v") == 1
     assert [line.get_marker() for line in axes.get_lines()].count("^") == 0
+
+
+def test_the_envelope_has_a_gap_where_it_rises_because_a_curve_ended():
+    c = np.array([1.0, 2.0, 3.0, 4.0, 5.0])
+    loss = np.array([5.0, 4.0, 4.5, 4.6, 3.0])  # one rise at the end of a curve, and one that noise makes
+    curves = ((1e5, c[:2], loss[:2]), (2e5, c, loss))
+    drawn_c, drawn_loss = plots._in_pieces(Envelope(c, loss, c, c > 0, None, None, curves))
+    assert np.array_equal(drawn_c, [1, 2, np.nan, 3, 4, 5], equal_nan=True)
+    assert np.array_equal(drawn_loss, [5, 4, np.nan, 4.5, 4.6, 3], equal_nan=True)
