@@ -9,8 +9,10 @@ import shutil
 from pathlib import Path
 
 from docutils import nodes
+from latex2mathml.converter import convert
 from sphinx import addnodes
 from sphinx.application import Sphinx
+from sphinx.writers.html5 import HTML5Translator
 
 from diffusionlm.version import __version__
 
@@ -26,13 +28,13 @@ extensions = [
     "myst_nb",  # pages in Markdown, and notebooks
     "sphinx.ext.autodoc",
     "sphinx.ext.napoleon",
-    "sphinx.ext.viewcode",
     "sphinx_copybutton",
     "sphinx_design",
     "sphinxcontrib.mermaid",
 ]
 exclude_patterns = ["_build", "results/models"]
 
+default_role = "code"  # what docstrings write between single backticks
 myst_enable_extensions = ["dollarmath", "colon_fence", "deflist"]
 myst_heading_anchors = 3
 myst_fence_as_directive = ["mermaid"]
@@ -46,6 +48,7 @@ napoleon_numpy_docstring = False
 python_use_unqualified_type_names = True
 python_maximum_signature_line_length = 88
 
+html_math_renderer = "mathml"  # which browsers show without a script and without a network
 html_theme = "sphinx_book_theme"
 html_title = "diffusionlm"
 html_static_path = ["static"]
@@ -56,6 +59,7 @@ html_theme_options = {
     "use_download_button": False,
     "use_fullscreen_button": False,
     "home_page_in_toc": True,
+    "navbar_persistent": [],  # the search field is in the sidebar
 }
 copybutton_prompt_text = "$ "
 
@@ -106,6 +110,18 @@ def _copy_reports(app: Sphinx, error: Exception | None) -> None:
             shutil.copy(report, target)
 
 
+def _show_inline(translator: HTML5Translator, node: nodes.math) -> None:
+    """Show an equation within a line."""
+    translator.body.append(convert(node.astext()))
+    raise nodes.SkipNode
+
+
+def _show_block(translator: HTML5Translator, node: nodes.math_block) -> None:
+    """Show an equation by itself."""
+    translator.body.append(f'<div class="math">{convert(node.astext(), display="block")}</div>')
+    raise nodes.SkipNode
+
+
 def _comments(cls: type) -> dict[str, str]:
     """Return the comments at the fields of a class, which the command line shows as help, too."""
     comments, before = {}, []
@@ -132,6 +148,7 @@ def _describe_fields(app: Sphinx, what: str, name: str, value: object, options: 
 
 def setup(app: Sphinx) -> None:
     """Connect the functions above to Sphinx."""
+    app.add_html_math_renderer("mathml", (_show_inline, None), (_show_block, None))
     app.connect("source-read", _include)
     app.connect("autodoc-process-docstring", _describe_fields)
     app.connect("doctree-read", lambda app, tree: _open_reports(app, tree, app.env.docname))

@@ -22,7 +22,7 @@ STYLE = """
 text { font: 15px ui-monospace, SFMono-Regular, Menlo, Consolas, "DejaVu Sans Mono", monospace; white-space: pre; }
 .card { fill: #ffffff; stroke: #c8ccd1; } .given { fill: #57606a; } .new { fill: #14181d; } .mask { fill: #c3cad3; }
 @media (prefers-color-scheme: dark) {
-  .card { fill: #14181d; stroke: #3a424c; } .given { fill: #9aa5b1; } .new { fill: #f2f5f8; } .mask { fill: #3a424c; }
+  .card { fill: #14181d; stroke: #3a424c; } .given { fill: #9aa5b1; } .new { fill: #f2f5f8; } .mask { fill: #566170; }
 }
 @media (prefers-reduced-motion: reduce) { .new, .mask { animation: none !important; } }
 .mask { opacity: 0; }

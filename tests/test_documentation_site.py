@@ -54,9 +54,10 @@ class Page(html.parser.HTMLParser):
 
 def broken(site: Path) -> list[str]:
     """Return the links within the site that lead nowhere."""
+    site = site.resolve()
     own = [path for path in site.rglob("*.html") if "results" not in path.relative_to(site).parts[:-1]]
     own += [path for path in site.glob("results/*.html")]
-    pages = {path.resolve(): Page(path) for path in own if "_static" not in path.parts}
+    pages = {path: Page(path) for path in own if "_static" not in path.parts}
     found = []
     for path, page in pages.items():
         for link in page.links:
