@@ -80,10 +80,10 @@ NAME = re.compile(r"\b(?:named|called|name was) ([A-Z][a-z]+)")
 
 
 def sentences(story: str) -> list[str]:
-    """Return the sentences of a story; those within one quotation are together."""
+    """Return the sentences of a story; those within one quotation are together, with who said it."""
     found: list[str] = []
     for sentence in SENTENCE.findall(" ".join(story.split())):
-        if found and found[-1].count('"') % 2:
+        if found and (found[-1].count('"') % 2 or sentence.strip()[0].islower()):
             found[-1] += " " + sentence.strip()
         else:
             found.append(sentence.strip())
