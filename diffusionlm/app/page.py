@@ -17,14 +17,16 @@ from diffusionlm.pretrained.model import LoadedModel
 from diffusionlm.pretrained.webpage import player
 from diffusionlm.sampling.config import SamplingConfig
 
-ONE_AT_A_TIME = {"concurrency_limit": 1, "concurrency_id": "model"}
+# The tokens show the progress; what Gradio would add moves all the time, and costs more than the tokens.
+ONE_AT_A_TIME: dict[str, Any] = {"concurrency_limit": 1, "concurrency_id": "model", "show_progress": "hidden"}
 STYLE = """
 .dark .denoising { color-scheme: dark; } body:not(.dark) .denoising { color-scheme: light; }
 .denoising { padding: .5rem 1rem 1rem; border-radius: 8px; }
 .denoising:has(.sections:empty) { display: none; }
 #turns { max-height: 24rem; overflow-y: auto; }
+.turns { display: flex; flex-direction: column; gap: .5rem; } .turn b { display: block; }
 .turns:empty::before { content: "No messages yet."; opacity: .7; }
-.turn { margin: 0 0 .5rem; padding: .5rem .8rem; border-radius: 6px; white-space: pre-wrap; overflow-wrap: anywhere;
+.turn { margin: 0; padding: .5rem .8rem; border-radius: 6px; white-space: pre-wrap; overflow-wrap: anywhere;
   background: var(--background-fill-secondary); color: var(--body-text-color); }
 .turn.user { margin-left: 2rem; } .turn.assistant { margin-right: 2rem; }
 @media (max-width: 768px) {  /* what is generated is below the buttons, and the settings are last */
@@ -46,30 +48,41 @@ PINS = "Positions in tokens, from 0, and words: 0: Once, 5: upon"
 
 
 @dataclass(frozen=True)
-class _Parts:
-    """The components that several events share."""
+class _Settings:
+    """The components with the settings of a generation."""
 
-    session: gr.State
-    prompt: gr.Textbox
-    gaps: gr.Textbox
     pins: gr.Textbox
     first: list[Any]
     second: list[Any]
     compare: gr.Checkbox
+
+    @property
+    def shown(self) -> list[Any]:
+        """Those that `Page._settings` reads."""
+        return [self.compare, *self.first, *self.second]
+
+
+@dataclass(frozen=True)
+class _Output:
+    """The components that a `View` fills."""
+
     viewer: gr.HTML
     texts: list[gr.Textbox]
     message: gr.HTML
-    stop: gr.Button
 
     @property
     def views(self) -> list[Any]:
-        """The components that a `View` fills."""
+        """Those of `Page._filled`."""
         return [self.viewer, *self.texts, self.message]
 
-    @property
-    def settings(self) -> list[Any]:
-        """The components with the settings."""
-        return [self.compare, *self.first, *self.second]
+
+@dataclass(frozen=True)
+class _Parts:
+    """The components that several events share."""
+
+    session: gr.State
+    settings: _Settings
+    output: _Output
 
 
 @dataclass(frozen=True)
@@ -106,12 +119,13 @@ class Page:
                         prompt, complete = self._complete_tab()
                         chat = self._chat_tab()
                         gaps, fill = self._fill_tab()
-                    parts = self._shared(session, prompt, gaps)
+                    gr.Button("Stop", variant="stop", size="md", elem_id="stop").click(_stop, session, queue=False)
+                    settings = self._settings_column()
                 with gr.Column(min_width=300, scale=3, elem_id="output"):
-                    parts = self._output(parts)
+                    parts = _Parts(session, settings, self._output(session))
             buttons = [complete, fill, *(chat[1] if chat else [])]
-            self._generating(parts, complete, [parts.prompt, parts.pins], self._complete, buttons)
-            self._generating(parts, fill, [parts.gaps], self._fill, buttons)
+            self._generating(parts, complete, [prompt, settings.pins], self._complete, buttons)
+            self._generating(parts, fill, [gaps], self._fill, buttons)
             if chat is not None:
                 self._chat_events(parts, *chat, buttons)
         return blocks
@@ -157,8 +171,7 @@ class Page:
             system = gr.Textbox(label="System message", lines=1, elem_id="system")
         return _ChatParts(turns, text, system), buttons
 
-    def _shared(self, session: gr.State, prompt: gr.Textbox, gaps: gr.Textbox) -> _Parts:
-        stop = gr.Button("Stop", variant="stop", size="md", elem_id="stop")
+    def _settings_column(self) -> _Settings:
         with gr.Column(elem_id="settings"):
             first = self._fields("", self.base)
             pins = gr.Textbox(label="Pinned words of a new text", info=PINS, elem_id="pins")
@@ -166,7 +179,7 @@ class Page:
             with gr.Group(visible=False) as group:
                 second = self._fields("other-", dataclasses.replace(self.base, seed=self.base.seed + 1))
         compare.change(lambda on: gr.update(visible=on), compare, group, queue=False)
-        return _Parts(session, prompt, gaps, pins, first, second, compare, None, [], None, stop)  # type: ignore[arg-type]
+        return _Settings(pins, first, second, compare)
 
     def _fields(self, prefix: str, values: SamplingConfig) -> list[Any]:
         """Return a field for each of `SHOWN`."""
@@ -184,7 +197,7 @@ class Page:
                     fields.append(gr.Number(value, label=label, info=info.get(name), elem_id=elem_id, min_width=140))
         return fields
 
-    def _output(self, parts: _Parts) -> _Parts:
+    def _output(self, session: gr.State) -> _Output:
         message = gr.HTML("", elem_id="message", apply_default_css=False)
         pieces = player()
         viewer = gr.HTML(
@@ -206,29 +219,29 @@ class Page:
                 for kind in ("HTML", "GIF")
             )
         file = gr.DownloadButton("File", visible="hidden", elem_id="file")
-        parts = dataclasses.replace(parts, viewer=viewer, texts=texts, message=message)
-        parts.stop.click(_stop, parts.session, queue=False)
         for kind, button in (("html", html), ("gif", gif)):
-            saved = button.click(self._exporting(kind), parts.session, [file, message])
+            saved = button.click(self._exporting(kind), session, [file, message])
             saved.success(lambda: None, None, None, js=DOWNLOAD, queue=False)
-        return parts
+        return _Output(viewer, texts, message)
 
     def _generating(
         self, parts: _Parts, button: gr.Button, inputs: list[Any], generate: Callable, buttons: list[gr.Button]
     ) -> None:
         """Let a button generate; meanwhile nothing else can be generated in the same tab."""
-        began = button.click(_begin(buttons), parts.session, [parts.message, *buttons], queue=False)
-        done = began.then(generate, [parts.session, *inputs, *parts.settings], parts.views, **ONE_AT_A_TIME)
+        began = button.click(_begin(buttons), parts.session, [parts.output.message, *buttons], queue=False)
+        done = began.then(
+            generate, [parts.session, *inputs, *parts.settings.shown], parts.output.views, **ONE_AT_A_TIME
+        )
         done.then(_end(buttons), None, buttons, queue=False)
 
     def _chat_events(self, parts: _Parts, chat: _ChatParts, own: list[gr.Button], buttons: list[gr.Button]) -> None:
-        outputs = [chat.turns, chat.text, *parts.views]
+        outputs = [chat.turns, chat.text, *parts.output.views]
         for button, function in ((own[0], self._send), (own[1], self._again)):
-            began = button.click(_begin(buttons), parts.session, [parts.message, *buttons], queue=False)
-            inputs = [parts.session, chat.text, chat.system, parts.pins, *parts.settings]
+            began = button.click(_begin(buttons), parts.session, [parts.output.message, *buttons], queue=False)
+            inputs = [parts.session, chat.text, chat.system, parts.settings.pins, *parts.settings.shown]
             done = began.then(function, inputs, outputs, **ONE_AT_A_TIME)
             done.then(_end(buttons), None, buttons, queue=False)
-        own[2].click(_reset, parts.session, [chat.turns, parts.message], queue=False)
+        own[2].click(_reset, parts.session, [chat.turns, parts.output.message], queue=False)
 
     def _complete(self, session: Session, prompt: str, pins: str, *shown: Any) -> Iterator[list[Any]]:
         yield from self._shown(lambda: work.complete(self.model, session, prompt, pins, self._settings(shown)))

@@ -62,7 +62,7 @@ class View:
 def turns_html(turns: Sequence[CHAT_TURN]) -> str:
     """Return a dialogue as HTML, in which all that was said is text."""
     names = {"user": "You", "assistant": "Model"}
-    paragraphs = (f'<p class="turn {role}"><b>{names[role]}</b>\n{html.escape(text)}</p>' for role, text in turns)
+    paragraphs = (f'<p class="turn {role}"><b>{names[role]}</b>{html.escape(text)}</p>' for role, text in turns)
     return f'<div class="turns" role="log" aria-label="Dialogue">{"".join(paragraphs)}</div>'
 
 

@@ -55,7 +55,7 @@ def visit(browser, address):
         context = browser.new_context(viewport={"width": width, "height": 900}, accept_downloads=True)
         contexts.append(context)
         page = context.new_page()
-        page.set_default_timeout(120_000)
+        page.set_default_timeout(browsers.PATIENCE)
         page.on("request", lambda request: asked.add(urlsplit(request.url).hostname))
         page.on("pageerror", lambda error: problems.append(str(error)))
         page.goto(f"{address}?__theme={theme}")
