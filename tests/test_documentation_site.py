@@ -85,7 +85,8 @@ def test_a_broken_link_would_be_noticed(tmp_path):
 def test_every_public_name_is_in_the_reference(site):
     from sphinx.util.inventory import InventoryFile
 
-    inventory = InventoryFile.load((site / "objects.inv").open("rb"), "", os.path.join).data
+    with (site / "objects.inv").open("rb") as file:
+        inventory = InventoryFile.load(file, "", os.path.join)
     described = {name for kind, names in inventory.items() if kind.startswith("py:") for name in names}
     modules = {name: f"diffusionlm.{target}" for name, target in dlm._MODULES.items()}
     wanted = {modules.get(name, f"diffusionlm.{name}") for name in dlm.__all__}
