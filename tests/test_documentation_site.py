@@ -104,3 +104,8 @@ def test_every_page_is_in_the_contents(site):
         name = page.relative_to(DOCS).with_suffix(".html").as_posix()
         if "_build" not in page.parts and name != "index.html" and not name.startswith("api/"):
             assert name in {link.partition("#")[0] for link in contents}, f"{name} is not in the contents"
+
+
+def test_the_reference_shows_no_addresses_of_objects(site):
+    for page in site.glob("api/*.html"):
+        assert " at 0x" not in page.read_text(), f"{page.name} shows a function by its address"
