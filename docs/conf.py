@@ -1,7 +1,6 @@
 """The configuration of Sphinx; CONTRIBUTING.md has the command that builds the pages."""
 
-import contextlib
-import importlib
+import dataclasses
 import inspect
 import os
 import re
@@ -74,6 +73,8 @@ if os.environ.get("DIFFUSIONLM_DOCS_INTERSPHINX"):
         "optax": ("https://optax.readthedocs.io/en/latest", None),
     }
 
+PLAIN = (bool, int, float, str)  # the defaults that are shown
+
 # Files beside docs/ that are pages of the site, too; the pages of these names in docs/ only point to them.
 INCLUDED = {"log": "experiments/LOG.md", "tpu_scripts": "tpu_scripts/README.md", "contributing": "CONTRIBUTING.md"}
 LINK = re.compile(r"\]\((?!\w+:|#)([^)#\s]+)(#[^)\s]*)?\)")
@@ -136,14 +137,31 @@ def _comments(cls: type) -> dict[str, str]:
 
 
 def _describe_fields(app: Sphinx, what: str, name: str, value: object, options: object, lines: list[str]) -> None:
-    """Describe a field of a dataclass or named tuple by its comment."""
-    if what != "attribute" or (lines and not lines[0].startswith("Alias for field number")):
+    """Add the fields of a dataclass or named tuple to its description, with their defaults and comments."""
+    if not isinstance(value, type) or not (dataclasses.is_dataclass(value) or hasattr(value, "_fields")):
         return
-    owner, _, field = name.rpartition(".")
-    module, _, cls = owner.rpartition(".")
-    with contextlib.suppress(AttributeError, ImportError, OSError, TypeError):
-        if comment := _comments(getattr(importlib.import_module(module), cls)).get(field):
-            lines[:] = [comment[0].upper() + comment[1:] + "." * (comment[-1] not in ".?"), ""]
+    comments = _comments(value)
+    names = [field.name for field in dataclasses.fields(value)] if dataclasses.is_dataclass(value) else value._fields
+    if not any(comments.get(field) for field in names):
+        return
+    defaults = {field: getattr(value, field) for field in names if isinstance(getattr(value, field, None), PLAIN)}
+    lines += ["", "Fields:", ""]
+    for field in names:
+        default = f" = ``{defaults[field]!r}``" if field in defaults else ""
+        comment = re.sub(r"(`[^`]+`)|([*|_\\])", lambda match: match[1] or "\\" + match[2], comments.get(field, ""))
+        lines.append(f"* ``{field}``{default}" + (f": {comment}" if comment else ""))
+    lines.append("")
+
+
+def _shorten_signature(app: Sphinx, what: str, name: str, value: object, *_: object) -> tuple[str, None] | None:
+    """Leave the fields of a configuration, which its description lists, out of its signature."""
+    listed = what == "class" and dataclasses.is_dataclass(value) and any(_comments(value).values())
+    return ("(...)", None) if listed else None
+
+
+def _skip_listed_fields(app: Sphinx, what: str, name: str, value: object, skip: bool, options: object) -> bool | None:
+    """Leave out fields of named tuples as members, since the description of the tuple lists them."""
+    return True if type(value).__name__ == "_tuplegetter" else None
 
 
 def setup(app: Sphinx) -> None:
@@ -151,5 +169,7 @@ def setup(app: Sphinx) -> None:
     app.add_html_math_renderer("mathml", (_show_inline, None), (_show_block, None))
     app.connect("source-read", _include)
     app.connect("autodoc-process-docstring", _describe_fields)
+    app.connect("autodoc-process-signature", _shorten_signature)
+    app.connect("autodoc-skip-member", _skip_listed_fields)
     app.connect("doctree-read", lambda app, tree: _open_reports(app, tree, app.env.docname))
     app.connect("build-finished", _copy_reports)

@@ -85,7 +85,8 @@ def test_a_broken_link_would_be_noticed(tmp_path):
 def test_every_public_name_is_in_the_reference(site):
     from sphinx.util.inventory import InventoryFile
 
-    inventory = InventoryFile.load((site / "objects.inv").open("rb"), "", os.path.join).data
+    with (site / "objects.inv").open("rb") as file:
+        inventory = InventoryFile.load(file, "", os.path.join)
     described = {name for kind, names in inventory.items() if kind.startswith("py:") for name in names}
     modules = {name: f"diffusionlm.{target}" for name, target in dlm._MODULES.items()}
     wanted = {modules.get(name, f"diffusionlm.{name}") for name in dlm.__all__}
@@ -103,3 +104,8 @@ def test_every_page_is_in_the_contents(site):
         name = page.relative_to(DOCS).with_suffix(".html").as_posix()
         if "_build" not in page.parts and name != "index.html" and not name.startswith("api/"):
             assert name in {link.partition("#")[0] for link in contents}, f"{name} is not in the contents"
+
+
+def test_the_reference_shows_no_addresses_of_objects(site):
+    for page in site.glob("api/*.html"):
+        assert " at 0x" not in page.read_text(), f"{page.name} shows a function by its address"
