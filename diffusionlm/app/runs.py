@@ -87,5 +87,6 @@ def infill_drafts(model: LoadedModel, text: str, sampling: SamplingConfig) -> It
     (completion,) = model.infill(text, sampling, trace=True)
     trace = completion.trace
     assert trace is not None and trace.confidence is not None  # as asked for
-    for i, states in enumerate(zip(*(states.tolist() for states in trace), strict=True)):
-        yield Draft(i, *states, completion.text if i == len(trace.tokens) - 1 else "")
+    for i, (tokens, masked, confidence) in enumerate(zip(trace.tokens, trace.masked, trace.confidence, strict=True)):
+        text = completion.text if i == len(trace.tokens) - 1 else ""
+        yield Draft(i, tokens.tolist(), masked.tolist(), confidence.tolist(), text)

@@ -73,7 +73,7 @@ def commands(text):
             "--sequence_length",
             "64",
         ],
-        "export": ["export", model, "--format", "llada"],
+        "export": ["export", model, "--format", "dream"],
     }
 
 
