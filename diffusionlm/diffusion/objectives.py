@@ -62,8 +62,8 @@ def cart_weights(corrupted: Corrupted, p: float) -> jax.Array:
     """Return the weights of Dream's context-adaptive noise rescheduling (CART): higher for masks near visible tokens.
 
     The weight of a masked position is the sum of p (1 - p)^(d - 1) / 2 over the distances d to all visible positions
-    (Dream 7B, arXiv 2508.15487; as released by Dream-Coder). The weights lie in [0, 1], are about 1 - t on average away from the ends of a text, and replace the
-    bound's 1 / t. Padding and other segments are not visible. float32 (B, T).
+    (Dream 7B, arXiv 2508.15487; as released by Dream-Coder). The weights lie in [0, 1], are about 1 - t on average away
+    from the ends of a text, and replace the bound's 1 / t. Padding and other segments are not visible. float32 (B, T).
     """
     segment_ids_BxT = corrupted.segment_ids_BxT
     visible_BxT = ((segment_ids_BxT != 0) & ~corrupted.masked_BxT).astype(jnp.float32)
