@@ -44,7 +44,7 @@ def require_gradio() -> None:
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
     try:
-        import gradio  # noqa: F401
+        import gradio  # pyright: ignore[reportMissingImports]
         import PIL  # noqa: F401
     except ImportError as error:
         package = "pillow" if error.name == "PIL" else error.name or "gradio"
@@ -66,8 +66,8 @@ def start(model: LoadedModel, given: dict[str, Any], host: str, port: int | None
     """
     require_gradio()
     os.environ["GRADIO_TEMP_DIR"] = str(directory / "served")
-    from gradio.themes import Default
-    from starlette.middleware import Middleware
+    from gradio.themes import Default  # pyright: ignore[reportMissingImports]
+    from starlette.middleware import Middleware  # pyright: ignore[reportMissingImports]
 
     from diffusionlm.app.page import STYLE, Page
 

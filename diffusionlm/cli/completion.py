@@ -29,7 +29,7 @@ def script(shell: Shell, verbs: dict[str, Verb]) -> str:
       UserError: shtab is missing.
     """
     require_package("shtab", "completion", "shtab", "completion")
-    import shtab
+    import shtab  # pyright: ignore[reportMissingImports]
 
     return shtab.complete(_parser(verbs), shell)
 
@@ -98,7 +98,7 @@ def _add(parser: argparse.ArgumentParser, name: str, option: options.Option, *, 
     added = parser.add_argument(name if option.positional else f"--{name}", **settings)
     complete = "directory" if name in _DIRECTORIES else "file" if name in _FILES else None
     if complete:
-        import shtab
+        import shtab  # pyright: ignore[reportMissingImports]
 
         added.complete = getattr(shtab, complete.upper())  # pyright: ignore[reportAttributeAccessIssue] shtab reads it
 

@@ -61,7 +61,7 @@ class WandbRun:
         self._try(lambda: self._run.log({"step": step, **values}))
 
     def _start(self) -> None:
-        import wandb
+        import wandb  # pyright: ignore[reportMissingImports]
 
         identity = _recorded(self._workdir) or _Identity(
             id=uuid.uuid4().hex, project=os.environ.get("WANDB_PROJECT", PROJECT)
