@@ -87,5 +87,6 @@ def infill_drafts(model: LoadedModel, text: str, sampling: SamplingConfig) -> It
     (completion,) = model.infill(text, sampling, trace=True)
     trace = completion.trace
     assert trace is not None and trace.confidence is not None  # as asked for
-    for i, states in enumerate(zip(*(states.tolist() for states in trace), strict=True)):
-        yield Draft(i, *states, completion.text if i == len(trace.tokens) - 1 else "")
+    for i in range(len(trace.tokens)):
+        tokens, masked, confidence = trace.tokens[i].tolist(), trace.masked[i].tolist(), trace.confidence[i].tolist()
+        yield Draft(i, tokens, masked, confidence, completion.text if i == len(trace.tokens) - 1 else "")

@@ -66,14 +66,13 @@ def start(model: LoadedModel, given: dict[str, Any], host: str, port: int | None
     """
     require_gradio()
     os.environ["GRADIO_TEMP_DIR"] = str(directory / "served")
-    import gradio as gr
+    from gradio import themes
     from starlette.middleware import Middleware
 
     from diffusionlm.app.page import STYLE, Page
 
     blocks = Page(model, given, directory).build()
     blocks.queue(api_open=False)
-    fonts = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}
     try:
         blocks.launch(
             server_name=host,
@@ -85,7 +84,7 @@ def start(model: LoadedModel, given: dict[str, Any], host: str, port: int | None
             ssr_mode=False,
             footer_links=[],
             allowed_paths=[str(directory)],
-            theme=gr.themes.Default(**fonts),
+            theme=themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
             head=f"<style>{player()['style']}{STYLE}</style>",
             app_kwargs={"middleware": [Middleware(LocalOnly)]},
         )

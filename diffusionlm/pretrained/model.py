@@ -130,7 +130,7 @@ class LoadedModel:
         self, text: str, sampling: SamplingConfig | None = None, *, special_tokens: bool = False, **settings: Any
     ) -> Iterator[Draft]:
         """Yield the states of one text whose gaps, which have one length each, are filled; else as `infill`."""
-        gapped = self._encode_gaps(*self._check_texts(text), special_tokens)
+        gapped = self._encode_gaps(self._check_texts(text)[0], special_tokens)
         return infill_drafts(self, gapped, self._replaced(sampling, settings), self._decode_until_end)
 
     def infill(

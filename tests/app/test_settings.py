@@ -3,10 +3,12 @@
 import dataclasses
 
 import pytest
-from support.tiny_pretrained import SPEC
+from support.tiny_pretrained import MODEL, SPEC
 
 from diffusionlm.app.settings import SHOWN, first_settings, in_words, parse_pins, with_shown
+from diffusionlm.config import Config
 from diffusionlm.errors import UserError
+from diffusionlm.model.spec import ModelSpec
 from diffusionlm.sampling.config import CHAT, SamplingConfig
 
 
@@ -17,7 +19,8 @@ def test_the_page_begins_as_the_command_line_does_and_fits_the_context():
         assert (start.temperature, start.top_p, start.seed) == (defaults.temperature, 0.5, defaults.seed)
         assert start.length == 32 and start.strategy == ("low_confidence" if chats else "ancestral")
     assert first_settings(SPEC, False, {"length": 60}).length == 60
-    autoregressive = first_settings(dataclasses.replace(SPEC, objective="arm"), True, {})
+    causal = Config(model=dataclasses.replace(MODEL, causal=True), objective="arm")
+    autoregressive = first_settings(ModelSpec.of(causal), True, {})
     assert autoregressive.resolve(autoregressive=True).strategy == "left_to_right"
 
 
