@@ -1,6 +1,5 @@
 """The page: its fields and buttons, and what they do. The work is in `diffusionlm.app.session`."""
 
-import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +9,7 @@ import gradio as gr  # pyright: ignore[reportMissingImports]
 
 from diffusionlm.app import session as work
 from diffusionlm.app.session import Session, View
-from diffusionlm.app.settings import SHOWN, first_settings, strategies, with_shown
+from diffusionlm.app.settings import SHOWN, first_settings, other_settings, strategies, with_shown
 from diffusionlm.errors import UserError
 from diffusionlm.pretrained.conversation import Conversation
 from diffusionlm.pretrained.model import LoadedModel
@@ -177,7 +176,7 @@ class Page:
             pins = gr.Textbox(label="Pinned words of a new text", info=PINS, elem_id="pins")
             compare = gr.Checkbox(label="Compare with other settings, side by side", elem_id="compare")
             with gr.Group(visible=False) as group:
-                second = self._fields("other-", dataclasses.replace(self.base, seed=self.base.seed + 1))
+                second = self._fields("other-", other_settings(self.model.config, self.base))
         compare.change(lambda on: gr.update(visible=on), compare, group, queue=False)
         return _Settings(pins, first, second, compare)
 

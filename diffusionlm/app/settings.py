@@ -31,6 +31,14 @@ def first_settings(model: ModelSpec, chats: bool, given: Mapping[str, Any]) -> S
     return dataclasses.replace(start, **given)
 
 
+def other_settings(model: ModelSpec, sampling: SamplingConfig) -> SamplingConfig:
+    """Return settings to compare with: another strategy, or for a model with one strategy another seed."""
+    if model.autoregressive:
+        return dataclasses.replace(sampling, seed=(sampling.seed + 1) % 2**31)
+    strategy = "ancestral" if sampling.strategy == "low_confidence" else "low_confidence"
+    return dataclasses.replace(sampling, strategy=strategy)
+
+
 def strategies(model: ModelSpec) -> list[str]:
     """Return the names of the strategies that a model can have."""
     return ["left_to_right"] if model.autoregressive else list(STRATEGIES)

@@ -3,10 +3,12 @@
 import dataclasses
 
 import pytest
-from support.tiny_pretrained import SPEC
+from support.tiny_pretrained import MODEL, SPEC
 
-from diffusionlm.app.settings import SHOWN, first_settings, in_words, parse_pins, with_shown
+from diffusionlm.app.settings import SHOWN, first_settings, in_words, other_settings, parse_pins, with_shown
+from diffusionlm.config import Config
 from diffusionlm.errors import UserError
+from diffusionlm.model.spec import ModelSpec
 from diffusionlm.sampling.config import CHAT, SamplingConfig
 
 
@@ -17,8 +19,19 @@ def test_the_page_begins_as_the_command_line_does_and_fits_the_context():
         assert (start.temperature, start.top_p, start.seed) == (defaults.temperature, 0.5, defaults.seed)
         assert start.length == 32 and start.strategy == ("low_confidence" if chats else "ancestral")
     assert first_settings(SPEC, False, {"length": 60}).length == 60
-    autoregressive = first_settings(dataclasses.replace(SPEC, objective="arm"), True, {})
+    causal = Config(model=dataclasses.replace(MODEL, causal=True), objective="arm")
+    autoregressive = first_settings(ModelSpec.of(causal), True, {})
     assert autoregressive.resolve(autoregressive=True).strategy == "left_to_right"
+
+
+def test_there_is_something_to_compare_with():
+    for strategy in ("ancestral", "low_confidence", "random"):
+        base = SamplingConfig(strategy=strategy, top_p=0.5)
+        other = other_settings(SPEC, base)
+        assert other.strategy != strategy and dataclasses.replace(other, strategy=strategy) == base
+    autoregressive = ModelSpec.of(Config(model=dataclasses.replace(MODEL, causal=True), objective="arm"))
+    base = SamplingConfig(strategy="left_to_right")
+    assert other_settings(autoregressive, base) == dataclasses.replace(base, seed=1)
 
 
 def test_the_fields_replace_the_settings_that_the_page_shows_and_no_others():
