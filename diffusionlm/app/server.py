@@ -44,7 +44,7 @@ def require_gradio() -> None:
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
     try:
-        import gradio  # pyright: ignore[reportMissingImports]
+        import gradio  # noqa: F401  # pyright: ignore[reportMissingImports]
         import PIL  # noqa: F401
     except ImportError as error:
         package = "pillow" if error.name == "PIL" else error.name or "gradio"
