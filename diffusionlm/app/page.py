@@ -157,7 +157,7 @@ class Page:
             try:
                 Conversation(self.model, self.base)
             except UserError as error:
-                gr.HTML(View(message=work.first_line(error)).message_html(), elem_id="no-chat")
+                gr.HTML(View(message=work.one_line(error)).message_html(), elem_id="no-chat")
                 return None
             turns = gr.HTML(work.turns_html([]), elem_id="turns", apply_default_css=False, autoscroll=True)
             text = gr.Textbox(label="Message", lines=2, elem_id="chat-text")
@@ -289,7 +289,7 @@ class Page:
             try:
                 return [str(work.export(self.model, session, kind, self.directory)), ""]
             except UserError as error:
-                raise gr.Error(work.first_line(error), print_exception=False) from error
+                raise gr.Error(work.one_line(error), print_exception=False) from error
 
         return save
 
@@ -299,7 +299,7 @@ def _with_mistakes(generate: Callable[[], Iterator[View]]) -> Iterator[View]:
     try:
         yield from generate()
     except UserError as error:
-        yield View(message=work.first_line(error), mistake=True)
+        yield View(message=work.one_line(error), mistake=True)
 
 
 def _begin(buttons: Sequence[gr.Button]) -> Callable[[Session], list[Any]]:

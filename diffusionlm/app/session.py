@@ -2,7 +2,6 @@
 
 import copy
 import html
-import re
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -169,7 +168,6 @@ def _titles(settings: Sequence[SamplingConfig]) -> Sequence[str]:
     return ("Denoising",) if len(settings) == 1 else [f"Settings {name}" for name in NAMES[: len(settings)]]
 
 
-def first_line(error: UserError) -> str:
-    """Return the text of a mistake as one line that begins with a capital."""
-    line = re.sub(r"\s+", " ", str(error)).strip()
-    return line[:1].upper() + line[1:]
+def one_line(error: UserError) -> str:
+    """Return the text of a mistake as one line."""
+    return " ".join(str(error).split())

@@ -169,7 +169,7 @@ def test_a_mistake_is_one_line_and_the_page_goes_on(visit):
     field(page, "steps").blur()
     generate(page, "complete")
     alert = page.get_by_role("alert").first
-    assert alert.inner_text() == "Steps=-1 must be an integer from 1 to 2147483647"
+    assert alert.inner_text() == "steps=-1 must be an integer from 1 to 2147483647"
     field(page, "steps").fill("4")
     field(page, "steps").blur()
     generate(page, "complete")

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from support.browser import browser
 from support.random_params import draw_params
 
 from diffusionlm import storage
@@ -160,6 +161,33 @@ def test_of_a_text_with_gaps_all_is_position_and_what_was_given_is_no_event(tmp_
 def test_the_page_knows_what_ends_a_text(tmp_path):
     page = saved(tmp_path / "page.html", [completion([0, 5, 0], [{0, 1, 2}, set()])], Words(), ends=(5,))
     assert page.data["ends"] == [5]
+
+
+@pytest.mark.slow
+def test_a_browser_marks_the_end_and_crosses_out_what_is_behind_it(tmp_path):
+    """The first position is given; 4 ends the text in step 1, and 2 in step 3. A gap behind a given token is text."""
+    end = 5
+    final, left = [0, 0, end, 3, end, 0, 0, 0], [{1, 2, 3, 4, 5, 7}, {1, 2, 3, 5, 7}, {2, 3}, set()]
+    save_page([completion(final, left, infilled=True)], Words(), path := tmp_path / "page.html", ends=(end,))
+    with browser() as started:
+        page = started.new_page(reduced_motion="reduce")
+        page.goto(path.as_uri())
+        spans = page.locator(".text span:not(.prompt)")
+
+        def state(step):
+            page.locator("#step").fill(str(step))
+            texts, classes = spans.all_inner_texts(), [span.get_attribute("class").split() for span in spans.all()]
+            return texts, [
+                "".join(sorted({"end": "e", "behind": "b", "mask": "m"}.get(c, "") for c in names)) for names in classes
+            ]
+
+        assert state(0)[1] == ["", "m", "m", "m", "m", "m", "", "m"]
+        assert state(1)[1] == ["", "m", "m", "m", "e", "bm", "", "m"] and state(1)[0][4] == "\u27e8eos\u27e9"
+        assert state(2)[1] == ["", "", "m", "m", "e", "b", "", ""]
+        texts, kinds = state(3)
+        assert kinds == ["", "", "e", "b", "b", "b", "", ""] and texts[2] == "\u27e8eos\u27e9" and texts[4] == ""
+        crossed_out = spans.nth(5).evaluate("e => getComputedStyle(e).textDecorationLine")
+        assert crossed_out == "line-through" and spans.nth(4).bounding_box()["width"] > 1
 
 
 def test_a_character_of_several_tokens_is_one(tmp_path):
