@@ -8,6 +8,7 @@ import ast
 import contextlib
 import importlib
 import os
+import pkgutil
 import re
 import shlex
 import shutil
@@ -73,8 +74,8 @@ def parse_only(monkeypatch: pytest.MonkeyPatch) -> None:
         raise Parsed
 
     options_parse = options.parse
-    for name in ("chat", "compile", "data", "evaluate", "experiments", "sample", "sweep", "train", "weights"):
-        module = importlib.import_module(f"diffusionlm.cli.{name}")
+    for info in pkgutil.iter_modules(importlib.import_module("diffusionlm.cli").__path__, "diffusionlm.cli."):
+        module = importlib.import_module(info.name)
         if hasattr(module, "parse"):
             monkeypatch.setattr(module, "parse", parse)
 

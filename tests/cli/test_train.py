@@ -13,7 +13,7 @@ from diffusionlm.training import loop as trainer
 
 
 def test_a_loss_that_is_not_finite_is_one_line_and_exit_code_1(monkeypatch, tmp_path, capsys):
-    def train(cfg, workdir):
+    def train(cfg, workdir, *, wandb):
         raise trainer.DivergenceError("step 7 gave loss nan")
 
     monkeypatch.setattr(trainer, "train", train)
@@ -22,7 +22,7 @@ def test_a_loss_that_is_not_finite_is_one_line_and_exit_code_1(monkeypatch, tmp_
 
 
 def test_a_stopped_run_says_how_to_resume(monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(trainer, "train", lambda cfg, workdir: trainer.Run(workdir, cfg, 7, None))
+    monkeypatch.setattr(trainer, "train", lambda cfg, workdir, *, wandb: trainer.Run(workdir, cfg, 7, None))
     assert cli.main(["train", "demo", "--workdir", str(tmp_path)]) == 0
     out = capsys.readouterr().out
     assert f"step 7 of {dlm.experiment('demo').run.steps}" in out and str(tmp_path) in out
@@ -30,9 +30,13 @@ def test_a_stopped_run_says_how_to_resume(monkeypatch, tmp_path, capsys):
 
 def test_the_fields_reach_the_trainer(monkeypatch, tmp_path):
     calls = []
-    monkeypatch.setattr(
-        trainer, "train", lambda cfg, workdir: calls.append((cfg, workdir)) or trainer.Run(workdir, cfg, 0, None)
-    )
+
+    def train(cfg, workdir, *, wandb):
+        assert not wandb
+        calls.append((cfg, workdir))
+        return trainer.Run(workdir, cfg, 0, None)
+
+    monkeypatch.setattr(trainer, "train", train)
     overrides = {"model.causal": True, "objective": "arm", "diffusion.mask_id": 5, "mesh.fsdp": -1, "data.path": "-a=b"}
     args = [f"--{name}={value}" for name, value in overrides.items()]
     assert cli.main(["train", "demo", *args, "--optim.peak-lr", "-1e-3", "--name", "other"]) == 0
