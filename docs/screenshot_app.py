@@ -31,7 +31,8 @@ def main() -> None:
     args = parser.parse_args()
     model = load(args.checkpoint)
     with tempfile.TemporaryDirectory() as directory, sync_playwright() as playwright:
-        blocks = server.start(model, {"length": args.length}, "127.0.0.1", None, Path(directory))
+        port = server.find_port("127.0.0.1", None)
+        blocks = server.start(model, {"length": args.length}, "127.0.0.1", port, Path(directory))
         flags = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=flags)
         combinations = list(itertools.product(args.width, args.theme))

@@ -1,7 +1,10 @@
 """The web server of the page. It talks to the browser alone: nothing is reported to or loaded from elsewhere."""
 
+import contextlib
+import errno
 import ipaddress
 import os
+import socket
 import tempfile
 import threading
 from pathlib import Path
@@ -18,7 +21,7 @@ POLICY = (
     "img-src 'self' data: blob:; font-src 'self' data:; connect-src 'self' blob: data:; worker-src 'self' blob:; "
     "object-src 'none'; base-uri 'self'; form-action 'self'"
 )
-FIRST_PORT = 7860
+FIRST_PORT, PORTS = 7860, 100  # that are tried
 
 
 class LocalOnly:
@@ -51,18 +54,42 @@ def require_gradio() -> None:
         raise missing_package("app", package, "app") from error
 
 
-def start(model: LoadedModel, given: dict[str, Any], host: str, port: int | None, directory: Path) -> Any:
+def find_port(host: str, port: int | None) -> int:
+    """Return a port to listen on: the one that is asked for, or the first free one from `FIRST_PORT` on.
+
+    Raises:
+      UserError: it is in use, or the host is no address of this machine.
+    """
+    reason = ""
+    for candidate in [port] if port else range(FIRST_PORT, FIRST_PORT + PORTS):
+        try:
+            family, *_, address = socket.getaddrinfo(host, candidate, type=socket.SOCK_STREAM)[0]
+            with socket.socket(family) as listener:
+                listener.setsockopt(
+                    socket.SOL_SOCKET, socket.SO_REUSEADDR, 1
+                )  # a server that has just ended is no matter
+                listener.bind(address)
+            return candidate
+        except OSError as error:
+            reason = error.strerror or str(error)
+            if error.errno != errno.EADDRINUSE:
+                break
+    where = f"port={port}" if port else f"any port from {FIRST_PORT} to {FIRST_PORT + PORTS - 1}"
+    raise UserError(f"cannot listen on host={host!r} with {where} ({reason}); choose another --host or --port")
+
+
+def start(model: LoadedModel, given: dict[str, Any], host: str, port: int, directory: Path) -> Any:
     """Start the server in threads of its own, and return the Gradio page, whose `local_url` is its address.
 
     Args:
       model: the model.
       given: the settings that the page begins with, where they are not the defaults.
       host: the address to listen on.
-      port: the port; None: the first free one from `FIRST_PORT` on.
+      port: the port, from `find_port`.
       directory: for files to download.
 
     Raises:
-      UserError: a setting has no meaning for the model, or the address cannot be had.
+      UserError: a setting has no meaning for the model.
     """
     require_gradio()
     os.environ["GRADIO_TEMP_DIR"] = str(directory / "served")
@@ -73,28 +100,23 @@ def start(model: LoadedModel, given: dict[str, Any], host: str, port: int | None
 
     blocks = Page(model, given, directory).build()
     blocks.queue(api_open=False)
-    try:
-        blocks.launch(
-            server_name=host,
-            server_port=port,
-            prevent_thread_lock=True,
-            quiet=True,
-            share=False,
-            inbrowser=False,
-            ssr_mode=False,
-            footer_links=[],
-            allowed_paths=[str(directory)],
-            theme=Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
-            head=f"<style>{player()['style']}{STYLE}</style>",
-            app_kwargs={"middleware": [Middleware(LocalOnly)]},
-        )
-    except OSError as error:
-        wanted = f"port={port}" if port else f"host={host!r}"
-        raise UserError(f"{wanted} cannot be had: it is in use or not ours; choose another --port or --host") from error
+    blocks.launch(
+        server_name=host,
+        server_port=port,
+        prevent_thread_lock=True,
+        quiet=True,
+        share=False,
+        inbrowser=False,
+        ssr_mode=False,
+        footer_links=[],
+        theme=Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
+        head=f"<style>{player()['style']}{STYLE}</style>",
+        app_kwargs={"middleware": [Middleware(LocalOnly)]},
+    )
     return blocks
 
 
-def serve(model: LoadedModel, given: dict[str, Any], host: str, port: int | None) -> None:
+def serve(model: LoadedModel, given: dict[str, Any], host: str, port: int) -> None:
     """Serve the page until the process is interrupted."""
     with tempfile.TemporaryDirectory(prefix="diffusionlm-app-") as directory:
         blocks = start(model, given, host, port, Path(directory))
@@ -102,7 +124,8 @@ def serve(model: LoadedModel, given: dict[str, Any], host: str, port: int | None
             write(f"The app is at {blocks.local_url} (Ctrl-C ends it)", flush=True)
             if not _is_loopback(host):
                 write(f"host={host!r} lets anyone who reaches this machine use the model", error=True)
-            threading.Event().wait()
+            with contextlib.suppress(KeyboardInterrupt):
+                threading.Event().wait()
         finally:
             blocks.close(verbose=False)
 

@@ -50,6 +50,7 @@ def _app(arguments: _Arguments, names: set[str]) -> int:
     from diffusionlm.app import server
 
     server.require_gradio()
+    port = server.find_port(arguments.host, arguments.port)
     given = {name: value for name, value in vars(arguments.sampling).items() if name in names}
-    server.serve(load_model(arguments.checkpoint), given, arguments.host, arguments.port)
+    server.serve(load_model(arguments.checkpoint), given, arguments.host, port)
     return 0

@@ -35,7 +35,8 @@ def model(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def address(model, tmp_path_factory):
-    blocks = server.start(model, GIVEN, "127.0.0.1", None, tmp_path_factory.mktemp("files"))
+    port = server.find_port("127.0.0.1", None)
+    blocks = server.start(model, GIVEN, "127.0.0.1", port, tmp_path_factory.mktemp("files"))
     yield blocks.local_url
     blocks.close(verbose=False)
 

@@ -7,6 +7,7 @@ from diffusionlm.pretrained.loading import load
 from diffusionlm.sampling.config import SamplingConfig
 
 pytest.importorskip("PIL", reason="the app needs its extra: Pillow")
+from diffusionlm.app import runs
 from diffusionlm.app import session as work
 from diffusionlm.app.session import Session
 from diffusionlm.errors import UserError
@@ -73,7 +74,8 @@ def test_a_dialogue_is_that_of_the_library(model):
     assert again.turns == [(turn.role, turn.content) for turn in dialogue.turns]
 
 
-def test_dialogues_of_two_sessions_do_not_mix(model):
+def test_dialogues_of_two_sessions_do_not_mix(model, monkeypatch):
+    monkeypatch.setattr(runs, "PAUSE", 0.0)  # every state is a view, so that the two take turns
     first, second = Session(), Session()
     a = work.talk(model, first, "I am Ann.", "", "", [SAMPLING])
     b = work.talk(model, second, "I am Bob.", "", "", [SAMPLING])

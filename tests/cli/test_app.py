@@ -1,5 +1,7 @@
 """The verb `app`: what is refused before the model is loaded, and what the page begins with."""
 
+import os
+import socket
 import sys
 
 import pytest
@@ -28,13 +30,31 @@ def test_a_missing_package_is_named_with_its_extra_before_the_model_is_loaded(mo
     assert_one_line(capsys.readouterr(), [f"app needs the package {package}", ".[app]"])
 
 
-def test_only_the_settings_that_are_given_replace_those_of_the_page(served):
+def test_only_the_settings_that_are_given_replace_those_of_the_page(served, monkeypatch):
+    monkeypatch.setattr(server, "find_port", lambda host, port: port or server.FIRST_PORT)
     assert main(["app", "model"]) == 0
     assert main(["app", "model", "--port", "8000", "--host", "0.0.0.0", "--top_p", "0.5", "--length=8"]) == 0
     assert served == [
-        ("model", {}, "127.0.0.1", None),
+        ("model", {}, "127.0.0.1", server.FIRST_PORT),
         ("model", {"top_p": 0.5, "length": 8}, "0.0.0.0", 8000),
     ]
+
+
+def test_a_port_that_is_taken_is_refused_and_left_out_of_the_search(served, monkeypatch, capsys):
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        taken = other.getsockname()[1]
+        assert main(["app", "nowhere", "--port", str(taken)]) == 2
+        assert_one_line(capsys.readouterr(), [f"port={taken}", "in use", "--port"])
+        monkeypatch.setattr(server, "FIRST_PORT", taken)
+        assert taken < server.find_port("127.0.0.1", None) < taken + server.PORTS
+
+
+def test_an_address_of_another_machine_is_refused(served, capsys):
+    """203.0.113.9 is of a block that is reserved for documentation (RFC 5737)."""
+    assert main(["app", "nowhere", "--host", "203.0.113.9"]) == 2
+    assert_one_line(capsys.readouterr(), ["host='203.0.113.9'", "--host"])
 
 
 def test_nothing_is_reported_to_others(monkeypatch):
@@ -44,6 +64,4 @@ def test_nothing_is_reported_to_others(monkeypatch):
     monkeypatch.delenv("HF_HUB_DISABLE_TELEMETRY", raising=False)
     pytest.importorskip("PIL", reason="the app needs its extra: Pillow")
     server.require_gradio()
-    import os
-
     assert (os.environ["GRADIO_ANALYTICS_ENABLED"], os.environ["HF_HUB_DISABLE_TELEMETRY"]) == ("False", "1")
