@@ -1,6 +1,6 @@
 """The inputs, labels and weights of one global batch; `objectives.mdm_targets` shifts them for shifted models."""
 
-import dataclasses
+from dataclasses import replace
 from typing import NamedTuple
 
 import jax
@@ -48,7 +48,7 @@ def targets(cfg: Config, batch: Batch, batch_index: jax.Array) -> Targets:
             key = prompts_key(cfg.run.seed, batch_index)
             dropped_BxT = dropped_prompts(fraction, segments_BxT, ids_BxT % PARTS == PROMPT, key)
             hidden_BxT = jnp.where(dropped_BxT, jnp.int32(cfg.mask_id), corrupted.tokens_BxT)
-            corrupted = dataclasses.replace(corrupted, tokens_BxT=hidden_BxT)
+            corrupted = replace(corrupted, tokens_BxT=hidden_BxT)
     return mdm_targets(cfg.diffusion, tokens_BxT, corrupted)
 
 

@@ -87,11 +87,12 @@ def test_a_batch_has_one_answer_of_each_dialogue_and_its_padding(datasets):
     packed, _ = datasets
     size = packed.size("train")
     stored = packed.rows("train", range(size))
-    turns_seen = set()
+    turns_seen, of_mates = set(), []
     for epoch in range(6):
         rows = packed.examples("train", range(size), [(0, epoch, i) for i in range(size)])
         numbers = iter(range(len(CONVERSATIONS)))
         for tokens, ids, parts in zip(rows["tokens"], rows["segment_ids"], stored["segment_ids"], strict=True):
+            of_mates.append([])
             for j, (place, padding) in enumerate(dialogues.places(parts)):
                 messages = CONVERSATIONS[next(numbers)]
                 mine = (ids // PARTS == j) & (ids != 0)
@@ -100,11 +101,14 @@ def test_a_batch_has_one_answer_of_each_dialogue_and_its_padding(datasets):
                 assert (np.diff(np.flatnonzero(mine)) == 1).all() and np.flatnonzero(mine)[0] == place.start
                 content = tokens[mine][kinds != PADDING].tolist()
                 k = next(k for k in (1, 2, 3) if content == alone_record(messages[: 2 * k])[0])
+                of_mates[-1].append((len(messages) // 2, k))
                 turns_seen.add((len(messages) // 2, k))
                 expected = [ANSWER if part == 2 * k else PROMPT for part in alone_record(messages[: 2 * k])[1]]
                 assert kinds[kinds != PADDING].tolist() == expected
             assert (tokens[ids == 0] == EOS).all()
         assert next(numbers, None) is None
+    # Dialogues of one record are drawn apart: those with as many turns do not always come with the same one.
+    assert any(len({k for n, k in mates if n == 2}) == 2 for mates in of_mates)
     assert turns_seen == {(n, k) for n in (1, 2, 3) for k in range(1, n + 1)}
 
 

@@ -204,7 +204,7 @@ def test_prompts_are_masked_whole_and_nothing_else_changes():
     """SMDM's released code: the prompt is overwritten once it is decided which tokens of the answer are masked."""
     batch, share, drops, rows = packed_batch(), 0.3, 0, 0
     ids = batch["segment_ids"][:, :LENGTH]
-    split = 0
+    split, patterns = 0, set()
     for index in range(30):
         plain = targets_of(config(), batch, index)
         full = targets_of(config(diffusion={"prompt_dropout": share}), batch, index)
@@ -217,10 +217,12 @@ def test_prompts_are_masked_whole_and_nothing_else_changes():
             here = changed[row, ids[row] == PARTS * number + PROMPT]
             assert here.all() or not here.any()
             dropped.append((row, here.all()))
+        patterns.add(tuple(dropped))
         drops, rows = drops + sum(d for _, d in dropped), rows + len(dropped)
         split += sum(len({d for r, d in dropped if r == row}) == 2 for row in range(B))
     assert abs(drops / rows - share) < 4 * (share * (1 - share) / rows) ** 0.5
     assert split > 50  # examples of one row are decided apart
+    assert len(patterns) == 30  # and anew in each batch
 
 
 def test_which_prompts_are_left_out_depends_on_seed_batch_and_example_alone():
