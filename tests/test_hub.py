@@ -39,7 +39,7 @@ def test_addresses(text, expected):
     "text", ["hf://", "hf://me", "hf://me/", "hf://me/model/part", "hf://me/model@", "hf://../model", "hf://me/mo del"]
 )
 def test_what_is_no_address_is_refused(text):
-    with pytest.raises(UserError, match="no model on the Hub; write hf://OWNER/NAME"):
+    with pytest.raises(UserError, match="no address of a model on the Hub; write hf://OWNER/NAME"):
         hub.parse(text)
 
 
