@@ -309,6 +309,11 @@ class Config(Canonical):
                 f"diffusion.random_length={self.diffusion.random_length} would cut answers off; set it to 0 for "
                 f"data.packing={packing}"
             )
+        if packing == "packed_examples" and self.model.rope_scaling.kind == "dynamic":
+            raise UserError(
+                "model.rope_scaling.kind=dynamic depends on the length of a row, and data.packing=packed_examples has "
+                "several examples in each; set data.packing=examples"
+            )
         if self.run.showcase:
             raise UserError(
                 f"run.showcase=True compares with models of whole texts, and data.packing={packing} scores answers "

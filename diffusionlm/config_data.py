@@ -49,8 +49,8 @@ class DataConfig(Canonical):
             )
         if self.learn != "answers" and not self.holds_examples:
             raise UserError(
-                f"data.learn={self.learn} is for prompts with answers (data.packing=examples), not {self.packing}; "
-                "drop it"
+                f"data.learn={self.learn} is for prompts with answers (data.packing=examples or packed_examples), not "
+                f"{self.packing}; drop it"
             )
         if self.pad_group > 0 and self.batch_size % self.pad_group:
             raise UserError(

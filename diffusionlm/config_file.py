@@ -47,14 +47,23 @@ def apply(path: str, recipe: Config | None = None) -> Config:
 
     Raises:
       UserError: the file is missing or neither JSON nor TOML, an unknown field, a value that its field does not allow,
-        or a file without a recipe that lacks fields.
+        a file without a recipe that lacks fields, or the name of another experiment than the recipe's.
     """
     values = _read(path)
     name = values.get("name")
     if recipe is None and isinstance(name, str) and experiments.knows(name):
         recipe = experiments.get(name)
+    elif recipe is not None and name not in (None, recipe.name):
+        raise UserError(
+            f"{printable(path)} is of the experiment {printable(repr(name))}, and not of {recipe.name!r}; name that "
+            "experiment or none on the command line, or take the name out of the file"
+        )
     if recipe is None:
         _require_all(path, values)
+        if not isinstance(name, str) or name in ("", ".", "..") or "/" in name or "\\" in name:
+            raise UserError(
+                f"{printable(path)}: name={printable(repr(name))} must be usable as that of a directory in runs"
+            )
         recipe = Config()
     cfg = _merged(recipe, values, path)
     try:

@@ -60,7 +60,9 @@ def parse(text: str) -> Address:
     """
     match = re.fullmatch(rf"{SCHEME}({_NAME}/{_NAME})(?:@({_REVISION}))?", text)
     if match is None or ".." in text:
-        raise UserError(f"{printable(text)[:200]!r} is no address of a model on the Hub; write hf://OWNER/NAME, or hf://OWNER/NAME@REVISION")
+        raise UserError(
+            f"{printable(text)[:200]!r} is no address of a model on the Hub; write hf://OWNER/NAME, or hf://OWNER/NAME@REVISION"
+        )
     return Address(match[1], match[2])
 
 

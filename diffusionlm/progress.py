@@ -150,7 +150,7 @@ class Progress:
         began = time.monotonic()
         try:
             self._canvas.show_png(self._picture(), self._title)
-        except ImportError:
+        except Exception:  # whatever a front end or a font cache lacks, a picture is no reason to end the work
             self._picture, self._live = None, False
         now = time.monotonic()
         self._next_picture = now + max(self.PICTURE_SECONDS, (now - began) / self.PICTURE_SHARE)

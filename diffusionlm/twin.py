@@ -14,7 +14,7 @@ def arm_twin(cfg: ModelConfig) -> ModelConfig:
 
 
 def autoregressive_twin(cfg: Config) -> Config:
-    """The autoregressive twin of an experiment: the same trunk, data, tokens and optimizer.
+    """Make the autoregressive twin of an experiment: the same trunk, data, tokens and optimizer.
 
     Settings of masked diffusion are dropped. Where the experiment begins with autoregressive batches, the twin has
     their learning rate.

@@ -100,3 +100,18 @@ def test_a_file_that_is_missing_is_one_line(tmp_path, capsys):
 def test_part_of_the_fields_needs_an_experiment(text, tmp_path):
     with pytest.raises(UserError, match="f.toml lacks .*, and there is no experiment to take it from"):
         config_file.apply(written(tmp_path, "f.toml", text))
+
+
+def test_a_file_of_another_experiment_is_refused(tmp_path):
+    """Else the command would train in one name what the other says."""
+    path = written(tmp_path, "config.json", config_io.to_json(experiment("demo")))
+    with pytest.raises(UserError, match="of the experiment 'demo', and not of 'tinystories'"):
+        config_file.apply(path, experiment("tinystories"))
+
+
+@pytest.mark.parametrize("name", ["a/../../b", "..", "", r"a\b"])
+def test_a_name_that_leaves_the_directory_of_runs_is_refused(name, tmp_path):
+    cfg = config_io.with_fields(experiment("demo"), {"optim.peak_lr": 0.5})
+    values = config_io.to_dict(cfg) | {"name": name}
+    with pytest.raises(UserError, match="must be usable as that of a directory"):
+        config_file.apply(written(tmp_path, "config.json", json.dumps(values)))

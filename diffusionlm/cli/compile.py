@@ -3,7 +3,7 @@
 import os
 from typing import Annotated
 
-from diffusionlm import hardware
+from diffusionlm import hardware, shortening
 from diffusionlm.cli.experiments import experiment_first
 from diffusionlm.cli.output import print_json
 from diffusionlm.config import Config
@@ -64,7 +64,7 @@ def _compile(
 ) -> int:
     if sampling and part:
         raise UserError(f"part={part} is a part of training, and --sampling compiles the sampler; drop one of them")
-    known: list[Part] = [*parts.parts(cfg.validate())]
+    known: list[Part] = [*parts.parts(shortening.validate(cfg))]
     if part is not None and part not in known:
         raise UserError(f"part={part!r} must be one of those of {cfg.name}: {', '.join(known)}")
     programs: list[Part | None] = [None] if sampling else [part] if part else [*known]

@@ -52,10 +52,12 @@ VERBS: dict[str, Callable[[list[str], str], int]] = {
 
 def entry_point() -> None:
     """Run `main` with the logging and warnings of a program rather than of a library."""
-    leave_out_absent_tpus()  # before JAX looks for them
+    on_cpu = leave_out_absent_tpus()  # before JAX looks for them
     keep_freed_memory()  # before JAX starts its threads
     never_deaf()
     _prepare_streams()
+    if on_cpu and sys.argv[1:2] in (["train"], ["sweep"]):
+        write("libtpu finds no TPU here, so this computes on the CPU; JAX_PLATFORMS=tpu insists on one", error=True)
     logging.getLogger().addHandler(StderrHandler())
     if not sys.warnoptions:
         warnings.simplefilter("ignore")  # those of third parties, which a user cannot act on

@@ -156,12 +156,12 @@ def places(parts_L: np.ndarray) -> list[tuple[slice, int]]:
     begins_L = (parts_L == 1) & (np.concatenate([[0], parts_L[:-1]]) != 1)
     starts = np.flatnonzero(begins_L).tolist()
     ends = [*starts[1:], int(np.count_nonzero(parts_L))]
-    found = []
+    dialogues = []
     for start, end in zip(starts, ends, strict=True):
         parts = parts_L[start:end]
         padding = int((parts == parts[-1]).sum()) if parts[-1] % 2 else 0
-        found.append((slice(start, end - padding), padding))
-    return found
+        dialogues.append((slice(start, end - padding), padding))
+    return dialogues
 
 
 def select_turn(rows: dict[str, np.ndarray], draws: Iterable[int], eos_id: int) -> dict[str, np.ndarray]:

@@ -9,7 +9,7 @@ from diffusionlm.training import loop
 from diffusionlm.training.loop import Run
 
 
-def train(cfg: Config | str, workdir: epath.PathLike | None = None) -> Run:
+def train(cfg: Config | str, workdir: epath.PathLike | None = None, *, wandb: bool = False) -> Run:
     """Train `cfg` in `workdir` (default: runs/NAME), or resume the run that is there.
 
     A notebook shows the loss as a curve that grows. Ctrl-C, or the button that interrupts a cell, saves the run after
@@ -21,13 +21,14 @@ def train(cfg: Config | str, workdir: epath.PathLike | None = None) -> Run:
     Args:
       cfg: a configuration, or the name of an experiment.
       workdir: the run directory.
+      wandb: also log the metrics to Weights & Biases.
 
     Raises:
       UserError: the configuration is inconsistent, the directory holds another run or another process trains there,
         or the data do not fit the model; of several processes, all raise it if one must.
       DivergenceError: a batch gave a loss or gradient that cannot be used.
     """
-    run = loop.train(cfg, workdir)
+    run = loop.train(cfg, workdir, wandb=wandb)
     if not run.done and jax.process_index() == 0:
         write(
             f"stopped and saved at step {run.step} of {run.config.run.steps} in {run.workdir}; the same call resumes it"

@@ -214,7 +214,10 @@ class Scorer:
 
     def _run(self, batches: Iterable[PassBatch]) -> Iterator[tuple[int, float]]:
         """Yield the pair and the nats of each pass; the device does not wait between batches, of one shape or two."""
-        batches = list(batches)
+        total = 0
+        if self.watch is not None:
+            batches = list(batches)  # otherwise they need not all be planned at once
+            total = len(batches)
         fetched = fetch_one_late((batch, self._dispatch(batch)) for batch in batches)
         for done, (batch, nats_E) in enumerate(fetched, start=1):
             for (r, _), nats in zip(batch.passes, nats_E.tolist(), strict=False):  # the batch is filled up
@@ -222,7 +225,7 @@ class Scorer:
                     raise UserError(f"the model gives NaN logits for target {r}: its parameters are damaged")
                 yield r, nats
             if self.watch is not None:
-                self.watch(done / len(batches))
+                self.watch(done / total)
 
     def _dispatch(self, batch: PassBatch) -> jax.Array:
         T, K = batch.shape

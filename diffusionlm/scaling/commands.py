@@ -109,7 +109,7 @@ def report(
       UserError: no cell has finished, the directory belongs to another sweep, `reuse` has no cell of it or is of other
         text, matplotlib is missing, or the report cannot be written.
     """
-    require_package("matplotlib", "the report of a sweep", "matplotlib", "docs")
+    require_package("matplotlib", "the report of a sweep", "matplotlib", "plots")
     from diffusionlm.progress import Progress
     from diffusionlm.scaling.report import document
     from diffusionlm.scaling.report.context import describe

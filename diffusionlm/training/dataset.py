@@ -125,7 +125,7 @@ def _open(cfg: Config, workdir: epath.Path) -> Dataset:
             "packed_examples": "several prompts with answers in each record",
         }[metadata.packing]
         fix = (
-            "prepare instruction data, --format sft"
+            "prepare instruction data, --format sft" + " --pack" * (cfg.data.packing == "packed_examples")
             if metadata.packing == "chunk"
             else f"set --data.packing {metadata.packing}"
         )

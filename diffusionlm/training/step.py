@@ -140,9 +140,9 @@ def weighted_loss(
     """
     model = Transformer(cfg.model)
     segment_ids_BxT = part.segment_ids_BxT if segmented else None
-    # Each of several texts in a row has the positions that it has alone.
-    several = cfg.data.packing in ("segments", "packed_examples")
-    positions_BxT = restarted(part.segment_ids_BxT) if several else None
+    # A packed example has the positions that it has alone, as when it is asked; documents count through the row.
+    packed = cfg.data.packing == "packed_examples"
+    positions_BxT = restarted(part.segment_ids_BxT) if packed else None
     hidden_BxTxD = model.apply(
         {"params": params}, part.inputs_BxT, segment_ids_BxT, positions_BxT, allowed_TxT=allowed_TxT
     )

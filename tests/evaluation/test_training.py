@@ -25,9 +25,9 @@ DONE = Run(epath.Path("runs/shown"), SHOWN, SHOWN.run.steps, {"eval": {}})
 )
 def test_the_showcase_follows_the_last_step(run, shows, monkeypatch, capsys):
     calls = []
-    monkeypatch.setattr(loop, "train", lambda cfg, workdir: run)
+    monkeypatch.setattr(loop, "train", lambda cfg, workdir, *, wandb: wandb == "passed on" and run)
     monkeypatch.setattr(showcase, "show", calls.append)
-    assert training.train(run.config, run.workdir) is run
+    assert training.train(run.config, run.workdir, wandb="passed on") is run
     assert calls == [run] * shows
     stopped = f"stopped and saved at step 3 of {SHOWN.run.steps} in runs/shown; the same call resumes it\n"
     assert capsys.readouterr().out == ("" if run.done else stopped)

@@ -107,6 +107,10 @@ INVALID = [
         ["data.pad_group=2", "packed_examples", "when they were prepared"],
     ),
     ({"data.learn": "all", "data.packing": "segments"}, ["data.learn=all", "segments", "drop it"]),
+    (
+        {"data.packing": "packed_examples", "model.rope_scaling.kind": "dynamic", "diffusion.random_length": 0},
+        ["model.rope_scaling.kind=dynamic", "packed_examples", "data.packing=examples"],
+    ),
     ({"diffusion.prompt_dropout": 1.5}, ["diffusion.prompt_dropout=1.5", "[0, 1]", "SMDM uses 0.1"]),
     (
         {"diffusion.prompt_dropout": 0.1},
