@@ -55,6 +55,7 @@ def test_pinned_words_stay_at_their_places(model):
     assert not any(run.states[-1].masked) and sum(run.states[0].masked) == 16 - 5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("text", ["Tom{mask:6} ran.", "Tom{mask:2-4} ran{mask:3}"])
 def test_gaps_are_filled_as_the_library_fills_them(model, text):
     view = last(work.fill(model, Session(), text, [SAMPLING]))

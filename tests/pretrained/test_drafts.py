@@ -9,6 +9,7 @@ from diffusionlm.sampling.config import SamplingConfig
 SAMPLING = SamplingConfig(length=12, strategy="low_confidence", temperature=0.7, seed=3)
 
 
+@pytest.mark.slow
 def test_the_last_state_of_gaps_is_what_infill_returns(model):
     text = "a{mask:3} b{mask:2}"
     (expected,) = model.infill(text, SAMPLING, trace=True)

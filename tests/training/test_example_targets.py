@@ -225,6 +225,7 @@ def test_prompts_are_masked_whole_and_nothing_else_changes():
     assert len(patterns) == 30  # and anew in each batch
 
 
+@pytest.mark.slow
 def test_which_prompts_are_left_out_depends_on_seed_batch_and_example_alone():
     cfg, batch = config(packing="examples", diffusion={"prompt_dropout": 0.5}), single_batch()
     alone, split = (targets_of(cfg, batch, 3, sizes) for sizes in (ALONE, (2, 2, 2)))

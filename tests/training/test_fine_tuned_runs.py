@@ -122,6 +122,7 @@ def test_packed_records_need_their_own_setting(dataset, packed, tmp_path):
     assert "set --data.packing examples" in refusal(dataclasses.replace(cfg, data=data), tmp_path / "b")
 
 
+@pytest.mark.slow
 def test_adapters_are_tuned_on_packed_examples_with_prompts_left_out(packed, start, tmp_path):
     """All at once: nothing but adapters and the embedding moves, and a resumed run repeats bit for bit."""
     changes = {
