@@ -60,7 +60,9 @@ def parse(text: str) -> Address:
     """
     match = re.fullmatch(rf"{SCHEME}({_NAME}/{_NAME})(?:@({_REVISION}))?", text)
     if match is None or ".." in text:
-        raise UserError(f"{printable(text)[:200]!r} is no address of a model on the Hub; write hf://OWNER/NAME, or hf://OWNER/NAME@REVISION")
+        raise UserError(
+            f"{printable(text)[:200]!r} is no address of a model on the Hub; write hf://OWNER/NAME, or hf://OWNER/NAME@REVISION"
+        )
     return Address(match[1], match[2])
 
 
@@ -127,6 +129,9 @@ def _one_line(address: Address) -> Iterator[None]:
     """Turn the errors of the Hub into one line each."""
     from huggingface_hub import errors
 
+    # huggingface_hub sends requests by httpx or by httpx2, depending on its version; the error of the Hub derives from
+    # the base class of the errors of that package.
+    transport: type[Exception] = errors.HfHubHTTPError.__bases__[0]
     login = "log in with `hf auth login`, or set HF_TOKEN"
     try:
         yield
@@ -148,8 +153,10 @@ def _one_line(address: Address) -> Iterator[None]:
         status = getattr(error.response, "status_code", None)
         hint = f"; {login}" if status in (401, 403) else ""
         raise UserError(f"the Hub refuses {address}: {printable(_first_line(error))}{hint}") from error
-    except (errors.HFValidationError, ConnectionError) as error:
+    except errors.HFValidationError as error:
         raise UserError(f"{address}: {printable(_first_line(error))}") from error
+    except (ConnectionError, TimeoutError, transport) as error:
+        raise UserError(f"cannot reach the Hub for {address}: {printable(_first_line(error))}") from error
 
 
 def _first_line(error: Exception) -> str:

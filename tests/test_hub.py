@@ -94,6 +94,13 @@ def test_a_push_without_the_right_is_one_line(stub, tmp_path):
     assert "\n" not in str(error.value)
 
 
+def test_a_push_without_a_network_is_one_line(stub, tmp_path):
+    stub.offline = True
+    with pytest.raises(UserError, match="cannot reach the Hub for hf://me/new: .*Connection refused") as error:
+        hub.push(tmp_path / "model", "me/new", private=False, message="x")
+    assert "\n" not in str(error.value)
+
+
 def test_without_the_package_one_line_says_what_to_install(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"hf://me/model needs the package huggingface_hub.*\[hub\]"):

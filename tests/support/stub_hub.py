@@ -2,14 +2,17 @@
 
 import fnmatch
 import hashlib
+import importlib
 import os
 import shutil
 import types
 from pathlib import Path
 
-import httpx
 from huggingface_hub import errors
 from huggingface_hub.utils import filter_repo_objects
+
+# The package by which the installed huggingface_hub sends requests: httpx or httpx2.
+httpx = importlib.import_module(errors.HfHubHTTPError.__bases__[0].__module__.partition(".")[0])
 
 
 class StubHub:
@@ -69,6 +72,8 @@ class StubHub:
 
     def _create_repo(self, repo_id, *, private, exist_ok, repo_type):
         assert exist_ok and repo_type == "model"
+        if self.offline:
+            raise httpx.ConnectError("[Errno 111] Connection refused\nmany lines")
         if repo_id.startswith("somebody-else/"):
             self._refuse(errors.HfHubHTTPError, repo_id, 403)
         self.private.setdefault(repo_id, private)
