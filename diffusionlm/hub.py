@@ -96,9 +96,13 @@ def fetch(text: str) -> Fetched:
 
 
 def push(directory: Path, repository: str, *, private: bool, message: str) -> Address:
-    """Upload a directory as the whole of a repository, which is made if it is missing; return its new commit.
+    """Upload the checkpoint and the card in a directory to a repository, which is made if it is missing.
 
-    Files of a checkpoint that was pushed before, which the directory lacks, are deleted from the repository.
+    Other files of the directory stay here. Files of a checkpoint that was pushed before, which the directory lacks, are
+    deleted from the repository.
+
+    Returns:
+      The repository with its new commit.
 
     Raises:
       UserError: no network, no right to write there, or another refusal of the Hub.
@@ -113,6 +117,7 @@ def push(directory: Path, repository: str, *, private: bool, message: str) -> Ad
             repo_id=repository,
             folder_path=str(directory),
             commit_message=message,
+            allow_patterns=[*FILES, CARD],
             delete_patterns=list(FILES),
         )
     return Address(repository, commit.oid)
