@@ -96,9 +96,13 @@ def fetch(text: str) -> Fetched:
 
 
 def push(directory: Path, repository: str, *, private: bool, message: str) -> Address:
-    """Upload a directory as the whole of a repository, which is made if it is missing; return its new commit.
+    """Upload the checkpoint and the card in a directory to a repository, which is made if it is missing.
 
-    Files of a checkpoint that was pushed before, which the directory lacks, are deleted from the repository.
+    Other files of the directory stay here. Files of a checkpoint that was pushed before, which the directory lacks, are
+    deleted from the repository.
+
+    Returns:
+      The repository with its new commit.
 
     Raises:
       UserError: no network, no right to write there, or another refusal of the Hub.
@@ -113,6 +117,7 @@ def push(directory: Path, repository: str, *, private: bool, message: str) -> Ad
             repo_id=repository,
             folder_path=str(directory),
             commit_message=message,
+            allow_patterns=[*FILES, CARD],
             delete_patterns=list(FILES),
         )
     return Address(repository, commit.oid)
@@ -129,6 +134,9 @@ def _one_line(address: Address) -> Iterator[None]:
     """Turn the errors of the Hub into one line each."""
     from huggingface_hub import errors
 
+    # huggingface_hub sends requests by httpx or by httpx2, depending on its version; the error of the Hub derives from
+    # the base class of the errors of that package.
+    transport: type[Exception] = errors.HfHubHTTPError.__bases__[0]
     login = "log in with `hf auth login`, or set HF_TOKEN"
     try:
         yield
@@ -150,8 +158,10 @@ def _one_line(address: Address) -> Iterator[None]:
         status = getattr(error.response, "status_code", None)
         hint = f"; {login}" if status in (401, 403) else ""
         raise UserError(f"the Hub refuses {address}: {printable(_first_line(error))}{hint}") from error
-    except (errors.HFValidationError, ConnectionError) as error:
+    except errors.HFValidationError as error:
         raise UserError(f"{address}: {printable(_first_line(error))}") from error
+    except (ConnectionError, TimeoutError, transport) as error:
+        raise UserError(f"cannot reach the Hub for {address}: {printable(_first_line(error))}") from error
 
 
 def _first_line(error: Exception) -> str:

@@ -17,8 +17,8 @@ def stub(monkeypatch, tmp_path):
     stub = stub_hub.install(monkeypatch, tmp_path)
     (tmp_path / "model" / "params").mkdir(parents=True)
     (tmp_path / "model" / "params" / "a").write_text("1")
-    (tmp_path / "model" / "pickle.bin").write_text("not ours")
     hub.push(tmp_path / "model", "me/model", private=False, message="first")
+    stub.add("me/model", "pickle.bin", "not ours")
     return stub
 
 
@@ -88,9 +88,25 @@ def test_without_a_network_a_model_that_was_fetched_is_used(stub):
     assert hub.fetch("hf://me/model") == fetched
 
 
+def test_a_push_leaves_files_that_are_none_of_a_checkpoint_here(stub, tmp_path):
+    model = tmp_path / "model"
+    for name in ("secret.env", ".secret", "notes/a", "README.md"):
+        (model / name).parent.mkdir(exist_ok=True)
+        (model / name).write_text("x")
+    hub.push(model, "me/new", private=False, message="x")
+    assert stub.files("me/new") == {"params/a", "README.md"}
+
+
 def test_a_push_without_the_right_is_one_line(stub, tmp_path):
     with pytest.raises(UserError, match="the Hub refuses hf://somebody-else/model: 403 Client Error.; log in") as error:
         hub.push(tmp_path / "model", "somebody-else/model", private=False, message="x")
+    assert "\n" not in str(error.value)
+
+
+def test_a_push_without_a_network_is_one_line(stub, tmp_path):
+    stub.offline = True
+    with pytest.raises(UserError, match="cannot reach the Hub for hf://me/new: .*Connection refused") as error:
+        hub.push(tmp_path / "model", "me/new", private=False, message="x")
     assert "\n" not in str(error.value)
 
 

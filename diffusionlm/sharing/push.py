@@ -50,11 +50,17 @@ def push_to_hub(
 
 
 def _copy_params_only(path: epath.Path, directory: Path) -> None:
-    """Make a params-only checkpoint of a step of a run; one that is params-only already is copied as it is."""
+    """Make a params-only checkpoint of a step of a run; of one that is params-only, copy the files of a checkpoint."""
     if (path / "train").exists() or in_bucket(path):
         store.save_params(directory, store.load_params(path), store.load_sidecar(path))
     else:
-        shutil.copytree(path, directory, ignore=shutil.ignore_patterns(hub.CARD, ".*"))
+        others = {child.name for child in path.iterdir()} - {name.partition("/")[0] for name in hub.FILES}
+        hidden = shutil.ignore_patterns(".*")
+
+        def ignore(folder: str, names: list[str]) -> set[str]:
+            return hidden(folder, names) | (others if epath.Path(folder) == path else set())
+
+        shutil.copytree(path, directory, ignore=ignore)
 
 
 def _step(path: epath.Path) -> int:

@@ -1,6 +1,7 @@
 """A checkpoint that goes to the Hub and comes back is the same model; what comes is checked like any other."""
 
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 from support.tiny_checkpoint import save
 
 import diffusionlm as dlm
+from diffusionlm import hub
 from diffusionlm.checkpoint import store
 from diffusionlm.cli import main as cli
 from diffusionlm.errors import UserError
@@ -47,6 +49,26 @@ def test_of_a_step_only_the_parameters_are_pushed(model, stub, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, dlm.load("hf://me/step").params, dlm.load(model).params)
 
 
+def test_other_files_beside_a_model_are_not_copied(model, stub, tmp_path, monkeypatch):
+    """They stay where they are: not even the folder that is uploaded has them."""
+    beside, uploaded = tmp_path / "beside", set()
+    shutil.copytree(model, beside)
+    (beside / "secret.env").write_text("TOKEN=1")
+    (beside / "notes").mkdir()
+    (beside / "notes" / "a").write_text("x")
+    push = hub.push
+
+    def seen(directory, *args, **settings):
+        uploaded.update(path.name for path in directory.iterdir())
+        return push(directory, *args, **settings)
+
+    monkeypatch.setattr(hub, "push", seen)
+    dlm.push_to_hub(beside, "me/beside")
+    assert "params" in uploaded and not {"secret.env", "notes"} & uploaded
+    assert not any(name.startswith(("secret", "notes")) for name in stub.files("me/beside"))
+    jax.tree.map(np.testing.assert_array_equal, dlm.load("hf://me/beside").params, dlm.load(model).params)
+
+
 def test_a_damaged_model_of_the_hub_is_refused(model, stub):
     dlm.push_to_hub(model, "me/model")
     commit = stub.commits["me/model"][0]
@@ -60,10 +82,8 @@ def test_a_damaged_model_of_the_hub_is_refused(model, stub):
 
 def test_a_repository_without_a_model_is_one_line(stub, tmp_path, capsys):
     (tmp_path / "other").mkdir()
-    (tmp_path / "other" / "model.safetensors").write_text("x")
-    from diffusionlm import hub
-
     hub.push(tmp_path / "other", "me/other", private=False, message="x")
+    stub.add("me/other", "model.safetensors", "x")
     assert cli.main(["sample", "hf://me/other"]) == 2
     assert "holds no diffusionlm checkpoint" in capsys.readouterr().err
 

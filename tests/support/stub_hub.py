@@ -2,14 +2,17 @@
 
 import fnmatch
 import hashlib
+import importlib
 import os
 import shutil
 import types
 from pathlib import Path
 
-import httpx
 from huggingface_hub import errors
 from huggingface_hub.utils import filter_repo_objects
+
+# The package by which the installed huggingface_hub sends requests: httpx or httpx2.
+httpx = importlib.import_module(errors.HfHubHTTPError.__bases__[0].__module__.partition(".")[0])
 
 
 class StubHub:
@@ -27,6 +30,10 @@ class StubHub:
         """Return the names of the files at the newest commit."""
         folder = self._folder(repository, self.commits[repository][-1])
         return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+
+    def add(self, repository, name, text):
+        """Put a file that is none of a checkpoint into the newest commit, as another client may have done."""
+        (self._folder(repository, self.commits[repository][-1]) / name).write_text(text)
 
     def _folder(self, repository, commit):
         return self.root / "server" / repository / commit
@@ -69,12 +76,14 @@ class StubHub:
 
     def _create_repo(self, repo_id, *, private, exist_ok, repo_type):
         assert exist_ok and repo_type == "model"
+        if self.offline:
+            raise httpx.ConnectError("[Errno 111] Connection refused\nmany lines")
         if repo_id.startswith("somebody-else/"):
             self._refuse(errors.HfHubHTTPError, repo_id, 403)
         self.private.setdefault(repo_id, private)
         self.commits.setdefault(repo_id, [])
 
-    def _upload_folder(self, *, repo_id, folder_path, commit_message, delete_patterns):
+    def _upload_folder(self, *, repo_id, folder_path, commit_message, delete_patterns, allow_patterns=None):
         commits = self.commits[repo_id]
         commit = hashlib.sha1(f"{repo_id} {len(commits)} {commit_message}".encode()).hexdigest()
         target = self._folder(repo_id, commit)
@@ -83,7 +92,11 @@ class StubHub:
             for path in [path for path in target.rglob("*") if path.is_file()]:
                 if any(fnmatch.fnmatch(str(path.relative_to(target)), pattern) for pattern in delete_patterns):
                     path.unlink()
-        shutil.copytree(folder_path, target, dirs_exist_ok=True)
+        target.mkdir(parents=True, exist_ok=True)
+        names = [str(path.relative_to(folder_path)) for path in Path(folder_path).rglob("*") if path.is_file()]
+        for name in filter_repo_objects(names, allow_patterns=allow_patterns):
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(Path(folder_path) / name, target / name)
         commits.append(commit)
         return types.SimpleNamespace(oid=commit)
 
