@@ -264,7 +264,7 @@ class Page:
 
         for view in _with_mistakes(views):
             turns = view.turns if view.turns is not None else work.turns_of(session.dialogue)
-            refused = text is None or view.mistake or session.stopped
+            refused = text is None or view.mistake or view.stopped
             yield [work.turns_html(turns), kept if refused else "", *self._filled(view)]
 
     def _settings(self, shown: Sequence[Any]) -> list[SamplingConfig]:

@@ -1,5 +1,6 @@
 """Generations that are being watched: the states that they went through so far."""
 
+import math
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -10,7 +11,7 @@ from diffusionlm.app.settings import in_words
 from diffusionlm.pretrained.completion import Draft
 from diffusionlm.pretrained.mask_notation import split_at_gaps
 from diffusionlm.pretrained.model import LoadedModel
-from diffusionlm.pretrained.webpage import Section
+from diffusionlm.pretrained.webpage import Section, changes
 from diffusionlm.sampling.canvas import Span
 from diffusionlm.sampling.config import SamplingConfig
 from diffusionlm.sampling.state import Trace
@@ -28,6 +29,8 @@ class Run:
       sampling: its settings.
       drafts: the states that are still to come.
       states: those that it went through.
+      rows: the same as arrays (length,).
+      steps: what changed from each state to the next, for the page.
       ended: whether it has no more of them.
     """
 
@@ -36,6 +39,8 @@ class Run:
     sampling: SamplingConfig
     drafts: Iterator[Draft]
     states: list[Draft] = field(default_factory=list)
+    rows: list[Trace] = field(default_factory=list)
+    steps: list[list[list]] = field(default_factory=list)
     ended: bool = False
 
     def advance(self) -> None:
@@ -43,8 +48,14 @@ class Run:
         draft = next(self.drafts, None)
         if draft is None:
             self.ended = True
-        else:
-            self.states.append(draft)
+            return
+        row = Trace(
+            np.array(draft.tokens, np.int32), np.array(draft.masked, bool), np.array(draft.confidence, np.float32)
+        )
+        if self.rows:
+            self.steps.append(changes(self.rows[-1], row))
+        self.states.append(draft)
+        self.rows.append(row)
 
     @property
     def text(self) -> str:
@@ -53,25 +64,22 @@ class Run:
 
     def section(self) -> Section:
         """Return the states so far, of which there is one at least, as a part of a page."""
-        trace = Trace(
-            np.array([draft.tokens for draft in self.states], np.int32),
-            np.array([draft.masked for draft in self.states], bool),
-            np.array([draft.confidence for draft in self.states], np.float32),
-        )
-        return Section(self.title, self.before, self.before + self.text, trace, in_words(self.sampling))
+        trace = Trace(*(np.stack(rows) for rows in zip(*self.rows, strict=True)))
+        text = self.before + self.text
+        return Section(self.title, self.before, text, trace, list(self.steps), in_words(self.sampling))
 
 
 def watch(runs: Sequence[Run]) -> Iterator[bool]:
     """Advance several runs in turn; after each round yield whether it is time to show them."""
-    shown = 0.0
+    shown = -math.inf
     while not all(run.ended for run in runs):
         for run in runs:
             if not run.ended:
                 run.advance()
         due = time.monotonic() - shown >= PAUSE
-        if due:
-            shown = time.monotonic()
         yield due
+        if due:
+            shown = time.monotonic()  # after the view is drawn, which may take longer than the pause
 
 
 def infill_drafts(model: LoadedModel, text: str, sampling: SamplingConfig) -> Iterable[Draft]:

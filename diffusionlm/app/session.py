@@ -45,12 +45,14 @@ class View:
       turns: the dialogue, with the message that is being answered.
       message: said to the user.
       mistake: whether it says what the user has to do otherwise.
+      stopped: whether the user ended the generation.
     """
 
     runs: Sequence[Run] = ()
     turns: Sequence[CHAT_TURN] | None = None
     message: str = ""
     mistake: bool = False
+    stopped: bool = False
 
     def message_html(self) -> str:
         """Return the message as HTML."""
@@ -99,22 +101,21 @@ def talk(
     A dialogue whose answer is stopped is what it was before.
     """
     pinned = parse_pins(pins)
-    dialogue = session.dialogue or Conversation(model, settings[0], system=system or None)
-    dialogue.sampling, dialogue.system = settings[0], system or None
-    others = [copy.copy(dialogue) for _ in settings[1:]]
-    for other, sampling in zip(others, settings[1:], strict=True):
-        other.sampling = sampling
+    dialogue = session.dialogue or Conversation(model, settings[0])
+    answered = [copy.copy(dialogue) for _ in settings]  # an answer changes its own, which the session gets at the end
     question = text if text is not None else dialogue.turns[-2].content if dialogue.turns else ""
     runs = []
-    for title, one in zip(_titles(settings), [dialogue, *others], strict=True):
-        drafts = one.stream_again(pinned=pinned) if text is None else one.stream(text, pinned=pinned)
-        runs.append(Run(title, f"{question}\n\n", one.sampling, drafts))
+    for title, sampling, conversation in zip(_titles(settings), settings, answered, strict=True):
+        conversation.sampling, conversation.system = sampling, system or None
+        stream = conversation.stream_again(pinned=pinned) if text is None else conversation.stream(text, pinned=pinned)
+        runs.append(Run(title, f"{question}\n\n", conversation.sampling, stream))
     before = turns_of(dialogue)[: -2 if text is None else None]
+    view = View()
     for view in _generate(session, runs):
         pending = [*before, ("user", question), ("assistant", runs[0].text)]
-        yield replace(view, turns=turns_of(dialogue) if session.stopped else pending)
-    session.dialogue = dialogue
-    if not session.stopped:
+        yield replace(view, turns=turns_of(dialogue) if view.stopped else pending)
+    if not view.stopped:
+        session.dialogue = dialogue = answered[0]
         notes = [f"The oldest {dialogue.forgotten} turns no longer fit into the context."] if dialogue.forgotten else []
         notes += [] if runs[0].text.strip() else ["The answer is empty."]
         yield View(runs, turns_of(dialogue), " ".join(notes))
@@ -157,7 +158,7 @@ def _generate(session: Session, runs: list[Run]) -> Iterator[View]:
     for due in watch(runs):
         if session.stopped:
             steps = max(run.states[-1].step for run in runs if run.states)
-            yield View(runs, message=f"Stopped after {steps} steps.")
+            yield View(runs, message=f"Stopped after {steps} steps.", stopped=True)
             return
         if due:
             yield View(runs, message=f"Denoising: step {max(run.states[-1].step for run in runs)}")

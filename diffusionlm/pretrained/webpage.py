@@ -1,5 +1,6 @@
 """Denoising traces as one animated web page, which needs no network, no library and no server."""
 
+import itertools
 import os
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ class Section:
       before: the text before the new one.
       text: all of the text, for readers without scripts.
       trace: its states, arrays (frames, length).
+      steps: the changes of each step, which are the `events` of the trace.
       note: said beside the number of its step.
     """
 
@@ -33,6 +35,7 @@ class Section:
     before: str
     text: str
     trace: Trace
+    steps: Sequence[list[list]]
     note: str
 
 
@@ -85,7 +88,7 @@ def page_data(
     sections: Sequence[Section], tokenizer: Reader, *, ends: Collection[int], beside: bool = False
 ) -> dict[str, Any]:
     """Return the traces as the script of the page reads them, in JSON types."""
-    ids = np.unique(np.concatenate([section.trace.tokens[~section.trace.masked] for section in sections]))
+    ids = np.array(sorted(set().union(*(_ids(section) for section in sections))), np.int32)
     return {
         "texts": {
             str(token): text for token, text in zip(ids.tolist(), terminal.single_texts(ids, tokenizer), strict=True)
@@ -116,42 +119,52 @@ def events(trace: Trace) -> list[list[list]]:
     Args:
       trace: arrays (frames, length), as in `Completion.trace`.
     """
-    steps = []
-    for i in range(1, len(trace.tokens)):
-        masked_N, tokens_N = trace.masked[i], trace.tokens[i]
-        changed_N = (masked_N != trace.masked[i - 1]) | (~masked_N & (tokens_N != trace.tokens[i - 1]))
-        steps.append(
-            [
-                [n] if masked_N[n] else [n, int(tokens_N[n]), _confidence(trace, i, n)]
-                for n in np.flatnonzero(changed_N).tolist()
-            ]
-        )
-    return steps
+    states = [state(trace, i) for i in range(len(trace.tokens))]
+    return [changes(before, after) for before, after in itertools.pairwise(states)]
 
 
-def _confidence(trace: Trace, frame: int, position: int) -> float | None:
-    if trace.confidence is None or trace.confidence[frame, position] == 0:
+def state(trace: Trace, frame: int) -> Trace:
+    """Return one state of a row, arrays (length,), from a trace of arrays (frames, length)."""
+    return Trace(*(None if states is None else states[frame] for states in trace))
+
+
+def changes(before: Trace, after: Trace) -> list[list]:
+    """List what a step changes, as one of the `events`, from the states around it, arrays (length,)."""
+    masked_N, tokens_N = after.masked, after.tokens
+    changed_N = (masked_N != before.masked) | (~masked_N & (tokens_N != before.tokens))
+    return [
+        [n] if masked_N[n] else [n, int(tokens_N[n]), _confidence(after, n)] for n in np.flatnonzero(changed_N).tolist()
+    ]
+
+
+def _confidence(state: Trace, position: int) -> float | None:
+    if state.confidence is None or state.confidence[position] == 0:
         return None
-    return round(float(trace.confidence[frame, position]), 3)
+    return round(float(state.confidence[position]), 3)
 
 
 def section_of(number: int, completion: Completion) -> Section:
     """Return the section of a completion that has a trace."""
-    assert completion.trace is not None
+    trace = completion.trace
+    assert trace is not None
     note = f"{completion.nfe} forward passes, its batch took {completion.seconds:.2f} s"
-    return Section(f"Text {number}", completion.before, completion.full_text, completion.trace, note)
+    return Section(f"Text {number}", completion.before, completion.full_text, trace, events(trace), note)
+
+
+def _ids(section: Section) -> set[int]:
+    """Return the ids that are seen in any state."""
+    given = section.trace.tokens[0][~section.trace.masked[0]].tolist()
+    return {*given, *(change[1] for step in section.steps for change in step if len(change) > 1)}
 
 
 def _section_data(section: Section, tokenizer: Reader) -> dict[str, Any]:
     trace = section.trace
-    start = zip(trace.tokens[0].tolist(), trace.masked[0], strict=True)
-    start_ids = [-1 if masked else token for token, masked in start]
     return {
         "title": section.title,
         "prompt": section.before,
         "note": section.note,
-        "given": start_ids,  # ids, -1 where a position starts as a mask
-        "steps": events(trace),
+        "given": np.where(trace.masked[0], -1, trace.tokens[0]).tolist(),  # ids, -1 where it starts as a mask
+        "steps": section.steps,
         "characters": terminal.characters(np.asarray(trace.tokens[-1]), tokenizer),
     }
 

@@ -10,7 +10,7 @@ from PIL import Image
 
 from diffusionlm.app import animation, colours
 from diffusionlm.data.tokenizers import ByteTokenizer
-from diffusionlm.pretrained.webpage import Section
+from diffusionlm.pretrained.webpage import Section, events
 from diffusionlm.sampling.state import Trace
 
 MASK_ID, EOS = 300, 256
@@ -20,7 +20,7 @@ def section(text: bytes, left: list[set[int]], title="A", confidence=0.5) -> Sec
     final = np.array([*text, EOS], np.int32)
     masked = np.array([[n in positions for n in range(len(final))] for positions in left])
     states = Trace(np.where(masked, MASK_ID, final), masked, np.where(masked, 0, confidence).astype(np.float32))
-    return Section(title, "Say: ", text.decode(), states, "note")
+    return Section(title, "Say: ", text.decode(), states, events(states), "note")
 
 
 def frames(*sections, ends=(EOS,)):

@@ -1,5 +1,7 @@
 """What a session does: it generates what the library does, stops, talks and exports; sessions do not mix."""
 
+import dataclasses
+
 import pytest
 from support import tiny_chat
 
@@ -103,6 +105,33 @@ def test_what_is_stopped_ends_at_once_and_leaves_the_dialogue_as_it_was(model):
     assert "Stopped after" in view.message and any(session.runs[0].states[-1].masked)
     assert view.turns == [] and work.turns_of(session.dialogue) == []
     assert work.page_data(model, session.runs)["sections"][0]["steps"]
+
+
+def test_an_answer_that_has_ended_is_not_kept_if_the_other_setting_is_stopped(model, monkeypatch):
+    monkeypatch.setattr(runs, "PAUSE", 0.0)
+    session = Session()
+    last(work.talk(model, session, "Hello.", "", "", [SAMPLING]))
+    dialogue, turns = session.dialogue, work.turns_of(session.dialogue)
+    short = dataclasses.replace(SAMPLING, steps=2, seed=9)
+    for text in ("Why?", None):
+        session.stopped = False
+        views = work.talk(model, session, text, "Be brief.", "", [short, SAMPLING])
+        while not next(views).runs[0].ended:
+            pass
+        assert not session.runs[1].ended
+        session.stopped = True
+        view = last(views)
+        assert view.stopped and view.turns == turns
+        assert session.dialogue is dialogue and work.turns_of(dialogue) == turns
+        assert (dialogue.sampling, dialogue.system) == (SAMPLING, None)
+
+
+def test_an_answer_counts_that_was_whole_when_stop_was_pressed(model):
+    """The user may press the button after the last step, whose view the page shows as the answer."""
+    session = Session()
+    for view in work.talk(model, session, "Hello.", "", "", [SAMPLING]):
+        session.stopped = not view.message and view.runs[0].ended
+    assert work.turns_of(session.dialogue) == view.turns and len(view.turns) == 2
 
 
 @pytest.mark.parametrize(
