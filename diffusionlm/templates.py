@@ -1,13 +1,18 @@
-"""Jinja environments for the HTML pages of a package."""
+"""Jinja environments for the HTML pages and other texts of a package."""
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 
-def environment(package: str) -> Environment:
-    """Return an environment for the files in `templates/` of a package, which escapes HTML and knows every variable."""
+def environment(package: str, *, autoescape: bool = True) -> Environment:
+    """Return an environment for the files in `templates/` of a package, which refuses unknown variables.
+
+    Args:
+      package: the name of the package.
+      autoescape: whether values are escaped for HTML.
+    """
     return Environment(
         loader=PackageLoader(package),
-        autoescape=True,
+        autoescape=autoescape,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,

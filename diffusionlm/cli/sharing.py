@@ -2,7 +2,7 @@
 
 from diffusionlm.cli.output import working
 from diffusionlm.console import write
-from diffusionlm.errors import UserError, require_package
+from diffusionlm.errors import UserError
 from diffusionlm.options import parse
 from diffusionlm.storage import run_path, write_atomically
 
@@ -64,7 +64,6 @@ def _push(
       evaluations: results of this checkpoint that `evaluate --output FILE` wrote, for the card.
       license: an identifier of the Hub, such as apache-2.0, for the card.
     """
-    require_package("huggingface_hub", "push", "huggingface_hub", "hub")
     from diffusionlm.sharing.push import push_to_hub
 
     with working(f"pushing to {repository}"):

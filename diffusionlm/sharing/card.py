@@ -10,9 +10,8 @@ from typing import Any
 
 import yaml
 from etils import epath
-from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from diffusionlm import config_io, flops, schema
+from diffusionlm import config_io, flops, hub, schema, templates
 from diffusionlm.checkpoint import store
 from diffusionlm.checkpoint.sidecar import Sidecar
 from diffusionlm.config import Config, ModelConfig
@@ -60,10 +59,11 @@ def model_card(
     path = store.locate(checkpoint).path
     sidecar = store.load_sidecar(path)
     results = _results(path, evaluations)
+    address = _address(name)  # an experiment's name is no address, though it may look like one
     name = name or str(sidecar.source.get("experiment") or "model")
     facts = {
         "name": _inline(name),
-        "address": f"hf://{name}" if "/" in name else "DIRECTORY",
+        "address": address,
         "sidecar": sidecar,
         "is_mdm": sidecar.objective == "mdm",
         "instructed": sidecar.template is not None,
@@ -71,18 +71,28 @@ def model_card(
         "training": _training_table(path, sidecar),
         "held_out": _held_out(path, sidecar),
         "results": [_result_table(result) for result in results],
+        "trainer": _value(sidecar.source, "diffusionlm"),
+        "family": _value(sidecar.source, "family"),
         "version": __version__,
     }
-    environment = Environment(
-        loader=PackageLoader("diffusionlm.sharing"),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
+    environment = templates.environment("diffusionlm.sharing", autoescape=False)
     environment.filters["inline"] = _inline
     body = environment.get_template("model_card.md.j2").render(facts)
     return f"---\n{_front_matter(name, sidecar, results, license)}---\n\n{body}"
+
+
+def source_step(sidecar: Sidecar) -> int:
+    """Return the step that a checkpoint says it is of; 0 if it says none, or no number."""
+    step = sidecar.source.get("step")
+    return step if isinstance(step, int) else 0
+
+
+def _address(name: str | None) -> str:
+    """Return the address of a model with such a name on the Hub, or a placeholder for its directory."""
+    try:
+        return f"{hub.SCHEME}{hub.require_repository(name or '')}"
+    except UserError:
+        return "DIRECTORY"
 
 
 def _front_matter(name: str, sidecar: Sidecar, results: Sequence[Evaluation], license: str | None) -> str:
@@ -153,7 +163,7 @@ def _training_table(path: epath.Path, sidecar: Sidecar) -> dict[str, str]:
         "Chat template": str((sidecar.template or {}).get("name", "")),
     }
     if (workdir := _run_directory(path)) and (cfg := recorded_config(workdir)):
-        table |= _run_table(workdir, cfg, int(source.get("step") or 0))
+        table |= _run_table(workdir, cfg, source_step(sidecar))
     return {name: value for name, value in table.items() if value}
 
 
@@ -189,14 +199,15 @@ def _held_out(path: epath.Path, sidecar: Sidecar) -> dict[str, str] | None:
     workdir = _run_directory(path)
     if workdir is None:
         return None
-    step = int(sidecar.source.get("step") or 0)
+    step = source_step(sidecar)
     lines = read_json_lines(workdir / "metrics.jsonl", outcome.MetricsLine)
     lines = [line for line in lines if _HELD_OUT in line and line["step"] <= step]
     if not lines or not math.isfinite(lines[-1][_HELD_OUT]):
         return None
-    last = lines[-1]
+    last, cfg = lines[-1], recorded_config(workdir)
     error = last.get("eval_nelbo_stderr", math.nan)
     return {
+        "text": "answers" if cfg and cfg.data.holds_examples else "text",
         "step": f"{last['step']:,}",
         "nats": f"{last[_HELD_OUT]:.4f}" + (f" ± {error:.4f}" if error and math.isfinite(error) else ""),
         "bits": f"{last['eval_bits_per_byte']:.4f}",

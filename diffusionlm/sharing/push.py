@@ -10,7 +10,7 @@ from etils import epath
 from diffusionlm import hub
 from diffusionlm.checkpoint import store
 from diffusionlm.errors import require_package
-from diffusionlm.sharing.card import model_card
+from diffusionlm.sharing.card import model_card, source_step
 from diffusionlm.storage import in_bucket
 
 
@@ -39,14 +39,15 @@ def push_to_hub(
         refuses.
     """
     repository = hub.require_repository(repository)
-    require_package("huggingface_hub", "push_to_hub", "huggingface_hub", "hub")
+    require_package("huggingface_hub", f"{hub.SCHEME}{repository}", "huggingface_hub", "hub")
     path = store.locate(checkpoint).path
+    step = source_step(store.load_sidecar(path))
     card = model_card(path, name=repository, evaluations=evaluations, license=license)
     with tempfile.TemporaryDirectory() as temporary:
         directory = Path(temporary) / "model"
         _copy_params_only(path, directory)
         (directory / hub.CARD).write_text(card, encoding="utf-8")
-        return str(hub.push(directory, repository, private=private, message=f"diffusionlm: step {_step(path)}"))
+        return str(hub.push(directory, repository, private=private, message=f"diffusionlm: step {step}"))
 
 
 def _copy_params_only(path: epath.Path, directory: Path) -> None:
@@ -61,7 +62,3 @@ def _copy_params_only(path: epath.Path, directory: Path) -> None:
             return hidden(folder, names) | (others if epath.Path(folder) == path else set())
 
         shutil.copytree(path, directory, ignore=ignore)
-
-
-def _step(path: epath.Path) -> int:
-    return int(store.load_sidecar(path).source.get("step") or 0)

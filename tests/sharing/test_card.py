@@ -1,11 +1,15 @@
 """Cards say what the files of a run say, in a form that the Hub reads."""
 
+import dataclasses
 import json
 
 import pytest
+from support import tiny_chat
 from support.tiny_checkpoint import save
 
 import diffusionlm as dlm
+from diffusionlm import config_io
+from diffusionlm.checkpoint import store
 from diffusionlm.cli import main as cli
 from diffusionlm.errors import UserError
 from diffusionlm.sharing.card import model_card
@@ -54,6 +58,66 @@ def test_a_result_of_other_parameters_is_refused(evaluated):
 def test_a_name_is_shown_and_not_rendered(evaluated):
     text = model_card(evaluated["model"], name="<b>[x](y)|\x1b[31m")
     assert "# \\<b\\>\\[x\\](y)\\|" in text and "\x1b" not in text
+
+
+def saved(path, model, **changes):
+    """Copy a checkpoint with other fields of its sidecar."""
+    sidecar = dataclasses.replace(store.load_sidecar(model), **changes)
+    store.save_params(path, store.load_params(model), sidecar)
+    return path
+
+
+def test_only_a_name_that_is_given_and_valid_is_an_address(evaluated, tmp_path):
+    assert 'dlm.load("hf://me/model")' in model_card(evaluated["model"], name="hf://me/model")
+    for name in ("a/b/c", 'a/b"); evil("', "a/b@main", "/tmp/model"):
+        assert 'dlm.load("DIRECTORY")' in model_card(evaluated["model"], name=name)
+    foreign = "a/b\n```\n<img src=x onerror=alert(1)>\n```"
+    path = saved(tmp_path / "foreign", evaluated["model"], source={"experiment": foreign})
+    text = model_card(path)
+    assert 'dlm.load("DIRECTORY")' in text and "hf://" not in text
+    assert all(line.startswith(("# a/b", "| Experiment |")) for line in text.splitlines() if "img" in line)
+    path = saved(tmp_path / "named", evaluated["model"], source={"experiment": "me/model"})
+    assert "hf://" not in model_card(path)
+
+
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        ({"diffusionlm": "0.0.7"}, "It was trained with diffusionlm 0.0.7."),
+        ({"family": "llada"}, "Its weights were imported (llada), and not trained with diffusionlm."),
+        ({}, None),
+    ],
+)
+def test_a_card_says_who_trained_the_model(source, said, evaluated, tmp_path):
+    text = model_card(saved(tmp_path / "model", evaluated["model"], source=source))
+    assert ("trained with diffusionlm" in text) == (said is not None)
+    assert said is None or said in text.splitlines()
+
+
+def test_a_fine_tuned_model_is_asked_a_question(evaluated, tmp_path):
+    text = model_card(tiny_chat.save(tmp_path / "chat"))
+    lines = [line for line in text.splitlines() if "Once upon a time" in line]
+    assert '--prompt "Where is my toy?"' in text and 'model.generate("Where is my toy?"' in text
+    assert all("--raw" in line or "infill" in line for line in lines)
+    assert "my toy" not in model_card(evaluated["model"]) and "--raw" not in model_card(evaluated["model"])
+
+
+@pytest.mark.parametrize(("packing", "text"), [("examples", "answers"), ("chunk", "text")])
+def test_held_out_figures_say_what_they_are_of(packing, text, evaluated, tmp_path):
+    cfg = dlm.Config()
+    cfg = dataclasses.replace(cfg, data=dataclasses.replace(cfg.data, packing=packing))
+    saved(tmp_path / "checkpoints" / "7", evaluated["model"], source={"step": 7})
+    (tmp_path / "config.json").write_text(config_io.to_json(cfg))
+    line = {"step": 7, "eval_nelbo_nats_per_token": 2.5, "eval_nelbo_stderr": 0.1, "eval_bits_per_byte": 1.5}
+    (tmp_path / "metrics.jsonl").write_text(json.dumps(line) + "\n")
+    assert f"On held-out {text}, at step 7: 2.5000 ± 0.1000 nats per token" in model_card(tmp_path)
+
+
+def test_a_step_that_is_no_number_is_left_out(evaluated, tmp_path):
+    saved(tmp_path / "checkpoints" / "7", evaluated["model"], source={"step": "abc"})
+    (tmp_path / "config.json").write_text(config_io.to_json(dlm.Config()))
+    (tmp_path / "metrics.jsonl").write_text("")
+    assert "| Steps |" not in model_card(tmp_path)
 
 
 def test_the_command_writes_a_new_file(evaluated, tmp_path, capsys):

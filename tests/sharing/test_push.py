@@ -1,5 +1,6 @@
 """A checkpoint that goes to the Hub and comes back is the same model; what comes is checked like any other."""
 
+import dataclasses
 import json
 import shutil
 
@@ -67,6 +68,20 @@ def test_other_files_beside_a_model_are_not_copied(model, stub, tmp_path, monkey
     assert "params" in uploaded and not {"secret.env", "notes"} & uploaded
     assert not any(name.startswith(("secret", "notes")) for name in stub.files("me/beside"))
     jax.tree.map(np.testing.assert_array_equal, dlm.load("hf://me/beside").params, dlm.load(model).params)
+
+
+def test_a_step_that_is_no_number_is_pushed_as_0(model, stub, tmp_path, monkeypatch):
+    sidecar = dataclasses.replace(store.load_sidecar(model), source={"step": "abc"})
+    store.save_params(tmp_path / "odd", store.load_params(model), sidecar)
+    messages, push = [], hub.push
+
+    def seen(*args, message, **settings):
+        messages.append(message)
+        return push(*args, message=message, **settings)
+
+    monkeypatch.setattr(hub, "push", seen)
+    dlm.push_to_hub(tmp_path / "odd", "me/odd")
+    assert messages == ["diffusionlm: step 0"]
 
 
 def test_a_damaged_model_of_the_hub_is_refused(model, stub):
