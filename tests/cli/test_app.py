@@ -5,6 +5,7 @@ import os
 import pty
 import signal
 import socket
+import subprocess
 import sys
 import time
 import urllib.request
@@ -18,6 +19,12 @@ from diffusionlm.cli import app as verb
 from diffusionlm.cli.main import main
 
 MODEL = str(Path(__file__).parents[2] / "docs/results/models/tinystories")
+# The command, whose standard input becomes the terminal of its session, so that Ctrl-C is a signal.
+IN_A_TERMINAL = """
+import os, sys
+os.open(os.ttyname(0), os.O_RDWR)
+os.execv(sys.executable, [sys.executable, "-m", "diffusionlm", *sys.argv[1:]])
+"""
 
 
 @pytest.fixture
@@ -87,11 +94,16 @@ def test_the_served_page_ends_quietly_and_leaves_nothing_behind(number, tmp_path
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    words = [sys.executable, "-m", "diffusionlm", "app", MODEL, "--port", str(port)]
-    pid, terminal = pty.fork()
-    if pid == 0:
-        os.environ["TMPDIR"] = str(tmp_path)
-        os.execv(words[0], words)
+    terminal, inside = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-c", IN_A_TERMINAL, "app", MODEL, "--port", str(port)],
+        stdin=inside,
+        stdout=inside,
+        stderr=inside,
+        start_new_session=True,
+        env={**os.environ, "TMPDIR": str(tmp_path)},
+    )
+    os.close(inside)
     output = b""
     with contextlib.suppress(OSError):  # the end of a terminal
         while read := os.read(terminal, 2**16):
@@ -99,10 +111,9 @@ def test_the_served_page_ends_quietly_and_leaves_nothing_behind(number, tmp_path
             output += read
             if not served and b"Ctrl-C ends it" in output:
                 urllib.request.urlopen(f"http://127.0.0.1:{port}").close()
-                os.write(terminal, b"\x03") if number == signal.SIGINT else os.kill(pid, number)
-    _, status = os.waitpid(pid, 0)
+                os.write(terminal, b"\x03") if number == signal.SIGINT else process.send_signal(number)
     os.close(terminal)
     said = output.decode().partition("The app is at ")[2].splitlines()
-    assert os.waitstatus_to_exitcode(status) == 0
+    assert process.wait() == 0
     assert said[0] == f"http://127.0.0.1:{port}/ (Ctrl-C ends it)" and set(said[1:]) <= {"", "^C"}
     assert not list(tmp_path.iterdir())
