@@ -57,6 +57,11 @@ def parse(function: Callable, args: Sequence[str], prog: str) -> Callable[[], An
     return bound
 
 
+def given(args: Sequence[str]) -> set[str]:
+    """Return the names of the options that the words of a command line set, also of those set to a default."""
+    return {word.lstrip("-").partition("=")[0].replace("-", "_") for word in args if word.startswith("--")}
+
+
 class _Described(Exception):
     """Ends a command at the point where it would read its words."""
 

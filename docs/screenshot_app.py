@@ -6,7 +6,6 @@ With several widths or themes the pictures have them in their names. Needs the e
 import argparse
 import itertools
 import shutil
-import tempfile
 from pathlib import Path
 
 from playwright.sync_api import Page, sync_playwright
@@ -30,9 +29,9 @@ def main() -> None:
     parser.add_argument("--step", type=int, help="the step to show; without it the last")
     args = parser.parse_args()
     model = load(args.checkpoint)
-    with tempfile.TemporaryDirectory() as directory, sync_playwright() as playwright:
+    with server.workplace() as directory, sync_playwright() as playwright:
         port = server.find_port("127.0.0.1", None)
-        blocks = server.start(model, {"length": args.length}, "127.0.0.1", port, Path(directory))
+        blocks = server.start(model, {"length": args.length}, "127.0.0.1", port, directory)
         flags = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=flags)
         combinations = list(itertools.product(args.width, args.theme))

@@ -57,7 +57,7 @@ class _Settings:
 
     @property
     def shown(self) -> list[Any]:
-        """Those that `Page._settings` reads."""
+        """The components whose values `Page._settings` reads, in its order."""
         return [self.compare, *self.first, *self.second]
 
 
@@ -71,7 +71,7 @@ class _Output:
 
     @property
     def views(self) -> list[Any]:
-        """Those of `Page._filled`."""
+        """The components that the values of `Page._filled` are for, in its order."""
         return [self.viewer, *self.texts, self.message]
 
 
@@ -277,7 +277,7 @@ class Page:
             yield self._filled(view)
 
     def _filled(self, view: View) -> list[Any]:
-        """Return values for `_Parts.views`; without runs the ones that are shown stay."""
+        """Return values for `_Output.views`; without runs, what is shown stays."""
         data = work.page_data(self.model, view.runs)
         if data is None:
             return [gr.skip(), gr.skip(), gr.skip(), view.message_html()]

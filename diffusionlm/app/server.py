@@ -7,11 +7,13 @@ import os
 import socket
 import tempfile
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from diffusionlm.console import write
 from diffusionlm.errors import UserError, missing_package
+from diffusionlm.parallel.signals import sigterm_interrupts
 from diffusionlm.pretrained.model import LoadedModel
 from diffusionlm.pretrained.webpage import player
 
@@ -42,10 +44,33 @@ class LocalOnly:
         await self.app(scope, receive, send_with_policy)
 
 
+@contextlib.contextmanager
+def workplace() -> Iterator[Path]:
+    """Yield a directory for the files of a server, and keep Gradio from reporting to its makers, until the end.
+
+    Gradio reads the environment when it is imported, when it is launched and whenever it writes a file, so all of that
+    has to be inside. At the end, also after SIGTERM, the directory is removed and the environment is as it was.
+    """
+    with sigterm_interrupts(), tempfile.TemporaryDirectory(prefix="diffusionlm-app-") as directory:
+        values = {
+            "GRADIO_ANALYTICS_ENABLED": "False",
+            "HF_HUB_DISABLE_TELEMETRY": "1",
+            "GRADIO_TEMP_DIR": str(Path(directory) / "served"),
+        }
+        before = {name: os.environ.get(name) for name in values}
+        os.environ.update(values)
+        try:
+            yield Path(directory)
+        finally:
+            for name, value in before.items():
+                if value is None:
+                    del os.environ[name]
+                else:
+                    os.environ[name] = value
+
+
 def require_gradio() -> None:
-    """Keep Gradio from reporting to its makers, and raise `UserError` where a package of the app is not installed."""
-    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
-    os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+    """Raise `UserError` where a package of the app is not installed; to be called inside `workplace`."""
     try:
         import gradio  # noqa: F401  # pyright: ignore[reportMissingImports]
         import PIL  # noqa: F401
@@ -81,18 +106,18 @@ def find_port(host: str, port: int | None) -> int:
 def start(model: LoadedModel, given: dict[str, Any], host: str, port: int, directory: Path) -> Any:
     """Start the server in threads of its own, and return the Gradio page, whose `local_url` is its address.
 
+    It is to be started and closed inside `workplace`.
+
     Args:
       model: the model.
       given: the settings that the page begins with, where they are not the defaults.
       host: the address to listen on.
       port: the port, from `find_port`.
-      directory: for files to download.
+      directory: for files to download, from `workplace`.
 
     Raises:
       UserError: a setting has no meaning for the model.
     """
-    require_gradio()
-    os.environ["GRADIO_TEMP_DIR"] = str(directory / "served")
     from gradio.themes import Default  # pyright: ignore[reportMissingImports]
     from starlette.middleware import Middleware  # pyright: ignore[reportMissingImports]
 
@@ -116,18 +141,17 @@ def start(model: LoadedModel, given: dict[str, Any], host: str, port: int, direc
     return blocks
 
 
-def serve(model: LoadedModel, given: dict[str, Any], host: str, port: int) -> None:
-    """Serve the page until the process is interrupted."""
-    with tempfile.TemporaryDirectory(prefix="diffusionlm-app-") as directory:
-        blocks = start(model, given, host, port, Path(directory))
-        try:
-            write(f"The app is at {blocks.local_url} (Ctrl-C ends it)", flush=True)
-            if not _is_loopback(host):
-                write(f"host={host!r} lets anyone who reaches this machine use the model", error=True)
-            with contextlib.suppress(KeyboardInterrupt):
-                threading.Event().wait()
-        finally:
-            blocks.close(verbose=False)
+def serve(model: LoadedModel, given: dict[str, Any], host: str, port: int, directory: Path) -> None:
+    """Serve the page until the process is interrupted; the arguments are those of `start`."""
+    blocks = start(model, given, host, port, directory)
+    try:
+        write(f"The app is at {blocks.local_url} (Ctrl-C ends it)", flush=True)
+        if not _is_loopback(host):
+            write(f"host={host!r} lets anyone who reaches this machine use the model", error=True)
+        with contextlib.suppress(KeyboardInterrupt):
+            threading.Event().wait()
+    finally:
+        blocks.close(verbose=False)
 
 
 def _is_loopback(host: str) -> bool:

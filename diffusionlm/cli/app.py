@@ -5,15 +5,13 @@ from typing import Annotated
 
 from diffusionlm.cli.output import load_model
 from diffusionlm.errors import UserError
-from diffusionlm.options import SETTINGS, parse
+from diffusionlm.options import SETTINGS, given, parse
 from diffusionlm.sampling.config import SamplingConfig
 
 
 def app(args: list[str], prog: str) -> int:
     """Watch a model generate in the browser: app CHECKPOINT [--port P]; needs the extra "app"."""
-    arguments = parse(_arguments, args, prog)()
-    names = {word.partition("=")[0].lstrip("-").replace("-", "_") for word in args if word.startswith("--")}
-    return _app(arguments, names)
+    return _app(parse(_arguments, args, prog)(), given(args))
 
 
 @dataclass(frozen=True)
@@ -49,8 +47,9 @@ def _app(arguments: _Arguments, names: set[str]) -> int:
     arguments.sampling.validate()
     from diffusionlm.app import server
 
-    server.require_gradio()
-    port = server.find_port(arguments.host, arguments.port)
-    given = {name: value for name, value in vars(arguments.sampling).items() if name in names}
-    server.serve(load_model(arguments.checkpoint), given, arguments.host, port)
+    settings = {name: value for name, value in vars(arguments.sampling).items() if name in names}
+    with server.workplace() as directory:
+        server.require_gradio()
+        port = server.find_port(arguments.host, arguments.port)
+        server.serve(load_model(arguments.checkpoint), settings, arguments.host, port, directory)
     return 0

@@ -9,7 +9,7 @@ from diffusionlm.config import Config
 from diffusionlm.config_io import flat
 from diffusionlm.console import write
 from diffusionlm.errors import UserError
-from diffusionlm.options import SETTINGS, parse
+from diffusionlm.options import SETTINGS, given, parse
 from diffusionlm.registry import sweeps
 
 
@@ -136,8 +136,8 @@ def _sweep_first(args: list[str], prog: str, options: str = "[--workdir DIR] [..
 
 def _given_fields(settings: Config, args: list[str]) -> dict[str, Any]:
     """Return the fields that the command line sets, including those set to a default."""
-    words = {word.lstrip("-").partition("=")[0].replace("-", "_") for word in args if word.startswith("--")}
-    return {name: value for name, value in flat(settings).items() if name in words}
+    names = given(args)
+    return {name: value for name, value in flat(settings).items() if name in names}
 
 
 def _status(

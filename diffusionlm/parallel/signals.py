@@ -47,6 +47,22 @@ def stop_signals() -> Iterator[StopRequest]:
             signal.signal(number, outer)
 
 
+@contextmanager
+def sigterm_interrupts() -> Iterator[None]:
+    """Let SIGTERM raise `KeyboardInterrupt`, so that what ends a process also removes its temporary files.
+
+    Outside the main thread, where Python allows no handlers, nothing changes.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    replaced = signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, replaced)
+
+
 class _StopHandler:
     """A signal handler that sets its event, and calls the handler that it replaced if that is one of its kind."""
 

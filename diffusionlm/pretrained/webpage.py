@@ -125,7 +125,8 @@ def events(trace: Trace) -> list[list[list]]:
 
 def state(trace: Trace, frame: int) -> Trace:
     """Return one state of a row, arrays (length,), from a trace of arrays (frames, length)."""
-    return Trace(*(None if states is None else states[frame] for states in trace))
+    confidence = None if trace.confidence is None else trace.confidence[frame]
+    return Trace(trace.tokens[frame], trace.masked[frame], confidence)
 
 
 def changes(before: Trace, after: Trace) -> list[list]:

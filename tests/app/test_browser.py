@@ -34,11 +34,11 @@ def model(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def address(model, tmp_path_factory):
-    port = server.find_port("127.0.0.1", None)
-    blocks = server.start(model, GIVEN, "127.0.0.1", port, tmp_path_factory.mktemp("files"))
-    yield blocks.local_url
-    blocks.close(verbose=False)
+def address(model):
+    with server.workplace() as directory:
+        blocks = server.start(model, GIVEN, "127.0.0.1", server.find_port("127.0.0.1", None), directory)
+        yield blocks.local_url
+        blocks.close(verbose=False)
 
 
 @pytest.fixture(scope="module")
