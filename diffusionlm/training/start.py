@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from etils import epath
 from jax.sharding import Mesh
 
-from diffusionlm import config_io, fingerprint
+from diffusionlm import config_io, fingerprint, hub
 from diffusionlm.checkpoint import store
 from diffusionlm.checkpoint.sidecar import Sidecar
 from diffusionlm.config import Config, ModelConfig
@@ -44,7 +44,7 @@ class Start:
     A run that has begun knows the identity of its start, and needs the checkpoint itself only if nothing was saved yet.
     """
 
-    path: epath.Path  # one step, or a params-only model
+    path: epath.Path | str  # one step, a params-only model, or the address of one on the Hub, with its commit
     recorded_identity: str = ""  # as the run that has begun, or the first process, knows it
 
     @property
@@ -53,9 +53,17 @@ class Start:
         return self.recorded_identity or self.current_identity()
 
     def is_named_by(self, path: epath.PathLike) -> bool:
-        """Return True if `path` is this checkpoint, or the directory whose step it is."""
+        """Return True if `path` is this checkpoint, or the directory or repository whose step or commit it is."""
+        if hub.is_address(path) or isinstance(self.path, str):
+            return self._is_addressed_by(str(path))
         absolute, steps = store.absolute(path), self.path.parent
         return absolute == self.path or (self.path.name.isdigit() and absolute in (steps, steps.parent))
+
+    def _is_addressed_by(self, path: str) -> bool:
+        if not (hub.is_address(path) and hub.is_address(self.path)):
+            return False
+        here, named = hub.parse(str(self.path)), hub.parse(path)
+        return named.repository == here.repository and named.revision in (None, "main", here.revision)
 
     @functools.cached_property
     def sidecar(self) -> Sidecar:
@@ -78,11 +86,12 @@ def resolve(cfg: Config, workdir: epath.Path) -> tuple[Config, Start | None]:
     """Find the checkpoint that `run.init_from` means, and check that the run can start from it.
 
     A directory's newest step may be another by the time that the parameters are read, so the first process looks it up
-    once. Every process calls this, with the same `cfg`.
+    once. Every process calls this, with the same `cfg`. A model on the Hub stays an address, now with its commit, which
+    each process fetches when it reads from it.
 
     Returns:
-      `cfg` with the path of the checkpoint, and its identity, which is part of the fingerprint; and the checkpoint, or
-      None for fresh weights.
+      `cfg` with the path or address of the checkpoint, and its identity, which is part of the fingerprint; and the
+      checkpoint, or None for fresh weights.
 
     Raises:
       UserError: there is no checkpoint, another than `run.init_id` says, or one that the run cannot start from.
@@ -102,7 +111,7 @@ def resolve(cfg: Config, workdir: epath.Path) -> tuple[Config, Start | None]:
             "checkpoint"
         )
     run = dataclasses.replace(cfg.run, init_from=path, init_id=identity)
-    return dataclasses.replace(cfg, run=run), start or Start(epath.Path(path), identity)
+    return dataclasses.replace(cfg, run=run), start or Start(_place(path), identity)
 
 
 @processes.on_all_processes
@@ -166,16 +175,21 @@ def _look_up(cfg: Config, workdir: epath.Path) -> tuple[Start | None, str]:
         return None, ""
     recorded = recorded_config(workdir)
     if recorded and recorded.run.init_id and recorded.run.init_from:
-        start = Start(epath.Path(recorded.run.init_from), recorded.run.init_id)
+        start = Start(_place(recorded.run.init_from), recorded.run.init_id)
         if start.is_named_by(cfg.run.init_from):
             return start, start.identity
     with _about_init_from():
-        start = Start(store.find(cfg.run.init_from))
+        location = store.locate(cfg.run.init_from)
+    start = Start(str(location.address) if location.address else location.path)
     require_same_model(cfg, start)
     return start, start.identity
 
 
-def _identity(path: epath.Path, sidecar: Sidecar) -> str:
+def _place(path: str) -> epath.Path | str:
+    return path if hub.is_address(path) else epath.Path(path)
+
+
+def _identity(path: epath.Path | str, sidecar: Sidecar) -> str:
     if not sidecar.source:
         raise UserError(
             f"{path} does not say what it is (its sidecar has an empty `source`); rewrite it with "
@@ -211,7 +225,7 @@ def require_same_model(cfg: Config, start: Start) -> None:
         _require_same_diffusion(cfg, path, sidecar)
 
 
-def _require_same_diffusion(cfg: Config, path: epath.Path, sidecar: Sidecar) -> None:
+def _require_same_diffusion(cfg: Config, path: epath.Path | str, sidecar: Sidecar) -> None:
     if sidecar.mask_id != cfg.mask_id:
         raise UserError(
             f"run.init_from={path} masks with id {sidecar.mask_id}, this run with {cfg.mask_id}; set "

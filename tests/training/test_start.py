@@ -13,10 +13,12 @@ from support import tiny_run
 from support.fine_tuning import sidecar_of, tuned
 from support.tiny_run import refusal
 
-from diffusionlm import config, fingerprint
+import diffusionlm as dlm
+from diffusionlm import config, config_io, fingerprint
 from diffusionlm.checkpoint import store as checkpoint
 from diffusionlm.data import pipeline
 from diffusionlm.errors import UserError
+from diffusionlm.parallel import processes
 from diffusionlm.parallel.mesh import make_mesh
 from diffusionlm.presets import arm_twin
 from diffusionlm.training import loop as trainer
@@ -185,6 +187,50 @@ def test_a_directory_s_newest_step_is_looked_up_once(dataset, start, tmp_path, m
     assert trainer.train(cfg, workdir).config.run.init_id.startswith("base@7-")
     named = tiny_run.with_changes(cfg, {"run": {"init_from": str(base / "checkpoints" / "8")}})
     assert "base@8-" in refusal(named, workdir)
+
+
+@pytest.fixture
+def pushed(start, monkeypatch, tmp_path):
+    """Push the start to a stand-in for the Hub, and return the stand-in and the address of the commit."""
+    pytest.importorskip("huggingface_hub", reason="the extra hub is not installed")
+    from support import stub_hub
+
+    stub = stub_hub.install(monkeypatch, tmp_path / "hub")
+    return stub, dlm.push_to_hub(start[0], "me/base")
+
+
+def test_a_run_from_the_hub_goes_on_with_the_same_command(pushed, dataset, start, tmp_path):
+    """The commit is kept, and no path of this disk: later commits of the repository are other starts."""
+    stub, address = pushed
+    workdir, given = tmp_path / "run", tuned(dataset, run={"init_from": "hf://me/base"})
+    cfg, resolved = resolve(given, workdir)
+    assert cfg.run.init_from == address and cfg.run.init_id == identity(start[0])
+    opened, mesh = pipeline.open_dataset(dataset), make_mesh(cfg.mesh, jax.devices()[:1])
+    with jax.set_mesh(mesh):
+        initial_state(cfg, resolved, opened, mesh)
+    workdir.mkdir()
+    (workdir / "config.json").write_text(config_io.to_json(cfg))
+    other = tmp_path / "other"
+    checkpoint.save_params(other, start[1], sidecar_of(cfg, dataset, source={"experiment": "base", "step": 8}))
+    newer = dlm.push_to_hub(other, "me/base")
+    for name in ("hf://me/base", "hf://me/base@main", address):
+        assert resolve(tiny_run.with_changes(given, {"run": {"init_from": name}}), workdir)[0] == cfg
+    named = tiny_run.with_changes(given, {"run": {"init_from": newer}})
+    assert resolve(named, workdir)[0].run.init_id.startswith("base@8-")
+    moved = tiny_run.with_changes(given, {"run": {"init_from": str(start[0])}})
+    assert resolve(moved, workdir)[0].run.init_id == cfg.run.init_id
+
+
+def test_every_process_fetches_a_start_from_the_hub(pushed, dataset, start, tmp_path, monkeypatch):
+    """A host whose disk does not have it takes the commit that the first process says."""
+    stub, address = pushed
+    found = json.dumps([address, identity(start[0])])
+    with monkeypatch.context() as patch:
+        patch.setattr(jax, "process_index", lambda: 1)
+        patch.setattr(processes, "gather", lambda text: [found])
+        cfg, resolved = resolve(tuned(dataset, run={"init_from": "hf://me/base"}), tmp_path / "run")
+    assert stub.downloads == 0 and cfg.run.init_from == address
+    assert resolved.current_identity() == cfg.run.init_id and stub.downloads == 1
 
 
 def test_there_must_be_a_checkpoint(dataset, tmp_path):
