@@ -4,7 +4,6 @@
 huggingface_hub does the work: where it keeps files, and whose token it sends, is its own affair.
 """
 
-import functools
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -38,6 +37,9 @@ class Address(NamedTuple):
 
     def __str__(self) -> str:
         return f"{SCHEME}{self.repository}" + (f"@{self.revision}" if self.revision else "")
+
+
+_said: set[Address] = set()  # whose commits were said on stderr
 
 
 class Fetched(NamedTuple):
@@ -91,7 +93,7 @@ def fetch(text: str) -> Fetched:
         )
     commit = Path(path).name  # of the directory that huggingface_hub keeps for each commit
     pinned = Address(address.repository, commit)
-    _say(f"using {pinned}")
+    _say_once(pinned)
     return Fetched(Path(path), pinned)
 
 
@@ -123,10 +125,11 @@ def push(directory: Path, repository: str, *, private: bool, message: str) -> Ad
     return Address(repository, commit.oid)
 
 
-@functools.cache
-def _say(line: str) -> None:
-    """Write a line on stderr, once in a process: several parts of a program may ask for one model."""
-    write(line, error=True)
+def _say_once(address: Address) -> None:
+    """Say on stderr which commit is used, once in a process: several parts of a program may ask for one model."""
+    if address not in _said:
+        _said.add(address)
+        write(f"using {address}", error=True)
 
 
 @contextmanager

@@ -195,7 +195,10 @@ def locate(path: epath.PathLike) -> Location:
     if hub.is_address(path):
         fetched = hub.fetch(str(path))
         if not _is_whole(epath.Path(fetched.path)):
-            raise UserError(f"{fetched.address} holds no diffusionlm checkpoint")
+            raise UserError(
+                f"{fetched.address} is not on this disk whole (connect, so that the rest is fetched), or holds no "
+                "diffusionlm checkpoint"
+            )
         return Location(epath.Path(fetched.path), address=fetched.address)
     path = absolute(path)
     if not path.is_dir():

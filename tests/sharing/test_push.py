@@ -100,7 +100,8 @@ def test_a_repository_without_a_model_is_one_line(stub, tmp_path, capsys):
     hub.push(tmp_path / "other", "me/other", private=False, message="x")
     stub.add("me/other", "model.safetensors", "x")
     assert cli.main(["sample", "hf://me/other"]) == 2
-    assert "holds no diffusionlm checkpoint" in capsys.readouterr().err
+    message = capsys.readouterr().err
+    assert "is not on this disk whole" in message and "or holds no diffusionlm checkpoint" in message
 
 
 def test_the_commands_push_and_sample(model, stub, capsys):
