@@ -3,8 +3,8 @@
 from dataclasses import replace
 
 from diffusionlm.config import Config, DataConfig, OptimConfig, RunConfig
-from diffusionlm.presets import arm_twin
 from diffusionlm.registry import experiments
+from diffusionlm.twin import autoregressive_twin
 
 from .tinystories import tinystories
 
@@ -27,5 +27,4 @@ def arithmetic() -> Config:
 @experiments.register("arithmetic_arm")
 def arithmetic_arm() -> Config:
     """The autoregressive twin of `arithmetic`: the same trunk, data, tokens and FLOPs."""
-    base = arithmetic()
-    return replace(base, name="arithmetic_arm", objective="arm", model=arm_twin(base.model))
+    return autoregressive_twin(arithmetic())

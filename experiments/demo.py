@@ -1,10 +1,8 @@
 """The newcomer's run: a few minutes on two CPU cores, no download."""
 
-from dataclasses import replace
-
 from diffusionlm.config import Config, DataConfig, DiffusionConfig, ModelConfig, OptimConfig, RunConfig
-from diffusionlm.presets import arm_twin
 from diffusionlm.registry import experiments
+from diffusionlm.twin import autoregressive_twin
 
 
 @experiments.register("demo")
@@ -38,12 +36,4 @@ def demo() -> Config:
 @experiments.register("demo_arm")
 def demo_arm() -> Config:
     """The autoregressive twin of `demo`: the same trunk, data and tokens, and the first part of `demo` made longer."""
-    base = demo()
-    return replace(
-        base,
-        name="demo_arm",
-        objective="arm",
-        model=arm_twin(base.model),
-        diffusion=DiffusionConfig(),
-        optim=replace(base.optim, peak_lr=base.optim.arm_peak_lr, arm_peak_lr=0.0),
-    )
+    return autoregressive_twin(demo())

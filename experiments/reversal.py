@@ -3,8 +3,8 @@
 from dataclasses import replace
 
 from diffusionlm.config import Config, DataConfig, DiffusionConfig, OptimConfig, RunConfig
-from diffusionlm.presets import arm_twin
 from diffusionlm.registry import experiments
+from diffusionlm.twin import autoregressive_twin
 
 from .tinystories import tinystories
 
@@ -29,8 +29,7 @@ def reversal() -> Config:
 @experiments.register("reversal_arm")
 def reversal_arm() -> Config:
     """The autoregressive twin of `reversal`: the same trunk, data, tokens and FLOPs."""
-    base = reversal()
-    return replace(base, name="reversal_arm", objective="arm", model=arm_twin(base.model))
+    return autoregressive_twin(reversal())
 
 
 @experiments.register("reversal_road")

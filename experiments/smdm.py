@@ -8,6 +8,7 @@ from dataclasses import replace
 from diffusionlm import flops, presets
 from diffusionlm.config import Config, DataConfig, DiffusionConfig, OptimConfig, RunConfig
 from diffusionlm.registry import experiments
+from diffusionlm.twin import autoregressive_twin
 
 
 def pretraining(name: str, preset: str, budget: float, *, batch_size: int = 256, random_length: float = 0.0) -> Config:
@@ -28,11 +29,6 @@ def pretraining(name: str, preset: str, budget: float, *, batch_size: int = 256,
     )
 
 
-def twin(base: Config) -> Config:
-    """Return the autoregressive twin of an MDM run: the same trunk, data, tokens and FLOPs."""
-    return replace(base, name=base.name + "_arm", objective="arm", model=presets.arm_twin(base.model))
-
-
 @experiments.register("smdm_170m")
 def smdm_170m() -> Config:
     """SMDM's 170M MDM (219M with embeddings) at 1e20 FLOPs."""
@@ -42,7 +38,7 @@ def smdm_170m() -> Config:
 @experiments.register("smdm_170m_arm")
 def smdm_170m_arm() -> Config:
     """SMDM's 170M autoregressive twin at 1e20 FLOPs."""
-    return twin(smdm_170m())
+    return autoregressive_twin(smdm_170m())
 
 
 @experiments.register("smdm_170m_road")

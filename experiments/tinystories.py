@@ -5,6 +5,7 @@ from dataclasses import replace
 from diffusionlm.config import Config, DataConfig, DiffusionConfig, ModelConfig, OptimConfig, RunConfig
 from diffusionlm.presets import arm_twin
 from diffusionlm.registry import experiments
+from diffusionlm.twin import autoregressive_twin
 
 
 @experiments.register("tinystories")
@@ -83,11 +84,4 @@ def tinystories_chat() -> Config:
 @experiments.register("tinystories_sft_arm")
 def tinystories_sft_arm() -> Config:
     """Fine-tuning of `tinystories_arm` on the same instructions."""
-    base = tinystories_sft()
-    return replace(
-        base,
-        name="tinystories_sft_arm",
-        objective="arm",
-        model=arm_twin(base.model),
-        diffusion=DiffusionConfig(normalization=base.diffusion.normalization),
-    )
+    return autoregressive_twin(tinystories_sft())

@@ -1,4 +1,4 @@
-"""What a browser session does with the model: generate, stop, talk, export. This module knows nothing of the page."""
+"""Generate, stop, talk and export, as a browser session asks for it. This module knows nothing of the page."""
 
 import copy
 import html
@@ -23,7 +23,7 @@ NAMES = ("A", "B")  # of two settings side by side
 
 @dataclass(eq=False)
 class Session:
-    """What belongs to one browser tab.
+    """Hold what belongs to one browser tab.
 
     Attributes:
       dialogue: the dialogue with the model, once it has begun.
@@ -38,7 +38,7 @@ class Session:
 
 @dataclass(frozen=True)
 class View:
-    """What is to be seen now.
+    """Describe what the page shows at one moment.
 
     Attributes:
       runs: the generations, each with a state at least.
