@@ -25,6 +25,7 @@ from diffusionlm.model.spec import ModelSpec
 from diffusionlm.parallel.mesh import Array
 from diffusionlm.tree_types import Params
 
+Watch = Callable[[float], None]  # is told which share is done
 ANY_ORDER_LIMIT = 12  # target tokens: 4,095 forward passes
 
 
@@ -57,7 +58,7 @@ def estimate(
     settings: LikelihoodConfig | None = None,
     *,
     request_ids: Sequence[int] | None = None,
-    watch: Callable[[float], None] | None = None,
+    watch: Watch | None = None,
 ) -> list[Estimate]:
     """Estimate log p(target | prefix) of each (prefix, target) pair of token ids.
 
@@ -76,12 +77,11 @@ def estimate(
     """
     settings = settings or LikelihoodConfig()
     scorer = Scorer(params, cfg, pairs, settings, request_ids)
-    scorer.watch = watch
     if scorer.exact:
-        return scorer.estimates()
+        return scorer.estimates(watch)
     indices = range(len(pairs))
-    scorer.run_passes(indices, range(settings.passes))
-    done, scorer.watch = settings.passes, None
+    scorer.run_passes(indices, range(settings.passes), watch)
+    done = settings.passes
     while settings.stop_at_stderr and done < settings.max_passes:
         uncertain = [r for r in indices if scorer.estimate(r).stderr > settings.stop_at_stderr]
         if not uncertain:
@@ -122,13 +122,7 @@ class PassBatch(NamedTuple):
 
 
 class Scorer:
-    """The pairs of one call, and the nats of the passes that each has had so far.
-
-    Attributes:
-      watch: called after each batch with the share of the passes asked for that is done; None: nothing is.
-    """
-
-    watch: Callable[[float], None] | None = None
+    """The pairs of one call, and the nats of the passes that each has had so far."""
 
     def __init__(
         self,
@@ -157,12 +151,19 @@ class Scorer:
             raise UserError(f"request_ids={list(ids)!r} must be {len(pairs)} numbers from 0 to {2**32 - 1}, one a pair")
         self._request_ids = np.array(ids, np.uint32)
         self._nats: list[list[float]] = [[] for _ in self._pairs]
+        self._exact: list[Estimate] = []  # of an exact estimator, once they were asked for
         self._forward_passes = 2 if settings.guidance else 1  # of each row
         self.exact = ESTIMATORS[name].rows is not None
 
-    def run_passes(self, indices: Sequence[int], passes: range) -> None:
-        """Run the next passes of some of the pairs; as many of both as fit run together."""
-        for r, nats in self._run(self._random_batches(indices, passes)):
+    def run_passes(self, indices: Sequence[int], passes: range, watch: Watch | None = None) -> None:
+        """Run the next passes of some of the pairs; as many of both as fit run together.
+
+        Args:
+          indices: of the pairs.
+          passes: their numbers.
+          watch: called after each batch with the share of these passes that is done.
+        """
+        for r, nats in self._run(self._random_batches(indices, passes), watch):
             self._nats[r].append(nats)
 
     def nats(self, r: int) -> np.ndarray:
@@ -176,19 +177,19 @@ class Scorer:
         nfe = len(nats) * self._settings.draws * self._forward_passes
         return Estimate(-float(nats.mean()), float(stderr), len(nats), nfe)
 
-    def estimates(self) -> list[Estimate]:
+    def estimates(self, watch: Watch | None = None) -> list[Estimate]:
         """Return the estimates of all pairs: from the passes that they have had, or exact ones, which are run here."""
         if self.exact:
-            return self._exact_estimates
+            self._exact = self._exact or self._exact_estimates(watch)
+            return self._exact
         return [self.estimate(r) for r in range(len(self._pairs))]
 
-    @functools.cached_property
-    def _exact_estimates(self) -> list[Estimate]:
-        """The estimates of an exact estimator, which goes through all its rows."""
+    def _exact_estimates(self, watch: Watch | None) -> list[Estimate]:
+        """Return the estimates of an exact estimator, which goes through all its rows."""
         rows = ESTIMATORS[self._name].rows
         assert rows is not None
         totals = np.zeros(len(self._pairs))
-        for r, nats in self._run(self._exact_batches(rows)):
+        for r, nats in self._run(self._exact_batches(rows), watch):
             totals[r] += nats
         return [
             Estimate(-float(total), 0.0, 1, rows(len(target)) * self._forward_passes)
@@ -212,10 +213,10 @@ class Scorer:
                 for first in range(0, most, draws):
                     yield PassBatch([Pass(r, first) for r in members[i : i + size]], shape, size, draws)
 
-    def _run(self, batches: Iterable[PassBatch]) -> Iterator[tuple[int, float]]:
+    def _run(self, batches: Iterable[PassBatch], watch: Watch | None) -> Iterator[tuple[int, float]]:
         """Yield the pair and the nats of each pass; the device does not wait between batches, of one shape or two."""
         total = 0
-        if self.watch is not None:
+        if watch is not None:
             batches = list(batches)  # otherwise they need not all be planned at once
             total = len(batches)
         fetched = fetch_one_late((batch, self._dispatch(batch)) for batch in batches)
@@ -224,8 +225,8 @@ class Scorer:
                 if math.isnan(nats):
                     raise UserError(f"the model gives NaN logits for target {r}: its parameters are damaged")
                 yield r, nats
-            if self.watch is not None:
-                self.watch(done / total)
+            if watch is not None:
+                watch(done / total)
 
     def _dispatch(self, batch: PassBatch) -> jax.Array:
         T, K = batch.shape

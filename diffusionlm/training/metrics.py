@@ -37,12 +37,7 @@ class MetricsWriter:
     Lines after `restored_step` belong to work that the restored checkpoint does not contain; they are cut off. So is
     the evaluation of the last step, which follows its checkpoint and is made again by whoever restores that. A number
     that is not finite is written as null.
-
-    Attributes:
-      mirror: another place that the lines go to; None: none.
     """
-
-    mirror: WandbRun | None = None
 
     def __init__(
         self,
@@ -50,8 +45,13 @@ class MetricsWriter:
         restored_step: int,
         check: Callable[[], None] = lambda: None,
         last_step: int | None = None,
+        mirror: WandbRun | None = None,
     ):
-        """Open the files to continue after `restored_step`; `check` is called before each write, and may raise."""
+        """Open the files to continue after `restored_step`.
+
+        Before each write `check` is called, which may raise; `mirror` gets the lines too.
+        """
+        self._mirror = mirror
         self._workdir, self._last_step, self._check = workdir, last_step, check
         self._open(restored_step)
 
@@ -75,8 +75,8 @@ class MetricsWriter:
         self._lines.write({"step": step, **values})
         if self._events:
             self._events.write(step, values)
-        if self.mirror:
-            self.mirror.log(step, values)
+        if self._mirror:
+            self._mirror.log(step, values)
 
     def flush(self) -> None:
         """Make what was written visible to readers."""

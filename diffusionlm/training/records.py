@@ -50,9 +50,9 @@ class Records:
         try:
             self._timeline.open(self._workdir, step, write=self._first, check=self._fence.check)
             self._stack.enter_context(self._timeline)
-            writer = MetricsWriter(self._workdir, step, self._fence.check, run.steps) if self._first else None
-            if writer and self._mirror:
-                writer.mirror = self._stack.enter_context(self._mirror)
+            mirror = self._stack.enter_context(self._mirror) if self._mirror else None
+            check = self._fence.check
+            writer = MetricsWriter(self._workdir, step, check, run.steps, mirror) if self._first else None
         except ValueError as error:
             raise UserError(
                 f"metrics.jsonl or timeline.jsonl in {self._workdir} has a damaged line ({error}); delete that line"

@@ -3,9 +3,6 @@
 import io
 
 import numpy as np
-import pytest
-
-pytest.importorskip("PIL", reason="pictures need the extra app: Pillow")
 from PIL import Image
 
 from diffusionlm.app import animation, colours

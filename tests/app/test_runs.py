@@ -1,10 +1,8 @@
 """A generation that is watched: drawing it costs little beside it, and what is drawn is its trace."""
 
-import numpy as np
-import pytest
-
-pytest.importorskip("PIL", reason="the app needs its extra: Pillow")
 from types import SimpleNamespace
+
+import numpy as np
 
 from diffusionlm.app import runs
 from diffusionlm.app import session as work

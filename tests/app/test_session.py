@@ -5,14 +5,12 @@ import dataclasses
 import pytest
 from support import tiny_chat
 
-from diffusionlm.pretrained.loading import load
-from diffusionlm.sampling.config import SamplingConfig
-
-pytest.importorskip("PIL", reason="the app needs its extra: Pillow")
 from diffusionlm.app import runs
 from diffusionlm.app import session as work
 from diffusionlm.app.session import Session
 from diffusionlm.errors import UserError
+from diffusionlm.pretrained.loading import load
+from diffusionlm.sampling.config import SamplingConfig
 
 SAMPLING = SamplingConfig(length=16, strategy="low_confidence", block_length=8, temperature=0.7, seed=5)
 

@@ -11,7 +11,6 @@ from diffusionlm.config import Config
 from diffusionlm.options import fields
 from diffusionlm.registry import experiment_names, sweeps
 
-pytest.importorskip("shtab", reason="the extra completion is not installed")
 pytestmark = pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
 
 ASK = """

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("tyro")
 SCRIPTS = Path(__file__).parents[2] / "experiments/benchmarks"
 
 

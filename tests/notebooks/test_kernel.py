@@ -4,6 +4,7 @@ import json
 import time
 
 import pytest
+from jupyter_client.manager import start_new_kernel
 from support import tiny_run
 
 pytestmark = pytest.mark.slow
@@ -27,9 +28,7 @@ def dataset(tmp_path_factory):
 @pytest.fixture(scope="module")
 def kernel(dataset, tmp_path_factory):
     """Return a manager and a client of a kernel in which `cfg` is a tiny run."""
-    client_module = pytest.importorskip("jupyter_client", reason="needs jupyter_client")
-    pytest.importorskip("ipykernel", reason="needs ipykernel")
-    manager, client = client_module.manager.start_new_kernel(
+    manager, client = start_new_kernel(
         kernel_name="python3", cwd=str(tmp_path_factory.mktemp("notebook")), env=tiny_run.environment()
     )
     path = [str(tiny_run.Path(tiny_run.__file__).parents[1])]

@@ -5,7 +5,9 @@ import importlib.util
 import os
 from pathlib import Path
 
+import nbformat
 import pytest
+from nbformat.v4 import new_code_cell
 
 DIRECTORY = Path(__file__).parents[2] / "docs/notebooks"
 # What is true of each notebook after its last cell, as a cell of its own.
@@ -66,7 +68,6 @@ TRAINS = set(CHECKS) - {"5_samplers"}
 @pytest.fixture(scope="module")
 def execute():
     """Return the module docs/notebooks/execute.py."""
-    pytest.importorskip("nbformat", reason="needs nbformat")
     spec = importlib.util.spec_from_file_location("execute_notebooks", DIRECTORY / "execute.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -74,7 +75,6 @@ def execute():
 
 
 def read(name):
-    nbformat = pytest.importorskip("nbformat", reason="needs nbformat")
     return nbformat.read(DIRECTORY / f"{name}.ipynb", as_version=4)
 
 
@@ -113,10 +113,6 @@ def test_with_an_address_the_badge_opens_the_notebook_and_the_first_cell_clones(
 @pytest.mark.slow
 @pytest.mark.parametrize("name", CHECKS)
 def test_it_runs_in_a_shortened_form(name, execute, tmp_path, monkeypatch):
-    pytest.importorskip("nbclient", reason="needs nbclient")
-    pytest.importorskip("ipykernel", reason="needs ipykernel")
-    from nbformat.v4 import new_code_cell
-
     monkeypatch.setenv("DIFFUSIONLM_SHORT", "1")
     for variable in ("STORIES", "COLUMNS"):
         monkeypatch.delenv(variable, raising=False)

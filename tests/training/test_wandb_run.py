@@ -50,8 +50,7 @@ def test_lines_are_mirrored_and_a_resumed_run_keeps_its_id(service, tmp_path):
     workdir = epath.Path(tmp_path)
     for step in (1, 2):
         with WandbRun(Config(), workdir) as run:
-            writer = MetricsWriter(workdir, step - 1)
-            writer.mirror = run
+            writer = MetricsWriter(workdir, step - 1, mirror=run)
             writer.write(step, {"loss": 0.5})
             writer.close()
     assert service.lines == read_json_lines(workdir / "metrics.jsonl")
