@@ -213,11 +213,13 @@ def experiment(name: str, overrides: Mapping[str, Any] | None = None) -> Config:
       UserError: an unknown experiment or field, or a value of another type.
     """
     cfg = experiments.get(name)
+    if not overrides:
+        return cfg
 
     def resolve(config: Annotated[Config, *SETTINGS] = cfg) -> Config:
         return config
 
-    args = [f"--{field}={value}" for field, value in (overrides or {}).items()]
+    args = [f"--{field}={value}" for field, value in overrides.items()]
     return parse(resolve, args, f"diffusionlm train {name}")()
 
 
