@@ -71,7 +71,8 @@ def _experiments(name: str | None = None, /, json: bool = False) -> int:
             listed | {"sweeps": [{"name": sweep, "description": _sweep_summary(sweep)} for sweep in sweeps.names()]}
         )
     elif name is None:
-        write(f"{_all_as_text()}\n\nSweeps (`sweep plan NAME` says what one costs):\n\n{_sweeps_as_text()}")
+        write("`train demo` needs no data of yours; `experiments NAME` shows one of these:\n\n" + _all_as_text())
+        write(f"\nSweeps (`sweep plan NAME` says what one costs):\n\n{_sweeps_as_text()}")
     elif name in sweeps.names() and name not in registry.names():
         raise UserError(f"{name!r} is a sweep; see `sweep plan {name}`")
     else:

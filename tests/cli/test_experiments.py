@@ -17,11 +17,11 @@ def test_experiments_lists_all_with_their_docstrings(capsys):
     listed = values["experiments"]
     assert [item["name"] for item in listed] == dlm.experiment_names()
     assert cli.main(["experiments"]) == 0
-    first, heading, second = capsys.readouterr().out.split("\n\n")
+    beginning, first, heading, second = capsys.readouterr().out.split("\n\n")
     for item, line in zip(listed, first.splitlines(), strict=True):
         assert line.split()[:2] == [item["name"], item["objective"]]
         assert item["description"] and line.endswith(item["description"])
-    assert "sweep plan NAME" in heading
+    assert "train demo" in beginning and "sweep plan NAME" in heading
     for sweep, line in zip(values["sweeps"], second.splitlines(), strict=True):
         assert line.split()[0] == sweep["name"] and line.endswith(sweep["description"])
     assert {"isoflop_cpu", "smdm_isoflop", "road_cpu"} <= {sweep["name"] for sweep in values["sweeps"]}
