@@ -44,6 +44,15 @@ WRITING = [
 EMPTY_IS_THE_DEFAULT = ("--data.path {wrong}", "--run.init_from {wrong}", "--workdir {wrong}")
 
 
+def crossed(commands, kinds):
+    """Return every command with every kind of path; slow but for each kind once, and each command with two kinds."""
+    kinds = list(kinds)
+    for i, command in enumerate(commands):
+        for j, kind in enumerate(kinds):
+            first = j in (i % len(kinds), (i + 1) % len(kinds)) or (i == len(commands) - 1 and j >= i)
+            yield pytest.param(command, kind, marks=() if first else pytest.mark.slow)
+
+
 @pytest.fixture
 def places(tmp_path):
     """Return the paths of the commands above, by name, but for the wrong one."""
@@ -65,16 +74,14 @@ def check(command, wrong, places, capsys):
     assert made <= {"w"}  # a run directory is owned before its data is looked at
 
 
-@pytest.mark.parametrize("kind", wrong_paths.UNREADABLE)
-@pytest.mark.parametrize("command", READING)
+@pytest.mark.parametrize(("command", "kind"), crossed(READING, wrong_paths.UNREADABLE))
 def test_a_path_that_cannot_be_read_is_one_line(command, kind, places, capsys):
     if kind == "nothing" and command.endswith(EMPTY_IS_THE_DEFAULT):
         pytest.skip("an empty text is the default")
     check(command, wrong_paths.UNREADABLE[kind](places["tmp"]), places, capsys)
 
 
-@pytest.mark.parametrize("kind", wrong_paths.NOWHERE)
-@pytest.mark.parametrize("command", WRITING)
+@pytest.mark.parametrize(("command", "kind"), crossed(WRITING, wrong_paths.NOWHERE))
 def test_a_path_that_cannot_be_written_is_one_line(command, kind, places, capsys):
     check(command, wrong_paths.NOWHERE[kind](places["tmp"]), places, capsys)
 

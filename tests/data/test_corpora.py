@@ -66,6 +66,7 @@ def test_whole_modules_are_held_out_by_the_hash_of_their_name(docs):
     assert len(modules["validation"]) > 20
 
 
+@pytest.mark.slow
 def test_no_paragraph_comes_twice(docs):
     counts = collections.Counter(
         p for documents in docs.values() for document in documents for p in paragraphs(document)
@@ -73,6 +74,7 @@ def test_no_paragraph_comes_twice(docs):
     assert counts.most_common(1)[0][1] == 1
 
 
+@pytest.mark.slow
 def test_documents_are_clean_text(docs):
     for documents in docs.values():
         for document in documents:

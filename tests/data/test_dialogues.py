@@ -201,6 +201,7 @@ def test_the_identity_is_that_of_the_content_however_it_was_read(batch_bytes, tm
     assert metadata.splits["train"].sha256 == hashlib.sha256(content).hexdigest()
 
 
+@pytest.mark.slow
 def test_equal_records_for_any_workers_and_shards(tmp_path, monkeypatch):
     monkeypatch.setattr(encode, "BATCH_BYTES", 300)
     monkeypatch.setattr(stream, "BLOCK_TOKENS", 200)

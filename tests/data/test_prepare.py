@@ -43,6 +43,7 @@ def test_bytes_of_a_trained_tokenizer_are_the_raw_bytes(jsonl, texts, tmp_path):
     assert stored + dropped == split.raw_bytes == split.token_bytes == sum(len(text.encode()) for text in texts)
 
 
+@pytest.mark.slow
 def test_equal_records_for_any_workers_and_shards(jsonl, tmp_path, monkeypatch):
     monkeypatch.setattr(encode, "BATCH_BYTES", 1000)
     monkeypatch.setattr(stream, "BLOCK_TOKENS", 64)

@@ -159,7 +159,9 @@ def bomb(path, megabytes, block):
     return path
 
 
-@pytest.mark.parametrize("name", ["bomb.txt.gz", "bomb.jsonl.gz", "bomb.json.gz"])
+@pytest.mark.parametrize(
+    "name", ["bomb.txt.gz", *(pytest.param(name, marks=pytest.mark.slow) for name in ("bomb.jsonl.gz", "bomb.json.gz"))]
+)
 @pytest.mark.parametrize("block", [b"\0", b" " * 63 + b"\n", b"[" * 64], ids=["no line", "lines", "brackets"])
 def test_what_unpacks_to_far_more_than_text_is_refused_before_it_is_held(name, block, tmp_path, monkeypatch):
     """Repetition packs 300 to 1000 times, and where the bound is reached does not depend on what would follow."""

@@ -32,6 +32,7 @@ def test_nothing_behind_the_end_of_a_text_is_shown(model):
     assert text_of(completion._repr_html_()).startswith("ab5 forward") and "cd" not in completion._repr_html_()
 
 
+@pytest.mark.slow
 def test_a_trace_is_shown_as_an_animation_of_its_own(model):
     (completion,) = model.infill("a {mask:4} b", trace=True)
     page = completion._repr_html_()

@@ -115,6 +115,7 @@ KEEP = ["keep_running.sh", *with_options("keep_running.sh", "--poll=0")[1:]]
 ASKED = ["ABSENT", "ABSENT", "WAITING_FOR_RESOURCES", "ACTIVE"]  # once for keep_running.sh, once for create.sh, ...
 
 
+@pytest.mark.slow
 def test_a_preempted_run_resumes_from_the_bucket(cloud):
     cloud.set(states=[*ASKED, "ACTIVE", "SUSPENDED", *ASKED], behaviour=["train", "finish"])
     done = cloud.run(*KEEP)
@@ -135,6 +136,7 @@ def test_a_command_that_crashes_is_started_again(cloud):
     assert len(cloud.calls("resources create")) == 1 and len(cloud.calls("resources delete")) == 1
 
 
+@pytest.mark.slow
 def test_a_command_that_always_crashes_is_abandoned(cloud):
     cloud.set(states=ASKED, behaviour=["1"])
     error = cloud.run(*KEEP, code=1).stderr
@@ -159,6 +161,7 @@ def test_stop_ends_keep_running(cloud):
     assert watcher.returncode == 4 and "stopped by stop.sh" in error and len(cloud.runs()) == 2
 
 
+@pytest.mark.slow
 def test_hosts_that_lost_a_peer_restart_together(cloud):
     """One host dies and the other hangs: it is stopped, which does not count as a request to stop, and both restart."""
     cloud.set(states=ASKED, behaviour=["train", "finish"])

@@ -36,6 +36,7 @@ def run(fine_tuned):
     return fine_tuned.run
 
 
+@pytest.mark.slow
 def test_random_weights_are_fine_tuned_with_a_warning(dataset, tmp_path, caplog):
     trainer.train(tuned(dataset, run={"steps": 1, "eval_every": 0}, optim={"warmup_steps": 0}), tmp_path)
     assert "fine-tuning random weights" in caplog.text
@@ -66,6 +67,7 @@ def test_a_resumed_run_needs_no_start_and_repeats_bit_for_bit(run, dataset, star
     )
 
 
+@pytest.mark.slow
 def test_held_out_answers_are_scored_by_the_answer_token(run, dataset):
     opened = pipeline.open_dataset(dataset)
     rows = list(pipeline.eval_batches(opened, batch_size=BATCH, records=2 * BATCH))
@@ -79,6 +81,7 @@ def test_held_out_answers_are_scored_by_the_answer_token(run, dataset):
     assert [line["step"] for line in metrics.read(run[0].workdir) if "eval_tokens" in line] == [6, 12]
 
 
+@pytest.mark.slow
 def test_every_batch_is_about_single_answers(run, dataset):
     seen = set()
     for inputs in run[1].inputs.values():
@@ -112,6 +115,7 @@ def packed(tmp_path_factory):
     return make_dialogues(tmp_path_factory.mktemp("packed"), pack=True)
 
 
+@pytest.mark.slow
 def test_packed_records_need_their_own_setting(dataset, packed, tmp_path):
     cfg = tuned(packed)
     other = dataclasses.replace(cfg, data=dataclasses.replace(cfg.data, packing="examples"))
@@ -158,7 +162,8 @@ def test_adapters_are_tuned_on_packed_examples_with_prompts_left_out(packed, sta
 RECIPES = ("smdm_reverse", "smdm_gsm8k", "smdm_sharegpt", "diffugpt_gsm8k", "tinystories_chat")
 
 
-@pytest.mark.parametrize("name", [RECIPES[0], *(pytest.param(name, marks=pytest.mark.slow) for name in RECIPES[1:])])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", RECIPES)
 def test_recipes_take_a_step_with_a_tiny_model(name, dataset, packed, tmp_path):
     cfg = experiment(name)
     path = packed if cfg.data.packing == "packed_examples" else dataset

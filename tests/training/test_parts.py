@@ -196,6 +196,7 @@ def test_a_run_that_was_saved_at_the_border_resumes_behind_it(dataset, tmp_path)
 # --- its records
 
 
+@pytest.mark.slow
 def test_evaluations_have_the_exact_loss_and_after_the_border_the_bound(whole):
     """At the border, and at every 15th step; of an autoregressive model the bound is the exact loss."""
     run, _ = whole

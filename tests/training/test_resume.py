@@ -86,6 +86,7 @@ def test_a_signal_saves_and_returns(interrupted, which):
     assert interrupted.lines[which][-1]["step"] == event["step"]
 
 
+@pytest.mark.slow
 def test_a_killed_run_resumes_bit_for_bit(interrupted, uninterrupted):
     reference, steps = uninterrupted
     assert interrupted.code == -signal.SIGKILL, interrupted.errors

@@ -76,6 +76,7 @@ def test_a_run_of_an_earlier_version_is_refused_in_one_line(uninterrupted, tmp_p
         assert refusal(cfg, tmp_path).startswith(f"{path} is damaged, or of another version (")
 
 
+@pytest.mark.slow
 def test_a_second_call_returns_at_once_and_changes_nothing(uninterrupted, monkeypatch):
     run, _ = uninterrupted
     monkeypatch.setattr(trainer, "open_or_prepare", None)  # it does not even open its data
@@ -85,6 +86,7 @@ def test_a_second_call_returns_at_once_and_changes_nothing(uninterrupted, monkey
     assert content(run.workdir) == before
 
 
+@pytest.mark.slow
 def test_another_fingerprint_is_refused_with_the_fields_that_differ(uninterrupted):
     run, _ = uninterrupted
     other = tiny_run.with_changes(run.config, {"optim": {"peak_lr": 0.5}, "run": {"seed": 8, "log_every": 3}})
@@ -109,6 +111,7 @@ def test_data_that_do_not_fit_are_refused_and_the_directory_stays_free(dataset, 
     run_directory.refuse_another_run(tiny(dataset), workdir)  # what the message asks for is not another run
 
 
+@pytest.mark.slow
 def test_a_directory_without_config_is_resumed_by_the_run_that_saved_its_checkpoints_alone(uninterrupted, tmp_path):
     run, _ = uninterrupted
     shutil.copytree(run.workdir / "checkpoints", tmp_path / "checkpoints")

@@ -102,6 +102,7 @@ def test_another_start_is_another_run(run, dataset, tmp_path, start):
     assert "is base@8-" in refusal(named, tmp_path / "run") and not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
@@ -116,6 +117,7 @@ def test_another_model_is_refused(changes, said, dataset, start, tmp_path):
     assert not (tmp_path / "run" / "config.json").exists()
 
 
+@pytest.mark.slow
 def test_another_mask_token_tokenizer_or_objective_is_refused(dataset, start, tmp_path):
     cfg = tuned(dataset)
     kept = {"mask_row": False}
@@ -144,6 +146,7 @@ def test_another_mask_token_tokenizer_or_objective_is_refused(dataset, start, tm
         assert not (tmp_path / f"{name} run").exists() or name == "tokenizer"
 
 
+@pytest.mark.slow
 def test_the_identity_tells_what_the_parameters_are(dataset, start, tmp_path):
     """Other numbers, another dtype or another alignment under the same names are another start; a copy is none."""
     cfg, found = tuned(dataset), {}
@@ -162,6 +165,7 @@ def test_the_identity_tells_what_the_parameters_are(dataset, start, tmp_path):
     assert identity(tmp_path / "copy") == found["same"]
 
 
+@pytest.mark.slow
 def test_a_directory_s_newest_step_is_looked_up_once(dataset, start, tmp_path, monkeypatch):
     """It may be training still: the step that was found first is checked, loaded, and kept when the run goes on."""
     base, workdir = tmp_path / "base", tmp_path / "run"
@@ -239,6 +243,7 @@ def test_there_must_be_a_checkpoint(dataset, tmp_path):
     assert "needs run.init_from" in refusal(tuned(dataset, run={"init_id": "base@7-0"}), tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_before_its_first_checkpoint_a_run_still_needs_its_start(dataset, start, tmp_path):
     workdir, gone = tmp_path / "run", tmp_path / "gone"
     shutil.copytree(start[0], gone)
@@ -253,6 +258,7 @@ def test_before_its_first_checkpoint_a_run_still_needs_its_start(dataset, start,
     assert "is now another@0-" in refusal(cfg, workdir)
 
 
+@pytest.mark.slow
 def test_a_start_that_is_replaced_while_data_are_prepared_is_refused(dataset, start, tmp_path):
     path = tmp_path / "model"
     shutil.copytree(start[0], path)

@@ -64,6 +64,7 @@ def test_meshes_and_micro_batches_change_only_the_order_of_sums(sizes, microbatc
     assert_same_gradients(jax.tree.map(lambda m: m / 0.1 * max(norm, 1.0), moments), grads)
 
 
+@pytest.mark.slow
 def test_a_whole_step_on_a_mesh_of_all_three_axes_in_micro_batches():
     expected, expected_metrics = one_step("mdm")
     state, metrics = one_step("mdm", (2, 2, 2), 4)

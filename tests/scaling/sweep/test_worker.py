@@ -116,6 +116,7 @@ def test_nor_does_it_leave_those_of_the_dead(finished, dataset, sweep, monkeypat
     assert Leases(finished / "leases").records([last])[last].starts == 2
 
 
+@pytest.mark.slow
 def test_a_finished_cell_whose_lease_does_not_say_so_is_not_run_again(finished, dataset, sweep, monkeypatch):
     """Its worker died between writing DONE.json and the lease."""
     (finished / "leases" / sweep.cells[0].id).unlink()
