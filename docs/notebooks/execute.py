@@ -22,6 +22,7 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 BADGE = "https://colab.research.google.com/assets/colab-badge.svg"
 WIDTH, COLOURS = 640, 48  # of the pictures that are kept
+WIDGET = "application/vnd.jupyter.widget-view+json"
 LONGEST_HTML = 20_000  # characters; longer outputs, which are animations, are kept as text
 
 
@@ -67,13 +68,14 @@ def shrink(notebook: nbformat.NotebookNode) -> None:
     """Make pictures small, and leave out what a page without a kernel cannot use."""
     for cell in notebook.cells:
         cell.metadata.pop("execution", None)
-        for output in cell.get("outputs", []):
+        outputs = cell.get("outputs", [])
+        outputs[:] = [output for output in outputs if WIDGET not in output.get("data", {})]
+        for output in outputs:
             data = output.get("data", {})
             if "image/png" in data:
                 data["image/png"] = small(data["image/png"])
             if len(data.get("text/html", "")) > LONGEST_HTML:
                 data["text/html"] = re.sub(r"<iframe.*?</iframe>", "", data["text/html"], flags=re.DOTALL)
-            data.pop("application/vnd.jupyter.widget-view+json", None)
     notebook.metadata.pop("widgets", None)
 
 
