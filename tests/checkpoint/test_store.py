@@ -87,6 +87,7 @@ def test_params_load_onto_given_shardings(tmp_path):
     assert jax.tree.map(lambda leaf: leaf.sharding, split) == shardings
 
 
+@pytest.mark.slow
 def test_keeps_the_newest_and_every_kth(tmp_path):
     save_run(tmp_path, *range(1, 10), keep=2, keep_every=3)
     assert sorted(os.listdir(tmp_path / "checkpoints"), key=int) == ["3", "6", "8", "9"]

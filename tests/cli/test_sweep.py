@@ -125,6 +125,7 @@ def test_watch_ends_when_all_is_done_and_needs_a_terminal(finished, capsys):
     assert "watch needs a terminal" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_report_writes_a_page_and_warns_of_missing_cells(finished, capsys, tmp_path):
     name, workdir, _ = finished
     assert main(["sweep", "report", name, "--workdir", str(workdir), "--output", str(tmp_path / "report")]) == 0

@@ -319,6 +319,7 @@ def test_seams_of_learnt_pieces():
         assert [*row.before, *row.middle, *row.after] == tokenizer.encode("".join(story))
 
 
+@pytest.mark.slow
 def test_the_command(places, capsys):
     args = ["evaluate", places["uniform_arm"], "perplexity", "--data", places["texts"], "--limit", "1"]
     assert cli.main([*args, "--json"]) == 0

@@ -99,6 +99,7 @@ def assert_no_more_is_read_than_the_library_reads(header, body):
     return None
 
 
+@pytest.mark.slow
 @SETTINGS
 @hypothesis.given(headers())
 def test_what_the_library_refuses_we_refuse(case):

@@ -98,6 +98,7 @@ def test_another_answer_replaces_the_last(model, dialogue):
     assert dialogue.ask("And?") == answer(model, [*dialogue.turns[:4], Message("user", "And?")])
 
 
+@pytest.mark.slow
 def test_an_autoregressive_model_answers_from_left_to_right(tmp_path):
     model = dlm.load(tiny_chat.save(tmp_path / "model", objective="arm"))
     dialogue = Conversation(model, SamplingConfig(length=6, block_length=4, temperature=0.0))

@@ -22,6 +22,7 @@ def test_the_last_state_of_gaps_is_what_infill_returns(model):
     assert [draft.text[0] for draft in drafts] == ["a"] * len(drafts)
 
 
+@pytest.mark.slow
 def test_a_completion_says_how_sure_each_token_was(model):
     (expected,) = model.generate("a", SAMPLING, trace=True)
     last = [*model.stream("a", SAMPLING)][-1]

@@ -255,6 +255,7 @@ def fast_dllm(template, cache, length, steps, block_length, refresh, shifted=Fal
     return row[first:]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "cache, refresh, shifted",
     [

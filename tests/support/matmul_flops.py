@@ -40,7 +40,7 @@ VARIANTS = {
     "remat full adapters": {"remat": "full", "lora_rank": 3},
 }
 
-# Those with features that others among them have too.
+# Those with features that others among them have too, or that change one number of a count.
 REPEATED = (
     "arm",
     "grouped queries",
@@ -50,6 +50,10 @@ REPEATED = (
     "remat full gpt2",
     "chunked head",
     "adapters of gpt2",
+    "qkv bias",
+    "heads wider than the model",
+    "norms of queries and keys",
+    "remat full adapters",
 )
 EACH = [pytest.param(name, marks=pytest.mark.slow) if name in REPEATED else name for name in VARIANTS]
 

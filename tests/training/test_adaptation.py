@@ -105,6 +105,7 @@ def test_a_closed_mask_is_causal_attention_and_an_open_one_full():
         )
 
 
+@pytest.mark.slow
 def test_nothing_passes_a_closed_edge_in_any_layer():
     """The derivative of a position's state by another's input is 0 unless a path of open edges leads there."""
     rng = np.random.default_rng(0)

@@ -19,6 +19,7 @@ def own_programs():
         yield
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_not_finite_stops_the_run_with_the_state_before_it(dataset, tmp_path, monkeypatch, own_programs):
 
     def poisoned(cfg, batch, batch_index):

@@ -174,6 +174,7 @@ def test_all_of_a_text_can_be_masked_and_learned():
     assert not ever[~seen].any() and ever[seen].mean() > 0.99 and ever[:, 0].all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("objective", CONFIGS)
 def test_whole_texts_are_scored_given_their_first_token(objective):
     """The twins score the same tokens; padding and EOS beyond the first are none of them."""

@@ -203,6 +203,7 @@ def pushed(start, monkeypatch, tmp_path):
     return stub, dlm.push_to_hub(start[0], "me/base")
 
 
+@pytest.mark.slow
 def test_a_run_from_the_hub_goes_on_with_the_same_command(pushed, dataset, start, tmp_path):
     """The commit is kept, and no path of this disk: later commits of the repository are other starts."""
     stub, address = pushed
@@ -225,6 +226,7 @@ def test_a_run_from_the_hub_goes_on_with_the_same_command(pushed, dataset, start
     assert resolve(moved, workdir)[0].run.init_id == cfg.run.init_id
 
 
+@pytest.mark.slow
 def test_every_process_fetches_a_start_from_the_hub(pushed, dataset, start, tmp_path, monkeypatch):
     """A host whose disk does not have it takes the commit that the first process says."""
     stub, address = pushed

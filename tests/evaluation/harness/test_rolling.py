@@ -44,8 +44,9 @@ def rolled(model, texts, **options):
     return [score.estimate.log_likelihood for score in score_documents(Session(model), parse(options), requests)]
 
 
-@pytest.mark.parametrize("canvas", [pytest.param({}, marks=pytest.mark.slow), WITHOUT], ids=["start", "none"])
-@pytest.mark.parametrize(("objective", "shifted"), [pytest.param(*KINDS[0], marks=pytest.mark.slow), *KINDS[1:]])
+@pytest.mark.slow
+@pytest.mark.parametrize("canvas", [{}, WITHOUT], ids=["start", "none"])
+@pytest.mark.parametrize(("objective", "shifted"), KINDS)
 def test_every_byte_of_a_uniform_model_costs_the_same(objective, shifted, canvas, models):
     """Also in a text of several windows: bits per byte are log2 of the vocabulary, whatever begins a text."""
     texts = ["a", "b\u00e9c", "long " * 24]

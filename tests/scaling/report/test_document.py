@@ -72,6 +72,7 @@ def test_a_later_report_replaces_an_earlier_one(report, tmp_path):
     assert json.loads((directory / "report.json").read_text()) == content
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [1, 2, 4])
 def test_a_sweep_that_has_only_begun_is_reported(tmp_path, count):
     content = document.write(complete()[:count], tmp_path, **WORDS, incomplete=48 - count)
