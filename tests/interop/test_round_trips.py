@@ -28,7 +28,6 @@ from diffusionlm.checkpoint import store as checkpoint
 from diffusionlm.config import ModelConfig
 from diffusionlm.interop.families import FAMILIES
 
-
 # Those whose layout shares the most of its code with another one's.
 REPEATED = ("mistral", "qwen2", "qwen3", "dream", "diffugpt", "diffullama")
 
