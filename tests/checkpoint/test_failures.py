@@ -27,7 +27,9 @@ from diffusionlm.errors import LostProcess, UserError
 
 
 @pytest.mark.parametrize("item", ["params", "train"])
-@pytest.mark.parametrize("damage", ["half", "empty", "missing", "index"])
+@pytest.mark.parametrize(
+    "damage", ["half", "missing", *(pytest.param(name, marks=pytest.mark.slow) for name in ("empty", "index"))]
+)
 def test_a_truncated_file_is_one_line(tmp_path, capfd, item, damage):
     save_run(tmp_path, 1)
     step = tmp_path / "checkpoints" / "1"

@@ -85,6 +85,7 @@ def test_a_report_asks_for_matplotlib_before_any_work(capsys, monkeypatch, tmp_p
     assert "the report of a sweep needs the package matplotlib" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_status_of_what_has_not_begun(capsys, tmp_path):
     assert main(["sweep", "status", "smdm_isoflop", "--workdir", str(tmp_path / "none"), "--json", "--all"]) == 0
     progress = json.loads(capsys.readouterr().out)

@@ -54,6 +54,7 @@ def test_a_llada_is_trained_without_dropout_by_readers_of_its_export(imported, t
     assert any("configuration_llada.py and modeling_llada.py of a released llada repository" in note for note in notes)
 
 
+@pytest.mark.slow
 def test_a_dream_has_what_its_own_code_loads(imported, native, tmp_path):
     fields, notes = exported_fields(imported("dream"), tmp_path / "out", "dream")
     assert fields["architectures"] == ["DreamModel"] and fields["model_type"] == "Dream"

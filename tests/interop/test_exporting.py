@@ -26,6 +26,7 @@ def test_an_appended_mask_row_grows_the_vocabulary_of_the_export(native, tmp_pat
     assert written["lm_head.weight"].shape == (V + 1, D)
 
 
+@pytest.mark.slow
 def test_an_export_has_adapters_merged_into_its_weights(native, tmp_path):
     path, rng = native(lora_rank=2), np.random.default_rng(0)
     params = jax.tree.map(

@@ -121,6 +121,7 @@ def test_an_autoregressive_model_is_teacher_forced():
     assert (single.stderr, single.nfe) == (0.0, 1)
 
 
+@pytest.mark.slow
 def test_an_unweighted_score_is_the_mean_over_masks(monkeypatch):
     """DiffuLLaMA's released score, summed over all sets of masks."""
     monkeypatch.setitem(ESTIMATORS, "diffullama", RELEASED["diffullama"])

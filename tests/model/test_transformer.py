@@ -386,6 +386,7 @@ def test_every_matrix_starts_as_smdm_documents_it(initial):
         np.testing.assert_array_equal(norm["scale"], 1.0)
 
 
+@pytest.mark.slow
 def test_layers_start_different(initial):
     _, params = initial
     for name, value in params["blocks"].items():

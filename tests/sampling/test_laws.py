@@ -167,7 +167,9 @@ def remdm_law(steps: int, cap: float) -> np.ndarray:
     return np.array([law.get(tuple(sequence), 0.0) for sequence in SEQUENCES.tolist()])
 
 
-@pytest.mark.parametrize("steps, cap", [(3, 0.3), (6, 0.5), (4, 0.0)])
+@pytest.mark.parametrize(
+    "steps, cap", [(3, 0.3), *(pytest.param(*values, marks=pytest.mark.slow) for values in ((6, 0.5), (4, 0.0)))]
+)
 def test_remdm_follows_its_enumerated_law(steps, cap):
     counts = oracle_counts("remdm", steps, seed=3, remask=cap)
     assert p_value(counts, remdm_law(steps, cap)) > 1e-3

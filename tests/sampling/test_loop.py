@@ -112,6 +112,7 @@ def test_suppressed_ids_and_padding_rows_never_appear(strategy):
     assert not np.isin(tokens, (7, 11)).any() and tokens.max() < TINY.vocab_size
 
 
+@pytest.mark.slow
 def test_a_drawn_token_that_equals_the_mask_id_is_not_masked():
     """LLaDA's mask is an ordinary id that nothing suppresses; a canvas must not take such a token for a hole."""
 

@@ -27,6 +27,7 @@ def evaluated(tmp_path_factory):
     return {"model": model, "result": output, "other": save(folder / "other")}
 
 
+@pytest.mark.slow
 def test_a_card_has_the_counts_and_the_results(evaluated):
     text = model_card(evaluated["model"], name="me/model", evaluations=[evaluated["result"]], license="apache-2.0")
     model, result = dlm.load(evaluated["model"]), json.loads(evaluated["result"].read_text())

@@ -104,6 +104,7 @@ def test_a_repository_without_a_model_is_one_line(stub, tmp_path, capsys):
     assert "is not on this disk whole" in message and "or holds no diffusionlm checkpoint" in message
 
 
+@pytest.mark.slow
 def test_the_commands_push_and_sample(model, stub, capsys):
     assert cli.main(["push", str(model), "me/model", "--license", "apache-2.0"]) == 0
     assert f"pushed: hf://me/model@{stub.commits['me/model'][0]}" in capsys.readouterr().out

@@ -1,6 +1,6 @@
 """Runs that the tests of this folder share; no test may change their directories."""
 
-from types import SimpleNamespace
+import functools
 
 import jax
 import pytest
@@ -29,12 +29,27 @@ def uninterrupted(dataset, tmp_path_factory):
     return tiny_run.record(tiny_run.tiny(dataset), tmp_path_factory.mktemp("uninterrupted"))
 
 
+class FineTuned:
+    """A dataset of dialogues, a model to start from with its parameters, and a recorded run; each is made when needed."""
+
+    def __init__(self, directory):
+        self._directory = directory
+
+    @functools.cached_property
+    def dataset(self):
+        return fine_tuning.make_dialogues(self._directory("dialogues"))
+
+    @functools.cached_property
+    def start(self):
+        return fine_tuning.save_base(self._directory("start"), self.dataset)
+
+    @functools.cached_property
+    def run(self):
+        cfg = fine_tuning.tuned(self.dataset, run={"init_from": str(self.start[0])})
+        return tiny_run.record(cfg, self._directory("fine_tuned"))
+
+
 @pytest.fixture(scope="session")
 def fine_tuned(tmp_path_factory):
-    """Return a dataset of dialogues, a model to start from with its parameters, and a recorded fine-tuning run."""
-    dataset = fine_tuning.make_dialogues(tmp_path_factory.mktemp("dialogues"))
-    start = fine_tuning.save_base(tmp_path_factory.mktemp("start"), dataset)
-    cfg = fine_tuning.tuned(dataset, run={"init_from": str(start[0])})
-    return SimpleNamespace(
-        dataset=dataset, start=start, run=tiny_run.record(cfg, tmp_path_factory.mktemp("fine_tuned"))
-    )
+    """Return a fine-tuning run and what it is made of."""
+    return FineTuned(tmp_path_factory.mktemp)

@@ -179,6 +179,7 @@ def test_with_nothing_masked_and_nothing_open_it_is_the_cross_entropy_of_the_twi
     assert float(found[0]) == pytest.approx(nats.mean(), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_the_shifted_loss_in_dream_s_form():
     """Logits moved one place to the right against labels in place, in float64; weights are those of the bound."""
     cfg, given = with_diffusion(anneal_steps=0), batch()

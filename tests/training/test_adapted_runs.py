@@ -159,6 +159,7 @@ def test_without_the_shift_it_warns_once(start, source, tmp_path, caplog):
     assert checkpoint.load_sidecar(tmp_path).alignment == "same"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
@@ -171,6 +172,7 @@ def test_another_model_is_refused(changes, said, start, source, tmp_path):
     assert not (tmp_path / "run" / "config.json").exists()
 
 
+@pytest.mark.slow
 def test_without_a_start_it_says_so(source, tmp_path, caplog):
     cfg = adapting("", source, run={"steps": 1}, diffusion={"anneal_steps": 0})
     assert "model.lora_rank=2 trains adapters of a model that is frozen" in refusal(

@@ -92,6 +92,7 @@ def test_evaluation_sees_as_many_positions_as_training(objective, monkeypatch):
     assert set(seen) == {T}
 
 
+@pytest.mark.slow
 def test_the_mdm_evaluation_estimates_the_bound():
     """Against all masks of the T-1 tokens after the first: n uniform, each subset of n alike, weight (T-1)/n."""
     clean = four_rows()["tokens"][0]
@@ -170,6 +171,7 @@ def test_what_stands_in_the_padding_is_not_looked_at(objective):
     chex.assert_trees_all_equal(state, other_state)
 
 
+@pytest.mark.slow
 def test_mesh_and_micro_batches_do_not_change_the_evaluation():
     mesh = mesh_of((2, 2, 2))
     batch = jax.device_put(random_batch(), NamedSharding(mesh, PartitionSpec(("data", "fsdp"))))

@@ -85,6 +85,7 @@ def examples(batch):
 # --- several examples in a row
 
 
+@pytest.mark.slow
 def test_in_packed_rows_answers_and_their_padding_are_masked():
     cfg, parts = config(), packed_batch()["segment_ids"][:, :LENGTH] % PARTS
     ever = np.zeros(parts.shape, bool)
@@ -256,6 +257,7 @@ def test_held_out_prompts_are_never_left_out():
 # --- evaluation by level of noise
 
 
+@pytest.mark.slow
 def test_evaluation_reports_the_plain_cross_entropy_by_the_share_of_masked_tokens():
     cfg, params = config(packing="examples"), host_state("mdm").params
     batch = single_batch()

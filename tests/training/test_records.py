@@ -70,6 +70,7 @@ def test_what_one_host_cannot_open_is_tried_everywhere(uninterrupted, tmp_path, 
     assert found[0]
 
 
+@pytest.mark.slow
 def test_the_end_of_a_run_is_read_and_written_everywhere(uninterrupted, tmp_path, monkeypatch, attempts):
     def done(path, *rest):
         return Path(path).name == "DONE.json"

@@ -103,6 +103,7 @@ def test_a_killed_run_resumes_bit_for_bit(interrupted, uninterrupted):
     assert run.result["eval"] == reference.result["eval"]
 
 
+@pytest.mark.slow
 def test_from_two_devices_to_one(uninterrupted, tmp_path):
     reference, steps = uninterrupted
     # The profiler's window lies across the restored step: there is nothing left to trace, and nothing to stop.

@@ -179,6 +179,7 @@ def learn(objective: str, steps: int) -> np.ndarray:
     return np.array(losses)
 
 
+@pytest.mark.slow
 def test_an_arm_learns_one_batch_by_heart():
     """Given the first token of four records, which all differ, nothing is left to guess."""
     assert len({*four_rows()["tokens"][:4, 0]}) == 4
@@ -186,6 +187,7 @@ def test_an_arm_learns_one_batch_by_heart():
     assert losses[0] > 3 and losses[-5:].max() < 0.02
 
 
+@pytest.mark.slow
 def test_an_mdm_learns_one_batch():
     """Not all of it: the bound holds the log 4 nats of which record it is, and a canvas of nothing but masks, which
     looks the same from everywhere to rotary positions."""

@@ -108,6 +108,7 @@ def test_the_fine_tuning_loss_is_its_definition():
     np.testing.assert_allclose(pairs.sum(1), 1.0, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_fine_tuning_loss_of_an_arm_is_its_definition():
     batch = example_batch()
     inputs, labels, parts = batch["tokens"][:, :-1], batch["tokens"][:, 1:], batch["segment_ids"][:, 1:]

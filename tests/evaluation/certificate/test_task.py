@@ -202,6 +202,7 @@ def test_documents_longer_than_the_context_and_too_short_ones(places):
         dlm.evaluate(no_start, "certificate", data=places["short"])
 
 
+@pytest.mark.slow
 def test_damaged_parameters_are_one_line(places, tmp_path):
     model = dlm.load(places["mdm"])
     damaged = dataclasses.replace(model, params={**model.params, "head": model.params["head"] * jnp.nan})

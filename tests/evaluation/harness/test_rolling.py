@@ -54,6 +54,7 @@ def test_every_byte_of_a_uniform_model_costs_the_same(objective, shifted, canvas
     assert scores == pytest.approx([-len(text.encode()) * math.log(257) for text in texts], rel=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("objective", "shifted"), KINDS)
 def test_without_a_start_token_the_first_token_is_scored_too(objective, shifted, models):
     """From nothing, or behind EOS where something must stand before it, as the harness' own models do."""

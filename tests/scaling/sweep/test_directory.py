@@ -29,6 +29,7 @@ def test_a_changed_recipe_does_not_hide_the_cells_that_were_planned_before(finis
     assert "1 of the 3 cells" in caplog.text and "the recipe asks for" not in caplog.text
 
 
+@pytest.mark.slow
 def test_directories_and_data_are_not_mixed_up(finished, dataset, sweep, tmp_path):
     with pytest.raises(UserError, match="holds another sweep: sweep tiny there, other here"):
         worker.run(replace(sweep, name="other"), finished, settings(dataset))
