@@ -30,7 +30,7 @@ def uninterrupted(dataset, tmp_path_factory):
 
 
 class FineTuned:
-    """A dataset of dialogues, a model to start from with its parameters, and a recorded run; each is made when needed."""
+    """Dialogues, a model to start from with its parameters, and a recorded run; each is made when it is needed."""
 
     def __init__(self, directory):
         self._directory = directory
