@@ -84,7 +84,7 @@ def test_caches():
 
 def test_what_changes_with_batches_and_meshes():
     measured = {f"{row['dtype']}, {row['settings']}": row for row in read("invariance.json")}
-    single, *table = rows("sampling.md", "| | other mates | longer canvas")
+    single, *table = rows("sampling.md", "| | other texts in the batch | longer canvas")
     exact = [row for name, row in measured.items() if name.startswith("float32")]
     assert set(single[1:]) == {"0"} and len(exact) == 3
     assert not any(share for row in exact for share in list(row.values())[2:])

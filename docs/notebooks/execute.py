@@ -42,7 +42,8 @@ def badge(name: str) -> str:
         return f"[![Open in Colab]({BADGE})]({target})"
     return (
         f"[![Open in Colab]({BADGE})](https://colab.research.google.com/) In Colab, upload this file with *File > "
-        "Upload notebook*, and a zip file of the repository, `diffusionlm.zip`, in the panel of files on the left."
+        "Upload notebook*, and a zip file of the repository in the panel of files on the left; in a checkout, "
+        "`git archive --format=zip --output diffusionlm.zip HEAD` makes it."
     )
 
 

@@ -10,12 +10,18 @@ from pathlib import Path
 REPOSITORY = ""  # an address for `git clone`; empty: upload a zip file of the repository beside this notebook
 
 
+def package():
+    """Return the file of the installed package, or None; a mere directory of that name is no package."""
+    spec = importlib.util.find_spec("diffusionlm")
+    return Path(spec.origin) if spec and spec.origin else None
+
+
 def checkouts():
     """Yield the places where a checkout of diffusionlm may be, the nearest first."""
-    if spec := importlib.util.find_spec("diffusionlm"):
-        yield Path(spec.origin).parents[1]
+    if package():
+        yield package().parents[1]
     yield from (Path.cwd(), *Path.cwd().parents)
-    yield from (path for path in Path.cwd().iterdir() if path.is_dir())
+    yield from (path for path in (*Path.cwd().glob("*"), *Path.cwd().glob("diffusionlm_checkout/*")) if path.is_dir())
 
 
 def checkout():
@@ -27,11 +33,11 @@ if checkout() is None and REPOSITORY:
     subprocess.run(["git", "clone", "--quiet", "--depth", "1", REPOSITORY, "diffusionlm_checkout"], check=True)
 for archive in Path.cwd().glob("diffusionlm*.zip"):
     if checkout() is None:
-        zipfile.ZipFile(archive).extractall()
+        zipfile.ZipFile(archive).extractall("diffusionlm_checkout")
 CHECKOUT = checkout()
 if CHECKOUT is None:
     raise SystemExit("Upload a zip file of the repository, diffusionlm.zip, beside this notebook, and run this again.")
-if importlib.util.find_spec("diffusionlm") is None:
+if package() is None:
     # A wheel, which a running kernel can import; an editable installation would need a restart.
     wanted = [f"{CHECKOUT}[docs]"]
     if shutil.which("nvidia-smi"):
