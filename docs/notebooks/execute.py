@@ -66,7 +66,7 @@ def run(notebook: nbformat.NotebookNode, directory: str | Path, timeout: int = 3
 
 
 def shrink(notebook: nbformat.NotebookNode) -> None:
-    """Make pictures small, and leave out what a page without a kernel cannot use."""
+    """Make pictures small, name no directory of this machine, and leave out what a page without a kernel cannot use."""
     for cell in notebook.cells:
         cell.metadata.pop("execution", None)
         outputs = cell.get("outputs", [])
@@ -77,6 +77,10 @@ def shrink(notebook: nbformat.NotebookNode) -> None:
                 data["image/png"] = small(data["image/png"])
             if len(data.get("text/html", "")) > LONGEST_HTML:
                 data["text/html"] = re.sub(r"<iframe.*?</iframe>", "", data["text/html"], flags=re.DOTALL)
+            for kind in data.keys() & {"text/html", "text/plain"}:
+                data[kind] = data[kind].replace(str(ROOT), "diffusionlm")
+            if "text" in output:
+                output.text = output.text.replace(str(ROOT), "diffusionlm")
     notebook.metadata.pop("widgets", None)
 
 

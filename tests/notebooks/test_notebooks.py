@@ -3,6 +3,7 @@
 import ast
 import importlib.util
 import os
+import re
 from pathlib import Path
 
 import nbformat
@@ -99,6 +100,8 @@ def test_a_file_is_small_valid_and_up_to_date(name, execute):
             ast.parse(cell.source)
             assert not any(output.output_type == "error" for output in cell.outputs)
     assert notebook.cells[0].source.startswith("# ") and "colab-badge" in notebook.cells[0].source
+    text = (DIRECTORY / f"{name}.ipynb").read_text(encoding="utf-8")
+    assert not re.search(r"/(home|root|tmp|work|Users)/", text), "names a directory of the machine that ran it"
 
 
 def test_with_an_address_the_badge_opens_the_notebook_and_the_first_cell_clones(execute, monkeypatch):
