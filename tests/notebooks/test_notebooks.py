@@ -4,6 +4,9 @@ import ast
 import importlib.util
 import os
 import re
+import subprocess
+import sys
+import zipfile
 from pathlib import Path
 
 import nbformat
@@ -111,6 +114,20 @@ def test_with_an_address_the_badge_opens_the_notebook_and_the_first_cell_clones(
     target = "(https://colab.research.google.com/github/someone/something/blob/main/docs/notebooks/5_samplers.ipynb)"
     assert target in notebook.cells[0].source
     assert 'REPOSITORY = "https://github.com/someone/something"' in notebook.cells[1].source
+
+
+@pytest.mark.parametrize("folder", ["", "diffusionlm/", "diffusionlm-main/"])
+def test_the_first_cell_takes_any_zip_file_of_the_repository(folder, tmp_path):
+    """Without an installed package, which a directory named diffusionlm is not."""
+    with zipfile.ZipFile(tmp_path / "diffusionlm.zip", "w") as archive:
+        for file in ("setup.cfg", "diffusionlm/__init__.py", "docs/results/models/tinystories/sidecar.json"):
+            archive.writestr(folder + file, "")
+    source = (DIRECTORY / "setup_cell.py").read_text(encoding="utf-8")
+    before_installing = source[: source.index("if package() is None:")]
+    program = before_installing + "print(package(), CHECKOUT.relative_to(Path.cwd()).as_posix())"
+    command = [sys.executable, "-S", "-c", program]  # without the packages of the environment
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["None", f"diffusionlm_checkout/{folder}".rstrip("/")]
 
 
 @pytest.mark.slow
