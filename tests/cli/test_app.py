@@ -21,8 +21,9 @@ from diffusionlm.cli.main import main
 MODEL = str(Path(__file__).parents[2] / "docs/results/models/tinystories")
 # The command, whose standard input becomes the terminal of its session, so that Ctrl-C is a signal.
 IN_A_TERMINAL = """
-import os, sys
+import os, signal, sys
 os.open(os.ttyname(0), os.O_RDWR)
+signal.signal(signal.SIGINT, signal.SIG_DFL)  # which a shell ignores in what it runs in the background
 os.execv(sys.executable, [sys.executable, "-m", "diffusionlm", *sys.argv[1:]])
 """
 
