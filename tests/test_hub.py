@@ -3,12 +3,10 @@
 import importlib.util
 
 import pytest
+from support import stub_hub
 
 from diffusionlm import hub
 from diffusionlm.errors import UserError
-
-pytest.importorskip("huggingface_hub", reason="the extra hub is not installed")
-from support import stub_hub
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ import dataclasses
 import json
 
 import pytest
+from huggingface_hub import ModelCard
 from support import tiny_chat
 from support.tiny_checkpoint import save
 
@@ -40,9 +41,8 @@ def test_a_card_has_the_counts_and_the_results(evaluated):
 
 
 def test_the_hub_reads_the_front_matter(evaluated):
-    repocard = pytest.importorskip("huggingface_hub", reason="the extra hub is not installed")
     text = model_card(evaluated["model"], name="me/model", evaluations=[evaluated["result"]], license="apache-2.0")
-    data = repocard.ModelCard(text).data
+    data = ModelCard(text).data
     assert (data.library_name, data.pipeline_tag, data.license) == ("diffusionlm", "text-generation", "apache-2.0")
     assert "masked-diffusion" in data.tags
     values = {each.metric_type: each.metric_value for each in data.eval_results}

@@ -7,6 +7,7 @@ import shutil
 import jax
 import numpy as np
 import pytest
+from support import stub_hub
 from support.tiny_checkpoint import save
 
 import diffusionlm as dlm
@@ -14,9 +15,6 @@ from diffusionlm import hub
 from diffusionlm.checkpoint import store
 from diffusionlm.cli import main as cli
 from diffusionlm.errors import UserError
-
-pytest.importorskip("huggingface_hub", reason="the extra hub is not installed")
-from support import stub_hub
 
 
 @pytest.fixture(scope="module")

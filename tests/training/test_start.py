@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from support import tiny_run
+from support import stub_hub, tiny_run
 from support.fine_tuning import sidecar_of, tuned
 from support.tiny_run import refusal
 
@@ -196,9 +196,6 @@ def test_a_directory_s_newest_step_is_looked_up_once(dataset, start, tmp_path, m
 @pytest.fixture
 def pushed(start, monkeypatch, tmp_path):
     """Push the start to a stand-in for the Hub, and return the stand-in and the address of the commit."""
-    pytest.importorskip("huggingface_hub", reason="the extra hub is not installed")
-    from support import stub_hub
-
     stub = stub_hub.install(monkeypatch, tmp_path / "hub")
     return stub, dlm.push_to_hub(start[0], "me/base")
 
