@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from flax import linen as nn
 from jax.extend import core as jex
-from support.matmul_flops import EACH, GPT2_LIKE, TINY, VARIANTS, matmul_flops, programs, unrolled
+from support.matmul_flops import GPT2_LIKE, TINY, VARIANTS, matmul_flops, programs, unrolled
+from support.slow_cases import slow_but
 
 from diffusionlm import flops, presets
 from diffusionlm.config import MeshConfig, ModelConfig, OptimConfig
@@ -19,7 +20,7 @@ from diffusionlm.parallel.mesh import make_mesh, tree_shardings
 from diffusionlm.training import optimizer
 
 
-@pytest.mark.parametrize("variant", EACH)
+@pytest.mark.parametrize("variant", slow_but(VARIANTS, ("mdm", "gpt2")))
 def test_counts_equal_the_matmuls_of_the_forward_pass(variant):
     cfg, B, T = dataclasses.replace(TINY, **VARIANTS[variant]), 2, 12
     forward, _, args = programs(cfg, B, T)

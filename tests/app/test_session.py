@@ -4,6 +4,7 @@ import dataclasses
 
 import pytest
 from support import tiny_chat
+from support.slow_cases import slow
 
 from diffusionlm.app import runs
 from diffusionlm.app import session as work
@@ -29,11 +30,12 @@ def last(views):
     return list(views)[-1]
 
 
-def test_a_text_is_that_of_the_library_with_the_same_seed(model, plain):
-    for one, options in ((model, {"raw": True}), (plain, {})):
-        view = last(work.complete(one, Session(), "Once", "", [SAMPLING]))
-        expected = one.generate("Once", SAMPLING, **options)[0]
-        assert view.runs[0].text == expected.text and view.runs[0].states[-1].tokens == expected.tokens
+@pytest.mark.parametrize(("name", "options"), [("model", {"raw": True}), slow(("plain", {}))])
+def test_a_text_is_that_of_the_library_with_the_same_seed(name, options, request):
+    model = request.getfixturevalue(name)
+    view = last(work.complete(model, Session(), "Once", "", [SAMPLING]))
+    expected = model.generate("Once", SAMPLING, **options)[0]
+    assert view.runs[0].text == expected.text and view.runs[0].states[-1].tokens == expected.tokens
 
 
 def test_two_settings_give_what_each_gives_alone(model):

@@ -20,6 +20,7 @@ from support.checkpoints import (
     save_run,
     tree_of,
 )
+from support.slow_cases import slow_but
 
 from diffusionlm.checkpoint import store as checkpoint
 from diffusionlm.checkpoint.store import CheckpointManager
@@ -159,7 +160,7 @@ def test_a_temporary_directory_is_never_picked_up(tmp_path):
 PARTS = ("_CHECKPOINT_METADATA", "params/_METADATA", "params/manifest.ocdbt", "params", "sidecar")
 
 
-@pytest.mark.parametrize("part", PARTS)
+@pytest.mark.parametrize("part", slow_but(PARTS, ("params/manifest.ocdbt", "sidecar")))
 def test_a_step_that_lacks_a_part_is_passed_over_aloud_and_not_trained_on(tmp_path, part, caplog):
     save_run(tmp_path, 1, 2)
     broken = tmp_path / "checkpoints" / "2"

@@ -7,6 +7,7 @@ import sys
 import pytest
 from support import tiny_chat
 from support.command_line import assert_one_line
+from support.slow_cases import thinned
 
 import diffusionlm as dlm
 from diffusionlm.cli import main as cli
@@ -96,28 +97,31 @@ def test_another_answer_takes_the_place_of_the_last(path, model, monkeypatch, tm
 
 @pytest.mark.parametrize(
     "line, parts",
-    [
-        ("/xyzzy", ["'/xyzzy'", "known: help, load", "begins with a slash, type two"]),
-        ("/regenrate", ["'/regenrate'", "did you mean 'regenerate'?"]),
-        ("/set temprature 1", ["unknown setting 'temprature'", "did you mean 'temperature'?"]),
-        ("/set help me", ["unknown setting 'help'"]),
-        ("/set length 7 steps", ["names and values"]),
-        ("/set length 64", ["length=64 leaves no room"]),
-        ("/reset all", ["/reset takes no argument, and 'all'"]),
-        ("/", ["unknown command '/'"]),
-        ("/set temperature hot", ["temperature=hot", "a number"]),
-        ("/set temperature -1", ["temperature=-1.0", "from 0"]),
-        ("/set strategy best", ["'best'"]),
-        ("/set temperature", ["needs names and values"]),
-        ("/regenerate", ["no answer yet"]),
-        ("/save", ["needs the name of a file"]),
-        ("/save {here}", ["exists", "another name"]),
-        ("/load", ["needs the name of a file"]),
-        ("/load {tmp}/none.json", ["No such file", "/none.json"]),
-        ("/save {tmp}/none/file", ["No such file", "/none/file"]),
-        ("/save {tmp}/dangling", ["exists", "another name"]),
-        ("x" * 100, ["105 tokens", "context of 64", "length=6"]),
-    ],
+    thinned(
+        [
+            ("/xyzzy", ["'/xyzzy'", "known: help, load", "begins with a slash, type two"]),
+            ("/regenrate", ["'/regenrate'", "did you mean 'regenerate'?"]),
+            ("/set temprature 1", ["unknown setting 'temprature'", "did you mean 'temperature'?"]),
+            ("/set help me", ["unknown setting 'help'"]),
+            ("/set length 7 steps", ["names and values"]),
+            ("/set length 64", ["length=64 leaves no room"]),
+            ("/reset all", ["/reset takes no argument, and 'all'"]),
+            ("/", ["unknown command '/'"]),
+            ("/set temperature hot", ["temperature=hot", "a number"]),
+            ("/set temperature -1", ["temperature=-1.0", "from 0"]),
+            ("/set strategy best", ["'best'"]),
+            ("/set temperature", ["needs names and values"]),
+            ("/regenerate", ["no answer yet"]),
+            ("/save", ["needs the name of a file"]),
+            ("/save {here}", ["exists", "another name"]),
+            ("/load", ["needs the name of a file"]),
+            ("/load {tmp}/none.json", ["No such file", "/none.json"]),
+            ("/save {tmp}/none/file", ["No such file", "/none/file"]),
+            ("/save {tmp}/dangling", ["exists", "another name"]),
+            ("x" * 100, ["105 tokens", "context of 64", "length=6"]),
+        ],
+        every=2,
+    ),
 )
 def test_a_mistake_is_one_line_and_ends_a_pipe(line, parts, path, monkeypatch, tmp_path, capsys):
     here = tmp_path / "here"

@@ -9,6 +9,7 @@ import sys
 import pytest
 from support.command_line import PLAIN, TINY, assert_one_line, options
 from support.invalid_configs import INVALID
+from support.slow_cases import thinned
 
 from diffusionlm.cli import main as cli
 
@@ -167,7 +168,7 @@ WRONG = [
 ]
 
 
-@pytest.mark.parametrize("command, parts", WRONG, ids=[command for command, _ in WRONG])
+@pytest.mark.parametrize("command, parts", thinned(WRONG, every=2), ids=[command for command, _ in WRONG])
 def test_a_mistake_is_one_line_and_exit_code_2(command, parts, places, capsys):
     args = words(command, places)
     capsys.readouterr()

@@ -2,6 +2,7 @@
 
 import gzip
 import io
+import itertools
 import json
 import os
 import resource
@@ -13,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.datasets import prepare, rows, write_jsonl
 from support.dialogues import prepare_dialogues
+from support.slow_cases import thinned
 
 from diffusionlm.data import text_files
 from diffusionlm.data.text_files import Files, expand
@@ -31,8 +33,10 @@ def write(path, content):
 # --- lines of JSON in files named .json
 
 
-@pytest.mark.parametrize("name", ["c4.json", "c4.json.gz", "c4.jsonl.gz"])
-@pytest.mark.parametrize("start", ["", "\n \n", "\ufeff"])
+@pytest.mark.parametrize(
+    ("start", "name"),
+    thinned(itertools.product(["", "\n \n", "\ufeff"], ["c4.json", "c4.json.gz", "c4.jsonl.gz"]), every=2),
+)
 def test_lines_of_json_are_read_under_every_name(name, start, jsonl, texts, tmp_path):
     """C4 and RedPajama name them .json.gz and .json."""
     lines = start + write_jsonl(tmp_path / "lines.jsonl", texts).read_text()

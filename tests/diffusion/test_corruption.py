@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 from scipy import stats
+from support.slow_cases import slow_but
 
 from diffusionlm.config import DiffusionConfig, MeshConfig
 from diffusionlm.diffusion.corruption import (
@@ -89,7 +90,7 @@ def times(kind: str, n: int = 4000) -> np.ndarray:
 # --- times
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", slow_but(KINDS, ("antithetic",)))
 def test_the_time_of_every_example_is_uniform(kind):
     u = times(kind)
     assert (u > 0).all() and (u <= 1).all()
@@ -145,7 +146,7 @@ def test_stratified_means_are_less_noisy_than_independent_ones(kind):
 # --- masks
 
 
-@pytest.mark.parametrize("name", LAWS)
+@pytest.mark.parametrize("name", slow_but(LAWS, ("stratified", "exact count")))
 def test_every_position_is_masked_as_often_as_the_schedule_says(name):
     corrupted, mean = plain_draw(name), MEAN_MASKED[name]
     scored = corrupted.scored_BxT.sum(0)
@@ -331,7 +332,7 @@ def test_with_independent_times_an_example_does_not_depend_on_its_mates_or_its_t
     np.testing.assert_array_equal(plain_draw("iid").weight_B[0, :6], part.weight_B)
 
 
-@pytest.mark.parametrize("name", ["stratified", "antithetic", "exact count"])
+@pytest.mark.parametrize("name", slow_but(["stratified", "antithetic", "exact count"], ("exact count",)))
 def test_padding_a_mate_changes_nothing_for_the_others(name):
     tokens, segments = tokens_and_segments()
     tokens[2], segments[2] = 0, 0

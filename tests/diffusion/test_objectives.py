@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from support.slow_cases import slow_but
 
 from diffusionlm.config import Config, DiffusionConfig
 from diffusionlm.diffusion import schedules
@@ -170,13 +171,7 @@ def test_the_reconstruction_term_costs_what_it_should(name):
     assert (joint() * excess).sum() > -1e-6
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        name if name in ("geometric", "cosine", "root") else pytest.param(name, marks=pytest.mark.slow)
-        for name in SCHEDULES
-    ],
-)
+@pytest.mark.parametrize("name", slow_but(SCHEDULES, ("cosine",)))
 def test_the_discrete_bound_lies_above_the_entropy_and_comes_down_to_it(name):
     q = joint()
     entropy = -(q * np.log(q)).sum()

@@ -1,6 +1,7 @@
 """Programs that a model wrote: what of an answer is the program, what is counted, and what is refused."""
 
 import pytest
+from support.slow_cases import slow_but
 from support.written_answers import (
     FUNCTION,
     answers_as_written,
@@ -64,7 +65,7 @@ def test_infilling_of_code(places, monkeypatch):
     assert bytes(token for token in one_sided[0][1:] if token is not None).decode() == FUNCTION["prompt"]
 
 
-@pytest.mark.parametrize("task", ["human_eval", "human_eval_infilling"])
+@pytest.mark.parametrize("task", slow_but(["human_eval", "human_eval_infilling"], ("human_eval",)))
 def test_what_was_late_is_judged_again(task, places, tmp_path, monkeypatch):
     """It says how busy the machine was, so that a resumed evaluation judges the answer that it has once more."""
     gold, judged, endings = FUNCTION["canonical_solution"], [], {"T/0": "exit", "T/1": "late"}

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from support.command_line import assert_one_line
+from support.slow_cases import thinned
 from support.written_answers import (
     EOS,
     PROBLEMS,
@@ -394,7 +395,7 @@ MISTAKES = [
 ]
 
 
-@pytest.mark.parametrize(("command", "parts"), MISTAKES)
+@pytest.mark.parametrize(("command", "parts"), thinned(MISTAKES, every=2))
 def test_mistakes_are_one_line(command, parts, places, capsys):
     words = [word.format(**places) for word in command.split()]
     assert cli.main(["evaluate", places["mdm"], *words]) == 2

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from support.command_line import assert_one_line
+from support.slow_cases import thinned
 from support.tiny_checkpoint import random_params, save
 
 import diffusionlm as dlm
@@ -348,43 +349,46 @@ def test_the_command(places, capsys):
 
 @pytest.mark.parametrize(
     ("command", "parts"),
-    [
-        ("evaluate", ["CHECKPOINT", "perplexity"]),
-        ("evaluate {mdm}", ["TASK", "infilling"]),
-        ("evaluate {mdm} infiling --data {stories}", ["'infiling'", "'infilling'"]),
-        ("evaluate {mdm} perplexity", ["missing --data ("]),
-        ("evaluate {mdm} perplexity --data {tmp}/none.jsonl", ["none.jsonl"]),
-        ("evaluate {tmp}/none perplexity --data {texts}", ["{tmp}/none", "does not exist"]),
-        ("evaluate {mdm} perplexity --data {texts} --limit 0", ["limit=0"]),
-        ("evaluate {mdm} perplexity --data {texts} --limt 3", ["'limt'", "'limit'"]),
-        ("evaluate {mdm} perplexity --data {texts} --limit x", ["limit=x must be an integer, or be left out"]),
-        ("evaluate {mdm} perplexity --data {texts} --draws 0", ["draws=0"]),
-        ("evaluate {mdm} perplexity --data {texts} --estimator exact", ["'exact'"]),
-        (
-            "evaluate {mdm} perplexity --data {texts} --field txt",
-            ["texts.jsonl:1: no field 'txt' among 'text'", "--field text)"],
-        ),
-        ("evaluate {mdm} perplexity --data {nothing}", ["no text"]),
-        ("evaluate {mdm} perplexity --data {cut} --field before", ["cut.jsonl:2", "JSON"]),
-        ("evaluate {mdm} infilling --data {cut}", ["cut.jsonl:2", "JSON"]),
-        ("evaluate {mdm} infilling --data {half}", ["half.jsonl:2", "'after'"]),
-        ("evaluate {mdm} infilling --data {empty}", ["empty.jsonl:1", "'middle'"]),
-        ("evaluate {mdm} infilling --data {number}", ["number.jsonl:1", "'middle' is int"]),
-        (
-            "evaluate {mdm} infilling --data {body}",
-            ["body.jsonl:1: no field 'text' among 'body'", "--field NAME", "'before', 'middle', 'after'"],
-        ),
-        ("evaluate {mdm} infilling --data {short}", ["no story", "2 have fewer than 5"]),
-        ("evaluate {mdm} infilling --data {long}", ["no story", "1 are longer", "96"]),
-        ("evaluate {mdm} infilling --data {stories} --batch_size 0", ["batch_size=0"]),
-        (
-            "evaluate {mdm} infilling --data {stories} --length 5",
-            ["length=5 has no effect in infilling", "leave it out"],
-        ),
-        ("evaluate {mdm} perplexity --data {texts} --resume", ["--resume needs --output FILE"]),
-        ("evaluate {mdm} infilling --data {stories} --strategy rand", ["'rand'", "'random'"]),
-        ("evaluate {arm} infilling --data {stories} --steps 2", ["steps=2", "autoregressive"]),
-    ],
+    thinned(
+        [
+            ("evaluate", ["CHECKPOINT", "perplexity"]),
+            ("evaluate {mdm}", ["TASK", "infilling"]),
+            ("evaluate {mdm} infiling --data {stories}", ["'infiling'", "'infilling'"]),
+            ("evaluate {mdm} perplexity", ["missing --data ("]),
+            ("evaluate {mdm} perplexity --data {tmp}/none.jsonl", ["none.jsonl"]),
+            ("evaluate {tmp}/none perplexity --data {texts}", ["{tmp}/none", "does not exist"]),
+            ("evaluate {mdm} perplexity --data {texts} --limit 0", ["limit=0"]),
+            ("evaluate {mdm} perplexity --data {texts} --limt 3", ["'limt'", "'limit'"]),
+            ("evaluate {mdm} perplexity --data {texts} --limit x", ["limit=x must be an integer, or be left out"]),
+            ("evaluate {mdm} perplexity --data {texts} --draws 0", ["draws=0"]),
+            ("evaluate {mdm} perplexity --data {texts} --estimator exact", ["'exact'"]),
+            (
+                "evaluate {mdm} perplexity --data {texts} --field txt",
+                ["texts.jsonl:1: no field 'txt' among 'text'", "--field text)"],
+            ),
+            ("evaluate {mdm} perplexity --data {nothing}", ["no text"]),
+            ("evaluate {mdm} perplexity --data {cut} --field before", ["cut.jsonl:2", "JSON"]),
+            ("evaluate {mdm} infilling --data {cut}", ["cut.jsonl:2", "JSON"]),
+            ("evaluate {mdm} infilling --data {half}", ["half.jsonl:2", "'after'"]),
+            ("evaluate {mdm} infilling --data {empty}", ["empty.jsonl:1", "'middle'"]),
+            ("evaluate {mdm} infilling --data {number}", ["number.jsonl:1", "'middle' is int"]),
+            (
+                "evaluate {mdm} infilling --data {body}",
+                ["body.jsonl:1: no field 'text' among 'body'", "--field NAME", "'before', 'middle', 'after'"],
+            ),
+            ("evaluate {mdm} infilling --data {short}", ["no story", "2 have fewer than 5"]),
+            ("evaluate {mdm} infilling --data {long}", ["no story", "1 are longer", "96"]),
+            ("evaluate {mdm} infilling --data {stories} --batch_size 0", ["batch_size=0"]),
+            (
+                "evaluate {mdm} infilling --data {stories} --length 5",
+                ["length=5 has no effect in infilling", "leave it out"],
+            ),
+            ("evaluate {mdm} perplexity --data {texts} --resume", ["--resume needs --output FILE"]),
+            ("evaluate {mdm} infilling --data {stories} --strategy rand", ["'rand'", "'random'"]),
+            ("evaluate {arm} infilling --data {stories} --steps 2", ["steps=2", "autoregressive"]),
+        ],
+        every=2,
+    ),
 )
 def test_mistakes_are_one_line(command, parts, places, capsys):
     words = [word.format(**places) for word in command.split()]

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from scipy import stats
 from support.released_estimators import DIFFULLAMA_DRAWS, RELEASED, llada_counts
+from support.slow_cases import slow_but
 
 from diffusionlm.likelihood import estimators
 from diffusionlm.likelihood.estimators import PlanRequest
@@ -79,8 +80,7 @@ def test_the_two_definitions_of_the_bound_agree():
 
 @pytest.mark.parametrize(
     "name, draws",
-    [("exact_count", 1), ("exact_count", 8), ("exact_count", 10), ("iid", 1), ("iid", 8)]
-    + [pytest.param(*case, marks=pytest.mark.slow) for case in (("exact_count", 4), ("iid", 4), ("iid", 10))],
+    slow_but(itertools.product(("exact_count", "iid"), (1, 4, 8, 10)), (("exact_count", 8), ("iid", 1))),
 )
 def test_the_mean_over_passes_is_the_bound(name, draws):
     estimates = passes(name, draws, 20_000)

@@ -11,6 +11,7 @@ import pytest
 from flax import linen as nn
 from jax.extend.core import jaxprs_in_params
 from support.numpy_model import numpy_forward
+from support.slow_cases import slow_but
 
 from diffusionlm.config import DiffusionConfig, MeshConfig, ModelConfig
 from diffusionlm.config_model import RopeScaling
@@ -79,7 +80,7 @@ def forward(cfg: ModelConfig):
     return jax.jit(run)
 
 
-@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("name", slow_but(VARIANTS, ("smdm", "gpt2", "qwen3", "window", "yarn")))
 def test_the_forward_pass_is_the_papers(name):
     cfg = VARIANTS[name]
     params, ids = parameters(cfg), tokens()

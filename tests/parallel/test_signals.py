@@ -8,6 +8,7 @@ import threading
 
 import pytest
 from support import tiny_run
+from support.slow_cases import slow
 
 from diffusionlm.ownership.claims import owned
 from diffusionlm.ownership.lease import release_all
@@ -89,8 +90,8 @@ with signals.stop_signals() if sys.argv[1] != "none" else contextlib.nullcontext
     [
         ("none", [signal.SIGINT], "interrupted"),
         ("starting", [signal.SIGINT], "stopped before the first step"),
-        ("starting", [signal.SIGTERM], "stopped before the first step"),
-        ("training", [signal.SIGINT, signal.SIGINT], "the next signal stops at once"),
+        slow(("starting", [signal.SIGTERM], "stopped before the first step")),
+        slow(("training", [signal.SIGINT, signal.SIGINT], "the next signal stops at once")),
         ("training", [signal.SIGTERM, signal.SIGTERM], "the next signal stops at once"),
     ],
 )

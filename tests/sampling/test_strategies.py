@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy import special, stats
+from support.slow_cases import slow_but
 
 from diffusionlm.sampling import strategies
 from diffusionlm.sampling.propose import confidence_scores
@@ -266,7 +267,9 @@ def test_smdms_schedule_is_golden(masks, steps, expected):
     assert counts_on_time("smdm_greedy", 40, 32)[0] == 1 and counts_on_time("smdm_greedy", 40, 32)[-1] == 3
 
 
-@pytest.mark.parametrize("name", ["entropy", "low_confidence", "margin", "random", "left_to_right"])
+@pytest.mark.parametrize(
+    "name", slow_but(["entropy", "low_confidence", "margin", "random", "left_to_right"], ("entropy", "random"))
+)
 def test_dreams_schedule_is_golden(name):
     """With as many tokens as steps, none is revealed first and two last; 257 of 512 steps of 256 tokens are empty."""
     counts = functools.partial(counts_on_time, name, transfer_until=1e-3)

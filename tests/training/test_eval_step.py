@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 from scipy import special
+from support.slow_cases import slow_but
 from support.tiny_step import (
     ALONE,
     BYTES,
@@ -112,7 +113,7 @@ def test_the_mdm_evaluation_estimates_the_bound():
     assert abs(draws.mean() - bound) < 4 * error
 
 
-@pytest.mark.parametrize("objective", CONFIGS)
+@pytest.mark.parametrize("objective", slow_but(CONFIGS, ("mdm",)))
 def test_the_batch_size_does_not_change_the_evaluation(objective):
     batch, run = random_batch(), evaluator(objective)
     halves = [run({name: x[i * B // 2 : (i + 1) * B // 2] for name, x in batch.items()}, i, 1) for i in (0, 1)]

@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from support.run_files import truncated_copy
-from support.tiny_run import BATCH, LENGTH, STEPS, tiny
+from support.run_files import checkpoint_steps, truncated_copy
+from support.tiny_run import BATCH, LENGTH, STEPS, record, tiny
 
 from diffusionlm.checkpoint import store as checkpoint
 from diffusionlm.data.pipeline import eval_batches, open_dataset
@@ -96,3 +96,16 @@ def test_twins_score_the_same_tokens_and_ignorance_costs_log_v(dataset, packing)
     if packing == "segments":
         scored &= segments[:, 1:] == segments[:, :-1]
     assert found["mdm"] == (scored.sum(), (scored & (tokens[:, 1:] < 256)).sum())
+
+
+def test_a_checkpoint_implies_the_evaluation_at_its_step(uninterrupted, tmp_path, monkeypatch):
+    workdir = truncated_copy(uninterrupted, tmp_path, 10)
+
+    def killed(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(trainer.Loop, "evaluate", killed)
+    with pytest.raises(KeyboardInterrupt):
+        record(uninterrupted[0].config, workdir)
+    # It was about to evaluate and to save step 15; had it saved first, no resume would make up for the evaluation.
+    assert max(checkpoint_steps(workdir)) == 10

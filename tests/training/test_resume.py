@@ -22,7 +22,6 @@ from support.run_files import (
 from support.tiny_run import STEPS, record
 
 from diffusionlm import config_io
-from diffusionlm.training import loop as trainer
 from diffusionlm.training import metrics
 
 
@@ -137,16 +136,3 @@ def test_what_is_operational_may_change(uninterrupted, tmp_path, mesh, microbatc
     assert [line["step"] for line in lines] == [*range(1, 21), 21, 28, 30]
     assert checkpoint_steps(run.workdir) == [30]
     assert traced_steps(run.workdir) == [29]  # the window ends with the training
-
-
-def test_a_checkpoint_implies_the_evaluation_at_its_step(uninterrupted, tmp_path, monkeypatch):
-    workdir = truncated_copy(uninterrupted, tmp_path, 10)
-
-    def killed(*args):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(trainer.Loop, "evaluate", killed)
-    with pytest.raises(KeyboardInterrupt):
-        record(uninterrupted[0].config, workdir, mesh_devices=2)
-    # It was about to evaluate and to save step 15; had it saved first, no resume would make up for the evaluation.
-    assert max(checkpoint_steps(workdir)) == 10

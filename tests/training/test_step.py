@@ -1,6 +1,7 @@
 """The training step: equal numbers however the batch is cut, its definition, learning, and bad batches."""
 
 import dataclasses
+import itertools
 import math
 
 import chex
@@ -10,6 +11,7 @@ import numpy as np
 import optax
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
+from support.slow_cases import slow_but
 from support.tiny_step import (
     ALONE,
     CONFIGS,
@@ -134,8 +136,10 @@ def test_a_step_says_what_it_did(objective):
     assert (state.step, state.next_index) == (3, 8)
 
 
-@pytest.mark.parametrize("packing", ["chunk", "segments", "examples"])
-@pytest.mark.parametrize("objective", CONFIGS)
+@pytest.mark.parametrize(
+    ("objective", "packing"),
+    slow_but(itertools.product(CONFIGS, ("chunk", "segments", "examples")), (("mdm", "examples"), ("arm", "segments"))),
+)
 def test_no_dtype_is_promoted_by_accident(objective, packing):
     """Around everything that is ours; optax itself is not written for it."""
     cfg = CONFIGS[objective]

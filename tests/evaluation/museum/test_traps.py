@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from evaluation.museum.traps import AUTOREGRESSIVE, TRAPS, grid_from_zero, other_schedule
+from support.slow_cases import slow
 from support.tiny_checkpoint import save
 
 import diffusionlm as dlm
@@ -21,6 +22,8 @@ from diffusionlm.likelihood.perplexity import rolling_windows
 ROOT = Path(__file__).parents[3]
 SETTINGS = dlm.LikelihoodConfig(draws=4)
 TEXTS = ["A first text, which is long enough.", "The second one h\u00e9re is a little longer than that.", "And " * 18]
+# Each of these compiles a program of its own.
+COSTLY = ("FirstFree", "MaskScored", "NoiseByPlace", "OwnToken", "PaddedEos", "PaddingSeen", "VisibleEnd")
 
 
 def subject_of(model, texts, settings=SETTINGS):
@@ -61,7 +64,11 @@ def test_the_right_method_passes(subject, name):
     assert finding.verdict == "pass", finding
 
 
-@pytest.mark.parametrize("trap", TRAPS, ids=lambda trap: f"{trap.name}-{trap.check}")
+@pytest.mark.parametrize(
+    "trap",
+    [slow(trap) if trap.name in COSTLY else trap for trap in TRAPS],
+    ids=lambda trap: f"{trap.name}-{trap.check}",
+)
 def test_a_trap_is_caught(subject, trap):
     finding = CHECKS[trap.check](with_method(subject, trap.method, [trap.check]))
     assert finding.verdict == "fail", finding
