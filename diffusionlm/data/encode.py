@@ -14,7 +14,8 @@ import numpy as np
 
 from diffusionlm.data import dialogues, tokenizers
 from diffusionlm.data.chat_templates import Template
-from diffusionlm.data.items import Item, read_text
+from diffusionlm.data.items import Item
+from diffusionlm.data.selection import Selection
 from diffusionlm.data.sources import Source
 from diffusionlm.data.stream import BuildContext, TokenStream
 from diffusionlm.data.tokenizers import Tokenizer
@@ -29,7 +30,7 @@ class EncodeRules(NamedTuple):
     """The rules by which documents are encoded and sorted into splits."""
 
     held_out: float  # fraction of "train" that goes to "validation", by a hash
-    text_field: str
+    selection: Selection  # of texts
     sequence_length: int
     template: Template | None = None  # of dialogues; None: the items are texts
     bos: bool = False  # of texts: BOS precedes each
@@ -62,6 +63,7 @@ class Encoded(NamedTuple):
     empty: int
     progress: int  # bytes of the source
     unread: Counter[str]  # field of JSON objects -> objects in which it holds something that no document has
+    left_out: Counter[str]  # option of the selection -> documents that it leaves out
 
 
 class EncodedSplits(NamedTuple):
@@ -71,6 +73,7 @@ class EncodedSplits(NamedTuple):
     malformed: int
     empty: int
     unread: Counter[str]  # field of JSON objects -> objects in which it holds something that no document has
+    left_out: Counter[str]  # option of the selection -> documents that it leaves out
 
 
 def encode_splits(
@@ -97,7 +100,7 @@ def encode_splits(
     )
     names = [*sources, *(["validation"] if rules.held_out else [])]
     bar = context.bars.add_task("encoding", total=sum(source.total for source in sources.values()))
-    malformed, empty, unread = 0, 0, Counter[str]()
+    malformed, empty, unread, left_out = 0, 0, Counter[str](), Counter[str]()
     with contextlib.ExitStack() as files:
         streams = {split: TokenStream(context.directory / f"{split}.tokens") for split in names}
         for stream in streams.values():
@@ -110,9 +113,10 @@ def encode_splits(
             malformed += len(encoded.malformed)
             empty += encoded.empty
             unread += encoded.unread
+            left_out += encoded.left_out
             context.bars.advance(bar, encoded.progress)
     tokenizer_file.unlink()
-    return EncodedSplits(streams, malformed, empty, unread)
+    return EncodedSplits(streams, malformed, empty, unread, left_out)
 
 
 def _malformed(reason: str) -> UserError:
@@ -136,14 +140,17 @@ def encode(job: EncodeJob) -> Encoded:
     rules = job.rules
     codec = _read_codec(job.tokenizer_file)
     splits: dict[str, list[EncodedDocument]] = {}
-    malformed, empty, unread = [], 0, Counter[str]()
+    malformed, empty, unread, left_out = [], 0, Counter[str](), Counter[str]()
     for item in job.items:
         try:
-            document, fields = _encode_item(item, codec, rules)
+            document, fields, reason = _encode_item(item, codec, rules)
         except ValueError as error:
             malformed.append(f"{item.location}: {error}")
             continue
         unread.update(fields)
+        if reason:
+            left_out[reason] += 1
+            continue
         if document is None:
             empty += 1
             continue
@@ -157,11 +164,11 @@ def encode(job: EncodeJob) -> Encoded:
             np.array(lengths, np.int64),
             Counts.sum(document.counts for document in documents),
         )
-    return Encoded(parts, malformed, empty, sum(item.progress for item in job.items), unread)
+    return Encoded(parts, malformed, empty, sum(item.progress for item in job.items), unread, left_out)
 
 
-def _encode_item(item: Item, codec: Codec, rules: EncodeRules) -> tuple[EncodedDocument | None, Iterable[str]]:
-    """Return a text or dialogue, None if it is empty, and the names of the fields that are not in it.
+def _encode_item(item: Item, codec: Codec, rules: EncodeRules) -> tuple[EncodedDocument | None, Iterable[str], str]:
+    """Return a text or dialogue, None if it is empty; the fields that are not in it; and why it is left out, if so.
 
     Raises:
       ValueError: the item is malformed; the message is the reason.
@@ -169,10 +176,10 @@ def _encode_item(item: Item, codec: Codec, rules: EncodeRules) -> tuple[EncodedD
     if rules.template:
         messages, unread = dialogues.read(item, rules.ignore_fields)
         if not messages:
-            return None, unread
-        return dialogues.encode(messages, codec, rules.template, rules.sequence_length), unread
-    text, names = read_text(item, rules.text_field)
-    return _encode_text(text, codec, rules.bos) if text else None, set(names) - {*rules.ignore_fields}
+            return None, unread, ""
+        return dialogues.encode(messages, codec, rules.template, rules.sequence_length), unread, ""
+    text, names, left_out = rules.selection.read(item)
+    return _encode_text(text, codec, rules.bos) if text else None, set(names) - {*rules.ignore_fields}, left_out
 
 
 def _encode_text(text: str, codec: Codec, bos: bool) -> EncodedDocument:
@@ -214,7 +221,9 @@ def training_texts(source: Source, rules: EncodeRules, *, sft: bool, on_error: s
                 messages, _ = dialogues.read(item, rules.ignore_fields)
                 key, text = json.dumps(messages), "\n".join(message.content for message in messages)
             else:
-                key = text = read_text(item, rules.text_field)[0]
+                key = text = (selected := rules.selection.read(item)).text
+                if selected.left_out:
+                    continue
         except ValueError as error:
             if on_error == "stop":
                 raise _malformed(f"{item.location}: {error}") from None

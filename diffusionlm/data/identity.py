@@ -1,6 +1,7 @@
 """The identity of a file: a hash of all its bytes, and a stamp by which a file that was not touched is recognised."""
 
 import hashlib
+import math
 import os
 import time
 from collections.abc import Iterator, Mapping
@@ -19,7 +20,7 @@ class State(NamedTuple):
     """A file's size and times, as the file system reports them."""
 
     bytes: int
-    changed: float  # seconds since 1970, the latest change of the content or of the entry
+    changed: float  # seconds since 1970, the latest change of the content or of the entry; infinite: unknown
     stamp: str  # a hash of the path, the size, the times and the inode
 
     @classmethod
@@ -31,7 +32,8 @@ class State(NamedTuple):
         """
         if "://" in str(path):
             status = path.stat()
-            size, changed, marks = status.length, float(status.mtime), (status.mtime,)
+            # Some stores tell no time; such a file never counts as settled.
+            size, changed, marks = status.length, float(status.mtime) or math.inf, (status.mtime,)
         else:
             result = os.stat(path)
             size, changed = result.st_size, max(result.st_mtime, result.st_ctime)
@@ -66,7 +68,7 @@ def content_of(description: Any) -> Any:
     """Return a description without what may change while the content stays: stamps, and names but for their ends."""
     if isinstance(description, dict) and HASH in description:
         suffixes = PurePath(str(description.get("name"))).suffixes
-        ending = suffixes[-2:] if suffixes[-1:] == [".gz"] else suffixes[-1:]
+        ending = suffixes[-2:] if suffixes[-1:] in ([".gz"], [".zst"]) else suffixes[-1:]
         return {"ending": ending, "bytes": description.get("bytes"), HASH: description[HASH]}
     if isinstance(description, dict):
         return {name: content_of(value) for name, value in description.items()}

@@ -6,18 +6,21 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from diffusionlm import schema
+from diffusionlm.data import fields
 from diffusionlm.untrusted import printable, unencodable
 
-MOST_NAMED = 10  # fields, in messages
+MOST_NAMED = fields.MOST_NAMED
+lacks_field = fields.lacks
 
 
 class Item(NamedTuple):
     """One document, raw."""
 
-    location: str  # for messages: file:line, file, or the example's name
+    location: object  # for messages, its str: file:line, file, or the example's name
     payload: bytes
     is_json: bool  # a JSON object, not the text itself
     progress: int  # bytes of the source that this item used up
+    problem: str = ""  # why it cannot be read, if its reader found that
 
 
 def text_of(item: Item, text_field: str) -> str:
@@ -34,7 +37,7 @@ def read_text(item: Item, text_field: str, option: str = "text_field") -> tuple[
 
     Args:
       item: the document.
-      text_field: the field of a JSON object that holds the text.
+      text_field: the field of a JSON object that holds the text, with dots for one of a nested object, or a template.
       option: the option that chooses this field, for the message.
 
     Raises:
@@ -45,24 +48,24 @@ def read_text(item: Item, text_field: str, option: str = "text_field") -> tuple[
     record = record_of(item)
     if record is None:
         return "", ()
-    if text_field not in record:
-        raise ValueError(_lacks_text(text_field, record, option))
-    text = checked_text(f"field {text_field!r}", record[text_field])
-    return text, [name for name, value in record.items() if name != text_field and not is_empty(value)]
+    text, used = "", set()
+    for part in fields.template(text_field):
+        text += part.text
+        if part.field:
+            text += checked_text(f"field {part.field!r}", _value(part.field, record, option))
+            used.add(fields.column(record, part.field))
+    return text, [name for name, value in record.items() if name not in used and not is_empty(value)]
 
 
-def _lacks_text(text_field: str, record: Mapping[str, Any], option: str) -> str:
-    """Say which fields a record has instead of the one of its text, and how another is chosen."""
-    close = difflib.get_close_matches(text_field, map(printable, record), n=1)
-    choice = f"--{option} {close[0] if close else 'NAME'}"
-    return f"{lacks_field(text_field, record)} (if another one holds the text, choose it with {choice})"
-
-
-def lacks_field(name: str, record: Mapping[str, Any]) -> str:
-    """Say which fields a record has instead of the one of that name."""
-    names = [printable(other) for other in record]
-    shown = ", ".join(map(repr, names[:MOST_NAMED])) + ", ..." * (len(names) > MOST_NAMED)
-    return f"no field {name!r} among {shown or 'none'}"
+def _value(name: str, record: Mapping[str, Any], option: str) -> Any:
+    """Return the value of a field of the text; `ValueError` says which others there are, and how one is chosen."""
+    try:
+        return fields.value(record, name)
+    except KeyError as error:
+        close = difflib.get_close_matches(name, map(printable, record), n=1)
+        choice = f"--{option} {close[0] if close else 'NAME'}"
+        reason = f"{error.args[0]} (if another one holds the text, choose it with {choice})"
+        raise ValueError(reason) from None
 
 
 def record_of(item: Item) -> dict[str, Any] | None:
@@ -112,6 +115,8 @@ def is_empty(value: Any) -> bool:
 
 
 def _decode(item: Item) -> str:
+    if item.problem:
+        raise ValueError(item.problem)
     try:
         return item.payload.decode("utf-8-sig")
     except UnicodeDecodeError as error:

@@ -57,6 +57,7 @@ class Metadata(schema.Record, frozen=True):
     template: dict[str, Any] | None = None  # of dialogues: `Template.from_dict` rebuilds it
     too_long: Count = 0  # answers left out because they end beyond sequence_length, with all that follows them
     bos: bool = False  # of texts: BOS precedes each document
+    left_out: dict[str, Count] = {}  # option that selects documents -> those that it left out
 
     @property
     def format(self) -> int:

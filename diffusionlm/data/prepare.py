@@ -2,9 +2,8 @@
 
 Documents are encoded, each followed by EOS (and after BOS, if asked for), concatenated in the order of the source and
 cut into records of sequence_length + 1 tokens, across documents (as SMDM and LLaDA do). A .txt or .md file is one
-document; a .jsonl or .json file, or one of them with .gz, holds one a line, or a list. Every record also numbers its
-documents (`segment_ids`, from 1), so that a trainer may keep them from attending to each other. The last, partial
-record of a split is dropped. Empty documents are skipped and counted. Equal arguments give equal records in equal
+document; `formats` has the table of the others. Every record also numbers its documents (`segment_ids`, from 1), so that
+a trainer may keep them from attending to each other. The last, partial record of a split is dropped. Empty documents are skipped and counted. Equal arguments give equal records in equal
 order, for any number of workers. The directory appears whole, under its name, or not at all.
 
 With format "sft" documents are dialogues, and each is a record of its own, or several are packed into one (see
@@ -22,7 +21,7 @@ from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingCo
 
 from diffusionlm.console import Console
 from diffusionlm.data import chat_templates, tokenizers
-from diffusionlm.data.encode import EncodeRules, encode_splits, training_texts
+from diffusionlm.data.encode import EncodedSplits, EncodeRules, encode_splits, training_texts
 from diffusionlm.data.items import MOST_NAMED
 from diffusionlm.data.metadata import Metadata
 from diffusionlm.data.ordered_map import WORKER_DEATHS, ordered_map
@@ -45,6 +44,10 @@ def prepare(
     validation: str | Sequence[str] | None = None,
     validation_fraction: float | None = None,
     text_field: str = "text",
+    where: Sequence[str] = (),
+    min_chars: int | None = None,
+    max_chars: int | None = None,
+    sample: float | None = None,
     format: Literal["text", "sft"] = "text",
     template: str = "auto",
     bos: bool | None = None,
@@ -57,15 +60,21 @@ def prepare(
     """Prepare a dataset, or find that `output` already holds it; return its metadata, which is also in its `meta.json`.
 
     Args:
-      source: a corpus (`python_docs`), `tfds:NAME[:split]`, or files of text or jsonl, directories, glob patterns.
+      source: a corpus (`python_docs`), `tfds:NAME[:split]`, or files of the kinds in docs/own_text.md, directories, glob
+        patterns.
       output: the directory to make, local or mounted.
       sequence_length: tokens that a model will see; records hold one more.
       tokenizer: `byte`, `sentencepiece` (trained on the data), a tokenizer's file, a model's directory, or an object.
       vocab_size: pieces of the `sentencepiece` that is trained; not for other tokenizers.
       validation: a source, like `source`, for the validation split.
       validation_fraction: without that, the share held out by a hash (0.01), or of one text file the end; 0: nothing.
-      text_field: the field of JSON, or feature of TFDS, that holds the text; not for "sft".
-      format: "text"; or "sft", instruction data in jsonl or json files, of the shapes in docs/sft.md.
+      text_field: the field, column or feature of the text, `meta.text` for a nested one, or a template such as "{title}:
+        {text}"; not for "sft".
+      where: conditions on fields that all documents taken fulfil, such as lang=en, lang!=en or score>=3; not for "sft".
+      min_chars: documents of fewer characters are left out; not for "sft".
+      max_chars: documents of more characters are left out; not for "sft".
+      sample: the fraction of the documents to take, chosen by a hash of their text; not for "sft".
+      format: "text"; or "sft", instruction data in files of records, of the shapes in docs/sft.md.
       template: of "sft": "llada", "plain", "none" (unchanged), or "auto": llada if the tokenizer has it, else plain.
       bos: of "text", whether BOS precedes each document; None: as in the training of the checkpoint, if any.
       ignore_fields: fields of JSON objects that no text is made of; others are named, and in "sft" refused.
@@ -77,23 +86,9 @@ def prepare(
     Raises:
       UserError: arguments or input are not usable, or `output` holds something else.
     """
-    request = check_request(
-        source,
-        output,
-        sequence_length=sequence_length,
-        tokenizer=tokenizer,
-        vocab_size=vocab_size,
-        validation=validation,
-        validation_fraction=validation_fraction,
-        text_field=text_field,
-        format=format,
-        template=template,
-        bos=bool(bos),
-        ignore_fields=ignore_fields,
-        pack=pack,
-        on_error=on_error,
-        workers=workers,
-    )
+    arguments = dict(locals())  # all of this function, by name
+    del arguments["progress"]
+    request = check_request(**arguments | {"bos": bool(bos)})
     return _prepare(request, int(workers), Console(stderr=True, quiet=not progress, soft_wrap=True, highlight=False))
 
 
@@ -125,6 +120,7 @@ def _build(context: BuildContext, request: Request) -> Metadata:
     rules = rules._replace(template=template)
     encoded = encode_splits(context, request.sources, rules, tokenizer, on_error=request.on_error)
     _report_unread(context.bars, request, encoded.unread)
+    _require_taken(encoded)
     if template:
         _require_answers(request, encoded.streams)
     record_format = RecordFormat(request.sequence_length, tokenizer.vocab_size, tokenizers.require_eos(tokenizer))
@@ -140,6 +136,7 @@ def _build(context: BuildContext, request: Request) -> Metadata:
         template=template.to_dict() if template else None,
         too_long=sum(stream.counts.too_long for stream in encoded.streams.values()),
         bos=request.bos,
+        left_out=dict(encoded.left_out),
     )
     metadata.write(context.directory)
     return metadata
@@ -166,9 +163,16 @@ def _report_unread(bars: Bars, request: Request, unread: Counter[str]) -> None:
             f"no message is made of the fields {', '.join(named)}; to leave them out, --ignore_fields {fix}"
         )
     bars.console.print(
-        f"the text is in {request.text_field!r}; not read: {', '.join(named)}",
+        f"the text is in {request.selection.text_field!r}; not read: {', '.join(named)}",
         markup=False,
     )
+
+
+def _require_taken(encoded: EncodedSplits) -> None:
+    """Raise `UserError` if the selection leaves out all documents."""
+    if encoded.left_out and not any(stream.words for stream in encoded.streams.values()):
+        reasons = ", ".join(f"{count:,} by {printable(reason)}" for reason, count in encoded.left_out.most_common())
+        raise UserError(f"no document is left: {reasons}; drop or loosen a condition")
 
 
 def _require_answers(request: Request, streams: Mapping[str, TokenStream]) -> None:
@@ -215,6 +219,7 @@ def _summarise(console: Console, output: Path, metadata: Metadata) -> None:
             f"{metadata.too_long:,} answers that end beyond {metadata.sequence_length} tokens were left out; a longer "
             "sequence_length keeps them"
         )
+    lines += [f"{count:,} documents were left out by {reason}" for reason, count in metadata.left_out.items()]
     if metadata.malformed:
         lines.append(f"{metadata.malformed:,} malformed lines or files were skipped")
     for line in lines:

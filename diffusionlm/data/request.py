@@ -15,6 +15,7 @@ from diffusionlm.data import tokenizers
 from diffusionlm.data.encode import EncodeRules
 from diffusionlm.data.identity import content_of, known_digests, names_and_sizes, summary
 from diffusionlm.data.metadata import Metadata
+from diffusionlm.data.selection import Selection
 from diffusionlm.data.sources import Source, resolve_splits
 from diffusionlm.data.tokenizers import SentencePieceTokenizer, Tokenizer
 from diffusionlm.errors import UserError
@@ -34,7 +35,7 @@ class Request:
     sequence_length: int
     tokenizer: Tokenizer | None  # None: a SentencePiece model of `vocab_size` pieces is trained
     vocab_size: int
-    text_field: str
+    selection: Selection  # of the documents of "text", and the fields that they are made of
     format: Literal["text", "sft"]
     template: str  # of "sft"
     bos: bool  # of "text"
@@ -46,7 +47,7 @@ class Request:
         """Return the rules by which documents are encoded, without the template."""
         return EncodeRules(
             self.held_out,
-            self.text_field,
+            self.selection,
             self.sequence_length,
             bos=self.bos,
             ignore_fields=self.ignore_fields,
@@ -60,8 +61,9 @@ class Request:
             "held_out": self.held_out,
             "tokenizer": {tokenizer.kind: tokenizer.sha256} if tokenizer else {"sentencepiece": self.vocab_size},
             "sequence_length": self.sequence_length,
-            "text_field": self.text_field,
+            "text_field": self.selection.text_field,
             "on_error": self.on_error,
+            **self.selection.identity(),
         }
         if self.format == "sft":
             identity |= {"format": self.format, "template": self.template}
@@ -139,6 +141,10 @@ def check_request(
     validation: str | Sequence[str] | None,
     validation_fraction: float | None,
     text_field: str,
+    where: Sequence[str],
+    min_chars: int | None,
+    max_chars: int | None,
+    sample: float | None,
     format: Literal["text", "sft"],
     template: str,
     bos: bool,
@@ -152,10 +158,14 @@ def check_request(
     Raises:
       UserError: an argument is not usable, or there is no such source or tokenizer.
     """
-    check_values(
+    selection = check_values(
         output,
         sequence_length=sequence_length,
         text_field=text_field,
+        where=where,
+        min_chars=min_chars,
+        max_chars=max_chars,
+        sample=sample,
         format=format,
         template=template,
         bos=bos,
@@ -163,22 +173,17 @@ def check_request(
         on_error=on_error,
         workers=workers,
     )
-    if vocab_size is not None:
-        vocab_size = whole("vocab_size", vocab_size, 1, "be at least 1, and in practice a thousand or more")
-    chosen = _resolve_tokenizer(tokenizer, vocab_size)
-    if bos and chosen and chosen.bos_id is None:
-        raise UserError(f"bos=True needs a tokenizer with a BOS piece, which {chosen.kind} has not; drop it")
-    sources, held_out = resolve_splits(
-        source, validation, validation_fraction, text_field=None if format == "sft" else text_field
-    )
+    chosen, pieces = _resolve_tokenizer(tokenizer, vocab_size, bos)
+    asked = (None, None) if format == "sft" else (text_field, selection.columns)
+    sources, held_out = resolve_splits(source, validation, validation_fraction, *asked)
     return Request(
         output=disk_path(output),
         sources=sources,
         held_out=held_out,
         sequence_length=int(sequence_length),
         tokenizer=chosen,
-        vocab_size=vocab_size or 0,
-        text_field=text_field,
+        vocab_size=pieces,
+        selection=selection,
         format=format,
         template=template,
         bos=bos,
@@ -193,14 +198,18 @@ def check_values(
     *,
     sequence_length: int,
     text_field: str,
+    where: Sequence[str],
+    min_chars: int | None,
+    max_chars: int | None,
+    sample: float | None,
     format: Literal["text", "sft"],
     template: str,
     bos: bool | None,
     pack: bool,
     on_error: Literal["stop", "skip"],
     workers: int,
-) -> None:
-    """Check the arguments of `prepare` for which nothing needs to be read.
+) -> Selection:
+    """Check the arguments of `prepare` for which nothing needs to be read; return those that select documents.
 
     Raises:
       UserError: an argument is not usable.
@@ -211,10 +220,14 @@ def check_values(
     if on_error not in ("stop", "skip"):
         raise UserError(f"on_error={on_error!r} must be 'stop' or 'skip'")
     _check_format(format, template, text_field, bos)
+    selection = Selection.of(text_field, where, min_chars, max_chars, sample)
+    if format == "sft" and (given := selection.identity()):
+        raise UserError(f"{next(iter(given))} is for format=text; choose the dialogues before, or drop it")
     if pack and format != "sft":
         raise UserError(f"pack={pack} is for format=sft, and texts are always packed; drop it")
     if "://" in str(output):
         raise UserError(f"output {str(output)!r} must be a local or mounted directory; prepare there, then copy it")
+    return selection
 
 
 def _check_format(format: str, template: str, text_field: str, bos: bool | None) -> None:
@@ -228,14 +241,18 @@ def _check_format(format: str, template: str, text_field: str, bos: bool | None)
         raise UserError("bos=True is for format=text, and a template says how format=sft begins; drop it")
 
 
-def _resolve_tokenizer(tokenizer: str | os.PathLike | Tokenizer, vocab_size: int | None) -> Tokenizer | None:
-    """Return the tokenizer that was named, or None if one is to be trained."""
+def _resolve_tokenizer(
+    tokenizer: str | os.PathLike | Tokenizer, vocab_size: int | None, bos: bool
+) -> tuple[Tokenizer | None, int]:
+    """Return the tokenizer that was named, or None if one is to be trained, and of how many pieces; else 0."""
+    if vocab_size is not None:
+        vocab_size = whole("vocab_size", vocab_size, 1, "be at least 1, and in practice a thousand or more")
     if isinstance(tokenizer, os.PathLike):
         tokenizer = os.fspath(tokenizer)
     if tokenizer == SentencePieceTokenizer.kind:
         if vocab_size is None:
             raise UserError("tokenizer=sentencepiece is trained on the data and needs vocab_size, such as 2048")
-        return None
+        return None, vocab_size
     name = repr(tokenizer) if isinstance(tokenizer, str) else f"of kind {tokenizer.kind}"
     if vocab_size:
         raise UserError(
@@ -243,4 +260,6 @@ def _resolve_tokenizer(tokenizer: str | os.PathLike | Tokenizer, vocab_size: int
         )
     chosen = tokenizers.load(tokenizer) if isinstance(tokenizer, str) else tokenizer
     tokenizers.require_eos(chosen, name)
-    return chosen
+    if bos and chosen.bos_id is None:
+        raise UserError(f"bos=True needs a tokenizer with a BOS piece, which {chosen.kind} has not; drop it")
+    return chosen, 0

@@ -1,43 +1,64 @@
-"""Files of documents: texts, lines of JSON and JSON lists, on disks and in buckets, packed or not."""
+"""Files of documents, on disks and in buckets: what a path stands for, and their items, whole or in pieces."""
 
 import glob
-import gzip
-import json
 import os
-import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from typing import IO, Any
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 from etils import epath
 
-from diffusionlm.data import corpora, identity
-from diffusionlm.data.items import Item, parse_json
-from diffusionlm.errors import UserError, suggest
+from diffusionlm.data import corpora, formats, identity
+from diffusionlm.data.fields import Columns
+from diffusionlm.data.formats import arrow_files
+from diffusionlm.data.formats.reading import WHOLE, Reading, Span
+from diffusionlm.data.items import Item
+from diffusionlm.errors import UserError, require_package, suggest
+from diffusionlm.hub import SCHEME as HUB
 from diffusionlm.storage import run_path
-from diffusionlm.untrusted import printable, require_content, require_regular
+from diffusionlm.untrusted import printable, require_regular
 
-TEXT_ENDINGS = (".txt", ".md", ".txt.gz", ".md.gz")  # one document a file
-LINES_ENDINGS = (".jsonl", ".jsonl.gz")  # one document a line
-JSON_ENDINGS = (".json", ".json.gz")  # a list of documents, or one document a line
-TABLE_ENDINGS = (".csv", ".tsv", ".parquet", ".xlsx")  # not read; another name would not help
-DIALOGUE_KINDS = ".jsonl and .json"
+PIECE_BYTES = 1 << 24  # of a large file, that are read by themselves
+GROUP_BYTES = 1 << 20  # of small files, that are read together
+LEAST_BYTES = 1 << 8  # that a file counts for, so that a group does not become long
 
-DOCUMENT_BYTES = 2 << 30  # the most that one document, or a list of them, may hold: it lies in memory whole
-BLOCK_BYTES = 1 << 24  # read at a time
-# gzip packs text 3 to 10 times, and repetition up to 1032 times. Beyond so many bytes, so much is no text.
-UNPACKED_BYTES = 1 << 27
-UNPACKED_RATIO = 200
+
+class Part(NamedTuple):
+    """A span of a file, which was in this state when it was cut."""
+
+    path: str
+    state: identity.State
+    span: Span
+
+
+@dataclass(frozen=True)
+class FilesPiece:
+    """Spans of files, which are read together."""
+
+    parts: tuple[Part, ...]
+    columns: Columns | None
+    progress: int  # bytes of the files that it stands for
+
+    def __iter__(self) -> Iterator[Item]:
+        for part in self.parts:
+            path = epath.Path(part.path)
+            yield from formats.read(path, part.span, self.columns)
+            _require_unchanged(path, part.state)
 
 
 class Files:
-    """Text files (a document each), jsonl (a document a line) and json (a list of documents, or lines), in this order.
+    """Files of documents, of the kinds of `formats`, in this order.
+
+    Args:
+      paths: the files.
+      columns: the fields of records that are needed; None: all.
 
     Raises:
       UserError: one of them is no regular file, or cannot be read.
     """
 
-    def __init__(self, paths: Sequence[epath.Path]):
-        self.paths = paths
+    def __init__(self, paths: Sequence[epath.Path], columns: Columns | None = None):
+        self.paths, self._columns = paths, columns
         self._states = [_state(path) for path in paths]
         self.total = sum(state.bytes for state in self._states)
 
@@ -45,68 +66,137 @@ class Files:
         """Return the identity of each file by its content; `known` digests, by stamp, save reading files again."""
         described = []
         for path, state in zip(self.paths, self._states, strict=True):
-            with _Reading(path):
+            with Reading(path):
                 described.append(identity.describe(path, state, known or {}))
             _require_unchanged(path, state)
         return described
 
     def __iter__(self) -> Iterator[Item]:
         for path, state in zip(self.paths, self._states, strict=True):
-            yield from _items(path)
+            yield from formats.read(path, WHOLE, self._columns)
             _require_unchanged(path, state)
+
+    def pieces(self, piece_bytes: int = PIECE_BYTES, group_bytes: int = GROUP_BYTES) -> list[FilesPiece]:
+        """Return pieces, which together give the items of all files, in order.
+
+        Args:
+          piece_bytes: about so many bytes of a large file are in a piece, where its format allows.
+          group_bytes: smaller files are put together until they have so many.
+
+        Raises:
+          UserError: a file cannot be read as what its name says, or has changed.
+        """
+        pieces, group, size = [], [], 0
+        for path, state in zip(self.paths, self._states, strict=True):
+            spans = formats.cut(path, state.bytes, piece_bytes)
+            if len(spans) == 1:
+                group.append(Part(str(path), state, WHOLE))
+                size += max(state.bytes, LEAST_BYTES)
+            if group and (len(spans) > 1 or size >= group_bytes):
+                pieces.append(self._piece(group, sum(part.state.bytes for part in group)))
+                group, size = [], 0
+            if len(spans) > 1:
+                progress = _shares(state.bytes, [span.progress for span in spans])
+                parts = [Part(str(path), state, span) for span in spans]
+                pieces += [self._piece([part], share) for part, share in zip(parts, progress, strict=True)]
+                _require_unchanged(path, state)
+        return pieces + ([self._piece(group, sum(part.state.bytes for part in group))] if group else [])
+
+    def _piece(self, parts: Sequence[Part], progress: int) -> FilesPiece:
+        return FilesPiece(tuple(parts), self._columns, progress)
+
+
+def _shares(total: int, weights: Sequence[int]) -> list[int]:
+    """Return integers that sum to `total`, about in proportion to the weights."""
+    shares, used, passed = [], 0, 0
+    for weight in weights:
+        passed += weight
+        until = total * passed // max(1, sum(weights))
+        shares.append(until - used)
+        used = until
+    return shares
 
 
 def expand(spec: str, *, dialogues: bool, or_corpus: bool = False) -> list[epath.Path]:
     """Return the files that a path, directory or pattern stands for, sorted.
 
     Args:
-      spec: a file, a directory (its files, not those of directories below) or a glob pattern.
+      spec: a file, a directory (its files, not those of directories below; see `formats.GROUPS`) or a glob pattern.
       dialogues: only kinds that may hold dialogues are allowed.
       or_corpus: the name of a corpus would be allowed too; the message for a missing file says so.
 
     Raises:
-      UserError: there is no file, one is of an unknown kind, or a link leads nowhere.
+      UserError: there is no file, one is of an unknown kind or needs a package, or a link leads nowhere.
     """
-    path = run_path(spec)
-    if path.is_dir():
-        files = _directory(path, dialogues)
-    elif path.exists():
-        files = [path]
-    else:
-        files = [file for file in _matches(str(path)) if not file.is_dir()]
-    if not files:
+    path = _source_path(spec)
+    with Reading(path):
         if path.is_dir():
-            raise UserError(f"{spec!r} is a directory without files that end in one of {_allowed(dialogues)}")
-        if not or_corpus:
-            raise UserError(f"no such file, directory or pattern: {spec!r}; check the path")
-        corpus = suggest(spec, names := corpora.CORPORA.names())
-        if "did you mean" not in corpus:
-            corpus = f"; check the path, or name a corpus ({', '.join(names)})"
-        raise UserError(f"no such file, directory, pattern or corpus: {spec!r}{corpus}")
+            files = _directory(path, dialogues)
+        elif path.exists():
+            files = [path]
+        else:
+            files = [file for file in _matches(str(path)) if not file.is_dir()]
+        if not files:
+            raise _nothing(spec, path, dialogues, or_corpus)
     for file in files:
-        if "://" not in str(file) and file.exists():
-            require_regular(file)
-        if dialogues and file.name.endswith(TEXT_ENDINGS):
-            raise UserError(f"format=sft reads {DIALOGUE_KINDS} files, not {str(file)!r}; give such files")
-        if not file.name.endswith(TEXT_ENDINGS + LINES_ENDINGS + JSON_ENDINGS):
-            fix = "convert it to .jsonl, one object a line"
-            if not file.name.endswith(TABLE_ENDINGS):
-                fix = f"rename it to end in one of {_allowed(dialogues)}"
-            raise UserError(f"{str(file)!r} is of an unknown kind; {fix}")
+        _require_kind(file, dialogues)
+    formats.require_packages(files)
     return sorted(files)
 
 
-def _allowed(dialogues: bool) -> str:
-    return ", ".join((() if dialogues else TEXT_ENDINGS) + LINES_ENDINGS + JSON_ENDINGS)
+def allowed(dialogues: bool) -> str:
+    """Return in words how the names of files of documents may end."""
+    return ", ".join(formats.endings(*(format for format in formats.FORMATS if format.records or not dialogues)))
+
+
+def _source_path(spec: str) -> epath.Path:
+    """Return a path on a disk, in a bucket or on the Hugging Face hub."""
+    if not spec.startswith(HUB):
+        return run_path(spec)
+    require_package("huggingface_hub", repr(printable(spec)), "huggingface_hub", "hub")
+    require_package("fsspec", repr(printable(spec)), "fsspec", "corpora")
+    return epath.Path(spec)
+
+
+def _nothing(spec: str, path: epath.Path, dialogues: bool, or_corpus: bool) -> UserError:
+    """Return an error that says that nothing is there."""
+    if path.is_dir():
+        return UserError(f"{spec!r} is a directory without files that end in one of {allowed(dialogues)}")
+    if not or_corpus:
+        return UserError(f"no such file, directory or pattern: {spec!r}; check the path")
+    corpus = suggest(spec, names := corpora.CORPORA.names())
+    if "did you mean" not in corpus:
+        corpus = f"; check the path, or name a corpus ({', '.join(names)})"
+    return UserError(f"no such file, directory, pattern or corpus: {spec!r}{corpus}")
+
+
+def _require_kind(file: epath.Path, dialogues: bool) -> None:
+    """Raise `UserError` unless a file is a regular one of a known format."""
+    if "://" not in str(file) and file.exists():
+        require_regular(file)
+    format = formats.of(file)
+    if format is None:
+        fix = "convert it to .jsonl, one object a line"
+        if not file.name.endswith(formats.OTHER_ENDINGS):
+            fix = f"rename it to end in one of {allowed(dialogues)}"
+        raise UserError(f"{str(file)!r} is of an unknown kind; {fix}")
+    if dialogues and not format.records:
+        raise UserError(f"format=sft reads files of records, not {str(file)!r}; give files that end in {allowed(True)}")
 
 
 def _directory(path: epath.Path, dialogues: bool) -> list[epath.Path]:
+    if arrow_files.is_saved(path) and (saved := arrow_files.saved_files(path)):
+        return saved
     files = list(path.iterdir())
-    if dialogues:
-        return [file for file in files if file.name.endswith(LINES_ENDINGS + JSON_ENDINGS)]
-    # Beside texts, .json files describe them, as those of the Hugging Face hub do.
-    texts = [file for file in files if file.name.endswith(TEXT_ENDINGS + LINES_ENDINGS)]
-    return texts or [file for file in files if file.name.endswith(JSON_ENDINGS)]
+    groups = formats.GROUPS_OF_RECORDS if dialogues else formats.GROUPS
+    chosen = [[file for file in files if file.name.endswith(formats.endings(*group))] for group in groups]
+    tables, lines = chosen[0], [file for file in files if formats.of(file) is formats.LINES]
+    if tables and lines:
+        raise UserError(
+            f"{str(path)!r} holds {tables[0].suffix} and {lines[0].suffix} files; name those to read by a pattern, such as "
+            f"'{path}/*{tables[0].suffix}'"
+        )
+    return next((group for group in chosen if group), [])
 
 
 def _matches(pattern: str) -> list[epath.Path]:
@@ -120,7 +210,7 @@ def _matches(pattern: str) -> list[epath.Path]:
 def _state(path: epath.Path) -> identity.State:
     if "://" not in str(path) and os.path.islink(path) and not os.path.exists(path):
         raise UserError(f"{str(path)!r} is a link to {os.readlink(path)!r}, which is not there; fix it or remove it")
-    with _Reading(path):
+    with Reading(path):
         if "://" not in str(path):
             require_regular(path)
         return identity.State.of(path)
@@ -130,111 +220,3 @@ def _require_unchanged(path: epath.Path, state: identity.State) -> None:
     """Raise `UserError` if a file is no longer what it was when it was looked at first."""
     if _state(path) != state:
         raise UserError(f"{str(path)!r} changed while it was read; try again once nothing writes to it")
-
-
-class _Reading:
-    """A context that turns what fails while a file is read into one line; `location` says how far it was read."""
-
-    def __init__(self, path: epath.Path):
-        self.location = str(path)
-        self._path = path
-
-    def __enter__(self) -> "_Reading":
-        return self
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, EOFError | gzip.BadGzipFile | zlib.error):
-            raise UserError(
-                f"{self.location}: damaged gzip data after this point ({error}); fetch the file again"
-            ) from error
-        if isinstance(error, OSError):
-            raise UserError(f"cannot read {str(self._path)!r}: {error.strerror or error}") from error
-
-
-class _Reader:
-    """A file, unpacked if its name ends in .gz, of which only so much is held at a time as one document may have."""
-
-    def __init__(self, path: epath.Path, raw: IO[bytes]):
-        self._path, self._raw = path, raw
-        self._stream: Any = gzip.open(raw) if path.suffix == ".gz" else raw
-        self._unpacked = 0
-
-    @property
-    def position(self) -> int:
-        """Bytes of the file that were used up."""
-        return self._raw.tell()
-
-    def line(self) -> bytes:
-        """Return the next line with its end, b"" at the end of the file."""
-        blocks = []
-        for block in self._blocks(self._stream.readline):
-            blocks.append(block)
-            if block.endswith(b"\n"):
-                break
-        return blocks[0] if len(blocks) == 1 else b"".join(blocks)
-
-    def rest(self) -> bytes:
-        """Return all that follows."""
-        return b"".join(self._blocks(self._stream.read))
-
-    def _blocks(self, read: Any) -> Iterator[bytes]:
-        """Yield what `read` gives until there is no more; raise `UserError` if it is too much."""
-        size = 0
-        while block := read(BLOCK_BYTES):
-            size += len(block)
-            self._unpacked += len(block)
-            if self._unpacked > UNPACKED_BYTES and self._unpacked > UNPACKED_RATIO * self._raw.tell():
-                raise UserError(
-                    f"{printable(self._path)} unpacks to more than {UNPACKED_RATIO} times its size, which no text does;"
-                    " unpack it yourself if that is right"
-                )
-            if size > DOCUMENT_BYTES:
-                raise UserError(
-                    f"{printable(self._path)} has a document or list of more than {DOCUMENT_BYTES >> 30} GiB; split "
-                    "it, or write one document a line in .jsonl"
-                )
-            yield block
-
-
-def _items(path: epath.Path) -> Iterator[Item]:
-    with _Reading(path) as reading, path.open("rb") as raw:
-        require_content(raw, path)
-        reader = _Reader(path, raw)
-        if path.name.endswith(TEXT_ENDINGS):
-            content = reader.rest()
-            yield Item(str(path), content, False, reader.position)
-            return
-        first, number, position = b"", 0, 0
-        if path.name.endswith(JSON_ENDINGS):
-            while (first := reader.line()) and not _bare(first):
-                number += 1
-            if _begins_list(first):
-                yield from _list_items(str(path), first + reader.rest())
-                return
-        while line := first or reader.line():
-            first, number = b"", number + 1
-            reading.location = f"{path}:{number}"
-            before, position = position, reader.position
-            yield Item(reading.location, line, True, position - before)
-
-
-def _bare(line: bytes) -> bytes:
-    return line.removeprefix(b"\xef\xbb\xbf").strip()
-
-
-def _begins_list(line: bytes) -> bool:
-    """Return True unless a line holds an object of its own: it begins a list, or an object over several lines."""
-    return bool(line) and not (_bare(line).startswith(b"{") and _bare(line).endswith(b"}"))
-
-
-def _list_items(location: str, content: bytes) -> Iterator[Item]:
-    """Yield the members of a JSON list, each as a line of jsonl."""
-    try:
-        members = parse_json(content.decode("utf-8-sig"))
-    except ValueError as error:
-        raise UserError(f"{location}: {error}") from error
-    if not isinstance(members, list):
-        kind = "one JSON object over several lines" if isinstance(members, dict) else "a JSON value"
-        raise UserError(f"{location} holds {kind}; it must hold a list of objects, or one object a line")
-    for i, member in enumerate(members):
-        yield Item(f"{location}[{i}]", json.dumps(member).encode(), True, len(content) // len(members))

@@ -143,14 +143,14 @@ def test_a_tfds_name(texts, tmp_path, monkeypatch):
 
 
 def test_refuses_sources_and_outputs(jsonl, tmp_path):
-    (tmp_path / "table.csv").write_text("a,b")
+    (tmp_path / "table.xlsx").write_text("a,b")
     (tmp_path / "table.dat").write_text("a,b")
     (tmp_path / "folder").mkdir()
     for source, message in {
         "python_doc": "did you mean 'python_docs'",
         str(tmp_path / "*.txt"): r"no such file, directory, pattern or corpus: .*; check the path",
         str(tmp_path / "folder"): "folder' is a directory without files that end in one of .txt, ",
-        str(tmp_path / "table.csv"): "unknown kind; convert it to .jsonl",
+        str(tmp_path / "table.xlsx"): "unknown kind; convert it to .jsonl",
         str(tmp_path / "table.dat"): "unknown kind; rename it to end in one of .txt",
     }.items():
         with pytest.raises(UserError, match=message):

@@ -16,7 +16,7 @@ from support.datasets import prepare, rows, write_jsonl
 from support.dialogues import prepare_dialogues
 from support.slow_cases import thinned
 
-from diffusionlm.data import text_files
+from diffusionlm.data.formats import reading
 from diffusionlm.data.text_files import Files, expand
 from diffusionlm.errors import UserError
 
@@ -169,8 +169,8 @@ def bomb(path, megabytes, block):
 @pytest.mark.parametrize("block", [b"\0", b" " * 63 + b"\n", b"[" * 64], ids=["no line", "lines", "brackets"])
 def test_what_unpacks_to_far_more_than_text_is_refused_before_it_is_held(name, block, tmp_path, monkeypatch):
     """Repetition packs 300 to 1000 times, and where the bound is reached does not depend on what would follow."""
-    monkeypatch.setattr(text_files, "UNPACKED_BYTES", 1 << 24)
-    monkeypatch.setattr(text_files, "BLOCK_BYTES", 1 << 20)
+    monkeypatch.setattr(reading, "UNPACKED_BYTES", 1 << 24)
+    monkeypatch.setattr(reading, "BLOCK_BYTES", 1 << 20)
     path = bomb(tmp_path / name, 40, block)
     assert path.stat().st_size < (40 << 20) / 300
     read = 0
@@ -179,15 +179,15 @@ def test_what_unpacks_to_far_more_than_text_is_refused_before_it_is_held(name, b
             read += len(item.payload)
     assert "\n" not in str(error.value)
     # The packed bytes are counted as they are read, and Python 3.12 reads more of them ahead.
-    ahead = text_files.UNPACKED_RATIO * getattr(gzip, "READ_BUFFER_SIZE", io.DEFAULT_BUFFER_SIZE)
-    assert read <= max(text_files.UNPACKED_BYTES, ahead) + text_files.BLOCK_BYTES
+    ahead = reading.UNPACKED_RATIO * getattr(gzip, "READ_BUFFER_SIZE", io.DEFAULT_BUFFER_SIZE)
+    assert read <= max(reading.UNPACKED_BYTES, ahead) + reading.BLOCK_BYTES
 
 
 def test_small_repetitive_files_and_large_texts_are_read(tmp_path, monkeypatch):
     repeated = write(tmp_path / "a.txt.gz", b"again " * 10**6)  # 6 MB, 1000 times its size
     (item,) = Files([repeated])
     assert len(item.payload) == 6 * 10**6
-    monkeypatch.setattr(text_files, "UNPACKED_BYTES", 1 << 16)
+    monkeypatch.setattr(reading, "UNPACKED_BYTES", 1 << 16)
     letters = np.random.default_rng(0).choice(np.frombuffer(b"etaoin shrdlu\n", np.uint8), 1 << 18).tobytes()
     assert b"".join(item.payload for item in Files([write(tmp_path / "b.jsonl.gz", letters)])) == letters
 
@@ -195,8 +195,8 @@ def test_small_repetitive_files_and_large_texts_are_read(tmp_path, monkeypatch):
 @pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "a.json"])
 def test_a_document_has_a_limit(name, tmp_path, monkeypatch):
     """A sparse file of 1 TB takes no room on the disk, and is not read beyond the limit."""
-    monkeypatch.setattr(text_files, "DOCUMENT_BYTES", 1 << 22)
-    monkeypatch.setattr(text_files, "BLOCK_BYTES", 1 << 20)
+    monkeypatch.setattr(reading, "DOCUMENT_BYTES", 1 << 22)
+    monkeypatch.setattr(reading, "BLOCK_BYTES", 1 << 20)
     with (tmp_path / name).open("wb") as file:
         file.truncate(1 << 40)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -207,7 +207,7 @@ def test_a_document_has_a_limit(name, tmp_path, monkeypatch):
 
 
 def test_lines_longer_than_a_block_stay_whole(tmp_path, monkeypatch):
-    monkeypatch.setattr(text_files, "BLOCK_BYTES", 10)
+    monkeypatch.setattr(reading, "BLOCK_BYTES", 10)
     lines = [b"x" * n + b"\n" for n in (0, 8, 9, 10, 11, 19, 20, 35)] + [b"end"]
     path = write(tmp_path / "a.jsonl", b"".join(lines))
     assert [item.payload for item in Files([path])] == lines

@@ -1,0 +1,111 @@
+"""Columns of Arrow tables, as Parquet files and datasets of Hugging Face have them, into items."""
+
+import datetime
+import decimal
+import json
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from etils import epath
+
+from diffusionlm.data.fields import Columns
+from diffusionlm.data.formats.reading import lacks_column, load_package
+from diffusionlm.errors import UserError
+from diffusionlm.untrusted import printable
+
+
+class Wanted(NamedTuple):
+    """What is read of a table."""
+
+    names: list[str]  # of columns
+    leaves: list[str] | None  # of those, with dots between the levels; None: all
+
+
+def choose(path: epath.Path, schema: Any, columns: Columns | None) -> Wanted:
+    """Return which columns of a file are read.
+
+    Raises:
+      UserError: one is missing, twice there, or no text where text is asked for.
+    """
+    if twice := [name for i, name in enumerate(schema.names) if name in schema.names[:i]]:
+        raise UserError(f"{printable(path)} names the column {printable(twice[0])!r} twice; rename one")
+    if columns is None:
+        return Wanted(list(schema.names), None)
+    names, leaves = [], []
+    for name in (*columns.texts, *columns.others):
+        column, type_ = _find(path, schema, name)
+        if name in columns.texts and not _holds_text(type_):
+            raise UserError(
+                f"{printable(path)}: column {printable(name)!r} is {printable(type_)}, not text; choose the column of the "
+                "text with --text_field NAME"
+            )
+        names.append(column)
+        leaves.append(name)
+    return Wanted(list(dict.fromkeys(names)), list(dict.fromkeys(leaves)))
+
+
+def _find(path: epath.Path, schema: Any, name: str) -> tuple[str, Any]:
+    """Return the column that holds a field, and the type of the field."""
+    if name in schema.names:
+        return name, schema.field(name).type
+    head, *rest = name.split(".")
+    if not rest or head not in schema.names:
+        raise lacks_column(path, name, schema.names)
+    type_, reached = schema.field(head).type, head
+    for part in rest:
+        fields = [field.name for field in type_] if str(type_).startswith("struct") else []
+        if part not in fields:
+            shown = ", ".join(repr(printable(field)) for field in fields)
+            has = f"the fields {shown}" if fields else f"no fields: it is {printable(type_)}"
+            raise UserError(
+                f"{printable(path)}: column {printable(reached)!r} has {has}, not {printable(part)!r}; choose another field than "
+                f"{printable(name)!r}"
+            )
+        type_, reached = type_.field(part).type, f"{reached}.{part}"
+    return head, type_
+
+
+def _holds_text(type_: Any) -> bool:
+    """Return True for the types of text; also for bytes, which many writers call texts, and for nulls alone."""
+    name = str(type_)
+    if name.startswith("dictionary<values="):
+        name = name.removeprefix("dictionary<values=").partition(",")[0]
+    return name in ("string", "large_string", "string_view", "binary", "large_binary", "binary_view", "null")
+
+
+def payloads(batch: Any, names: list[str]) -> Iterator[tuple[bytes, str]]:
+    """Yield each row of a record batch as JSON of these columns, or b"" and why it cannot be read."""
+    try:
+        rows = batch.select(names).to_pylist()
+    except ValueError:  # a text that is not UTF-8; of which row, it does not say
+        rows = None
+    for i in range(batch.num_rows):
+        try:
+            row = rows[i] if rows is not None else {name: batch.column(name)[i].as_py() for name in names}
+            yield json.dumps(row, ensure_ascii=False, default=_plain).encode(), ""
+        except UnicodeError:
+            yield b"", f"invalid UTF-8 in {' or '.join(repr(printable(name)) for name in _undecodable(batch, names, i))}"
+        except ValueError as error:  # a date beyond those of Python
+            yield b"", printable(error)
+
+
+def _undecodable(batch: Any, names: list[str], i: int) -> Iterator[str]:
+    for name in names:
+        try:
+            json.dumps(batch.column(name)[i].as_py(), ensure_ascii=False, default=_plain).encode()
+        except ValueError:
+            yield name
+
+
+def _plain(value: Any) -> Any:
+    """Return a value in JSON types."""
+    if isinstance(value, bytes):
+        return value.decode()
+    if isinstance(value, decimal.Decimal):
+        return float(value)
+    return value.isoformat() if isinstance(value, datetime.date | datetime.time) else str(value)
+
+
+def arrow_errors(path: epath.Path) -> tuple[type[Exception], ...]:
+    """Return the exceptions of pyarrow that say that a file is damaged."""
+    return (load_package("pyarrow", path, "pyarrow").lib.ArrowException,)

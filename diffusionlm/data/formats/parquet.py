@@ -1,0 +1,78 @@
+"""Parquet files, of which only the columns that are asked for are read, a few pages at a time."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from etils import epath
+
+from diffusionlm.data.formats import arrow_columns
+from diffusionlm.data.fields import Columns
+from diffusionlm.data.formats.reading import WHOLE, Reading, Span, load_package
+from diffusionlm.data.items import Item
+from diffusionlm.untrusted import require_content
+
+BATCH_ROWS, BATCH_BYTES = 256, 1 << 24  # the most that is decoded at a time, by what the file says of its rows
+
+
+def read(path: epath.Path, span: Span, columns: Columns | None) -> Iterator[Item]:
+    """Yield the rows of a span of row groups as JSON objects.
+
+    Raises:
+      UserError: the file is no Parquet file, is damaged, or lacks a column.
+    """
+    with _reading(path) as reading, path.open("rb") as raw:
+        require_content(raw, path)
+        file = _open(path, raw)
+        wanted = arrow_columns.choose(path, file.schema_arrow, columns)
+        sizes, number = _sizes(file.metadata), 0
+        for group, size in enumerate(sizes):
+            rows, unpacked = file.metadata.row_group(group).num_rows, file.metadata.row_group(group).total_byte_size
+            if group < span.start or not rows:
+                number += rows
+                continue
+            if span.stop is not None and group >= span.stop:
+                return
+            batch_rows = max(1, min(BATCH_ROWS, BATCH_BYTES * rows // max(1, unpacked)))
+            used = 0
+            for batch in file.iter_batches(batch_rows, row_groups=[group], columns=wanted.leaves):
+                for payload, problem in arrow_columns.payloads(batch, wanted.names):
+                    reading.location, used = f"{path}[{number}]", used + 1
+                    progress = size * used // rows - size * (used - 1) // rows
+                    yield Item(reading.location, payload, True, progress, problem)
+                    number += 1
+
+
+def cut(path: epath.Path, size: int, piece_bytes: int) -> list[Span]:
+    """Return spans of row groups that have at least `piece_bytes` in the file."""
+    if size <= piece_bytes:
+        return [WHOLE]
+    with _reading(path), path.open("rb") as raw:
+        require_content(raw, path)
+        return spans(_sizes(_open(path, raw).metadata), piece_bytes)
+
+
+def spans(sizes: list[int], piece_bytes: int) -> list[Span]:
+    """Return spans of consecutive parts of these sizes, each of at least `piece_bytes` but for the last."""
+    found, start, used = [], 0, 0
+    for i, size in enumerate(sizes):
+        used += size
+        if used >= piece_bytes or i == len(sizes) - 1:
+            found.append(Span(start, i + 1, used))
+            start, used = i + 1, 0
+    return found or [WHOLE]
+
+
+def _reading(path: epath.Path) -> Reading:
+    return Reading(path, "parquet", arrow_columns.arrow_errors(path))
+
+
+def _open(path: epath.Path, raw: Any) -> Any:
+    # Without a buffer a column of a whole row group would be held.
+    parquet = load_package("pyarrow.parquet", path, "pyarrow")
+    return parquet.ParquetFile(raw, buffer_size=1 << 20, pre_buffer=False)
+
+
+def _sizes(metadata: Any) -> list[int]:
+    """Return the bytes that each row group has in the file."""
+    groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
+    return [sum(group.column(j).total_compressed_size for j in range(group.num_columns)) for group in groups]
