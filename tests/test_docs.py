@@ -46,7 +46,7 @@ def test_names_links_and_files(document):
         if re.match(r"[a-z_]+\.\w+", s)
     }
     dotted = {name for name in dotted if re.fullmatch(r"[a-z_]+(\.\w+)+", name)}
-    kinds = "py json jsonl txt md toml cfg sh conf html png csv jinja".split()
+    kinds = "py json jsonl txt md toml cfg sh conf html png csv tsv parquet arrow tar jinja".split()
     files = {name for name in dotted if name.rpartition(".")[2] in kinds}
     for name in sorted(dotted - files):
         first = name.split(".")[0]

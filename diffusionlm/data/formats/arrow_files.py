@@ -8,9 +8,8 @@ from etils import epath
 
 from diffusionlm import schema
 from diffusionlm.data.formats import arrow_columns
-from diffusionlm.data.formats.parquet import spans
 from diffusionlm.data.fields import Columns
-from diffusionlm.data.formats.reading import WHOLE, Reading, Span, load_package
+from diffusionlm.data.formats.reading import WHOLE, Reading, Span, load_package, spans
 from diffusionlm.data.items import Item
 from diffusionlm.errors import UserError
 from diffusionlm.untrusted import plain_name, printable, read_bytes, require_content

@@ -7,7 +7,7 @@ from etils import epath
 
 from diffusionlm.data.formats import arrow_columns
 from diffusionlm.data.fields import Columns
-from diffusionlm.data.formats.reading import WHOLE, Reading, Span, load_package
+from diffusionlm.data.formats.reading import WHOLE, Reading, Span, load_package, spans
 from diffusionlm.data.items import Item
 from diffusionlm.untrusted import require_content
 
@@ -34,7 +34,8 @@ def read(path: epath.Path, span: Span, columns: Columns | None) -> Iterator[Item
                 return
             batch_rows = max(1, min(BATCH_ROWS, BATCH_BYTES * rows // max(1, unpacked)))
             used = 0
-            for batch in file.iter_batches(batch_rows, row_groups=[group], columns=wanted.leaves):
+            batches = file.iter_batches(batch_rows, row_groups=[group], columns=wanted.leaves, use_threads=False)
+            for batch in batches:
                 for payload, problem in arrow_columns.payloads(batch, wanted.names):
                     reading.location, used = f"{path}[{number}]", used + 1
                     progress = size * used // rows - size * (used - 1) // rows
@@ -51,25 +52,15 @@ def cut(path: epath.Path, size: int, piece_bytes: int) -> list[Span]:
         return spans(_sizes(_open(path, raw).metadata), piece_bytes)
 
 
-def spans(sizes: list[int], piece_bytes: int) -> list[Span]:
-    """Return spans of consecutive parts of these sizes, each of at least `piece_bytes` but for the last."""
-    found, start, used = [], 0, 0
-    for i, size in enumerate(sizes):
-        used += size
-        if used >= piece_bytes or i == len(sizes) - 1:
-            found.append(Span(start, i + 1, used))
-            start, used = i + 1, 0
-    return found or [WHOLE]
-
-
 def _reading(path: epath.Path) -> Reading:
     return Reading(path, "parquet", arrow_columns.arrow_errors(path))
 
 
 def _open(path: epath.Path, raw: Any) -> Any:
-    # Without a buffer a column of a whole row group would be held.
     parquet = load_package("pyarrow.parquet", path, "pyarrow")
-    return parquet.ParquetFile(raw, buffer_size=1 << 20, pre_buffer=False)
+    file = raw if "://" in str(path) else str(path)
+    # Without a buffer a column of a whole row group would be held.
+    return parquet.ParquetFile(file, buffer_size=1 << 20, pre_buffer=False)
 
 
 def _sizes(metadata: Any) -> list[int]:

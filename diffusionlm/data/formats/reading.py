@@ -35,6 +35,17 @@ class Span(NamedTuple):
 WHOLE = Span()
 
 
+def spans(sizes: list[int], piece_bytes: int) -> list[Span]:
+    """Return spans of consecutive parts of these sizes, each of at least `piece_bytes` but for the last."""
+    found, start, used = [], 0, 0
+    for i, size in enumerate(sizes):
+        used += size
+        if used >= piece_bytes or i == len(sizes) - 1:
+            found.append(Span(start, i + 1, used))
+            start, used = i + 1, 0
+    return found or [WHOLE]
+
+
 class Line(NamedTuple):
     """The place of a line of a span, as file:line; the lines before the span are counted when it is asked for."""
 
@@ -116,7 +127,7 @@ def _first_line(error: Exception) -> str:
     return printable((str(error).strip() or type(error).__name__).splitlines()[0])[:200]
 
 
-class _Zstd(io.RawIOBase):
+class _Zstd:
     """The unpacked bytes of a file of zstd frames."""
 
     def __init__(self, path: epath.Path, packed: IO[bytes]):
@@ -125,14 +136,12 @@ class _Zstd(io.RawIOBase):
         self._file, self._packed, self._unpacked = packed, b"", memoryview(b"")
         self._frame: Any = None  # the one that has begun
 
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
+    def read1(self, size: int) -> memoryview:
+        """Return at most so many bytes, none at the end; `EOFError` if that is within a frame."""
         while not self._unpacked:
             packed = self._packed or self._file.read(ZSTD_BYTES)
             if not packed and self._frame is None:
-                return 0
+                return self._unpacked
             if not packed:
                 raise EOFError("the file ends within a frame")
             if self._frame is None:
@@ -140,10 +149,8 @@ class _Zstd(io.RawIOBase):
             self._unpacked, self._packed = memoryview(self._frame.decompress(packed)), b""
             if self._frame.eof:
                 self._packed, self._frame = self._frame.unused_data, None
-        part = self._unpacked[: len(buffer)]
-        buffer[: len(part)] = part
-        self._unpacked = self._unpacked[len(part) :]
-        return len(part)
+        part, self._unpacked = self._unpacked[:size], self._unpacked[size:]
+        return part
 
 
 class _Bounded(io.RawIOBase):
@@ -157,14 +164,30 @@ class _Bounded(io.RawIOBase):
         return True
 
     def readinto(self, buffer: Any) -> int:
-        size = self._stream.readinto(buffer)
-        self._count += size
+        data = self._stream.read1(len(buffer))  # what can be read before the place of any damage
+        buffer[: len(data)] = data
+        self._count += len(data)
         if self._count > UNPACKED_BYTES and self._count > UNPACKED_RATIO * self._packed.tell():
             raise UserError(
                 f"{printable(self._path)} unpacks to more than {UNPACKED_RATIO} times its size, which no text does;"
                 " unpack it yourself if that is right"
             )
-        return size
+        return len(data)
+
+
+class _Raw(io.RawIOBase):
+    """The bytes of an object in a store, whose client may read no lines of bounded length."""
+
+    def __init__(self, file: IO[bytes]):
+        self._file = file
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        data = self._file.read(len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
 
 
 class Reader:
@@ -179,7 +202,11 @@ class Reader:
     def __init__(self, path: epath.Path, file: IO[bytes], start: int = 0):
         self._path, self._file, self._read = path, file, start
         self._packed = bool(packing(path))
-        self.stream: Any = io.BufferedReader(_Bounded(path, file), BUFFER_BYTES) if self._packed else file
+        if self._packed:
+            file = io.BufferedReader(_Bounded(path, file), BUFFER_BYTES)
+        elif not isinstance(file, io.BufferedReader):
+            file = io.BufferedReader(_Raw(file), BUFFER_BYTES)
+        self.stream: Any = file
 
     @property
     def position(self) -> int:
