@@ -46,17 +46,19 @@ def template(text_field: str) -> tuple[Part, ...]:
         parts = list(string.Formatter().parse(written))
     except ValueError as error:
         raise UserError(
-            f"text_field={printable(text_field)!r} is no template ({error}); write fields as {{title}}, and braces of the text "
-            "as {{ and }}"
+            f"text_field={printable(text_field)!r} is no template ({error}); write fields as {{title}}, and braces of "
+            "the text as {{ and }}"
         ) from error
     for _, field, form, conversion in parts:
         if field == "" or form or conversion:
             raise UserError(
-                f"text_field={printable(text_field)!r} is no template: braces enclose the name of a field alone, such as "
-                "{title}"
+                f"text_field={printable(text_field)!r} is no template: braces enclose the name of a field alone, "
+                "such as {title}"
             )
     if not any(field for _, field, _, _ in parts):
-        raise UserError(f"text_field={printable(text_field)!r} is a template without a field; write one, such as {{text}}")
+        raise UserError(
+            f"text_field={printable(text_field)!r} is a template without a field; write one, such as {{text}}"
+        )
     return tuple(Part(text, field or "") for text, field, _, _ in parts)
 
 
@@ -79,7 +81,9 @@ def value(record: Mapping[str, Any], name: str) -> Any:
     inner, reached = record[head], head
     for part in rest:
         if not isinstance(inner, dict):
-            raise KeyError(f"field {printable(reached)!r} is {type(inner).__name__}, which has no field {printable(part)!r}")
+            raise KeyError(
+                f"field {printable(reached)!r} is {type(inner).__name__}, which has no field {printable(part)!r}"
+            )
         if part not in inner:
             raise KeyError(f"{lacks(part, inner)} of field {printable(reached)!r}")
         inner, reached = inner[part], f"{reached}.{part}"

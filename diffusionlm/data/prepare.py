@@ -2,9 +2,10 @@
 
 Documents are encoded, each followed by EOS (and after BOS, if asked for), concatenated in the order of the source and
 cut into records of sequence_length + 1 tokens, across documents (as SMDM and LLaDA do). A .txt or .md file is one
-document; `formats` has the table of the others. Every record also numbers its documents (`segment_ids`, from 1), so that
-a trainer may keep them from attending to each other. The last, partial record of a split is dropped. Empty documents are skipped and counted. Equal arguments give equal records in equal
-order, for any number of workers. The directory appears whole, under its name, or not at all.
+document; `formats` has the table of the others. Every record also numbers its documents (`segment_ids`, from 1), so
+that a trainer may keep them from attending to each other. The last, partial record of a split is dropped. Empty
+documents are skipped and counted. Equal arguments give equal records in equal order, for any number of workers. The
+directory appears whole, under its name, or not at all.
 
 With format "sft" documents are dialogues, and each is a record of its own, or several are packed into one (see
 `dialogues`).
@@ -60,16 +61,15 @@ def prepare(
     """Prepare a dataset, or find that `output` already holds it; return its metadata, which is also in its `meta.json`.
 
     Args:
-      source: a corpus (`python_docs`), `tfds:NAME[:split]`, or files of the kinds in docs/own_text.md, directories, glob
-        patterns.
+      source: a corpus (`python_docs`), `tfds:NAME[:split]`, or files of documents, directories, glob patterns.
       output: the directory to make, local or mounted.
       sequence_length: tokens that a model will see; records hold one more.
       tokenizer: `byte`, `sentencepiece` (trained on the data), a tokenizer's file, a model's directory, or an object.
       vocab_size: pieces of the `sentencepiece` that is trained; not for other tokenizers.
       validation: a source, like `source`, for the validation split.
       validation_fraction: without that, the share held out by a hash (0.01), or of one text file the end; 0: nothing.
-      text_field: the field, column or feature of the text, `meta.text` for a nested one, or a template such as "{title}:
-        {text}"; not for "sft".
+      text_field: the field, column or feature of the text, also a nested one (meta.text), or a template such as
+        "{title}: {text}"; not for "sft".
       where: conditions on fields that all documents taken fulfil, such as lang=en, lang!=en or score>=3; not for "sft".
       min_chars: documents of fewer characters are left out; not for "sft".
       max_chars: documents of more characters are left out; not for "sft".

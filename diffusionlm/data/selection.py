@@ -60,14 +60,18 @@ class Condition(NamedTuple):
         if value is None:
             return self.operator == "!="
         if isinstance(value, list | dict):
-            raise ValueError(f"field {self.field!r} is {type(value).__name__}, which where={str(self)!r} cannot compare")
+            raise ValueError(
+                f"field {self.field!r} is {type(value).__name__}, which where={str(self)!r} cannot compare"
+            )
         compare, number = OPERATORS[self.operator], _number(value)
         if self.operator in ("=", "!="):
             if isinstance(value, bool | str):
                 return compare(str(value).lower() if isinstance(value, bool) else value, self.value)
             return compare(*(math.nan if side is None else side for side in (number, _number(self.value))))
         if number is None:
-            raise ValueError(f"field {self.field!r} is {printable(repr(value))[:80]}, no number as where={str(self)!r} asks")
+            raise ValueError(
+                f"field {self.field!r} is {printable(repr(value))[:80]}, no number as where={str(self)!r} asks"
+            )
         return compare(number, _number(self.value))
 
 
@@ -79,10 +83,14 @@ def parse_condition(text: str) -> Condition:
     """
     match = _CONDITION.fullmatch(text) if isinstance(text, str) else None
     if match is None:
-        raise UserError(f"where={printable(repr(text))} is no condition; write field=value, field!=value or field>=number")
+        raise UserError(
+            f"where={printable(repr(text))} is no condition; write field=value, field!=value or field>=number"
+        )
     condition = Condition(match["field"].strip(), match["operator"].replace("==", "="), match["value"])
     if condition.operator not in ("=", "!=") and _number(condition.value) is None:
-        raise UserError(f"where={printable(repr(text))} compares with {condition.value!r}, which is no number; give one")
+        raise UserError(
+            f"where={printable(repr(text))} compares with {condition.value!r}, which is no number; give one"
+        )
     return condition
 
 
@@ -134,7 +142,7 @@ class Selection:
         return not self.identity()
 
     def identity(self) -> dict[str, Any]:
-        """Return what leaves documents out, in JSON types; empty if nothing does. The field of the text is not in it."""
+        """Return what leaves documents out, in JSON types, without the field of the text; empty if nothing does."""
         given = {
             "where": [str(condition) for condition in self.where],
             "min_chars": self.min_chars,
@@ -169,7 +177,7 @@ class Selection:
 
 
 def is_sampled(text: str, fraction: float) -> bool:
-    """Return True if a text belongs to the sample, by its content alone: equal texts are taken together or not at all."""
+    """Return True if a text belongs to the sample, by its content alone: of equal texts, all or none do."""
     return int.from_bytes(hashlib.sha256(SAMPLE_SALT + text.encode()).digest()[:8]) < fraction * 2**64
 
 

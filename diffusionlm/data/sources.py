@@ -122,8 +122,8 @@ class TfdsPiece:
             for field in self.columns.texts:
                 if not isinstance(values[field], str | bytes):
                     raise UserError(
-                        f"{location}: feature {field!r} is {type(values[field]).__name__}, not text; choose another with "
-                        "--text_field"
+                        f"{location}: feature {field!r} is {type(values[field]).__name__}, not text; choose another "
+                        "with --text_field"
                     )
             yield _tfds_item(location, values, self.example_bytes)
 
@@ -199,14 +199,12 @@ class Tfds:
         return TfdsPiece(self._directory, self._name, self._split, self._columns, start, stop, self._bytes)
 
 
-def resolve(
-    spec: str | Sequence[str], text_field: str | None, columns: Columns | None = None
-) -> Mapping[str, Source]:
+def resolve(spec: str | Sequence[str], text_field: str | None, columns: Columns | None = None) -> Mapping[str, Source]:
     """Return the sources of a specification by split; only corpora have a validation split of their own.
 
     Args:
-      spec: a registered corpus, `tfds:NAME[:split]`, or one or several files, directories (their files of documents, not
-        those of directories below) or glob patterns.
+      spec: a registered corpus, `tfds:NAME[:split]`, or one or several files, directories (their files, not those of
+        directories below) or glob patterns.
       text_field: the field, or template, of the text; None: dialogues, of files of records.
       columns: the fields of records that are needed; None: all, and of TFDS those of the text.
 

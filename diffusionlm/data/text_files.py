@@ -192,9 +192,10 @@ def _directory(path: epath.Path, dialogues: bool) -> list[epath.Path]:
     chosen = [[file for file in files if file.name.endswith(formats.endings(*group))] for group in groups]
     tables, lines = chosen[0], [file for file in files if formats.of(file) is formats.LINES]
     if tables and lines:
+        table, line = min(tables), min(lines)
         raise UserError(
-            f"{str(path)!r} holds {tables[0].suffix} and {lines[0].suffix} files; name those to read by a pattern, such as "
-            f"'{path}/*{tables[0].suffix}'"
+            f"{str(path)!r} holds {table.suffix} and {line.suffix} files; name those to read by a pattern, such as "
+            f"'{path}/*{table.suffix}'"
         )
     return next((group for group in chosen if group), [])
 

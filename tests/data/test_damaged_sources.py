@@ -22,13 +22,13 @@ def cut(content, end):
     return content[: len(content) + end]
 
 
-def invalid(type_=pa.string()):
+def invalid():
     """Return a table whose second text is not UTF-8, which Arrow does not check."""
     import io
 
-    texts = pa.array([b"fine", b"a\xffb", b"fine"] * 20).view(pa.string()).cast(type_)
+    texts = pa.array([b"fine", b"a\xffb", b"fine"] * 20).view(pa.string())
     file = io.BytesIO()
-    with pa.ipc.new_stream(file, pa.schema([("text", type_)])) as writer:
+    with pa.ipc.new_stream(file, pa.schema([("text", pa.string())])) as writer:
         writer.write_table(pa.table({"text": texts}))
     return file.getvalue()
 
@@ -51,12 +51,12 @@ DAMAGED = {
         {},
         r"column\.parquet has no column 'text' among 'txet', 'id'; did you mean 'txet'\? choose .* --text_field NAME",
     ),
-    "list.parquet": (parquet(NESTED), {}, r"column 'text' is list<.*string>, not text; choose .* --text_field"),
+    "list.parquet": (parquet(NESTED), {}, r"column 'text' is list<.*string>, not text; .* --text_field"),
     "struct.parquet": (parquet(NESTED), {"text_field": "meta"}, "column 'meta' is struct<.*, not text"),
     "field.parquet": (
         parquet(NESTED),
         {"text_field": "meta.body"},
-        "column 'meta' has the fields '(title', 'lang|lang', 'title)', not 'body'; choose another field than 'meta.body'",
+        "column 'meta' has the fields '(title', 'lang|lang', 'title)', not 'body'; choose another field than 'meta",
     ),
     "deep.parquet": (parquet(NESTED), {"text_field": "text.x"}, "column 'text' has no fields: it is list<.*, not 'x'"),
     "null.parquet": (
@@ -80,7 +80,7 @@ DAMAGED = {
     "cells.csv": (b"text,id\na,1\nb\n", {}, r"cells\.csv:3: 1 cells, and the header has 2; correct the line"),
     "quote.csv": (b'text,id\na,1\n"b,2\nc,3\n', {}, r"quote\.csv:3: a quote that opens here is never closed"),
     "return.csv": (b"text,id\ra,1\rb,2\r", {}, r"return\.csv:1: a carriage return that ends no line"),
-    "utf8.csv": (b"text,id\n\xff,1\n", {}, r"utf8\.csv:2: invalid UTF-8; correct the line"),
+    "utf8.csv": (b"text,id\n\xff,1\na,2\n", {}, r"utf8\.csv:2: invalid UTF-8; correct the line"),
     "cut.tar": (cut(tar_of_texts(WORDS), -(20 * 512)), {}, r"cut\.tar:part/\d+\.txt: damaged tar data .*end"),
     "half.tar": (tar_of_texts(WORDS)[:2700], {}, r"half\.tar:part/0002\.txt: damaged tar data"),
     "flip.tar": (flipped_header(), {}, r"flip\.tar:part/0001\.txt: damaged tar data"),
@@ -94,7 +94,11 @@ DAMAGED = {
         r"pair\.tar:a: one name of a\.txt and a\.md; correct the line",
     ),
     "json.tar": (tar([("a.json", b"{")]), {}, r"json\.tar:a\.json: invalid JSON"),
-    "where.txt": (b"text", {"where": ["a=b"]}, "where compares the field 'a', and '.*where.txt' is text without fields"),
+    "where.txt": (
+        b"text",
+        {"where": ["a=b"]},
+        "where compares the field 'a', and '.*where.txt' is text without fields",
+    ),
     "where.tar": (
         tar([("a.txt", b"x")]),
         {"where": ["a=b"]},
@@ -133,11 +137,13 @@ def test_what_unpacks_to_far_more_than_text_is_refused(tmp_path, monkeypatch):
     """One block of zstd may hold 32,768 times its size."""
     import zstandard
 
-    monkeypatch.setattr(reading, "UNPACKED_BYTES", 1 << 24)
-    bomb = zstandard.ZstdCompressor().compress(bytes(200 << 20))
-    assert len(bomb) < 20_000
+    monkeypatch.setattr(reading, "UNPACKED_BYTES", 1 << 22)
+    bomb = zstandard.ZstdCompressor().compress(bytes(40 << 20))
+    assert len(bomb) < 5_000
     for name in ("a.txt.zst", "a.jsonl.zst", "a.csv.zst", "a.tar.zst"):
-        (tmp_path / name).write_bytes(bomb if "tar" not in name else zstandard.compress(tar([("a.txt", bytes(64 << 20))])))
+        (tmp_path / name).write_bytes(
+            bomb if "tar" not in name else zstandard.compress(tar([("a.txt", bytes(32 << 20))]))
+        )
         with pytest.raises(UserError, match="unpacks to more than 200 times its size, which no text does"):
             list(Files([tmp_path / name]))
 

@@ -54,8 +54,8 @@ def test_every_copy_has_the_items(ending, records, tmp_path):
     path.write_bytes(COPIES[ending](records))
     assert read(path) == [record["text"] for record in records]
     items = list(Files([path]))
-    # Bytes of Arrow are those of its columns, beside which the file has padding.
-    assert 0.8 * path.stat().st_size * (ending != ".arrow") <= sum(item.progress for item in items)
+    least = 0.3 if ending.endswith((".arrow", ".parquet")) else 0.8  # these have headers and padding
+    assert least * path.stat().st_size <= sum(item.progress for item in items)
     assert sum(item.progress for item in items) <= path.stat().st_size
     assert len({str(item.location) for item in items}) == len(records)
     if ".texts." not in ending:
@@ -123,19 +123,22 @@ def test_dialogues_come_in_every_format_with_fields(ending, tmp_path):
 
 def test_texts_hold_no_dialogues(tmp_path):
     (tmp_path / "a.txt.zst").write_bytes(zst(b"text"))
-    with pytest.raises(UserError, match="format=sft reads files of records, not .*; give files that end in .jsonl, .json, "):
+    with pytest.raises(
+        UserError, match="format=sft reads files of records, not .*; give files that end in .jsonl, .json, "
+    ):
         prepare_dialogues(tmp_path / "a.txt.zst", tmp_path / "out")
 
 
 def test_real_stories_in_parquet_and_zst(data_dir, tmp_path):
     source = Path(data_dir) / "tinystories" / "valid.jsonl"
-    stories = [json.loads(line) for line in source.read_text().splitlines()][:3000]
+    stories = [json.loads(line) for line in source.read_text().splitlines()][:1000]
     (tmp_path / "a.jsonl").write_bytes(lines(stories))
     (tmp_path / "a.parquet").write_bytes(parquet(stories, rows=1000))
     (tmp_path / "a.jsonl.zst").write_bytes(zst(lines(stories), 1 << 20))
     (tmp_path / "a.csv").write_bytes(table(stories, ","))
     plain, *others = (
-        prepare(str(tmp_path / name), tmp_path / f"{name}.out") for name in ("a.jsonl", "a.parquet", "a.jsonl.zst", "a.csv")
+        prepare(str(tmp_path / name), tmp_path / f"{name}.out", sequence_length=1023)
+        for name in ("a.jsonl", "a.parquet", "a.jsonl.zst", "a.csv")
     )
     assert {other.sha256 for other in others} == {plain.sha256}
     assert plain.splits["train"].documents == len(stories)
@@ -147,7 +150,11 @@ def test_real_stories_in_parquet_and_zst(data_dir, tmp_path):
 nested = st.fixed_dictionaries({"title": st.none() | st.text(max_size=5), "stars": st.none() | st.integers(0, 5)})
 row = st.fixed_dictionaries({"text": st.none() | st.text(max_size=9), "meta": st.none() | nested})
 SCHEMA = pa.schema(
-    [("text", pa.string()), ("meta", pa.struct([("title", pa.string()), ("stars", pa.int64())])), ("tags", pa.list_(pa.string()))]
+    [
+        ("text", pa.string()),
+        ("meta", pa.struct([("title", pa.string()), ("stars", pa.int64())])),
+        ("tags", pa.list_(pa.string())),
+    ]
 )
 
 
@@ -187,7 +194,8 @@ def test_only_the_columns_asked_for_are_read(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "type_", [pa.large_string(), pa.binary(), pa.large_binary(), pa.dictionary(pa.int8(), pa.string()), pa.string_view()]
+    "type_",
+    [pa.large_string(), pa.binary(), pa.large_binary(), pa.dictionary(pa.int8(), pa.string()), pa.string_view()],
 )
 def test_texts_of_other_types(type_, tmp_path):
     data = pa.table({"text": pa.array([b"ab", b"c\xc3\xa9"]).cast(pa.string()).cast(type_)})
@@ -257,7 +265,9 @@ def test_a_directory_is_read_for_its_data(tmp_path):
         (tmp_path / name).write_text("")
         assert names() == expected
     (tmp_path / "d.jsonl").write_text("")
-    with pytest.raises(UserError, match=r"holds .parquet and .jsonl files; name those to read by a pattern, such as '.*/\*.parq"):
+    with pytest.raises(
+        UserError, match=r"holds .parquet and .jsonl files; name those to read by a pattern, such as '.*/\*.parq"
+    ):
         names()
 
 
@@ -268,7 +278,9 @@ def test_a_packed_copy_is_of_the_same_kind():
     assert content("a.jsonl.zst") == content("b.jsonl.zst") != content("b.txt.zst")
 
 
-@pytest.mark.parametrize(("name", "package"), [("a.jsonl.zst", "zstandard"), ("a.parquet", "pyarrow"), ("a.arrow", "pyarrow")])
+@pytest.mark.parametrize(
+    ("name", "package"), [("a.jsonl.zst", "zstandard"), ("a.parquet", "pyarrow"), ("a.arrow", "pyarrow")]
+)
 def test_a_missing_package_is_asked_for(name, package, tmp_path, monkeypatch):
     import sys
 
@@ -337,7 +349,13 @@ def test_what_a_client_of_a_store_raises_is_one_line(store, tmp_path, monkeypatc
 
 
 def test_members_of_an_archive_that_are_no_documents(tmp_path):
-    members = [("._a.txt", b"\xff"), ("a.jpg", b"\xff"), ("b/c.en.txt", b"one"), ("b/c.fr.txt", b"two"), ("d.md", b"three")]
+    members = [
+        ("._a.txt", b"\xff"),
+        ("a.jpg", b"\xff"),
+        ("b/c.en.txt", b"one"),
+        ("b/c.fr.txt", b"two"),
+        ("d.md", b"three"),
+    ]
     (tmp_path / "a.tar").write_bytes(tar(members))
     assert read(tmp_path / "a.tar") == ["one", "two", "three"]
     assert [str(item.location) for item in Files([tmp_path / "a.tar"])][0] == f"{tmp_path}/a.tar:b/c.en.txt"

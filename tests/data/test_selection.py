@@ -233,6 +233,8 @@ def test_dialogues_are_not_selected(tmp_path):
 def test_nested_columns_and_objects_give_equal_rows(corpus, tmp_path):
     (tmp_path / "a.jsonl").write_bytes(lines(corpus))
     (tmp_path / "b.parquet").write_bytes(parquet(corpus))
-    made = [prepare(str(tmp_path / name), tmp_path / name[0], text_field="meta.title") for name in ("a.jsonl", "b.parquet")]
+    made = [
+        prepare(str(tmp_path / name), tmp_path / name[0], text_field="meta.title") for name in ("a.jsonl", "b.parquet")
+    ]
     assert made[0].sha256 == made[1].sha256
     assert bytes(rows(tmp_path / "a")["tokens"][0].astype("u1")).startswith(b"title 0\0title 1")  # EOS is 256

@@ -10,8 +10,8 @@ from typing import NamedTuple
 
 from etils import epath
 
-from diffusionlm.data.formats import arrow_files, csv_tables, lines, parquet, tar_archives
 from diffusionlm.data.fields import Columns
+from diffusionlm.data.formats import arrow_files, csv_tables, lines, parquet, tar_archives
 from diffusionlm.data.formats.reading import PACKINGS, WHOLE, Span
 from diffusionlm.data.items import Item
 from diffusionlm.errors import UserError, require_package
@@ -107,5 +107,7 @@ def cut(path: epath.Path, size: int, piece_bytes: int) -> Sequence[Span]:
 
 def _known(path: epath.Path) -> Format:
     if (format := of(path)) is None:
-        raise UserError(f"{printable(path)!r} is of an unknown kind; its name must end in one of {', '.join(endings(*FORMATS))}")
+        raise UserError(
+            f"{printable(path)!r} is of an unknown kind; its name must end in one of {', '.join(endings(*FORMATS))}"
+        )
     return format

@@ -36,8 +36,8 @@ def choose(path: epath.Path, schema: Any, columns: Columns | None) -> Wanted:
         column, type_ = _find(path, schema, name)
         if name in columns.texts and not _holds_text(type_):
             raise UserError(
-                f"{printable(path)}: column {printable(name)!r} is {printable(type_)}, not text; choose the column of the "
-                "text with --text_field NAME"
+                f"{printable(path)}: column {printable(name)!r} is {printable(type_)}, not text; choose the column of "
+                "the text with --text_field NAME"
             )
         names.append(column)
         leaves.append(name)
@@ -58,8 +58,8 @@ def _find(path: epath.Path, schema: Any, name: str) -> tuple[str, Any]:
             shown = ", ".join(repr(printable(field)) for field in fields)
             has = f"the fields {shown}" if fields else f"no fields: it is {printable(type_)}"
             raise UserError(
-                f"{printable(path)}: column {printable(reached)!r} has {has}, not {printable(part)!r}; choose another field than "
-                f"{printable(name)!r}"
+                f"{printable(path)}: column {printable(reached)!r} has {has}, not {printable(part)!r}; choose "
+                f"another field than {printable(name)!r}"
             )
         type_, reached = type_.field(part).type, f"{reached}.{part}"
     return head, type_
@@ -84,7 +84,10 @@ def payloads(batch: Any, names: list[str]) -> Iterator[tuple[bytes, str]]:
             row = rows[i] if rows is not None else {name: batch.column(name)[i].as_py() for name in names}
             yield json.dumps(row, ensure_ascii=False, default=_plain).encode(), ""
         except UnicodeError:
-            yield b"", f"invalid UTF-8 in {' or '.join(repr(printable(name)) for name in _undecodable(batch, names, i))}"
+            yield (
+                b"",
+                f"invalid UTF-8 in {' or '.join(repr(printable(name)) for name in _undecodable(batch, names, i))}",
+            )
         except ValueError as error:  # a date beyond those of Python
             yield b"", printable(error)
 

@@ -7,8 +7,8 @@ from typing import Any
 from etils import epath
 
 from diffusionlm import schema
-from diffusionlm.data.formats import arrow_columns
 from diffusionlm.data.fields import Columns
+from diffusionlm.data.formats import arrow_columns
 from diffusionlm.data.formats.reading import WHOLE, Reading, Span, load_package, spans
 from diffusionlm.data.items import Item
 from diffusionlm.errors import UserError
@@ -57,7 +57,7 @@ def _reading(path: epath.Path) -> Reading:
 
 
 def _batches(path: epath.Path, raw: Any) -> Iterator[Any]:
-    """Yield the schema, and then the record batches: of a file on a disk mapped, so that what is skipped is not read."""
+    """Yield the schema, then the record batches; a file on a disk is mapped, so that what is skipped is not read."""
     require_content(raw, path)
     arrow = load_package("pyarrow", path, "pyarrow")
     ipc = load_package("pyarrow.ipc", path, "pyarrow")
@@ -93,8 +93,8 @@ def saved_files(directory: epath.Path) -> list[epath.Path]:
         names = [entry.name for entry in directory.iterdir() if (entry / STATE).exists()]
         shown = ", ".join(sorted(map(printable, names))) or "none"
         raise UserError(
-            f"{str(directory)!r} is a dataset of several splits ({shown}); name one of these directories, and another with "
-            "--validation"
+            f"{str(directory)!r} is a dataset of several splits ({shown}); name one of these directories, and another "
+            "with --validation"
         )
     file = directory / STATE
     state = schema.decode(read_bytes(file), object, file)

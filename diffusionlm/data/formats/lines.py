@@ -34,7 +34,8 @@ def read_json(path: epath.Path, span: Span, columns: Columns | None) -> Iterator
         reader = _open(path, file, span)
         blank, first = (0, b"") if span.start else _first_line(reader)
         if _begins_list(first):
-            yield from _list_items(str(path), first + reader.rest())
+            content = first + reader.rest()
+            yield from _list_items(str(path), content, reader.position)
             return
         yield from _lines(path, reader, span, reading, blank, first)
 
@@ -102,8 +103,8 @@ def _begins_list(line: bytes) -> bool:
     return bool(line) and not (_bare(line).startswith(b"{") and _bare(line).endswith(b"}"))
 
 
-def _list_items(location: str, content: bytes) -> Iterator[Item]:
-    """Yield the members of a JSON list, each as a line of jsonl."""
+def _list_items(location: str, content: bytes, size: int) -> Iterator[Item]:
+    """Yield the members of a JSON list, which has `size` bytes in its file, each as a line of jsonl."""
     try:
         members = parse_json(content.decode("utf-8-sig"))
     except ValueError as error:
@@ -112,4 +113,4 @@ def _list_items(location: str, content: bytes) -> Iterator[Item]:
         kind = "one JSON object over several lines" if isinstance(members, dict) else "a JSON value"
         raise UserError(f"{location} holds {kind}; it must hold a list of objects, or one object a line")
     for i, member in enumerate(members):
-        yield Item(f"{location}[{i}]", json.dumps(member).encode(), True, len(content) // len(members))
+        yield Item(f"{location}[{i}]", json.dumps(member).encode(), True, size // len(members))

@@ -5,8 +5,8 @@ from typing import Any
 
 from etils import epath
 
-from diffusionlm.data.formats import arrow_columns
 from diffusionlm.data.fields import Columns
+from diffusionlm.data.formats import arrow_columns
 from diffusionlm.data.formats.reading import WHOLE, Reading, Span, load_package, spans
 from diffusionlm.data.items import Item
 from diffusionlm.untrusted import require_content

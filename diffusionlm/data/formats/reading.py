@@ -1,4 +1,4 @@
-"""What the readers of all formats share: spans of files, packed and unpacked bytes within bounds, errors in one line."""
+"""What the readers of all formats share: spans of files, unpacked bytes within bounds, errors in one line."""
 
 import gzip
 import importlib
@@ -255,6 +255,6 @@ def lacks_column(path: Any, name: str, columns: Sequence[str]) -> UserError:
     close = suggest(name, shown) if shown else ""
     hint = close if "did you mean" in close else ""
     return UserError(
-        f"{printable(path)} has no column {printable(name)!r} among {names or 'none'}{hint or ';'} choose the column of the "
-        "text with --text_field NAME"
+        f"{printable(path)} has no column {printable(name)!r} among {names or 'none'}{hint or ';'} choose the column "
+        "of the text with --text_field NAME"
     )

@@ -53,7 +53,9 @@ def read(path: epath.Path, span: Span, columns: Columns | None) -> Iterator[Item
                 yield _item(f"{path}:{printable(key)}", list(group))._replace(progress=position - before)
             _require_end(path, archive)
         if not found:
-            raise UserError(f"{printable(path)} has no member that ends in .txt, .md or .json; other kinds are not read")
+            raise UserError(
+                f"{printable(path)} has no member that ends in .txt, .md or .json; other kinds are not read"
+            )
 
 
 def _key(member: tuple[str, bytes]) -> str:
@@ -106,6 +108,6 @@ def _require_end(path: epath.Path, archive: tarfile.TarFile) -> None:
     while block := stream.read(1 << 16):
         if block.strip(b"\0"):
             raise UserError(
-                f"{printable(path)} goes on after its end; of archives written one after another only the first is read, so "
-                "give them as files of their own"
+                f"{printable(path)} goes on after its end; of archives written one after another only the first "
+                "is read, so give them as files of their own"
             )
