@@ -8,8 +8,26 @@ def data_prepare(args: list[str], prog: str) -> int:
     """Turn text into a dataset: data prepare SOURCE --output DIR --sequence_length N --vocab_size V [...]."""
     from diffusionlm.training.prepare import prepare
 
-    parse(retyped(prepare, positional=1, output=str, tokenizer=str), args, prog)()
+    parse(retyped(prepare, positional=1, output=str, tokenizer=str), _joined(args, "--where"), prog)()
     return 0
+
+
+def _joined(args: list[str], option: str) -> list[str]:
+    """Return words in which an option that stands there several times stands there once, with all of its values.
+
+    Of several, tyro would take the last alone.
+    """
+    others, values, taking = [], [], False
+    for word in args:
+        if word.startswith("--"):
+            name, equals, value = word.partition("=")
+            taking = name == option
+            values += [value] * bool(taking and equals)
+        if not taking:
+            others.append(word)
+        elif not word.startswith("--"):
+            values.append(word)
+    return others + ([option, *values] if option in (word.partition("=")[0] for word in args) else [])
 
 
 def data_inspect(args: list[str], prog: str) -> int:

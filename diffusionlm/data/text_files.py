@@ -146,7 +146,8 @@ def expand(spec: str, *, dialogues: bool, or_corpus: bool = False) -> list[epath
 
 def allowed(dialogues: bool) -> str:
     """Return in words how the names of files of documents may end."""
-    return ", ".join(formats.endings(*(format for format in formats.FORMATS if format.records or not dialogues)))
+    known = [format for format in formats.FORMATS if format.records or not dialogues]
+    return ", ".join(ending for format in known for ending in format.endings) + ", perhaps with .gz or .zst"
 
 
 def _source_path(spec: str) -> epath.Path:

@@ -96,17 +96,29 @@ def test_sources_and_settings_that_do_not_suit_are_refused(tmp_path):
     good = write_dialogues(tmp_path / "good.jsonl", [{"prompt": "2+2?", "response": "4"}] * 9)
     empty = write_dialogues(tmp_path / "empty.jsonl", [{"prompt": "2+2?", "response": ""}] * 9)
     for source, settings, message in (
-        (tmp_path / "a.txt", {"validation_fraction": None}, "format=sft reads .jsonl and .json files, not '.*a.txt'"),
-        ([tmp_path / "good.jsonl", tmp_path / "a.txt"], {}, "format=sft reads .jsonl and .json files, not '.*a.txt'"),
+        (
+            tmp_path / "a.txt",
+            {"validation_fraction": None},
+            "format=sft reads files of records, not '.*a.txt'; give files that end in .jsonl, ",
+        ),
+        (
+            [tmp_path / "good.jsonl", tmp_path / "a.txt"],
+            {},
+            "format=sft reads files of records, not '.*a.txt'; give files that end in .jsonl, ",
+        ),
         (
             good,
             {"validation": "tfds:no_such", "validation_fraction": None},
-            "reads .jsonl and .json files, not tfds:no",
+            "perhaps with .gz or .zst, not tfds:no",
         ),
         (good, {"text_field": "prompt"}, "text_field='prompt' is for format=text"),
         (tmp_path / "a.json", {}, "one JSON object over several lines"),
         (tmp_path / "b.json", {}, "invalid JSON"),
-        ("python_docs", {"validation_fraction": None}, "format=sft reads .jsonl and .json files"),
+        (
+            "python_docs",
+            {"validation_fraction": None},
+            "format=sft reads files that end in .jsonl, .json, .* not python_docs",
+        ),
         (good, {"format": "chat"}, "format='chat' must be 'text' or 'sft'"),
         (good, {"format": "text", "template": "plain"}, "template='plain' is for format=sft"),
         (good, {"template": "lama"}, "unknown template 'lama'"),

@@ -107,7 +107,5 @@ def cut(path: epath.Path, size: int, piece_bytes: int) -> Sequence[Span]:
 
 def _known(path: epath.Path) -> Format:
     if (format := of(path)) is None:
-        raise UserError(
-            f"{printable(path)!r} is of an unknown kind; its name must end in one of {', '.join(endings(*FORMATS))}"
-        )
+        raise UserError(f"{printable(path)!r} is of an unknown kind; its name must end as that of a file of documents")
     return format
