@@ -13,7 +13,7 @@ import io
 import re
 import types
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, is_dataclass
 from typing import Annotated, Any, Literal
 
@@ -108,20 +108,22 @@ def _binder(function: Callable) -> Callable[..., functools.partial]:
     return bind
 
 
-def retyped(function: Callable, positional: int, **hints: Any) -> Callable:
+def retyped(function: Callable, positional: int, fixed: Mapping[str, Any] | None = None, **hints: Any) -> Callable:
     """Return `function` for the command line, with other types for some parameters.
 
     Args:
       function: the function that is called.
       positional: the number of its first parameters that become positional.
+      fixed: parameters that the command line does not set, and their values.
       **hints: parameter -> the type that the command line reads instead.
     """
+    fixed = dict(fixed or {})
 
     def call(*values: Any, **options: Any) -> Any:
-        return function(*values, **options)
+        return function(*values, **options, **fixed)
 
     call.__doc__, call.__annotations__ = function.__doc__, typing.get_type_hints(function) | hints
-    parameters = list(inspect.signature(function).parameters.values())
+    parameters = [each for each in inspect.signature(function).parameters.values() if each.name not in fixed]
     for i in range(positional):
         parameters[i] = parameters[i].replace(kind=inspect.Parameter.POSITIONAL_ONLY)
     _set_signature(call, inspect.Signature(parameters))

@@ -8,8 +8,19 @@ def data_prepare(args: list[str], prog: str) -> int:
     """Turn text into a dataset: data prepare SOURCE --output DIR --sequence_length N --vocab_size V [...]."""
     from diffusionlm.training.prepare import prepare
 
-    parse(retyped(prepare, positional=1, output=str, tokenizer=str), _joined(args, "--where"), prog)()
+    args, beam_options = _before_and_after_dashes(args)
+    for option in ("--where", "--decontaminate"):
+        args = _joined(args, option)
+    parse(retyped(prepare, positional=1, fixed={"beam_options": beam_options}, output=str, tokenizer=str), args, prog)()
     return 0
+
+
+def _before_and_after_dashes(args: list[str]) -> tuple[list[str], list[str]]:
+    """Return the words before a word `--`, and those after it."""
+    if "--" not in args:
+        return args, []
+    place = args.index("--")
+    return args[:place], args[place + 1 :]
 
 
 def _joined(args: list[str], option: str) -> list[str]:

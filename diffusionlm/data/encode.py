@@ -1,29 +1,33 @@
-"""Encode documents to token streams, one batch per job, and train the tokenizer."""
+"""Encode documents to token streams, one job for each piece of a source; and those that a tokenizer is trained on."""
 
 import contextlib
 import functools
 import hashlib
 import json
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import uuid
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+from etils import epath
 
-from diffusionlm.data import dialogues, tokenizers
+from diffusionlm.data import contamination, dialogues, duplicates, tokenizers
 from diffusionlm.data.chat_templates import Template
 from diffusionlm.data.items import Item
+from diffusionlm.data.jobs import Receipt
 from diffusionlm.data.selection import Selection
-from diffusionlm.data.sources import Source
+from diffusionlm.data.sources import Piece
 from diffusionlm.data.stream import BuildContext, TokenStream
 from diffusionlm.data.tokenizers import Tokenizer
 from diffusionlm.data.words import Codec, Counts, EncodedDocument, mark_starts
 from diffusionlm.errors import UserError
+from diffusionlm.storage import write_atomically
 
-BATCH_BYTES = 1 << 20  # of a source that a worker encodes at a time
-TRAINING_BYTES = 1 << 27  # of text that a tokenizer is trained on: the first training documents
+TOKENIZER_FILE = "parts/tokenizer.json"  # of the directory of jobs
+MOST_MALFORMED = 10  # documents of a piece that are named
+TRAINING_BYTES = 1 << 27  # of a source that a tokenizer is trained on
 
 
 class EncodeRules(NamedTuple):
@@ -39,31 +43,117 @@ class EncodeRules(NamedTuple):
 
 @dataclass(frozen=True)
 class EncodeJob:
-    """Items of one source, in order."""
+    """The documents of a piece, as words and, of dialogues, their lengths, in files for each split."""
 
-    items: Sequence[Item]
+    piece: Piece
     split: str
+    index: int  # of the piece, in the order of the source
     rules: EncodeRules
-    tokenizer_file: Path  # JSON of `Tokenizer.to_dict`
+    directory: str
+
+    @property
+    def receipt(self) -> str:
+        """The file with the counts."""
+        return f"{self.directory}/parts/{self.index:07d}.json"
+
+    def file(self, split: str, kind: str) -> str:
+        """Return the file of the "words" or "lengths" that the piece gives to a split."""
+        return f"{self.directory}/parts/{self.index:07d}.{split}.{kind}"
+
+    def work(self) -> Receipt:
+        """Encode every document, end it with EOS and sort it into its split."""
+        return _Encoding(self).run()
 
 
-class Part(NamedTuple):
-    """The part of one split's stream that a job adds."""
+class _Encoding:
+    """One run of an `EncodeJob`."""
 
-    words: np.ndarray
-    lengths: np.ndarray  # words of each dialogue; of texts, nothing
-    counts: Counts
+    def __init__(self, job: EncodeJob):
+        self._job, self._codec = job, _read_codec(f"{job.directory}/{TOKENIZER_FILE}")
+        self._lengths: dict[str, list[int]] = {}
+        self._counts: dict[str, Counts] = {}
+        self._malformed, self._malformed_count, self._empty = [], 0, 0
+        self._unread, self._left_out, self._found = Counter[str](), Counter[str](), []
+        self._decontamination = contamination.read(job.directory)
+
+    def run(self) -> Receipt:
+        """Write the files and return their counts."""
+        job = self._job
+        dropped = duplicates.dropped(job.directory, job.index)
+        with part_files({split: job.file(split, "words") for split in (job.split, "validation")}) as write:
+            for number, item in enumerate(job.piece):
+                if number in dropped:
+                    self._left_out[duplicates.REASON] += 1
+                elif (entry := self._encode(item)) is not None:
+                    write(*entry)
+        for split, lengths in self._lengths.items():
+            write_atomically(job.file(split, "lengths"), np.array(lengths, "<i8").tobytes())
+        return {
+            "splits": {split: counts._asdict() for split, counts in self._counts.items()},
+            "words": {split: self._words(split) for split in self._counts},
+            "malformed": self._malformed,
+            "malformed_count": self._malformed_count,
+            "empty": self._empty,
+            "unread": dict(self._unread),
+            "left_out": dict(self._left_out),
+            "contaminated": self._found,
+            "progress": job.piece.progress,
+        }
+
+    def _words(self, split: str) -> int:
+        return epath.Path(self._job.file(split, "words")).stat().length // self._codec.word.itemsize
+
+    def _encode(self, item: Item) -> tuple[str, bytes] | None:
+        """Return the split and the words of a document that is taken."""
+        job = self._job
+        try:
+            document, fields, reason = _encode_item(item, self._codec, job.rules)
+        except ValueError as error:
+            self._malformed_count += 1
+            if len(self._malformed) < MOST_MALFORMED:
+                self._malformed.append(f"{item.location}: {error}")
+            return None
+        self._unread.update(fields)
+        if reason or document is None:
+            self._left_out.update([reason] if reason else [])
+            self._empty += not reason
+            return None
+        split = "validation" if is_held_out(document.key, job.rules.held_out) else job.split
+        if split == "train" and self._decontamination and (match := self._decontamination.match(document.key)):
+            self._left_out[contamination.REASON] += 1
+            self._found.append({"location": str(item.location), **match})
+            return None
+        self._counts[split] = Counts.sum([self._counts.get(split, Counts()), document.counts])
+        if job.rules.template:
+            self._lengths.setdefault(split, []).extend([len(document.words)] if len(document.words) else [])
+        return split, document.words.tobytes()
 
 
-class Encoded(NamedTuple):
-    """The outcome of a job."""
+@contextlib.contextmanager
+def part_files(paths: Mapping[str, str]) -> Iterator[Callable[[str, bytes], None]]:
+    """Yield a function that appends to one of several files; those with content appear at the end.
 
-    parts: dict[str, Part]
-    malformed: list[str]  # "location: reason"
-    empty: int
-    progress: int  # bytes of the source
-    unread: Counter[str]  # field of JSON objects -> objects in which it holds something that no document has
-    left_out: Counter[str]  # option of the selection -> documents that it leaves out
+    Args:
+      paths: by the name of each.
+    """
+    with contextlib.ExitStack() as stack:
+        files: dict[str, Any] = {}
+        partial = {name: epath.Path(f"{path}.{uuid.uuid4().hex[:8]}.partial") for name, path in paths.items()}
+
+        def write(name: str, data: bytes) -> None:
+            if name not in files:
+                files[name] = stack.enter_context(partial[name].open("wb"))
+            files[name].write(data)
+
+        try:
+            yield write
+        except BaseException:
+            stack.close()
+            for name in files:
+                partial[name].unlink(missing_ok=True)
+            raise
+    for name in files:
+        partial[name].replace(paths[name])
 
 
 class EncodedSplits(NamedTuple):
@@ -74,97 +164,63 @@ class EncodedSplits(NamedTuple):
     empty: int
     unread: Counter[str]  # field of JSON objects -> objects in which it holds something that no document has
     left_out: Counter[str]  # option of the selection -> documents that it leaves out
+    contaminated: list[dict[str, Any]]  # of each document that `decontaminate` leaves out: where it is, and its n-gram
 
 
 def encode_splits(
-    context: BuildContext, sources: Mapping[str, Source], rules: EncodeRules, tokenizer: Tokenizer, *, on_error: str
+    context: BuildContext,
+    pieces: Iterable[tuple[str, Piece]],
+    names: Sequence[str],
+    rules: EncodeRules,
+    *,
+    on_error: str,
 ) -> EncodedSplits:
-    """Write the token stream of every split.
+    """Write the token stream of every split, with the tokenizer that is in the directory (see `write_tokenizer`).
 
     Args:
       context: the directory, and how jobs are run.
-      sources: by split.
+      pieces: of all sources, with their splits.
+      names: of the splits that there will be.
       rules: how documents are encoded.
-      tokenizer: encodes them.
       on_error: "stop" or "skip", for malformed documents.
 
     Raises:
       UserError: a document is malformed, and on_error is "stop".
     """
-    tokenizer_file = context.directory / "tokenizer.json"
-    tokenizer_file.write_text(json.dumps(tokenizer.to_dict()))
-    jobs = (
-        EncodeJob(items, split, rules, tokenizer_file)
-        for split, source in sources.items()
-        for items in _batches(source)
-    )
-    names = [*sources, *(["validation"] if rules.held_out else [])]
-    bar = context.bars.add_task("encoding", total=sum(source.total for source in sources.values()))
-    malformed, empty, unread, left_out = 0, 0, Counter[str](), Counter[str]()
-    with contextlib.ExitStack() as files:
-        streams = {split: TokenStream(context.directory / f"{split}.tokens") for split in names}
-        for stream in streams.values():
-            files.enter_context(stream.file)
-        for encoded in context.map(encode, jobs):
-            if encoded.malformed and on_error == "stop":
-                raise _malformed(encoded.malformed[0])
-            for split, part in encoded.parts.items():
-                streams[split].append(*part)
-            malformed += len(encoded.malformed)
-            empty += encoded.empty
-            unread += encoded.unread
-            left_out += encoded.left_out
-            context.bars.advance(bar, encoded.progress)
-    tokenizer_file.unlink()
-    return EncodedSplits(streams, malformed, empty, unread, left_out)
+    streams = {split: TokenStream() for split in names}
+    encoded = EncodedSplits(streams, 0, 0, Counter(), Counter(), [])
+    made: deque[EncodeJob] = deque()
+
+    def jobs() -> Iterator[EncodeJob]:
+        for index, (split, piece) in enumerate(pieces):
+            made.append(EncodeJob(piece, split, index, rules, str(context.directory)))
+            yield made[-1]
+
+    with context.bar("encoding") as advance:
+        for receipt in context.run(jobs()):
+            job = made.popleft()
+            if receipt["malformed"] and on_error == "stop":
+                raise _malformed(receipt["malformed"][0])
+            for split, counts in receipt["splits"].items():
+                lengths = job.file(split, "lengths") if rules.template else None
+                streams[split].append(job.file(split, "words"), receipt["words"][split], lengths, Counts(**counts))
+            encoded = encoded._replace(
+                malformed=encoded.malformed + receipt["malformed_count"], empty=encoded.empty + receipt["empty"]
+            )
+            encoded.unread.update(receipt["unread"])
+            encoded.left_out.update(receipt["left_out"])
+            encoded.contaminated.extend(receipt["contaminated"])
+            advance(receipt["progress"])
+    return encoded
+
+
+def write_tokenizer(directory: epath.Path, tokenizer: Tokenizer) -> None:
+    """Write the tokenizer of jobs into their directory."""
+    write_atomically(directory / TOKENIZER_FILE, json.dumps(tokenizer.to_dict()))
 
 
 def _malformed(reason: str) -> UserError:
     return UserError(f"{reason}; correct the line, or leave such lines out with --on_error skip")
-
-
-def _batches(source: Source) -> Iterator[list[Item]]:
-    batch, size = [], 0
-    for item in source:
-        batch.append(item)
-        size += len(item.payload)
-        if size >= BATCH_BYTES:
-            yield batch
-            batch, size = [], 0
-    if batch:
-        yield batch
-
-
-def encode(job: EncodeJob) -> Encoded:
-    """Encode every document of a job, end it with EOS and sort it into its split."""
-    rules = job.rules
-    codec = _read_codec(job.tokenizer_file)
-    splits: dict[str, list[EncodedDocument]] = {}
-    malformed, empty, unread, left_out = [], 0, Counter[str](), Counter[str]()
-    for item in job.items:
-        try:
-            document, fields, reason = _encode_item(item, codec, rules)
-        except ValueError as error:
-            malformed.append(f"{item.location}: {error}")
-            continue
-        unread.update(fields)
-        if reason:
-            left_out[reason] += 1
-            continue
-        if document is None:
-            empty += 1
-            continue
-        split = "validation" if is_held_out(document.key, rules.held_out) else job.split
-        splits.setdefault(split, []).append(document)
-    parts = {}
-    for split, documents in splits.items():
-        lengths = [len(document.words) for document in documents if len(document.words) and rules.template]
-        parts[split] = Part(
-            np.concatenate([document.words for document in documents]),
-            np.array(lengths, np.int64),
-            Counts.sum(document.counts for document in documents),
-        )
-    return Encoded(parts, malformed, empty, sum(item.progress for item in job.items), unread, left_out)
 
 
 def _encode_item(item: Item, codec: Codec, rules: EncodeRules) -> tuple[EncodedDocument | None, Iterable[str], str]:
@@ -198,15 +254,18 @@ def is_held_out(text: str, fraction: float) -> bool:
 
 
 @functools.lru_cache(maxsize=1)
-def _read_codec(tokenizer_file: Path) -> Codec:
-    return Codec.of(tokenizers.from_dict(json.loads(tokenizer_file.read_text())))
+def _read_codec(tokenizer_file: str) -> Codec:
+    return Codec.of(tokenizers.from_dict(json.loads(epath.Path(tokenizer_file).read_text())))
 
 
-def training_texts(source: Source, rules: EncodeRules, *, sft: bool, on_error: str) -> Iterator[str]:
-    """Yield the first documents of a source that will be in the training split, to train a tokenizer on.
+def training_texts(pieces: Sequence[Piece], rules: EncodeRules, *, sft: bool, on_error: str) -> Iterator[str]:
+    """Yield documents of the training split, to train a tokenizer on: all, or those of a sample of the pieces.
+
+    Of a source of more than `TRAINING_BYTES`, the pieces are taken in the order of a hash of their numbers until they
+    have so many, so that the sample is spread over the source and depends on nothing else.
 
     Args:
-      source: of "train".
+      pieces: of the source of "train".
       rules: how documents are encoded, with any template.
       sft: whether documents are dialogues, of which the messages are yielded.
       on_error: "stop" or "skip", for malformed documents.
@@ -214,22 +273,37 @@ def training_texts(source: Source, rules: EncodeRules, *, sft: bool, on_error: s
     Raises:
       UserError: a document is malformed, and on_error is "stop".
     """
-    size = 0
-    for item in source:
-        try:
-            if sft:
-                messages, _ = dialogues.read(item, rules.ignore_fields)
-                key, text = json.dumps(messages), "\n".join(message.content for message in messages)
-            else:
-                key = text = (selected := rules.selection.read(item)).text
-                if selected.left_out:
-                    continue
-        except ValueError as error:
-            if on_error == "stop":
-                raise _malformed(f"{item.location}: {error}") from None
-            continue
-        if not is_held_out(key, rules.held_out):
-            yield text
+    for number in sampled_pieces([piece.progress for piece in pieces]):
+        size = 0
+        for item in pieces[number]:
+            try:
+                key, text = _training_text(item, rules, sft)
+            except ValueError as error:
+                if on_error == "stop":
+                    raise _malformed(f"{item.location}: {error}") from None
+                continue
+            if text and not is_held_out(key, rules.held_out):
+                yield text
             size += len(item.payload)
-            if size >= TRAINING_BYTES:
+            if size >= TRAINING_BYTES:  # of a file that cannot be cut
                 return
+
+
+def sampled_pieces(sizes: Sequence[int]) -> list[int]:
+    """Return the sorted numbers of pieces with about `TRAINING_BYTES` together, or of all if they have no more."""
+    taken, size = [], 0
+    for number in sorted(range(len(sizes)), key=lambda number: hashlib.sha256(f"piece {number}".encode()).digest()):
+        if size and size + sizes[number] > TRAINING_BYTES:
+            break
+        taken.append(number)
+        size += sizes[number]
+    return sorted(taken)
+
+
+def _training_text(item: Item, rules: EncodeRules, sft: bool) -> tuple[str, str]:
+    """Return what decides the split of a document, and its text, which is empty if it is left out."""
+    if sft:
+        messages, _ = dialogues.read(item, rules.ignore_fields)
+        return json.dumps(messages), "\n".join(message.content for message in messages)
+    text = rules.selection.read(item).text
+    return text, text

@@ -7,7 +7,6 @@ import functools
 import hashlib
 import json
 import logging
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -17,6 +16,7 @@ from diffusionlm import schema, untrusted
 from diffusionlm.data import tfds_files
 from diffusionlm.errors import UserError
 from diffusionlm.schema import Count, Positive, Sha256
+from diffusionlm.storage import write_atomically
 
 log = logging.getLogger(__name__)
 
@@ -72,12 +72,12 @@ class Metadata(schema.Record, frozen=True):
         content += (self.template,) if self.template else ()
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
-    def write(self, directory: Path) -> None:
+    def write(self, directory: epath.Path) -> None:
         """Write `meta.json` into `directory`, in which the files of TFDS are, with the digests of both."""
         values = msgspec.to_builtins(self) | {"format": self.format, "sha256": self.sha256}
-        values["files"] = tfds_files.digests(epath.Path(directory))
+        values["files"] = tfds_files.digests(directory)
         values["checksum"] = _checksum(values)
-        (directory / FILE).write_text(json.dumps(values, indent=2) + "\n")
+        write_atomically(directory / FILE, json.dumps(values, indent=2) + "\n")
 
 
 def _checksum(values: dict[str, Any]) -> str:

@@ -4,35 +4,52 @@ Documents are encoded, each followed by EOS (and after BOS, if asked for), conca
 cut into records of sequence_length + 1 tokens, across documents (as SMDM and LLaDA do). A .txt or .md file is one
 document; `formats` has the table of the others. Every record also numbers its documents (`segment_ids`, from 1), so
 that a trainer may keep them from attending to each other. The last, partial record of a split is dropped. Empty
-documents are skipped and counted. Equal arguments give equal records in equal order, for any number of workers. The
-directory appears whole, under its name, or not at all.
+documents are skipped and counted. Equal arguments give equal records in equal order, for any number of workers, on one
+machine or many. The directory appears whole, under its name, or not at all; what was interrupted goes on.
 
 With format "sft" documents are dialogues, and each is a record of its own, or several are packed into one (see
 `dialogues`).
 """
 
+import contextlib
+import json
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
+from etils import epath
 from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
 from diffusionlm.console import Console
-from diffusionlm.data import chat_templates, tokenizers
-from diffusionlm.data.encode import EncodedSplits, EncodeRules, encode_splits, training_texts
+from diffusionlm.data import beam_runner, chat_templates, contamination, duplicates, tokenizers
+from diffusionlm.data.encode import (
+    TOKENIZER_FILE,
+    EncodedSplits,
+    EncodeRules,
+    encode_splits,
+    training_texts,
+    write_tokenizer,
+)
 from diffusionlm.data.items import MOST_NAMED
+from diffusionlm.data.jobs import local_runner
 from diffusionlm.data.metadata import Metadata
 from diffusionlm.data.ordered_map import WORKER_DEATHS, ordered_map
-from diffusionlm.data.request import Request, check_request
+from diffusionlm.data.request import DEFAULT_WORDS, Request, check_request
+from diffusionlm.data.sources import Piece, small
 from diffusionlm.data.stream import BuildContext, RecordFormat, TokenStream, write_records
+from diffusionlm.data.text_files import DigestJob, Files
 from diffusionlm.data.tokenizers import Tokenizer
 from diffusionlm.errors import UserError
-from diffusionlm.ownership.claims import whole_directory
+from diffusionlm.ownership.claims import owned_output, whole_directory
 from diffusionlm.progress import Bars
+from diffusionlm.storage import in_bucket, write_atomically
 from diffusionlm.untrusted import printable
+
+PARTS = "parts"  # the folder of unfinished work
+CONTAMINATED = "contaminated.jsonl"  # the documents that `decontaminate` left out
 
 
 def prepare(
@@ -54,15 +71,21 @@ def prepare(
     bos: bool | None = None,
     ignore_fields: Sequence[str] = (),
     pack: bool = False,
+    drop_duplicates: bool = False,
+    decontaminate: Sequence[str] = (),
+    contamination_words: int = DEFAULT_WORDS,
     workers: int = 1,
+    runner: Literal["local", "beam"] = "local",
+    beam_options: Sequence[str] = (),
+    dry_run: bool = False,
     on_error: Literal["stop", "skip"] = "stop",
     progress: bool = True,
-) -> Metadata:
+) -> Metadata | None:
     """Prepare a dataset, or find that `output` already holds it; return its metadata, which is also in its `meta.json`.
 
     Args:
       source: a corpus (`python_docs`), `tfds:NAME[:split]`, or files of documents, directories, glob patterns.
-      output: the directory to make, local or mounted.
+      output: the directory to make, local or mounted; with runner=beam also in a bucket.
       sequence_length: tokens that a model will see; records hold one more.
       tokenizer: `byte`, `sentencepiece` (trained on the data), a tokenizer's file, a model's directory, or an object.
       vocab_size: pieces of the `sentencepiece` that is trained; not for other tokenizers.
@@ -79,7 +102,14 @@ def prepare(
       bos: of "text", whether BOS precedes each document; None: as in the training of the checkpoint, if any.
       ignore_fields: fields of JSON objects that no text is made of; others are named, and in "sft" refused.
       pack: of "sft", put several dialogues, kept apart, into each training record (data.packing=packed_examples).
+      drop_duplicates: keep the first of equal documents alone, but for white space and Unicode composition; "text".
+      decontaminate: evaluation files; training documents that share a run of words with them are left out and listed in
+        `contaminated.jsonl`. Of records, all fields that are text count. For "text".
+      contamination_words: the length of such a run.
       workers: processes; a script that asks for several needs the `if __name__ == "__main__"` guard.
+      runner: "local", this machine; or "beam", Apache Beam (extra `beam`), which gives the same dataset.
+      beam_options: of "beam", Beam's options, which follow `--` on the command line, as in --runner=DataflowRunner.
+      dry_run: show what would be done, by what, and return None.
       on_error: for a malformed line or file, one without valid UTF-8 text: "stop", or "skip" and count.
       progress: show progress and a summary on stderr.
 
@@ -87,19 +117,32 @@ def prepare(
       UserError: arguments or input are not usable, or `output` holds something else.
     """
     arguments = dict(locals())  # all of this function, by name
-    del arguments["progress"]
+    for name in ("progress", "beam_options", "dry_run"):
+        del arguments[name]
     request = check_request(**arguments | {"bos": bool(bos)})
-    return _prepare(request, int(workers), Console(stderr=True, quiet=not progress, soft_wrap=True, highlight=False))
+    if beam_options and runner != "beam":
+        raise UserError(f"{' '.join(beam_options)} after -- are options of Beam; add --runner beam, or drop them")
+    options = beam_runner.require_beam(beam_options) if runner == "beam" else None
+    console = Console(stderr=True, quiet=not progress, soft_wrap=True, highlight=False)
+    if dry_run:
+        _show_plan(request, int(workers), options, Console(soft_wrap=True, highlight=False))
+        return None
+    return _prepare(request, int(workers), options, console)
 
 
-def _prepare(request: Request, workers: int, console: Console) -> Metadata:
+def _prepare(request: Request, workers: int, options: Any, console: Console) -> Metadata:
     output = request.output
     if (existing := request.find_existing()) is not None:
         console.print(f"{output} already holds this dataset; reusing it")
         return existing
     try:
-        with whole_directory(output) as directory, _progress(console) as bars, ordered_map(workers) as map_jobs:
-            metadata = _build(BuildContext(directory, map_jobs, bars), request)
+        with _directory(request, options) as directory, _progress(console) as bars, ordered_map(workers) as map_jobs:
+            if (directory / PARTS).exists():
+                console.print(f"{output}: going on with what an earlier command has done", markup=False)
+            (directory / PARTS).mkdir(parents=True, exist_ok=True)
+            run = local_runner(map_jobs) if options is None else beam_runner.beam_runner(options)
+            total = sum(source.total for source in request.sources.values())
+            metadata = _build(BuildContext(directory, run, bars, total), request, cut=options is None)
     except BrokenProcessPool as error:
         raise UserError(f"workers={workers}: a worker process died ({WORKER_DEATHS}); use workers=1") from error
     except OSError as error:
@@ -110,15 +153,40 @@ def _prepare(request: Request, workers: int, console: Console) -> Metadata:
     return metadata
 
 
-def _build(context: BuildContext, request: Request) -> Metadata:
+@contextlib.contextmanager
+def _directory(request: Request, options: Any) -> Iterator[epath.Path]:
+    """Own the output; yield the directory in which it is made, with what the same request left there unfinished."""
+    output, key = request.output, request.key("local" if options is None else "beam")
+    if not in_bucket(output):
+        kept_after = (KeyboardInterrupt, BrokenProcessPool, beam_runner.PipelineEnded)
+        with whole_directory(Path(output), key, kept_after) as directory:
+            yield epath.Path(directory)
+        return
+    # In a bucket nothing can be renamed as a whole; a dataset is whole once it has `meta.json`.
+    with owned_output(output):
+        place = output / PARTS / "request.txt"
+        if place.exists() and place.read_text() != key:
+            raise UserError(
+                f"output {str(output)!r} holds unfinished work of another request; remove it, or name another"
+            )
+        write_atomically(place, key)
+        yield output
+
+
+def _build(context: BuildContext, request: Request, cut: bool) -> Metadata:
     """Fill the directory with the records, what TFDS needs to read them and, at last, `meta.json`."""
-    identity = request.identity()  # of the sources before they are read, which are looked at again afterwards
+    # Of the sources before they are read, which are looked at again afterwards.
+    identity = request.identity(_digests(context, request))
     rules = request.encode_rules()
-    tokenizer = request.tokenizer or _train_tokenizer(context.bars, request, rules)
+    pieces = [(split, piece) for split, source in request.sources.items() for piece in source.pieces()]
+    tokenizer = request.tokenizer or _train_tokenizer(context, request, pieces, rules)
+    write_tokenizer(context.directory, tokenizer)
     template = chat_templates.choose(request.template, tokenizer) if request.format == "sft" else None
     packing = ("packed_examples" if request.pack else "examples") if template else "chunk"
     rules = rules._replace(template=template)
-    encoded = encode_splits(context, request.sources, rules, tokenizer, on_error=request.on_error)
+    _look_ahead(context, request, pieces, cut)
+    names = [*request.sources, *(["validation"] if rules.held_out else [])]
+    encoded = encode_splits(context, small(pieces, cut), names, rules, on_error=request.on_error)
     _report_unread(context.bars, request, encoded.unread)
     _require_taken(encoded)
     if template:
@@ -138,15 +206,75 @@ def _build(context: BuildContext, request: Request) -> Metadata:
         bos=request.bos,
         left_out=dict(encoded.left_out),
     )
+    if request.decontaminate:
+        lines = "".join(json.dumps(entry) + "\n" for entry in encoded.contaminated)
+        write_atomically(context.directory / CONTAMINATED, lines)
+    if not in_bucket(context.directory):
+        (context.directory / PARTS).rmtree()
     metadata.write(context.directory)
+    if in_bucket(context.directory):
+        (context.directory / PARTS).rmtree()
     return metadata
 
 
-def _train_tokenizer(bars: Bars, request: Request, rules: EncodeRules) -> Tokenizer:
-    bar = bars.add_task("training the tokenizer", total=None)
-    texts = training_texts(request.sources["train"], rules, sft=request.format == "sft", on_error=request.on_error)
+def _digests(context: BuildContext, request: Request) -> dict[str, str]:
+    """Hash the files of the sources, where there are several; return stamp -> hash."""
+    states = [pair for source in request.sources.values() if isinstance(source, Files) for pair in source.states()]
+    if len(states) < 2:
+        return {}
+    jobs = [DigestJob(str(path), state.stamp, i, str(context.directory)) for i, (path, state) in enumerate(states)]
+    digests = {}
+    with context.bar("hashing", sum(state.bytes for _, state in states)) as advance:
+        for receipt in context.run(jobs):
+            digests[receipt["stamp"]] = receipt["digest"]
+            advance(receipt["progress"])
+    return digests
+
+
+def _look_ahead(context: BuildContext, request: Request, pieces: Sequence[tuple[str, Piece]], cut: bool) -> None:
+    """Find the documents that come again, and read the evaluation files, if that is asked for."""
+    if request.drop_duplicates:
+        with context.bar("comparing") as advance:
+            for progress in duplicates.find(context.run, small(pieces, cut), request.selection, context.directory):
+                advance(progress)
+    if request.decontaminate:
+        texts, short = contamination.build(request.decontaminate, request.contamination_words, context.directory)
+        if short:
+            context.bars.console.print(
+                f"{short:,} of {texts:,} texts of decontaminate have fewer than {request.contamination_words} words, "
+                "and are not looked for",
+                markup=False,
+            )
+
+
+def _show_plan(request: Request, workers: int, options: Any, console: Console) -> None:
+    """Print what `prepare` would read and write, and with which options of Beam."""
+    for split, source in request.sources.items():
+        pieces = source.pieces()
+        console.print(f"{split}: {source.total:,} bytes in {len(pieces):,} pieces", markup=False)
+    tokenizer = request.tokenizer.kind if request.tokenizer else f"sentencepiece of {request.vocab_size} pieces"
+    console.print(f"tokenizer: {tokenizer}; records of {request.sequence_length + 1} tokens", markup=False)
+    console.print(f"output: {request.output}", markup=False)
+    if options is None:
+        console.print(f"runner: local, {workers} processes", markup=False)
+        return
+    console.print("runner: beam, with", markup=False)
+    for name, value in sorted(options.get_all_options(drop_default=True).items()):
+        console.print(f"  --{name}={value}", markup=False)
+
+
+def _train_tokenizer(
+    context: BuildContext, request: Request, pieces: Sequence[tuple[str, Piece]], rules: EncodeRules
+) -> Tokenizer:
+    """Return a tokenizer that is trained on the source of "train", or what an interrupted command has trained."""
+    place = context.directory / TOKENIZER_FILE
+    if place.exists():
+        return tokenizers.from_dict(json.loads(place.read_text()))
+    bar = context.bars.add_task("training the tokenizer", total=None)
+    train = [piece for split, piece in pieces if split == "train"]
+    texts = training_texts(train, rules, sft=request.format == "sft", on_error=request.on_error)
     tokenizer = tokenizers.train_sentencepiece(texts, request.vocab_size)
-    bars.remove_task(bar)
+    context.bars.remove_task(bar)
     return tokenizer
 
 
@@ -207,7 +335,7 @@ def _progress(console: Console) -> Bars:
     return Bars(*columns, console=console)
 
 
-def _summarise(console: Console, output: Path, metadata: Metadata) -> None:
+def _summarise(console: Console, output: epath.Path, metadata: Metadata) -> None:
     unit = "documents" if metadata.packing == "chunk" else "answers"
     lines = [
         f"{output} {name}: {split.records:,} records of {metadata.sequence_length + 1} tokens, "

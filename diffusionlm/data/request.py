@@ -1,35 +1,38 @@
 """Validate the arguments of `prepare`, and compare them with what the directory already holds."""
 
+import hashlib
 import json
 import os
 import reprlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 from etils import epath
 
+from diffusionlm.data import contamination, tokenizers
 from diffusionlm.data import metadata as metadata_lib
-from diffusionlm.data import tokenizers
 from diffusionlm.data.encode import EncodeRules
-from diffusionlm.data.identity import content_of, known_digests, names_and_sizes, summary
+from diffusionlm.data.identity import Stamps, content_of, known_digests, names_and_sizes, summary
 from diffusionlm.data.metadata import Metadata
 from diffusionlm.data.selection import Selection
 from diffusionlm.data.sources import Source, resolve_splits
 from diffusionlm.data.tokenizers import SentencePieceTokenizer, Tokenizer
 from diffusionlm.errors import UserError
 from diffusionlm.scalars import whole
-from diffusionlm.storage import disk_path, require_directory
+from diffusionlm.storage import disk_path, in_bucket, require_directory, run_path
+from diffusionlm.version import __version__
 
 MOST_WORKERS = 1024
+RUNNERS = ("local", "beam")
+DEFAULT_WORDS = 13  # of a run that a document may not share with an evaluation file
 
 
 @dataclass(frozen=True)
 class Request:
     """A dataset to prepare; every field has been checked."""
 
-    output: Path
+    output: epath.Path
     sources: Mapping[str, Source]  # by split
     held_out: float  # fraction of "train" that goes to "validation"
     sequence_length: int
@@ -42,6 +45,9 @@ class Request:
     on_error: Literal["stop", "skip"]
     ignore_fields: tuple[str, ...] = ()  # sorted
     pack: bool = False  # of "sft"
+    drop_duplicates: bool = False  # of "text"
+    decontaminate: tuple[str, ...] = ()  # evaluation files, of "text"
+    contamination_words: int = 13
 
     def encode_rules(self) -> EncodeRules:
         """Return the rules by which documents are encoded, without the template."""
@@ -72,7 +78,18 @@ class Request:
             identity |= {"pack": True} if self.pack else {}
         if self.bos:
             identity["bos"] = True
+        if self.drop_duplicates:
+            identity["drop_duplicates"] = True
+        if self.decontaminate:
+            described = contamination.files(self.decontaminate).describe(known)
+            identity["decontaminate"] = {"files": content_of(described), "words": self.contamination_words}
         return identity
+
+    def key(self, runner: str) -> str:
+        """Return a name of the work that makes this dataset, for which no file is read; it changes with every file."""
+        values = content_of(self.identity(Stamps()))
+        text = json.dumps([__version__, runner, values], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def find_existing(self) -> Metadata | None:
         """Return the metadata of the dataset at `output` if it is the one asked for, None if there is nothing.
@@ -83,6 +100,8 @@ class Request:
         output = self.output
         if not output.exists() or (output.is_dir() and not any(output.iterdir())):
             return None
+        if in_bucket(output) and (output / "parts").exists() and not (output / metadata_lib.FILE).exists():
+            return None  # unfinished
         require_directory(output, "output")
         try:
             metadata = metadata_lib.read(epath.Path(output))
@@ -150,8 +169,12 @@ def check_request(
     bos: bool,
     ignore_fields: Sequence[str],
     pack: bool,
+    drop_duplicates: bool,
+    decontaminate: Sequence[str],
+    contamination_words: int,
     on_error: Literal["stop", "skip"],
     workers: int,
+    runner: Literal["local", "beam"],
 ) -> Request:
     """Check and resolve the arguments of `prepare`, which describes them.
 
@@ -170,14 +193,18 @@ def check_request(
         template=template,
         bos=bos,
         pack=pack,
+        drop_duplicates=drop_duplicates,
+        decontaminate=decontaminate,
+        contamination_words=contamination_words,
         on_error=on_error,
         workers=workers,
+        runner=runner,
     )
     chosen, pieces = _resolve_tokenizer(tokenizer, vocab_size, bos)
     asked = (None, None) if format == "sft" else (text_field, selection.columns)
     sources, held_out = resolve_splits(source, validation, validation_fraction, *asked)
     return Request(
-        output=disk_path(output),
+        output=run_path(output) if in_bucket(output) else epath.Path(disk_path(output)),
         sources=sources,
         held_out=held_out,
         sequence_length=int(sequence_length),
@@ -190,6 +217,9 @@ def check_request(
         on_error=on_error,
         ignore_fields=tuple(sorted(set(ignore_fields))),
         pack=pack,
+        drop_duplicates=drop_duplicates,
+        decontaminate=tuple(decontaminate),
+        contamination_words=int(contamination_words),
     )
 
 
@@ -206,8 +236,12 @@ def check_values(
     template: str,
     bos: bool | None,
     pack: bool,
+    drop_duplicates: bool,
+    decontaminate: Sequence[str],
+    contamination_words: int,
     on_error: Literal["stop", "skip"],
     workers: int,
+    runner: Literal["local", "beam"],
 ) -> Selection:
     """Check the arguments of `prepare` for which nothing needs to be read; return those that select documents.
 
@@ -225,9 +259,34 @@ def check_values(
         raise UserError(f"{next(iter(given))} is for format=text; choose the dialogues before, or drop it")
     if pack and format != "sft":
         raise UserError(f"pack={pack} is for format=sft, and texts are always packed; drop it")
-    if "://" in str(output):
-        raise UserError(f"output {str(output)!r} must be a local or mounted directory; prepare there, then copy it")
+    _check_choices(format, drop_duplicates, decontaminate, contamination_words)
+    _check_runner(runner, workers, str(output))
     return selection
+
+
+def _check_choices(format: str, drop_duplicates: bool, decontaminate: Sequence[str], words: int) -> None:
+    if isinstance(decontaminate, str):
+        raise UserError(f"decontaminate={decontaminate!r} must be a list of files; write [{decontaminate!r}]")
+    for name, given in (("drop_duplicates", drop_duplicates), ("decontaminate", decontaminate)):
+        if given and format == "sft":
+            raise UserError(f"{name} is for format=text; choose the dialogues before, or drop it")
+    whole("contamination_words", words, 2)
+    if words != DEFAULT_WORDS and not decontaminate:
+        raise UserError(f"contamination_words={words} is for decontaminate; drop it, or name evaluation files")
+
+
+def _check_runner(runner: str, workers: int, output: str) -> None:
+    if runner not in RUNNERS:
+        raise UserError(f"runner={runner!r} must be 'local' or 'beam'")
+    if runner == "beam" and workers != 1:
+        raise UserError(
+            f"workers={workers} is for runner=local; give Beam's own options after --, such as -- --direct_num_workers "
+            f"{workers} --direct_running_mode multi_processing"
+        )
+    if runner == "local" and "://" in output:
+        raise UserError(
+            f"output {output!r} must be a local or mounted directory; prepare there and copy it, or use --runner beam"
+        )
 
 
 def _check_format(format: str, template: str, text_field: str, bos: bool | None) -> None:

@@ -6,7 +6,7 @@ A source only reads, as a whole or in pieces; the workers decode and check (`ite
 import functools
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -67,6 +67,26 @@ class TextsPiece:
 
     def __iter__(self) -> Iterator[Item]:
         return iter(self.items)
+
+
+def small(pieces: Iterable[tuple[str, Piece]], cut: bool) -> Iterator[tuple[str, Piece]]:
+    """Yield pieces with their splits; those of files that cannot be cut as parts that are read here, if `cut`.
+
+    So several processes of one machine share what one of them unpacks. Machines that are far apart do not.
+    """
+    for split, piece in pieces:
+        if not cut or piece.progress <= 2 * PIECE_BYTES:
+            yield split, piece
+            continue
+        batch, size = [], 0
+        for item in piece:
+            batch.append(item)
+            size += len(item.payload)
+            if size >= PIECE_BYTES // 4:
+                yield split, TextsPiece(tuple(batch))
+                batch, size = [], 0
+        if batch:
+            yield split, TextsPiece(tuple(batch))
 
 
 class Texts:

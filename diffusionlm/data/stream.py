@@ -1,14 +1,17 @@
 """Cut the token stream of each split into ArrayRecord shards that TFDS can read.
 
-The stream of a split holds all of its documents in order, each followed by EOS (see `words`). A file beside the stream
-of dialogues says where each goes. So the records do not depend on the number of workers.
+The stream of a split holds all of its documents in order, each followed by EOS (see `words`), in a file for each piece
+of the source. Another file says where each dialogue goes. So the records do not depend on who makes them.
 """
 
+import contextlib
 import functools
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+import json
+import tempfile
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -16,42 +19,62 @@ from etils import epath
 
 from diffusionlm.data import dialogues
 from diffusionlm.data.dialogues import Layout
+from diffusionlm.data.jobs import Receipt, Runner
 from diffusionlm.data.metadata import SplitMetadata
-from diffusionlm.data.ordered_map import Map
 from diffusionlm.data.tfds_files import DATASET_NAME, record_dtypes, shard_names
 from diffusionlm.data.words import Counts, split_words, word_type
 from diffusionlm.errors import UserError
 from diffusionlm.progress import Bars
+from diffusionlm.storage import in_bucket, write_atomically
 
 if TYPE_CHECKING:
     import tensorflow_datasets as tfds
 
 SHARD_TOKENS = 1 << 26  # a shard holds 32k records of 2048 tokens
 BLOCK_TOKENS = 1 << 20  # read at a time while a shard is written
+BLOCK_BYTES = 1 << 22  # read at a time while a stream is hashed
 
 
 class BuildContext(NamedTuple):
     """The directory in which a dataset is built, and the means."""
 
-    directory: Path
-    map: Map  # runs jobs, in this process or in several
+    directory: epath.Path  # of jobs, which all workers see
+    run: Runner  # does jobs
     bars: Bars
+    total: int  # bytes of all sources
+
+    @contextlib.contextmanager
+    def bar(self, title: str, total: int | None = None) -> Iterator[Callable[[int], None]]:
+        """Show a bar while the context lasts; yield a function that moves it by some bytes."""
+        task = self.bars.add_task(title, total=self.total if total is None else total)
+        yield functools.partial(self.bars.advance, task)
 
 
 class TokenStream:
-    """The token stream of one split while it grows, and its counts."""
+    """The token stream of one split while it grows: the words that each piece gave, in files, and their counts."""
 
-    def __init__(self, path: Path):
-        self.path, self.file, self.sha256 = path, path.open("wb"), hashlib.sha256()
+    def __init__(self):
+        self.sha256 = hashlib.sha256()
         self._lengths: list[np.ndarray] = []
+        self._files: list[tuple[str, int]] = []
         self.words, self.counts = 0, Counts()
 
-    def append(self, words: np.ndarray, lengths: np.ndarray, counts: Counts) -> None:
-        """Append documents; `lengths` are the words of each dialogue, and empty for texts."""
-        self.file.write(words.data)
-        self.sha256.update(words.data)
-        self._lengths.append(lengths)
-        self.words += len(words)
+    def append(self, file: str, words: int, lengths_file: str | None, counts: Counts) -> None:
+        """Append the documents of a piece.
+
+        Args:
+          file: the file of its words.
+          words: their number.
+          lengths_file: the file of the words of each dialogue; None: they are texts.
+          counts: of its documents.
+        """
+        with epath.Path(file).open("rb") as opened:
+            while block := opened.read(BLOCK_BYTES):
+                self.sha256.update(block)
+        self._files.append((file, words))
+        if lengths_file and (path := epath.Path(lengths_file)).exists():
+            self._lengths.append(np.frombuffer(path.read_bytes(), "<i8"))
+        self.words += words
         self.counts = Counts.sum([self.counts, counts])
 
     def content_sha256(self) -> str:
@@ -63,6 +86,33 @@ class TokenStream:
     def lengths(self) -> np.ndarray:
         """Return the words of each dialogue, int64 (dialogues,); of texts, nothing."""
         return np.concatenate([np.empty(0, np.int64), *self._lengths]).astype("<i8")
+
+    def write_index(self, path: epath.Path) -> None:
+        """Write the files of the stream and the numbers of their words, for `read_words`."""
+        write_atomically(path, json.dumps(self._files))
+
+
+def read_words(index_file: str, start: int, stop: int, word: np.dtype) -> np.ndarray:
+    """Return the words `start` to `stop` of a stream, of which `TokenStream.write_index` wrote the files."""
+    files, ends = _read_index(index_file)
+    words = np.empty(stop - start, word)
+    position = start
+    for number in range(int(np.searchsorted(ends, start, side="right")), len(files)):
+        if position >= stop:
+            break
+        first, last = position - (int(ends[number - 1]) if number else 0), min(stop, int(ends[number]))
+        with epath.Path(files[number]).open("rb") as file:
+            file.seek(first * word.itemsize)
+            block = file.read((last - position) * word.itemsize)
+        words[position - start : last - start] = np.frombuffer(block, word)
+        position = last
+    return words
+
+
+@functools.lru_cache(maxsize=4)
+def _read_index(index_file: str) -> tuple[list[str], np.ndarray]:
+    files = json.loads(epath.Path(index_file).read_text())
+    return [file for file, _ in files], np.cumsum([words for _, words in files], dtype=np.int64)
 
 
 class RecordFormat(NamedTuple):
@@ -99,30 +149,58 @@ class RecordFormat(NamedTuple):
 class ShardJob:
     """Records `first` to `stop` of a stream, which become one shard of a split."""
 
-    stream: Path
+    directory: str
     format: RecordFormat
     split: str
     first: int
     stop: int
     index: int
     shards: int
-    layout: Path | None = None  # of dialogues: the three arrays of `Layout`, int64; None: texts, to be cut
+    is_text: bool  # to be cut; else dialogues, to be laid out
 
     @property
-    def file(self) -> Path:
-        """The shard, named as TFDS expects, beside the stream."""
-        return self.stream.with_name(shard_names(self.split, self.shards)[self.index])
+    def stream(self) -> str:
+        """The index of the stream (see `read_words`)."""
+        return f"{self.directory}/parts/{self.split}.stream.json"
+
+    @property
+    def layout(self) -> str:
+        """The three arrays of `Layout`, int64, of dialogues."""
+        return f"{self.directory}/parts/{self.split}.layout"
+
+    @property
+    def name(self) -> str:
+        """The name of the shard, as TFDS expects."""
+        return shard_names(self.split, self.shards)[self.index]
+
+    @property
+    def receipt(self) -> str:
+        """The file with its size."""
+        return f"{self.directory}/parts/{self.name}.json"
 
     @property
     def records(self) -> int:
         """Number of records in the shard."""
         return self.stop - self.first
 
+    def work(self) -> Receipt:
+        """Write the shard; return its size and the serialized bytes of its records, before compression."""
+        path = epath.Path(self.directory) / self.name
+        if in_bucket(path):  # ArrayRecord writes on disks
+            with tempfile.TemporaryDirectory() as folder:
+                serialized_bytes = write_shard(self, local := f"{folder}/{self.name}")
+                epath.Path(local).copy(path, overwrite=True)
+        else:
+            partial = path.with_name("parts") / f"{self.name}.{uuid.uuid4().hex[:8]}.partial"
+            serialized_bytes = write_shard(self, str(partial))
+            partial.replace(path)
+        return {"serialized_bytes": serialized_bytes, "bytes": path.stat().length}
+
 
 def write_records(
     context: BuildContext, format: RecordFormat, streams: Mapping[str, TokenStream], *, packing: str
 ) -> dict[str, SplitMetadata]:
-    """Turn streams into shards of records, with the metadata of TFDS, and remove the streams.
+    """Turn streams into shards of records, with the metadata of TFDS.
 
     Args:
       context: the directory, and how jobs are run.
@@ -134,51 +212,54 @@ def write_records(
     Returns:
       The metadata of each split.
     """
-    jobs = {split: _plan_shards(split, stream, format, packing) for split, stream in streams.items()}
+    jobs = {split: _plan_shards(context.directory, split, stream, format, packing) for split, stream in streams.items()}
     all_jobs = [job for split in jobs.values() for job in split]
     record_bytes = format.length * format.word.itemsize
-    bar = context.bars.add_task("writing", total=sum(job.records for job in all_jobs) * record_bytes)
-    sizes = []
-    for job, size in zip(all_jobs, context.map(write_shard, all_jobs), strict=True):
-        sizes.append(size)
-        context.bars.advance(bar, job.records * record_bytes)
-    write_tfds_metadata(context.directory, all_jobs, sizes)
-    splits = {}
-    for split, stream in streams.items():
-        stream.path.unlink()
-        stream.path.with_suffix(".layout").unlink(missing_ok=True)
-        splits[split] = SplitMetadata(
+    receipts = []
+    with context.bar("writing", sum(job.records for job in all_jobs) * record_bytes) as advance:
+        for job, receipt in zip(all_jobs, context.run(all_jobs), strict=True):
+            receipts.append(receipt)
+            advance(job.records * record_bytes)
+    write_tfds_metadata(context.directory, all_jobs, [receipt["serialized_bytes"] for receipt in receipts])
+    sizes = {job.name: receipt["bytes"] for job, receipt in zip(all_jobs, receipts, strict=True)}
+    return {
+        split: SplitMetadata(
             records=jobs[split][-1].stop,
             documents=stream.counts.documents,
             tokens=stream.counts.tokens,
             raw_bytes=stream.counts.raw_bytes,
             token_bytes=stream.counts.token_bytes,
             sha256=stream.content_sha256(),
-            shards={job.file.name: job.file.stat().st_size for job in jobs[split]},
+            shards={job.name: sizes[job.name] for job in jobs[split]},
         )
-    return splits
+        for split, stream in streams.items()
+    }
 
 
-def _plan_shards(split: str, stream: TokenStream, format: RecordFormat, packing: str) -> list[ShardJob]:
-    file = None
+def _plan_shards(
+    directory: epath.Path, split: str, stream: TokenStream, format: RecordFormat, packing: str
+) -> list[ShardJob]:
     if packing != "chunk":
         packed = packing == "packed_examples" and split == "train"
         layout = Layout.of(stream.lengths(), format.sequence_length, packed=packed)
-        file = stream.path.with_suffix(".layout")
-        np.stack(layout).astype("<i8").tofile(file)
+        write_atomically(directory / "parts" / f"{split}.layout", np.stack(layout).astype("<i8").tobytes())
         count = int(layout.records_D[-1]) + 1
     elif not (count := stream.words // format.length):
         raise UserError(
             f"split {split!r} has {stream.words} tokens, too few for one record of {format.length}; give more text, "
             "a shorter sequence_length or, for validation, a source or another validation_fraction"
         )
+    stream.write_index(directory / "parts" / f"{split}.stream.json")
     shards = -(-count * format.length // SHARD_TOKENS)
     bounds = [count * i // shards for i in range(shards + 1)]
-    return [ShardJob(stream.path, format, split, bounds[i], bounds[i + 1], i, shards, file) for i in range(shards)]
+    return [
+        ShardJob(str(directory), format, split, bounds[i], bounds[i + 1], i, shards, packing == "chunk")
+        for i in range(shards)
+    ]
 
 
-def write_shard(job: ShardJob) -> int:
-    """Write the records of one shard; return their serialized bytes, before compression.
+def write_shard(job: ShardJob, path: str) -> int:
+    """Write the records of one shard to a disk; return their serialized bytes, before compression.
 
     Raises:
       OSError: the disk is full, for instance.
@@ -187,8 +268,8 @@ def write_shard(job: ShardJob) -> int:
 
     serializer, dtypes = job.format.features(), job.format.dtypes
     serialized_bytes, step = 0, max(1, BLOCK_TOKENS // job.format.length)
-    rows = _read_dialogues(job, job.layout) if job.layout else _cut_texts(job)
-    writer = ArrayRecordWriter(str(job.file), "group_size:1")  # a record a group: random access reads no more
+    rows = _cut_texts(job) if job.is_text else _read_dialogues(job)
+    writer = ArrayRecordWriter(path, "group_size:1")  # a record a group: random access reads no more
     try:
         for start in range(job.first, job.stop, step):
             tokens_NxT, segment_ids_NxT = rows(start, min(start + step, job.stop))
@@ -208,10 +289,11 @@ Rows = Callable[[int, int], tuple[np.ndarray, np.ndarray]]  # records of a range
 
 
 def _cut_texts(job: ShardJob) -> Rows:
-    stream, length = np.memmap(job.stream, job.format.word, mode="r"), job.format.length
+    length, word = job.format.length, job.format.word
 
     def rows(start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
-        tokens_NxT, starts_NxT = split_words(stream[start * length : stop * length].reshape(-1, length))
+        words = read_words(job.stream, start * length, stop * length, word)
+        tokens_NxT, starts_NxT = split_words(words.reshape(-1, length))
         starts_NxT = starts_NxT.astype(np.uint32)
         starts_NxT[:, 0] = 1  # the rest of a document that began in the record before
         return tokens_NxT, np.cumsum(starts_NxT, axis=1, dtype=np.uint32)
@@ -219,20 +301,19 @@ def _cut_texts(job: ShardJob) -> Rows:
     return rows
 
 
-def _read_dialogues(job: ShardJob, layout_file: Path) -> Rows:
-    stream = np.memmap(job.stream, job.format.word, mode="r")
-    layout = Layout(*np.fromfile(layout_file, "<i8").reshape(3, -1))
+def _read_dialogues(job: ShardJob) -> Rows:
+    layout = Layout(*np.frombuffer(epath.Path(job.layout).read_bytes(), "<i8").reshape(3, -1))
     ends = np.concatenate([[0], np.cumsum(layout.lengths_D)])
 
     def rows(start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
         first, last = np.searchsorted(layout.records_D, [start, stop])
-        words = stream[ends[first] : ends[last]]
+        words = read_words(job.stream, int(ends[first]), int(ends[last]), job.format.word)
         return dialogues.lay_out(words, layout.part(start, stop), job.format.length, job.format.eos_id)
 
     return rows
 
 
-def write_tfds_metadata(directory: Path, jobs: Sequence[ShardJob], sizes: Sequence[int]) -> None:
+def write_tfds_metadata(directory: epath.Path, jobs: Sequence[ShardJob], sizes: Sequence[int]) -> None:
     """Make `directory`, with the shards of these jobs, readable by `tfds.builder_from_directory`.
 
     Args:

@@ -13,6 +13,7 @@ from diffusionlm.data.fields import Columns
 from diffusionlm.data.formats import arrow_files
 from diffusionlm.data.formats.reading import WHOLE, Reading, Span
 from diffusionlm.data.items import Item
+from diffusionlm.data.jobs import Receipt
 from diffusionlm.errors import UserError, require_package, suggest
 from diffusionlm.hub import SCHEME as HUB
 from diffusionlm.storage import run_path
@@ -46,6 +47,26 @@ class FilesPiece:
             _require_unchanged(path, part.state)
 
 
+@dataclass(frozen=True)
+class DigestJob:
+    """The hash of the content of a file."""
+
+    path: str
+    stamp: str  # of its state
+    index: int
+    directory: str
+
+    @property
+    def receipt(self) -> str:
+        """The file with the hash."""
+        return f"{self.directory}/parts/digest-{self.index:07d}.json"
+
+    def work(self) -> Receipt:
+        """Read the file."""
+        with Reading(path := epath.Path(self.path)):
+            return {"stamp": self.stamp, "digest": identity.digest(path), "progress": path.stat().length}
+
+
 class Files:
     """Files of documents, of the kinds of `formats`, in this order.
 
@@ -62,12 +83,16 @@ class Files:
         self._states = [_state(path) for path in paths]
         self.total = sum(state.bytes for state in self._states)
 
+    def states(self) -> list[tuple[epath.Path, identity.State]]:
+        """Return the files and their states when they were looked at first."""
+        return [*zip(self.paths, self._states, strict=True)]
+
     def describe(self, known: Mapping[str, str] | None = None) -> list[dict[str, Any]]:
         """Return the identity of each file by its content; `known` digests, by stamp, save reading files again."""
         described = []
         for path, state in zip(self.paths, self._states, strict=True):
             with Reading(path):
-                described.append(identity.describe(path, state, known or {}))
+                described.append(identity.describe(path, state, {} if known is None else known))
             _require_unchanged(path, state)
         return described
 

@@ -196,10 +196,17 @@ def _short(name: str) -> str:
 
 
 @contextlib.contextmanager
-def whole_directory(output: Path) -> Iterator[Path]:
-    """Yield a directory beside `output` that is renamed to it at the end, or removed after any failure.
+def whole_directory(
+    output: Path, key: str | None = None, kept_after: tuple[type[BaseException], ...] = ()
+) -> Iterator[Path]:
+    """Yield a directory beside `output` that is renamed to it at the end, or removed after a failure.
 
     This process owns `output` meanwhile. Directories that a killed process left behind are removed.
+
+    Args:
+      output: the directory to make.
+      key: names work that can be resumed; what the same work left behind is yielded again. None: it begins anew.
+      kept_after: the failures after which work with a key is kept.
 
     Raises:
       UserError: another process is making `output`.
@@ -207,16 +214,18 @@ def whole_directory(output: Path) -> Iterator[Path]:
     """
     with owned_output(output) as lease:
         prefix = f".{_short(output.name)}.partial-"
+        partial = output.with_name(prefix + (key or uuid.uuid4().hex[:8]))
         for abandoned in output.parent.glob(glob.escape(prefix) + "*") if lease else ():
-            if abandoned.is_dir() and not abandoned.is_symlink():  # of a pipe, rmtree would wait for the writer
+            # Of a pipe, rmtree would wait for the writer.
+            if abandoned.name != partial.name and abandoned.is_dir() and not abandoned.is_symlink():
                 shutil.rmtree(abandoned, ignore_errors=True)
-        partial = output.with_name(prefix + uuid.uuid4().hex[:8])
-        partial.mkdir()
+        partial.mkdir(exist_ok=key is not None)
         try:
             yield partial
             if lease:
                 lease.confirm()
             partial.replace(output)
-        except BaseException:
-            shutil.rmtree(partial, ignore_errors=True)
+        except BaseException as error:
+            if key is None or not isinstance(error, kept_after):
+                shutil.rmtree(partial, ignore_errors=True)
             raise

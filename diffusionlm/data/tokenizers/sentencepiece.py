@@ -10,15 +10,13 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 import sentencepiece
-from sentencepiece import sentencepiece_model_pb2
 
+from diffusionlm.data.tokenizers import sentencepiece_proto
 from diffusionlm.data.tokenizers.base import SPACE_MARK
 from diffusionlm.errors import UserError
 from diffusionlm.untrusted import read_bytes
 
 SENTENCEPIECE_FILE = "tokenizer.model"
-
-_ModelProto: Any = sentencepiece_model_pb2.ModelProto  # pyright: ignore[reportAttributeAccessIssue]: made at import
 
 
 class SentencePieceTokenizer:
@@ -41,7 +39,7 @@ class SentencePieceTokenizer:
         self._serialized = model
         try:
             self._model = sentencepiece.SentencePieceProcessor(model_proto=model)
-            proto = _ModelProto.FromString(model)
+            proto = sentencepiece_proto.Model.FromString(model)
         except Exception as error:  # the library's RuntimeError, or protobuf's DecodeError
             raise UserError(
                 f"not a SentencePiece model ({len(model)} bytes): give the content of a tokenizer.model file"
@@ -56,13 +54,14 @@ class SentencePieceTokenizer:
             i if i >= 0 else None for i in (self._model.bos_id(), self._model.eos_id(), self._model.pad_id())
         )
         self.pad_id = self.eos_id if pad_id is None else pad_id
-        types = _ModelProto.SentencePiece
         self._single_tokens = {
-            p.piece: i for i, p in enumerate(proto.pieces) if p.type in (types.CONTROL, types.USER_DEFINED)
+            p.piece: i
+            for i, p in enumerate(proto.pieces)
+            if p.type in (sentencepiece_proto.CONTROL, sentencepiece_proto.USER_DEFINED)
         }
-        self.controls = tuple(p.piece for p in proto.pieces if p.type == types.CONTROL)
+        self.controls = tuple(p.piece for p in proto.pieces if p.type == sentencepiece_proto.CONTROL)
         # Control pieces in a text are encoded as text, and runs of spaces and line breaks are text.
-        defined = [p.piece for p in proto.pieces if p.type == types.USER_DEFINED]
+        defined = [p.piece for p in proto.pieces if p.type == sentencepiece_proto.USER_DEFINED]
         self.marks = tuple(piece for piece in defined if piece.replace(SPACE_MARK, " ").strip())
 
     @classmethod
@@ -131,7 +130,7 @@ class SentencePieceTokenizer:
     @functools.cached_property
     def _inner(self) -> sentencepiece.SentencePieceProcessor:
         """The model as it is inside a text, where spaces are what they are."""
-        proto = _ModelProto.FromString(self._serialized)
+        proto = sentencepiece_proto.Model.FromString(self._serialized)
         normalizer = proto.normalizer_spec
         if not normalizer.add_dummy_prefix and not normalizer.remove_extra_whitespaces:
             return self._model

@@ -1,0 +1,155 @@
+"""Documents that come again: the first of equal ones is kept, whatever its neighbours, workers and files are.
+
+Two documents are equal if their texts are, once Unicode is composed (NFC) and every run of white space is one space. A
+held-out document is kept in place of its copies in the training split. Near-duplicates are left to the tools that are
+made for them (see docs/own_text.md).
+"""
+
+import functools
+import hashlib
+import io
+import math
+import unicodedata
+from collections.abc import Iterable, Iterator, Sequence, Set
+from dataclasses import dataclass
+
+import numpy as np
+from etils import epath
+
+from diffusionlm.data.items import Item
+from diffusionlm.data.jobs import Receipt, Runner
+from diffusionlm.data.selection import Selection
+from diffusionlm.data.sources import Piece
+from diffusionlm.storage import write_atomically
+
+REASON = "drop_duplicates"
+HASH = np.dtype([("high", "<u8"), ("low", "<u8")])  # of a document; 0 and 0: it has no text
+BUCKET_DOCUMENTS = 1 << 26  # whose hashes a worker sorts at a time, which takes about 3 GB
+_FOLDER, _DROPPED, _FIRST = "parts/duplicates", "dropped.npy", "first.npy"
+
+
+@dataclass(frozen=True)
+class HashJob:
+    """The hashes of the documents of a piece."""
+
+    piece: Piece
+    split: str
+    index: int  # of the piece, in the order of the source
+    selection: Selection
+    directory: str
+
+    @property
+    def file(self) -> str:
+        """The file of the hashes, `HASH` for each document."""
+        return f"{self.directory}/{_FOLDER}/{self.index:07d}.hashes"
+
+    @property
+    def receipt(self) -> str:
+        """The file with the number of documents."""
+        return f"{self.directory}/{_FOLDER}/{self.index:07d}.json"
+
+    def work(self) -> Receipt:
+        """Write the hash of every document, 0 for one without text and one that cannot be read."""
+        hashes = b"".join(_hash(item, self.selection) for item in self.piece)
+        write_atomically(self.file, hashes)
+        return {"documents": len(hashes) // HASH.itemsize, "split": self.split, "progress": self.piece.progress}
+
+
+@dataclass(frozen=True)
+class FindJob:
+    """The documents that come again among those whose hashes are in one of several buckets."""
+
+    directory: str
+    bucket: int
+    buckets: int
+    order: tuple[tuple[int, int], ...]  # of pieces, in which documents come first: the index, and the first document
+
+    @property
+    def receipt(self) -> str:
+        """The file with the number of documents that come again."""
+        return f"{self.directory}/{_FOLDER}/bucket-{self.bucket:05d}.json"
+
+    @property
+    def file(self) -> str:
+        """The file of their numbers, int64, sorted."""
+        return f"{self.directory}/{_FOLDER}/bucket-{self.bucket:05d}.npy"
+
+    def work(self) -> Receipt:
+        """Write the numbers of the documents that come again."""
+        hashes, numbers = [np.empty(0, HASH)], [np.empty(0, np.int64)]
+        for index, first in self.order:
+            part = np.frombuffer(epath.Path(f"{self.directory}/{_FOLDER}/{index:07d}.hashes").read_bytes(), HASH)
+            mine = np.flatnonzero((part["low"] % self.buckets == self.bucket) & ((part["high"] | part["low"]) != 0))
+            hashes.append(part[mine])
+            numbers.append(first + mine)
+        hashes, numbers = np.concatenate(hashes), np.concatenate(numbers)
+        _, kept = np.unique(hashes, return_index=True)  # of equal ones, the first
+        again = np.sort(np.delete(numbers, kept))
+        _save(epath.Path(self.file), again)
+        return {"duplicates": len(again)}
+
+
+def find(
+    run: Runner, pieces: Iterable[tuple[str, Piece]], selection: Selection, directory: epath.Path
+) -> Iterator[int]:
+    """Find the documents that come again; yield the progress of each piece that was looked at.
+
+    Args:
+      run: does jobs.
+      pieces: of all sources, with their splits, in the order in which they will be encoded.
+      selection: says what the text of a document is, and which are left out anyhow.
+      directory: of jobs; `dropped` reads there what this finds.
+    """
+    (directory / _FOLDER).mkdir(parents=True, exist_ok=True)
+    jobs = (HashJob(piece, split, index, selection, str(directory)) for index, (split, piece) in enumerate(pieces))
+    counts, splits = [], []
+    for receipt in run(jobs):
+        counts.append(receipt["documents"])
+        splits.append(receipt["split"])
+        yield receipt["progress"]
+    first = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+    order = sorted(range(len(counts)), key=lambda index: (splits[index] == "train", index))
+    buckets = max(1, math.ceil(int(first[-1]) / BUCKET_DOCUMENTS))
+    places = tuple((index, int(first[index])) for index in order)
+    found = [FindJob(str(directory), bucket, buckets, places) for bucket in range(buckets)]
+    for _ in run(found):
+        pass
+    again = [np.load(io.BytesIO(epath.Path(job.file).read_bytes())) for job in found]
+    _save(directory / _FOLDER / _DROPPED, np.sort(np.concatenate([np.empty(0, np.int64), *again])))
+    _save(directory / _FOLDER / _FIRST, first)
+
+
+def dropped(directory: str, index: int) -> Set[int]:
+    """Return the numbers, in a piece, of the documents that are dropped; none if nobody has looked for them."""
+    numbers, first = _found(directory)
+    if not len(first):
+        return frozenset()
+    start, stop = np.searchsorted(numbers, first[index : index + 2])
+    return frozenset((numbers[start:stop] - first[index]).tolist())
+
+
+@functools.lru_cache(maxsize=1)
+def _found(directory: str) -> Sequence[np.ndarray]:
+    folder = epath.Path(directory) / _FOLDER
+    if not (folder / _FIRST).exists():
+        return np.empty(0, np.int64), np.empty(0, np.int64)
+    return [np.load(io.BytesIO((folder / name).read_bytes())) for name in (_DROPPED, _FIRST)]
+
+
+def _hash(item: Item, selection: Selection) -> bytes:
+    try:
+        text = selection.read(item).text
+    except ValueError:
+        text = ""  # whoever encodes it says why
+    return hashlib.blake2b(normalized(text).encode(), digest_size=HASH.itemsize).digest() if text else bytes(16)
+
+
+def normalized(text: str) -> str:
+    """Return a text as it is compared: composed (NFC), with one space for every run of white space."""
+    return " ".join(unicodedata.normalize("NFC", text).split())
+
+
+def _save(path: epath.Path, array: np.ndarray) -> None:
+    buffer = io.BytesIO()
+    np.save(buffer, array)
+    write_atomically(path, buffer.getvalue())
