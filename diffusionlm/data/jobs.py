@@ -6,7 +6,7 @@ receipt. Doing it twice gives the same files, so a job may be repeated at any ti
 
 import json
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol
 
 from etils import epath
 
@@ -19,7 +19,6 @@ FAILED = ".failed"  # the ending of the file that says why a job has no receipt
 Receipt = dict[str, Any]  # in JSON types
 
 
-@runtime_checkable  # Beam asks
 class Job(Protocol):
     """A part of the work of preparing data."""
 

@@ -13,6 +13,7 @@ import pytest
 from support.datasets import LENGTH, expected_rows, prepare, rows, write_jsonl
 
 from diffusionlm.data import encode, stream, tokenizers
+from diffusionlm.data import prepare as prepare_lib
 from diffusionlm.data.pipeline import open_dataset
 from diffusionlm.errors import UserError
 from diffusionlm.ownership.claims import whole_directory
@@ -71,14 +72,14 @@ def test_identity_tells_contents_apart(texts, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("module", "function"), [(encode, "encode"), (stream, "write_shard"), (stream, "write_tfds_metadata")]
+    ("module", "function"), [(encode, "encode_splits"), (stream, "write_shard"), (stream, "write_tfds_metadata")]
 )
-def test_an_interrupted_job_leaves_nothing(module, function, jsonl, tmp_path, monkeypatch):
-    def interrupted(*args):
-        raise KeyboardInterrupt
+def test_a_job_that_fails_leaves_nothing(module, function, jsonl, tmp_path, monkeypatch):
+    def failing(*args, **kwargs):
+        raise RuntimeError("failed")
 
-    monkeypatch.setattr(module, function, interrupted)
-    with pytest.raises(KeyboardInterrupt):
+    monkeypatch.setattr(module if function != "encode_splits" else prepare_lib, function, failing)
+    with pytest.raises(RuntimeError, match="failed"):
         prepare(jsonl, tmp_path / "out")
     assert [p.name for p in tmp_path.iterdir()] == ["corpus.jsonl"]
 
@@ -96,7 +97,7 @@ def test_what_a_killed_job_leaves_does_not_open(jsonl, tmp_path):
     for path in (partial, tmp_path / "out"):
         with pytest.raises(UserError, match="diffusionlm data prepare"):
             open_dataset(path)
-    prepare(jsonl, tmp_path / "out")  # the next one cleans up
+    prepare(jsonl, tmp_path / "out")  # the next one goes on with it
     assert [p.name for p in tmp_path.iterdir() if p.is_dir()] == ["out"]
 
 
@@ -125,7 +126,8 @@ def test_quiet_without_a_main_module(jsonl, tmp_path):
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs Linux's /dev/full")
 def test_a_full_disk_is_one_line(jsonl, tmp_path, monkeypatch):
-    monkeypatch.setattr(stream.ShardJob, "file", Path("/dev/full"))
+    write_shard = stream.write_shard
+    monkeypatch.setattr(stream, "write_shard", lambda job, path: write_shard(job, "/dev/full"))
     with pytest.raises(UserError, match="cannot write the dataset .*No space left on device"):
         prepare(jsonl, tmp_path / "out")
     assert not (tmp_path / "out").exists()
