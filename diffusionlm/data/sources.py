@@ -13,12 +13,13 @@ from typing import Any, Protocol
 from diffusionlm.data import corpora, formats
 from diffusionlm.data.fields import Columns, names
 from diffusionlm.data.items import Item
-from diffusionlm.data.text_files import PIECE_BYTES, Files, allowed, expand
+from diffusionlm.data.text_files import PIECE_BYTES, Files, FilesPiece, allowed, expand
 from diffusionlm.errors import UserError
 from diffusionlm.scalars import real
 from diffusionlm.untrusted import printable
 
 TFDS_NAME = re.compile(r"tfds:(?P<name>[^:]+(:[\d*]+\.[\d*]+\.[\d*]+)?)(:(?P<split>.+))?")
+UNCUT_BYTES = 1 << 23  # of a file that cannot be cut, which one process reads for the others beyond that
 DEFAULT_FRACTION = 0.01  # held out if neither a validation source nor a fraction is given
 
 
@@ -75,14 +76,14 @@ def small(pieces: Iterable[tuple[str, Piece]], cut: bool) -> Iterator[tuple[str,
     So several processes of one machine share what one of them unpacks. Machines that are far apart do not.
     """
     for split, piece in pieces:
-        if not cut or piece.progress <= 2 * PIECE_BYTES:
+        if not (cut and isinstance(piece, FilesPiece) and piece.is_whole and piece.progress > UNCUT_BYTES):
             yield split, piece
             continue
         batch, size = [], 0
         for item in piece:
             batch.append(item)
             size += len(item.payload)
-            if size >= PIECE_BYTES // 4:
+            if size >= UNCUT_BYTES // 2:
                 yield split, TextsPiece(tuple(batch))
                 batch, size = [], 0
         if batch:

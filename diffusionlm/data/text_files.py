@@ -19,7 +19,7 @@ from diffusionlm.hub import SCHEME as HUB
 from diffusionlm.storage import run_path
 from diffusionlm.untrusted import printable, require_regular
 
-PIECE_BYTES = 1 << 24  # of a large file, that are read by themselves
+PIECE_BYTES = 1 << 26  # of a large file, that are read by themselves, or fewer: a source is cut into 64 if it is small
 GROUP_BYTES = 1 << 20  # of small files, that are read together
 LEAST_BYTES = 1 << 8  # that a file counts for, so that a group does not become long
 
@@ -39,6 +39,11 @@ class FilesPiece:
     parts: tuple[Part, ...]
     columns: Columns | None
     progress: int  # bytes of the files that it stands for
+
+    @property
+    def is_whole(self) -> bool:
+        """True if it has files that cannot be cut, or need not be."""
+        return all(part.span == WHOLE for part in self.parts)
 
     def __iter__(self) -> Iterator[Item]:
         for part in self.parts:
@@ -101,16 +106,19 @@ class Files:
             yield from formats.read(path, WHOLE, self._columns)
             _require_unchanged(path, state)
 
-    def pieces(self, piece_bytes: int = PIECE_BYTES, group_bytes: int = GROUP_BYTES) -> list[FilesPiece]:
+    def pieces(self, piece_bytes: int | None = None, group_bytes: int = GROUP_BYTES) -> list[FilesPiece]:
         """Return pieces, which together give the items of all files, in order.
 
         Args:
-          piece_bytes: about so many bytes of a large file are in a piece, where its format allows.
+          piece_bytes: about so many bytes of a large file are in a piece, where its format allows; None: a 64th of the
+            source, but at least 1 MiB and at most `PIECE_BYTES`.
           group_bytes: smaller files are put together until they have so many.
 
         Raises:
           UserError: a file cannot be read as what its name says, or has changed.
         """
+        if piece_bytes is None:
+            piece_bytes = min(max(self.total // 64, GROUP_BYTES), PIECE_BYTES)
         pieces, group, size = [], [], 0
         for path, state in zip(self.paths, self._states, strict=True):
             spans = formats.cut(path, state.bytes, piece_bytes)
