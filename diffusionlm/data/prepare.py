@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
@@ -86,9 +86,10 @@ def prepare(
     Raises:
       UserError: arguments or input are not usable, or `output` holds something else.
     """
-    arguments = dict(locals())  # all of this function, by name
+    arguments: dict[str, Any] = dict(locals())  # all of this function, by name
     del arguments["progress"]
-    request = check_request(**arguments | {"bos": bool(bos)})
+    arguments["bos"] = bool(bos)
+    request = check_request(**arguments)
     return _prepare(request, int(workers), Console(stderr=True, quiet=not progress, soft_wrap=True, highlight=False))
 
 

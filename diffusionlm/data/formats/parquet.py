@@ -24,7 +24,7 @@ def read(path: epath.Path, span: Span, columns: Columns | None) -> Iterator[Item
         require_content(raw, path)
         file = _open(path, raw)
         wanted = arrow_columns.choose(path, file.schema_arrow, columns)
-        sizes, number = _sizes(file.metadata), 0
+        sizes, number, name = _sizes(file.metadata), 0, str(path)
         for group, size in enumerate(sizes):
             rows, unpacked = file.metadata.row_group(group).num_rows, file.metadata.row_group(group).total_byte_size
             if group < span.start or not rows:
@@ -37,7 +37,7 @@ def read(path: epath.Path, span: Span, columns: Columns | None) -> Iterator[Item
             batches = file.iter_batches(batch_rows, row_groups=[group], columns=wanted.leaves, use_threads=False)
             for batch in batches:
                 for payload, problem in arrow_columns.payloads(batch, wanted.names):
-                    reading.location, used = f"{path}[{number}]", used + 1
+                    reading.location, used = f"{name}[{number}]", used + 1
                     progress = size * used // rows - size * (used - 1) // rows
                     yield Item(reading.location, payload, True, progress, problem)
                     number += 1
