@@ -74,6 +74,19 @@ def _holds_text(type_: Any) -> bool:
     return name in ("string", "large_string", "string_view", "binary", "large_binary", "binary_view", "null")
 
 
+def require_valid(column: Any) -> None:
+    """Check what a column of a mapped file says of its own memory: reading a wrong offset would end the process.
+
+    Raises:
+      ArrowInvalid: it is damaged. Texts that are not UTF-8 are left to `payloads`, which names them.
+    """
+    try:
+        column.validate(full=True)
+    except ValueError as error:
+        if not (_holds_text(column.type) and "UTF8" in str(error)):  # offsets are checked before
+            raise
+
+
 def payloads(batch: Any, names: list[str]) -> Iterator[tuple[bytes, str]]:
     """Yield each row of a record batch as JSON of these columns, or b"" and why it cannot be read."""
     only_texts = all(_holds_text(batch.schema.field(name).type) for name in names)
@@ -124,5 +137,5 @@ def _plain(value: Any) -> Any:
 
 
 def arrow_errors(path: epath.Path) -> tuple[type[Exception], ...]:
-    """Return the exceptions of pyarrow that say that a file is damaged."""
-    return (load_package("pyarrow", path, "pyarrow").lib.ArrowException,)
+    """Return the exceptions of pyarrow that say that a file is damaged; names of columns may not be UTF-8."""
+    return (load_package("pyarrow", path, "pyarrow").lib.ArrowException, UnicodeDecodeError)

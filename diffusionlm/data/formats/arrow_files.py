@@ -35,6 +35,8 @@ def read(path: epath.Path, span: Span, columns: Columns | None) -> Iterator[Item
                 continue
             if span.stop is not None and index >= span.stop:
                 return
+            for column in wanted.names:
+                arrow_columns.require_valid(batch.column(column))
             size, rows = batch.nbytes, batch.num_rows
             for i, (payload, problem) in enumerate(arrow_columns.payloads(batch, wanted.names)):
                 reading.location = f"{name}[{number + i}]"
