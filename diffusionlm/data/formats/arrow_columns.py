@@ -100,10 +100,8 @@ def payloads(batch: Any, names: list[str]) -> Iterator[tuple[bytes, str]]:
             row = rows[i] if rows is not None else {name: batch.column(name)[i].as_py() for name in names}
             yield encode(row), ""
         except UnicodeError:
-            yield (
-                b"",
-                f"invalid UTF-8 in {' or '.join(repr(printable(name)) for name in _undecodable(batch, names, i))}",
-            )
+            wrong = " and ".join(repr(printable(name)) for name in _undecodable(batch, names, i))
+            yield b"", f"invalid UTF-8 in {wrong}"
         except ValueError as error:  # a date beyond those of Python
             yield b"", printable(error)
 
