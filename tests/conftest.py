@@ -2,6 +2,7 @@
 
 import functools
 import gc
+import inspect
 import os
 from importlib.metadata import version
 from pathlib import Path
@@ -25,6 +26,8 @@ import pytest
 
 from diffusionlm.training import programs
 
+# A parser of commands reads the comments of configurations in their source, and the tests make hundreds of parsers.
+inspect.getsource = functools.cache(inspect.getsource)
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 # The programs of the last few runs are kept. Here modules take turns with the same runs, so all are.

@@ -70,6 +70,8 @@ def names(text_field: str) -> tuple[str, ...]:
 def value(record: Mapping[str, Any], name: str) -> Any:
     """Return the value of a field; an exact name comes before one with dots, which reach into nested objects.
 
+    A field of an object that is null is null too.
+
     Raises:
       KeyError: there is none; the message says which fields there are instead.
     """
@@ -80,6 +82,8 @@ def value(record: Mapping[str, Any], name: str) -> Any:
         raise KeyError(lacks(name, record))
     inner, reached = record[head], head
     for part in rest:
+        if inner is None:
+            return None
         if not isinstance(inner, dict):
             raise KeyError(
                 f"field {printable(reached)!r} is {type(inner).__name__}, which has no field {printable(part)!r}"

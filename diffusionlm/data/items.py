@@ -16,11 +16,16 @@ lacks_field = fields.lacks
 class Item(NamedTuple):
     """One document, raw."""
 
-    location: object  # for messages, its str: file:line, file, or the example's name
+    place: object  # its str is the location
     payload: bytes
     is_json: bool  # a JSON object, not the text itself
     progress: int  # bytes of the source that this item used up
     problem: str = ""  # why it cannot be read, if its reader found that
+
+    @property
+    def location(self) -> str:
+        """What messages call it: file:line, file, or the example's name."""
+        return str(self.place)
 
 
 def text_of(item: Item, text_field: str) -> str:

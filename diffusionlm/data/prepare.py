@@ -116,10 +116,11 @@ def prepare(
     Raises:
       UserError: arguments or input are not usable, or `output` holds something else.
     """
-    arguments = dict(locals())  # all of this function, by name
+    arguments: dict[str, Any] = dict(locals())  # all of this function, by name
     for name in ("progress", "beam_options", "dry_run"):
         del arguments[name]
-    request = check_request(**arguments | {"bos": bool(bos)})
+    arguments["bos"] = bool(bos)
+    request = check_request(**arguments)
     if beam_options and runner != "beam":
         raise UserError(f"{' '.join(beam_options)} after -- are options of Beam; add --runner beam, or drop them")
     options = beam_runner.require_beam(beam_options) if runner == "beam" else None

@@ -1,5 +1,6 @@
 """Which documents of a source are taken, and which fields their texts are made of."""
 
+import contextlib
 import hashlib
 import math
 import operator
@@ -181,12 +182,15 @@ def is_sampled(text: str, fraction: float) -> bool:
     return int.from_bytes(hashlib.sha256(SAMPLE_SALT + text.encode()).digest()[:8]) < fraction * 2**64
 
 
-def _number(value: Any) -> float | None:
-    """Return a value as a number, None if it is none."""
+def _number(value: Any) -> int | float | None:
+    """Return a value as a number, exactly if it is a whole one; None if it is none."""
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         return None
-    try:
-        number = float(value)
-    except (ValueError, OverflowError):
-        return None
-    return None if math.isnan(number) else number
+    if isinstance(value, str):
+        with contextlib.suppress(ValueError):
+            return int(value)
+        try:
+            value = float(value)
+        except ValueError:
+            return None
+    return None if math.isnan(value) else value

@@ -169,7 +169,8 @@ def _json_value(value: Any) -> Any:
 def _examples(directory: str, split: str) -> Any:
     import tensorflow_datasets as tfds  # here, because the workers of a file source do not need it
 
-    return tfds.builder_from_directory(directory).as_data_source(split)
+    builder: Any = tfds.builder_from_directory(directory)
+    return builder.as_data_source(split)
 
 
 class Tfds:

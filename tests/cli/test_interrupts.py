@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from support.slow_cases import slow
 
 MODEL = str(Path(__file__).parents[2] / "docs/results/models/tinystories")
 
@@ -47,9 +48,9 @@ def interrupted(module: str, seconds: float, command: list[str]) -> tuple[int, l
     ("module", "command"),
     [
         ("diffusionlm.cli", ["--version"]),
-        ("logging", ["--version"]),
-        ("msgspec", ["--version"]),
-        ("diffusionlm.cli.weights", ["--version"]),
+        slow(("logging", ["--version"])),
+        slow(("msgspec", ["--version"])),
+        slow(("diffusionlm.cli.weights", ["--version"])),
         ("jax", ["sample", MODEL]),  # which the verb imports
         ("numpy.linalg", ["sample", MODEL]),  # inside of C code, which would raise another error
     ],

@@ -1,16 +1,20 @@
 """Sources that cannot be read: one line names the file, the row, what is wrong and the way out."""
 
+import contextlib
 import gzip
+import random
 import re
 
 import pyarrow as pa
 import pytest
-from support.corpus_copies import arrow, lines, parquet, table, tar, tar_of_texts, zst
+from etils import epath
+from support.corpus_copies import COPIES, arrow, lines, parquet, table, tar, tar_of_texts, zst
 from support.datasets import prepare
 
 from diffusionlm.data import text_files
 from diffusionlm.data.fields import Columns
 from diffusionlm.data.formats import reading
+from diffusionlm.data.items import read_text
 from diffusionlm.data.text_files import Files
 from diffusionlm.errors import UserError
 
@@ -31,6 +35,16 @@ def invalid():
     with pa.ipc.new_stream(file, pa.schema([("text", pa.string())])) as writer:
         writer.write_table(pa.table({"text": texts}))
     return file.getvalue()
+
+
+def wrong_offset():
+    """Return a table of which an offset points behind its texts, so that reading it would crash."""
+    import struct
+
+    content = arrow([{"text": "0123456789"}] * 5, rows=5)
+    offsets = struct.pack("<6i", *range(0, 60, 10))
+    assert content.count(offsets) == 1
+    return content.replace(offsets, struct.pack("<6i", 0, 10, 1 << 30, 30, 40, 50))
 
 
 def flipped_header():
@@ -68,6 +82,7 @@ DAMAGED = {
     "utf8.arrow": (invalid(), {}, r"utf8\.arrow\[1\]: invalid UTF-8 in 'text'; correct the line"),
     "cut.arrow": (cut(arrow(WORDS), -8), {}, r"cut\.arrow: damaged arrow data after this point \(no mark of the end\)"),
     "half.arrow": (cut(arrow(WORDS), -300), {}, "damaged arrow data"),
+    "offset.arrow": (wrong_offset(), {}, "damaged arrow data"),
     "none.arrow": (b"", {}, "damaged arrow data"),
     "cut.jsonl.zst": (cut(zst(lines(WORDS)), -5), {}, r"cut\.jsonl\.zst:\d+: damaged zstd data after this point"),
     "none.jsonl.zst": (b"", {}, "split 'train' has 0 tokens"),
@@ -114,6 +129,34 @@ def test_what_cannot_be_read_is_refused_in_one_line(name, tmp_path):
     with pytest.raises(UserError, match=message) as error:
         prepare(str(tmp_path / name), tmp_path / "out", **settings)
     assert "\n" not in str(error.value) and not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ending", COPIES)
+def test_damage_anywhere_is_one_line_or_does_not_matter(ending, tmp_path):
+    """Cut, flipped, zeroed and missing bytes: no other exception, and no end of the process."""
+    draw = random.Random(0)
+    whole = COPIES[ending]([{"text": f"text {i} " * (i % 9), "id": i, "source": "s" * (i % 3)} for i in range(60)])
+    path, refused = tmp_path / f"a{ending}", 0
+    for _ in range(150):
+        content, place = bytearray(whole), draw.randrange(len(whole))
+        damage = draw.choice(["cut", "flip", "flip", "zero", "miss"])
+        if damage == "cut":
+            del content[place:]
+        elif damage == "flip":
+            content[place] ^= 1 << draw.randrange(8)
+        else:
+            content[place : place + draw.randrange(1, 30)] = bytes(8) if damage == "zero" else b""
+        path.write_bytes(content)
+        try:
+            files = Files([epath.Path(path)], draw.choice([None, Columns(("text",))]))
+            for item in draw.choice([list(files), [item for piece in files.pieces(2000) for item in piece]]):
+                with contextlib.suppress(ValueError):
+                    read_text(item, "text")
+        except UserError as error:
+            refused += 1
+            assert "\n" not in str(error)
+    assert refused > 30 or ending in (".jsonl", ".lines.json", ".csv", ".tsv")
 
 
 @pytest.mark.parametrize("name", ["utf8.arrow", "null.parquet", "cells.csv", "utf8.csv", "quote.csv"])

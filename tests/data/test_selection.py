@@ -59,6 +59,7 @@ def test_fields_beside_the_text_are_told():
         ({"body": "a"}, "boddy", "no field 'boddy' among 'body' .*--text_field body"),
         ({"meta": {"title": "a"}}, "meta.titel", "no field 'titel' among 'title' of field 'meta'"),
         ({"meta": "a"}, "meta.title", "field 'meta' is str, which has no field 'title'"),
+        ({"meta": None}, "meta.title", "field 'meta.title' is NoneType, not a string"),
         ({"title": None, "text": "a"}, "{title} {text}", "field 'title' is NoneType, not a string"),
         ({"text": "a"}, "{title} {text}", "no field 'title' among 'text'"),
         ({"text": ["a"]}, "text", "field 'text' is list, not a string"),
@@ -99,6 +100,11 @@ def test_a_text_that_is_not_there_is_refused(record, text_field, reason):
         ("x<=-1e3", -1000, True),
         ("x<3", 2.9, True),
         ("x=a=b", "a=b", True),
+        ("x=9007199254740993", 9007199254740992, False),
+        ("x<9007199254740993", "9007199254740992", True),
+        ("x.y=3", {"y": 3}, True),
+        ("x.y=3", None, False),  # null, as the columns of a struct that is null
+        ("x.y!=3", None, True),
     ],
 )
 def test_conditions(condition, value, holds):

@@ -1,6 +1,7 @@
 """Sources: every kind gives the same documents, and what is malformed is named or skipped."""
 
 import gzip
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import tensorflow_datasets as tfds
 from support.datasets import expected_rows, prepare, rows, write_jsonl
 
 from diffusionlm.data import corpora, tokenizers
+from diffusionlm.data.sources import resolve
 from diffusionlm.errors import UserError
 
 
@@ -132,6 +134,17 @@ def test_a_tfds_name(texts, tmp_path, monkeypatch):
     examples = tfds.builder("tiny_prose", file_format="array_record").as_data_source("train")
     order = [examples[i]["prose"].decode() for i in range(len(examples))]
     np.testing.assert_array_equal(stored, expected_rows(order, tokenizers.load("byte"))[0])
+    train = resolve("tfds:tiny_prose", "prose")["train"]
+    pieces = pickle.loads(pickle.dumps(train.pieces()))
+    assert [item.payload.decode() for piece in pieces for item in piece] == order
+    assert sum(piece.progress for piece in pieces) == train.total
+    chosen = prepare("tfds:tiny_prose", tmp_path / "chosen", text_field="prose", where=["id>=20"])
+    kept = {text for i, text in enumerate(texts) if i >= 20}
+    assert (chosen.left_out, chosen.splits["train"].documents) == ({"where=id>=20": 20}, 100)
+    expected = expected_rows([text for text in order if text in kept], tokenizers.load("byte"))[0]
+    np.testing.assert_array_equal(rows(tmp_path / "chosen")["tokens"], expected)
+    with pytest.raises(UserError, match="tfds:tiny_prose has no feature 'lang'; it has "):
+        prepare("tfds:tiny_prose", tmp_path / "refused", text_field="prose", where=["lang=en"])
     for source, message in {
         "tfds:tiny_prose": "no feature 'text'",
         "tfds:tiny_prose:test[": "cannot load split",

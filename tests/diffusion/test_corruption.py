@@ -154,7 +154,7 @@ def test_every_position_is_masked_as_often_as_the_schedule_says(name):
     np.testing.assert_array_less(np.abs(rate - mean), 5 * np.sqrt(mean * (1 - mean) / scored))
 
 
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("name", slow_but(KINDS, ("antithetic",)))
 def test_masks_are_independent_bernoulli_given_the_time(name):
     """The weight 1/t reveals t; the number of masks then is Binomial(kept length, t)."""
     corrupted = plain_draw(name)
@@ -192,6 +192,7 @@ def test_times_below_the_cut_are_one_reconstruction_step():
     np.testing.assert_allclose(weight, [1 / 0.01, 1 / 0.01, 1 / 0.02, 2.0, 1.0], rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_discrete_time_lives_on_its_grid():
     u = jnp.asarray(np.random.default_rng(0).uniform(1e-9, 1, 1000).astype(np.float32))
     probability, weight = map(np.asarray, mask_probability_and_weight(DiffusionConfig(timesteps=5), u))
@@ -298,7 +299,8 @@ def test_length_and_time_are_independent(name):
 # --- addressing
 
 
-@pytest.mark.parametrize("name", [pytest.param("stratified", marks=pytest.mark.slow), "antithetic", "exact count"])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["stratified", "antithetic", "exact count"])
 def test_the_mesh_does_not_change_a_bit(name):
     """Eight devices, and no loop around it, against one device."""
     mesh = make_mesh(MeshConfig(data=2, fsdp=4))
@@ -354,6 +356,7 @@ def test_padding_counts_up_to_the_longest_example_of_the_batch():
     np.testing.assert_array_equal(alone, [[1, 1, 0, 0, 0, 0]])
 
 
+@pytest.mark.slow
 def test_padding_is_a_matter_of_the_rows_that_are_padded_together():
     """LLaDA pads within a mini-batch: rows of another one change nothing."""
     lengths = np.array([3, 2, 5, 1, 4, 6])
@@ -367,6 +370,7 @@ def test_padding_is_a_matter_of_the_rows_that_are_padded_together():
         assert segments.dtype == jnp.int32
 
 
+@pytest.mark.slow
 def test_padding_in_pairs_leaves_most_of_the_loss_to_answers():
     """Lengths are log-normal, and each example weighs the same, so EOS after EOS has the mean share of its row."""
     rng = np.random.default_rng(0)

@@ -231,6 +231,7 @@ def exact_count_weights() -> dict[tuple[bool, ...], np.ndarray]:
     return of_mask
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("nll", [exact_nll, perturbed_nll])
 def test_the_exact_count_estimator_has_the_same_mean(nll):
     """Masks and weights as `corrupt` makes them; each subset of size n has probability 1 / (L * C(L, n))."""
@@ -291,6 +292,7 @@ def test_a_batch_without_scored_tokens_weighs_nothing(normalization):
     np.testing.assert_array_equal(weights, 0.0)
 
 
+@pytest.mark.slow
 def test_masked_tokens_is_about_twice_the_bound():
     """At a cross-entropy of 1 for every token the bound is 1 and DiffuLLaMA's loss 2, as E[t] = 1/2."""
     rows = jnp.ones((512, 256), jnp.int32)

@@ -47,6 +47,7 @@ def test_the_program_in_an_answer(answer, program):
     assert code._code_of(problem, answer) == program
 
 
+@pytest.mark.slow
 def test_infilling_of_code(places, monkeypatch):
     gold = FUNCTION["canonical_solution"]
     seen = gaps_as_written(monkeypatch, lambda r: [gold, gold.replace("+", "-")][r])
@@ -91,6 +92,7 @@ def test_what_was_late_is_judged_again(task, places, tmp_path, monkeypatch):
     assert judged == [] and last == again
 
 
+@pytest.mark.slow
 def test_what_used_up_its_time_is_not_judged_again(places, tmp_path, monkeypatch):
     """Otherwise the score could only rise with every repetition."""
     judged = []

@@ -119,6 +119,7 @@ def test_records_come_back_in_the_order_of_the_items(files):
     assert seen == [[2, 0], [1]]
 
 
+@pytest.mark.slow
 def test_records_of_another_evaluation_are_refused(files, tmp_path):
     output = tmp_path / "result.json"
     run(files, output)

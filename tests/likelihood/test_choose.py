@@ -126,7 +126,8 @@ def test_decisions_err_no_more_often_than_asked(best, rivals, max_passes, simula
     assert error_rate(choices) <= 0.05 + 2.5 * math.sqrt(0.05 * 0.95 / RUNS)
 
 
-@pytest.mark.parametrize("rate", [0.01, pytest.param(0.2, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("rate", [0.01, 0.2])
 def test_other_error_rates_hold_too(rate, simulate):
     choices = simulate([(-9.999, EXACT), (-10.0, gamma(4)), (-10.0, gamma(4))], RUNS, error_rate=rate)
     assert error_rate(choices) <= rate + 2.5 * math.sqrt(rate * (1 - rate) / RUNS)

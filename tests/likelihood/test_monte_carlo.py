@@ -135,6 +135,7 @@ def test_an_unweighted_score_is_the_mean_over_masks(monkeypatch):
     assert result.nfe == 16 * 32
 
 
+@pytest.mark.slow
 def test_in_bfloat16_the_sum_is_float32():
     spec = dataclasses.replace(MDM, model=dataclasses.replace(TINY, dtype="bfloat16"))
     (result,) = estimate(params_of(MDM), spec, [(PREFIX, TARGET)], LikelihoodConfig(estimator="any_order"))

@@ -75,6 +75,7 @@ def test_perplexity_of_a_masked_diffusion_model_adds_up_the_bounds_of_its_window
     assert (sampled.documents[0].passes, sampled.documents[0].nfe) == (16, 128)
 
 
+@pytest.mark.slow
 def test_without_a_given_token_every_token_is_scored_once():
     """The first window has no prefix; for a model that predicts tokens in place, its bound is that of a whole text."""
     pairs = rolling_windows(range(9), 6, 3, given=0)

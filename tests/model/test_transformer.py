@@ -276,7 +276,7 @@ def test_remat_changes_memory_and_nothing_else(remat, without_remat):
     assert recomputes(cfg) and not recomputes(BASE)
 
 
-@pytest.mark.parametrize("name", ["smdm", "gpt2"])
+@pytest.mark.parametrize("name", slow_but(["smdm", "gpt2"], ("smdm",)))
 def test_bfloat16_is_close_and_only_where_it_belongs(name):
     cfg = VARIANTS[name]
     exact_hidden, exact_logits = forward(cfg)(parameters(cfg), tokens(), SEGMENTS, COUNTED)

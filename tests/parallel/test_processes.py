@@ -130,7 +130,7 @@ def test_a_tpu_virtual_machine_asks_its_metadata_server(monkeypatch, tpu, attrib
     for name in VARIABLES:
         monkeypatch.delenv(name, raising=False)
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        thread = threading.Thread(target=server.serve_forever)
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
         monkeypatch.setenv("GCE_METADATA_IP", f"127.0.0.1:{server.server_port}")
         assert processes.process_count() == count

@@ -1,20 +1,16 @@
 """Fixtures of the tests of loaded models."""
 
-import jax
-import jax.numpy as jnp
 import pytest
-from flax import linen as nn
+from support.random_params import make_params
 from support.tiny_pretrained import MODEL, sidecar
 
 from diffusionlm.checkpoint import store as checkpoint
-from diffusionlm.model.transformer import Transformer
 from diffusionlm.pretrained.loading import load
 
 
 @pytest.fixture(scope="module")
 def params():
-    params = nn.unbox(jax.jit(Transformer(MODEL).init)(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"])
-    return {**params, "head": params["head"] * 8}
+    return make_params(MODEL)
 
 
 @pytest.fixture(scope="module")

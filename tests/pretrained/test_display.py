@@ -18,7 +18,7 @@ def text_of(page):
 
 @pytest.mark.parametrize("prompt", ["", "<b>He said & "])
 def test_every_token_of_a_completion_is_shown(model, prompt):
-    (completion,) = model.generate(prompt, length=12, stop_at_eos=False, eos_penalty=float("inf"))
+    (completion,) = model.generate(prompt, length=8)
     page = completion._repr_html_()
     assert text_of(page).startswith(printable(completion.full_text, KEPT))
     assert f"{completion.nfe} forward passes" in page and "<iframe" not in page

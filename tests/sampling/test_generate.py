@@ -149,6 +149,7 @@ def dream(params, prompt, length, steps, alg, top_p, top_k):
     return x[len(prompt) :]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("alg", ["low_confidence", "margin", "entropy"])
 def test_confidences_of_what_is_drawn_match_the_slow_reference_of_dream(alg):
     settings = {"top_p": 0.9, "top_k": 3, "strategy": alg, "temperature": 0.0, "transfer_until": 1e-3}

@@ -278,7 +278,8 @@ def test_approximations_match_a_slow_reference(cache, refresh, shifted):
     assert tokens != plain  # an approximation
 
 
-@pytest.mark.parametrize("cache", ["dual", pytest.param("prefix", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("cache", ["dual", "prefix"])
 def test_batch_mates_do_not_change_a_row_with_a_cache(cache):
     """Also mates of other lengths, whose windows are wider and whose blocks end at other steps."""
     sampling = SamplingConfig(strategy="confidence_threshold", threshold=0.3, cache=cache, block_length=5, steps=14)

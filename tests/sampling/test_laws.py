@@ -167,6 +167,7 @@ def remdm_law(steps: int, cap: float) -> np.ndarray:
     return np.array([law.get(tuple(sequence), 0.0) for sequence in SEQUENCES.tolist()])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "steps, cap", [(3, 0.3), *(pytest.param(*values, marks=pytest.mark.slow) for values in ((6, 0.5), (4, 0.0)))]
 )

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from scipy import special
 from support.oracles import Oracle
-from support.slow_cases import slow_but
 from support.tiny_sampler import ARM, MDM, PARAMS, TINY, numpy_logits
 from support.tiny_sampler import PROMPTS as UNTIED
 
@@ -157,7 +156,8 @@ def test_trace_changes_nothing_and_covers_the_new_tokens():
 # --- invariance
 
 
-@pytest.mark.parametrize("strategy", slow_but(STRATEGIES, ("ancestral", "low_confidence")))
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", STRATEGIES)
 def test_batch_mates_do_not_change_a_row(strategy):
     sampling = SamplingConfig(16, 12, strategy)
     mates = generate(PARAMS, MDM, PROMPTS, sampling, trace=True)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy import special, stats
-from support.slow_cases import slow_but
+from support.slow_cases import slow_but, thinned
 
 from diffusionlm.sampling import strategies
 from diffusionlm.sampling.propose import confidence_scores
@@ -118,7 +118,7 @@ def test_scores_are_the_numbers_of_the_branches_that_compute_them():
     assert {score.name: int(score) for score in Scores} == {"NONE": 0, "LOG_ODDS": 1, "ENTROPY": 2, "MARGIN": 3}
 
 
-@pytest.mark.parametrize("name", STRATEGIES)
+@pytest.mark.parametrize("name", thinned(STRATEGIES, every=2))
 def test_strategies_look_at_no_more_than_they_say(name):
     """With the scores that `SCORES` names, and garbage for the others."""
     step = make_step(1, 4, logits=LOGITS, masked=MASKED, uniform=RNG.random((3, 9)))

@@ -10,8 +10,8 @@ from diffusionlm.checkpoint import store as checkpoint
 from diffusionlm.checkpoint.sidecar import Sidecar
 from diffusionlm.data import pipeline
 from diffusionlm.data.prepare import prepare
-from diffusionlm.model.transformer import Transformer
 from support import tiny_run
+from support.random_params import make_params
 from support.tiny_run import BATCH, tiny
 
 LENGTH = 48
@@ -49,9 +49,7 @@ def tuned(dataset, **changes):
 def save_base(folder, dataset):
     """A model to start from, in bfloat16 and with a context of its own, as released ones are."""
     cfg = tuned(dataset, model={"max_length": 16})
-    params = jax.jit(Transformer(cfg.model).init)(jax.random.key(5), jnp.zeros((1, 1), jnp.int32))["params"]
-    params = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params, is_leaf=lambda x: hasattr(x, "astype"))
-    params = jax.tree.map(lambda x: getattr(x, "value", x), params, is_leaf=lambda x: hasattr(x, "value"))
+    params = jax.tree.map(lambda x: x.astype(jnp.bfloat16), make_params(cfg.model, sharpness=1))
     path = folder / "model"
     checkpoint.save_params(path, params, sidecar_of(cfg, dataset))
     return path, jax.device_get(params)

@@ -2,18 +2,22 @@
 
 import dataclasses
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+from flax import linen as nn
 
 from diffusionlm.config import Config, ModelConfig
 from diffusionlm.model.spec import ModelSpec
+from diffusionlm.model.transformer import Transformer
 from support.numpy_model import numpy_forward
-from support.random_params import make_params
 
 TINY = ModelConfig(d_model=32, n_layers=2, n_heads=4, n_kv_heads=2, head_dim=8, d_ff=64, vocab_size=50, max_length=128)
 MDM = ModelSpec.of(Config(model=TINY))
 ARM = ModelSpec.of(Config(objective="arm", model=dataclasses.replace(TINY, causal=True, mask_row=False)))
 MASK = MDM.mask_id
-PARAMS = make_params(TINY)
+INITIAL = nn.unbox(jax.jit(Transformer(TINY).init)(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"])
+PARAMS = {**INITIAL, "head": INITIAL["head"] * 8}  # so sharp that the likeliest tokens are clearly apart
 # With nothing but masks, attention over equal values makes all positions equal: confidences tie up to rounding. So no
 # prompt is empty.
 PROMPTS = [[3, 1, 4, 1, 5], [9, 2], [7, 12, 44, 31, 18], [10, 6]]

@@ -144,12 +144,14 @@ def test_a_command_that_always_crashes_is_abandoned(cloud):
     assert len(cloud.runs()) == 2 * 4, "the first start, and three more"
 
 
+@pytest.mark.slow
 def test_a_mistake_is_not_retried(cloud):
     cloud.set(states=ASKED, behaviour=["2"])
     error = cloud.run(*KEEP, code=2).stderr
     assert "output before the end" in error and len(cloud.runs()) == 2
 
 
+@pytest.mark.slow
 def test_stop_ends_keep_running(cloud):
     cloud.set(states=ASKED)
     watcher = subprocess.Popen(
@@ -219,6 +221,7 @@ def test_an_xpk_sweep_has_a_workload_for_each_pending_cell(cloud):
     assert len(cloud.calls("workload create")) == 3
 
 
+@pytest.mark.slow
 def test_a_running_run_can_be_profiled(cloud):
     cloud.set(states=["ACTIVE"], behaviour=["train", "trace"])
     cloud.setup()

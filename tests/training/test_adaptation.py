@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import linen as nn
 from scipy import special
 from support.numpy_model import numpy_forward
+from support.random_params import make_params
 from support.slow_cases import slow_but
 
 from diffusionlm.config import (
@@ -52,8 +52,7 @@ def with_diffusion(**changes):
 
 @functools.cache
 def params():
-    made = nn.unbox(jax.jit(Transformer(MODEL).init)(jax.random.key(1), jnp.zeros((1, 1), jnp.int32))["params"])
-    return jax.tree.map(lambda x: 3 * x, made)
+    return jax.tree.map(lambda x: 3 * x, make_params(MODEL, sharpness=1))
 
 
 def batch(seed=0):
@@ -249,6 +248,7 @@ def test_the_evaluation_asks_the_position_before():
     assert float(found["nats"]) == pytest.approx(expected.sum(), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_what_an_answer_without_a_prompt_begins_with_is_not_scored():
     examples = dataclasses.replace(CFG.data, packing="examples")
     cfg = dataclasses.replace(with_diffusion(anneal_steps=0), data=examples)

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from support import tiny_run
+from support.random_params import make_params
 from support.tiny_run import LENGTH, record, refusal, tiny
 
 from diffusionlm import config, config_io, fingerprint
@@ -18,7 +19,6 @@ from diffusionlm.data.prepare import prepare
 from diffusionlm.errors import UserError
 from diffusionlm.model import lora
 from diffusionlm.model.transformer import Transformer
-from diffusionlm.parallel.mesh import unbox
 from diffusionlm.presets import arm_twin
 from diffusionlm.pretrained.loading import load
 from diffusionlm.training import loop as trainer
@@ -43,7 +43,7 @@ def start(source, tmp_path_factory):
     texts = [json.loads(line)["text"] for line in source.read_text().splitlines()]
     tokenizer = tokenizers.train_sentencepiece(texts, 290)
     model = arm_twin(dataclasses.replace(tiny("nowhere").model, vocab_size=VOCAB))
-    params = unbox(jax.jit(Transformer(model).init)(jax.random.key(5), jnp.zeros((1, 1), jnp.int32))["params"])
+    params = make_params(model, sharpness=1)
     sidecar = Sidecar(
         objective="arm",
         model=config_io.to_dict(model),

@@ -77,7 +77,8 @@ def test_where_nothing_can_be_scored_done_json_has_null(uninterrupted, tmp_path,
         assert all(math.isnan(result["eval"][name]) for name in names) and result["eval"]["tokens"] == 0
 
 
-@pytest.mark.parametrize("packing", ["segments", pytest.param("chunk", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("packing", ["segments", "chunk"])
 def test_twins_score_the_same_tokens_and_ignorance_costs_log_v(dataset, packing):
     mdm = tiny(dataset, data={"packing": packing})
     arm = dataclasses.replace(mdm, objective="arm", model=arm_twin(mdm.model))

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 from scipy import special
+from support.random_params import make_params
 from support.tiny_step import ALONE, ARM, CONFIGS, MDM, B, T, V, host_state, mesh_of, nll_of
 
 from diffusionlm.config_data import ANSWER, PADDING, PARTS, PROMPT
@@ -119,8 +120,7 @@ def test_an_example_costs_in_a_packed_row_what_it_costs_alone(objective, positio
     """The others of its row are not seen, and its positions count from 0."""
     cfg, batch = config(objective, model={"positions": positions}), packed_batch()
     full = targets_of(cfg, batch)
-    params = jax.jit(Transformer(cfg.model).init)(jax.random.key(1), jnp.zeros((1, 1), jnp.int32))["params"]
-    params = jax.tree.map(lambda x: getattr(x, "value", x), params, is_leaf=lambda x: hasattr(x, "value"))
+    params = make_params(cfg.model, sharpness=1)
     params = jax.tree.map(lambda x: 3 * x, params)  # so that attention and positions matter
     (loss, _), _ = jax.jit(lambda p, t: train_step.loss_and_grads(cfg, p, t))(params, full)
     alone = {"inputs": [], "labels": [], "weight": [], "segments": []}

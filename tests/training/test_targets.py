@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
+from support.slow_cases import slow_but
 from support.tiny_step import (
     ALONE,
     BYTES,
@@ -159,6 +160,7 @@ def test_examples_on_meshes_and_in_micro_batches(objective, sizes, microbatches,
         np.testing.assert_allclose(split_gradient, gradient, rtol=1e-4, atol=1e-5 * np.abs(gradient).max())
 
 
+@pytest.mark.slow
 def test_rows_are_padded_with_their_mate_alone():
     """data.pad_group=2: consecutive rows of the global batch, whatever is in the others, and with the same noise."""
     lengths = (example_batch()["segment_ids"][:, :T] != 0).sum(1)
@@ -176,7 +178,8 @@ def test_rows_are_padded_with_their_mate_alone():
     np.testing.assert_allclose(ratio, np.repeat((scored["whole"] / scored["pairs"])[:, None], T, 1)[both], rtol=1e-5)
 
 
-@pytest.mark.parametrize("objective", ["mdm", pytest.param("arm", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("objective", ["mdm", "arm"])
 def test_what_lies_behind_the_longest_example_changes_nothing(objective):
     """Neither its tokens nor its length: the rows at the end of longer records cost what they cost without it."""
     params = host_state(objective).params
@@ -214,7 +217,7 @@ def test_what_lies_behind_the_longest_example_changes_nothing(objective):
         assert loss(wide) == pytest.approx(loss(found), rel=1e-5)
 
 
-@pytest.mark.parametrize("objective", CONFIGS)
+@pytest.mark.parametrize("objective", slow_but(CONFIGS, ("mdm",)))
 def test_held_out_answers_are_scored_without_padding_on_canvases_of_their_own(objective):
     """So the number does not depend on batch mates, and twins score the same tokens."""
     cfg, params = examples_of(objective), host_state(objective).params

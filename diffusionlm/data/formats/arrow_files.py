@@ -28,16 +28,18 @@ def read(path: epath.Path, span: Span, columns: Columns | None) -> Iterator[Item
     with _reading(path) as reading, path.open("rb") as raw:
         batches = _batches(path, raw)
         wanted = arrow_columns.choose(path, next(batches), columns)
-        number = 0
+        number, name = 0, str(path)
         for index, batch in enumerate(batches):
             if index < span.start:
                 number += batch.num_rows
                 continue
             if span.stop is not None and index >= span.stop:
                 return
+            for column in wanted.names:
+                arrow_columns.require_valid(batch.column(column))
             size, rows = batch.nbytes, batch.num_rows
             for i, (payload, problem) in enumerate(arrow_columns.payloads(batch, wanted.names)):
-                reading.location = f"{path}[{number + i}]"
+                reading.location = f"{name}[{number + i}]"
                 yield Item(reading.location, payload, True, size * (i + 1) // rows - size * i // rows, problem)
             number += rows
 

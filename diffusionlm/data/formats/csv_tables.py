@@ -1,10 +1,10 @@
 """Tables of comma- or tab-separated values: a header row, then a document a row."""
 
 import csv
-import json
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
+import msgspec
 from etils import epath
 
 from diffusionlm.data.fields import Columns
@@ -35,9 +35,9 @@ def read(path: epath.Path, span: Span, columns: Columns | None) -> Iterator[Item
         reader = Reader(path, file)
         rows = _rows(reader, "\t" if ".tsv" in path.suffixes[-2:] else ",")
         header = _header(path, rows, columns)
-        position = 0
+        position, name = 0, str(path)
         for row in rows:
-            reading.location = f"{path}:{row.line}"
+            reading.location = f"{name}:{row.line}"
             before, position = position, reader.position
             yield _item(str(reading.location), header, row)._replace(progress=position - before)
 
@@ -48,7 +48,7 @@ def _item(location: str, header: Sequence[str], row: _Row) -> Item:
         problem = f"{len(row.cells)} cells, and the header has {len(header)}"
     elif not problem and row.cells:
         try:
-            payload = json.dumps(dict(zip(header, row.cells, strict=True)), ensure_ascii=False).encode()
+            payload = msgspec.json.encode(dict(zip(header, row.cells, strict=True)))
         except UnicodeEncodeError:
             problem = "invalid UTF-8"
     return Item(location, payload, True, 0, problem)

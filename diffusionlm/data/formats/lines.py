@@ -76,12 +76,12 @@ def _lines(
 ) -> Iterator[Item]:
     """Yield the lines from `first` on, which was read already and follows so many blank ones."""
     start, position = (reader.position, reader.position) if span.start else (0, 0)
-    number = blank
+    number, name = blank, str(path)
     while first or span.stop is None or reader.position < span.stop:
         if not (line := first or reader.line()):
             return
         first, number = b"", number + 1
-        reading.location = Line(str(path), start, number) if span.start else f"{path}:{number}"
+        reading.location = Line(name, start, number) if span.start else f"{name}:{number}"
         before, position = position, reader.position
         yield Item(reading.location, line, True, position - before)
 

@@ -1,5 +1,6 @@
 """Parquet files, of which only the columns that are asked for are read, a few pages at a time."""
 
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -24,7 +25,8 @@ def read(path: epath.Path, span: Span, columns: Columns | None) -> Iterator[Item
         require_content(raw, path)
         file = _open(path, raw)
         wanted = arrow_columns.choose(path, file.schema_arrow, columns)
-        sizes, number = _sizes(file.metadata), 0
+        raw.seek(0, os.SEEK_END)
+        sizes, number, name = _sizes(file.metadata, raw.tell()), 0, str(path)
         for group, size in enumerate(sizes):
             rows, unpacked = file.metadata.row_group(group).num_rows, file.metadata.row_group(group).total_byte_size
             if group < span.start or not rows:
@@ -37,7 +39,7 @@ def read(path: epath.Path, span: Span, columns: Columns | None) -> Iterator[Item
             batches = file.iter_batches(batch_rows, row_groups=[group], columns=wanted.leaves, use_threads=False)
             for batch in batches:
                 for payload, problem in arrow_columns.payloads(batch, wanted.names):
-                    reading.location, used = f"{path}[{number}]", used + 1
+                    reading.location, used = f"{name}[{number}]", used + 1
                     progress = size * used // rows - size * (used - 1) // rows
                     yield Item(reading.location, payload, True, progress, problem)
                     number += 1
@@ -49,7 +51,7 @@ def cut(path: epath.Path, size: int, piece_bytes: int) -> list[Span]:
         return [WHOLE]
     with _reading(path), path.open("rb") as raw:
         require_content(raw, path)
-        return spans(_sizes(_open(path, raw).metadata), piece_bytes)
+        return spans(_sizes(_open(path, raw).metadata, size), piece_bytes)
 
 
 def _reading(path: epath.Path) -> Reading:
@@ -63,7 +65,11 @@ def _open(path: epath.Path, raw: Any) -> Any:
     return parquet.ParquetFile(file, buffer_size=1 << 20, pre_buffer=False)
 
 
-def _sizes(metadata: Any) -> list[int]:
-    """Return the bytes that each row group has in the file."""
-    groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
-    return [sum(group.column(j).total_compressed_size for j in range(group.num_columns)) for group in groups]
+def _sizes(metadata: Any, size: int) -> list[int]:
+    """Return about the bytes that each row group has in a file of `size` bytes, by what they unpack to.
+
+    Those of its columns would be exact, but pyarrow ends the process where a damaged file contradicts itself there.
+    """
+    unpacked = [max(1, metadata.row_group(i).total_byte_size) for i in range(metadata.num_row_groups)]
+    total = sum(unpacked)
+    return [size * part // total for part in unpacked]

@@ -56,6 +56,7 @@ def test_the_tables_hold_all_cells_and_optima(report):
         assert float(row["params_low"]) == other["params"]["low"]
 
 
+@pytest.mark.slow
 def test_the_same_results_give_the_same_report(report, tmp_path, monkeypatch):
     monkeypatch.setattr(plots, "render", lambda *args: {})  # which takes most of the time
     again = document.write(complete(), tmp_path, **WORDS, overlay=("smdm_mdm", "quokka"), incomplete=2)

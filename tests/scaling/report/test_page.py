@@ -101,6 +101,7 @@ def test_a_next_cell_outside_of_the_sizes_is_named_as_such(written):
     assert any(" than " in cell["nearest_preset"] for cell in cells)
 
 
+@pytest.mark.slow
 def test_it_says_which_pictures_are_not_there():
     results = [r for r in tilted(complete(), 0.5) if r.objective == "mdm"]
     pictures = plots.render(analyse(results, full=False))
@@ -174,6 +175,7 @@ def test_a_bend_of_the_losses_is_stated_and_not_denied():
     assert line.startswith("arm: the other budgets predict") and "too low" in line
 
 
+@pytest.mark.slow
 def test_an_undetermined_approach_1_is_a_row():
     _, text = page_of([replace(r, curve=()) for r in complete()], full=True)
     assert text.count("Approach 1 (envelope)</td><td>not determined</td>") == 2
