@@ -20,8 +20,8 @@ class DataConfig(Canonical):
     # of them, or tfds:NAME
     source: str = ""
     # for `source`: byte, sentencepiece (trained with model.vocab_size pieces, or with run.init_from that checkpoint's
-    # own), a tokenizer.model file; or a tokenizer.json file, the directory of a released model or a checkpoint, which
-    # may lie elsewhere when the run is resumed
+    # own), a tokenizer.model file; or a tokenizer.json file, the directory of a released model or a checkpoint, or the
+    # address of one on the Hugging Face Hub (hf://OWNER/NAME); these may lie elsewhere when the run is resumed
     tokenizer: str = "sentencepiece"
     sequence_length: AtLeastTwo = 2048  # tokens the model sees; records hold one more
     batch_size: Positive = 256  # sequences per optimizer step, over all devices and micro-batches

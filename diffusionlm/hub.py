@@ -1,11 +1,11 @@
 """Models on the Hugging Face Hub, by addresses such as hf://OWNER/NAME or hf://OWNER/NAME@REVISION.
 
-`fetch` brings one to the disk; the checkpoint in it is then read and checked like any other. The package
+`fetch` brings the files of one to the disk, which are then read and checked like any others. The package
 huggingface_hub does the work: where it keeps files, and whose token it sends, is its own affair.
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,13 +15,13 @@ from diffusionlm.errors import UserError, require_package
 from diffusionlm.untrusted import printable
 
 SCHEME = "hf://"
+SIDECAR_FILES = ("sidecar/*", "integrity/*")
 FILES = (  # of a params-only checkpoint; whatever else a repository has is left there
     "_CHECKPOINT_METADATA",
     "commit_success.txt",
     "orbax.checkpoint",
     "params/*",
-    "sidecar/*",
-    "integrity/*",
+    *SIDECAR_FILES,
 )
 CARD = "README.md"
 
@@ -43,7 +43,7 @@ _said: set[Address] = set()  # whose commits were said on stderr
 
 
 class Fetched(NamedTuple):
-    """A model on the disk, and its address with the commit that it is of."""
+    """Files of a model on the disk, and its address with the commit that they are of."""
 
     path: Path
     address: Address
@@ -76,8 +76,12 @@ def require_repository(name: str) -> str:
     return address.repository
 
 
-def fetch(text: str) -> Fetched:
-    """Bring the checkpoint of an address to the disk, unless it is there; only files of a checkpoint are taken.
+def fetch(text: str, files: Sequence[str] = FILES) -> Fetched:
+    """Bring files of the model at an address to the disk, unless they are there.
+
+    Args:
+      text: the address.
+      files: patterns of the names of the files; others are left on the Hub, and those that it lacks are passed over.
 
     Raises:
       UserError: no such address, repository or revision, a gated repository, no network where the files are not on the
@@ -89,7 +93,7 @@ def fetch(text: str) -> Fetched:
 
     with _one_line(address):
         path = huggingface_hub.snapshot_download(
-            address.repository, revision=address.revision, allow_patterns=list(FILES)
+            address.repository, revision=address.revision, allow_patterns=list(files)
         )
     commit = Path(path).name  # of the directory that huggingface_hub keeps for each commit
     pinned = Address(address.repository, commit)

@@ -10,6 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 MODULES = sorted([*(ROOT / "diffusionlm").rglob("*.py"), *(ROOT / "experiments").glob("*.py")])
+MOST_LINES = 400
 
 
 def test_imports_go_down_only():
@@ -39,12 +40,19 @@ def test_setup_cfg_lists_every_package():
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_files_and_functions_are_short(path):
     text = path.read_text()
-    assert text.count("\n") <= 400
+    assert text.count("\n") <= MOST_LINES
     functions = [
         node for node in ast.walk(ast.parse(text)) if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))
     ]
     long = {node.name: node.end_lineno - node.lineno + 1 for node in functions if node.end_lineno - node.lineno >= 60}
     assert not long, f"functions of more than 60 lines: {long}"
+
+
+def test_files_of_tests_are_short():
+    lengths = {str(path.relative_to(ROOT)): path.read_text().count("\n") for path in (ROOT / "tests").rglob("*.py")}
+    assert len(lengths) > 200
+    long = {name: length for name, length in lengths.items() if length > MOST_LINES}
+    assert not long, f"files of more than {MOST_LINES} lines: {long}"
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))

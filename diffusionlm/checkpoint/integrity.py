@@ -18,6 +18,7 @@ import msgspec
 from etils import epath
 
 from diffusionlm import schema
+from diffusionlm.checkpoint import sidecar as sidecar_lib
 from diffusionlm.errors import UserError
 from diffusionlm.tree_types import PyTree
 
@@ -104,16 +105,17 @@ def read(step: epath.Path) -> Digests | None:
     return stored
 
 
-def require_same_sidecar(step: epath.Path, file: epath.Path) -> None:
-    """Raise `UserError` if the sidecar of a checkpoint is not the one that was saved.
+def read_sidecar(step: epath.Path) -> sidecar_lib.Sidecar:
+    """Return the sidecar of a checkpoint, of which the parameters need not be there.
 
-    Args:
-      step: the checkpoint.
-      file: its sidecar, which is JSON.
+    Raises:
+      UserError: it cannot be read, is not understood, or is not the one that was saved.
     """
-    stored = read(step)
+    file = step / sidecar_lib.FILE
+    sidecar, stored = sidecar_lib.read(file), read(step)
     if stored and json_digest(schema.read_json(file, dict[str, Any])) != stored.sidecar:
         raise _damaged(file)
+    return sidecar
 
 
 def require_same_tree(step: epath.Path, item: str, tree: PyTree, file: epath.Path) -> None:

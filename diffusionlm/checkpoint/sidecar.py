@@ -13,6 +13,7 @@ from diffusionlm.config import DiffusionConfig, ModelConfig
 from diffusionlm.errors import UserError
 
 FORMAT, VERSION = "diffusionlm", 3
+FILE = "sidecar/data.json"  # of a checkpoint
 ADDED = {
     "template": 2,
     "end_ids": 3,

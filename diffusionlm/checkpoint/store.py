@@ -39,7 +39,6 @@ from diffusionlm.untrusted import kind_of
 
 log = logging.getLogger(__name__)
 
-_SIDECAR = "sidecar/data.json"
 _COMMIT = "commit_success.txt"  # Orbax writes it last
 _HINT = "give a run directory, a step of its checkpoints, or a params-only model"
 
@@ -247,11 +246,7 @@ def load_sidecar(path: epath.PathLike) -> Sidecar:
     Raises:
       UserError: there is no checkpoint, or its sidecar cannot be read, is damaged or is not understood.
     """
-    path = find(path)
-    file = path / _SIDECAR
-    sidecar = sidecar_lib.read(file)
-    integrity.require_same_sidecar(path, file)
-    return sidecar
+    return integrity.read_sidecar(find(path))
 
 
 def load_params(
@@ -373,7 +368,7 @@ def _train_items(state: PyTree) -> dict[str, PyTree]:
 
 def _is_whole(directory: epath.Path) -> bool:
     quieten()
-    parts = ("_CHECKPOINT_METADATA", "params/_METADATA", "params/manifest.ocdbt", _SIDECAR)
+    parts = ("_CHECKPOINT_METADATA", "params/_METADATA", "params/manifest.ocdbt", sidecar_lib.FILE)
     return all((directory / part).exists() for part in parts) and ocp.is_orbax_checkpoint(directory)
 
 

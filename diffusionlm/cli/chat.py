@@ -20,7 +20,7 @@ from diffusionlm.storage import run_path
 
 if TYPE_CHECKING:
     from diffusionlm.pretrained.completion import Draft
-    from diffusionlm.pretrained.conversation import Conversation
+    from diffusionlm.pretrained.conversation import Conversation, Saved
 
 PROMPT, CONTINUED = "> ", ". "
 
@@ -75,14 +75,14 @@ def _chat(arguments: _Arguments, given: Set[str]) -> int:
     sampling.validate()
     from diffusionlm.pretrained import conversation
 
-    if load is not None:
-        saved = conversation.sampling_of(conversation.read(os.path.expanduser(load)))
+    saved = None if load is None else conversation.read(os.path.expanduser(load))
+    if saved is not None:
         changes = {name: value for name, value in vars(sampling).items() if name in given}
-        sampling = dataclasses.replace(saved, **changes)
+        sampling = dataclasses.replace(conversation.sampling_of(saved), **changes)
     model = load_model(arguments.checkpoint)
     terminal = Terminal(conversation.Conversation(model, sampling, system=arguments.system or None))
-    if load is not None:
-        terminal.load(load)
+    if load is not None and saved is not None:
+        terminal.resume(saved, os.path.expanduser(load))
         terminal.dialogue.sampling = sampling
     return terminal.run()
 
@@ -260,9 +260,16 @@ class Terminal:
         """Continue the dialogue of a file, with its settings: /load FILE."""
         if not argument:
             raise UserError("/load needs the name of a file that /save wrote")
+        from diffusionlm.pretrained import conversation
+
         path = os.path.expanduser(argument)
         with _refusing(path):
-            self.dialogue.load(path)
+            saved = conversation.read(path)
+        self.resume(saved, path)
+
+    def resume(self, saved: "Saved", path: str) -> None:
+        """Continue a dialogue that was read from a file, to which /save will write it."""
+        self.dialogue.resume(saved, path)
         self._file = path
         write(f"loaded {len(self.dialogue.messages)} messages from {path}", error=True)
 

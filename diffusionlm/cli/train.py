@@ -10,7 +10,7 @@ from diffusionlm.cli.experiments import experiment_first
 from diffusionlm.cli.output import PROGRAM, fail, short_count
 from diffusionlm.config import Config
 from diffusionlm.console import write
-from diffusionlm.errors import UserError, require_package
+from diffusionlm.errors import UserError
 from diffusionlm.options import SETTINGS, parse
 
 
@@ -42,8 +42,6 @@ def train(args: list[str], prog: str) -> int:
 
 
 def _train(cfg: Config, workdir: str, wandb: bool) -> int:
-    if wandb:
-        require_package("wandb", "--wandb", "wandb", "wandb")
     shortening.validate(cfg)  # before JAX is imported, which takes seconds
     import jax
 

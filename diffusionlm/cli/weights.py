@@ -27,7 +27,7 @@ def _import(
       source: a Hugging Face directory (config.json, safetensors, tokenizer files), or a .safetensors file.
       output: the checkpoint, a new directory.
       family: gpt2, llama, mistral, qwen2, qwen3, dream, llada, smdm, diffugpt or diffullama; None: as config.json says.
-      tokenizer: a tokenizer file or directory; None: the source's own, if it has one.
+      tokenizer: a tokenizer file or directory, or hf://OWNER/NAME; None: the source's own, if it has one.
       mask_id: the id that stands for [MASK]; None: as config.json says, or the family's published one.
       suppress_mask: never predict a mask id that is in the vocabulary; auto: as the family's reference does.
       chat_template: how prompts are written: the name of one of the model's templates, or none; None: the default one,

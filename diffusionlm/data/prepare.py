@@ -87,7 +87,7 @@ def prepare(
       source: a corpus (`python_docs`), `tfds:NAME[:split]`, or files of documents, directories, glob patterns.
       output: the directory to make, local or mounted; with runner=beam also in a bucket.
       sequence_length: tokens that a model will see; records hold one more.
-      tokenizer: `byte`, `sentencepiece` (trained on the data), a tokenizer's file, a model's directory, or an object.
+      tokenizer: `byte`, `sentencepiece` (trained on the data), a file, a model's directory, hf://OWNER/NAME, an object.
       vocab_size: pieces of the `sentencepiece` that is trained; not for other tokenizers.
       validation: a source, like `source`, for the validation split.
       validation_fraction: without that, the share held out by a hash (0.01), or of one text file the end; 0: nothing.

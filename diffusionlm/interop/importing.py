@@ -14,7 +14,7 @@ import ml_dtypes
 import numpy as np
 from flax import traverse_util
 
-from diffusionlm import config_io, flops, memory, untrusted
+from diffusionlm import config_io, flops, hub, memory, untrusted
 from diffusionlm.checkpoint import store as checkpoint
 from diffusionlm.checkpoint.sidecar import Sidecar
 from diffusionlm.config import ModelConfig
@@ -67,7 +67,7 @@ def import_weights(
         .safetensors file.
       output: the checkpoint, a new directory.
       family: gpt2, llama, mistral, qwen2, qwen3, dream, llada, smdm, diffugpt or diffullama; None: detect it.
-      tokenizer: a tokenizer file or directory; None: the source's own, if it has one.
+      tokenizer: a tokenizer file or directory, or hf://OWNER/NAME; None: the source's own, if it has one.
       mask_id: the id of [MASK]; None: config.json's, or else the one that the family published.
       suppress_mask: True to never predict a mask id from the vocabulary; None: as the family's reference does.
       chat_template: the name of one of several chat templates, or "none"; None: the default one, if there is one.
@@ -237,6 +237,8 @@ def _directories(source: Path, tokenizer: str | None) -> list[Path]:
     """Return where a model's chat template may be: beside the tokenizer that the user named, and beside the weights."""
     if tokenizer is None or tokenizer == "byte":
         return [source]
+    if hub.is_address(tokenizer):
+        return [hub.fetch(tokenizer, tokenizers.HUB_FILES).path, source]
     named = Path(tokenizer)
     return [named if named.is_dir() else named.parent, source]
 

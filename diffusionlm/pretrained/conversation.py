@@ -172,14 +172,26 @@ class Conversation:
             messages. Then nothing changes.
           OSError: the file cannot be read.
         """
-        saved = read(path)
+        self.resume(read(path), path)
+
+    def resume(self, saved: Saved, source: epath.PathLike) -> None:
+        """Continue a dialogue that `read` returned, with its settings.
+
+        Args:
+          saved: the dialogue.
+          source: the file that it was read from, for the messages.
+
+        Raises:
+          UserError: a setting has no meaning for this model, or its template cannot write the messages. Then nothing
+            changes.
+        """
         turns = [Message(turn.role, turn.content) for turn in saved.messages]
         system = turns.pop(0).content if turns and turns[0].role == "system" else None
         try:
             loaded = Conversation(self.model, sampling_of(saved), system=system)
             self.model.encode_messages(loaded._with_system([*turns, _PROBE]))
         except UserError as error:
-            raise UserError(f"{printable(path)}: {error}") from error
+            raise UserError(f"{printable(source)}: {error}") from error
         self._chosen, self._system = loaded._chosen, system
         self.turns, self.forgotten, self._repeats = turns, 0, saved.repeats
 

@@ -8,7 +8,8 @@ from pathlib import Path
 from etils import epath
 
 from diffusionlm import hub
-from diffusionlm.checkpoint import store
+from diffusionlm.checkpoint import layout, store
+from diffusionlm.console import write
 from diffusionlm.errors import require_package
 from diffusionlm.sharing.card import model_card, source_step
 from diffusionlm.storage import in_bucket
@@ -55,10 +56,15 @@ def _copy_params_only(path: epath.Path, directory: Path) -> None:
     if (path / "train").exists() or in_bucket(path):
         store.save_params(directory, store.load_params(path), store.load_sidecar(path))
     else:
-        others = {child.name for child in path.iterdir()} - {name.partition("/")[0] for name in hub.FILES}
-        hidden = shutil.ignore_patterns(".*")
+        _copy_checkpoint(path, directory)
 
-        def ignore(folder: str, names: list[str]) -> set[str]:
-            return hidden(folder, names) | (others if epath.Path(folder) == path else set())
 
-        shutil.copytree(path, directory, ignore=ignore)
+def _copy_checkpoint(path: epath.Path, directory: Path) -> None:
+    """Copy the files of a params-only checkpoint, and name on stderr what lies among them and is none of it."""
+    files = layout.files(path)
+    for name in files.parts:
+        (directory / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path / name, directory / name)
+    if files.strays:
+        shown = ", ".join(files.strays[:3]) + (f" and {len(files.strays) - 3} more" if len(files.strays) > 3 else "")
+        write(f"not pushed: {shown}, no part of the checkpoint {path}", error=True)

@@ -5,6 +5,10 @@ import inspect
 import os
 from typing import Any
 
+from etils import epath
+
+from diffusionlm import hub
+from diffusionlm.checkpoint import sidecar as sidecar_lib
 from diffusionlm.checkpoint.sidecar import Sidecar
 from diffusionlm.data import prepare as data_prepare
 from diffusionlm.data import tokenizers
@@ -23,10 +27,10 @@ def prepare(
     **settings: Any,
 ) -> Metadata:
     """Prepare a dataset as `data.prepare.prepare` does, also with the tokenizer of a checkpoint."""
-    if isinstance(tokenizer, str | os.PathLike) and run_path(tokenizer).is_dir():
+    if isinstance(tokenizer, str | os.PathLike) and _may_be_checkpoint(tokenizer):
         _check_values(*args, bos=bos, **settings)  # before the work of reading a tokenizer
         name = os.fspath(tokenizer)
-        tokenizer, sidecar = _read_directory(name)
+        tokenizer, sidecar = _read(name)
         tokenizers.require_eos(tokenizer, repr(name))
         if bos is None and sidecar:
             bos = settings.get("format", "text") == "text" and begins_with_bos(sidecar)
@@ -34,12 +38,12 @@ def prepare(
 
 
 def named_tokenizer(name: str) -> Tokenizer:
-    """Return a tokenizer by name (see `tokenizers.load`), or that of the checkpoint in a directory.
+    """Return a tokenizer by name (see `tokenizers.load`), or that of the checkpoint in a directory or on the Hub.
 
     Raises:
       UserError: there is no such tokenizer, or the checkpoint carries none.
     """
-    return _read_directory(name)[0] if run_path(name).is_dir() else tokenizers.load(name)
+    return _read(name)[0] if _may_be_checkpoint(name) else tokenizers.load(name)
 
 
 def begins_with_bos(sidecar: Sidecar) -> bool:
@@ -59,17 +63,38 @@ def _check_values(*args: Any, **settings: Any) -> None:
     check_values(**{name: bound.arguments[name] for name in names})
 
 
-def _read_directory(path: str) -> tuple[Tokenizer, Sidecar | None]:
-    """Return the tokenizer in a directory; of a checkpoint, its sidecar too.
+def _may_be_checkpoint(name: str | os.PathLike) -> bool:
+    return hub.is_address(name) or run_path(name).is_dir()
+
+
+def _read(name: str) -> tuple[Tokenizer, Sidecar | None]:
+    """Return the tokenizer in a directory, or at an address on the Hub; of a checkpoint, its sidecar too.
 
     Raises:
-      UserError: the directory is neither a released model's nor a checkpoint, or the checkpoint carries no tokenizer.
+      UserError: it is neither a released model's nor a checkpoint's, the checkpoint carries no tokenizer, or the Hub
+        refuses.
     """
+    path, address = name, None
+    if hub.is_address(name):  # without the parameters, which no tokenizer needs
+        path, address = hub.fetch(name, (*tokenizers.HUB_FILES, *hub.SIDECAR_FILES))
     if (tokenizer := tokenizers.load_directory(path)) is not None:
         return tokenizer, None
-    from diffusionlm.checkpoint import store  # here, because it imports JAX
-
-    sidecar = store.load_sidecar(path)
+    sidecar = _read_sidecar(epath.Path(path), address)
     if sidecar.tokenizer is None:
-        raise UserError(f"the checkpoint {path} carries no tokenizer; give a tokenizer file")
+        raise UserError(f"the checkpoint {name} carries no tokenizer; give a tokenizer file")
     return tokenizers.from_dict(sidecar.tokenizer), sidecar
+
+
+def _read_sidecar(path: epath.Path, address: hub.Address | None) -> Sidecar:
+    """Return the sidecar of the checkpoint in a directory; of one that is at an address, only that needs to be there.
+
+    Raises:
+      UserError: there is none, or it is damaged.
+    """
+    from diffusionlm.checkpoint import integrity, store  # here, because they import JAX
+
+    if address is None:
+        return store.load_sidecar(path)
+    if not (path / sidecar_lib.FILE).exists():
+        raise tokenizers.no_tokenizer(address)
+    return integrity.read_sidecar(path)

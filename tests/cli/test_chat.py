@@ -13,6 +13,7 @@ import diffusionlm as dlm
 from diffusionlm.cli import main as cli
 from diffusionlm.cli.chat import COMMANDS, Terminal
 from diffusionlm.console import KEPT, Console
+from diffusionlm.pretrained import conversation
 from diffusionlm.pretrained.conversation import Conversation
 from diffusionlm.sampling.config import SamplingConfig
 from diffusionlm.untrusted import printable
@@ -72,6 +73,21 @@ def test_options_replace_the_settings_of_a_file(path, model, monkeypatch, tmp_pa
     assert cli.main(["chat", path, "--load", str(tmp_path / "dialogue.json"), "--length=4", "--temperature", "0"]) == 0
     dialogue.sampling = SamplingConfig(length=4, temperature=0.0, block_length=3)  # 0 is also the default
     assert capsys.readouterr().out == printed(dialogue.ask("You"))
+
+
+def test_a_file_is_read_once(path, model, monkeypatch, tmp_path, capsys):
+    dialogue, file = Conversation(model, SAMPLING), tmp_path / "dialogue.json"
+    dialogue.ask("Hi")
+    dialogue.save(file)
+    read, reads = conversation.read, []
+    monkeypatch.setattr(conversation, "read", lambda name: reads.append(name) or read(name))
+    piped(monkeypatch, "/save\n")
+    assert cli.main(["chat", path, "--load", str(file)]) == 0
+    assert reads == [str(file)]
+    assert capsys.readouterr().err == f"loaded 2 messages from {file}\nsaved 2 messages to {file}\n"
+    piped(monkeypatch, f"/load {file}\n")
+    assert cli.main(["chat", path, *SETTINGS]) == 0
+    assert len(reads) == 2
 
 
 def test_a_file_is_read_before_the_model(tmp_path, capsys):

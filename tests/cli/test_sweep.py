@@ -9,7 +9,7 @@ import time
 import jax
 import pytest
 from rich.console import Console
-from support import tiny_run, tiny_sweep
+from support import child_processes, tiny_run, tiny_sweep
 from support.tiny_sweep import tiny_sweep as make_sweep
 
 from diffusionlm.cli.main import main
@@ -33,7 +33,10 @@ def mine() -> dlm.Sweep:
 @pytest.fixture(scope="module", autouse=True)
 def quick(tmp_path_factory):
     """Keep programs between tests, on one device."""
-    with tiny_run.compiled_programs(tmp_path_factory.getbasetemp() / "compiled"), pytest.MonkeyPatch.context() as patch:
+    with (
+        child_processes.compiled_programs(tmp_path_factory.getbasetemp() / "compiled"),
+        pytest.MonkeyPatch.context() as patch,
+    ):
         patch.setattr(trainer, "make_mesh", lambda cfg: make_mesh(cfg, jax.devices()[:1]))
         yield
 

@@ -2,25 +2,13 @@
 
 import pytest
 from support.slow_cases import slow_but
-from support.written_answers import (
-    FUNCTION,
-    answers_as_written,
-    gaps_as_written,
-    make_places,
-    text_of,
-    values,
-)
+from support.written_answers import FUNCTION, answers_as_written, gaps_as_written, text_of, values
 
 import diffusionlm as dlm
 from diffusionlm.errors import UserError
 from diffusionlm.evaluation import answers, code
 from diffusionlm.evaluation.sandbox import run
 from diffusionlm.sampling.config import SamplingConfig
-
-
-@pytest.fixture(scope="module")
-def places(tmp_path_factory):
-    return make_places(tmp_path_factory.mktemp("code"))
 
 
 def test_human_eval_counts_what_passes(places, monkeypatch):

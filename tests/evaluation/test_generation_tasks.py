@@ -1,44 +1,21 @@
 """Tasks in which a model writes: scores of known texts, prompts, and answers that depend on nothing else."""
 
-import dataclasses
-import gzip
 import json
 import math
-import unicodedata
 from fractions import Fraction
-from pathlib import Path
 
 import numpy as np
 import pytest
-from support.command_line import assert_one_line
-from support.slow_cases import thinned
-from support.written_answers import (
-    EOS,
-    PROBLEMS,
-    YEARS,
-    answers_as_written,
-    gaps_as_written,
-    lines,
-    make_places,
-    text_of,
-    values,
-)
+from support.written_answers import EOS, PROBLEMS, answers_as_written, lines, text_of, values
 
 import diffusionlm as dlm
-from diffusionlm.cli import main as cli
 from diffusionlm.data import chat_templates
 from diffusionlm.data.tokenizers import ByteTokenizer
 from diffusionlm.errors import UserError
-from diffusionlm.evaluation import answers, gsm8k, lambada, report, temporal_shift
+from diffusionlm.evaluation import answers, gsm8k, report
 from diffusionlm.evaluation.answers import Prompt
-from diffusionlm.evaluation.harness import formats
 from diffusionlm.evaluation.session import Session
 from diffusionlm.sampling.config import SamplingConfig
-
-
-@pytest.fixture(scope="module")
-def places(tmp_path_factory):
-    return make_places(tmp_path_factory.mktemp("generation"))
 
 
 @pytest.mark.slow
@@ -142,119 +119,6 @@ def test_two_results_are_compared_item_by_item(task, texts, changes, places, mon
         assert change == (pytest.approx(value), pytest.approx(stderr), 2), name
 
 
-@pytest.mark.parametrize("file", ["passages_jsonl", "passages_txt"])
-def test_lambada_gives_the_number_of_tokens(file, places, monkeypatch):
-    seen = gaps_as_written(monkeypatch, lambda r: [" cat", " meat"][r])
-    result = dlm.evaluate(places["mdm"], "lambada", data=places[file], examples=1)
-    assert seen == {0: [EOS, *b"he saw the", *[None] * 4], 1: [EOS, *b"she ate all", *[None] * 5]}
-    found = values(result)
-    assert (found["drawn_match"], found["passages"], found["too_long"]) == (0.5, 2, 0)
-    assert result.metrics["drawn_match"].stderr == pytest.approx(0.5)
-
-
-def test_greedy_match_of_lambada_is_that_of_the_model(places, monkeypatch):
-    gaps_as_written(monkeypatch, lambda r: "x" * 9)
-    model = dlm.load(places["mdm"])
-    result = dlm.evaluate(model, "lambada", data=places["passages_jsonl"])
-    pairs = [("he saw the", " cat"), ("she ate all", " fish")]
-    assert values(result)["greedy_match"] == np.mean(model.is_greedy(pairs))
-    assert result.forwards == (1 + 4) + (1 + 5)  # one to draw, and one for each token that greedy decoding reveals
-
-
-def test_the_last_word_follows_the_last_space(tmp_path):
-    """Passage 426 of LAMBADA's file ends with "of", two line breaks and "Power", which are one word there."""
-    (tmp_path / "one.jsonl").write_text(lines([{"text": "some kind of\n\nPower"}]))
-    assert list(lambada._passages(str(tmp_path / "one.jsonl"))) == [("some kind", "of\n\nPower")]
-
-
-def test_passages_are_split_as_published(tmp_path, data_dir):
-    """The pairs of LAMBADA's file come out of the pairs, and of whole passages."""
-    path = Path(data_dir) / "eval/lambada/lambada_openai.jsonl"
-    pairs = [(pair["context"], pair["continuation"]) for pair in map(json.loads, path.read_text().splitlines())]
-    passages = [{"text": f"{context} {word}"} for context, word in pairs]
-    (tmp_path / "whole.jsonl").write_text(lines(passages))
-    assert len(pairs) == 5153 and list(lambada._passages(str(path))) == pairs
-    assert list(lambada._passages(str(tmp_path / "whole.jsonl"))) == pairs
-    harness = [formats.lambada(passage, "here") for passage in passages]
-    assert [(doc["context"], doc["word"]) for doc in harness] == [(context, f" {word}") for context, word in pairs]
-
-
-@pytest.mark.slow
-def test_temporal_shift_of_a_uniform_model(places):
-    """Every byte costs log V, in every bin."""
-    options = {"data": places["years_jsonl"], "width": 50}
-    result = dlm.evaluate(places["uniform"], "temporal_shift", **options)
-    found = values(result)
-    expected = {"1800-1849 ": (2, 8), "1850-1899 ": (2, 92), "": (4, 100)}
-    assert len(found) == 5 * len(expected)
-    for prefix, (documents, tokens) in expected.items():
-        assert (found[f"{prefix}documents"], found[f"{prefix}tokens"]) == (documents, tokens)
-        assert found[f"{prefix}nats_per_token"] == pytest.approx(math.log(257), rel=1e-5)
-        assert found[f"{prefix}bits_per_byte"] == pytest.approx(math.log2(257), rel=1e-5)
-        assert result.metrics[f"{prefix}nats_per_token"].stderr == pytest.approx(0, abs=1e-4)
-    single = dlm.evaluate(places["uniform"], "temporal_shift", data=places["years_jsonl"], first_tokens=2)
-    assert values(single)["1899 tokens"] == 2 and single.metrics["1899 nats_per_token"].stderr is None
-
-
-@pytest.mark.slow
-def test_a_bin_costs_what_its_documents_cost(places, tmp_path):
-    (tmp_path / "late.jsonl").write_text(lines(YEARS[2:]))
-    shift = values(dlm.evaluate(places["arm"], "temporal_shift", data=places["years_jsonl"], width=50))
-    alone = values(dlm.evaluate(places["arm"], "perplexity", data=str(tmp_path / "late.jsonl")))
-    for name in ("nats_per_token", "perplexity", "bits_per_byte"):
-        assert shift[f"1850-1899 {name}"] == pytest.approx(alone[name], rel=1e-5)
-
-
-@pytest.mark.parametrize("start", [{}, {"start_id": None}])
-def test_both_tasks_of_perplexity_count_the_same_bytes(start, places, tmp_path):
-    """Also of a tokenizer that adds a space to a text, which is no byte of it."""
-
-    class Spaced(ByteTokenizer):
-        def encode(self, text, *, inside=False, special=False):
-            return super().encode(text if inside else f" {text}")
-
-    (tmp_path / "texts.jsonl").write_text(lines([{"text": "\u00e9bc", "year": 1}, {"text": "defg", "year": 1}]))
-    model = dlm.load(places["uniform"])
-    model = dataclasses.replace(model, tokenizer=Spaced(), sidecar=dataclasses.replace(model.sidecar, canvas=start))
-    tasks = ("perplexity", "temporal_shift")
-    plain, shift = (values(dlm.evaluate(model, task, data=str(tmp_path / "texts.jsonl"))) for task in tasks)
-    # The scored tokens are the added space, where it does not stand in for a start token, and 4 bytes of each text.
-    scored = 10 if model.encode("")[:1] == [EOS] else 8
-    assert plain["tokens"] == shift["tokens"] == scored and plain["bytes"] == 8
-    assert plain["bits_per_byte"] == pytest.approx(math.log2(257) * scored / 8, rel=1e-5)
-    assert shift["bits_per_byte"] == shift["1 bits_per_byte"] == pytest.approx(plain["bits_per_byte"], rel=1e-9)
-    first = temporal_shift._read(model, str(tmp_path / "texts.jsonl"), ("text", "year"), None, 3, None)
-    assert first.n_bytes == ([2, 2] if scored == 10 else [3, 3])  # of the first three scored tokens
-
-
-@pytest.mark.parametrize("start", [{}, {"start_id": None}])
-def test_a_part_of_a_text_has_no_bytes_of_the_rest(start, places, tmp_path):
-    """Also where the tokenizer makes the rest shorter than it was: two characters are composed into one there."""
-
-    class Composing(ByteTokenizer):
-        def encode(self, text, *, inside=False, special=False):
-            return super().encode(unicodedata.normalize("NFC", text))
-
-    (tmp_path / "texts.jsonl").write_text(lines([{"text": "abcdefgh" + "e\u0301" * 500, "year": 1}]))
-    model = dlm.load(places["uniform"])
-    model = dataclasses.replace(model, tokenizer=Composing(), sidecar=dataclasses.replace(model.sidecar, canvas=start))
-    documents = temporal_shift._read(model, str(tmp_path / "texts.jsonl"), ("text", "year"), None, 4, None)
-    assert documents.n_bytes == [4] and len(documents.tokens[0]) == 5
-
-
-@pytest.mark.parametrize(
-    ("record", "message"),
-    [
-        ({"text": 3, "year": 1}, "field 'text' is int, not a string"),
-        ({"text": "a", "year": 1.5}, "field 'year': 1.5 is neither an integer nor a text"),
-    ],
-)
-def test_a_broken_field_is_named(record, message, places, tmp_path, capsys):
-    (tmp_path / "bad.jsonl").write_text(lines([record]))
-    assert cli.main(["evaluate", places["arm"], "temporal_shift", "--data", str(tmp_path / "bad.jsonl")]) == 2
-    assert_one_line(capsys.readouterr(), [f"bad.jsonl:1: {message}"])
-
-
 def test_a_model_that_writes_on_after_its_answer_is_graded_on_the_answer():
     """A model that was shown solved problems goes on with another one, after an empty line."""
     record = gsm8k._grade([Fraction(18)], ["9+9=18\n#### 18"], 0, " 9+9=18\n#### 18\n\nQuestion: How many?\n#### 3")
@@ -346,111 +210,3 @@ def test_a_task_leaves_out_what_does_not_fit_and_says_so(places, monkeypatch, tm
     (tmp_path / "long.jsonl").write_text(lines([long, PROBLEMS[0]]))
     result = dlm.evaluate(places["mdm"], "gsm8k", data=str(tmp_path / "long.jsonl"), sampling=SamplingConfig(length=32))
     assert values(result)["too_long"] == 1 == values(result)["problems"] == values(result)["flexible_match"]
-
-
-@pytest.mark.parametrize(("tokens", "fix"), [(95, "use --length 1 or less"), (96, "no prompt fits with any length")])
-def test_the_length_that_fits_is_named(tokens, fix, places):
-    """The context has 96 tokens; the shortest prompt leaves the most of them."""
-    prompts = [Prompt([0] * 200, "", 0), Prompt([0] * tokens, "", 1)]
-    with pytest.raises(UserError, match=f"of {tokens} tokens, exceeds the model's context of 96; {fix}"):
-        answers.fitting(dlm.load(places["mdm"]), prompts, 5)
-
-
-MISTAKES = [
-    ("gsm8k --data {tmp}/none.jsonl", ["{tmp}/none.jsonl'; check the path"]),
-    (
-        "gsm8k --data {facts_jsonl}",
-        ["facts.jsonl:1: no field 'question' among 'prompt', 'completion'", "reads 'question' and 'answer'"],
-    ),
-    ("gsm8k --data {passages_txt}", ["passages.txt", "a text", ".jsonl"]),
-    ("gsm8k --data {problems_jsonl}", ["length=256", "context of 96; use --length 69 or less"]),
-    ("gsm8k --data {problems_jsonl} --length 8 --shots 2", ["shots=2 needs shots_data"]),
-    ("gsm8k --data {problems_jsonl} --length 8 --shots 2 --shots_data {problems_jsonl}", ["the questions themselves"]),
-    ("gsm8k --data {problems_jsonl} --length 8 --shots 2 --shots_data {tmp}/./prob*.jsonl", ["questions themselves"]),
-    ("gsm8k --data {problems_jsonl} --length 8 --batch_size 0", ["batch_size=0"]),
-    (
-        "reverse_curse --data {facts_jsonl} --reverse {problems_jsonl}",
-        ["problems.jsonl:1: no field 'prompt' among 'question', 'answer'"],
-    ),
-    ("poems --data {facts_jsonl}", ["facts.jsonl:1: no field 'first' among", "reads 'first' and 'second'"]),
-    ("lambada --data {facts_jsonl}", ["facts.jsonl:1: no field 'text' among 'prompt'", "'context' and 'continuation'"]),
-    ("lambada --data {passages_jsonl} --length 3", ["length=3 has no effect in lambada", "leave it out"]),
-    ("temporal_shift --data {facts_jsonl}", ["facts.jsonl:1: no field 'text' among 'prompt'", "--field NAME"]),
-    ("temporal_shift --data {years_jsonl} --by decade", ["years.jsonl:1: no field 'decade' among 'text'", "--by NAME"]),
-    ("temporal_shift --data {years_jsonl} --by text --width 5", ["'abc' is no integer", "leave out --width"]),
-    ("temporal_shift --data {years_jsonl} --width 0", ["width=0"]),
-    ("human_eval --data {problems_jsonl}", ["problems.jsonl:1: no field 'task_id'"]),
-    ("human_eval_infilling --data {functions_jsonl} --length 3", ["length=3 has no effect in human_eval_infilling"]),
-    ("human_eval_infilling --data {facts_jsonl}", ["facts.jsonl:1: no field 'task_id'"]),
-    ("mt_bench --data {questions_jsonl} --answers_file {tmp}/a.jsonl", ["no chat template", "--raw"]),
-    ("mt_bench --data {questions_jsonl}", ["missing --answers_file"]),
-    (
-        "mt_bench --data {questions_jsonl} --answers_file {tmp}/a.jsonl --raw",  # the shortest turn is "Hi.", with EOS
-        ["length=512", "of 6 tokens", "use --length 90 or less"],
-    ),
-    ("mt_bench --data {facts_jsonl} --answers_file {tmp}/a.jsonl --raw", ["facts.jsonl:1: no field 'question_id'"]),
-    ("generative --scorer {mdm}", ["masked diffusion model; give an autoregressive"]),
-    ("generative --scorer {tmp}/none", ["{tmp}/none", "does not exist"]),
-    ("generative --scorer {arm} --samples 2000", ["samples=2000"]),
-]
-
-
-@pytest.mark.parametrize(("command", "parts"), thinned(MISTAKES, every=2))
-def test_mistakes_are_one_line(command, parts, places, capsys):
-    words = [word.format(**places) for word in command.split()]
-    assert cli.main(["evaluate", places["mdm"], *words]) == 2
-    assert_one_line(capsys.readouterr(), [part.format(**places) for part in parts])
-
-
-@pytest.mark.parametrize(
-    ("content", "part"),
-    [
-        ('{"question": 1, "answer": "x"}', "question=1"),
-        ('{"question": "a", "answer": "#### 1"', "invalid JSON"),
-        ('["a"]', "a JSON list"),
-        ('{"question": "a", "question": "b", "answer": "c"}', "comes twice"),
-        ('{"question": "a\\ud800", "answer": "#### 1"}', "half a surrogate pair"),
-        ('{"question": "a", "answer": "no number"}', "without '#### N'"),
-        ("\n\n", "holds no record"),
-        ('{"question": "' + "x" * (9 << 20) + '", "answer": "#### 1"}', "more than the 8,388,608"),
-    ],
-)
-def test_malformed_records_are_one_line(content, part, places, tmp_path, capsys):
-    (tmp_path / "bad.jsonl").write_text(content)
-    assert cli.main(["evaluate", places["mdm"], "gsm8k", "--data", str(tmp_path / "bad.jsonl"), "--length", "8"]) == 2
-    assert_one_line(capsys.readouterr(), [part])
-
-
-@pytest.mark.parametrize(
-    ("content", "part"),
-    [
-        (gzip.compress(bytes(140 << 20), 1), "unpacks to more than 200 times"),
-        (gzip.compress(b'{"a": 1}\n' * 99)[:-20], "damaged gzip"),
-        (b"no gzip", "damaged gzip"),
-    ],
-    ids=["bomb", "cut", "other"],
-)
-def test_packed_files_that_are_not_what_they_say(content, part, places, tmp_path, capsys):
-    (tmp_path / "bad.jsonl.gz").write_bytes(content)
-    words = ["evaluate", places["mdm"], "human_eval", "--data", str(tmp_path / "bad.jsonl.gz")]
-    assert cli.main(words) == 2
-    captured = capsys.readouterr()
-    assert captured.err.count("\n") == 1 and (part in captured.err or "'task_id'" in captured.err)
-
-
-def test_a_model_without_tokenizer_is_one_line(places, tmp_path):
-    model = dataclasses.replace(dlm.load(places["mdm"]), tokenizer=None)
-    options = {
-        "gsm8k": {"data": places["problems_jsonl"]},
-        "reverse_curse": {"data": places["facts_jsonl"]},
-        "poems": {"data": places["couplets_json"]},
-        "lambada": {"data": places["passages_jsonl"]},
-        "temporal_shift": {"data": places["years_jsonl"]},
-        "human_eval": {"data": places["functions_jsonl"]},
-        "human_eval_infilling": {"data": places["functions_jsonl"]},
-        "mt_bench": {"data": places["questions_jsonl"], "answers_file": str(tmp_path / "a"), "raw": True},
-        "generative": {"scorer": places["arm"]},
-    }
-    for task, chosen in options.items():
-        with pytest.raises(UserError, match="no tokenizer; import it again"):
-            dlm.evaluate(model, task, **chosen)

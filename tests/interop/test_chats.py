@@ -3,10 +3,12 @@
 import json
 
 import pytest
+from support import stub_hub
 from support.foreign_weights import CONFIGS, V, make_source
 from support.tokenizer_files import END
 
 import diffusionlm as dlm
+from diffusionlm import hub
 from diffusionlm.checkpoint import store as checkpoint
 from diffusionlm.data import jinja_templates
 from diffusionlm.data.chat_templates import Message
@@ -171,3 +173,14 @@ def test_the_template_beside_a_named_tokenizer_counts(tmp_path):
     assert imported(source, tmp_path / "model", tokenizer=str(other)).template["source"] == CHAT
     with pytest.raises(UserError, match="chat_template=x needs a tokenizer"):
         dlm.import_weights(source, tmp_path / "again", chat_template="x")
+
+
+def test_a_tokenizer_of_the_hub_brings_its_template(tmp_path, monkeypatch):
+    stub = stub_hub.install(monkeypatch, tmp_path / "hub")
+    other = make_chat_source("llama", tmp_path / "other", settings={"chat_template": CHAT})
+    (tmp_path / "empty").mkdir()
+    hub.push(tmp_path / "empty", "me/other", private=False, message="x")
+    for name in ("tokenizer.json", "tokenizer_config.json", "config.json"):
+        stub.add("me/other", name, (other / name).read_text())
+    found = imported(make_source("llama", tmp_path / "source"), tmp_path / "model", tokenizer="hf://me/other")
+    assert found.template["source"] == CHAT and found.tokenizer == load(str(other)).to_dict()

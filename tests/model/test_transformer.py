@@ -1,4 +1,4 @@
-"""The Transformer against a plain numpy forward; what sees what; memory and precision options; initialisation."""
+"""The Transformer against a plain numpy forward; what sees what; memory and precision options."""
 
 import dataclasses
 import functools
@@ -8,76 +8,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import linen as nn
 from jax.extend.core import jaxprs_in_params
 from support.numpy_model import numpy_forward
 from support.slow_cases import slow_but
+from support.tiny_transformer import BASE, COUNTED, SEGMENTS, VARIANTS, WHOLE, B, T, forward, parameters, tokens
 
-from diffusionlm.config import DiffusionConfig, MeshConfig, ModelConfig
-from diffusionlm.config_model import RopeScaling
-from diffusionlm.diffusion.corruption import corrupt
-from diffusionlm.diffusion.cross_entropy import cross_entropy
-from diffusionlm.diffusion.noise import noise_key
-from diffusionlm.diffusion.objectives import mdm_targets
-from diffusionlm.model.spec import suppression_mask
+from diffusionlm.config import MeshConfig, ModelConfig
 from diffusionlm.model.transformer import Transformer
 from diffusionlm.parallel.mesh import make_mesh
-
-B, T = 2, 8
-BASE = ModelConfig(
-    d_model=16, n_layers=2, n_heads=4, n_kv_heads=4, head_dim=8, d_ff=24, vocab_size=60, max_length=12, head_chunk=8
-)
-GPT2 = {"norm": "layernorm", "positions": "learned", "mlp": "gelu", "linear_bias": True, "tied_head": True}
-SCALINGS = {  # with pairs on either side of each ramp, and texts of 8 that are longer than the first training's
-    "linear": RopeScaling("linear", factor=3),
-    "dynamic": RopeScaling("dynamic", factor=3, original_length=5),
-    "llama3": RopeScaling("llama3", factor=3, original_length=150, high_freq_factor=5),
-    "yarn": RopeScaling("yarn", factor=3, original_length=400, beta_fast=20),
-}
-VARIANTS = {
-    "smdm": BASE,  # RMSNorm, rotary, SwiGLU, no biases, its own head
-    "grouped": dataclasses.replace(BASE, n_kv_heads=2, rope_theta=500000.0),
-    "dream": dataclasses.replace(BASE, qkv_bias=True, norm_eps=1e-2),
-    "bf16 tables": dataclasses.replace(BASE, rope_bf16_tables=True),
-    "gpt2": dataclasses.replace(BASE, causal=True, mask_row=False, **GPT2),
-    "qwen3": dataclasses.replace(BASE, qk_norm=True, n_kv_heads=2, norm_eps=1e-2),
-    "window": dataclasses.replace(BASE, causal=True, sliding_window=3),
-    **{kind: dataclasses.replace(BASE, rope_scaling=scaling) for kind, scaling in SCALINGS.items()},
-}
-SEGMENTS = np.array([[1, 1, 1, 2, 2, 2, 0, 0], [1, 1, 1, 1, 1, 1, 1, 1]], np.int32)
-
-
-def tokens(seed: int = 0) -> np.ndarray:
-    return np.random.default_rng(seed).integers(0, BASE.vocab_size, (B, T)).astype(np.int32)
-
-
-@functools.cache
-def parameters(cfg: ModelConfig):
-    """Random values for every parameter, gains and biases too, so that each matters."""
-    shapes = nn.unbox(jax.eval_shape(Transformer(cfg).init, jax.random.key(0), jnp.zeros((1, 1), jnp.int32)))["params"]
-    rng = np.random.default_rng(5)
-
-    def draw(path, leaf):
-        mean = 1.0 if path[-1].key == "scale" else 0.0
-        return jnp.asarray(mean + 0.3 * rng.normal(size=leaf.shape), jnp.float32)
-
-    return jax.tree_util.tree_map_with_path(draw, shapes)
-
-
-COUNTED = np.broadcast_to(np.arange(T, dtype=np.int32), (B, T))
-WHOLE = np.ones((B, T), np.int32)
-
-
-@functools.cache
-def forward(cfg: ModelConfig):
-    """Jitted (params, tokens, segment ids, positions) -> hidden states, logits."""
-    model = Transformer(cfg)
-
-    def run(params, tokens, segments, positions):
-        hidden = model.apply({"params": params}, tokens, segments, positions)
-        return hidden, model.apply({"params": params}, hidden, method=Transformer.head)
-
-    return jax.jit(run)
 
 
 @pytest.mark.parametrize("name", slow_but(VARIANTS, ("smdm", "gpt2", "qwen3", "window", "yarn")))
@@ -175,64 +113,6 @@ def test_rotary_positions_are_relative():
     np.testing.assert_allclose(here[:, order], shuffled, rtol=1e-5, atol=1e-5)
     unordered, _ = forward(BASE)(parameters(BASE), ids[:, order], WHOLE, places)
     assert np.abs(np.asarray(unordered) - np.asarray(shuffled)).max() > 1e-2
-
-
-# --- no position sees its own clean token through a mask
-
-
-@functools.cache
-def masked_loss():
-    """Jitted (params, clean tokens) -> total loss and (inputs, hidden states, cross-entropies) of a corrupted batch."""
-    cfg, model = DiffusionConfig(), Transformer(BASE)
-
-    def run(params, clean):
-        ones = jnp.ones((B, T), jnp.int32)
-        corrupted = corrupt(cfg, BASE.vocab_size, clean, ones, None, noise_key(0, 1))
-        targets = mdm_targets(cfg, clean, corrupted)
-        hidden = model.apply({"params": params}, targets.inputs_BxT, targets.segment_ids_BxT)
-        head = lambda h: model.apply({"params": params}, h, method=Transformer.head)  # noqa: E731
-        nll = cross_entropy(head, hidden, targets.labels_BxT, jnp.asarray(suppression_mask(BASE, ())), 4)
-        return (nll * targets.weight_BxT).sum(), (targets.inputs_BxT, hidden, nll, corrupted.masked_BxT)
-
-    return jax.jit(jax.value_and_grad(run, has_aux=True))
-
-
-@pytest.mark.slow
-def test_a_token_under_a_mask_changes_its_label_and_nothing_else():
-    params, clean = parameters(BASE), tokens()
-    (loss, (inputs, hidden, nll, masked)), _ = masked_loss()(params, clean)
-    masked = np.asarray(masked)
-    assert 0 < masked.sum() < masked.size
-    b, t = np.argwhere(masked)[0]
-    other = clean.copy()
-    other[b, t] = (clean[b, t] + 1) % BASE.vocab_size
-    (other_loss, (other_inputs, other_hidden, other_nll, _)), _ = masked_loss()(params, other)
-    np.testing.assert_array_equal(inputs, other_inputs)
-    np.testing.assert_array_equal(hidden, other_hidden)
-    assert other_loss != loss
-    assert np.argwhere(np.asarray(nll) != np.asarray(other_nll)).tolist() == [[b, t]]
-
-
-def test_a_token_in_sight_changes_every_prediction_of_its_sequence_and_is_not_scored():
-    params, clean = parameters(BASE), tokens()
-    (_, (_, hidden, _, masked)), _ = masked_loss()(params, clean)
-    b, t = np.argwhere(~np.asarray(masked))[0]
-    other = clean.copy()
-    other[b, t] = (clean[b, t] + 1) % BASE.vocab_size
-    (_, (_, other_hidden, _, _)), _ = masked_loss()(params, other)
-    changed = (np.asarray(hidden) != np.asarray(other_hidden)).any(-1)
-    assert changed[b].all() and not changed[1 - b].any()
-
-
-def test_the_embedding_of_a_token_under_a_mask_gets_no_gradient():
-    params = parameters(BASE)
-    clean = np.arange(B * T, dtype=np.int32).reshape(B, T)  # every token once
-    (_, (_, _, _, masked)), grads = masked_loss()(params, clean)
-    size = np.linalg.norm(np.asarray(grads["embed"]), axis=-1)
-    np.testing.assert_array_equal(size[clean[np.asarray(masked)]], 0.0)
-    assert (size[clean[~np.asarray(masked)]] > 0).all()
-    assert size[BASE.vocab_size] > 0  # the mask row learns
-    assert (size[B * T : BASE.vocab_size] == 0).all() and (size[BASE.vocab_size + 1 :] == 0).all()
 
 
 # --- options that must not change the numbers
@@ -356,50 +236,3 @@ def test_sharding_constraints_are_there_under_a_mesh_and_only_then():
     with jax.set_mesh(make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))):
         # Forward: embedding table and rows, q, k, v, MLP width, twice the stream, logits; and their transposes.
         assert constraints() >= 18
-
-
-# --- initialisation and suppression
-
-
-@pytest.fixture(scope="module")
-def initial():
-    cfg = dataclasses.replace(BASE, d_model=64, n_layers=3, n_heads=2, n_kv_heads=2, head_dim=8, d_ff=48)
-    variables = jax.jit(lambda k: nn.unbox(Transformer(cfg).init(k, jnp.zeros((1, 1), jnp.int32))))(jax.random.key(0))
-    return cfg, variables["params"]
-
-
-@pytest.mark.slow
-def test_every_matrix_starts_as_smdm_documents_it(initial):
-    """sqrt(2/(5 d)) whatever the fan-in; 1/(sqrt(d) layers) for what is added to the stream."""
-    cfg, params = initial
-    into, onto = np.sqrt(2 / (5 * cfg.d_model)), 1 / (np.sqrt(cfg.d_model) * cfg.n_layers)
-    blocks = params["blocks"]
-    expected = {name: (blocks[name], into) for name in ("q", "k", "v", "up", "gate")}
-    expected |= {name: (blocks[name], onto) for name in ("o", "down")}
-    expected |= {name: (params[name], into) for name in ("embed", "head")}
-    assert len(expected) == len(jax.tree.leaves(params)) - 3  # the three norms
-    for name, (value, std) in expected.items():
-        x = np.asarray(value).ravel() / std
-        assert abs(x.mean()) < 5 / np.sqrt(x.size), name
-        assert abs(np.square(x).mean() - 1) < 5 * np.sqrt(2 / x.size), name
-        assert abs((x**4).mean() - 3) < 5 * np.sqrt(96 / x.size), name  # normal, and not truncated
-    for norm in (blocks["attention_norm"], blocks["mlp_norm"], params["final_norm"]):
-        np.testing.assert_array_equal(norm["scale"], 1.0)
-
-
-@pytest.mark.slow
-def test_layers_start_different(initial):
-    _, params = initial
-    for name, value in params["blocks"].items():
-        if not name.endswith("norm"):
-            for i, j in ((0, 1), (0, 2), (1, 2)):
-                a, b = np.ravel(value[i]), np.ravel(value[j])
-                assert abs(np.corrcoef(a, b)[0, 1]) < 5 / np.sqrt(a.size), name
-
-
-def test_suppression_names_padding_rows_and_the_listed():
-    cfg = dataclasses.replace(BASE, vocab_size=130)
-    suppressed = suppression_mask(cfg, (5, 129))
-    assert suppressed.shape == (256,) and suppressed.dtype == bool
-    assert np.flatnonzero(~suppressed).tolist() == [i for i in range(130) if i not in (5, 129)]
-    assert np.flatnonzero(~suppression_mask(cfg, ())).tolist() == list(range(130))

@@ -5,7 +5,7 @@ import time
 
 import pytest
 from jupyter_client.manager import start_new_kernel
-from support import tiny_run
+from support import child_processes, tiny_run
 
 pytestmark = pytest.mark.slow
 
@@ -29,7 +29,7 @@ def dataset(tmp_path_factory):
 def kernel(dataset, tmp_path_factory):
     """Return a manager and a client of a kernel in which `cfg` is a tiny run."""
     manager, client = start_new_kernel(
-        kernel_name="python3", cwd=str(tmp_path_factory.mktemp("notebook")), env=tiny_run.environment()
+        kernel_name="python3", cwd=str(tmp_path_factory.mktemp("notebook")), env=child_processes.environment()
     )
     path = [str(tiny_run.Path(tiny_run.__file__).parents[1])]
     execute(client, PREPARED.format(path=path, dataset=str(dataset), steps=STEPS))

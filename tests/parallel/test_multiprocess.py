@@ -14,7 +14,7 @@ from types import SimpleNamespace
 import jax
 import numpy as np
 import pytest
-from support import tiny_run
+from support import child_processes, tiny_run
 from support.tiny_run import Recorder, leaves
 
 from diffusionlm.checkpoint import store as checkpoint
@@ -32,7 +32,7 @@ STEPS = 16  # of `tiny_run.short`
 @pytest.fixture(scope="module", autouse=True)
 def compiled(tmp_path_factory):
     """Programs for the tests of this file, hardly optimised: what matters is where they run, not how fast."""
-    with tiny_run.compiled_programs(tmp_path_factory.getbasetemp() / "compiled") as directory:
+    with child_processes.compiled_programs(tmp_path_factory.getbasetemp() / "compiled") as directory:
         jax.config.update("jax_disable_most_optimizations", True)
         yield directory
         jax.config.update("jax_disable_most_optimizations", False)
@@ -64,7 +64,7 @@ def play(scenario, dataset, workdir, compiled, processes=2, devices=2, codes=(0,
         coordinator = f"127.0.0.1:{probe.getsockname()[1]}"
     command = [sys.executable, tiny_run.__file__, str(dataset), scenario, str(workdir), str(devices)]
     settings = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    environment = tiny_run.environment(compiled) | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+    environment = child_processes.environment(compiled) | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
     environment |= {"JAX_COORDINATOR_ADDRESS": coordinator, "JAX_NUM_PROCESSES": str(processes)}
     started = [
         subprocess.Popen(command, **settings, env=environment | {"JAX_PROCESS_ID": str(number)})
@@ -74,7 +74,7 @@ def play(scenario, dataset, workdir, compiled, processes=2, devices=2, codes=(0,
     with contextlib.ExitStack() as stack:
         for process in started:
             stack.enter_context(process)
-        stack.enter_context(tiny_run.at_most(300, started))
+        stack.enter_context(child_processes.at_most(300, started))
         for line in started[-1].stdout:
             last += line
             if line.startswith("{"):

@@ -7,7 +7,7 @@ import sys
 import threading
 
 import pytest
-from support import tiny_run
+from support import child_processes
 from support.slow_cases import slow
 
 from diffusionlm.ownership.claims import owned
@@ -99,7 +99,7 @@ def test_a_signal_ends_a_process_that_cannot_hear_it(run, sent, said):
     """A run that may have steps to save ends at the second signal."""
     command = [sys.executable, "-c", HANGS, run]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        with tiny_run.at_most(60, [process]):
+        with child_processes.at_most(60, [process]):
             assert process.stdout.readline() == "hangs\n"
             for number in sent[:-1]:
                 process.send_signal(number)

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import shutil
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -12,9 +13,11 @@ from support.tiny_checkpoint import save
 
 import diffusionlm as dlm
 from diffusionlm import hub
-from diffusionlm.checkpoint import store
+from diffusionlm.checkpoint import layout, store
 from diffusionlm.cli import main as cli
 from diffusionlm.errors import UserError
+
+SHIPPED = Path(__file__).parents[2] / "docs/results/models/tinystories"
 
 
 @pytest.fixture(scope="module")
@@ -68,6 +71,30 @@ def test_other_files_beside_a_model_are_not_copied(model, stub, tmp_path, monkey
     jax.tree.map(np.testing.assert_array_equal, dlm.load("hf://me/beside").params, dlm.load(model).params)
 
 
+STRAYS = ("params/secret.txt", "params/d/notes.txt", "params/notes/a", "sidecar/secret.json", "params/.hidden")
+
+
+def test_files_inside_a_model_that_are_none_of_it_are_not_pushed(model, stub, tmp_path, capsys):
+    inside = tmp_path / "inside"
+    shutil.copytree(model, inside)
+    for name in STRAYS:
+        (inside / name).parent.mkdir(exist_ok=True)
+        (inside / name).write_text("TOKEN=1")
+    dlm.push_to_hub(model, "me/clean")
+    assert "not pushed" not in capsys.readouterr().err
+    dlm.push_to_hub(inside, "me/inside")
+    assert stub.files("me/inside") == stub.files("me/clean") and not stub.files("me/inside") & set(STRAYS)
+    assert store.params_sha256("hf://me/inside") == store.params_sha256(model)
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("not pushed")]
+    assert line.startswith("not pushed: params/d/notes.txt, params/notes/, params/secret.txt and 1 more, no part of")
+
+
+def test_every_file_of_a_checkpoint_is_one_of_its_layout(model):
+    for path in (model, SHIPPED):
+        written = {file.relative_to(path).as_posix() for file in Path(path).rglob("*") if file.is_file()}
+        assert layout.files(path) == (sorted(written), [])
+
+
 def test_a_step_that_is_no_number_is_pushed_as_0(model, stub, tmp_path, monkeypatch):
     sidecar = dataclasses.replace(store.load_sidecar(model), source={"step": "abc"})
     store.save_params(tmp_path / "odd", store.load_params(model), sidecar)
@@ -100,6 +127,19 @@ def test_a_repository_without_a_model_is_one_line(stub, tmp_path, capsys):
     assert cli.main(["sample", "hf://me/other"]) == 2
     message = capsys.readouterr().err
     assert "is not on this disk whole" in message and "or holds no diffusionlm checkpoint" in message
+
+
+@pytest.mark.parametrize("part", ["params/manifest.ocdbt", "_CHECKPOINT_METADATA", "sidecar/data.json"])
+def test_a_snapshot_that_lacks_a_part_is_one_line_without_a_network_and_is_completed_with_one(part, model, stub):
+    dlm.push_to_hub(model, "me/model")
+    snapshot = hub.fetch("hf://me/model")
+    (snapshot.path / part).unlink()
+    stub.offline = True
+    with pytest.raises(UserError, match=r"is not on this disk whole \(connect, so that the rest is fetched\)") as error:
+        dlm.load("hf://me/model")
+    assert str(error.value).startswith(str(snapshot.address)) and "\n" not in str(error.value)
+    stub.offline = False
+    assert dlm.load("hf://me/model").location.address == snapshot.address
 
 
 @pytest.mark.slow

@@ -6,14 +6,17 @@ import shutil
 from pathlib import Path
 
 import pytest
-from support import tiny_run
+from etils import epath
+from support import stub_hub, tiny_checkpoint, tiny_run
 from support.fine_tuning import tuned
 from support.tiny_run import refusal
 
+import diffusionlm as dlm
 from diffusionlm import fingerprint
 from diffusionlm.checkpoint import store as checkpoint
 from diffusionlm.data import pipeline, tokenizers
 from diffusionlm.training import loop as trainer
+from diffusionlm.training.dataset import open_or_prepare
 
 
 @pytest.fixture(scope="module")
@@ -95,11 +98,20 @@ def test_the_start_is_read_once(dataset, start, tmp_path, monkeypatch):
     assert reads == {"find": 5, "load_sidecar": 1, "params_sha256": 2, "load_params": 1}
 
 
+def test_a_tokenizer_of_the_hub_prepares_the_data_of_a_run(dataset, tmp_path, monkeypatch):
+    stub = stub_hub.install(monkeypatch, tmp_path / "hub")
+    dlm.push_to_hub(tiny_checkpoint.save(tmp_path / "model"), "me/model")
+    data, run = sums(tmp_path, tokenizer="hf://me/model")
+    opened = open_or_prepare(tuned(dataset, data=data, run=run), epath.Path(tmp_path / "run"))
+    assert opened.metadata.tokenizer == tokenizers.load("byte").to_dict()
+    assert not list((stub.root / "cache").rglob("params"))
+
+
 def test_where_a_tokenizer_s_checkpoint_lies_is_not_science(dataset):
     def named(tokenizer):
         return fingerprint.fingerprint(tuned(dataset, data={"tokenizer": tokenizer}))
 
-    assert named("runs/a") == named("/elsewhere/b") != named("byte")
+    assert named("runs/a") == named("/elsewhere/b") == named("hf://me/model") != named("byte")
     assert named("a/tokenizer.model") != named("b/tokenizer.model")
 
 

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from support import tiny_run
+from support import child_processes, tiny_run
 from support.run_files import timeless
 
 KILLS = int(os.environ.get("DIFFUSIONLM_KILLS", "10"))  # of each kind of run
@@ -48,7 +48,7 @@ def start(tmp_path_factory):
     """Return a function that starts the run in a directory, to be killed at a given touch (0: never)."""
     directory = tmp_path_factory.mktemp("kills")
     dataset = tiny_run.make_dataset(directory / "data")
-    environment = {**tiny_run.environment(directory / "compiled"), "PYTHONPATH": str(Path(__file__).parents[1])}
+    environment = {**child_processes.environment(directory / "compiled"), "PYTHONPATH": str(Path(__file__).parents[1])}
 
     def run(changes, workdir, kill_at):
         command = [sys.executable, "-c", PROGRAM, str(dataset), str(workdir), str(kill_at), json.dumps(changes)]

@@ -5,10 +5,13 @@ import inspect
 from pathlib import Path
 
 import pytest
+from support import stub_hub
 from support.dialogues import write_dialogues
 
 import diffusionlm
+from diffusionlm import hub
 from diffusionlm.checkpoint import store
+from diffusionlm.cli import main as cli
 from diffusionlm.data import prepare as data_prepare
 from diffusionlm.data import tokenizers
 from diffusionlm.errors import UserError
@@ -65,6 +68,47 @@ def test_a_released_tokenizer_is_read_once(source, tmp_path, monkeypatch):
 def test_cheap_mistakes_are_reported_before_a_tokenizer_is_read(name, value, source, tmp_path):
     with pytest.raises(UserError, match=f"^{name}={value!r} "):  # an empty directory: no tokenizer could be read
         training_prepare.prepare(source, tmp_path / "out", tokenizer=tmp_path, **SETTINGS | {name: value})
+
+
+@pytest.fixture
+def stub(monkeypatch, tmp_path):
+    return stub_hub.install(monkeypatch, tmp_path / "hub")
+
+
+def test_a_checkpoint_on_the_hub_gives_its_tokenizer_without_its_parameters(source, tmp_path, stub):
+    diffusionlm.push_to_hub(MODEL, "me/model")
+    made = training_prepare.prepare(source, tmp_path / "named", tokenizer="hf://me/model", **SETTINGS)
+    assert made.sha256 == training_prepare.prepare(source, tmp_path / "path", tokenizer=MODEL, **SETTINGS).sha256
+    fetched = {path.name for path in (stub.root / "cache").glob("*/snapshots/*/*")}
+    assert fetched == {"sidecar", "integrity"}
+    assert training_prepare.named_tokenizer("hf://me/model").sha256 == made.tokenizer["sha256"]
+    stub.offline = True  # what is there is no model
+    with pytest.raises(UserError, match="is not on this disk whole"):
+        diffusionlm.load("hf://me/model")
+    stub.offline = False
+    assert diffusionlm.load("hf://me/model").sidecar == store.load_sidecar(MODEL)
+
+
+def test_a_damaged_checkpoint_on_the_hub_is_refused(source, tmp_path, stub):
+    diffusionlm.push_to_hub(MODEL, "me/model")
+    (sidecar,) = (stub.root / "server").rglob("sidecar/data.json")
+    sidecar.write_text(sidecar.read_text().replace('"eos_id"', '"eos_di"'))
+    with pytest.raises(UserError, match="sidecar/data.json.* is damaged"):
+        training_prepare.prepare(source, tmp_path / "out", tokenizer="hf://me/model", **SETTINGS)
+
+
+def test_a_repository_without_a_tokenizer_is_one_line(source, tmp_path, stub, capsys):
+    (tmp_path / "none").mkdir()
+    hub.push(tmp_path / "none", "me/none", private=False, message="x")
+    words = ["data", "prepare", source, "--output", str(tmp_path / "out"), "--sequence_length", "80", "--tokenizer"]
+    for address, part in (
+        ("hf://me/absent", "there is no model hf://me/absent"),
+        ("hf://me/none", "no tokenizer.json"),
+    ):
+        assert cli.main([*words, address]) == 2
+        lines = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("using hf://")]
+        assert len(lines) == 1 and lines[0].startswith("diffusionlm: error: ") and part in lines[0]
+    assert not (tmp_path / "out").exists()
 
 
 def test_preparing_itself_knows_no_checkpoints(source, tmp_path):

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from support import tiny_run
+from support import child_processes, tiny_run
 from support.run_files import (
     assert_bit_equal,
     checkpoint_steps,
@@ -51,13 +51,13 @@ def interrupted(dataset, tmp_path_factory):
     second, third = first + random.randrange(3, 8), 20 + random.randrange(7)
     found = SimpleNamespace(workdir=workdir, planned=(first, second, third), returned=[], checkpoints=[], lines=[])
     command = [sys.executable, tiny_run.__file__, str(dataset), "interrupted", str(workdir), "2"]
-    settings = {"stdout": subprocess.PIPE, "text": True, "env": tiny_run.environment()}
+    settings = {"stdout": subprocess.PIPE, "text": True, "env": child_processes.environment()}
     signals = iter([(first, signal.SIGTERM), (second, signal.SIGINT), (third, signal.SIGKILL)])
     due, number = next(signals)
     with (
         open(workdir / "stderr.txt", "w") as errors,
         subprocess.Popen(command, stderr=errors, **settings) as process,
-        tiny_run.at_most(300, [process]),
+        child_processes.at_most(300, [process]),
     ):
         for line in process.stdout:
             event = json.loads(line)

@@ -9,6 +9,7 @@ import types
 
 import pytest
 from etils import epath
+from support.command_line import assert_one_line
 
 from diffusionlm.cli import main as cli
 from diffusionlm.config import Config
@@ -121,9 +122,14 @@ def test_the_real_package_keeps_both_parts_of_a_run_offline_under_one_id(tmp_pat
     assert all(any(path.glob("*.wandb")) for path in (tmp_path / "wandb").glob("offline-run-*"))
 
 
-def test_without_the_package_one_line_says_what_to_install(monkeypatch, capsys):
-    find_spec = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "wandb" else find_spec(name))
-    assert cli.main(["train", "demo", "--wandb"]) == 2
-    err = capsys.readouterr().err
-    assert "--wandb needs the package wandb" in err and "[wandb]" in err and err.count("\n") == 1
+def test_without_the_package_one_line_says_what_to_install(monkeypatch, tmp_path, capsys):
+    find_spec, asked = importlib.util.find_spec, []
+
+    def found(name):
+        asked.append(name)
+        return None if name == "wandb" else find_spec(name)
+
+    monkeypatch.setattr(importlib.util, "find_spec", found)
+    assert cli.main(["train", "demo", "--wandb", "--workdir", str(tmp_path / "run")]) == 2
+    assert_one_line(capsys.readouterr(), ["wandb=True needs the package wandb", "[wandb]"])
+    assert asked.count("wandb") == 1 and not (tmp_path / "run").exists()

@@ -11,11 +11,18 @@ from typing import Annotated, Any
 import msgspec
 from etils import epath
 
-from diffusionlm import schema, untrusted
+from diffusionlm import hub, schema, untrusted
 from diffusionlm.data.tokenizers.base import Tokenizer, require_eos
 from diffusionlm.data.tokenizers.byte import ByteTokenizer
 from diffusionlm.data.tokenizers.huggingface import HuggingFaceTokenizer
-from diffusionlm.data.tokenizers.huggingface_files import ADDED_FILE, DEFINITION_FILE, parse_json, read_files
+from diffusionlm.data.tokenizers.huggingface_files import (
+    ADDED_FILE,
+    CONFIG_FILE,
+    DEFINITION_FILE,
+    READ_NAMES,
+    parse_json,
+    read_files,
+)
 from diffusionlm.data.tokenizers.sentencepiece import SENTENCEPIECE_FILE, SentencePieceTokenizer, train_sentencepiece
 from diffusionlm.errors import UserError, suggest
 from diffusionlm.storage import run_path
@@ -23,6 +30,7 @@ from diffusionlm.untrusted import read_bytes
 
 __all__ = [
     "FILES",
+    "HUB_FILES",
     "KINDS",
     "ByteTokenizer",
     "HuggingFaceTokenizer",
@@ -31,9 +39,12 @@ __all__ = [
     "from_dict",
     "load",
     "load_directory",
+    "no_tokenizer",
     "require_eos",
     "train_sentencepiece",
 ]
+
+HUB_FILES = (*READ_NAMES, SENTENCEPIECE_FILE)  # what is fetched of a repository on the Hub for its tokenizer
 
 
 def from_dict(values: Mapping[str, Any]) -> Tokenizer:
@@ -65,21 +76,35 @@ def load(name: str) -> Tokenizer:
     """Return a tokenizer by name.
 
     Args:
-      name: `byte`, a file that one of the kinds reads (see `FILES`), or the directory of a released model.
+      name: `byte`, a file that one of the kinds reads (see `FILES`), the directory of a released model, or the address
+        of one on the Hugging Face Hub, of which only these files are fetched (hf://OWNER/NAME, see `hub`).
 
     Raises:
-      UserError: there is no such tokenizer, or it cannot be read.
+      UserError: there is no such tokenizer, it cannot be read, or the Hub refuses.
     """
     if name == ByteTokenizer.kind:
         return ByteTokenizer()
+    if hub.is_address(name):
+        fetched = hub.fetch(name, HUB_FILES)
+        if (tokenizer := load_directory(fetched.path)) is None:
+            raise no_tokenizer(fetched.address)
+        return tokenizer
     if run_path(name).is_dir() and (tokenizer := load_directory(name)):
         return tokenizer
     for ending, read in FILES.items():
         if name.endswith(ending):
             return read(name)
     raise UserError(
-        f"unknown tokenizer {name!r}; use byte, sentencepiece (trained on the data), a file ({', '.join(FILES)}) "
-        "or the directory of a released model"
+        f"unknown tokenizer {name!r}; use byte, sentencepiece (trained on the data), a file ({', '.join(FILES)}), "
+        "the directory of a released model, or hf://OWNER/NAME"
+    )
+
+
+def no_tokenizer(address: hub.Address) -> UserError:
+    """Return the error for a repository on the Hub of which no tokenizer is on the disk."""
+    return UserError(
+        f"{address} is not on this disk whole (connect, so that the rest is fetched), or holds no tokenizer: no "
+        f"{DEFINITION_FILE}, vocabulary with merges or {SENTENCEPIECE_FILE}; give another repository, or a file"
     )
 
 
@@ -124,7 +149,7 @@ def _load_definition(path: str) -> Tokenizer:
 
 
 def _read_config(directory: epath.Path) -> dict[str, Any]:
-    file = directory / "config.json"
+    file = directory / CONFIG_FILE
     return parse_json(read_bytes(file), file.name) if file.exists() else {}
 
 

@@ -18,6 +18,8 @@ SETTINGS_FILE, SPECIAL_FILE = "tokenizer_config.json", "special_tokens_map.json"
 _EXTRA_FILES = (SETTINGS_FILE, SPECIAL_FILE, "chat_template.jinja")  # accompany either form
 FILE_NAMES = (DEFINITION_FILE, VOCAB_FILE, MERGES_FILE, ADDED_FILE, *_EXTRA_FILES)  # by which files are stored
 _OPENAI_NAMES = {VOCAB_FILE: "encoder.json", MERGES_FILE: "vocab.bpe"}  # of GPT-2's original release
+CONFIG_FILE = "config.json"  # of the model
+READ_NAMES = (*FILE_NAMES, *_OPENAI_NAMES.values(), CONFIG_FILE)  # of all files that `read_files` and its callers read
 
 
 class Family(NamedTuple):

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import jax
 import pytest
-from support import tiny_run, tiny_sweep
+from support import child_processes, tiny_sweep
 from support.tiny_sweep import settings
 
 from diffusionlm.parallel.mesh import make_mesh
@@ -84,7 +84,7 @@ def start(dataset):
         started.append(process.process)
         return process
 
-    with tiny_run.at_most(240, started):
+    with child_processes.at_most(240, started):
         yield begin
         for process in started:
             process.kill()
