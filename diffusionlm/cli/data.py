@@ -3,15 +3,20 @@
 from diffusionlm.cli.output import print_json
 from diffusionlm.options import parse, retyped
 
+DRY_RUN = "--dry_run"
+
 
 def data_prepare(args: list[str], prog: str) -> int:
     """Turn text into a dataset: data prepare SOURCE --output DIR --sequence_length N --vocab_size V [...]."""
-    from diffusionlm.training.prepare import prepare
+    from diffusionlm.training.prepare import prepare, show_plan
 
     args, beam_options = _before_and_after_dashes(args)
-    for option in ("--where", "--decontaminate"):
+    for option in ("--where", "--decontaminate", "--ignore_fields"):
         args = _joined(args, option)
-    parse(retyped(prepare, positional=1, fixed={"beam_options": beam_options}, output=str, tokenizer=str), args, prog)()
+    command = show_plan if DRY_RUN in args else prepare
+    args = [word for word in args if word != DRY_RUN]
+    fixed = {"beam_options": beam_options}
+    parse(retyped(command, positional=1, fixed=fixed, output=str, tokenizer=str), args, prog)()
     return 0
 
 

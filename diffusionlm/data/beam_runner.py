@@ -29,7 +29,7 @@ def require_beam(options: Sequence[str]) -> Any:
       UserError: Beam is not installed, or does not know one of them.
     """
     require_package("apache_beam", "runner=beam", "apache-beam", "beam")
-    from apache_beam.options.pipeline_options import PipelineOptions
+    from apache_beam.options.pipeline_options import PipelineOptions  # pyright: ignore[reportMissingImports]: an extra
 
     parsed = PipelineOptions(list(options))
     # Beam keeps quiet about what it does not know, so that a misspelled option would have no effect.
@@ -63,7 +63,7 @@ def _start(jobs: Sequence[Job], options: Any) -> Any:
     """Start a pipeline that does the jobs; return its result, or None if there is nothing to do."""
     if not jobs:
         return None
-    import apache_beam as beam
+    import apache_beam as beam  # pyright: ignore[reportMissingImports]: an extra
 
     pipeline = beam.Pipeline(options=options)
     _ = pipeline | "jobs" >> beam.Create(jobs) | "spread" >> beam.Reshuffle() | "work" >> beam.Map(_count)
@@ -72,7 +72,7 @@ def _start(jobs: Sequence[Job], options: Any) -> Any:
 
 def _count(job: Any) -> None:  # a `Job`, a protocol, with which Beam cannot deal
     """Do a job on a worker, and add its counts to those that the runner shows."""
-    from apache_beam.metrics import Metrics
+    from apache_beam.metrics import Metrics  # pyright: ignore[reportMissingImports]: an extra
 
     receipt = perform(job)
     if isinstance(receipt, Failure):

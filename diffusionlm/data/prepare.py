@@ -12,6 +12,9 @@ With format "sft" documents are dialogues, and each is a record of its own, or s
 """
 
 import contextlib
+import dataclasses
+import functools
+import inspect
 import json
 import os
 from collections import Counter
@@ -37,7 +40,7 @@ from diffusionlm.data.items import MOST_NAMED
 from diffusionlm.data.jobs import local_runner
 from diffusionlm.data.metadata import Metadata
 from diffusionlm.data.ordered_map import WORKER_DEATHS, ordered_map
-from diffusionlm.data.request import DEFAULT_WORDS, Request, check_request
+from diffusionlm.data.request import DEFAULT_WORDS, Request, Settings, check_request
 from diffusionlm.data.sources import Piece, small
 from diffusionlm.data.stream import BuildContext, RecordFormat, TokenStream, write_records
 from diffusionlm.data.text_files import DigestJob, Files
@@ -77,10 +80,9 @@ def prepare(
     workers: int = 1,
     runner: Literal["local", "beam"] = "local",
     beam_options: Sequence[str] = (),
-    dry_run: bool = False,
     on_error: Literal["stop", "skip"] = "stop",
     progress: bool = True,
-) -> Metadata | None:
+) -> Metadata:
     """Prepare a dataset, or find that `output` already holds it; return its metadata, which is also in its `meta.json`.
 
     Args:
@@ -107,9 +109,9 @@ def prepare(
         `contaminated.jsonl`. Of records, all fields that are text count. For "text".
       contamination_words: the length of such a run.
       workers: processes; a script that asks for several needs the `if __name__ == "__main__"` guard.
-      runner: "local", this machine; or "beam", Apache Beam (extra `beam`), which gives the same dataset.
-      beam_options: of "beam", Beam's options, which follow `--` on the command line, as in --runner=DataflowRunner.
-      dry_run: show what would be done, by what, and return None.
+      runner: "local", this machine; or "beam", Apache Beam (extra `beam`), which gives the same dataset. With --dry_run
+        the command only shows what would be read, written and used.
+      beam_options: of "beam", Beam's options, which follow `--` on the command line, as in -- --runner=DataflowRunner.
       on_error: for a malformed line or file, one without valid UTF-8 text: "stop", or "skip" and count.
       progress: show progress and a summary on stderr.
 
@@ -117,18 +119,27 @@ def prepare(
       UserError: arguments or input are not usable, or `output` holds something else.
     """
     arguments: dict[str, Any] = dict(locals())  # all of this function, by name
-    for name in ("progress", "beam_options", "dry_run"):
-        del arguments[name]
-    arguments["bos"] = bool(bos)
-    request = check_request(**arguments)
-    if beam_options and runner != "beam":
-        raise UserError(f"{' '.join(beam_options)} after -- are options of Beam; add --runner beam, or drop them")
-    options = beam_runner.require_beam(beam_options) if runner == "beam" else None
+    request, options = _checked(source, output, arguments)
     console = Console(stderr=True, quiet=not progress, soft_wrap=True, highlight=False)
-    if dry_run:
-        _show_plan(request, int(workers), options, Console(soft_wrap=True, highlight=False))
-        return None
     return _prepare(request, int(workers), options, console)
+
+
+@functools.wraps(prepare)
+def show_plan(*args: Any, **settings: Any) -> None:
+    """Print what `prepare` would read and write with these arguments, and with which options of Beam."""
+    bound = inspect.signature(prepare).bind(*args, **settings)
+    bound.apply_defaults()
+    request, options = _checked(bound.arguments["source"], bound.arguments["output"], bound.arguments)
+    _show_plan(request, int(bound.arguments["workers"]), options, Console(soft_wrap=True, highlight=False))
+
+
+def _checked(source: Any, output: Any, arguments: Mapping[str, Any]) -> tuple[Request, Any]:
+    """Return the request, and Beam's options, of the arguments of `prepare` by name."""
+    settings = Settings(**{field.name: arguments[field.name] for field in dataclasses.fields(Settings)})
+    request, words = check_request(source, output, settings), arguments["beam_options"]
+    if words and settings.runner != "beam":
+        raise UserError(f"{' '.join(words)} after -- are options of Beam; add --runner beam, or drop them")
+    return request, beam_runner.require_beam(words) if settings.runner == "beam" else None
 
 
 def _prepare(request: Request, workers: int, options: Any, console: Console) -> Metadata:
@@ -160,7 +171,7 @@ def _directory(request: Request, options: Any) -> Iterator[epath.Path]:
     output, key = request.output, request.key("local" if options is None else "beam")
     if not in_bucket(output):
         kept_after = (KeyboardInterrupt, BrokenProcessPool, beam_runner.PipelineEnded)
-        with whole_directory(Path(output), key, kept_after) as directory:
+        with whole_directory(Path(str(output)), key, kept_after) as directory:
             yield epath.Path(directory)
         return
     # In a bucket nothing can be renamed as a whole; a dataset is whole once it has `meta.json`.

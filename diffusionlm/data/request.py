@@ -150,117 +150,85 @@ def changed_source(metadata: Metadata, source: str | Sequence[str]) -> str | Non
     return None if content_of(present) == content_of(stored) else f"{summary(stored)}, not of {summary(present)}"
 
 
-def check_request(
-    source: str | Sequence[str],
-    output: str | os.PathLike,
-    *,
-    sequence_length: int,
-    tokenizer: str | os.PathLike | Tokenizer,
-    vocab_size: int | None,
-    validation: str | Sequence[str] | None,
-    validation_fraction: float | None,
-    text_field: str,
-    where: Sequence[str],
-    min_chars: int | None,
-    max_chars: int | None,
-    sample: float | None,
-    format: Literal["text", "sft"],
-    template: str,
-    bos: bool,
-    ignore_fields: Sequence[str],
-    pack: bool,
-    drop_duplicates: bool,
-    decontaminate: Sequence[str],
-    contamination_words: int,
-    on_error: Literal["stop", "skip"],
-    workers: int,
-    runner: Literal["local", "beam"],
-) -> Request:
-    """Check and resolve the arguments of `prepare`, which describes them.
+@dataclass(frozen=True)
+class Settings:
+    """The arguments of `prepare` beside its source and output, which describes them."""
+
+    sequence_length: int
+    tokenizer: str | os.PathLike | Tokenizer
+    vocab_size: int | None
+    validation: str | Sequence[str] | None
+    validation_fraction: float | None
+    text_field: str
+    where: Sequence[str]
+    min_chars: int | None
+    max_chars: int | None
+    sample: float | None
+    format: Literal["text", "sft"]
+    template: str
+    bos: bool | None
+    ignore_fields: Sequence[str]
+    pack: bool
+    drop_duplicates: bool
+    decontaminate: Sequence[str]
+    contamination_words: int
+    on_error: Literal["stop", "skip"]
+    workers: int
+    runner: Literal["local", "beam"]
+
+
+def check_request(source: str | Sequence[str], output: str | os.PathLike, settings: Settings) -> Request:
+    """Check and resolve the arguments of `prepare`.
 
     Raises:
       UserError: an argument is not usable, or there is no such source or tokenizer.
     """
-    selection = check_values(
-        output,
-        sequence_length=sequence_length,
-        text_field=text_field,
-        where=where,
-        min_chars=min_chars,
-        max_chars=max_chars,
-        sample=sample,
-        format=format,
-        template=template,
-        bos=bos,
-        pack=pack,
-        drop_duplicates=drop_duplicates,
-        decontaminate=decontaminate,
-        contamination_words=contamination_words,
-        on_error=on_error,
-        workers=workers,
-        runner=runner,
-    )
-    chosen, pieces = _resolve_tokenizer(tokenizer, vocab_size, bos)
-    asked = (None, None) if format == "sft" else (text_field, selection.columns)
-    sources, held_out = resolve_splits(source, validation, validation_fraction, *asked)
+    selection, bos = check_values(output, settings), bool(settings.bos)
+    chosen, pieces = _resolve_tokenizer(settings.tokenizer, settings.vocab_size, bos)
+    asked = (None, None) if settings.format == "sft" else (settings.text_field, selection.columns)
+    sources, held_out = resolve_splits(source, settings.validation, settings.validation_fraction, *asked)
     return Request(
         output=run_path(output) if in_bucket(output) else epath.Path(disk_path(output)),
         sources=sources,
         held_out=held_out,
-        sequence_length=int(sequence_length),
+        sequence_length=int(settings.sequence_length),
         tokenizer=chosen,
         vocab_size=pieces,
         selection=selection,
-        format=format,
-        template=template,
+        format=settings.format,
+        template=settings.template,
         bos=bos,
-        on_error=on_error,
-        ignore_fields=tuple(sorted(set(ignore_fields))),
-        pack=pack,
-        drop_duplicates=drop_duplicates,
-        decontaminate=tuple(decontaminate),
-        contamination_words=int(contamination_words),
+        on_error=settings.on_error,
+        ignore_fields=tuple(sorted(set(settings.ignore_fields))),
+        pack=settings.pack,
+        drop_duplicates=settings.drop_duplicates,
+        decontaminate=tuple(settings.decontaminate),
+        contamination_words=int(settings.contamination_words),
     )
 
 
-def check_values(
-    output: str | os.PathLike,
-    *,
-    sequence_length: int,
-    text_field: str,
-    where: Sequence[str],
-    min_chars: int | None,
-    max_chars: int | None,
-    sample: float | None,
-    format: Literal["text", "sft"],
-    template: str,
-    bos: bool | None,
-    pack: bool,
-    drop_duplicates: bool,
-    decontaminate: Sequence[str],
-    contamination_words: int,
-    on_error: Literal["stop", "skip"],
-    workers: int,
-    runner: Literal["local", "beam"],
-) -> Selection:
+def check_values(output: str | os.PathLike, settings: Settings) -> Selection:
     """Check the arguments of `prepare` for which nothing needs to be read; return those that select documents.
 
     Raises:
       UserError: an argument is not usable.
     """
-    whole("sequence_length", sequence_length, 1)
+    format, workers = settings.format, settings.workers
+    whole("sequence_length", settings.sequence_length, 1)
     if whole("workers", workers, 1) > MOST_WORKERS:
         raise UserError(f"workers={workers} must be at most {MOST_WORKERS}; use as many as there are cores")
-    if on_error not in ("stop", "skip"):
-        raise UserError(f"on_error={on_error!r} must be 'stop' or 'skip'")
-    _check_format(format, template, text_field, bos)
-    selection = Selection.of(text_field, where, min_chars, max_chars, sample)
+    if settings.on_error not in ("stop", "skip"):
+        raise UserError(f"on_error={settings.on_error!r} must be 'stop' or 'skip'")
+    _check_format(format, settings.template, settings.text_field, settings.bos)
+    selection = Selection.of(
+        settings.text_field, settings.where, settings.min_chars, settings.max_chars, settings.sample
+    )
     if format == "sft" and (given := selection.identity()):
         raise UserError(f"{next(iter(given))} is for format=text; choose the dialogues before, or drop it")
-    if pack and format != "sft":
-        raise UserError(f"pack={pack} is for format=sft, and texts are always packed; drop it")
-    _check_choices(format, drop_duplicates, decontaminate, contamination_words)
-    _check_runner(runner, workers, str(output))
+    if settings.pack and format != "sft":
+        raise UserError(f"pack={settings.pack} is for format=sft, and texts are always packed; drop it")
+    _check_choices(format, settings.drop_duplicates, settings.decontaminate, settings.contamination_words)
+    _check_runner(settings.runner, workers, str(output))
     return selection
 
 

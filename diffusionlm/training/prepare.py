@@ -1,5 +1,6 @@
 """Prepare data with the tokenizer of a checkpoint, for `diffusionlm.prepare` and `diffusionlm data prepare`."""
 
+import dataclasses
 import functools
 import inspect
 import os
@@ -13,7 +14,7 @@ from diffusionlm.checkpoint.sidecar import Sidecar
 from diffusionlm.data import prepare as data_prepare
 from diffusionlm.data import tokenizers
 from diffusionlm.data.metadata import Metadata
-from diffusionlm.data.request import check_values
+from diffusionlm.data.request import Settings, check_values
 from diffusionlm.data.tokenizers import Tokenizer
 from diffusionlm.errors import UserError
 from diffusionlm.storage import run_path
@@ -27,6 +28,21 @@ def prepare(
     **settings: Any,
 ) -> Metadata:
     """Prepare a dataset as `data.prepare.prepare` does, also with the tokenizer of a checkpoint."""
+    return data_prepare.prepare(*args, **_with_tokenizer(tokenizer, bos, args, settings))
+
+
+@functools.wraps(data_prepare.prepare)
+def show_plan(
+    *args: Any, tokenizer: str | os.PathLike | Tokenizer = "sentencepiece", bos: bool | None = None, **settings: Any
+) -> None:
+    """Print what `prepare` would do with these arguments."""
+    data_prepare.show_plan(*args, **_with_tokenizer(tokenizer, bos, args, settings))
+
+
+def _with_tokenizer(
+    tokenizer: str | os.PathLike | Tokenizer, bos: bool | None, args: tuple, settings: dict[str, Any]
+) -> dict[str, Any]:
+    """Return the settings with the tokenizer of the checkpoint or model that is named, and its choice of BOS."""
     if isinstance(tokenizer, str | os.PathLike) and _may_be_checkpoint(tokenizer):
         _check_values(*args, bos=bos, **settings)  # before the work of reading a tokenizer
         name = os.fspath(tokenizer)
@@ -34,7 +50,7 @@ def prepare(
         tokenizers.require_eos(tokenizer, repr(name))
         if bos is None and sidecar:
             bos = settings.get("format", "text") == "text" and begins_with_bos(sidecar)
-    return data_prepare.prepare(*args, tokenizer=tokenizer, bos=bos, **settings)
+    return {**settings, "tokenizer": tokenizer, "bos": bos}
 
 
 def named_tokenizer(name: str) -> Tokenizer:
@@ -59,8 +75,8 @@ def _check_values(*args: Any, **settings: Any) -> None:
     """Check those arguments of `prepare` for which nothing needs to be read."""
     bound = inspect.signature(data_prepare.prepare).bind(*args, **settings)
     bound.apply_defaults()
-    names = inspect.signature(check_values).parameters
-    check_values(**{name: bound.arguments[name] for name in names})
+    values = {field.name: bound.arguments[field.name] for field in dataclasses.fields(Settings)}
+    check_values(bound.arguments["output"], Settings(**values))
 
 
 def _may_be_checkpoint(name: str | os.PathLike) -> bool:

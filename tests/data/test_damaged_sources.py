@@ -11,7 +11,6 @@ from etils import epath
 from support.corpus_copies import COPIES, arrow, lines, parquet, table, tar, tar_of_texts, zst
 from support.datasets import prepare
 
-from diffusionlm.data import text_files
 from diffusionlm.data.fields import Columns
 from diffusionlm.data.formats import reading
 from diffusionlm.data.items import read_text
@@ -220,4 +219,3 @@ def test_a_damaged_file_is_refused_when_it_is_cut(tmp_path):
         (tmp_path / name).write_bytes(content)
         with pytest.raises(UserError, match=f"damaged {re.escape(name[2:])} data"):
             Files([tmp_path / name], Columns(("text",))).pieces(100)
-    assert text_files.PIECE_BYTES == 1 << 24

@@ -1,5 +1,6 @@
 """Instruction data: every format, dialogues as records, what is left out, and which answer a batch is about."""
 
+import functools
 import hashlib
 import itertools
 import json
@@ -23,7 +24,7 @@ from support.dialogues import (
 
 from diffusionlm.data import chat_templates as templates
 from diffusionlm.data import dialogues as sft
-from diffusionlm.data import encode, pipeline, stream
+from diffusionlm.data import pipeline, stream, text_files
 from diffusionlm.data.chat_templates import Message
 from diffusionlm.errors import UserError
 
@@ -195,11 +196,17 @@ def test_a_directory_of_dialogues_is_its_lines_and_lists(tmp_path):
     assert prepare_dialogues(tmp_path / "in", tmp_path / "out").splits["train"].records == 3
 
 
-@pytest.mark.parametrize("batch_bytes", [1, 300, 1 << 20])
-def test_the_identity_is_that_of_the_content_however_it_was_read(batch_bytes, tmp_path, monkeypatch):
+def cut(monkeypatch, piece_bytes):
+    """Cut sources into pieces of so many bytes."""
+    pieces = functools.partialmethod(text_files.Files.pieces, piece_bytes=piece_bytes, group_bytes=1)
+    monkeypatch.setattr(text_files.Files, "pieces", pieces)
+
+
+@pytest.mark.parametrize("piece_bytes", [1, 300, 1 << 20])
+def test_the_identity_is_that_of_the_content_however_it_was_read(piece_bytes, tmp_path, monkeypatch):
     """All words, then all lengths."""
     records = [{"prompt": f"{i}?", "response": "y" * i} for i in range(20)]
-    monkeypatch.setattr(encode, "BATCH_BYTES", batch_bytes)
+    cut(monkeypatch, piece_bytes)
     metadata = prepare_dialogues(write_dialogues(tmp_path / "d.jsonl", records), tmp_path / "out")
     words, lengths = [], []
     for i in range(20):
@@ -215,7 +222,7 @@ def test_the_identity_is_that_of_the_content_however_it_was_read(batch_bytes, tm
 
 @pytest.mark.slow
 def test_equal_records_for_any_workers_and_shards(tmp_path, monkeypatch):
-    monkeypatch.setattr(encode, "BATCH_BYTES", 300)
+    cut(monkeypatch, 300)
     monkeypatch.setattr(stream, "BLOCK_TOKENS", 200)
     records = [{"messages": turns(TWO_TURNS[: 2 + 2 * (i % 2)] + [Message("user", str(i))])} for i in range(60)]
     records += [{"prompt": f"{i}?", "response": "y" * i} for i in range(40)]

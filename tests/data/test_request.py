@@ -151,7 +151,7 @@ def test_a_copy_under_another_name_is_the_same_dataset(jsonl, tmp_path):
 def test_a_file_that_was_not_touched_is_not_read_again(jsonl, tmp_path, monkeypatch):
     monkeypatch.setattr(identity, "SETTLED_SECONDS", -1.0)
     metadata = prepare(jsonl, tmp_path / "out")
-    monkeypatch.setattr(identity, "_digest", lambda path: pytest.fail(f"{path} is read"))
+    monkeypatch.setattr(identity, "digest", lambda path: pytest.fail(f"{path} is read"))
     assert prepare(jsonl, tmp_path / "out") == metadata
 
 
@@ -174,14 +174,13 @@ def test_datasets_of_before_stay_readable_and_say_that_their_text_is_unknown(jso
 
 
 def test_a_file_that_changes_while_it_is_read_is_refused(jsonl, tmp_path, monkeypatch):
-    encode_batch = encode.encode
+    encode_item = encode._encode_item
 
-    def touched(job):
+    def touched(*args):
         os.utime(jsonl, ns=(0, 0))
-        return encode_batch(job)
+        return encode_item(*args)
 
-    monkeypatch.setattr(encode, "encode", touched)
-    monkeypatch.setattr(encode, "BATCH_BYTES", 1000)
+    monkeypatch.setattr(encode, "_encode_item", touched)
     with pytest.raises(UserError, match="changed while it was read"):
         prepare(jsonl, tmp_path / "out")
     assert not (tmp_path / "out").exists()
