@@ -181,7 +181,7 @@ def _release(lease: Lease[Owner], subject: str) -> None:
 
 
 @contextlib.contextmanager
-def owned_output(output: Path) -> Iterator[Lease[Owner] | None]:
+def owned_output(output: Path | epath.Path) -> Iterator[Lease[Owner] | None]:
     """Own a file or directory that is to be made, by a lease beside it (see `owned`)."""
     require_directory(output, "output")
     output.parent.mkdir(parents=True, exist_ok=True)
