@@ -8,6 +8,7 @@ and a change of the shares at some batch neither repeats nor skips a row.
 import hashlib
 import json
 import os
+import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -135,7 +136,7 @@ def train_batches(
                 found.setdefault(name, np.empty((len(needed), *values.shape[1:]), values.dtype))[places] = values
         return found | {"source": source_B}
 
-    return read_ahead(batch, start, np.iinfo(np.int64).max)
+    return read_ahead(batch, start, sys.maxsize)
 
 
 def _require_alike(one: Dataset, other: Dataset) -> None:
