@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from diffusionlm import flops, presets
 from diffusionlm.config import Config, DataConfig, DiffusionConfig, OptimConfig, RunConfig
+from diffusionlm.experiments import published_data
 from diffusionlm.registry import experiments
 from diffusionlm.twin import autoregressive_twin
 
@@ -29,19 +30,19 @@ def pretraining(name: str, preset: str, budget: float, *, batch_size: int = 256,
     )
 
 
-@experiments.register("smdm_170m")
+@experiments.register("smdm_170m", data=published_data.SMDM)
 def smdm_170m() -> Config:
     """SMDM's 170M MDM (219M with embeddings) at 1e20 FLOPs."""
     return pretraining("smdm_170m", "smdm_170m", 1e20)
 
 
-@experiments.register("smdm_170m_arm")
+@experiments.register("smdm_170m_arm", data=published_data.SMDM)
 def smdm_170m_arm() -> Config:
     """SMDM's 170M autoregressive twin at 1e20 FLOPs."""
     return autoregressive_twin(smdm_170m())
 
 
-@experiments.register("smdm_170m_road")
+@experiments.register("smdm_170m_road", data=published_data.SMDM)
 def smdm_170m_road() -> Config:
     """SMDM's 170M at 1e20 FLOPs, of which the first fifth trains an autoregressive model.
 
@@ -57,13 +58,13 @@ def smdm_170m_road() -> Config:
     )
 
 
-@experiments.register("smdm_1028m")
+@experiments.register("smdm_1028m", data=published_data.SMDM)
 def smdm_1028m() -> Config:
     """SMDM's 1.1B MDM at 1.6e21 FLOPs, batch 384."""
     return pretraining("smdm_1028m", "smdm_1028m", 1.6e21, batch_size=384)
 
 
-@experiments.register("smdm_1028m_rsl")
+@experiments.register("smdm_1028m_rsl", data=published_data.SMDM)
 def smdm_1028m_rsl() -> Config:
     """SMDM's 1.1B MDM at 3.3e21 FLOPs, batch 1024, with 1% of random lengths: the paper's headline model."""
     return pretraining("smdm_1028m_rsl", "smdm_1028m", 3.3e21, batch_size=1024, random_length=0.01)

@@ -16,6 +16,7 @@ from diffusionlm.data.request import changed_source
 from diffusionlm.data.shares import Shares
 from diffusionlm.errors import UserError
 from diffusionlm.parallel import processes
+from diffusionlm.registry import experiments
 from diffusionlm.storage import run_path
 from diffusionlm.training.prepare import begins_with_bos, named_tokenizer, prepare
 from diffusionlm.training.run_directory import recorded_config
@@ -47,6 +48,7 @@ def open_or_prepare(cfg: Config, workdir: epath.Path, start: Start | None = None
         raise UserError(
             f"experiment {cfg.name!r} names no data: give --data.path, a directory made by "
             "`diffusionlm data prepare`, or --data.source, a text or jsonl file"
+            + (f"; `diffusionlm experiments {cfg.name}` has those of its paper" * bool(experiments.published_data(cfg.name)))
         )
     if not cfg.data.path and not cfg.data.mixture:
         _prepare(cfg, workdir, start)
