@@ -329,7 +329,9 @@ class Config(Canonical):
     def _validate_mixture(self) -> None:
         """Refuse settings that are incompatible with several datasets, and two states to begin with."""
         if self.run.showcase and self.data.sources:
-            raise UserError(f"run.showcase=True is for one dataset, not data.mixture={self.data.mixture}; set it to False")
+            raise UserError(
+                f"run.showcase=True is for one dataset, not data.mixture={self.data.mixture}; set it to False"
+            )
         if self.run.init_from and self.run.continue_from:
             raise UserError(
                 f"run.init_from={self.run.init_from} gives weights to a run from step 0, and run.continue_from="

@@ -34,6 +34,7 @@ class _Described(schema.Record, frozen=True):
     tokens: int
     flops: dict[str, float]
     memory_bytes: dict[str, int]
+    data: dict[str, Any] | None = None
     config: dict[str, Any]
 
 

@@ -160,8 +160,8 @@ def _require_labels(shown: str, paths: tuple[str, ...]) -> None:
             )
         if label in known:
             raise UserError(
-                f"{shown}: {known[label]!r} and {path!r} are both named {label!r}; the last parts of the paths name the "
-                "sources, so rename one directory"
+                f"{shown}: {known[label]!r} and {path!r} are both named {label!r}; the last parts of the paths name "
+                "the sources, so rename one directory"
             )
         known[label] = path
 

@@ -6,8 +6,8 @@ import importlib.util
 import pkgutil
 import sys
 from collections.abc import Callable, Collection, Mapping
-from pathlib import Path
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any, ClassVar, Generic, TypeVar, cast
 
 from diffusionlm.config import Config
@@ -65,9 +65,7 @@ class Registry(Generic[T]):
         self._files: dict[Path, set[str]] = {}  # the users' files that were run, with the names that each registered
         Registry._all.append(self)
 
-    def register(
-        self, name: str, data: PublishedData | None = None
-    ) -> Callable[[Callable[[], T]], Callable[[], T]]:
+    def register(self, name: str, data: PublishedData | None = None) -> Callable[[Callable[[], T]], Callable[[], T]]:
         """Return a decorator that registers a builder, and raises `UserError` if the name is taken.
 
         Args:

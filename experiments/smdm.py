@@ -5,9 +5,10 @@ A budget of C FLOPs is C = 6 N D with N non-embedding parameters and D tokens, a
 
 from dataclasses import replace
 
+from diffusionlm.experiments import published_data
+
 from diffusionlm import flops, presets
 from diffusionlm.config import Config, DataConfig, DiffusionConfig, OptimConfig, RunConfig
-from diffusionlm.experiments import published_data
 from diffusionlm.registry import experiments
 from diffusionlm.twin import autoregressive_twin
 

@@ -9,9 +9,8 @@ from diffusionlm.config import Config
 from diffusionlm.console import write
 from diffusionlm.errors import UserError
 from diffusionlm.options import parse
-from diffusionlm.registry import PublishedData
+from diffusionlm.registry import PublishedData, sweeps
 from diffusionlm.registry import experiments as registry
-from diffusionlm.registry import sweeps
 
 
 def list_experiments(args: list[str], prog: str) -> int:

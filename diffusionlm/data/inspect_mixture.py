@@ -67,12 +67,16 @@ def inspect(text: str, steps: int, batch_size: int) -> dict[str, Any]:
     """
     values = describe(text, steps, batch_size)
     console = Console(highlight=False)
-    console.print(f"a mixture, sha256 {values['sha256'][:12]}; {steps:,} steps of {batch_size:,} rows take", soft_wrap=True)
+    console.print(
+        f"a mixture, sha256 {values['sha256'][:12]}; {steps:,} steps of {batch_size:,} rows take", soft_wrap=True
+    )
     starts = [f"from {phase['start']:,}" if phase["start"] else "weight" for phase in values["phases"]]
     table = Table("source", *starts, "records", "tokens", "bytes/token", "rows", "share", "epochs")
     for name, source in values["sources"].items():
         weights = (f"{phase['weights'][name]:.6g}" for phase in values["phases"])
         counts = f"{source['records']:,}", f"{source['tokens']:,}", f"{source['bytes_per_token']:.3f}"
-        table.add_row(name, *weights, *counts, f"{source['rows']:,}", f"{source['share']:.2%}", f"{source['epochs']:.3f}")
+        table.add_row(
+            name, *weights, *counts, f"{source['rows']:,}", f"{source['share']:.2%}", f"{source['epochs']:.3f}"
+        )
     console.print(table)
     return values

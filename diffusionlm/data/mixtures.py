@@ -156,6 +156,6 @@ def _require_alike(one: Dataset, other: Dataset) -> None:
             )
     if there.template != here.template:
         raise UserError(
-            f"datasets {str(one.path)!r} and {str(other.path)!r} cannot be mixed: their templates differ under one name; "
-            "prepare one of them again like the other"
+            f"datasets {str(one.path)!r} and {str(other.path)!r} cannot be mixed: their templates differ under one "
+            "name; prepare one of them again like the other"
         )

@@ -1,8 +1,8 @@
 """A new run that goes on from the whole state of another: parameters, moments, steps, place in the data and the noise.
 
-The steps of the other run count as its own, so that no batch and no noise is repeated; its learning-rate schedule, which
-is its own, covers the steps that it takes itself, warm-up included. As with weights to start from (`start`), the state
-is known by its content and looked up once.
+The steps of the other run count as its own, so that no batch and no noise is repeated. Its learning-rate schedule is its
+own and covers the steps that it takes itself, warm-up included. As with weights to start from (`start`), the state is
+known by its content and looked up once.
 """
 
 import dataclasses
@@ -44,16 +44,16 @@ def resolve(cfg: Config, workdir: epath.Path) -> Config:
     if not cfg.run.continue_from:
         if cfg.run.continue_id or cfg.run.continued_steps:
             raise UserError(
-                f"run.continue_id={cfg.run.continue_id} needs run.continue_from, the run that is continued; `train` fills "
-                "it and run.continued_steps in"
+                f"run.continue_id={cfg.run.continue_id} needs run.continue_from, the run that is continued; `train` "
+                "fills it and run.continued_steps in"
             )
         return cfg
     found = processes.run_on_all_processes(lambda: _look_up(cfg, workdir) if not jax.process_index() else None)
     path, identity, step = json.loads(processes.gather(json.dumps(found))[0])
     if cfg.run.continue_id not in ("", identity):
         raise UserError(
-            f"run.continue_from={path} is {identity}, not run.continue_id={cfg.run.continue_id}; leave continue_id out, "
-            "or name that run"
+            f"run.continue_from={path} is {identity}, not run.continue_id={cfg.run.continue_id}; leave continue_id "
+            "out, or name that run"
         )
     run = dataclasses.replace(cfg.run, continue_from=path, continue_id=identity, continued_steps=step)
     return dataclasses.replace(cfg, run=run).validate()
@@ -103,8 +103,8 @@ def _look_up(cfg: Config, workdir: epath.Path) -> tuple[str, str, int]:
         )
     if not (path / "train").exists() or not path.name.isdigit():
         raise UserError(
-            f"run.continue_from={named} holds parameters without the state of their training; begin with them at step 0 "
-            "by --run.init_from"
+            f"run.continue_from={named} holds parameters without the state of their training; begin with them at step "
+            "0 by --run.init_from"
         )
     _require_same_settings(cfg, path)
     return str(path), Start(path).identity, int(path.name)
@@ -116,8 +116,8 @@ def _require_same_settings(cfg: Config, path: epath.Path) -> Config:
     old = recorded_config(directory)
     if old is None:
         raise UserError(
-            f"run.continue_from={path} needs {directory / 'config.json'}, which says what the state means, and it cannot "
-            "be read; name a run directory, or a step in one"
+            f"run.continue_from={path} needs {directory / 'config.json'}, which says what the state means, and it "
+            "cannot be read; name a run directory, or a step in one"
         )
     there, here = fingerprint.scientific_fields(old), fingerprint.scientific_fields(cfg)
     if differing := [name for name in here if name not in FREE and there[name] != here[name]]:
@@ -128,8 +128,8 @@ def _require_same_settings(cfg: Config, path: epath.Path) -> Config:
         )
     if int(path.name) < old.diffusion.arm_steps:
         raise UserError(
-            f"run.continue_from={path} is within the {old.diffusion.arm_steps} steps of diffusion.arm_steps, which have "
-            "one schedule; let that run go on until then"
+            f"run.continue_from={path} is within the {old.diffusion.arm_steps} steps of diffusion.arm_steps, which "
+            "have one schedule; let that run go on until then"
         )
     return old
 

@@ -48,7 +48,10 @@ def open_or_prepare(cfg: Config, workdir: epath.Path, start: Start | None = None
         raise UserError(
             f"experiment {cfg.name!r} names no data: give --data.path, a directory made by "
             "`diffusionlm data prepare`, or --data.source, a text or jsonl file"
-            + (f"; `diffusionlm experiments {cfg.name}` has those of its paper" * bool(experiments.published_data(cfg.name)))
+            + (
+                f"; `diffusionlm experiments {cfg.name}` has those of its paper"
+                * bool(experiments.published_data(cfg.name))
+            )
         )
     if not cfg.data.path and not cfg.data.mixture:
         _prepare(cfg, workdir, start)

@@ -63,9 +63,7 @@ class Evaluator:
             "autoregressive_bits_per_byte": causal["bits_per_byte"],
         }
 
-    def _score(
-        self, cfg: Config, params: Any, next_batch: int, on_batch: Callable[[int], None]
-    ) -> dict[str, Any]:
+    def _score(self, cfg: Config, params: Any, next_batch: int, on_batch: Callable[[int], None]) -> dict[str, Any]:
         """Return the first groups of numbers for `cfg`, compiling its evaluation step at the first call."""
         if not isinstance(self._dataset, Mixture):
             return _numbers(cfg, self._sums(cfg, params, 0, self._dataset, on_batch))

@@ -297,8 +297,8 @@ class Loop:
             return f"resuming from step {step} in {self.workdir}{grown}"
         if run.continue_id:
             return (
-                f"going on from the whole state of {run.continue_id}, with batch {self.stepper.batch_index}; the schedule "
-                f"of the learning rate covers steps {step + 1} to {run.steps}"
+                f"going on from the whole state of {run.continue_id}, with batch {self.stepper.batch_index}; the "
+                f"schedule of the learning rate covers steps {step + 1} to {run.steps}"
             )
         return f"starting from the weights of {run.init_id}" if run.init_id else ""
 

@@ -200,9 +200,7 @@ def by_source(names: Sequence[str], sources_2xS: np.ndarray) -> dict[str, float]
       names: of the sources.
       sources_2xS: the parts of each source in the losses of some steps, and in what these are means over.
     """
-    return {
-        f"loss/{name}": float(part / share) for name, part, share in zip(names, *sources_2xS, strict=True) if share
-    }
+    return {f"loss/{name}": float(part / share) for name, part, share in zip(names, *sources_2xS, strict=True) if share}
 
 
 class StepLog:

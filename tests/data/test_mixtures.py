@@ -1,4 +1,4 @@
-"""Batches of mixtures: each source as it would come alone, in exact shares, on any number of hosts, from any batch on."""
+"""Batches of mixtures: each source as it would come alone, on any number of hosts, from any batch on."""
 
 import itertools
 import json

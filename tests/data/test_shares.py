@@ -58,7 +58,7 @@ def test_windows_of_batches_have_exact_shares_wherever_they_lie(units, batch_siz
 
 @pytest.mark.parametrize("text", ["a=0.7,b=0.3", "a=0.5,b=0.3,c=0.2;7:b=1;9:a=0.1,c=0.9", "a=1;5:a=0.25,b=0.75"])
 def test_every_source_goes_on_where_it_was(text):
-    """Over changes of the shares, too: its positions are 0, 1, 2, ... and their order within a batch is that of rows."""
+    """Over changes of the shares, too: its positions are 0, 1, 2, ..., within a batch in the order of rows."""
     spec = parse(text)
     shares = Shares(spec, 12)
     found = [[] for _ in spec.paths]

@@ -179,7 +179,5 @@ def test_a_state_within_the_autoregressive_part_is_refused(dataset, tmp_path, fi
     values = json.loads((workdir / "config.json").read_text())
     values["diffusion"] |= {"alignment": "shifted", "arm_steps": 8}
     (workdir / "config.json").write_text(json.dumps(values | {"run": values["run"] | {"steps": 20}}))
-    cfg = tiny_run.with_changes(
-        run_of(dataset, 30, workdir), {"diffusion": {"alignment": "shifted", "arm_steps": 8}}
-    )
+    cfg = tiny_run.with_changes(run_of(dataset, 30, workdir), {"diffusion": {"alignment": "shifted", "arm_steps": 8}})
     assert "is within the 8 steps of diffusion.arm_steps" in refusal(dataclasses.replace(cfg), tmp_path / "run")

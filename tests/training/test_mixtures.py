@@ -75,7 +75,9 @@ def test_the_end_says_what_was_seen_of_each_source(whole, folder):
 
 
 def evaluated_alone(run, folder, name):
-    cfg = dataclasses.replace(run.config, data=dataclasses.replace(run.config.data, mixture="", path=f"{folder}/{name}"))
+    cfg = dataclasses.replace(
+        run.config, data=dataclasses.replace(run.config.data, mixture="", path=f"{folder}/{name}")
+    )
     mesh = make_mesh(cfg.mesh, jax.devices()[:1])
     with jax.set_mesh(mesh):
         dataset = open_or_prepare(cfg, run.workdir)

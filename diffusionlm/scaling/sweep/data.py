@@ -47,7 +47,9 @@ def with_dataset(sweep: Sweep, cells: Sequence[Cell], workdir: epath.Path) -> li
     """
     config = cells[0].config
     if len({cell.config.data.mixture for cell in cells}) > 1:
-        raise UserError(f"sweep {sweep.name!r} has cells of several mixtures, and one directory; make two sweeps of them")
+        raise UserError(
+            f"sweep {sweep.name!r} has cells of several mixtures, and one directory; make two sweeps of them"
+        )
     if config.data.path or config.data.mixture:
         processes.run_on_all_processes(lambda: _require_fit(config))
     elif sweep.source and not in_bucket(workdir):

@@ -84,8 +84,8 @@ class ScalingRecipe(NativeScalars):
             )
         if self.mixture and len(config_mixture.parse(self.mixture).phases) > 1:
             raise UserError(
-                f"recipe {self.name!r}: mixture={self.mixture!r} changes at a batch, and cells have different numbers of "
-                "them; give one list of shares"
+                f"recipe {self.name!r}: mixture={self.mixture!r} changes at a batch, and cells have different numbers "
+                "of them; give one list of shares"
             )
         for name in ("arm_peak_lr", "anneal_steps"):
             if getattr(self, name) and not self.arm_share:
@@ -227,9 +227,7 @@ def solve(
             anneal_steps=recipe.anneal_steps,
         ),
         optim=_optim(recipe, model, steps, arm_steps),
-        data=DataConfig(
-            sequence_length=recipe.sequence_length, batch_size=recipe.batch_size, mixture=recipe.mixture
-        ),
+        data=DataConfig(sequence_length=recipe.sequence_length, batch_size=recipe.batch_size, mixture=recipe.mixture),
         run=RunConfig(
             steps=steps,
             seed=seed,
@@ -326,7 +324,11 @@ def check_operational(settings: Mapping[str, Any]) -> None:
       UserError: a field is unknown, or part of a cell's identity.
     """
     known = flat(Config())
-    science = {*scientific_fields(Config()), "run.init_from", "run.continue_from"}  # what a run starts from is science too
+    science = {
+        *scientific_fields(Config()),
+        "run.init_from",
+        "run.continue_from",
+    }  # what a run starts from is science too
     for name, value in settings.items():
         if name not in known:
             raise UserError(f"unknown field {name!r}{suggest(name, known)}")

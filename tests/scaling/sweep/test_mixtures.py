@@ -21,9 +21,7 @@ MIXTURE = "web=0.75,code=0.25"
 
 def cells(mixture=MIXTURE):
     recipe = replace(tiny_sweep.RECIPE, mixture=mixture)
-    return grid(
-        recipe, objectives=("mdm",), sizes={"one": tiny_sweep.MODEL}, budgets=(100.5 * tiny_sweep.PER_STEP,)
-    )
+    return grid(recipe, objectives=("mdm",), sizes={"one": tiny_sweep.MODEL}, budgets=(100.5 * tiny_sweep.PER_STEP,))
 
 
 @pytest.fixture(scope="module")
