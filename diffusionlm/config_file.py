@@ -34,8 +34,8 @@ class _Described(schema.Record, frozen=True):
     tokens: int
     flops: dict[str, float]
     memory_bytes: dict[str, int]
-    data: dict[str, Any] | None = None
     config: dict[str, Any]
+    data: dict[str, Any] | None = None
 
 
 def apply(path: str, recipe: Config | None = None) -> Config:

@@ -71,12 +71,10 @@ def inspect(text: str, steps: int, batch_size: int) -> dict[str, Any]:
         f"a mixture, sha256 {values['sha256'][:12]}; {steps:,} steps of {batch_size:,} rows take", soft_wrap=True
     )
     starts = [f"from {phase['start']:,}" if phase["start"] else "weight" for phase in values["phases"]]
-    table = Table("source", *starts, "records", "tokens", "bytes/token", "rows", "share", "epochs")
+    table = Table("source", *starts, "tokens", "rows", "share", "epochs")
     for name, source in values["sources"].items():
         weights = (f"{phase['weights'][name]:.6g}" for phase in values["phases"])
-        counts = f"{source['records']:,}", f"{source['tokens']:,}", f"{source['bytes_per_token']:.3f}"
-        table.add_row(
-            name, *weights, *counts, f"{source['rows']:,}", f"{source['share']:.2%}", f"{source['epochs']:.3f}"
-        )
+        taken = f"{source['rows']:,}", f"{source['share']:.2%}", f"{source['epochs']:.3f}"
+        table.add_row(name, *weights, f"{source['tokens']:,}", *taken)
     console.print(table)
     return values

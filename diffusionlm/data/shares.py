@@ -36,6 +36,8 @@ class Shares:
 
     def __init__(self, spec: MixtureSpec, batch_size: int):
         self._spec, self._size = spec, batch_size
+        for phase in spec.phases:  # now, and not by each of the threads that read ahead
+            period(phase.units)
 
     def counts(self, batches: int) -> np.ndarray:
         """Return the rows of each source in the first so many batches. int64 (S,)."""

@@ -1,6 +1,7 @@
 """Batches of a run on its devices: each process reads the rows that its own devices hold, and no others."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import jax
 import numpy as np
@@ -27,9 +28,12 @@ class Batches:
     def train(self, start: int) -> Iterator[dict[str, jax.Array]]:
         """Yield training batches start, start + 1, ... without end."""
         size, seed, dataset = self._cfg.data.batch_size, self._cfg.run.seed, self._dataset
-        settings = {"batch_size": size, "seed": seed, "start": start, "rows": self._rows}
-        mixed = isinstance(dataset, Mixture)
-        for rows in mixtures.train_batches(dataset, **settings) if mixed else train_batches(dataset, **settings):
+        settings: dict[str, Any] = {"batch_size": size, "seed": seed, "start": start, "rows": self._rows}
+        if isinstance(dataset, Mixture):
+            batches = mixtures.train_batches(dataset, **settings)
+        else:
+            batches = train_batches(dataset, **settings)
+        for rows in batches:
             yield self._placed(rows)
 
     def held_out(self, source: int = 0) -> Iterator[dict[str, jax.Array]]:

@@ -117,7 +117,7 @@ def _mixed(sums: Sequence[_Sums], weights: Sequence[float]) -> _Sums:
             (weight * each.sums_Dx3 / each.sums_Dx3[:, 1:2], weight * each.levels_2xG / each.sums_Dx3[0, 1])
             for weight, each in parts
         ]
-    return _Sums(sum(of for of, _ in scaled), sum(levels for _, levels in scaled))
+    return _Sums(*(np.add.reduce(values) for values in zip(*scaled, strict=True)))
 
 
 def _numbers(cfg: Config, sums: _Sums) -> dict[str, Any]:
