@@ -4,7 +4,7 @@ import dataclasses
 from fractions import Fraction
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from diffusionlm import config_mixture
@@ -54,6 +54,7 @@ def test_what_is_no_mixture_is_refused_in_one_line(text, said):
     assert all(words in message for words in said), message
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(0, 10**6), min_size=1, max_size=6).filter(any))
 def test_the_proposed_weights_sum_to_one_and_keep_the_proportions(units):
     found = config_mixture._in_proportion(tuple(units))

@@ -212,10 +212,9 @@ def _one_device(C: int, groups: tuple[int, int], split: _Split, gradients: bool,
     # Partial sums over the vocabulary, from several devices, are added in float32.
     part = jnp.float32 if split.vocab else dtype
     grads = (jnp.zeros((N, D), part), jnp.zeros((D, V), jnp.float32)) if gradients else None
+    sums = jnp.float32(0), jnp.zeros((2, sum(groups)), jnp.float32)
     with jax.named_scope(LOOP):
-        sums, grads = jax.lax.fori_loop(
-            0, turns, turn, ((jnp.float32(0), jnp.zeros((2, sum(groups)), jnp.float32)), grads)
-        )
+        sums, grads = jax.lax.fori_loop(0, turns, turn, (sums, grads))
     if split.rows:
         sums = jax.lax.psum(sums, split.rows)
     if not gradients:

@@ -1,8 +1,8 @@
 """A new run that goes on from the whole state of another: parameters, moments, steps, place in data and noise.
 
-The steps of the other run count as its own, so that no batch and no noise is repeated. The learning-rate schedule is its
-own and covers the steps that it takes itself, warm-up included. As with weights to start from (`start`), the state is
-known by its content and looked up once.
+The steps of the other run count as its own, so that no batch and no noise is repeated. Its learning-rate schedule
+covers the steps that it takes itself, warm-up included. As with weights to start from (`start`), the state is known by
+its content and looked up once.
 """
 
 import dataclasses

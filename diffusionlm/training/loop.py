@@ -116,8 +116,7 @@ def train(
     path = workdir or f"runs/{cfg.name}"
     directory = processes.run_on_all_processes(lambda: run_path(path))
     require_same_command(cfg, directory)
-    cfg, start = resolve(cfg, directory)
-    cfg = continuation.resolve(cfg, directory)
+    cfg, start = resolve(continuation.resolve(cfg, directory), directory)
     refuse_another_run(cfg, directory)
     if result := finished(directory, cfg.run.steps):
         return Run(directory, cfg, result["step"], result, done_before=True)

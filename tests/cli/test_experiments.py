@@ -1,5 +1,6 @@
 """The verb `experiments`."""
 
+import functools
 import json
 import re
 import shlex
@@ -60,7 +61,12 @@ def test_it_says_how_to_get_from_the_published_files_to_the_data(name, capsys, m
     text = capsys.readouterr().out
     assert all(f"\n  {command}\n" in text for command in data["commands"])
     asked = []
-    monkeypatch.setattr(prepare, "prepare", lambda source, **settings: asked.append(settings))
+
+    @functools.wraps(prepare.prepare)  # with the options that it has
+    def note(source, **settings):
+        asked.append(settings)
+
+    monkeypatch.setattr(prepare, "prepare", note)
     *commands, train = (shlex.split(command)[1:] for command in data["commands"])
     for words in commands:
         assert cli.main(words) == 0

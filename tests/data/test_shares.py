@@ -13,6 +13,7 @@ from diffusionlm.data.shares import Shares, period
 UNITS_OF_SOURCES = st.lists(st.integers(0, 40), min_size=2, max_size=6).filter(any)
 
 
+@settings(deadline=None)
 @given(UNITS_OF_SOURCES)
 def test_of_any_first_rows_each_source_has_its_share_rounded_up_or_down(units):
     table, total = period(tuple(units)), sum(units)

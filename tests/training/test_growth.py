@@ -6,7 +6,7 @@ import json
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from support import tiny_run
 from support.run_files import assert_bit_equal, content, saved_state, timeless, truncated_copy
@@ -114,6 +114,7 @@ def test_growth_comes_alone(short, dataset):
     assert "run.seed (7 there, 8 here)" in message and f"run.steps ({SHORT} there, {LONG} here)" in message
 
 
+@settings(max_examples=40, deadline=None)
 @given(
     st.sampled_from(["cosine", "wsd", "constant"]),
     st.integers(0, 8),
