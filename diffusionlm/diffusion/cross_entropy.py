@@ -203,8 +203,7 @@ def _one_device(C: int, groups: tuple[int, int], split: _Split, gradients: bool,
             return sums, grads
         grad_NxD, grad_DxV = grads
         probability_CxV = jnp.exp(logits_CxV - total_C[:, None])
-        error_CxV = (probability_CxV - is_label_CxV.astype(jnp.float32)) * weight_C[:, None]
-        error_CxV = error_CxV.astype(dtype)
+        error_CxV = ((probability_CxV - is_label_CxV.astype(jnp.float32)) * weight_C[:, None]).astype(dtype)
         grad_DxV += jnp.dot(hidden_CxD.T, error_CxV, preferred_element_type=jnp.float32)
         grad_CxD = jnp.dot(error_CxV, head_DxV.T, preferred_element_type=jnp.float32)
         return sums, (grad_NxD.at[places_C].set(grad_CxD.astype(grad_NxD.dtype), mode="drop"), grad_DxV)
