@@ -5,11 +5,11 @@ Give the model to start from with --run.init_from, as `diffusionlm import` write
 
 from dataclasses import replace
 
-from diffusionlm.experiments import published_data
-
 from diffusionlm import presets
 from diffusionlm.config import Config, DataConfig, DiffusionConfig, ModelConfig, OptimConfig, RunConfig
 from diffusionlm.registry import experiments
+
+from . import published_data
 
 DREAM_MASK_ID = 151666  # <|mask|>, among the rows of Qwen2.5 that no piece uses
 SHIFTED = DiffusionConfig(alignment="shifted", anneal_steps=10_000, normalization="masked_tokens")

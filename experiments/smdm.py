@@ -5,12 +5,12 @@ A budget of C FLOPs is C = 6 N D with N non-embedding parameters and D tokens, a
 
 from dataclasses import replace
 
-from diffusionlm.experiments import published_data
-
 from diffusionlm import flops, presets
 from diffusionlm.config import Config, DataConfig, DiffusionConfig, OptimConfig, RunConfig
 from diffusionlm.registry import experiments
 from diffusionlm.twin import autoregressive_twin
+
+from . import published_data
 
 
 def pretraining(name: str, preset: str, budget: float, *, batch_size: int = 256, random_length: float = 0.0) -> Config:

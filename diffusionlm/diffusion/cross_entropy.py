@@ -102,7 +102,8 @@ def weighted_cross_entropy(
     split = _Split(axis_names(rows), axis_names(embed), axis_names(vocab))
     group_B = jnp.zeros(B, jnp.int32) if group_B is None else group_B
     inputs = (hidden_BxTxD, head_DxV, labels_BxT, weight_BxT, counted_BxT, group_B, bias_V)
-    return _sums(C, (groups, sources), split, _Inputs(*map(jnp.asarray, inputs), source_B if sources else None))
+    source_B = source_B if sources else None
+    return _sums(C, (groups, sources), split, _Inputs(*map(jnp.asarray, inputs), source_B=source_B))
 
 
 class _Split(NamedTuple):

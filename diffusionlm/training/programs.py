@@ -119,7 +119,7 @@ def _numbers(cfg: Config) -> Numbers:
         whole = np.uint32 if value >= 1 << 31 else np.int32  # a seed has 32 bits
         return np.asarray(value, np.float32 if isinstance(value, float) else whole)
 
-    values = {
+    values: Numbers = {
         section: {name: scalar(getattr(getattr(cfg, section), name)) for name in names}
         for section, names in _NUMBERS.items()
     }

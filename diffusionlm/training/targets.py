@@ -72,7 +72,7 @@ def _one_segment(segments_BxL: jax.Array) -> jax.Array:
 
 def _of_mixture(full: Targets, batch: Batch, share_B: jax.Array) -> Targets:
     """Return targets whose rows know their source, and their part of the loss."""
-    return full.replace(source_B=batch["source"], share_B=share_B)
+    return replace(full, source_B=batch["source"], share_B=share_B)
 
 
 def _learned(cfg: Config, ids_BxT: jax.Array) -> tuple[jax.Array, jax.Array]:
