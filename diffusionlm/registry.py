@@ -26,12 +26,15 @@ class PublishedData:
 
     mixture: str  # of datasets by name, as `data.mixture` has it; NAME=1 for a single one
     commands: tuple[str, ...]  # which prepare each of them from the published files as data/NAME
+    start: str = ""  # the imported model that the run starts from
 
     @property
     def options(self) -> str:
         """The options that train on these datasets."""
         name, _, weight = self.mixture.partition("=")
-        return f"--data.path data/{name}" if weight == "1" else f"--data.mixture {self.mixture} --data.path data"
+        start = f" --run.init_from {self.start}" if self.start else ""
+        data = f"--data.path data/{name}" if weight == "1" else f"--data.mixture {self.mixture} --data.path data"
+        return data + start
 
 
 class Registry(Generic[T]):

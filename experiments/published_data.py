@@ -28,7 +28,9 @@ def fineweb(tokenizer: str, length: int) -> str:
 SMDM = PublishedData("slimpajama=1", (slimpajama("llama2/tokenizer.model"),))
 # The shares of the released code; the paper rounds them to 70% and 30%. They are by rows, and so by tokens.
 DIFFULLAMA = PublishedData(
-    "slimpajama=0.693584,starcoder=0.306416", (slimpajama("runs/llama2_7b"), starcoder("runs/llama2_7b"))
+    "slimpajama=0.693584,starcoder=0.306416",
+    (slimpajama("runs/llama2_7b"), starcoder("runs/llama2_7b")),
+    start="runs/llama2_7b",
 )
-DIFFUGPT_SMALL = PublishedData("fineweb=1", (fineweb("runs/gpt2", 512),))
-DIFFUGPT_MEDIUM = PublishedData("fineweb=1", (fineweb("runs/gpt2_medium", 1024),))
+DIFFUGPT_SMALL = PublishedData("fineweb=1", (fineweb("runs/gpt2", 512),), start="runs/gpt2")
+DIFFUGPT_MEDIUM = PublishedData("fineweb=1", (fineweb("runs/gpt2_medium", 1024),), start="runs/gpt2_medium")
