@@ -177,6 +177,11 @@ class RunConfig(Canonical):
     seed: Seed = 0  # initialisation, data order and noise
     init_from: str = op("")  # checkpoint whose parameters the run starts from; empty: random ones
     init_id: str = ""  # identity of that checkpoint, wherever it lies; `train` fills it in
+    # run or step whose whole state this one goes on from: parameters, moments, steps, place in data and noise. `steps`
+    # counts those taken there, and the learning-rate schedule covers the others
+    continue_from: str = op("")
+    continue_id: str = later("")  # identity of that state; `train` fills it in
+    continued_steps: NonNegative = later(0)  # optimizer steps that it has taken; `train` fills it in
     microbatches: Positive = op(1)  # gradient accumulation: the batch is processed in this many parts
     log_every: Positive = op(10)  # steps between lines of metrics.jsonl
     eval_every: NonNegative = op(0)  # steps between evaluations; 0: only at the end
@@ -260,6 +265,7 @@ class Config(Canonical):
         self._validate_objective()
         self._validate_mask_id()
         self._validate_examples()
+        self._validate_mixture()
         self._validate_schedule()
         self._validate_lengths()
         return self
@@ -320,6 +326,18 @@ class Config(Canonical):
                 "only; set it to False"
             )
 
+    def _validate_mixture(self) -> None:
+        """Refuse settings that are incompatible with several datasets, and two states to begin with."""
+        if self.run.showcase and self.data.sources:
+            raise UserError(
+                f"run.showcase=True is for one dataset, not data.mixture={self.data.mixture}; set it to False"
+            )
+        if self.run.init_from and self.run.continue_from:
+            raise UserError(
+                f"run.init_from={self.run.init_from} gives weights to a run from step 0, and run.continue_from="
+                f"{self.run.continue_from} a whole state to go on from; give one of them"
+            )
+
     def _validate_prompt_dropout(self) -> None:
         """Refuse settings under which no prompt could be left out, or under which that would not be noticed."""
         data, weighting = self.data, self.diffusion.weighting
@@ -352,6 +370,14 @@ class Config(Canonical):
                 f"optim.arm_peak_lr={self.optim.arm_peak_lr} is the learning rate of the batches of "
                 "diffusion.arm_steps=0; set --diffusion.arm_steps, or drop it"
             )
+        if continued := self.run.continued_steps:
+            if not continued < steps:
+                raise UserError(
+                    f"run.steps={steps} counts the {continued} steps of the run that run.continue_from names, too; set "
+                    "--run.steps to more than that"
+                )
+            self.optim.validate(steps - continued, f"run.steps - {continued} steps of run.continue_from")
+            return
         if first:
             self.optim.validate(first, "diffusion.arm_steps")
         if first < steps:

@@ -1,9 +1,19 @@
 """The settings of a run's data, and how records of examples are numbered; `config` has all the others."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
-from diffusionlm.config_fields import AtLeastMinusOne, AtLeastTwo, Canonical, Positive, later, op
+from diffusionlm import config_mixture
+from diffusionlm.config_fields import (
+    AtLeastMinusOne,
+    AtLeastTwo,
+    Canonical,
+    Hint,
+    NonNegativeReal,
+    Positive,
+    later,
+    op,
+)
 from diffusionlm.errors import UserError
 
 # Segment ids of records that hold examples: PARTS * (number of the example in its record, from 0) + one of these parts,
@@ -13,9 +23,16 @@ PROMPT, ANSWER, PADDING, PARTS = 1, 2, 3, 4
 
 @dataclass(frozen=True)
 class DataConfig(Canonical):
-    """The training data: a prepared directory, or a source that is first prepared into the run directory."""
+    """The training data: a prepared directory or several, or a source that is first prepared into the run directory."""
 
-    path: str = op("")  # directory written by `diffusionlm data prepare`; empty: prepare `source` into WORKDIR/data
+    # directory written by `diffusionlm data prepare`; empty: prepare `source` into WORKDIR/data; with `mixture`, the
+    # folder that its relative paths start from
+    path: str = op("")
+    # several prepared directories with their shares of the rows, which sum to 1: PATH=WEIGHT,PATH=WEIGHT; from a batch
+    # on with others: ...;BATCH:PATH=WEIGHT,... The last part of a path names the source in metrics
+    mixture: str = later("")
+    # times that a run may go through a source; one that would do so more often is refused before it begins
+    max_epochs: Annotated[NonNegativeReal, Hint("0 sets no limit")] = op(0.0)
     # used when path is empty: a registered corpus (python_docs), text or jsonl(.gz) files, a directory or glob pattern
     # of them, or tfds:NAME
     source: str = ""
@@ -40,8 +57,20 @@ class DataConfig(Canonical):
         """True if records hold prompts with answers."""
         return self.packing in ("examples", "packed_examples")
 
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """The names of the datasets that are mixed; none for a run on a single one."""
+        return config_mixture.labels(self.mixture)
+
     def validate(self) -> None:
         """Raise `UserError` for fields that contradict one another."""
+        if self.mixture:
+            config_mixture.parse(self.mixture)
+            if self.source:
+                raise UserError(
+                    f"data.mixture={self.mixture} is of prepared datasets, and data.source={self.source} is prepared "
+                    "first; give one of them"
+                )
         if self.pad_group and self.packing != "examples":
             why = ", whose padding was chosen when they were prepared" if self.holds_examples else ""
             raise UserError(

@@ -35,6 +35,7 @@ class _Described(schema.Record, frozen=True):
     flops: dict[str, float]
     memory_bytes: dict[str, int]
     config: dict[str, Any]
+    data: dict[str, Any] | None = None
 
 
 def apply(path: str, recipe: Config | None = None) -> Config:

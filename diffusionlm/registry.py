@@ -6,6 +6,7 @@ import importlib.util
 import pkgutil
 import sys
 from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Generic, TypeVar, cast
 
@@ -17,6 +18,23 @@ from diffusionlm.twin import SUFFIX, autoregressive_twin
 from diffusionlm.untrusted import printable
 
 T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class PublishedData:
+    """The data that an experiment was published with; a user may give any other."""
+
+    mixture: str  # of datasets by name, as `data.mixture` has it; NAME=1 for a single one
+    commands: tuple[str, ...]  # which prepare each of them from the published files as data/NAME
+    start: str = ""  # the imported model that the run starts from
+
+    @property
+    def options(self) -> str:
+        """The options that train on these datasets."""
+        name, _, weight = self.mixture.partition("=")
+        start = f" --run.init_from {self.start}" if self.start else ""
+        data = f"--data.path data/{name}" if weight == "1" else f"--data.mixture {self.mixture} --data.path data"
+        return data + start
 
 
 class Registry(Generic[T]):
@@ -46,16 +64,24 @@ class Registry(Generic[T]):
     ):
         self.kind, self._package, self._named, self._derived = kind, package, named, derived or {}
         self._builders: dict[str, Callable[[], T]] = {}
+        self._data: dict[str, PublishedData] = {}
         self._files: dict[Path, set[str]] = {}  # the users' files that were run, with the names that each registered
         Registry._all.append(self)
 
-    def register(self, name: str) -> Callable[[Callable[[], T]], Callable[[], T]]:
-        """Return a decorator that registers a builder, and raises `UserError` if the name is taken."""
+    def register(self, name: str, data: PublishedData | None = None) -> Callable[[Callable[[], T]], Callable[[], T]]:
+        """Return a decorator that registers a builder, and raises `UserError` if the name is taken.
+
+        Args:
+          name: the name.
+          data: those that it was published with, if it names none itself.
+        """
 
         def decorate(builder: Callable[[], T]) -> Callable[[], T]:
             if name in self._builders:
                 raise UserError(f"{self.kind} {name!r} is registered twice; give one of them another name")
             self._builders[name] = builder
+            if data:
+                self._data[name] = data
             return builder
 
         return decorate
@@ -85,6 +111,12 @@ class Registry(Generic[T]):
         if builder is None:
             raise UserError(f"unknown {self.kind} {name!r}{suggest(name, self._builders)}")
         return builder
+
+    def published_data(self, name: str) -> PublishedData | None:
+        """Return the data that were registered with a name, or with the one that it is derived from; or None."""
+        self._load()
+        stems = [name, *(name.removesuffix(suffix) for suffix in self._derived)]
+        return next((self._data[stem] for stem in stems if stem in self._data), None)
 
     def knows(self, name: str) -> bool:
         """Return True if a name without a file is registered, or derived from one that is."""

@@ -10,6 +10,8 @@ from diffusionlm.config import Config, DataConfig, DiffusionConfig, OptimConfig,
 from diffusionlm.registry import experiments
 from diffusionlm.twin import autoregressive_twin
 
+from . import published_data
+
 
 def pretraining(name: str, preset: str, budget: float, *, batch_size: int = 256, random_length: float = 0.0) -> Config:
     """Return an MDM pre-training run of `budget` FLOPs with the hyper-parameters of the paper's Appendix B.2."""
@@ -29,19 +31,19 @@ def pretraining(name: str, preset: str, budget: float, *, batch_size: int = 256,
     )
 
 
-@experiments.register("smdm_170m")
+@experiments.register("smdm_170m", data=published_data.SMDM)
 def smdm_170m() -> Config:
     """SMDM's 170M MDM (219M with embeddings) at 1e20 FLOPs."""
     return pretraining("smdm_170m", "smdm_170m", 1e20)
 
 
-@experiments.register("smdm_170m_arm")
+@experiments.register("smdm_170m_arm", data=published_data.SMDM)
 def smdm_170m_arm() -> Config:
     """SMDM's 170M autoregressive twin at 1e20 FLOPs."""
     return autoregressive_twin(smdm_170m())
 
 
-@experiments.register("smdm_170m_road")
+@experiments.register("smdm_170m_road", data=published_data.SMDM)
 def smdm_170m_road() -> Config:
     """SMDM's 170M at 1e20 FLOPs, of which the first fifth trains an autoregressive model.
 
@@ -57,13 +59,13 @@ def smdm_170m_road() -> Config:
     )
 
 
-@experiments.register("smdm_1028m")
+@experiments.register("smdm_1028m", data=published_data.SMDM)
 def smdm_1028m() -> Config:
     """SMDM's 1.1B MDM at 1.6e21 FLOPs, batch 384."""
     return pretraining("smdm_1028m", "smdm_1028m", 1.6e21, batch_size=384)
 
 
-@experiments.register("smdm_1028m_rsl")
+@experiments.register("smdm_1028m_rsl", data=published_data.SMDM)
 def smdm_1028m_rsl() -> Config:
     """SMDM's 1.1B MDM at 3.3e21 FLOPs, batch 1024, with 1% of random lengths: the paper's headline model."""
     return pretraining("smdm_1028m_rsl", "smdm_1028m", 3.3e21, batch_size=1024, random_length=0.01)

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from support.command_line import PLAIN
 from support.invalid_configs import INVALID
 
-from diffusionlm import config, config_data, config_fields, config_io, config_model, fingerprint
+from diffusionlm import config, config_data, config_fields, config_io, config_mixture, config_model, fingerprint
 from diffusionlm.config import Config
 from diffusionlm.errors import UserError
 from diffusionlm.options import fields
@@ -30,11 +30,13 @@ OPERATIONAL = {
     "model.remat",
     "model.head_chunk",
     "data.path",
+    "data.max_epochs",
     "mesh.data",
     "mesh.fsdp",
     "mesh.tensor",
     "run.microbatches",
     "run.init_from",
+    "run.continue_from",
     "run.log_every",
     "run.eval_every",
     "run.checkpoint_every",
@@ -183,7 +185,7 @@ def test_every_check_of_validation_has_a_case_above():
         raised.add((frame.f_code.co_filename, line))
     assert raised == {
         (module.__file__, node.lineno)
-        for module in (config, config_data, config_fields, config_model)
+        for module in (config, config_data, config_fields, config_mixture, config_model)
         for node in ast.walk(ast.parse(inspect.getsource(module)))
         if isinstance(node, ast.Raise)
     }

@@ -126,18 +126,7 @@ class CheckpointManager:
         step = self.latest_step() if step is None else step
         if step is None:
             raise UserError(f"{self._directory} holds no checkpoint to restore")
-        path = self._directory / str(step)
-        items = {"params": abstract_state.params, "train": _train_items(abstract_state)}
-        saved = {item: _saved_tree(path, item) for item in items}
-        if differ := sorted(set(saved["train"]) ^ set(items["train"])):
-            raise UserError(
-                f"{path} holds the train state of another version, which differs in {', '.join(differ)}; start a new "
-                "run in another directory, or resume with the version that wrote it (its parameters can still be used)"
-            )
-        for item, tree in items.items():
-            integrity.require_same_shapes(path, saved[item], tree)
-        restored = {item: _load(path, item, tree) for item, tree in items.items()}
-        return dataclasses.replace(abstract_state, params=restored["params"], **restored["train"])
+        return load_state(self._directory / str(step), abstract_state)
 
     def sidecar(self, step: int) -> Sidecar:
         """Return the sidecar saved at `step`."""
@@ -282,6 +271,21 @@ def load_params(
         shardings,
     )
     return _load(path, "params", abstract)
+
+
+def load_state(path: epath.Path, abstract_state: PyTree) -> PyTree:
+    """Return the train state of one step, as `CheckpointManager.restore` does, and leave its run alone."""
+    items = {"params": abstract_state.params, "train": _train_items(abstract_state)}
+    saved = {item: _saved_tree(path, item) for item in items}
+    if differ := sorted(set(saved["train"]) ^ set(items["train"])):
+        raise UserError(
+            f"{path} holds the train state of another version, which differs in {', '.join(differ)}; start a new "
+            "run in another directory, or resume with the version that wrote it (its parameters can still be used)"
+        )
+    for item, tree in items.items():
+        integrity.require_same_shapes(path, saved[item], tree)
+    restored = {item: _load(path, item, tree) for item, tree in items.items()}
+    return dataclasses.replace(abstract_state, params=restored["params"], **restored["train"])
 
 
 def param_shapes(path: epath.PathLike) -> dict[str, jax.ShapeDtypeStruct]:

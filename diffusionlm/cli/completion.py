@@ -14,7 +14,7 @@ from diffusionlm.registry import experiments, sweeps
 Verb = Callable[[list[str], str], int]
 Shell = Literal["bash", "zsh", "tcsh"]
 
-_DIRECTORIES = {"workdir", "output", "checkpoint", "run.init_from", "data.path"}
+_DIRECTORIES = {"workdir", "output", "checkpoint", "run.init_from", "run.continue_from", "data.path"}
 _FILES = {"data", "config", "html", "prompt_file", "load", "source", "reuse", "tokenizer", "results", "evaluations"}
 
 

@@ -1,5 +1,7 @@
 """The verbs `data prepare` and `data inspect`, over `diffusionlm.data`."""
 
+import os
+
 from diffusionlm.cli.output import print_json
 from diffusionlm.options import parse, retyped
 
@@ -47,19 +49,37 @@ def _joined(args: list[str], option: str) -> list[str]:
 
 
 def data_inspect(args: list[str], prog: str) -> int:
-    """Show what a dataset holds, its documents decoded: data inspect DIR [--count N] [--json]."""
+    """Show what a dataset or a mixture holds: data inspect DIR [--count N] [--json], data inspect DIR=0.7,DIR=0.3."""
     return parse(_inspect, args, prog)()
 
 
-def _inspect(path: str, /, count: int = 3, split: str = "train", json: bool = False) -> int:
-    """Show what a dataset holds, its documents decoded.
+def _inspect(
+    path: str,
+    /,
+    count: int = 3,
+    split: str = "train",
+    steps: int = 1000,
+    batch_size: int = 256,
+    json: bool = False,
+) -> int:
+    """Show what a dataset holds, its documents decoded; or a mixture, with what a run takes from each source.
 
     Args:
-      path: the directory that `data prepare` made.
-      count: records to decode, spread evenly over the split.
+      path: the directory that `data prepare` made, or a mixture of several: DIR=0.7,DIR=0.3 (see data.mixture).
+      count: records of a dataset to decode, spread evenly over the split.
       split: the split that these records and the token statistics come from.
+      steps: of a mixture, the steps of the run.
+      batch_size: of a mixture, the rows of a step.
       json: print JSON.
     """
+    if "=" in path and not os.path.isdir(path):
+        from diffusionlm.data import inspect_mixture
+
+        if json:
+            print_json(inspect_mixture.describe(path, steps, batch_size))
+        else:
+            inspect_mixture.inspect(path, steps, batch_size)
+        return 0
     from diffusionlm.data.inspect import describe, inspect
 
     if json:

@@ -4,13 +4,13 @@ import dataclasses
 from typing import Any
 
 from diffusionlm import config_file, config_io, fingerprint, flops
-from diffusionlm.cli.output import print_json, require_name, short_count, summary
+from diffusionlm.cli.output import PROGRAM, print_json, require_name, short_count, summary
 from diffusionlm.config import Config
 from diffusionlm.console import write
 from diffusionlm.errors import UserError
 from diffusionlm.options import parse
+from diffusionlm.registry import PublishedData, sweeps
 from diffusionlm.registry import experiments as registry
-from diffusionlm.registry import sweeps
 
 
 def list_experiments(args: list[str], prog: str) -> int:
@@ -89,6 +89,7 @@ def _describe(name: str) -> dict[str, Any]:
     cfg = registry.get(name)
     sequences = cfg.run.steps * cfg.data.batch_size
     conventions = ("6nd", "model")
+    published = registry.published_data(name)
     return {
         "name": name,
         "description": summary(registry.builder(name)),
@@ -98,7 +99,13 @@ def _describe(name: str) -> dict[str, Any]:
         "tokens": sequences * cfg.data.sequence_length,
         "flops": {c: sequences * flops.train(cfg.model, cfg.data.sequence_length, c) for c in conventions},
         "memory_bytes": dataclasses.asdict(flops.memory(cfg.model, cfg.optim)),
+        "data": published and {"mixture": published.mixture, "commands": _data_commands(name, published)},
     }
+
+
+def _data_commands(name: str, published: PublishedData) -> list[str]:
+    """Return the commands that prepare the data that an experiment was published with, and train on them."""
+    return [*published.commands, f"{PROGRAM} train {name} {published.options}"]
 
 
 def _all_as_text() -> str:
@@ -109,6 +116,12 @@ def _all_as_text() -> str:
         f"{short_count(item['tokens']):>6} tokens  {item['description']}"
         for item in descriptions
     )
+
+
+def _published_as_text(data: dict[str, Any] | None) -> list[str]:
+    if data is None:
+        return []
+    return [f"published with the data {data['mixture']}:", *(f"  {command}" for command in data["commands"])]
 
 
 def _sweep_summary(name: str) -> str:
@@ -137,6 +150,7 @@ def _as_text(description: dict[str, Any], cfg: Config) -> str:
         [
             f"{description['name']}: {description['description']}",
             *(f"  {name:{width}}  {value}" for name, value in counts.items()),
+            *_published_as_text(description["data"]),
             "fields:",
             *(f"  {name:{width}}  {value!r}" for name, value in values.items()),
         ]

@@ -82,8 +82,13 @@ def _result_text(result: dict[str, Any], done_before: bool, workdir: epath.Path,
         error = f" +/- {held_out['nelbo_stderr']:.3f}" if held_out["nelbo_stderr"] else ""
         nats = f"{held_out['nelbo_nats_per_token']:.3f}{error} nats per token"
         figures = f"{held_out['bits_per_byte']:.3f} bits per byte, {nats}"
+    sources = "; ".join(
+        f"{name} {source['share']:.1%} of the rows, {source['epochs']:.3g} epochs"
+        for name, source in result.get("sources", {}).items()
+    )
     return (
         f"{cfg.name} {'was done before' if done_before else 'is done'}: {result['step']} steps, "
         f"{short_count(result['tokens'])} tokens, {_duration(result['seconds'])}; held out: {figures}\n"
-        f"run directory: {workdir}; next: {PROGRAM} sample {workdir}"
+        + (f"trained on {sources}\n" if sources else "")
+        + f"run directory: {workdir}; next: {PROGRAM} sample {workdir}"
     )

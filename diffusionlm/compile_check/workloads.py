@@ -81,6 +81,8 @@ def training_step(run: Config, mesh: Mesh, part: Part | None = None) -> Workload
     state = abstract_state(cfg, mesh)
     tokens = jax.ShapeDtypeStruct((size, length + 1), jnp.int32, sharding=batch_sharding(mesh, size))
     batch = {"tokens": tokens, "segment_ids": tokens}
+    if cfg.data.sources:
+        batch["source"] = jax.ShapeDtypeStruct((size,), jnp.int32, sharding=batch_sharding(mesh, size, ndim=1))
     index = jax.ShapeDtypeStruct((), jnp.int32)
     rows = size // (mesh.shape["data"] * mesh.shape["fsdp"] * cfg.run.microbatches)
     share = predicted_share(cfg)

@@ -24,7 +24,9 @@ from diffusionlm.storage import run_path
 
 PREFETCH = grain.ReadOptions(num_threads=4, prefetch_buffer_size=8)  # batches read ahead, and by how many threads
 
-Batch = dict[str, np.ndarray]  # "tokens" and "segment_ids", int32 (rows, sequence_length + 1); segment 0 is padding
+# "tokens" and "segment_ids", int32 (rows, sequence_length + 1); segment 0 is padding. In training on a mixture also
+# "source", int32 (rows,).
+Batch = dict[str, np.ndarray]
 
 
 class Dataset:
@@ -34,6 +36,11 @@ class Dataset:
         self.path, self.metadata = path, metadata
         self._builder: Any = tfds.builder_from_directory(path)
         self._source: Callable[[str], Any] = functools.cache(self._builder.as_data_source)
+
+    @property
+    def sha256(self) -> str:
+        """The identity of the content."""
+        return self.metadata.sha256
 
     @functools.cached_property
     def tokenizer(self) -> tokenizers.Tokenizer:
@@ -109,6 +116,41 @@ class Dataset:
         return dialogues.select_turn(rows, draws, tokenizers.require_eos(self.tokenizer))
 
 
+class TrainingRows:
+    """The training split of a dataset, again and again: every epoch is a new permutation of all rows.
+
+    A dialogue comes once an epoch, with one of its answers, drawn again each time.
+
+    Args:
+      dataset: from `open_dataset`.
+      seed: of the permutations.
+    """
+
+    def __init__(self, dataset: Dataset, seed: int):
+        self._dataset, self._seed, self._size = dataset, seed, dataset.size("train")
+        self._order: Any = grain.MapDataset.range(self._size).seed(seed).shuffle().repeat()
+
+    def read(self, positions: Iterable[int]) -> Batch:
+        """Return the rows at these positions; position p is in epoch p // size."""
+        positions = [int(position) for position in positions]
+        indices = [int(self._order[position]) for position in positions]
+        epochs = [position // self._size for position in positions]
+        addresses = [(self._seed, *address) for address in zip(epochs, indices, strict=True)]
+        return self._dataset.examples("train", indices, addresses)
+
+
+def check_order(batch_size: int, seed: int, start: int) -> tuple[int, int, int]:
+    """Return (batch_size, seed, start) as integers.
+
+    Raises:
+      UserError: one of them is out of range.
+    """
+    batch_size, start, seed = whole("batch_size", batch_size, 1), whole("start", start, 0), whole("seed", seed, 0)
+    if not 0 <= seed < 1 << 32:
+        raise UserError(f"seed={seed} of the data order must lie in [0, 2**32)")
+    return batch_size, seed, start
+
+
 def open_dataset(path: str | os.PathLike) -> Dataset:
     """Open a directory that `prepare` made.
 
@@ -137,20 +179,14 @@ def train_batches(
     Raises:
       UserError: the seed is out of range, or there is no training split.
     """
-    batch_size, start, seed = whole("batch_size", batch_size, 1), whole("start", start, 0), whole("seed", seed, 0)
-    if not 0 <= seed < 1 << 32:
-        raise UserError(f"seed={seed} of the data order must lie in [0, 2**32)")
-    size = dataset.size("train")
-    order: Any = grain.MapDataset.range(size).seed(seed).shuffle().repeat()
+    batch_size, seed, start = check_order(batch_size, seed, start)
+    stored = TrainingRows(dataset, seed)
     rows = np.arange(batch_size) if rows is None else np.asarray(rows)
 
     def batch(k: int) -> Batch:
-        positions = [k * batch_size + int(row) for row in rows]
-        indices = [int(order[position]) for position in positions]
-        epochs = [position // size for position in positions]
-        return dataset.examples("train", indices, [(seed, *address) for address in zip(epochs, indices, strict=True)])
+        return stored.read(k * batch_size + int(row) for row in rows)
 
-    return _read_ahead(batch, start, sys.maxsize)
+    return read_ahead(batch, start, sys.maxsize)
 
 
 def eval_batches(
@@ -186,8 +222,9 @@ def eval_batches(
         examples = dataset.examples(split, indices, [(split, index) for index in indices])
         return {name: np.where(positions[:, None] < size, values, 0) for name, values in examples.items()}
 
-    return _read_ahead(batch, 0, -(-size // batch_size))
+    return read_ahead(batch, 0, -(-size // batch_size))
 
 
-def _read_ahead(batch: Callable[[int], Batch], start: int, stop: int) -> Iterator[Batch]:
+def read_ahead(batch: Callable[[int], Batch], start: int, stop: int) -> Iterator[Batch]:
+    """Yield batches `start` to `stop` - 1, read in the background."""
     return iter(grain.MapDataset.range(start, stop).map(batch).to_iter_dataset(PREFETCH))

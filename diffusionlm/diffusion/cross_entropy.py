@@ -65,6 +65,8 @@ def weighted_cross_entropy(
     share: float,
     group_B: jax.Array | None = None,
     groups: int = 1,
+    source_B: jax.Array | None = None,
+    sources: int = 0,
 ) -> tuple[jax.Array, jax.Array]:
     """Return the sum of weight * nll over the counted positions, where nll = -log softmax(logits)[label], and of nll.
 
@@ -84,10 +86,12 @@ def weighted_cross_entropy(
       share: the usual share of counted positions, from which the size of chunks is chosen.
       group_B: int32 in [0, groups), the group of each row; None: all are in group 0.
       groups: the number of groups of rows, such as levels of noise.
+      source_B: int32 in [0, sources), another grouping of the rows, by the dataset that they come from.
+      sources: the number of these groups; 0: there are none.
 
     Returns:
-      The first sum, a float32 scalar in nats; and, float32 (2, groups), the sum of nll and the count of positions in
-      each group of rows.
+      The first sum, a float32 scalar in nats; and, float32 (2, groups + sources), the sum of nll and the count of
+      positions in each group of rows, followed by the sum of weight * nll and that count for each source.
     """
     B, T = labels_BxT.shape
     shape = dict(jax.sharding.get_abstract_mesh().shape)
@@ -98,7 +102,8 @@ def weighted_cross_entropy(
     split = _Split(axis_names(rows), axis_names(embed), axis_names(vocab))
     group_B = jnp.zeros(B, jnp.int32) if group_B is None else group_B
     inputs = (hidden_BxTxD, head_DxV, labels_BxT, weight_BxT, counted_BxT, group_B, bias_V)
-    return _sums(C, groups, split, _Inputs(*map(jnp.asarray, inputs)))
+    source_B = source_B if sources else None
+    return _sums(C, (groups, sources), split, _Inputs(*map(jnp.asarray, inputs), source_B=source_B))
 
 
 class _Split(NamedTuple):
@@ -117,44 +122,48 @@ class _Inputs(NamedTuple):
     counted_BxT: jax.Array
     group_B: jax.Array
     bias_V: jax.Array
+    source_B: jax.Array | None
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
-def _sums(C: int, groups: int, split: _Split, inputs: _Inputs) -> tuple[jax.Array, jax.Array]:
+def _sums(C: int, groups: tuple[int, int], split: _Split, inputs: _Inputs) -> tuple[jax.Array, jax.Array]:
     return _on_each_device(C, groups, split, inputs, gradients=False)[0]
 
 
-def _sums_forward(C: int, groups: int, split: _Split, inputs: _Inputs) -> tuple[tuple[jax.Array, jax.Array], tuple]:
+def _sums_forward(
+    C: int, groups: tuple[int, int], split: _Split, inputs: _Inputs
+) -> tuple[tuple[jax.Array, jax.Array], tuple]:
     return _on_each_device(C, groups, split, inputs, gradients=True)
 
 
 def _sums_backward(
-    C: int, groups: int, split: _Split, saved: tuple, outer: tuple[jax.Array, jax.Array]
+    C: int, groups: tuple[int, int], split: _Split, saved: tuple, outer: tuple[jax.Array, jax.Array]
 ) -> tuple[_Inputs]:
     grad_BxTxD, grad_DxV = saved
     scale = outer[0]
     grad_BxTxD = (scale * grad_BxTxD.astype(jnp.float32)).astype(grad_BxTxD.dtype)
-    gradients: tuple[Any, ...] = (grad_BxTxD, scale * grad_DxV, None, None, None, None, None)
+    gradients: tuple[Any, ...] = (grad_BxTxD, scale * grad_DxV, None, None, None, None, None, None)
     return (_Inputs(*gradients),)
 
 
 _sums.defvjp(_sums_forward, _sums_backward)
 
 
-def _on_each_device(C: int, groups: int, split: _Split, inputs: _Inputs, *, gradients: bool) -> Any:
+def _on_each_device(C: int, groups: tuple[int, int], split: _Split, inputs: _Inputs, *, gradients: bool) -> Any:
     body = functools.partial(_one_device, C, groups, split, gradients)
     if jax.sharding.get_abstract_mesh().empty:
         return body(inputs)
     rows, embed, vocab = (axes or None for axes in split)
     by_row = PartitionSpec(rows)
     head = PartitionSpec(embed, vocab)
-    specs: tuple[Any, ...] = (by_row, head, by_row, by_row, by_row, by_row, PartitionSpec(vocab))
+    by_source = None if inputs.source_B is None else by_row
+    specs: tuple[Any, ...] = (by_row, head, by_row, by_row, by_row, by_row, PartitionSpec(vocab), by_source)
     scalar = PartitionSpec()
     out = ((scalar, scalar), (by_row, head) if gradients else None)
     return jax.shard_map(body, in_specs=(_Inputs(*specs),), out_specs=out, check_vma=False)(inputs)
 
 
-def _one_device(C: int, groups: int, split: _Split, gradients: bool, inputs: _Inputs) -> Any:
+def _one_device(C: int, groups: tuple[int, int], split: _Split, gradients: bool, inputs: _Inputs) -> Any:
     """Return the sums over all devices and, with `gradients`, this device's part of the gradients."""
     B, T, D = inputs.hidden_BxTxD.shape
     N, dtype = B * T, inputs.hidden_BxTxD.dtype
@@ -189,14 +198,13 @@ def _one_device(C: int, groups: int, split: _Split, gradients: bool, inputs: _In
             totals_PxC, chosen_PxC = jax.lax.all_gather(jnp.stack([total_C, chosen_C]), split.vocab, axis=1)
             total_C, chosen_C = jax.nn.logsumexp(totals_PxC, axis=0), chosen_PxC.sum(0)
         nll_C = jnp.where(places_C < N, total_C - chosen_C, 0.0)
-        of_groups_2xG += _by_group(inputs.group_B, places_C // T, nll_C, groups)
+        of_groups_2xG += _by_groups(inputs, places_C // T, nll_C, weight_C, groups)
         sums = (loss + (weight_C * nll_C).sum(), of_groups_2xG)
         if not gradients:
             return sums, grads
         grad_NxD, grad_DxV = grads
         probability_CxV = jnp.exp(logits_CxV - total_C[:, None])
-        error_CxV = (probability_CxV - is_label_CxV.astype(jnp.float32)) * weight_C[:, None]
-        error_CxV = error_CxV.astype(dtype)
+        error_CxV = ((probability_CxV - is_label_CxV.astype(jnp.float32)) * weight_C[:, None]).astype(dtype)
         grad_DxV += jnp.dot(hidden_CxD.T, error_CxV, preferred_element_type=jnp.float32)
         grad_CxD = jnp.dot(error_CxV, head_DxV.T, preferred_element_type=jnp.float32)
         return sums, (grad_NxD.at[places_C].set(grad_CxD.astype(grad_NxD.dtype), mode="drop"), grad_DxV)
@@ -204,8 +212,9 @@ def _one_device(C: int, groups: int, split: _Split, gradients: bool, inputs: _In
     # Partial sums over the vocabulary, from several devices, are added in float32.
     part = jnp.float32 if split.vocab else dtype
     grads = (jnp.zeros((N, D), part), jnp.zeros((D, V), jnp.float32)) if gradients else None
+    sums = jnp.float32(0), jnp.zeros((2, sum(groups)), jnp.float32)
     with jax.named_scope(LOOP):
-        sums, grads = jax.lax.fori_loop(0, turns, turn, ((jnp.float32(0), jnp.zeros((2, groups), jnp.float32)), grads))
+        sums, grads = jax.lax.fori_loop(0, turns, turn, (sums, grads))
     if split.rows:
         sums = jax.lax.psum(sums, split.rows)
     if not gradients:
@@ -214,6 +223,16 @@ def _one_device(C: int, groups: int, split: _Split, gradients: bool, inputs: _In
     if split.vocab:
         grad_NxD = jax.lax.psum(grad_NxD, split.vocab)
     return sums, (grad_NxD.astype(dtype).reshape(B, T, D), sum_over_rows(grad_DxV, split.rows, split.embed, 0))
+
+
+def _by_groups(
+    inputs: _Inputs, row_C: jax.Array, nll_C: jax.Array, weight_C: jax.Array, groups: tuple[int, int]
+) -> jax.Array:
+    """Return the sums of a chunk for each group of rows and each source, (2, groups + sources)."""
+    of_groups_2xG = _by_group(inputs.group_B, row_C, nll_C, groups[0])
+    if inputs.source_B is None:
+        return of_groups_2xG
+    return jnp.concatenate([of_groups_2xG, _by_group(inputs.source_B, row_C, weight_C * nll_C, groups[1])], axis=1)
 
 
 def _by_group(group_B: jax.Array, row_C: jax.Array, nll_C: jax.Array, groups: int) -> jax.Array:

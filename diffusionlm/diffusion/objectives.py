@@ -32,6 +32,9 @@ class Targets:
     weight_BxT: jax.Array  # float32, already normalised over the *global* batch
     counted_BxT: jax.Array  # float32, 1 where a label is predicted; for the unweighted cross-entropy
     level_B: jax.Array  # int32, the level of noise, in [0, LEVELS); 0 without noise
+    # Of a mixture: int32, the source of each row; float32, its part of what the loss is a mean over, which sum to 1.
+    source_B: jax.Array | None = None
+    share_B: jax.Array | None = None
 
 
 def mdm_targets(cfg: DiffusionConfig, tokens_BxT: jax.Array, corrupted: Corrupted) -> Targets:
@@ -62,6 +65,20 @@ def mdm_targets(cfg: DiffusionConfig, tokens_BxT: jax.Array, corrupted: Corrupte
     return Targets(
         corrupted.tokens_BxT, corrupted.segment_ids_BxT, tokens_BxT, weight_BxT, masked_BxT, noise_levels(corrupted)
     )
+
+
+def row_shares(cfg: DiffusionConfig, corrupted: Corrupted) -> jax.Array:
+    """Return the part that each row has in the mean that the loss of masked diffusion is. float32 (B,).
+
+    The weights of `mdm_targets` are normalised over the batch. The part of its rows in the loss, divided by the sum of
+    their shares, is the loss that these rows have alone.
+    """
+    scored_BxT = corrupted.scored_BxT.astype(jnp.float32)
+    if cfg.normalization == "examples":
+        return (scored_BxT * _mean_of_means(corrupted.scored_BxT, corrupted.segment_ids_BxT)).sum(-1)
+    masked = cfg.normalization == "masked_tokens"
+    counted_B = (corrupted.masked_BxT.astype(jnp.float32) if masked else scored_BxT).sum(-1)
+    return counted_B / jnp.maximum(counted_B.sum(), 1.0)
 
 
 def noise_levels(corrupted: Corrupted) -> jax.Array:

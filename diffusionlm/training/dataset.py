@@ -1,15 +1,22 @@
-"""The dataset of a run: opened where it was prepared, or prepared into the run directory first, and checked to fit."""
+"""The data of a run: opened where they were prepared, or prepared into the run directory first, and checked to fit."""
+
+import math
 
 import jax
+import numpy as np
 from etils import epath
 
+from diffusionlm import config_mixture
 from diffusionlm.config import Config
 from diffusionlm.data import metadata as metadata_lib
 from diffusionlm.data import tokenizers
+from diffusionlm.data.mixtures import Mixture, place
 from diffusionlm.data.pipeline import Dataset, open_dataset
 from diffusionlm.data.request import changed_source
+from diffusionlm.data.shares import Shares
 from diffusionlm.errors import UserError
 from diffusionlm.parallel import processes
+from diffusionlm.registry import experiments
 from diffusionlm.storage import run_path
 from diffusionlm.training.prepare import begins_with_bos, named_tokenizer, prepare
 from diffusionlm.training.run_directory import recorded_config
@@ -17,12 +24,14 @@ from diffusionlm.training.start import Start
 
 
 def directory(cfg: Config, workdir: epath.Path) -> epath.Path:
-    """Return where the dataset that `cfg.data` names is, or will be."""
+    """Return where the dataset that `cfg.data` names is, or will be; of a mixture, its first source."""
+    if cfg.data.mixture:
+        return place(config_mixture.parse(cfg.data.mixture).paths[0], cfg.data.path)
     return run_path(cfg.data.path) if cfg.data.path else workdir / "data"
 
 
-def open_or_prepare(cfg: Config, workdir: epath.Path, start: Start | None = None) -> Dataset:
-    """Open the dataset that `cfg.data` names, once `cfg.data.source` has been prepared into WORKDIR/data.
+def open_or_prepare(cfg: Config, workdir: epath.Path, start: Start | None = None) -> Dataset | Mixture:
+    """Open the data that `cfg.data` names, once `cfg.data.source` has been prepared into WORKDIR/data.
 
     Every process of a run calls this, the first one prepares, and all must find the same dataset.
 
@@ -32,18 +41,22 @@ def open_or_prepare(cfg: Config, workdir: epath.Path, start: Start | None = None
       start: the checkpoint that the run starts from, whose tokenizer prepares the data; None: fresh weights.
 
     Raises:
-      UserError: neither a path nor a source is given, the dataset does not fit the model, or processes see different
-        ones; on all processes if on one.
+      UserError: neither a path nor a source is given, the data do not fit the model, the run would repeat them more
+        often than it may, or processes see different ones; on all processes if on one.
     """
-    if not cfg.data.path and not cfg.data.source:
+    if not cfg.data.path and not cfg.data.source and not cfg.data.mixture:
         raise UserError(
             f"experiment {cfg.name!r} names no data: give --data.path, a directory made by "
             "`diffusionlm data prepare`, or --data.source, a text or jsonl file"
+            + (
+                f"; `diffusionlm experiments {cfg.name}` has those of its paper"
+                * bool(experiments.published_data(cfg.name))
+            )
         )
-    if not cfg.data.path:
+    if not cfg.data.path and not cfg.data.mixture:
         _prepare(cfg, workdir, start)
-    dataset = _open(cfg, workdir)
-    processes.require_equal({"dataset": dataset.metadata.sha256}, "give every host the same data")
+    dataset = _open_all(cfg, workdir)
+    processes.require_equal({"dataset": dataset.sha256}, "give every host the same data")
     return dataset
 
 
@@ -114,9 +127,44 @@ def _tokenizer(cfg: Config, start: Start | None) -> str | tokenizers.Tokenizer:
 
 
 @processes.on_all_processes
-def _open(cfg: Config, workdir: epath.Path) -> Dataset:
-    """Open the dataset; raise `UserError` unless its records and its vocabulary are those that the model expects."""
-    dataset = open_dataset(run_path(directory(cfg, workdir)))
+def _open_all(cfg: Config, workdir: epath.Path) -> Dataset | Mixture:
+    """Open the data; raise `UserError` unless the run can use them. A mixture of one dataset is that dataset."""
+    spec = config_mixture.parse(cfg.data.mixture or "data=1")
+    if cfg.data.sources:
+        data = Mixture(spec, [open_dataset(place(path, cfg.data.path)) for path in spec.paths])
+        datasets = data.datasets
+    else:
+        data = open_dataset(directory(cfg, workdir))
+        datasets = (data,)
+    for dataset in datasets:
+        _require_fit(cfg, dataset)
+    if cfg.data.max_epochs:
+        _require_few_epochs(cfg, spec, datasets)
+    return data
+
+
+def _require_few_epochs(cfg: Config, spec: config_mixture.MixtureSpec, datasets: tuple[Dataset, ...]) -> None:
+    """Refuse a run that would go through a source more than `data.max_epochs` times."""
+    steps, size = cfg.run.steps, cfg.data.batch_size
+    shares = Shares(spec, size)
+    rows_S = shares.counts(steps)
+    limits_S = np.array([math.floor(cfg.data.max_epochs * dataset.size("train")) for dataset in datasets])
+    if (rows_S <= limits_S).all():
+        return
+    epochs_S = rows_S / [dataset.size("train") for dataset in datasets]
+    worst = int(np.argmax(epochs_S))
+    fitting, weight = shares.most_batches(limits_S), limits_S[worst] / (steps * size)
+    fixes = [f"--run.steps {fitting}"] if fitting else []
+    if cfg.data.sources and len(spec.phases) == 1:
+        fixes.append(f"a weight of at most {math.floor(weight * config_mixture.UNITS) / config_mixture.UNITS:.6f}")
+    raise UserError(
+        f"run.steps={steps} would go through {datasets[worst].path} {epochs_S[worst]:.2f} times, and data.max_epochs="
+        f"{cfg.data.max_epochs:g}; {' or '.join(fixes) or 'smaller batches'} would fit, or raise data.max_epochs"
+    )
+
+
+def _require_fit(cfg: Config, dataset: Dataset) -> None:
+    """Raise `UserError` unless the records and the vocabulary of a dataset are those that the model expects."""
     metadata = dataset.metadata
     if metadata.packing != (cfg.data.packing if cfg.data.holds_examples else "chunk"):
         holds = {
@@ -145,4 +193,3 @@ def _open(cfg: Config, workdir: epath.Path) -> Dataset:
         raise UserError(f"dataset {dataset.path} was prepared for {shown}; set {fix}, or prepare the data again")
     for split in ("train", "validation"):
         dataset.size(split)  # raises where there is none
-    return dataset

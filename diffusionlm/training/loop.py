@@ -17,6 +17,7 @@ from jax.sharding import Mesh
 
 from diffusionlm import notebook, shortening
 from diffusionlm.config import Config
+from diffusionlm.data.mixtures import Mixture
 from diffusionlm.data.pipeline import Dataset
 from diffusionlm.diffusion import schedules
 from diffusionlm.errors import UserError, require_package
@@ -26,7 +27,7 @@ from diffusionlm.parallel.signals import StopRequest, stop_signals
 from diffusionlm.progress import Progress
 from diffusionlm.registry import experiments
 from diffusionlm.storage import run_path
-from diffusionlm.training import memory_check, parts
+from diffusionlm.training import continuation, memory_check, parts
 from diffusionlm.training.batches import Batches
 from diffusionlm.training.dataset import open_or_prepare
 from diffusionlm.training.evaluate import Evaluator
@@ -35,7 +36,13 @@ from diffusionlm.training.metrics import StepCost, step_cost
 from diffusionlm.training.profiler import Profiler
 from diffusionlm.training.programs import make_train_step
 from diffusionlm.training.records import Records
-from diffusionlm.training.run_directory import finished, record_run, refuse_another_run, require_same_command
+from diffusionlm.training.run_directory import (
+    finished,
+    grown_from,
+    record_run,
+    refuse_another_run,
+    require_same_command,
+)
 from diffusionlm.training.saver import Saver
 from diffusionlm.training.start import Start, initial_state, resolve
 from diffusionlm.training.state import TrainState
@@ -109,16 +116,16 @@ def train(
     path = workdir or f"runs/{cfg.name}"
     directory = processes.run_on_all_processes(lambda: run_path(path))
     require_same_command(cfg, directory)
-    cfg, start = resolve(cfg, directory)
+    cfg, start = resolve(continuation.resolve(cfg, directory), directory)
     refuse_another_run(cfg, directory)
-    if result := finished(directory):
+    if result := finished(directory, cfg.run.steps):
         return Run(directory, cfg, result["step"], result, done_before=True)
     mesh = fitting_mesh(cfg)
     processes.run_on_all_processes(lambda: memory_check.require_room(cfg, mesh))
     processes.require_shared(directory)
     alone = fence is None  # one of the many runs of a sweep leaves neither a picture nor a bar in a notebook
     with owned_run(directory, fence) as fence:
-        if result := finished(directory):  # by an owner that this process waited for
+        if result := finished(directory, cfg.run.steps):  # by an owner that this process waited for
             return Run(directory, cfg, result["step"], result, done_before=True)
         dataset = open_or_prepare(cfg, directory, start)
         with (
@@ -157,7 +164,7 @@ class Loop:
     cfg: Config
     workdir: epath.Path
     start: Start | None
-    dataset: Dataset
+    dataset: Dataset | Mixture
     mesh: Mesh
     timeline: Timeline
     cost: StepCost
@@ -178,12 +185,14 @@ class Loop:
             )
             with self.timeline.measure("restore" if self.saver.has_checkpoint() else "start"):
                 stepper.set_state(self._initial_state())
+            beginning = self._beginning()
             record_run(cfg, self.workdir)
             stack.enter_context(self.records).open(stepper.step)
             quiet = jax.process_index() != 0
             shown = {"quiet": quiet, "picture": self.records.curve.png if self.alone else None, "stay": self.alone}
             self.progress = stack.enter_context(Progress(f"train {cfg.name}", cfg.run.steps, stepper.step, **shown))
-            self._announce()
+            if beginning:
+                self.progress.say(beginning)
             profiler = stack.enter_context(
                 Profiler(self.workdir / "profile", cfg.run.profile_start, cfg.run.profile_steps)
             )
@@ -267,15 +276,30 @@ class Loop:
     def _initial_state(self) -> TrainState:
         """Return the state of the newest checkpoint, or a fresh one; the same on every process."""
         step = self.saver.newest_step()
+        if step is None and self.cfg.run.continue_from:
+            return continuation.continued_state(self.cfg, self.dataset, self.mesh)
         if step is None:
             return initial_state(self.cfg, self.start, self.dataset, self.mesh)
         return self.saver.restore(step, self.mesh)
 
-    def _announce(self) -> None:
-        if self.stepper.step:
-            self.progress.say(f"resuming from step {self.stepper.step} in {self.workdir}")
-        elif self.cfg.run.init_id:
-            self.progress.say(f"starting from the weights of {self.cfg.run.init_id}")
+    def _beginning(self) -> str:
+        """Return what there is to say about the state that the loop begins with.
+
+        Raises:
+          UserError: it is of a run with fewer steps that must not grow.
+        """
+        run, step = self.cfg.run, self.stepper.step
+        clock = self.stepper.batch_index if self.cfg.diffusion.arm_steps else step  # that the learning rate follows
+        before = grown_from(self.cfg, self.workdir, clock)
+        grown = f"; it grows from {before} to {run.steps} steps" if before else ""
+        if step and self.saver.has_checkpoint():
+            return f"resuming from step {step} in {self.workdir}{grown}"
+        if run.continue_id:
+            return (
+                f"going on from the whole state of {run.continue_id}, with batch {self.stepper.batch_index}; the "
+                f"schedule of the learning rate covers steps {step + 1} to {run.steps}"
+            )
+        return f"starting from the weights of {run.init_id}" if run.init_id else ""
 
     def _requests(self, stopped: StopRequest) -> tuple[bool, bool]:
         """Return (stop, save) as any process requests it: unless all do both at the same step, they wait for ever.
@@ -360,5 +384,7 @@ class Loop:
             "skipped": self.stepper.batch_index - step,
             "rollbacks": int(self.stepper.state.guard.rollbacks),
         }
+        if isinstance(self.dataset, Mixture):
+            result["sources"] = self.dataset.seen(self.cfg.data.batch_size, self.stepper.batch_index)
         self.records.finish(result)
         return result

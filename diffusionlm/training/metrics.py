@@ -5,7 +5,7 @@ import logging
 import math
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -193,6 +193,16 @@ def by_level(levels_2xG: np.ndarray) -> dict[str, float]:
     }
 
 
+def by_source(names: Sequence[str], sources_2xS: np.ndarray) -> dict[str, float]:
+    """Return the loss of the rows of each source alone, where there were any.
+
+    Args:
+      names: of the sources.
+      sources_2xS: the parts of each source in the losses of some steps, and in what these are means over.
+    """
+    return {f"loss/{name}": float(part / share) for name, part, share in zip(names, *sources_2xS, strict=True) if share}
+
+
 class StepLog:
     """Turns the metrics of single steps into the lines of metrics.jsonl.
 
@@ -200,9 +210,10 @@ class StepLog:
 
     Each line has step, tokens, loss (nats/token), cross_entropy and grad_norm (means over the steps since the line
     before or, after it, since the resume), cross_entropy/0.0-0.1 and so on of a diffusion model (the same by the share
-    of tokens that were masked), lr, skipped (batches left out so far), tokens_per_second, step_seconds, mfu
-    (where the chip's peak is known), seconds and goodput (see `timeline`). A step's metrics arrive when the next one is
-    in flight, which makes the rate of a few steps wrong; so the rate of the last line goes back to the line before.
+    of tokens that were masked), loss/NAME of each source of a mixture (the loss of its rows alone), lr, skipped
+    (batches left out so far), tokens_per_second, step_seconds, mfu (where the chip's peak is known), seconds and
+    goodput (see `timeline`). A step's metrics arrive when the next one is in flight, which makes the rate of a few
+    steps wrong; so the rate of the last line goes back to the line before.
     """
 
     def __init__(
@@ -214,8 +225,13 @@ class StepLog:
         every: int,
         last_step: int,
         curve: Curve | None = None,
+        sources: Sequence[str] = (),
     ):
-        """Log to `writer` (None: only keep the note) and `curve`, with the times that `timeline` measures."""
+        """Log to `writer` (None: only keep the note) and `curve`, with the times that `timeline` measures.
+
+        `sources` are the names of those of a mixture.
+        """
+        self._names = sources
         self._writer, self._timeline, self._cost = writer, timeline, cost
         self._curve = curve or Curve("", last_step)
         self._every, self._last_step = every, last_step
@@ -227,6 +243,7 @@ class StepLog:
     def _begin(self) -> None:
         self._sums: dict[str, float] = {}
         self._levels: np.ndarray = np.zeros((2, LEVELS))
+        self._sources: np.ndarray = np.zeros((2, len(self._names)))
         self._count, self._began = 0, self._timeline.stepping
 
     def __enter__(self) -> "StepLog":
@@ -247,6 +264,8 @@ class StepLog:
             self._sums[name] = self._sums.get(name, 0.0) + float(metrics[name])
         if "levels" in metrics:
             self._levels = self._levels + np.asarray(metrics["levels"], np.float64)
+        if "sources" in metrics:
+            self._sources = self._sources + np.asarray(metrics["sources"], np.float64)
         self._count += 1
         if step % self._every == 0 or step == self._last_step or ends_part:
             self._write(step, float(metrics["lr"]), skipped)
@@ -257,7 +276,7 @@ class StepLog:
             steps, began = steps + self._before[0], self._before[1]
         rate = steps / max(self._timeline.stepping - began, 1e-9)
         values = {name: total / self._count for name, total in self._sums.items()}
-        values |= by_level(self._levels)
+        values |= by_level(self._levels) | by_source(self._names, self._sources)
         values |= {"tokens": step * self._cost.tokens, "lr": lr, "skipped": skipped}
         values |= {"tokens_per_second": rate * self._cost.tokens, "step_seconds": 1 / rate, **self._times()}
         if self._cost.peak_flops:

@@ -11,6 +11,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from diffusionlm import config_mixture
 from diffusionlm.config import Config, OptimConfig, RunConfig
 from diffusionlm.training.parts import Part, config_of, part_of
 from diffusionlm.training.state import TrainState, abstract_state
@@ -20,7 +21,7 @@ from diffusionlm.tree_types import Params
 
 # Section -> fields that the compiled training step takes as data.
 _NUMBERS = {
-    "run": ("seed", "steps"),
+    "run": ("seed", "steps", "continued_steps"),
     "diffusion": ("arm_steps",),
     "optim": ("peak_lr", "warmup_steps", "final_lr", "drop_step", "drop_lr", "decay_steps", "weight_decay"),
 }
@@ -99,10 +100,16 @@ def structure(cfg: Config) -> Config:
         model=cfg.model,
         diffusion=replace(cfg.diffusion, arm_steps=0),
         optim=replace(cfg.optim, arm_peak_lr=0.0, **numbers),
-        data=replace(cfg.data, path="", source="", tokenizer=""),
-        run=RunConfig(microbatches=cfg.run.microbatches),
+        data=replace(cfg.data, **_without_places(cfg)),
+        run=RunConfig(microbatches=cfg.run.microbatches, continued_steps=min(cfg.run.continued_steps, 1)),
         safety=cfg.safety,
     )
+
+
+def _without_places(cfg: Config) -> dict[str, str | float]:
+    """Return the fields of the data that no program looks at; of a mixture it knows the number of sources."""
+    mixture = config_mixture.of_size(len(cfg.data.sources))
+    return {"path": "", "source": "", "tokenizer": "", "mixture": mixture, "max_epochs": 0.0}
 
 
 def _numbers(cfg: Config) -> Numbers:
@@ -112,10 +119,13 @@ def _numbers(cfg: Config) -> Numbers:
         whole = np.uint32 if value >= 1 << 31 else np.int32  # a seed has 32 bits
         return np.asarray(value, np.float32 if isinstance(value, float) else whole)
 
-    return {
+    values: Numbers = {
         section: {name: scalar(getattr(getattr(cfg, section), name)) for name in names}
         for section, names in _NUMBERS.items()
     }
+    if not cfg.run.continued_steps:  # whether a run goes on from another is part of the program
+        del values["run"]["continued_steps"]
+    return values
 
 
 def _with_numbers(cfg: Config, numbers: Numbers) -> Config:

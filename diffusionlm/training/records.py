@@ -58,7 +58,8 @@ class Records:
                 f"metrics.jsonl or timeline.jsonl in {self._workdir} has a damaged line ({error}); delete that line"
             ) from error
         self.curve.restart(writer.kept if writer else ())
-        log = StepLog(writer, self._timeline, self._cost, every=run.log_every, last_step=run.steps, curve=self.curve)
+        settings: dict[str, Any] = {"every": run.log_every, "last_step": run.steps, "curve": self.curve}
+        log = StepLog(writer, self._timeline, self._cost, sources=self._cfg.data.sources, **settings)
         self.log = self._stack.enter_context(log)
 
     def step(self, step: int, metrics: dict[str, float], skipped: int, ends_part: bool = False) -> None:

@@ -15,14 +15,14 @@ from typing import Any
 import jax
 from etils import epath
 
-from diffusionlm import config_io, fingerprint, schema, untrusted
+from diffusionlm import config_io, config_mixture, fingerprint, schema, untrusted
 from diffusionlm.checkpoint import store
 from diffusionlm.config import Config
 from diffusionlm.errors import UserError
 from diffusionlm.parallel import processes
 from diffusionlm.parallel.processes import on_all_processes
 from diffusionlm.storage import write_atomically
-from diffusionlm.training import outcome
+from diffusionlm.training import growth, outcome
 from diffusionlm.version import __version__
 
 PACKAGE = Path(__file__).resolve().parents[1]
@@ -38,7 +38,10 @@ def recorded_config(workdir: epath.Path) -> Config | None:
 
 @on_all_processes
 def refuse_another_run(cfg: Config, workdir: epath.Path) -> None:
-    """Raise `UserError` unless the directory is free, or the run in it has the same scientific settings."""
+    """Raise `UserError` unless the directory is free, or the run in it has the same scientific settings.
+
+    A run may have more steps than before where its learning rates allow it (`growth`).
+    """
     path = workdir / "config.json"
     if not path.exists():
         _refuse_checkpoints_of_another_run(cfg, workdir / "checkpoints")
@@ -54,13 +57,48 @@ def refuse_another_run(cfg: Config, workdir: epath.Path) -> None:
             ) from error
         raise UserError(f"{path} is damaged, or of another version ({error}); use another --workdir") from error
     there, here = fingerprint.scientific_fields(recorded), fingerprint.scientific_fields(cfg)
-    if differing := [name for name in here if there[name] != here[name]]:
+    differing = [name for name in here if there[name] != here[name]]
+    if differing == ["run.steps"] and cfg.run.steps > recorded.run.steps:
+        growth.require_may_grow(recorded, cfg, workdir, _steps_taken(workdir))
+    elif differing:
         shown = ", ".join(f"{name} ({there[name]} there, {here[name]} here)" for name in differing)
         fix = "the settings of that run"
-        if "run.init_id" in differing:
-            start = f"--run.init_from {recorded.run.init_from}" if recorded.run.init_from else "no --run.init_from"
-            fix += f", with {start}"
+        for begun in ("init", "continue"):
+            if f"run.{begun}_id" in differing:
+                path = getattr(recorded.run, f"{begun}_from")
+                fix += f", with --run.{begun}_from {path}" if path else f", with no --run.{begun}_from"
         raise UserError(f"{workdir} holds another run: {shown}; use another --workdir to start a new run, or {fix}")
+
+
+def grown_from(cfg: Config, workdir: epath.Path, clock: int) -> int | None:
+    """Return the steps of the run in `workdir` if `cfg` is that run with more of them, or None.
+
+    Args:
+      cfg: the run.
+      workdir: its directory, whose config.json is that of before.
+      clock: what the learning rate of the restored state has come to, in steps, or batches where it counts those.
+
+    Raises:
+      UserError: it must not grow any more; on all processes if on one.
+    """
+
+    @on_all_processes
+    def look() -> int | None:
+        recorded = recorded_config(workdir)
+        if recorded is None or recorded.run.steps >= cfg.run.steps:
+            return None
+        growth.require_may_grow(recorded, cfg, workdir, clock)
+        return recorded.run.steps
+
+    return look()
+
+
+def _steps_taken(workdir: epath.Path) -> int:
+    """Return the steps of the newest checkpoint; 0 if there is none."""
+    try:
+        return int(store.find(workdir).name)
+    except (UserError, ValueError):
+        return 0
 
 
 def _refuse_checkpoints_of_another_run(cfg: Config, checkpoints: epath.Path) -> None:
@@ -90,13 +128,17 @@ def require_same_command(cfg: Config, workdir: epath.Path) -> None:
     A host may have its own copy of the data, and its own clock.
     """
     values = config_io.flat(cfg) | {"workdir": str(workdir)}
+    values["data.mixture"] = config_mixture.canonical(cfg.data.mixture)
     for name in ("data.path", "run.checkpoint_minutes"):
         del values[name]
     processes.require_equal(values, "start every process with the same command")
 
 
-def finished(workdir: epath.Path) -> dict[str, Any] | None:
-    """Return the content of DONE.json as process 0 sees it, with NaN for null; None where there is none."""
+def finished(workdir: epath.Path, steps: int = 0) -> dict[str, Any] | None:
+    """Return the content of DONE.json as process 0 sees it, with NaN for null; None where there is none.
+
+    One of fewer than `steps` steps, of a run that has grown since, is none.
+    """
     done = workdir / outcome.FILE
 
     @on_all_processes
@@ -105,9 +147,10 @@ def finished(workdir: epath.Path) -> dict[str, Any] | None:
 
     text = processes.gather(read())[0]
     try:
-        return outcome.parse(text, "it") if text else None
+        result = outcome.parse(text, "it") if text else None
     except UserError as error:
         raise UserError(f"{done} is damaged ({error}); delete it, and the same command ends the run again") from error
+    return result if result and result["step"] >= steps else None
 
 
 @on_all_processes
@@ -117,6 +160,8 @@ def record_run(cfg: Config, workdir: epath.Path) -> None:
         return
     try:
         workdir.mkdir(parents=True, exist_ok=True)
+        if (done := workdir / outcome.FILE).exists():  # the run has grown since
+            done.unlink()
         write_atomically(workdir / "config.json", config_io.to_json(cfg))
         path = workdir / "environment.json"
         last = _last_environment(path)

@@ -9,6 +9,7 @@ from diffusionlm import config_io, fingerprint
 from diffusionlm.checkpoint.sidecar import Sidecar
 from diffusionlm.checkpoint.store import CheckpointManager
 from diffusionlm.config import Config
+from diffusionlm.data.mixtures import Mixture
 from diffusionlm.data.pipeline import Dataset
 from diffusionlm.errors import UserError
 from diffusionlm.parallel import processes
@@ -21,7 +22,7 @@ from diffusionlm.version import __version__
 class Saver:
     """The checkpoints of one run; a context manager that waits for the last save when it closes."""
 
-    def __init__(self, cfg: Config, workdir: epath.Path, dataset: Dataset, timeline: Timeline):
+    def __init__(self, cfg: Config, workdir: epath.Path, dataset: Dataset | Mixture, timeline: Timeline):
         self._cfg, self._workdir, self._dataset, self._timeline = cfg, workdir, dataset, timeline
         self._checkpoints = CheckpointManager(workdir, cfg.run.keep, cfg.run.keep_every)
         self._saved_at = time.monotonic()
@@ -53,7 +54,7 @@ class Saver:
         Raises:
           UserError: the run was trained on another dataset, or a file is damaged.
         """
-        trained_on, sha256 = self._checkpoints.sidecar(step).source.get("dataset"), self._dataset.metadata.sha256
+        trained_on, sha256 = self._checkpoints.sidecar(step).source.get("dataset"), self._dataset.sha256
         if trained_on != sha256:
             raise UserError(
                 f"{self._workdir} was trained on another dataset ({trained_on}) than {self._dataset.path} ({sha256}); "
@@ -91,7 +92,7 @@ class Saver:
         self._checkpoints.close()
 
 
-def make_sidecar(cfg: Config, dataset: Dataset, step: int, autoregressive: bool = False) -> Sidecar:
+def make_sidecar(cfg: Config, dataset: Dataset | Mixture, step: int, autoregressive: bool = False) -> Sidecar:
     """Return what a reader of the checkpoint at `step` must know beside the parameters.
 
     Args:
@@ -125,10 +126,18 @@ def make_sidecar(cfg: Config, dataset: Dataset, step: int, autoregressive: bool 
         source={
             "experiment": cfg.name,
             "fingerprint": fingerprint.fingerprint(run),
-            "dataset": dataset.metadata.sha256,
+            "dataset": dataset.sha256,
             "diffusionlm": __version__,
             "step": step,
             "tokens": step * cfg.data.batch_size * cfg.data.sequence_length,
             **({"init_id": cfg.run.init_id} if cfg.run.init_id else {}),
+            **({"continue_id": cfg.run.continue_id} if cfg.run.continue_id else {}),
+            **(_sources(dataset) if isinstance(dataset, Mixture) else {}),
         },
     )
+
+
+def _sources(mixture: Mixture) -> dict[str, str]:
+    """Return what a checkpoint says of a mixture: its shares, and the identity of each source."""
+    known = zip(mixture.labels, mixture.datasets, strict=True)
+    return {"mixture": mixture.spec.canonical, **{f"dataset/{label}": dataset.sha256 for label, dataset in known}}

@@ -22,6 +22,7 @@ from diffusionlm import config_io, fingerprint, hub
 from diffusionlm.checkpoint import store
 from diffusionlm.checkpoint.sidecar import Sidecar
 from diffusionlm.config import Config, ModelConfig
+from diffusionlm.data.mixtures import Mixture
 from diffusionlm.data.pipeline import Dataset
 from diffusionlm.errors import UserError
 from diffusionlm.model import conversion, lora
@@ -97,7 +98,7 @@ def resolve(cfg: Config, workdir: epath.Path) -> tuple[Config, Start | None]:
       UserError: there is no checkpoint, another than `run.init_id` says, or one that the run cannot start from.
     """
     if not cfg.run.init_from:
-        if cfg.model.lora_rank:
+        if cfg.model.lora_rank and not cfg.run.continue_from:
             raise UserError(
                 f"model.lora_rank={cfg.model.lora_rank} trains adapters of a model that is frozen; name it with "
                 "--run.init_from CHECKPOINT, or set lora_rank=0"
@@ -115,7 +116,7 @@ def resolve(cfg: Config, workdir: epath.Path) -> tuple[Config, Start | None]:
 
 
 @processes.on_all_processes
-def initial_state(cfg: Config, start: Start | None, dataset: Dataset, mesh: Mesh) -> TrainState:
+def initial_state(cfg: Config, start: Start | None, dataset: Dataset | Mixture, mesh: Mesh) -> TrainState:
     """Return the state of a run that has taken no step yet.
 
     Raises:
@@ -246,7 +247,7 @@ def _require_same_diffusion(cfg: Config, path: epath.Path | str, sidecar: Sideca
         )
 
 
-def _require_tokenizer(start: Start, dataset: Dataset) -> None:
+def _require_tokenizer(start: Start, dataset: Dataset | Mixture) -> None:
     there, here = _tokenizer_sha256(start.sidecar.tokenizer), dataset.metadata.tokenizer["sha256"]
     if there not in (None, here):
         fix = (

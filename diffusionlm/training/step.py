@@ -22,7 +22,8 @@ from diffusionlm.training.state import TrainState
 from diffusionlm.training.targets import Batch, held_out_targets, targets
 from diffusionlm.tree_types import Params, PyTree
 
-Metrics = dict[str, jax.Array]  # float32 scalars; but "levels", of masked diffusion, is that of `weighted_loss`
+# float32 scalars; but "levels", of masked diffusion, is that of `weighted_loss`, and "sources" that of `by_source`
+Metrics = dict[str, jax.Array]
 
 
 def train_step(cfg: Config, state: TrainState, batch: Batch, batch_index: jax.Array) -> tuple[TrainState, Metrics]:
@@ -34,15 +35,19 @@ def train_step(cfg: Config, state: TrainState, batch: Batch, batch_index: jax.Ar
     change nothing either, and the state that is then saved is the one before the failure.
     """
     allowed_TxT = annealed_attention(cfg, batch_index)
-    arm_steps = cfg.diffusion.arm_steps
+    arm_steps, continued = cfg.diffusion.arm_steps, cfg.run.continued_steps
     # A part's rates count its batches where a part came before: that one may have taken fewer steps than batches.
     clock = jnp.where(arm_steps > 0, batch_index - arm_steps, state.step)
-    learning_rate = optimizer.learning_rate(cfg.optim, cfg.run.steps - arm_steps)(clock)
+    length = cfg.run.steps - arm_steps
+    if not isinstance(continued, int) or continued:  # else the program is that of runs without the field
+        clock, length = state.step - continued, cfg.run.steps - continued
+    learning_rate = optimizer.learning_rate(cfg.optim, length)(clock)
     optimize = optimizer.build(cfg.optim, lambda _: learning_rate)
     step_of_part = jnp.maximum(state.step - arm_steps, 0)
     before = bad_batches.start_history(state.guard, step_of_part)
     full = targets(cfg, batch, batch_index)
-    (loss, levels), grads = loss_and_grads(cfg, state.params, full, allowed_TxT)
+    (loss, sums), grads = loss_and_grads(cfg, state.params, full, allowed_TxT)
+    levels = sums if full.source_B is None else sums[:, :LEVELS]
     grad_norm = optax.tree.norm(grads)
     trained, frozen = lora.split(cfg.model, state.params)
     updates, opt_state = optimize.update(grads, state.opt_state, trained)
@@ -68,7 +73,19 @@ def train_step(cfg: Config, state: TrainState, batch: Batch, batch_index: jax.Ar
         "applied": applied.astype(jnp.float32),
         "skipped": skipped.astype(jnp.float32),
     }
-    return state_out, metrics | ({"levels": levels} if cfg.objective == "mdm" else {})
+    metrics |= {"levels": levels} if cfg.objective == "mdm" else {}
+    return state_out, metrics | ({} if full.source_B is None else {"sources": by_source(full, sums[0, LEVELS:])})
+
+
+def by_source(full: Targets, loss_S: jax.Array) -> jax.Array:
+    """Return the part of each source in the loss of a batch, and its part of what the loss is a mean over. (2, S).
+
+    The first divided by the second is the loss of the rows of that source alone, in the unit of the whole loss.
+    """
+    assert full.source_B is not None and full.share_B is not None
+    is_of_BxS = full.source_B[:, None] == jnp.arange(len(loss_S))[None]
+    share_S = jnp.where(is_of_BxS, full.share_B[:, None], 0.0).sum(0)
+    return constrain(jnp.stack([loss_S, share_S]), None, None)
 
 
 def annealed_attention(cfg: Config, batch_index: jax.Array) -> jax.Array | None:
@@ -112,7 +129,8 @@ def loss_and_grads(
     def add(total: PyTree, part: Targets) -> tuple[PyTree, None]:
         return jax.tree.map(jnp.add, total, grad(trained, frozen, part)), None
 
-    zeros = jax.tree.map(jnp.zeros_like, ((jnp.float32(0), jnp.zeros((2, LEVELS), jnp.float32)), trained))
+    groups = LEVELS + (0 if full.source_B is None else len(cfg.data.sources))
+    zeros = jax.tree.map(jnp.zeros_like, ((jnp.float32(0), jnp.zeros((2, groups), jnp.float32)), trained))
     return jax.lax.scan(add, zeros, parts)[0]
 
 
@@ -136,7 +154,8 @@ def weighted_loss(
       allowed_TxT: bool, positions that each may attend to; None: all.
 
     Returns:
-      The loss; and, float32 (2, LEVELS), nats and counts of the predicted labels of the rows at each level.
+      The loss; and, float32 (2, LEVELS), nats and counts of the predicted labels of the rows at each level. Where rows
+      know their source, a column for each source follows: its part of the loss, and its count.
     """
     model = Transformer(cfg.model)
     segment_ids_BxT = part.segment_ids_BxT if segmented else None
@@ -158,6 +177,8 @@ def weighted_loss(
         share,
         part.level_B,
         LEVELS,
+        part.source_B,
+        0 if part.source_B is None else len(cfg.data.sources),
     )
 
 

@@ -17,21 +17,24 @@ from diffusionlm.diffusion.objectives import (
     example_segments,
     has_predecessor,
     mdm_targets,
+    row_shares,
 )
 
-Batch = dict[str, jax.Array]  # "tokens" and "segment_ids", int32 (B, L) with L = sequence_length + 1
+# "tokens" and "segment_ids", int32 (B, L) with L = sequence_length + 1; in training on a mixture also "source", int32
+# (B,).
+Batch = dict[str, jax.Array]
 
 
 def targets(cfg: Config, batch: Batch, batch_index: jax.Array) -> Targets:
     """Return the noisy inputs, labels and weights of one global batch; the weights are normalised over all of it."""
+    if cfg.objective == "arm":
+        full = _arm_targets(cfg, batch)
+        # Each cross-entropy has the weight that it has in the mean.
+        return full if "source" not in batch else _of_mixture(full, batch, full.weight_BxT.sum(-1))
     tokens_BxL, segments_BxL = batch["tokens"], batch["segment_ids"]
     segmented, examples = cfg.data.packing == "segments", cfg.data.holds_examples
-    if examples and cfg.objective == "arm":
-        return arm_answer_targets(cfg.diffusion, tokens_BxL, segments_BxL, cfg.data.learn)
     if not segmented and not examples:
-        segments_BxL = (segments_BxL != 0).astype(jnp.int32)  # one segment: documents attend to each other
-    if cfg.objective == "arm":
-        return arm_targets(tokens_BxL, segments_BxL, segmented=segmented)
+        segments_BxL = _one_segment(segments_BxL)
     tokens_BxT, segments_BxT = tokens_BxL[:, :-1], segments_BxL[:, :-1]
     assert cfg.mask_id is not None  # as validated: only an autoregressive model has no mask
     key = noise_key(cfg.run.seed, batch_index)
@@ -49,7 +52,27 @@ def targets(cfg: Config, batch: Batch, batch_index: jax.Array) -> Targets:
             dropped_BxT = dropped_prompts(fraction, segments_BxT, ids_BxT % PARTS == PROMPT, key)
             hidden_BxT = jnp.where(dropped_BxT, jnp.int32(cfg.mask_id), corrupted.tokens_BxT)
             corrupted = replace(corrupted, tokens_BxT=hidden_BxT)
-    return mdm_targets(cfg.diffusion, tokens_BxT, corrupted)
+    full = mdm_targets(cfg.diffusion, tokens_BxT, corrupted)
+    return full if "source" not in batch else _of_mixture(full, batch, row_shares(cfg.diffusion, corrupted))
+
+
+def _arm_targets(cfg: Config, batch: Batch) -> Targets:
+    """Return the targets of next-token prediction."""
+    tokens_BxL, segments_BxL = batch["tokens"], batch["segment_ids"]
+    if cfg.data.holds_examples:
+        return arm_answer_targets(cfg.diffusion, tokens_BxL, segments_BxL, cfg.data.learn)
+    segmented = cfg.data.packing == "segments"
+    return arm_targets(tokens_BxL, segments_BxL if segmented else _one_segment(segments_BxL), segmented=segmented)
+
+
+def _one_segment(segments_BxL: jax.Array) -> jax.Array:
+    """Return the segments of rows whose documents attend to each other."""
+    return (segments_BxL != 0).astype(jnp.int32)
+
+
+def _of_mixture(full: Targets, batch: Batch, share_B: jax.Array) -> Targets:
+    """Return targets whose rows know their source, and their part of the loss."""
+    return replace(full, source_B=batch["source"], share_B=share_B)
 
 
 def _learned(cfg: Config, ids_BxT: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -1,14 +1,20 @@
 """The verb `experiments`."""
 
+import functools
 import json
 import re
+import shlex
 
+import pytest
 from support.command_line import assert_one_line
 
 import diffusionlm as dlm
+from diffusionlm import config_mixture
 from diffusionlm.cli import main as cli
 from diffusionlm.config import Config
+from diffusionlm.data import mixtures
 from diffusionlm.options import fields
+from diffusionlm.training import prepare
 
 
 def test_experiments_lists_all_with_their_docstrings(capsys):
@@ -43,3 +49,39 @@ def test_experiments_shows_one_with_its_counts(capsys):
     text = capsys.readouterr().out
     assert f"{non_embedding:,} non-embedding" in text
     assert all(re.search(rf"^  {re.escape(name)} +\S", text, re.MULTILINE) for name in fields(Config))
+
+
+@pytest.mark.parametrize("name", ["smdm_170m", "smdm_1028m_rsl", "diffugpt_small", "diffullama_7b", "smdm_1028m_arm"])
+def test_it_says_how_to_get_from_the_published_files_to_the_data(name, capsys, monkeypatch):
+    """Each source of the mixture has a command that prepares it, and the last one trains on them."""
+    assert cli.main(["experiments", name, "--json"]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    data, config = shown["data"], shown["config"]
+    assert cli.main(["experiments", name]) == 0
+    text = capsys.readouterr().out
+    assert all(f"\n  {command}\n" in text for command in data["commands"])
+    asked = []
+
+    @functools.wraps(prepare.prepare)  # with the options that it has
+    def note(source, **settings):
+        asked.append(settings)
+
+    monkeypatch.setattr(prepare, "prepare", note)
+    *commands, train = (shlex.split(command)[1:] for command in data["commands"])
+    for words in commands:
+        assert cli.main(words) == 0
+    labels = config_mixture.parse(data["mixture"]).labels
+    assert [settings["output"] for settings in asked] == [f"data/{label}" for label in labels]
+    assert {settings["sequence_length"] for settings in asked} == {config["data"]["sequence_length"]}
+    assert train[:2] == ["train", name]
+    overrides = dict(zip((word.removeprefix("--") for word in train[2::2]), train[3::2], strict=True))
+    there = dlm.experiment(name, overrides).validate().data
+    places = [str(mixtures.place(path, there.path)) for path in config_mixture.parse(there.mixture or "data=1").paths]
+    assert (places if there.mixture else [there.path]) == [f"data/{label}" for label in labels]
+
+
+def test_an_experiment_without_published_data_names_none(capsys):
+    assert cli.main(["experiments", "demo", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["data"] is None
+    assert cli.main(["experiments", "demo"]) == 0
+    assert "published" not in capsys.readouterr().out

@@ -66,7 +66,7 @@ def test_where_nothing_can_be_scored_done_json_has_null(uninterrupted, tmp_path,
     """JSON has no NaN."""
     workdir = truncated_copy(uninterrupted, tmp_path, STEPS)
     summary = evaluate._summary
-    monkeypatch.setattr(evaluate, "_summary", lambda sums, split: summary(0 * sums, split))
+    monkeypatch.setattr(evaluate, "_summary", lambda sums: summary(0 * sums))
     run = trainer.train(uninterrupted[0].config, workdir)
     for text in [(workdir / "DONE.json").read_text(), *(workdir / "metrics.jsonl").read_text().splitlines()]:
         json.loads(text, parse_constant=pytest.fail)

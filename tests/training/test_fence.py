@@ -6,7 +6,7 @@ import re
 
 import pytest
 from support.run_files import content
-from support.tiny_run import Recorder, refusal, tiny
+from support.tiny_run import STEPS, Recorder, refusal, tiny
 
 from diffusionlm.errors import UserError
 from diffusionlm.ownership import claims
@@ -30,13 +30,14 @@ def test_a_run_that_its_owner_finished_meanwhile_is_returned(dataset, tmp_path, 
 
     def finish_first(*args, **options):
         evaluation = {"nelbo_nats_per_token": 1.0, "nelbo_stderr": 0.1, "nelbo_per_draw": [1.0], "bits_per_byte": 2.0}
-        done = {"step": 3, "tokens": 48, "flops": 1, "train_loss": 1.0, "eval": evaluation, "seconds": 1, "goodput": 1}
+        done = {"step": STEPS, "tokens": 48, "flops": 1, "train_loss": 1.0, "eval": evaluation, "seconds": 1}
+        done["goodput"] = 1
         (tmp_path / "DONE.json").write_text(json.dumps(done))
         return owned(*args, **options)
 
     monkeypatch.setattr(claims, "owned", finish_first)
     monkeypatch.setattr(trainer, "open_or_prepare", None)
-    assert trainer.train(tiny(dataset), tmp_path).step == 3
+    assert trainer.train(tiny(dataset), tmp_path).step == STEPS
 
 
 @pytest.mark.slow

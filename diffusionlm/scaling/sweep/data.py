@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
@@ -9,9 +10,10 @@ from typing import Any
 import jax
 from etils import epath
 
-from diffusionlm import config_io
+from diffusionlm import config_io, config_mixture
 from diffusionlm.config import Config
-from diffusionlm.data.pipeline import open_dataset
+from diffusionlm.data.mixtures import Mixture, open_mixture
+from diffusionlm.data.pipeline import Dataset, open_dataset
 from diffusionlm.data.tokenizers import ByteTokenizer
 from diffusionlm.errors import UserError
 from diffusionlm.ownership import claims
@@ -44,7 +46,11 @@ def with_dataset(sweep: Sweep, cells: Sequence[Cell], workdir: epath.Path) -> li
         another dataset.
     """
     config = cells[0].config
-    if config.data.path:
+    if len({cell.config.data.mixture for cell in cells}) > 1:
+        raise UserError(
+            f"sweep {sweep.name!r} has cells of several mixtures, and one directory; make two sweeps of them"
+        )
+    if config.data.path or config.data.mixture:
         processes.run_on_all_processes(lambda: _require_fit(config))
     elif sweep.source and not in_bucket(workdir):
         prepared = dataclasses.replace(config, data=dataclasses.replace(config.data, source=sweep.source))
@@ -55,17 +61,26 @@ def with_dataset(sweep: Sweep, cells: Sequence[Cell], workdir: epath.Path) -> li
         raise UserError(
             f"sweep {sweep.name!r} {reason}: give --data.path, a directory made by {_how_to_prepare(config)}"
         )
-    metadata = run_dataset.open_or_prepare(cells[0].config, workdir).metadata
-    held_out, eval_records = metadata.splits["validation"].records, cells[0].recipe.eval_records
+    data = run_dataset.open_or_prepare(cells[0].config, workdir)
+    datasets = data.datasets if isinstance(data, Mixture) else (data,)
+    held_out, eval_records = min(each.size("validation") for each in datasets), cells[0].recipe.eval_records
     if held_out < eval_records and jax.process_index() == 0:
         log.warning("there are %d held-out records, and the recipe asks for %d", held_out, eval_records)
     identity = Identity(
         sweep=sweep.name,
-        dataset=metadata.sha256,
-        unique_tokens=metadata.splits["train"].records * config.data.sequence_length,
+        dataset=data.sha256,
+        unique_tokens=_unique_rows(data) * config.data.sequence_length,
     )
     processes.run_on_all_processes(lambda: require_identity(workdir, identity) if jax.process_index() == 0 else None)
     return list(cells)
+
+
+def _unique_rows(data: Dataset | Mixture) -> int:
+    """Return the number of rows that a cell can train on before a source begins again."""
+    if not isinstance(data, Mixture):
+        return data.size("train")
+    known = zip(data.datasets, data.spec.phases[0].weights, strict=True)
+    return min(math.floor(dataset.size("train") / weight) for dataset, weight in known if weight)
 
 
 def _prepare(config: Config, workdir: epath.Path) -> None:
@@ -81,10 +96,19 @@ def _prepare(config: Config, workdir: epath.Path) -> None:
 
 def _require_fit(config: Config) -> None:
     """Refuse a dataset that the cells cannot use, since cells are never changed to fit their data."""
-    metadata, data = open_dataset(config.data.path).metadata, config.data
+    data = config.data
+    if data.mixture:
+        for dataset in open_mixture(config_mixture.parse(data.mixture), data.path).datasets:
+            _require_shape(config, dataset)
+    else:
+        _require_shape(config, open_dataset(data.path))
+
+
+def _require_shape(config: Config, dataset: Dataset) -> None:
+    metadata, data = dataset.metadata, config.data
     if (metadata.vocab_size, metadata.sequence_length) != (config.model.vocab_size, data.sequence_length):
         raise UserError(
-            f"dataset {data.path} has {metadata.vocab_size} tokens and sequences of {metadata.sequence_length}, and "
+            f"dataset {dataset.path} has {metadata.vocab_size} tokens and sequences of {metadata.sequence_length}, and "
             f"the cells need {config.model.vocab_size} and {data.sequence_length}: make one by "
             f"{_how_to_prepare(config)}"
         )

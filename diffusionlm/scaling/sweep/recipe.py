@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Annotated, Any, Literal
 
-from diffusionlm import flops
+from diffusionlm import config_mixture, flops
 from diffusionlm.config import Config, DataConfig, DiffusionConfig, ModelConfig, OptimConfig, RunConfig
 from diffusionlm.config_fields import (
     AtLeastTwo,
@@ -71,6 +71,7 @@ class ScalingRecipe(NativeScalars):
     arm_peak_lr: NonNegativeReal = 0.0  # of these steps, at `lr_width` too; 0: peak_lr
     anneal_steps: NonNegative = 0  # steps after these over which attention opens up; 0: it is full at once
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    mixture: str = ""  # of prepared datasets in the folder of data.path, such as "web=0.7,code=0.3"; empty: one dataset
     eval_records: Positive = 2048  # held-out sequences, the same for all cells
     eval_draws: AtLeastTwo = 8  # noise draws per sequence, the same for all MDM cells
 
@@ -80,6 +81,11 @@ class ScalingRecipe(NativeScalars):
         if self.lr_exponent and not self.lr_width:
             raise UserError(
                 f"recipe {self.name!r}: lr_exponent={self.lr_exponent} needs lr_width, the width that peak_lr is for"
+            )
+        if self.mixture and len(config_mixture.parse(self.mixture).phases) > 1:
+            raise UserError(
+                f"recipe {self.name!r}: mixture={self.mixture!r} changes at a batch, and cells have different numbers "
+                "of them; give one list of shares"
             )
         for name in ("arm_peak_lr", "anneal_steps"):
             if getattr(self, name) and not self.arm_share:
@@ -221,7 +227,7 @@ def solve(
             anneal_steps=recipe.anneal_steps,
         ),
         optim=_optim(recipe, model, steps, arm_steps),
-        data=DataConfig(sequence_length=recipe.sequence_length, batch_size=recipe.batch_size),
+        data=DataConfig(sequence_length=recipe.sequence_length, batch_size=recipe.batch_size, mixture=recipe.mixture),
         run=RunConfig(
             steps=steps,
             seed=seed,
@@ -318,7 +324,11 @@ def check_operational(settings: Mapping[str, Any]) -> None:
       UserError: a field is unknown, or part of a cell's identity.
     """
     known = flat(Config())
-    science = {*scientific_fields(Config()), "run.init_from"}  # the weights that a run starts from are science too
+    science = {
+        *scientific_fields(Config()),
+        "run.init_from",
+        "run.continue_from",
+    }  # what a run starts from is science too
     for name, value in settings.items():
         if name not in known:
             raise UserError(f"unknown field {name!r}{suggest(name, known)}")
