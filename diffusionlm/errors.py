@@ -19,6 +19,10 @@ class UserError(ValueError):
         return [f"UserError: {self}"]
 
 
+class StorageError(UserError):
+    """A failure of storage or of machines, which may be over when the same command is given again."""
+
+
 class LostProcess(RuntimeError):
     """Another process of this run died, or hangs: the reason is in its log, not here.
 

@@ -5,24 +5,28 @@ see: a bucket, or a file system that they share. So what a pipeline leaves when 
 again.
 """
 
-import json
+import argparse
+import contextlib
+import io
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from etils import epath
 
-from diffusionlm.data.jobs import FAILED, Failure, Job, Receipt, Runner, checked, perform
-from diffusionlm.errors import UserError, require_package
+from diffusionlm.data.jobs import FAILED, Failure, Job, Receipt, Runner, checked, perform, read_receipt
+from diffusionlm.errors import StorageError, UserError, require_package
+from diffusionlm.untrusted import printable
 
 POLL_SECONDS = 5.0  # between two looks at how far a pipeline is
+RUNNING = "RUNNING"
 
 
-class PipelineEnded(UserError):
+class PipelineEnded(StorageError):
     """A pipeline ended before its work was done."""
 
 
-def require_beam(options: Sequence[str]) -> Any:
+def require_beam(words: Sequence[str]) -> Any:
     """Return Beam's options of these words, which follow `--` on the command line.
 
     Raises:
@@ -31,14 +35,20 @@ def require_beam(options: Sequence[str]) -> Any:
     require_package("apache_beam", "runner=beam", "apache-beam", "beam")
     from apache_beam.options.pipeline_options import PipelineOptions  # pyright: ignore[reportMissingImports]: an extra
 
-    parsed = PipelineOptions(list(options))
-    # Beam keeps quiet about what it does not know, so that a misspelled option would have no effect.
-    known = parsed.get_all_options(retain_unknown_options=False)
-    for word in options:
-        name = word.removeprefix("--").partition("=")[0]
-        if word.startswith("--") and name not in known and name.removeprefix("no_") not in known:
-            raise UserError(f"Beam has no option --{name}; see the options of its runner, or drop it")
-    return parsed
+    # Beam itself keeps quiet about what it does not know, so that a misspelled option would have no effect.
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, conflict_handler="resolve")
+    for options in PipelineOptions.__subclasses__():
+        options._add_argparse_args(parser)
+    printed = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(printed):
+            _, rest = parser.parse_known_args(list(words))
+    except SystemExit:
+        reason = printed.getvalue().strip().rpartition("error: ")[2].partition("\n")[0]
+        raise UserError(f"options of Beam after --: {printable(reason)}; correct or drop it") from None
+    if rest:
+        raise UserError(f"Beam has no option {printable(rest[0])}; see the options of its runner, or drop it")
+    return PipelineOptions(list(words))
 
 
 def beam_runner(options: Any) -> Runner:
@@ -65,9 +75,25 @@ def _start(jobs: Sequence[Job], options: Any) -> Any:
         return None
     import apache_beam as beam  # pyright: ignore[reportMissingImports]: an extra
 
-    pipeline = beam.Pipeline(options=options)
-    _ = pipeline | "jobs" >> beam.Create(jobs) | "spread" >> beam.Reshuffle() | "work" >> beam.Map(_count)
-    return pipeline.run()
+    with _in_one_line():
+        pipeline = beam.Pipeline(options=options)
+        _ = pipeline | "jobs" >> beam.Create(jobs) | "spread" >> beam.Reshuffle() | "work" >> beam.Map(_count)
+        return pipeline.run()
+
+
+@contextlib.contextmanager
+def _in_one_line() -> Iterator[None]:
+    """Raise `PipelineEnded` for whatever Beam raises."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        reason = printable(" ".join(str(error).split()))[:300] or type(error).__name__
+        raise PipelineEnded(
+            f"the pipeline of Beam failed ({reason}); see its log, and give the same command again: what is done is "
+            "not repeated"
+        ) from error
 
 
 def _count(job: Any) -> None:  # a `Job`, a protocol, with which Beam cannot deal
@@ -84,31 +110,40 @@ def _count(job: Any) -> None:  # a `Job`, a protocol, with which Beam cannot dea
 
 
 def _receipts(result: Any, jobs: Sequence[Job]) -> Iterator[Receipt | Failure]:
-    """Yield what the workers wrote about each job, as it appears.
+    """Yield what the workers wrote about each job, as it appears; cancel the pipeline if nobody asks for the rest.
 
     Raises:
       PipelineEnded: there is nothing about one of them at the end.
     """
-    for job in jobs:
-        receipt, failure = epath.Path(job.receipt), epath.Path(job.receipt + FAILED)
-        while not (receipt.exists() or failure.exists()):
-            state = _state(result)
-            if state != "RUNNING" and not (receipt.exists() or failure.exists()):
-                raise PipelineEnded(
-                    f"the pipeline of Beam ended ({state}) before {receipt} was written; see its log, and give "
-                    "the same command again: what is done is not repeated"
-                )
-            if state == "RUNNING":
-                time.sleep(POLL_SECONDS)
-        yield json.loads(receipt.read_text()) if receipt.exists() else Failure(failure.read_text())
-    if result is not None:
-        result.wait_until_finish()
+    try:
+        for job in jobs:
+            receipt, failure = epath.Path(job.receipt), epath.Path(job.receipt + FAILED)
+            while not (receipt.exists() or failure.exists()):
+                state = _state(result)
+                if state != RUNNING and not (receipt.exists() or failure.exists()):
+                    raise PipelineEnded(
+                        f"the pipeline of Beam ended ({state}) before {receipt} was written; see its log, and give the "
+                        "same command again: what is done is not repeated"
+                    )
+                if state == RUNNING:
+                    time.sleep(POLL_SECONDS)
+            values = read_receipt(receipt)
+            yield Failure(failure.read_text()) if values is None else values
+        if result is not None:
+            with _in_one_line():
+                result.wait_until_finish()
+    except BaseException:
+        if _state(result) == RUNNING:
+            with contextlib.suppress(Exception):  # what ended the work matters more
+                result.cancel()
+        raise
 
 
 def _state(result: Any) -> str:
     """Return RUNNING, or how a pipeline ended."""
     if result is None:
         return "DONE"
-    if type(result).is_in_terminal_state(result.state):
-        return str(result.state)
-    return "RUNNING"
+    from apache_beam.runners.runner import PipelineState  # pyright: ignore[reportMissingImports]: an extra
+
+    state = result.state
+    return str(state) if PipelineState.is_terminal(state) else RUNNING

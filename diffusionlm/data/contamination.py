@@ -1,7 +1,8 @@
 """Training documents that share text with evaluation files: they are left out, and listed.
 
 As in the appendix of the GPT-3 paper (arXiv 2005.14165, appendix C), documents share text if they have a run of so many
-words in common: 13 by default. Words are compared in lower case, without punctuation.
+words in common: 13 by default. Words are compared in lower case and composed (NFKC), without punctuation; in scripts
+without spaces, such as Chinese, Japanese and Thai, every character counts as a word.
 """
 
 import functools
@@ -9,6 +10,7 @@ import hashlib
 import io
 import json
 import re
+import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -21,7 +23,9 @@ from diffusionlm.errors import UserError
 from diffusionlm.storage import write_atomically
 
 REASON = "decontaminate"
-_WORD = re.compile(r"\w+")
+# Lao and Thai, Burmese, Khmer, kana, and Chinese characters.
+_ALONE = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
+_WORD = re.compile(rf"[{_ALONE}]|[^\W{_ALONE}]+")
 _FACTOR = 0x9E3779B97F4A7C15  # odd, so that no word of a run is lost modulo 2**64
 _HASHES, _PLACES, _SETTINGS = (f"parts/contamination{end}" for end in (".npy", "_places.npy", ".json"))
 
@@ -36,7 +40,7 @@ class Index(NamedTuple):
 
     def match(self, text: str) -> dict[str, str] | None:
         """Return the first run of words of a text that an evaluation file has, and where; None if there is none."""
-        words = _WORD.findall(text.lower())
+        words = words_of(text)
         hashes_R = runs(words, self.words)
         if not len(self.hashes_N) or not len(hashes_R):
             return None
@@ -47,6 +51,11 @@ class Index(NamedTuple):
         first = int(shared_R[0])
         location = self.locations[int(self.places_N[slots_R[first]])]
         return {"words": " ".join(words[first : first + self.words]), "evaluation": location}
+
+
+def words_of(text: str) -> list[str]:
+    """Return the words of a text as they are compared."""
+    return _WORD.findall(unicodedata.normalize("NFKC", text).lower())
 
 
 def runs(words: Sequence[str], length: int) -> np.ndarray:
@@ -81,7 +90,7 @@ def build(specs: Sequence[str], words: int, directory: epath.Path) -> tuple[int,
     """
     hashes, places, locations, short = [np.empty(0, np.uint64)], [np.empty(0, np.int64)], [], 0
     for location, text in _texts(specs):
-        hashes_R = np.unique(runs(_WORD.findall(text.lower()), words))
+        hashes_R = np.unique(runs(words_of(text), words))
         short += not len(hashes_R)
         hashes.append(hashes_R)
         places.append(np.full(len(hashes_R), len(locations)))

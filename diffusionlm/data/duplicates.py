@@ -2,7 +2,7 @@
 
 Two documents are equal if their texts are, once Unicode is composed (NFC) and every run of white space is one space. A
 held-out document is kept in place of its copies in the training split. Near-duplicates are left to the tools that are
-made for them (see docs/own_text.md).
+made for them (see docs/data.md).
 """
 
 import functools
@@ -18,13 +18,14 @@ from etils import epath
 
 from diffusionlm.data.items import Item
 from diffusionlm.data.jobs import Receipt, Runner
-from diffusionlm.data.selection import Selection
+from diffusionlm.data.selection import Selection, is_held_out
 from diffusionlm.data.sources import Piece
 from diffusionlm.storage import write_atomically
 
 REASON = "drop_duplicates"
-HASH = np.dtype([("high", "<u8"), ("low", "<u8")])  # of a document; 0 and 0: it has no text
-BUCKET_DOCUMENTS = 1 << 26  # whose hashes a worker sorts at a time, which takes about 3 GB
+HASH = np.dtype([("high", "<u8"), ("low", "<u8")])  # of a document; 0: it has no text
+TRAINING = np.uint64(1 << 63)  # set in `high` of a document that is not held out
+BUCKET_DOCUMENTS = 1 << 25  # whose hashes a worker sorts at a time, which takes about 4 GB
 _FOLDER, _DROPPED, _FIRST = "parts/duplicates", "dropped.npy", "first.npy"
 
 
@@ -36,6 +37,7 @@ class HashJob:
     split: str
     index: int  # of the piece, in the order of the source
     selection: Selection
+    held_out: float  # fraction of the documents of "train"
     directory: str
 
     @property
@@ -50,9 +52,22 @@ class HashJob:
 
     def work(self) -> Receipt:
         """Write the hash of every document, 0 for one without text and one that cannot be read."""
-        hashes = b"".join(_hash(item, self.selection) for item in self.piece)
+        hashes = b"".join(map(self._hash, self.piece))
         write_atomically(self.file, hashes)
-        return {"documents": len(hashes) // HASH.itemsize, "split": self.split, "progress": self.piece.progress}
+        return {"documents": len(hashes) // HASH.itemsize, "progress": self.piece.progress}
+
+    def _hash(self, item: Item) -> bytes:
+        try:
+            text = self.selection.read(item).text
+        except ValueError:
+            text = ""  # whoever encodes it says why
+        if not text:
+            return bytes(HASH.itemsize)
+        number = int.from_bytes(hashlib.blake2b(normalized(text).encode(), digest_size=HASH.itemsize).digest())
+        number &= (1 << 127) - 1
+        if self.split == "train" and not is_held_out(text, self.held_out):
+            number |= 1 << 127
+        return (number >> 64).to_bytes(8, "little") + (number & ((1 << 64) - 1)).to_bytes(8, "little")
 
 
 @dataclass(frozen=True)
@@ -62,7 +77,7 @@ class FindJob:
     directory: str
     bucket: int
     buckets: int
-    order: tuple[tuple[int, int], ...]  # of pieces, in which documents come first: the index, and the first document
+    first: tuple[int, ...]  # the number of the first document of each piece
 
     @property
     def receipt(self) -> str:
@@ -77,20 +92,23 @@ class FindJob:
     def work(self) -> Receipt:
         """Write the numbers of the documents that come again."""
         hashes, numbers = [np.empty(0, HASH)], [np.empty(0, np.int64)]
-        for index, first in self.order:
+        for index, first in enumerate(self.first):
             part = np.frombuffer(epath.Path(f"{self.directory}/{_FOLDER}/{index:07d}.hashes").read_bytes(), HASH)
             mine = np.flatnonzero((part["low"] % self.buckets == self.bucket) & ((part["high"] | part["low"]) != 0))
             hashes.append(part[mine])
             numbers.append(first + mine)
         hashes, numbers = np.concatenate(hashes), np.concatenate(numbers)
-        _, kept = np.unique(hashes, return_index=True)  # of equal ones, the first
-        again = np.sort(np.delete(numbers, kept))
+        high, is_training = hashes["high"] & ~TRAINING, (hashes["high"] & TRAINING) != 0
+        order = np.lexsort((numbers, is_training, hashes["low"], high))  # of equal ones, the held-out ones come first
+        again = np.zeros(len(order), bool)
+        again[1:] = (np.diff(high[order]) == 0) & (np.diff(hashes["low"][order]) == 0)
+        again = np.sort(numbers[order[again]])
         _save(epath.Path(self.file), again)
         return {"duplicates": len(again)}
 
 
 def find(
-    run: Runner, pieces: Iterable[tuple[str, Piece]], selection: Selection, directory: epath.Path
+    run: Runner, pieces: Iterable[tuple[str, Piece]], selection: Selection, held_out: float, directory: epath.Path
 ) -> Iterator[int]:
     """Find the documents that come again; yield the progress of each piece that was looked at.
 
@@ -98,19 +116,20 @@ def find(
       run: does jobs.
       pieces: of all sources, with their splits, in the order in which they will be encoded.
       selection: says what the text of a document is, and which are left out anyhow.
+      held_out: the fraction of the documents of "train" that are held out.
       directory: of jobs; `dropped` reads there what this finds.
     """
     (directory / _FOLDER).mkdir(parents=True, exist_ok=True)
-    jobs = (HashJob(piece, split, index, selection, str(directory)) for index, (split, piece) in enumerate(pieces))
-    counts, splits = [], []
+    jobs = (
+        HashJob(piece, split, index, selection, held_out, str(directory)) for index, (split, piece) in enumerate(pieces)
+    )
+    counts = []
     for receipt in run(jobs):
         counts.append(receipt["documents"])
-        splits.append(receipt["split"])
         yield receipt["progress"]
     first = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
-    order = sorted(range(len(counts)), key=lambda index: (splits[index] == "train", index))
     buckets = max(1, math.ceil(int(first[-1]) / BUCKET_DOCUMENTS))
-    places = tuple((index, int(first[index])) for index in order)
+    places = tuple(first[:-1].tolist())
     found = [FindJob(str(directory), bucket, buckets, places) for bucket in range(buckets)]
     for _ in run(found):
         pass
@@ -121,7 +140,7 @@ def find(
 
 def dropped(directory: str, index: int) -> Set[int]:
     """Return the numbers, in a piece, of the documents that are dropped; none if nobody has looked for them."""
-    numbers, first = _found(directory)
+    numbers, first = read_dropped(directory)
     if not len(first):
         return frozenset()
     start, stop = np.searchsorted(numbers, first[index : index + 2])
@@ -129,19 +148,12 @@ def dropped(directory: str, index: int) -> Set[int]:
 
 
 @functools.lru_cache(maxsize=1)
-def _found(directory: str) -> Sequence[np.ndarray]:
+def read_dropped(directory: str) -> Sequence[np.ndarray]:
+    """Return the numbers of all documents that are dropped, and the first number of each piece, if they were found."""
     folder = epath.Path(directory) / _FOLDER
     if not (folder / _FIRST).exists():
         return np.empty(0, np.int64), np.empty(0, np.int64)
     return [np.load(io.BytesIO((folder / name).read_bytes())) for name in (_DROPPED, _FIRST)]
-
-
-def _hash(item: Item, selection: Selection) -> bytes:
-    try:
-        text = selection.read(item).text
-    except ValueError:
-        text = ""  # whoever encodes it says why
-    return hashlib.blake2b(normalized(text).encode(), digest_size=HASH.itemsize).digest() if text else bytes(16)
 
 
 def normalized(text: str) -> str:

@@ -17,9 +17,9 @@ from diffusionlm.data import contamination, dialogues, duplicates, tokenizers
 from diffusionlm.data.chat_templates import Template
 from diffusionlm.data.items import Item
 from diffusionlm.data.jobs import Receipt
-from diffusionlm.data.selection import Selection
+from diffusionlm.data.selection import Selection, is_held_out
 from diffusionlm.data.sources import Piece
-from diffusionlm.data.stream import BuildContext, TokenStream
+from diffusionlm.data.stream import BuildContext, TokenStream, read_index
 from diffusionlm.data.tokenizers import Tokenizer
 from diffusionlm.data.words import Codec, Counts, EncodedDocument, mark_starts
 from diffusionlm.errors import UserError
@@ -91,6 +91,7 @@ class _Encoding:
         return {
             "splits": {split: counts._asdict() for split, counts in self._counts.items()},
             "words": {split: self._words(split) for split in self._counts},
+            "lengths": {split: len(lengths) for split, lengths in self._lengths.items()},
             "malformed": self._malformed,
             "malformed_count": self._malformed_count,
             "empty": self._empty,
@@ -167,6 +168,12 @@ class EncodedSplits(NamedTuple):
     contaminated: list[dict[str, Any]]  # of each document that `decontaminate` leaves out: where it is, and its n-gram
 
 
+def forget_files() -> None:
+    """Forget what was read of earlier datasets, whose directory may have been the same."""
+    for cached in (_read_codec, contamination.read, duplicates.read_dropped, read_index):
+        cached.cache_clear()
+
+
 def encode_splits(
     context: BuildContext,
     pieces: Iterable[tuple[str, Piece]],
@@ -187,7 +194,8 @@ def encode_splits(
     Raises:
       UserError: a document is malformed, and on_error is "stop".
     """
-    streams = {split: TokenStream() for split in names}
+    word = _read_codec(f"{context.directory}/{TOKENIZER_FILE}").word
+    streams = {split: TokenStream(word) for split in names}
     encoded = EncodedSplits(streams, 0, 0, Counter(), Counter(), [])
     made: deque[EncodeJob] = deque()
 
@@ -202,8 +210,9 @@ def encode_splits(
             if receipt["malformed"] and on_error == "stop":
                 raise _malformed(receipt["malformed"][0])
             for split, counts in receipt["splits"].items():
-                lengths = job.file(split, "lengths") if rules.template else None
-                streams[split].append(job.file(split, "words"), receipt["words"][split], lengths, Counts(**counts))
+                streams[split].append(job.file(split, "words"), receipt["words"][split], Counts(**counts))
+                if split in receipt["lengths"]:
+                    streams[split].append_lengths(job.file(split, "lengths"), receipt["lengths"][split])
             encoded = encoded._replace(
                 malformed=encoded.malformed + receipt["malformed_count"], empty=encoded.empty + receipt["empty"]
             )
@@ -248,11 +257,6 @@ def _encode_text(text: str, codec: Codec, bos: bool) -> EncodedDocument:
     return EncodedDocument(text, words, counts)
 
 
-def is_held_out(text: str, fraction: float) -> bool:
-    """Return True if a document belongs to validation, by its text alone: equal documents fall into one split."""
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8]) < fraction * 2**64
-
-
 @functools.lru_cache(maxsize=1)
 def _read_codec(tokenizer_file: str) -> Codec:
     return Codec.of(tokenizers.from_dict(json.loads(epath.Path(tokenizer_file).read_text())))
@@ -273,9 +277,15 @@ def training_texts(pieces: Sequence[Piece], rules: EncodeRules, *, sft: bool, on
     Raises:
       UserError: a document is malformed, and on_error is "stop".
     """
-    for number in sampled_pieces([piece.progress for piece in pieces]):
-        size = 0
+    sizes = [piece.progress for piece in pieces]
+    numbers = sampled_pieces(sizes)
+    for number in numbers:
+        # Of packed files, which hold more than their size says, each gives its part.
+        left = TRAINING_BYTES * sizes[number] // max(1, sum(sizes[number] for number in numbers))
         for item in pieces[number]:
+            left -= len(item.payload)
+            if left < 0:
+                break
             try:
                 key, text = _training_text(item, rules, sft)
             except ValueError as error:
@@ -284,9 +294,6 @@ def training_texts(pieces: Sequence[Piece], rules: EncodeRules, *, sft: bool, on
                 continue
             if text and not is_held_out(key, rules.held_out):
                 yield text
-            size += len(item.payload)
-            if size >= TRAINING_BYTES:  # of a file that cannot be cut
-                return
 
 
 def sampled_pieces(sizes: Sequence[int]) -> list[int]:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, Protocol
 from etils import epath
 
 from diffusionlm.data.ordered_map import Map
-from diffusionlm.errors import UserError
+from diffusionlm.errors import StorageError, UserError
 from diffusionlm.storage import write_atomically
 
 FAILED = ".failed"  # the ending of the file that says why a job has no receipt
@@ -45,18 +45,30 @@ class Failure(NamedTuple):
 def perform(job: Job) -> Receipt | Failure:
     """Do a job, unless it has a receipt already; return its receipt.
 
-    What fails because of the input is returned, and not raised: a cluster would try it again.
+    What fails because of the input is returned, and not raised: a cluster would try it again, as it should what fails
+    because of the storage (`StorageError`).
     """
     receipt = epath.Path(job.receipt)
-    if receipt.exists():
-        return json.loads(receipt.read_text())
+    if (values := read_receipt(receipt)) is not None:
+        return values
     try:
         values = job.work()
+    except StorageError:
+        raise
     except UserError as error:
-        write_atomically(receipt.with_name(receipt.name + FAILED), str(error))
-        return Failure(str(error))
+        message = str(error).encode(errors="backslashreplace")
+        write_atomically(receipt.with_name(receipt.name + FAILED), message)
+        return Failure(message.decode())
     write_atomically(receipt, json.dumps(values))
     return values
+
+
+def read_receipt(path: epath.Path) -> Receipt | None:
+    """Return a receipt; None if there is none, or one that a crash of the machine left empty."""
+    try:
+        return json.loads(path.read_text())
+    except (FileNotFoundError, ValueError):
+        return None
 
 
 def checked(receipts: Iterable[Receipt | Failure]) -> Iterator[Receipt]:

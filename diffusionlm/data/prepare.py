@@ -28,11 +28,13 @@ from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingCo
 
 from diffusionlm.console import Console
 from diffusionlm.data import beam_runner, chat_templates, contamination, duplicates, tokenizers
+from diffusionlm.data import metadata as metadata_lib
 from diffusionlm.data.encode import (
     TOKENIZER_FILE,
     EncodedSplits,
     EncodeRules,
     encode_splits,
+    forget_files,
     training_texts,
     write_tokenizer,
 )
@@ -170,12 +172,13 @@ def _directory(request: Request, options: Any) -> Iterator[epath.Path]:
     """Own the output; yield the directory in which it is made, with what the same request left there unfinished."""
     output, key = request.output, request.key("local" if options is None else "beam")
     if not in_bucket(output):
-        kept_after = (KeyboardInterrupt, BrokenProcessPool, beam_runner.PipelineEnded)
-        with whole_directory(Path(str(output)), key, kept_after) as directory:
+        with whole_directory(Path(str(output)), key) as directory:
             yield epath.Path(directory)
         return
     # In a bucket nothing can be renamed as a whole; a dataset is whole once it has `meta.json`.
     with owned_output(output):
+        if (output / metadata_lib.FILE).exists():
+            raise FileExistsError(f"{output} was made meanwhile")
         place = output / PARTS / "request.txt"
         if place.exists() and place.read_text() != key:
             raise UserError(
@@ -187,6 +190,7 @@ def _directory(request: Request, options: Any) -> Iterator[epath.Path]:
 
 def _build(context: BuildContext, request: Request, cut: bool) -> Metadata:
     """Fill the directory with the records, what TFDS needs to read them and, at last, `meta.json`."""
+    forget_files()
     # Of the sources before they are read, which are looked at again afterwards.
     identity = request.identity(_digests(context, request))
     rules = request.encode_rules()
@@ -221,11 +225,13 @@ def _build(context: BuildContext, request: Request, cut: bool) -> Metadata:
     if request.decontaminate:
         lines = "".join(json.dumps(entry) + "\n" for entry in encoded.contaminated)
         write_atomically(context.directory / CONTAMINATED, lines)
-    if not in_bucket(context.directory):
-        (context.directory / PARTS).rmtree()
+    parts = context.directory / PARTS
+    if not in_bucket(parts):
+        parts = parts.replace(context.directory / f"{PARTS}-done")  # so that what is half removed is not gone on with
+        parts.rmtree()
     metadata.write(context.directory)
-    if in_bucket(context.directory):
-        (context.directory / PARTS).rmtree()
+    if in_bucket(parts):
+        parts.rmtree()
     return metadata
 
 
@@ -247,7 +253,8 @@ def _look_ahead(context: BuildContext, request: Request, pieces: Sequence[tuple[
     """Find the documents that come again, and read the evaluation files, if that is asked for."""
     if request.drop_duplicates:
         with context.bar("comparing") as advance:
-            for progress in duplicates.find(context.run, small(pieces, cut), request.selection, context.directory):
+            parts, held_out = small(pieces, cut), request.held_out
+            for progress in duplicates.find(context.run, parts, request.selection, held_out, context.directory):
                 advance(progress)
     if request.decontaminate:
         texts, short = contamination.build(request.decontaminate, request.contamination_words, context.directory)

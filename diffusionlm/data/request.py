@@ -1,13 +1,19 @@
 """Validate the arguments of `prepare`, and compare them with what the directory already holds."""
 
+import contextlib
+import functools
 import hashlib
+import importlib.metadata
 import json
 import os
 import reprlib
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 from etils import epath
 
 from diffusionlm.data import contamination, tokenizers
@@ -21,7 +27,6 @@ from diffusionlm.data.tokenizers import SentencePieceTokenizer, Tokenizer
 from diffusionlm.errors import UserError
 from diffusionlm.scalars import whole
 from diffusionlm.storage import disk_path, in_bucket, require_directory, run_path
-from diffusionlm.version import __version__
 
 MOST_WORKERS = 1024
 RUNNERS = ("local", "beam")
@@ -88,7 +93,7 @@ class Request:
     def key(self, runner: str) -> str:
         """Return a name of the work that makes this dataset, for which no file is read; it changes with every file."""
         values = content_of(self.identity(Stamps()))
-        text = json.dumps([__version__, runner, values], sort_keys=True)
+        text = json.dumps([_code(), runner, values], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def find_existing(self) -> Metadata | None:
@@ -175,6 +180,19 @@ class Settings:
     on_error: Literal["stop", "skip"]
     workers: int
     runner: Literal["local", "beam"]
+
+
+@functools.cache
+def _code() -> list[str]:
+    """Return what identifies the code that makes datasets: that of this package, and the versions of tokenizers."""
+    content = hashlib.sha256()
+    for file in sorted(Path(__file__).parent.rglob("*.py")):
+        content.update(file.read_bytes())
+    versions = [unicodedata.unidata_version, np.__version__]
+    for package in ("sentencepiece", "tokenizers"):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions.append(importlib.metadata.version(package))
+    return [content.hexdigest(), *versions]
 
 
 def check_request(source: str | Sequence[str], output: str | os.PathLike, settings: Settings) -> Request:

@@ -177,6 +177,11 @@ class Selection:
         return f"sample={self.sample}" if self.sample is not None and not is_sampled(text, self.sample) else ""
 
 
+def is_held_out(text: str, fraction: float) -> bool:
+    """Return True if a document belongs to validation, by its text alone: equal documents fall into one split."""
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8]) < fraction * 2**64
+
+
 def is_sampled(text: str, fraction: float) -> bool:
     """Return True if a text belongs to the sample, by its content alone: of equal texts, all or none do."""
     return int.from_bytes(hashlib.sha256(SAMPLE_SALT + text.encode()).digest()[:8]) < fraction * 2**64

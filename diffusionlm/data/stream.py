@@ -23,9 +23,10 @@ from diffusionlm.data.jobs import Receipt, Runner
 from diffusionlm.data.metadata import SplitMetadata
 from diffusionlm.data.tfds_files import DATASET_NAME, record_dtypes, shard_names
 from diffusionlm.data.words import Counts, split_words, word_type
-from diffusionlm.errors import UserError
+from diffusionlm.errors import StorageError, UserError
 from diffusionlm.progress import Bars
 from diffusionlm.storage import in_bucket, write_atomically
+from diffusionlm.untrusted import printable
 
 if TYPE_CHECKING:
     import tensorflow_datasets as tfds
@@ -53,29 +54,42 @@ class BuildContext(NamedTuple):
 class TokenStream:
     """The token stream of one split while it grows: the words that each piece gave, in files, and their counts."""
 
-    def __init__(self):
-        self.sha256 = hashlib.sha256()
+    def __init__(self, word: np.dtype):
+        self.sha256, self._word = hashlib.sha256(), word
         self._lengths: list[np.ndarray] = []
         self._files: list[tuple[str, int]] = []
         self.words, self.counts = 0, Counts()
 
-    def append(self, file: str, words: int, lengths_file: str | None, counts: Counts) -> None:
+    def append(self, file: str, words: int, counts: Counts) -> None:
         """Append the documents of a piece.
 
         Args:
           file: the file of its words.
           words: their number.
-          lengths_file: the file of the words of each dialogue; None: they are texts.
           counts: of its documents.
+
+        Raises:
+          StorageError: the file has another number of words.
         """
+        size = 0
         with epath.Path(file).open("rb") as opened:
             while block := opened.read(BLOCK_BYTES):
                 self.sha256.update(block)
+                size += len(block)
+        _require_size(file, size, words * self._word.itemsize)
         self._files.append((file, words))
-        if lengths_file and (path := epath.Path(lengths_file)).exists():
-            self._lengths.append(np.frombuffer(path.read_bytes(), "<i8"))
         self.words += words
         self.counts = Counts.sum([self.counts, counts])
+
+    def append_lengths(self, file: str, dialogues: int) -> None:
+        """Append the words of each dialogue of a piece, which a file has.
+
+        Raises:
+          StorageError: the file has another number of them.
+        """
+        data = epath.Path(file).read_bytes()
+        _require_size(file, len(data), dialogues * 8)
+        self._lengths.append(np.frombuffer(data, "<i8"))
 
     def content_sha256(self) -> str:
         """Return the hash of all words and then of all lengths, however they were appended."""
@@ -92,9 +106,21 @@ class TokenStream:
         write_atomically(path, json.dumps(self._files))
 
 
+def _require_size(file: str, size: int, expected: int) -> None:
+    if size != expected:
+        raise StorageError(
+            f"{printable(file)} has {size} bytes, not {expected}: unfinished work was damaged; remove the directory "
+            "above it, and give the same command again"
+        )
+
+
 def read_words(index_file: str, start: int, stop: int, word: np.dtype) -> np.ndarray:
-    """Return the words `start` to `stop` of a stream, of which `TokenStream.write_index` wrote the files."""
-    files, ends = _read_index(index_file)
+    """Return the words `start` to `stop` of a stream, of which `TokenStream.write_index` wrote the files.
+
+    Raises:
+      StorageError: a file has fewer words than it had.
+    """
+    files, ends = read_index(index_file)
     words = np.empty(stop - start, word)
     position = start
     for number in range(int(np.searchsorted(ends, start, side="right")), len(files)):
@@ -104,13 +130,15 @@ def read_words(index_file: str, start: int, stop: int, word: np.dtype) -> np.nda
         with epath.Path(files[number]).open("rb") as file:
             file.seek(first * word.itemsize)
             block = file.read((last - position) * word.itemsize)
+        _require_size(files[number], len(block), (last - position) * word.itemsize)
         words[position - start : last - start] = np.frombuffer(block, word)
         position = last
     return words
 
 
 @functools.lru_cache(maxsize=4)
-def _read_index(index_file: str) -> tuple[list[str], np.ndarray]:
+def read_index(index_file: str) -> tuple[list[str], np.ndarray]:
+    """Return the files of a stream, and the number of words up to the end of each."""
     files = json.loads(epath.Path(index_file).read_text())
     return [file for file, _ in files], np.cumsum([words for _, words in files], dtype=np.int64)
 

@@ -10,6 +10,7 @@ import glob
 import hashlib
 import logging
 import os
+import re
 import shutil
 import time
 import uuid
@@ -18,7 +19,7 @@ from pathlib import Path
 
 from etils import epath
 
-from diffusionlm.errors import UserError
+from diffusionlm.errors import StorageError, UserError
 from diffusionlm.ownership.conditional_writes import open_store
 from diffusionlm.ownership.lease import LEASE_SECONDS, Lease, LeaseLost, Slot, Term, clock, is_held
 from diffusionlm.ownership.process_identity import has_ended, is_local, this_process
@@ -196,17 +197,15 @@ def _short(name: str) -> str:
 
 
 @contextlib.contextmanager
-def whole_directory(
-    output: Path, key: str | None = None, kept_after: tuple[type[BaseException], ...] = ()
-) -> Iterator[Path]:
+def whole_directory(output: Path, key: str = "") -> Iterator[Path]:
     """Yield a directory beside `output` that is renamed to it at the end, or removed after a failure.
 
     This process owns `output` meanwhile. Directories that a killed process left behind are removed.
 
     Args:
       output: the directory to make.
-      key: names work that can be resumed; what the same work left behind is yielded again. None: it begins anew.
-      kept_after: the failures after which work with a key is kept.
+      key: 16 hexadecimal digits that name work which can be resumed. What the same work left behind is yielded again,
+        and it is removed after a mistake of the user alone. Empty: it begins anew.
 
     Raises:
       UserError: another process is making `output`.
@@ -215,17 +214,29 @@ def whole_directory(
     with owned_output(output) as lease:
         prefix = f".{_short(output.name)}.partial-"
         partial = output.with_name(prefix + (key or uuid.uuid4().hex[:8]))
-        for abandoned in output.parent.glob(glob.escape(prefix) + "*") if lease else ():
-            # Of a pipe, rmtree would wait for the writer.
-            if abandoned.name != partial.name and abandoned.is_dir() and not abandoned.is_symlink():
+        for abandoned in _abandoned(output.parent, prefix) if lease else ():
+            if abandoned != partial:
+                if key:
+                    log.warning("removing what another command left unfinished of %s", printable(output))
                 shutil.rmtree(abandoned, ignore_errors=True)
-        partial.mkdir(exist_ok=key is not None)
+        partial.mkdir(exist_ok=bool(key))
         try:
             yield partial
             if lease:
                 lease.confirm()
             partial.replace(output)
         except BaseException as error:
-            if key is None or not isinstance(error, kept_after):
+            # Another process may go on with work that has a key once the lease is lost.
+            is_mistake = isinstance(error, UserError) and not isinstance(error, StorageError)
+            if not key or (is_mistake and lease and not lease.lost):
                 shutil.rmtree(partial, ignore_errors=True)
             raise
+
+
+def _abandoned(folder: Path, prefix: str) -> list[Path]:
+    """Return the directories of earlier processes; of a pipe of that name, rmtree would wait for the writer."""
+    return [
+        path
+        for path in folder.glob(glob.escape(prefix) + "*")
+        if re.fullmatch("[0-9a-f]+", path.name.removeprefix(prefix)) and path.is_dir() and not path.is_symlink()
+    ]

@@ -2,18 +2,20 @@
 
 import functools
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from support.datasets import prepare
 
 from diffusionlm.cli import main as cli
 from diffusionlm.cli.data import _before_and_after_dashes
-from diffusionlm.data import text_files
-from diffusionlm.errors import UserError
+from diffusionlm.data import beam_runner, text_files
+from diffusionlm.errors import StorageError, UserError
 
 NEEDS_BEAM = "needs the package apache-beam (extra beam)"
 SEVERAL = ["--direct_num_workers=4", "--direct_running_mode=multi_processing"]
@@ -85,9 +87,66 @@ def test_four_workers_make_the_same_dataset_and_a_killed_pipeline_goes_on(beam, 
 
 
 @pytest.mark.filterwarnings("ignore")  # Beam's own
-def test_an_unknown_option_of_beam_is_one_line(beam, jsonl, tmp_path):
-    with pytest.raises(UserError, match="Beam has no option --direct_num_worker;"):
-        prepare(jsonl, tmp_path / "out", runner="beam", beam_options=["--direct_num_worker=4"])
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--direct_num_worker=4"], "Beam has no option --direct_num_worker=4;"),
+        (["-runner", "DataflowRunner"], "Beam has no option -runner;"),
+        (["runner=DataflowRunner"], "Beam has no option runner=DataflowRunner;"),
+        (["--direct_num_workers=abc"], "invalid int value: 'abc'"),
+    ],
+)
+def test_an_unknown_option_of_beam_is_one_line(words, message, beam, jsonl, tmp_path):
+    with pytest.raises(UserError, match=message) as caught:
+        prepare(jsonl, tmp_path / "out", runner="beam", beam_options=words)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.filterwarnings("ignore")  # Beam's own
+def test_the_options_of_the_documentation_are_beams(beam):
+    text = (Path(__file__).parents[2] / "docs" / "data.md").read_text()
+    (words,) = re.findall(r"--runner beam -- (--runner=DataflowRunner.*)", text)
+    options = beam_runner.require_beam(words.split()).get_all_options()
+    assert options["runner"] == "DataflowRunner" and options["extra_packages"] and options["max_num_workers"] == 100
+
+
+class Asynchronous:
+    """The result of a pipeline that goes on while it is asked, as that of a cluster."""
+
+    def __init__(self, states):
+        self._states, self.cancelled = iter(states), False
+        self._state = None
+
+    @property
+    def state(self):
+        self._state = next(self._states, self._state)
+        return self._state
+
+    def cancel(self):
+        self.cancelled = True
+
+    def wait_until_finish(self):
+        return self._state
+
+
+class Job:
+    def __init__(self, receipt):
+        self.receipt = str(receipt)
+
+
+def test_a_pipeline_that_ends_early_is_one_line_and_one_that_is_not_needed_is_cancelled(beam, tmp_path, monkeypatch):
+    monkeypatch.setattr(beam_runner, "POLL_SECONDS", 0.0)
+    jobs = [Job(tmp_path / "a.json"), Job(tmp_path / "b.json")]
+    (tmp_path / "a.json").write_text('{"number": 1}')
+    receipts = beam_runner._receipts(Asynchronous(["RUNNING", "RUNNING", "FAILED"]), jobs)
+    assert next(receipts) == {"number": 1}
+    with pytest.raises(StorageError, match=r"ended \(FAILED\) before .*b.json was written"):
+        next(receipts)
+    result = Asynchronous(["RUNNING"])
+    receipts = beam_runner._receipts(result, jobs)
+    next(receipts)
+    receipts.close()
+    assert result.cancelled
 
 
 @pytest.mark.parametrize(

@@ -63,6 +63,21 @@ def test_case_and_punctuation_do_not_matter_and_words_do(tmp_path):
     assert metadata.left_out == {"decontaminate": 1} and metadata.splits["train"].documents == 2
 
 
+def test_texts_are_composed_and_scripts_without_spaces_are_compared_by_character(tmp_path):
+    texts = [
+        "un cafe\u0301 tre\u0300s chaud et noir",
+        "\u4eca\u5929\u5929\u6c14\u5f88\u597d\u554a",
+        "\u4eca\u5929\u4e0d\u597d",
+        "a text of another kind",
+    ]
+    source = write_jsonl(tmp_path / "texts.jsonl", texts)
+    (tmp_path / "a.txt").write_text("Un caf\u00e9 tr\u00e8s chaud!", encoding="utf-8")
+    (tmp_path / "b.txt").write_text("\u5929\u5929\u6c14\u5f88", encoding="utf-8")
+    files = [str(tmp_path / "a.txt"), str(tmp_path / "b.txt")]
+    metadata = prepare(str(source), tmp_path / "out", decontaminate=files, contamination_words=4)
+    assert metadata.left_out == {"decontaminate": 2}
+
+
 def test_held_out_documents_are_not_looked_at(tmp_path):
     train = write_jsonl(tmp_path / "train.jsonl", ["a training text without it", "one two three four"])
     held_out = write_jsonl(tmp_path / "valid.jsonl", ["one two three four and more of the same"])

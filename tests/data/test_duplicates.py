@@ -11,6 +11,7 @@ from support.datasets import prepare, write_jsonl
 
 from diffusionlm.data import duplicates, text_files
 from diffusionlm.data.pipeline import open_dataset
+from diffusionlm.data.selection import is_held_out
 from diffusionlm.errors import UserError
 
 # Few words, so that many documents come again, some with other white space or another composition of é.
@@ -65,6 +66,16 @@ def test_a_held_out_document_is_kept_and_its_copies_in_training_are_not(tmp_path
     assert documents(tmp_path / "out") == ["one", "three", "five"]
     assert documents(tmp_path / "out", "validation") == ["two", "four"]
     assert metadata.left_out == {"drop_duplicates": 3}
+
+
+def test_a_document_that_is_held_out_by_its_hash_is_kept_too(tmp_path):
+    texts = [f"document {i}" for i in range(200)]
+    held_out = [text for text in texts if is_held_out(text, 0.2)]
+    copies = [next(c for n in range(99) if not is_held_out(c := text + " " * n, 0.2)) for text in held_out]
+    source = write_jsonl(tmp_path / "texts.jsonl", [*copies, *texts])
+    metadata = prepare(str(source), tmp_path / "out", drop_duplicates=True, validation_fraction=0.2, sequence_length=1)
+    assert metadata.splits["validation"].documents == len(held_out) > 20
+    assert metadata.left_out == {"drop_duplicates": len(copies)}
 
 
 def test_documents_that_are_left_out_or_empty_are_no_duplicates(tmp_path):

@@ -1,16 +1,21 @@
 """Work in jobs: what is done is not done again, and the dataset does not depend on how the work was divided."""
 
 import functools
+import gzip
+import json
+import shutil
 
 import numpy as np
 import pytest
+from etils import epath
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.datasets import prepare, write_jsonl
 
 from diffusionlm.data import encode, jobs, stream, text_files
+from diffusionlm.data.selection import Selection
 from diffusionlm.data.words import Counts
-from diffusionlm.errors import UserError
+from diffusionlm.errors import StorageError, UserError
 
 
 @pytest.fixture
@@ -118,10 +123,10 @@ def test_a_source_that_changed_meanwhile_begins_anew(jsonl, texts, tmp_path, man
 @settings(deadline=None)
 def test_words_are_read_across_files(tmp_path_factory, parts, data):
     folder = tmp_path_factory.mktemp("words")
-    grown = stream.TokenStream()
+    grown = stream.TokenStream(np.dtype("<u2"))
     for i, words in enumerate(parts):
         (folder / str(i)).write_bytes(np.array(words, "<u2").tobytes())
-        grown.append(str(folder / str(i)), len(words), None, Counts(1, len(words), 0, 0))
+        grown.append(str(folder / str(i)), len(words), Counts(1, len(words), 0, 0))
     grown.write_index(folder / "index.json")
     expected = [word for words in parts for word in words]
     start = data.draw(st.integers(0, len(expected)))
@@ -138,3 +143,55 @@ def test_a_tokenizer_is_trained_on_all_pieces_or_on_a_sample_that_is_spread(monk
     # Of 100 draws from a thousand, between 15 and 38 lie in a quarter, but for one case in ten thousand.
     assert all(15 <= sum(250 * quarter <= n < 250 * (quarter + 1) for n in sample) <= 38 for quarter in range(4))
     assert encode.sampled_pieces([5000, 10])[:1] in ([0], [1])
+
+
+def test_of_packed_files_a_tokenizer_sees_no_more_than_it_may(tmp_path, monkeypatch):
+    texts = [f"{i} " * 200 for i in range(200)]
+    for part in range(4):
+        lines = "".join(json.dumps({"text": text}) + "\n" for text in texts[part::4])
+        (tmp_path / f"{part}.jsonl.gz").write_bytes(gzip.compress(lines.encode()))
+    pieces = text_files.Files([epath.Path(path) for path in sorted(tmp_path.iterdir())]).pieces(group_bytes=1)
+    monkeypatch.setattr(encode, "TRAINING_BYTES", 40_000)
+    rules = encode.EncodeRules(0.0, Selection(), 15)
+    trained = list(encode.training_texts(pieces, rules, sft=False, on_error="stop"))
+    assert 20_000 < sum(map(len, trained)) <= 40_000
+    assert {texts.index(text) % 4 for text in trained} == {0, 1, 2, 3}, "each file gives its part"
+
+
+def test_unfinished_work_that_was_damaged_is_refused(jsonl, tmp_path, many_pieces, monkeypatch):
+    with monkeypatch.context() as patch:
+        stop_after(patch, 7)
+        with pytest.raises(KeyboardInterrupt):
+            prepare(jsonl, tmp_path / "out")
+    (partial,) = tmp_path.glob(".out.partial-*")
+    words = partial / "parts" / "0000003.train.words"
+    words.write_bytes(words.read_bytes()[:-2])
+    (partial / "parts" / "0000004.json").write_text("")  # as a crash of the machine leaves it
+    with pytest.raises(UserError, match="unfinished work was damaged; remove the directory"):
+        prepare(jsonl, tmp_path / "out")
+    shutil.rmtree(partial)
+    prepare(jsonl, tmp_path / "out")
+
+
+def test_an_empty_receipt_is_none(tmp_path):
+    job = Counted(tmp_path / "receipt.json")
+    (tmp_path / "receipt.json").write_text("")
+    assert jobs.perform(job) == {"number": 3} and job.times == 1
+
+
+def test_a_failure_of_the_storage_is_raised_so_that_a_cluster_tries_again(tmp_path):
+    class Failing(Counted):
+        def work(self):
+            raise StorageError("cannot read")
+
+    with pytest.raises(StorageError):
+        jobs.perform(Failing(tmp_path / "a.json"))
+    assert not any(tmp_path.iterdir())
+
+
+def test_another_command_removes_what_is_unfinished_of_its_own_output_alone(jsonl, tmp_path):
+    for name in (".out.partial-0123456789abcdef", ".out.partial-x.partial-0123456789abcdef"):
+        (tmp_path / name).mkdir()
+    prepare(jsonl, tmp_path / "out")
+    left = sorted(p.name for p in tmp_path.iterdir())
+    assert left == [".out.partial-x.partial-0123456789abcdef", "corpus.jsonl", "out"]

@@ -1,6 +1,7 @@
 """Preparing: the records are the documents, in order, for every way of getting there; failures leave nothing behind."""
 
 import base64
+import functools
 import itertools
 import json
 import os
@@ -12,8 +13,8 @@ import numpy as np
 import pytest
 from support.datasets import LENGTH, expected_rows, prepare, rows, write_jsonl
 
-from diffusionlm.data import encode, stream, tokenizers
 from diffusionlm.data import prepare as prepare_lib
+from diffusionlm.data import stream, text_files, tokenizers
 from diffusionlm.data.pipeline import open_dataset
 from diffusionlm.errors import UserError
 from diffusionlm.ownership.claims import whole_directory
@@ -46,7 +47,8 @@ def test_bytes_of_a_trained_tokenizer_are_the_raw_bytes(jsonl, texts, tmp_path):
 
 @pytest.mark.slow
 def test_equal_records_for_any_workers_and_shards(jsonl, tmp_path, monkeypatch):
-    monkeypatch.setattr(encode, "BATCH_BYTES", 1000)
+    pieces = functools.partialmethod(text_files.Files.pieces, piece_bytes=1000, group_bytes=1)
+    monkeypatch.setattr(text_files.Files, "pieces", pieces)
     monkeypatch.setattr(stream, "BLOCK_TOKENS", 64)
     datasets = [prepare(jsonl, tmp_path / "1", validation_fraction=0.3)]
     for workers, shard_tokens in ((2, 1 << 26), (3, 2000)):
@@ -72,16 +74,27 @@ def test_identity_tells_contents_apart(texts, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("module", "function"), [(encode, "encode_splits"), (stream, "write_shard"), (stream, "write_tfds_metadata")]
+    ("module", "function"),
+    [(prepare_lib, "encode_splits"), (stream, "write_shard"), (stream, "write_tfds_metadata")],
 )
-def test_a_job_that_fails_leaves_nothing(module, function, jsonl, tmp_path, monkeypatch):
-    def failing(*args, **kwargs):
-        raise RuntimeError("failed")
+def test_a_mistake_of_the_user_leaves_nothing_and_another_failure_what_is_done(
+    module, function, jsonl, tmp_path, monkeypatch
+):
+    def failing(error):
+        def fail(*args, **kwargs):
+            raise error
 
-    monkeypatch.setattr(module if function != "encode_splits" else prepare_lib, function, failing)
-    with pytest.raises(RuntimeError, match="failed"):
-        prepare(jsonl, tmp_path / "out")
-    assert [p.name for p in tmp_path.iterdir()] == ["corpus.jsonl"]
+        return fail
+
+    for error, left in ((UserError("a mistake"), False), (OSError("the disk is gone"), True)):
+        with monkeypatch.context() as patch:
+            patch.setattr(module, function, failing(error))
+            with pytest.raises(UserError, match="a mistake|the disk is gone"):
+                prepare(jsonl, tmp_path / "out")
+        assert [p.name for p in tmp_path.iterdir() if p.is_file()] == ["corpus.jsonl"]
+        assert any(p.is_dir() for p in tmp_path.iterdir()) == left and not (tmp_path / "out").exists()
+    prepare(jsonl, tmp_path / "out")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["corpus.jsonl", "out"]
 
 
 def test_what_a_killed_job_leaves_does_not_open(jsonl, tmp_path):

@@ -10,7 +10,7 @@ from diffusionlm.data.fields import Columns
 from diffusionlm.data.formats.reading import WHOLE, Line, Reader, Reading, Span, packing
 from diffusionlm.data.items import Item, parse_json
 from diffusionlm.errors import UserError
-from diffusionlm.untrusted import require_content
+from diffusionlm.untrusted import printable, require_content
 
 
 def read_text(path: epath.Path, span: Span, columns: Columns | None) -> Iterator[Item]:
@@ -108,9 +108,9 @@ def _list_items(location: str, content: bytes, size: int) -> Iterator[Item]:
     try:
         members = parse_json(content.decode("utf-8-sig"))
     except ValueError as error:
-        raise UserError(f"{location}: {error}") from error
+        raise UserError(f"{printable(location)}: {error}") from error
     if not isinstance(members, list):
         kind = "one JSON object over several lines" if isinstance(members, dict) else "a JSON value"
-        raise UserError(f"{location} holds {kind}; it must hold a list of objects, or one object a line")
+        raise UserError(f"{printable(location)} holds {kind}; it must hold a list of objects, or one object a line")
     for i, member in enumerate(members):
         yield Item(f"{location}[{i}]", json.dumps(member).encode(), True, size // len(members))

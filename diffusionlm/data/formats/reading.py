@@ -1,5 +1,6 @@
 """What the readers of all formats share: spans of files, unpacked bytes within bounds, errors in one line."""
 
+import functools
 import gzip
 import importlib
 import io
@@ -9,7 +10,7 @@ from typing import IO, Any, NamedTuple
 
 from etils import epath
 
-from diffusionlm.errors import UserError, require_package, suggest
+from diffusionlm.errors import StorageError, UserError, require_package, suggest
 from diffusionlm.untrusted import printable
 
 DOCUMENT_BYTES = 2 << 30  # the most that one document, or a list of them, may hold: it lies in memory whole
@@ -56,14 +57,16 @@ class Line(NamedTuple):
     def __str__(self) -> str:
         """Return file:line, or the number of bytes before the line's neighbours if the file cannot be read any more."""
         try:
-            return f"{self.path}:{self.number + _count_lines(epath.Path(self.path), self.start)}"
+            before = _count_lines(self.path, self.start, epath.Path(self.path).stat().mtime)
+            return f"{self.path}:{self.number + before}"
         except OSError:
             return f"{self.path}, line {self.number} after byte {self.start}"
 
 
-def _count_lines(path: epath.Path, stop: int) -> int:
+@functools.lru_cache(maxsize=64)
+def _count_lines(path: str, stop: int, changed: float | None) -> int:
     lines, left = 0, stop
-    with path.open("rb") as file:
+    with epath.Path(path).open("rb") as file:
         while left and (block := file.read(min(BLOCK_BYTES, left))):
             lines += block.count(b"\n")
             left -= len(block)
@@ -110,9 +113,9 @@ class Reading:
                 "file again"
             ) from error
         if isinstance(error, OSError):
-            raise UserError(f"cannot read {str(self._path)!r}: {error.strerror or error}") from error
+            raise StorageError(f"cannot read {str(self._path)!r}: {error.strerror or error}") from error
         if "://" in str(self._path):  # clients of object stores raise anything
-            raise UserError(f"cannot read {str(self._path)!r}: {_first_line(error)}") from error
+            raise StorageError(f"cannot read {str(self._path)!r}: {_first_line(error)}") from error
 
     def _damaged(self, error: Exception) -> str | None:
         """Return the kind of the data that an error calls damaged, None if it is another error."""
