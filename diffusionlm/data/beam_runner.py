@@ -133,7 +133,7 @@ def _receipts(result: Any, jobs: Sequence[Job]) -> Iterator[Receipt | Failure]:
             with _in_one_line():
                 result.wait_until_finish()
     except BaseException:
-        if _state(result) == RUNNING:
+        if result is not None and _state(result) == RUNNING:
             with contextlib.suppress(Exception):  # what ended the work matters more
                 result.cancel()
         raise

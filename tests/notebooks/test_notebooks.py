@@ -54,8 +54,8 @@ assert run.result["tokens"] == twin.result["tokens"]
     "5_samplers": """
 assert len(columns) == len(STRATEGIES) and all(completion.text for completion in columns.values())
 assert columns["low_confidence"].nfe <= LENGTH // 4 < columns["confidence_threshold"].nfe + LENGTH
-# A judge that knows nothing pays log(4096) = 8.3 nats for each of 4,096 tokens.
-assert all(0 < nats < 8.3 and 0 < different <= 1 for nats, different in measured.values())
+# A judge that knows nothing pays log(2047) = 7.6 nats a token.
+assert all(0 < nats < 7.6 and 0 < different <= 1 for nats, different in measured.values())
 assert sample(LENGTH, temperature=0.0)[0].tokens == sample(LENGTH, temperature=0.0)[0].tokens
 """,
     "6_fine_tune_and_chat": """
