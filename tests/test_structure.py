@@ -2,6 +2,7 @@
 
 import ast
 import configparser
+import functools
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,14 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 MODULES = sorted([*(ROOT / "diffusionlm").rglob("*.py"), *(ROOT / "experiments").glob("*.py")])
+
+
+@functools.cache
+def nodes_of(path):
+    """Return the nodes of the syntax tree of a module."""
+    return list(ast.walk(ast.parse(path.read_text())))
+
+
 MOST_LINES = 400
 
 
@@ -41,9 +50,7 @@ def test_setup_cfg_lists_every_package():
 def test_files_and_functions_are_short(path):
     text = path.read_text()
     assert text.count("\n") <= MOST_LINES
-    functions = [
-        node for node in ast.walk(ast.parse(text)) if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))
-    ]
+    functions = [node for node in nodes_of(path) if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))]
     long = {node.name: node.end_lineno - node.lineno + 1 for node in functions if node.end_lineno - node.lineno >= 60}
     # Nearly all of it is its arguments, each with a line of documentation, which is also the help of the command.
     allowed = {"prepare"} if path.parent.name == "data" else set()
@@ -62,7 +69,7 @@ def test_what_reaches_the_terminal_goes_through_the_console(path):
     """A `print` of its own, or a console of rich, would show escape sequences and markup that others wrote."""
     if path.stem in ("console", "output") and path.parent.name in ("diffusionlm", "cli"):
         return
-    nodes = list(ast.walk(ast.parse(path.read_text())))
+    nodes = nodes_of(path)
     calls = [node.func.id for node in nodes if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)]
     imports = [(node.module, name.name) for node in nodes if isinstance(node, ast.ImportFrom) for name in node.names]
     assert "print" not in calls and ("rich.console", "Console") not in imports

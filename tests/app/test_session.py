@@ -30,6 +30,7 @@ def last(views):
     return list(views)[-1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "options"), [("model", {"raw": True}), slow(("plain", {}))])
 def test_a_text_is_that_of_the_library_with_the_same_seed(name, options, request):
     model = request.getfixturevalue(name)

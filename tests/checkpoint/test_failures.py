@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import itertools
 import os
 import re
 import resource
@@ -19,6 +20,7 @@ from support.checkpoints import (
     refusal,
     save_run,
 )
+from support.slow_cases import slow_but
 
 from diffusionlm.checkpoint import failures
 from diffusionlm.checkpoint import store as checkpoint
@@ -26,9 +28,12 @@ from diffusionlm.checkpoint.store import CheckpointManager
 from diffusionlm.errors import LostProcess, UserError
 
 
-@pytest.mark.parametrize("item", ["params", "train"])
 @pytest.mark.parametrize(
-    "damage", ["half", "missing", *(pytest.param(name, marks=pytest.mark.slow) for name in ("empty", "index"))]
+    ("damage", "item"),
+    slow_but(
+        itertools.product(("half", "missing", "empty", "index"), ("params", "train")),
+        (("half", "params"), ("missing", "train")),
+    ),
 )
 def test_a_truncated_file_is_one_line(tmp_path, capfd, item, damage):
     save_run(tmp_path, 1)

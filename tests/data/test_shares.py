@@ -36,6 +36,7 @@ def text_of(units):
     return ",".join(f"s{i}={unit / UNITS:.6f}" for i, unit in enumerate(given)), given
 
 
+@pytest.mark.slow
 @settings(max_examples=20, deadline=None)
 @given(
     st.lists(st.sampled_from([0, 1, 2, 5, 20, 50, 125]), min_size=2, max_size=6).filter(any),

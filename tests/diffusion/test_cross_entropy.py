@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from jax.extend.core import jaxprs_in_params
 from jax.sharding import NamedSharding, PartitionSpec
-from support.slow_cases import thinned
+from support.slow_cases import slow_but, thinned
 
 from diffusionlm.config import MeshConfig
 from diffusionlm.diffusion.cross_entropy import (
@@ -112,7 +112,7 @@ def arguments(name):
     return hidden, head, labels, np.where(counted, WEIGHT, 0).astype(np.float32), counted
 
 
-@pytest.mark.parametrize(("chunk", "share"), [(1000, 0.5), (1000, 1.0), (7, 0.5), (1, 1.0)])
+@pytest.mark.parametrize(("chunk", "share"), slow_but([(1000, 0.5), (1000, 1.0), (7, 0.5), (1, 1.0)], [(7, 0.5)]))
 @pytest.mark.parametrize("name", COUNTED)
 def test_sums_and_gradients_are_those_of_the_definition(name, chunk, share):
     """Whatever the usual share is said to be."""

@@ -29,7 +29,7 @@ from diffusionlm.config import ModelConfig
 from diffusionlm.interop.families import FAMILIES
 
 # Those whose layout shares the most of its code with another one's.
-REPEATED = ("llama", "mistral", "qwen2", "qwen3", "dream", "diffugpt", "diffullama")
+REPEATED = ("llama", "mistral", "smdm", "qwen2", "qwen3", "dream", "diffugpt", "diffullama")
 
 
 @pytest.mark.parametrize(

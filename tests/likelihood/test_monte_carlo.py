@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from support.compilations import count_compilations
 from support.released_estimators import DIFFULLAMA_DRAWS, RELEASED
+from support.slow_cases import slow_but
 from support.tiny_likelihood import (
     ARM,
     MDM,
@@ -239,7 +240,7 @@ def test_every_batch_is_fetched_after_the_next_one_is_dispatched(settings, monke
     assert not eager and all(root is roots[0] for root in roots)
 
 
-@pytest.mark.parametrize("score", [estimate, is_greedy])
+@pytest.mark.parametrize("score", slow_but([estimate, is_greedy], [estimate]))
 def test_a_batch_without_room_is_refused(score, monkeypatch):
     """Beside the parameters there must be room for 64 hidden states of 32 values and 51 logits for each row."""
     params, row = params_of(MDM), 64 * 32 * jnp.dtype(TINY.dtype).itemsize + 4 * 51

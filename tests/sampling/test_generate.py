@@ -188,6 +188,7 @@ def test_standard_guidance_leads_away_from_the_text_without_its_prompt():
         assert row.tolist() == mixed.argmax(-1).tolist()
 
 
+@pytest.mark.slow
 def test_a_growing_context_sees_nothing_of_later_blocks():
     """The first block comes out as if it were the whole length."""
     settings = {"strategy": "low_confidence", "temperature": 0.0, "stop_at_eos": False}

@@ -178,5 +178,6 @@ def test_remdm_follows_its_enumerated_law(steps, cap):
         np.testing.assert_allclose(remdm_law(steps, cap), ancestral_law(grid("linear", steps)), atol=1e-12)
 
 
+@pytest.mark.slow
 def test_temperature_divides_the_logits():
     assert p_value(oracle_counts("ancestral", 2, temperature=0.5), ancestral_law(grid("linear", 2), 0.5)) > 1e-3

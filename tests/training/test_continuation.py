@@ -17,6 +17,9 @@ from diffusionlm.training import metrics, optimizer
 FIRST, ALL = 6, 11
 
 
+pytestmark = pytest.mark.slow  # each needs a run that another one goes on from, which takes ten seconds
+
+
 def run_of(dataset, steps, continue_from="", *, data=None, optim=None, **run):
     settings = {"steps": steps, "eval_every": 0, "checkpoint_every": 2, "continue_from": str(continue_from), **run}
     return tiny(dataset, optim={"warmup_steps": 2, **(optim or {})}, run=settings, data=data or {}).validate()
@@ -82,7 +85,6 @@ def test_it_resumes_to_the_bit_without_the_other_run(first, second, dataset, tmp
     assert timeless(workdir) == timeless(run.workdir) and again.result["eval"] == run.result["eval"]
 
 
-@pytest.mark.slow
 def test_a_constant_rate_without_warm_up_goes_on_as_if_nothing_had_happened(dataset, tmp_path):
     steady = {"schedule": "constant", "warmup_steps": 0}
     whole, recorder = record(run_of(dataset, ALL, optim=steady), tmp_path / "whole")
@@ -100,7 +102,6 @@ def test_a_constant_rate_without_warm_up_goes_on_as_if_nothing_had_happened(data
     assert list(found.states) == [ALL, ALL + 1] and grown.config.run.continued_steps == 4
 
 
-@pytest.mark.slow
 def test_a_run_on_one_dataset_goes_on_with_a_mixture(first, dataset, tmp_path):
     """As in a last phase on better text: the rows of the first source go on where they were."""
     shutil.copytree(dataset, tmp_path / "web")

@@ -46,6 +46,7 @@ def assert_grown(found, workdir, long):
     assert json.loads((workdir / "config.json").read_text())["run"]["steps"] == LONG
 
 
+@pytest.mark.slow
 def test_a_finished_run_grows_to_the_bit(short, long, dataset, tmp_path, capsys):
     workdir = tmp_path / "run"
     truncated_copy(short, workdir, SHORT)

@@ -81,6 +81,7 @@ def test_the_loss_of_a_source_is_that_of_its_rows_alone(objective, sizes, microb
     assert by_source("abc", metrics["sources"]) == pytest.approx({"loss/a": losses[0], "loss/b": losses[1]}, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_the_labels_of_rows_change_nothing_else():
     """The numbers of a step are those of the program without them."""
     state, metrics = step("mdm")
@@ -95,6 +96,7 @@ def test_the_labels_of_rows_change_nothing_else():
         np.testing.assert_allclose(found, leaf, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes",
     [

@@ -50,6 +50,7 @@ def whole(folder, tmp_path_factory):
     return record(mixed(folder), tmp_path_factory.mktemp("whole"))
 
 
+@pytest.mark.slow
 def test_each_line_has_the_loss_of_each_source(whole):
     """All rows have equally many tokens here, so the loss is the mean over the rows."""
     run, recorder = whole
