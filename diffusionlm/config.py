@@ -377,11 +377,11 @@ class Config(Canonical):
                     "--run.steps to more than that"
                 )
             self.optim.validate(steps - continued, f"run.steps - {continued} steps of run.continue_from")
+        if self.run.continue_from:  # of unknown steps until it is resolved
             return
-        if first:
-            self.optim.validate(first, "diffusion.arm_steps")
-        if first < steps:
-            self.optim.validate(steps - first, "run.steps - diffusion.arm_steps" if first else "run.steps")
+        for length, name in ((first, "diffusion.arm_steps"), (steps - first, "run.steps - diffusion.arm_steps")):
+            if length > 0:
+                self.optim.validate(length, name if first else "run.steps")
 
     def _validate_lengths(self) -> None:
         """Check counts of steps, tokens and sequences against one another."""

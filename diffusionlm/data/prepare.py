@@ -97,7 +97,7 @@ def prepare(
       validation_fraction: without that, the share held out by a hash (0.01), or of one text file the end; 0: nothing.
       text_field: the field, column or feature of the text, also a nested one (meta.text), or a template such as
         "{title}: {text}"; not for "sft".
-      where: conditions on fields that all documents taken fulfil, such as lang=en, lang!=en or score>=3; not for "sft".
+      where: take only documents whose fields fulfil all these conditions: lang=en, lang!=en, score>=3; not for "sft".
       min_chars: documents of fewer characters are left out; not for "sft".
       max_chars: documents of more characters are left out; not for "sft".
       sample: the fraction of the documents to take, chosen by a hash of their text; not for "sft".
@@ -106,7 +106,7 @@ def prepare(
       bos: of "text", whether BOS precedes each document; None: as in the training of the checkpoint, if any.
       ignore_fields: fields of JSON objects that no text is made of; others are named, and in "sft" refused.
       pack: of "sft", put several dialogues, kept apart, into each training record (data.packing=packed_examples).
-      drop_duplicates: keep the first of equal documents alone, but for white space and Unicode composition; "text".
+      drop_duplicates: keep the first of equal documents; white space and Unicode composition do not count. For "text".
       decontaminate: evaluation files; training documents that share a run of words with them are left out and listed in
         `contaminated.jsonl`. Of records, all fields that are text count. For "text".
       contamination_words: the length of such a run.

@@ -36,22 +36,21 @@ class Shares:
 
     def __init__(self, spec: MixtureSpec, batch_size: int):
         self._spec, self._size = spec, batch_size
-        for phase in spec.phases:  # now, and not by each of the threads that read ahead
-            period(phase.units)
+        # Now, and not by each of the threads that read ahead.
+        self._periods = tuple(period(phase.units) for phase in spec.phases)
 
     def counts(self, batches: int) -> np.ndarray:
         """Return the rows of each source in the first so many batches. int64 (S,)."""
         counts_S = np.zeros(len(self._spec.paths), np.int64)
         ends = [phase.start for phase in self._spec.phases[1:]] + [batches]
-        for phase, end in zip(self._spec.phases, ends, strict=True):
-            rows = max(min(end, batches) - phase.start, 0) * self._size
-            counts_S += period(phase.units).counts(rows)
+        for phase, table, end in zip(self._spec.phases, self._periods, ends, strict=True):
+            counts_S += table.counts(max(min(end, batches) - phase.start, 0) * self._size)
         return counts_S
 
     def batch(self, k: int, seed: int) -> Rows:
         """Return the rows of batch `k`; which row has which source is shuffled, so that no device has one's share."""
         phase = self._spec.phase_of(k)
-        table = period(phase.units)
+        table = self._periods[self._spec.phases.index(phase)]
         first = (k - phase.start) * self._size
         source_B = table.source_D[(first + np.arange(self._size)) % len(table.source_D)]
         source_B = source_B[_permutation(self._size, seed, k)].astype(np.int32)

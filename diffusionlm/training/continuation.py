@@ -9,6 +9,7 @@ import dataclasses
 import json
 
 import jax
+import jax.numpy as jnp
 from etils import epath
 from jax.sharding import Mesh
 
@@ -82,7 +83,9 @@ def continued_state(cfg: Config, dataset: Dataset | Mixture, mesh: Mesh) -> Trai
             f"data.mixture={cfg.data.mixture!r} has up to batch {int(state.next_index)}; begin with those shares, and "
             f"change them from there on: ...;{int(state.next_index)}:PATH=WEIGHT,..."
         )
-    return state
+    guard = state.guard  # its rates and its patience are those of a new run
+    fresh = {"lr_factor": jnp.ones_like(guard.lr_factor), "rollbacks": jnp.zeros_like(guard.rollbacks)}
+    return state.replace(guard=guard.replace(**fresh, skips=jnp.zeros_like(guard.skips)))
 
 
 def _look_up(cfg: Config, workdir: epath.Path) -> tuple[str, str, int]:

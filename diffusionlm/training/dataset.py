@@ -155,7 +155,7 @@ def _require_few_epochs(cfg: Config, spec: config_mixture.MixtureSpec, datasets:
     worst = int(np.argmax(epochs_S))
     fitting, weight = shares.most_batches(limits_S), limits_S[worst] / (steps * size)
     fixes = [f"--run.steps {fitting}"] if fitting else []
-    if cfg.data.sources and len(spec.phases) == 1:
+    if cfg.data.sources and len(spec.phases) == 1 and np.minimum(1, limits_S / (steps * size)).sum() >= 1:
         fixes.append(f"a weight of at most {math.floor(weight * config_mixture.UNITS) / config_mixture.UNITS:.6f}")
     raise UserError(
         f"run.steps={steps} would go through {datasets[worst].path} {epochs_S[worst]:.2f} times, and data.max_epochs="
@@ -185,7 +185,7 @@ def _require_fit(cfg: Config, dataset: Dataset) -> None:
         "model.vocab_size": (metadata.vocab_size, cfg.model.vocab_size),
         "data.sequence_length": (metadata.sequence_length, cfg.data.sequence_length),
     }
-    if cfg.run.init_from and metadata.vocab_size < cfg.model.vocab_size:
+    if (cfg.run.init_from or cfg.run.continue_from) and metadata.vocab_size < cfg.model.vocab_size:
         del compared["model.vocab_size"]  # released models have more rows than their tokenizers have pieces
     if differing := {name: values for name, values in compared.items() if values[0] != values[1]}:
         shown = " and ".join(f"{name} {there} (the experiment: {here})" for name, (there, here) in differing.items())

@@ -140,6 +140,11 @@ def _summary(sums_Dx3: np.ndarray) -> dict[str, Any]:
         "nelbo_stderr": float(stderr),
         "bits_per_byte": float(bits_per_byte),
         "nelbo_per_draw": per_draw_D.tolist(),
-        "tokens": int(sums_Dx3[0, 1]),
-        "bytes": int(round(sums_Dx3[0, 2])),
+        "tokens": _count(sums_Dx3[0, 1]),
+        "bytes": _count(sums_Dx3[0, 2]),
     }
+
+
+def _count(value: float) -> int:
+    """Return a whole number; 0 where a source of a mixture has nothing that is scored."""
+    return int(round(value)) if math.isfinite(value) else 0

@@ -14,6 +14,8 @@ def fixed_steps(cfg: Config) -> float:
     A first, autoregressive part has a schedule of its own length, and the warm-up has one too. Where the learning rate
     counts batches, so does this.
     """
+    if cfg.diffusion.arm_steps >= cfg.run.steps:  # with more steps, the batches after those train diffusion
+        return cfg.diffusion.arm_steps
     first, optim = max(cfg.diffusion.arm_steps, cfg.run.continued_steps), cfg.optim
     if optim.schedule == "cosine":
         return first + optim.warmup_steps

@@ -125,6 +125,7 @@ def train(
     processes.require_shared(directory)
     alone = fence is None  # one of the many runs of a sweep leaves neither a picture nor a bar in a notebook
     with owned_run(directory, fence) as fence:
+        refuse_another_run(cfg, directory)
         if result := finished(directory, cfg.run.steps):  # by an owner that this process waited for
             return Run(directory, cfg, result["step"], result, done_before=True)
         dataset = open_or_prepare(cfg, directory, start)
@@ -198,9 +199,9 @@ class Loop:
             )
             stop = False
             while not stop:
-                if stepper.ahead == cfg.run.steps:
+                if stepper.ahead >= cfg.run.steps:
                     self.process_metrics(stepper.drain())  # the last step may have left out its batch
-                if stepper.step == cfg.run.steps:
+                if stepper.step >= cfg.run.steps:
                     break
                 profiler.before(stepper.ahead, stepper.state)
                 with jax.profiler.StepTraceAnnotation("train", step_num=stepper.ahead):
@@ -289,7 +290,8 @@ class Loop:
           UserError: it is of a run with fewer steps that must not grow.
         """
         run, step = self.cfg.run, self.stepper.step
-        clock = self.stepper.batch_index if self.cfg.diffusion.arm_steps else step  # that the learning rate follows
+        # The learning rate counts batches where there are two parts, and steps where another run is continued.
+        clock = self.stepper.batch_index if self.cfg.diffusion.arm_steps and not run.continued_steps else step
         before = grown_from(self.cfg, self.workdir, clock)
         grown = f"; it grows from {before} to {run.steps} steps" if before else ""
         if step and self.saver.has_checkpoint():

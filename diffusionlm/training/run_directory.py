@@ -160,8 +160,7 @@ def record_run(cfg: Config, workdir: epath.Path) -> None:
         return
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        if (done := workdir / outcome.FILE).exists():  # the run has grown since
-            done.unlink()
+        _set_aside_result(cfg, workdir)
         write_atomically(workdir / "config.json", config_io.to_json(cfg))
         path = workdir / "environment.json"
         last = _last_environment(path)
@@ -171,6 +170,15 @@ def record_run(cfg: Config, workdir: epath.Path) -> None:
         raise UserError(
             f"cannot write to the run directory {workdir}: {error.strerror}; choose another --workdir"
         ) from error
+
+
+def _set_aside_result(cfg: Config, workdir: epath.Path) -> None:
+    """Rename the result of a run that has grown since; it is all that is left of its end if the rest of it fails."""
+    if not (done := workdir / outcome.FILE).exists():
+        return
+    steps = outcome.parse(untrusted.read_text(done), str(done))["step"]
+    if steps < cfg.run.steps:
+        done.rename(workdir / f"DONE-{steps}.json")
 
 
 def _last_environment(path: epath.Path) -> dict[str, Any]:

@@ -83,8 +83,10 @@ def by_source(full: Targets, loss_S: jax.Array) -> jax.Array:
     The first divided by the second is the loss of the rows of that source alone, in the unit of the whole loss.
     """
     assert full.source_B is not None and full.share_B is not None
+    # After the loss, because XLA on CPUs does not order collectives that do not depend on each other.
+    loss_S, share_B = jax.lax.optimization_barrier((loss_S, full.share_B))
     is_of_BxS = full.source_B[:, None] == jnp.arange(len(loss_S))[None]
-    share_S = jnp.where(is_of_BxS, full.share_B[:, None], 0.0).sum(0)
+    share_S = jnp.where(is_of_BxS, share_B[:, None], 0.0).sum(0)
     return constrain(jnp.stack([loss_S, share_S]), None, None)
 
 
