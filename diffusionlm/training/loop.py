@@ -113,8 +113,7 @@ def train(
     schedules.build(cfg.diffusion)  # an unknown name is refused before anything is written
     processes.initialize()
     processes.check_joined()
-    path = workdir or f"runs/{cfg.name}"
-    directory = processes.run_on_all_processes(lambda: run_path(path))
+    directory = processes.run_on_all_processes(lambda: run_path(workdir or f"runs/{cfg.name}"))
     require_same_command(cfg, directory)
     cfg, start = resolve(continuation.resolve(cfg, directory), directory)
     refuse_another_run(cfg, directory)

@@ -194,10 +194,16 @@ def test_a_run_that_repeats_a_source_too_often_is_refused_before_it_begins(folde
     message = refusal(cfg, tmp_path / "run")
     assert f"would go through {folder}/web " in message and "data.max_epochs=1.5" in message
     steps = int(message.split("--run.steps ")[1].split()[0])
-    weight = float(message.split("a weight of at most ")[1].split()[0])
     rows = int(1.5 * open_or_prepare(mixed(folder), tmp_path).datasets[0].size("train"))
-    assert abs(steps * BATCH * 0.75 - rows) <= BATCH and abs(weight * 10_000 * BATCH - rows) < 1
+    assert abs(steps * BATCH * 0.75 - rows) <= BATCH and "a weight" not in message  # none would fit
     assert not (tmp_path / "run" / "config.json").exists()
+    most = int(1.5 * size) + rows  # of all sources together
+    changes = {"data": {"max_epochs": 1.5}, "run": {"steps": most // BATCH - 2}}
+    message = refusal(mixed(folder, "web=0.75,code=0.25", **changes), tmp_path / "run")
+    weight = float(message.split("a weight of at most ")[1].split()[0])
+    assert weight * changes["run"]["steps"] * BATCH == pytest.approx(rows, abs=1)
+    proposed = mixed(folder, f"web={weight:.6f},code={1 - weight:.6f}", **changes)
+    assert isinstance(open_or_prepare(proposed, tmp_path), Mixture)
     fits = mixed(folder, "web=0.75,code=0.25", data={"max_epochs": 1.5}, run={"steps": steps})
     assert isinstance(open_or_prepare(fits, tmp_path), Mixture)
     plain = mixed(folder, "", data={"path": str(folder / "code"), "max_epochs": 2.0}, run={"steps": size})
