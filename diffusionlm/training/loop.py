@@ -6,6 +6,7 @@ directory resumes from the newest checkpoint.
 """
 
 import dataclasses
+import functools
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
@@ -113,7 +114,7 @@ def train(
     schedules.build(cfg.diffusion)  # an unknown name is refused before anything is written
     processes.initialize()
     processes.check_joined()
-    directory = processes.run_on_all_processes(lambda: run_path(workdir or f"runs/{cfg.name}"))
+    directory = processes.run_on_all_processes(functools.partial(run_path, workdir or f"runs/{cfg.name}"))
     require_same_command(cfg, directory)
     cfg, start = resolve(continuation.resolve(cfg, directory), directory)
     refuse_another_run(cfg, directory)
