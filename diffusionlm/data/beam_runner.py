@@ -57,7 +57,7 @@ def beam_runner(options: Any) -> Runner:
     def run(jobs: Iterable[Job]) -> Iterator[Receipt]:
         jobs = list(jobs)
         _forget_failures(jobs)
-        pending = [job for job in jobs if not epath.Path(job.receipt).exists()]
+        pending = [job for job in jobs if read_receipt(epath.Path(job.receipt)) is None]
         return checked(_receipts(_start(pending, options), jobs))
 
     return run

@@ -7,7 +7,6 @@ without spaces, such as Chinese, Japanese and Thai, every character counts as a 
 
 import functools
 import hashlib
-import io
 import json
 import re
 import unicodedata
@@ -18,6 +17,7 @@ import numpy as np
 from etils import epath
 
 from diffusionlm.data.items import Item, record_of
+from diffusionlm.data.jobs import read_array, write_array
 from diffusionlm.data.text_files import Files, expand
 from diffusionlm.errors import UserError
 from diffusionlm.storage import write_atomically
@@ -101,8 +101,8 @@ def build(specs: Sequence[str], words: int, directory: epath.Path) -> tuple[int,
             f"no text of decontaminate={', '.join(map(str, specs))} has {words} words; give other files, or a smaller "
             "--contamination_words"
         )
-    _save(directory / _HASHES, hashes_N)
-    _save(directory / _PLACES, np.concatenate(places)[first_N])
+    write_array(directory / _HASHES, hashes_N)
+    write_array(directory / _PLACES, np.concatenate(places)[first_N])
     write_atomically(directory / _SETTINGS, json.dumps({"words": words, "locations": locations}))
     return len(locations), short
 
@@ -114,7 +114,7 @@ def read(directory: str) -> Index | None:
     if not (folder / _SETTINGS).exists():
         return None
     settings = json.loads((folder / _SETTINGS).read_text())
-    arrays = [np.load(io.BytesIO((folder / name).read_bytes())) for name in (_HASHES, _PLACES)]
+    arrays = [read_array(folder / name) for name in (_HASHES, _PLACES)]
     return Index(*arrays, **settings)
 
 
@@ -150,9 +150,3 @@ def _strings(value: Any) -> Iterator[str]:
     elif isinstance(value, Mapping | list):
         for member in value.values() if isinstance(value, Mapping) else value:
             yield from _strings(member)
-
-
-def _save(path: epath.Path, array: np.ndarray) -> None:
-    buffer = io.BytesIO()
-    np.save(buffer, array)
-    write_atomically(path, buffer.getvalue())

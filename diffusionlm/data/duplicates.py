@@ -7,7 +7,6 @@ made for them (see docs/data.md).
 
 import functools
 import hashlib
-import io
 import math
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence, Set
@@ -17,7 +16,7 @@ import numpy as np
 from etils import epath
 
 from diffusionlm.data.items import Item
-from diffusionlm.data.jobs import Receipt, Runner
+from diffusionlm.data.jobs import Receipt, Runner, read_array, write_array
 from diffusionlm.data.selection import Selection, is_held_out
 from diffusionlm.data.sources import Piece
 from diffusionlm.storage import write_atomically
@@ -103,7 +102,7 @@ class FindJob:
         again = np.zeros(len(order), bool)
         again[1:] = (np.diff(high[order]) == 0) & (np.diff(hashes["low"][order]) == 0)
         again = np.sort(numbers[order[again]])
-        _save(epath.Path(self.file), again)
+        write_array(epath.Path(self.file), again)
         return {"duplicates": len(again)}
 
 
@@ -133,9 +132,9 @@ def find(
     found = [FindJob(str(directory), bucket, buckets, places) for bucket in range(buckets)]
     for _ in run(found):
         pass
-    again = [np.load(io.BytesIO(epath.Path(job.file).read_bytes())) for job in found]
-    _save(directory / _FOLDER / _DROPPED, np.sort(np.concatenate([np.empty(0, np.int64), *again])))
-    _save(directory / _FOLDER / _FIRST, first)
+    again = [read_array(epath.Path(job.file)) for job in found]
+    write_array(directory / _FOLDER / _DROPPED, np.sort(np.concatenate([np.empty(0, np.int64), *again])))
+    write_array(directory / _FOLDER / _FIRST, first)
 
 
 def dropped(directory: str, index: int) -> Set[int]:
@@ -153,15 +152,9 @@ def read_dropped(directory: str) -> Sequence[np.ndarray]:
     folder = epath.Path(directory) / _FOLDER
     if not (folder / _FIRST).exists():
         return np.empty(0, np.int64), np.empty(0, np.int64)
-    return [np.load(io.BytesIO((folder / name).read_bytes())) for name in (_DROPPED, _FIRST)]
+    return [read_array(folder / name) for name in (_DROPPED, _FIRST)]
 
 
 def normalized(text: str) -> str:
     """Return a text as it is compared: composed (NFC), with one space for every run of white space."""
     return " ".join(unicodedata.normalize("NFC", text).split())
-
-
-def _save(path: epath.Path, array: np.ndarray) -> None:
-    buffer = io.BytesIO()
-    np.save(buffer, array)
-    write_atomically(path, buffer.getvalue())

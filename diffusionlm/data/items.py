@@ -24,7 +24,7 @@ class Item(NamedTuple):
 
     @property
     def location(self) -> str:
-        """What messages call it: file:line, file, or the example's name."""
+        """The place as messages name it: file:line, file, or the example's name."""
         return str(self.place)
 
 

@@ -4,10 +4,12 @@ A job is a small value that can be pickled. It writes its files into a directory
 receipt. Doing it twice gives the same files, so a job may be repeated at any time, by any worker.
 """
 
+import io
 import json
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple, Protocol
 
+import numpy as np
 from etils import epath
 
 from diffusionlm.data.ordered_map import Map
@@ -82,3 +84,15 @@ def checked(receipts: Iterable[Receipt | Failure]) -> Iterator[Receipt]:
 def local_runner(map_jobs: Map) -> Runner:
     """Return a runner that does jobs in this process, or in several of this machine (see `ordered_map`)."""
     return lambda jobs: checked(map_jobs(perform, jobs))
+
+
+def write_array(path: epath.Path, array: np.ndarray) -> None:
+    """Write an array into a file that appears whole."""
+    buffer = io.BytesIO()
+    np.save(buffer, array)
+    write_atomically(path, buffer.getvalue())
+
+
+def read_array(path: epath.Path) -> np.ndarray:
+    """Return an array that `write_array` wrote."""
+    return np.load(io.BytesIO(path.read_bytes()))

@@ -29,7 +29,7 @@ _CONDITION = re.compile(rf"(?P<field>[^=!<>]+?)\s*(?P<operator>{'|'.join(OPERATO
 
 
 class Selected(NamedTuple):
-    """What an item holds, as far as it is taken."""
+    """The text of an item, as far as it is taken."""
 
     text: str  # "": it is empty, or left out
     unread: Sequence[str] = ()  # fields of its record beside the text that hold something
@@ -136,11 +136,6 @@ class Selection:
         """The fields that are read."""
         texts = fields.names(self.text_field)
         return fields.Columns(texts, tuple(dict.fromkeys(condition.field for condition in self.where)))
-
-    @property
-    def is_all(self) -> bool:
-        """True if no document is left out."""
-        return not self.identity()
 
     def identity(self) -> dict[str, Any]:
         """Return what leaves documents out, in JSON types, without the field of the text; empty if nothing does."""

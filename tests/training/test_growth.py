@@ -84,7 +84,7 @@ def test_a_held_rate_grows_and_then_decays(dataset, tmp_path):
 
 @pytest.mark.slow
 def test_a_run_grows_after_its_autoregressive_part(dataset, tmp_path):
-    """That part has a schedule by itself, which ends with it; here the run ended there too."""
+    """The part has a schedule by itself, which ends with it; here the run ended there too."""
     first = {"alignment": "shifted", "random_length": 0.0, "arm_steps": SHORT}
     settings = {"schedule": "cosine", "warmup_steps": 2}
     short = record(tiny_run.with_changes(steady(dataset, SHORT, **settings), {"diffusion": first}), tmp_path / "short")
@@ -125,7 +125,7 @@ def test_growth_comes_alone(short, dataset):
     st.integers(1, 40),
 )
 def test_learning_rates_stay_up_to_there_and_no_further(schedule, warmup, decay, arm_steps, drop, more):
-    """Of each step that may be kept, whatever the new length; and of a next one, some new length changes it."""
+    """Every new length keeps the rate of each step that may be kept; some new length changes that of the next one."""
     steps = 24
     optim = OptimConfig(
         schedule=schedule,
@@ -142,7 +142,7 @@ def test_learning_rates_stay_up_to_there_and_no_further(schedule, warmup, decay,
     fixed = growth.fixed_steps(old)
 
     def rates(total):
-        """Of all steps after the first part, as `train_step` has them."""
+        """Return the rates of all steps after the first part, as `train_step` has them."""
         clock = jnp.arange(steps - arm_steps)
         return np.asarray(optimizer.learning_rate(optim, total - arm_steps)(clock))
 

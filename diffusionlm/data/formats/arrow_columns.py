@@ -16,7 +16,7 @@ from diffusionlm.untrusted import printable
 
 
 class Wanted(NamedTuple):
-    """What is read of a table."""
+    """The columns of a table that are read."""
 
     names: list[str]  # of columns
     leaves: list[str] | None  # of those, with dots between the levels; None: all
