@@ -114,8 +114,7 @@ def read(directory: str) -> Index | None:
     if not (folder / _SETTINGS).exists():
         return None
     settings = json.loads((folder / _SETTINGS).read_text())
-    arrays = [read_array(folder / name) for name in (_HASHES, _PLACES)]
-    return Index(*arrays, **settings)
+    return Index(read_array(folder / _HASHES), read_array(folder / _PLACES), **settings)
 
 
 def files(specs: Sequence[str]) -> Files:
