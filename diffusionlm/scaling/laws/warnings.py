@@ -97,7 +97,7 @@ def _missing(fit: ObjectiveFit) -> Warnings:
     elif fit.noise.origin == "given":
         yield (
             4,
-            f"{name}: intervals and tests rest on the given noise of {fit.noise.sd:.3g} nats, which is not measured here",
+            f"{name}: intervals and tests rest on the given noise of {fit.noise.sd:.3g} nats; nothing here measures it",
         )
     elif fit.noise.pooled and not fit.arm_share:
         yield 4, f"{name}: too few repeated seeds of its own; its intervals use the noise of all objectives together"
@@ -259,8 +259,8 @@ def _seeds(fit: ObjectiveFit) -> Iterator[str]:
 
 
 def _evaluation(fit: ObjectiveFit) -> Iterator[str]:
-    if not any(run.loss_per_draw for row in fit.budgets for run in row.runs):
-        return  # points of others, with nothing but a loss
+    if all(np.isnan(run.loss_stderr) for run in fit.runs):
+        return  # points of others, of which nothing but the loss is known
     for row in fit.budgets:
         if row.sizes > 1 and row.paired is None:
             yield (
