@@ -14,6 +14,7 @@ from diffusionlm.scaling.laws.road_words import road_verdict, road_warnings
 from diffusionlm.scaling.laws.roads import Roads, fit_roads
 from diffusionlm.scaling.laws.verdict import verdict
 from diffusionlm.scaling.laws.warnings import warnings
+from diffusionlm.scaling.sweep.points import LeftOut
 from diffusionlm.scaling.sweep.results import CellResult
 
 REFERENCE = "arm"  # the objective that others are compared with
@@ -29,7 +30,7 @@ class Analysis:
     next_budget: float | None  # FLOPs; None with a single budget
     warnings: tuple[str, ...]  # the gravest first
     verdict: str  # a sentence or two
-    left_out: tuple[CellResult, ...] = ()  # runs that no fit uses, to be shown beside the others
+    left_out: tuple[LeftOut, ...] = ()  # runs that no fit uses, to be shown beside the others
 
 
 def analyse(

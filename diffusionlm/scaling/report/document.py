@@ -9,12 +9,16 @@ from typing import Any
 from diffusionlm.errors import UserError, require_package
 from diffusionlm.scaling.laws import published
 from diffusionlm.scaling.laws.analysis import analyse
+from diffusionlm.scaling.laws.assumed_noise import NoiseOption
 from diffusionlm.scaling.report import page, plots
 from diffusionlm.scaling.report.content import to_json
 from diffusionlm.scaling.report.csv_files import cells_csv, optima_csv
+from diffusionlm.scaling.sweep.points import LeftOut
 from diffusionlm.scaling.sweep.results import CellResult
 from diffusionlm.scaling.sweep.results import to_json as results_to_json
 from diffusionlm.storage import require_directory, run_path, write_atomically
+
+OWN = "Losses are in nats per token on held-out text"
 
 
 def write(
@@ -27,6 +31,9 @@ def write(
     incomplete: int = 0,
     context: Mapping[str, str] | None = None,
     warnings: Sequence[str] = (),
+    noise: NoiseOption = None,
+    left_out: Sequence[LeftOut] = (),
+    about: str = OWN,
     note: Callable[[str], None] = lambda step: None,
 ) -> dict[str, Any]:
     """Write report.html, report.json, results.json, two CSV files and PNG files, each whole or not at all.
@@ -40,6 +47,9 @@ def write(
       incomplete: the number of planned cells that have not finished.
       context: what was measured, as `context.describe` returns it.
       warnings: further warnings, for instance about the data, which come first.
+      noise: the noise between seeds, as `analyse` takes it.
+      left_out: runs that no fit uses, to be shown beside the others.
+      about: a sentence about the losses, for the page.
       note: called with the name of each step as it begins, to show progress.
 
     Returns:
@@ -50,17 +60,18 @@ def write(
     """
     require_package("matplotlib", "the report of a sweep", "matplotlib", "plots")
     laws = [published.get(name) for name in overlay]
-    analysis = analyse(results, note=note)
+    analysis = analyse(results, noise=noise, note=note)
     first = list(warnings)
     if incomplete:
         first.insert(0, f"the sweep is incomplete: {incomplete} planned cells have not finished, {len(results)} have")
-    analysis = dataclasses.replace(analysis, warnings=(*first, *analysis.warnings))
+    analysis = dataclasses.replace(analysis, warnings=(*first, *analysis.warnings), left_out=tuple(left_out))
     note("drawing plots")
     pictures = plots.render(analysis, laws)
     content = to_json(analysis) | {
         "title": title,
         "context": dict(context or {}) | {"counts": convention},
         "convention": convention,
+        "about": about,
         "cells": len(results),
         "incomplete": incomplete,
         "overlay": {law.name: law.source for law in laws},

@@ -26,6 +26,7 @@ def render(
     return environment.get_template("report.html.j2").render(
         title=content["title"],
         cells=content["cells"],
+        about=content["about"],
         verdict=content["verdict"],
         warnings=analysis.warnings,
         summary=summary(analysis),
