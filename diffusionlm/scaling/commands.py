@@ -177,8 +177,8 @@ def _report_points(
             cells = results.load(source)
         except OSError as error:
             raise UserError(f"cannot read {os.fspath(source)}: {error.strerror or error}") from error
-        words = {"title": title, "convention": "N and C as in the report that the results are from."}
-        return document.write(cells, output, **words, noise=noise, overlay=overlay)
+        convention = "N and C as in the report that the results are from."
+        return document.write(cells, output, title=title, convention=convention, noise=noise, overlay=overlay)
     table = points.read(source, unit)
     built = point_groups.groups(table, use=use, unit=unit, counted=counted)
     return groups.write(built, output, title=title, noise=noise, overlay=overlay)

@@ -10,7 +10,7 @@ from diffusionlm.errors import UserError, require_package
 from diffusionlm.scaling.laws import published
 from diffusionlm.scaling.laws.analysis import analyse
 from diffusionlm.scaling.laws.assumed_noise import NoiseOption
-from diffusionlm.scaling.report import page, plots
+from diffusionlm.scaling.report import interactive, page, plots
 from diffusionlm.scaling.report.content import to_json
 from diffusionlm.scaling.report.csv_files import cells_csv, optima_csv
 from diffusionlm.scaling.sweep.points import LeftOut
@@ -81,7 +81,9 @@ def write(
         "optima.csv": optima_csv(analysis),
         "results.json": results_to_json(results).encode(),
         "report.json": (json.dumps(content, indent=1, allow_nan=False) + "\n").encode(),
-        "report.html": page.render(analysis, content, pictures, laws).encode("ascii", "xmlcharrefreplace"),
+        "report.html": page.render(analysis, content, pictures, laws, interactive.elements(analysis)).encode(
+            "ascii", "xmlcharrefreplace"
+        ),
     }
     _write_files(files, directory)
     return content

@@ -49,9 +49,16 @@ def test_it_stands_alone(written):
 
 def test_whatever_it_shows_is_escaped():
     analysis = replace(analyse(complete()[:2], full=False), warnings=('<b>"bold"</b>',))
-    content = {"title": "<i>", "cells": 2, "verdict": "a < b", "context": {"<u>": "'&'"}, "next_cells": []}
+    content = {
+        "title": "<i>",
+        "cells": 2,
+        "verdict": "a < b",
+        "context": {"<u>": "'&'"},
+        "next_cells": [],
+        "about": "<s>",
+    }
     text = page.render(analysis, content, {}, [])
-    for raw in ("<i>", "<b>", "<u>", "'&'"):
+    for raw in ("<i>", "<b>", "<u>", "<s>", "'&'"):
         assert raw not in text
     for shown in ("<i>", '<b>"bold"</b>', "a < b", "<u>", "'&'"):
         assert shown in html.unescape(text)
