@@ -26,7 +26,7 @@ class Noise:
     dof: int  # degrees of freedom of the estimate
     cells: int  # repeated cells, or fitted curves, that it comes from
     pooled: bool  # over all roads, or over all objectives where this one has too few repeats
-    origin: Literal["seeds", "given", "residuals"] = "seeds"
+    source: Literal["seeds", "given", "residuals"] = "seeds"
 
 
 class CommonError(NamedTuple):

@@ -88,13 +88,13 @@ def _missing(fit: ObjectiveFit) -> Warnings:
             f"{name}: no intervals, because the noise is unknown: it takes {MIN_SEEDS} seeds in at least "
             f"{MIN_REPEATED} cells",
         )
-    elif fit.noise.origin == "residuals":
+    elif fit.noise.source == "residuals":
         yield (
             2,
             f"{name}: intervals rest on the scatter about the fitted curves, {fit.noise.sd:.3g} nats, which contains "
             "misfit as well as noise; the fit of a curve cannot be tested against it",
         )
-    elif fit.noise.origin == "given":
+    elif fit.noise.source == "given":
         yield (
             4,
             f"{name}: intervals and tests rest on the given noise of {fit.noise.sd:.3g} nats; nothing here measures it",
@@ -244,7 +244,7 @@ def _seeds(fit: ObjectiveFit) -> Iterator[str]:
     compute = [row.budget for row in fit.budgets]
     larger = [] if fit.arm_share else compute[(len(compute) + 1) // 2 :]  # the noise is that of all roads
     which = "largest budget" if len(larger) == 1 else f"{len(larger)} largest budgets"
-    measured = fit.noise and fit.noise.origin == "seeds"
+    measured = fit.noise and fit.noise.source == "seeds"
     if measured and larger and not any(budget in larger for _, budget, _ in repeated):
         yield (
             f"{fit.objective}: no cell of the {which} is repeated, so misfits and intervals there rest on "

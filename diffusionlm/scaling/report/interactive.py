@@ -20,7 +20,7 @@ HEIGHT = 440  # pixels
 LABELS = {"params": "N* (parameters)", "tokens": "D* (tokens)", "loss": "L* (nats per token)"}
 HOVER = [
     ("", "@id"),
-    *((label, f"@{key}{{%.4g}}") for label, key in (("N", "params"), ("D", "tokens"), ("C", "flops"))),
+    *((label, f"@{key}{{%.3e}}") for label, key in (("N", "params"), ("D", "tokens"), ("C", "flops"))),
     ("loss", "@loss{%.5g}"),
     ("", "@why"),
 ]
@@ -38,17 +38,15 @@ def elements(analysis: Analysis) -> str:
     """
     if not available():
         return ""
-    from bokeh.embed import components
-    from bokeh.layouts import column, row
-    from bokeh.resources import Resources
+    from bokeh.embed import components  # pyright: ignore[reportMissingImports]
+    from bokeh.layouts import column  # pyright: ignore[reportMissingImports]
+    from bokeh.resources import Resources  # pyright: ignore[reportMissingImports]
 
     fits = list(analysis.objectives.values())
     plots = [_losses(fit, analysis) for fit in fits]
-    laws = (
-        [_laws(key, analysis) for key in QUANTITIES] if any(row.usable for fit in fits for row in fit.budgets) else []
-    )
-    layout = column(*plots, *([row(*laws, sizing_mode="stretch_width")] if laws else []), sizing_mode="stretch_width")
-    script, place = components(layout, wrap_script=False)
+    if any(row.usable for fit in fits for row in fit.budgets):
+        plots += [_laws(key, analysis) for key in QUANTITIES]
+    script, place = components(column(*plots, sizing_mode="stretch_width"), wrap_script=False)
     library = Resources(mode="inline", components=["bokeh"], log_level="error").js_raw
     code = "\n".join((*library, script.replace("</", "<\\/")))
     return f"{place}\n<script>\n{_ascii(code)}\n</script>\n"
@@ -64,7 +62,7 @@ def _ascii(code: str) -> str:
 
 
 def _figure(**options: Any) -> "Figure":
-    from bokeh.plotting import figure
+    from bokeh.plotting import figure  # pyright: ignore[reportMissingImports]
 
     plot = figure(height=HEIGHT, sizing_mode="stretch_width", tools="pan,box_zoom,wheel_zoom,reset,save", **options)
     plot.toolbar.logo = None
@@ -73,7 +71,7 @@ def _figure(**options: Any) -> "Figure":
 
 
 def _hover(plot: "Figure", renderers: list[Any], tooltips: list[tuple[str, str]]) -> None:
-    from bokeh.models import HoverTool
+    from bokeh.models import HoverTool  # pyright: ignore[reportMissingImports]
 
     numbers = {f"@{name}": "printf" for name in ("params", "tokens", "flops", "loss", "c", "value", "low", "high")}
     plot.add_tools(HoverTool(renderers=renderers, tooltips=tooltips, formatters=numbers))
@@ -124,7 +122,10 @@ def _source(runs: Any) -> dict[str, list[Any]]:
 
 def _laws(key: str, analysis: Analysis) -> "Figure":
     """Draw the optima of one quantity over C with their intervals, and the laws."""
-    plot = _figure(title=LABELS[key], x_axis_type="log", y_axis_type="log", x_axis_label="C (FLOPs)")
+    from bokeh.models import PrintfTickFormatter  # pyright: ignore[reportMissingImports]
+
+    plot = _figure(title=f"{LABELS[key]} over compute", x_axis_type="log", y_axis_type="log", x_axis_label="C (FLOPs)")
+    plot.yaxis.formatter = PrintfTickFormatter(format="%.3g" if key == "loss" else "%.2e")
     drawn = []
     for fit in analysis.objectives.values():
         colour, name = style_of(fit.objective, analysis.objectives).colour, fit.objective.upper()
@@ -137,7 +138,10 @@ def _laws(key: str, analysis: Analysis) -> "Figure":
         if law := fit.laws.get(key):
             grid = np.geomspace(law.budgets[0], analysis.next_budget or law.budgets[-1], 60)
             plot.line(grid, [law.at(c).value for c in grid], color=colour, legend_label=name)
-    _hover(plot, drawn, [("C", "@c{%.4g}"), (LABELS[key], "@value{%.4g}"), ("95%", "@low{%.4g} to @high{%.4g}")])
+    plot.legend.location = "top_right" if key == "loss" else "top_left"
+    form = "%.5g" if key == "loss" else "%.3e"
+    rows = [("C", "@c{%.3e}"), (LABELS[key], f"@value{{{form}}}"), ("95%", f"@low{{{form}}} to @high{{{form}}}")]
+    _hover(plot, drawn, rows)
     plot.legend.click_policy = "hide"
     return plot
 

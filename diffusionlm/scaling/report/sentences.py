@@ -42,12 +42,12 @@ def _about_intervals(analysis: Analysis) -> str:
             "is."
         )
     sds = " and ".join(dict.fromkeys(f"{noise.sd:.3g}" for noise in known))
-    if known[0].origin == "given":
+    if known[0].source == "given":
         return (
             f"Intervals hold a noise of {sds} nats between runs, which was given and not measured here. They do not "
             f"hold the misfit of the curves, which is given beside them as bias, nor {others}."
         )
-    if known[0].origin == "residuals":
+    if known[0].source == "residuals":
         return (
             f"Intervals hold the scatter of the runs about the fitted curves ({sds} nats), as if it were independent "
             "from run to run. It contains the misfit of the curves as well as the noise, and whether a curve fits "
