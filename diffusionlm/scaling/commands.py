@@ -90,7 +90,7 @@ def status(sweep: str | Sweep, workdir: epath.PathLike | None = None, *, everyth
 
 
 def report(
-    sweep: str | Sweep | os.PathLike | Mapping[str, Sequence[Any]],
+    sweep: str | Sweep | os.PathLike | Mapping[str, Any],
     workdir: epath.PathLike | None = None,
     *,
     everything: bool = False,

@@ -23,7 +23,7 @@ from diffusionlm.scaling.sweep.points import Points, Unit
 
 
 def read_points(
-    source: epath.PathLike | Mapping[str, Sequence[Any]],
+    source: epath.PathLike | Mapping[str, Any],
     *,
     unit: Unit = "nats",
     use: Sequence[str] = (),

@@ -14,7 +14,7 @@ from diffusionlm.scaling.report.plot_elements import GREY, budget_style, style_o
 from diffusionlm.scaling.report.surface_plots import crosses
 
 if TYPE_CHECKING:  # Bokeh is an extra
-    from bokeh.plotting import figure as Figure
+    from bokeh.plotting import figure as Figure  # pyright: ignore[reportMissingImports]
 
 HEIGHT = 440  # pixels
 LABELS = {"params": "N* (parameters)", "tokens": "D* (tokens)", "loss": "L* (nats per token)"}

@@ -23,7 +23,7 @@ SIZES = 3  # a parabola needs so many
 UNIFORM = math.log(300_000)  # nats: the loss of guessing, with the largest vocabulary in use
 BEST = 1.0  # nats per token, below what any model of text has; bytes, characters and amino acids may have less
 BITS = 1 / math.log(2)  # bits in a nat
-ALIKE, NEAR = 0.15, 0.05  # log losses: of neighbours that are alike, and of a factor that is nearly BITS
+ALIKE, NEAR = 0.4, 0.05  # log losses: of neighbours that are alike, and of a factor that is nearly BITS
 USUAL = (1.0, 60.0)  # of C / (N D): 6, or more with attention and head
 APART = 4.0  # the factor by which the C / (N D) of a row may differ from the others'
 

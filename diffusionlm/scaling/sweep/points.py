@@ -94,7 +94,7 @@ def is_points(source: object) -> bool:
     return _is_columns(source)
 
 
-def read(source: epath.PathLike | Mapping[str, Sequence[Any]], unit: Unit = "nats") -> Table:
+def read(source: epath.PathLike | Mapping[str, Any], unit: Unit = "nats") -> Table:
     """Read points, and check every row.
 
     Args:
@@ -197,8 +197,9 @@ def _check_columns(columns: Sequence[str], name: str) -> None:
 
 
 def _near(column: str, columns: Sequence[str]) -> str:
-    hint = suggest(column.lower(), [other.lower() for other in columns if other])
-    return hint.replace("; known:", "; it has:")
+    if spelled := [other for other in columns if other.lower() == column]:
+        return f"; did you mean {spelled[0]!r}?"
+    return suggest(column, filter(None, columns)).replace("; known:", "; it has:")
 
 
 def _row(number: int, values: Mapping[str, Any], where: str, unit: Unit) -> Row:
