@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from diffusionlm.errors import UserError
 from diffusionlm.scaling.laws import parametric
@@ -72,7 +73,12 @@ def residual_noise(runs: Sequence[CellResult]) -> Noise | None:
         if len({run.params for run in group}) > 3:
             residuals = parabola(np.log([run.params for run in group]), [run.loss for run in group]).residuals
             total, dof, curves = total + float(residuals @ residuals), dof + len(group) - 3, curves + 1
-    if not budgets and (surface := parametric.fit(runs)):
+    if not budgets and (surface := _surface(runs)):
         fitted = np.array([surface.loss(run.params, run.tokens) for run in runs])
         total, dof, curves = float(((np.array([run.loss for run in runs]) - fitted) ** 2).sum()), len(runs) - 5, 1
     return Noise(float(np.sqrt(total / dof)), dof, curves, False, RESIDUALS) if dof > 0 and total > 0 else None
+
+
+def _surface(runs: Sequence[CellResult]) -> parametric.Parametric | None:
+    with threadpool_limits(limits=1, user_api="blas"), np.errstate(all="ignore"):  # tiny matrices; it may diverge
+        return parametric.fit(runs)

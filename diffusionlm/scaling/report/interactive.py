@@ -34,7 +34,7 @@ def available() -> bool:
 def elements(analysis: Analysis) -> str:
     """Return the plots as HTML with their scripts, Bokeh's own (1.3 MB) among them; "" where Bokeh is not installed.
 
-    Everything is ASCII, and no text of the data can end a script.
+    Everything is ASCII; Bokeh escapes the texts of the data, so that none can end the script.
     """
     if not available():
         return ""
@@ -48,8 +48,8 @@ def elements(analysis: Analysis) -> str:
         plots += [_laws(key, analysis) for key in QUANTITIES]
     script, place = components(column(*plots, sizing_mode="stretch_width"), wrap_script=False)
     library = Resources(mode="inline", components=["bokeh"], log_level="error").js_raw
-    code = "\n".join((*library, script.replace("</", "<\\/")))
-    return f"{place}\n<script>\n{_ascii(code)}\n</script>\n"
+    code = _ascii("\n".join((*library, script)))
+    return f"{place}\n<script>\n{code}\n</script>\n"
 
 
 def _ascii(code: str) -> str:
