@@ -8,7 +8,7 @@ from typing import Any
 
 from diffusionlm.errors import UserError, require_package
 from diffusionlm.scaling.laws import published
-from diffusionlm.scaling.laws.analysis import analyse
+from diffusionlm.scaling.laws.analysis import Analysis, analyse
 from diffusionlm.scaling.laws.assumed_noise import NoiseOption
 from diffusionlm.scaling.report import interactive, page, plots
 from diffusionlm.scaling.report.content import to_json
@@ -45,7 +45,7 @@ def write(
       convention: a sentence that says what N and C count.
       overlay: names of published laws to draw, as in `published.names()`.
       incomplete: the number of planned cells that have not finished.
-      context: what was measured, as `context.describe` returns it.
+      context: what was measured, for a table.
       warnings: further warnings, for instance about the data, which come first.
       noise: the noise between seeds, as `analyse` takes it.
       left_out: runs that no fit uses, to be shown beside the others.
@@ -61,10 +61,10 @@ def write(
     require_package("matplotlib", "the report of a sweep", "matplotlib", "plots")
     laws = [published.get(name) for name in overlay]
     analysis = analyse(results, noise=noise, note=note)
-    first = list(warnings)
     if incomplete:
-        first.insert(0, f"the sweep is incomplete: {incomplete} planned cells have not finished, {len(results)} have")
-    analysis = dataclasses.replace(analysis, warnings=(*first, *analysis.warnings), left_out=tuple(left_out))
+        state = f"{incomplete} planned cells have not finished, {len(results)} have"
+        warnings = [f"the sweep is incomplete: {state}", *warnings]
+    analysis = dataclasses.replace(analysis, warnings=(*warnings, *analysis.warnings), left_out=tuple(left_out))
     note("drawing plots")
     pictures = plots.render(analysis, laws)
     content = to_json(analysis) | {
@@ -76,17 +76,19 @@ def write(
         "incomplete": incomplete,
         "overlay": {law.name: law.source for law in laws},
     }
-    files = pictures | {
+    html = page.render(analysis, content, pictures, laws, interactive.elements(analysis))
+    tables = _tables(results, analysis, content)
+    _write_files(pictures | tables | {"report.html": html.encode("ascii", "xmlcharrefreplace")}, directory)
+    return content
+
+
+def _tables(results: Sequence[CellResult], analysis: Analysis, content: Mapping[str, Any]) -> dict[str, bytes]:
+    return {
         "cells.csv": cells_csv(results, analysis),
         "optima.csv": optima_csv(analysis),
         "results.json": results_to_json(results).encode(),
         "report.json": (json.dumps(content, indent=1, allow_nan=False) + "\n").encode(),
-        "report.html": page.render(analysis, content, pictures, laws, interactive.elements(analysis)).encode(
-            "ascii", "xmlcharrefreplace"
-        ),
     }
-    _write_files(files, directory)
-    return content
 
 
 def _write_files(files: Mapping[str, bytes], directory: str | os.PathLike) -> None:
