@@ -14,6 +14,7 @@ from diffusionlm.version import __version__
 if TYPE_CHECKING:  # the same names for type checkers and editors
     from diffusionlm import flops as flops
     from diffusionlm import presets as presets
+    from diffusionlm import scaling as scaling
     from diffusionlm.compile_check.compile import compile as compile
     from diffusionlm.config import Config as Config
     from diffusionlm.config import DataConfig as DataConfig
@@ -93,6 +94,7 @@ _MODULES = {  # public as modules
     "flops": "flops",
     "presets": "presets",
     "runtime": "parallel.processes",
+    "scaling": "scaling",
     "sweep": "scaling.commands",
 }
 

@@ -1,7 +1,7 @@
 """The verbs `sweep plan | run | status | report`, over `diffusionlm.scaling.commands`."""
 
 import os
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from diffusionlm import hardware
 from diffusionlm.cli.output import print_json, require_name
@@ -118,18 +118,23 @@ def status(args: list[str], prog: str) -> int:
 
 
 def report(args: list[str], prog: str) -> int:
-    """Fit the scaling laws, and write a report: sweep report NAME [--workdir DIR] [--output DIR]."""
-    return parse(_report, _sweep_first(args, prog), prog)()
+    """Fit the scaling laws, and write a report: sweep report NAME|POINTS.csv [--workdir DIR] [--output DIR]."""
+    return parse(_report, _sweep_first(args, prog, points=True), prog)()
 
 
-def _sweep_first(args: list[str], prog: str, options: str = "[--workdir DIR] [...]") -> list[str]:
-    """Return `args`, whose first word must name the sweep, with --all spelled as the parameter `everything`."""
+def _sweep_first(
+    args: list[str], prog: str, options: str = "[--workdir DIR] [...]", *, points: bool = False
+) -> list[str]:
+    """Return `args`, with --all spelled as the parameter `everything`.
+
+    Their first word must name the sweep or, where `points` are taken, a file of them.
+    """
     from diffusionlm.scaling import commands as sweep
 
     usage = f"{prog} NAME {options}"
     if not args or args[0].startswith("-") and args[0] not in ("-h", "--help"):
         raise UserError(f"name the sweep first; usage: {usage}; known: {', '.join(sweep.names())}")
-    if not args[0].startswith("-"):
+    if not args[0].startswith("-") and not (points and sweep.of_points(args[0])):
         require_name(args[0], sweeps, usage)
     return ["--everything" if word == "--all" else word for word in args]
 
@@ -183,26 +188,55 @@ def _report(
     output: str | None = None,
     everything: bool = False,
     reuse: str | None = None,
+    noise: str | None = None,
+    overlay: str | None = None,
+    unit: Literal["nats", "bits"] = "nats",
+    counted: str = "",
+    use: str = "",
     json: bool = False,
 ) -> int:
-    """Fit the scaling laws to the finished cells, and write a report: a page, plots, CSV and JSON.
+    """Fit the scaling laws to the finished cells of a sweep, or to points in a file, and write a report.
 
     Args:
-      name: the sweep.
+      name: the sweep; or a CSV file of points, with columns objective, params, tokens, loss and perhaps budget_flops,
+        flops, seed, source, corpus and flag; or the results.json of a report.
       workdir: the sweep's directory; None: sweeps/NAME.
-      output: the report's directory; None: WORKDIR/report.
+      output: the report's directory; None: WORKDIR/report. A file of points needs it.
       everything: (--all) include the less useful cells.
       reuse: the results.json of another sweep's report; cells that both sweeps have are taken from it.
+      noise: the standard deviation of the loss between seeds, nats; or residuals: the scatter about the fitted curves;
+        None: as repeated seeds show it.
+      overlay: published laws to draw, by their names with commas between; None: those of the sweep.
+      unit: the unit of the losses of points, per token.
+      counted: which parameters the points count, in words, for the page.
+      use: flags of the points to use, with commas between, "unflagged" among them; empty: unflagged, synthetic and
+        no_budget.
       json: print report.json.
     """
     from diffusionlm.scaling import commands as sweep
 
-    content = sweep.report(name, workdir, everything=everything, reuse=reuse, output=output)
+    content = sweep.report(
+        name,
+        workdir,
+        everything=everything,
+        reuse=reuse,
+        output=output,
+        noise=noise,  # pyright: ignore[reportArgumentType]  # the function reads numbers that are written as text
+        overlay=None if overlay is None else _names(overlay),
+        unit=unit,
+        counted=counted,
+        use=_names(use),
+    )
     if json:
         print_json(content)
-    else:
-        where = output or sweep.directory(name, workdir) / "report"
-        for warning in content.get("warnings", []):
-            write(f"warning: {warning}", error=True)
-        write(f"written: {where}/report.html")
+        return 0
+    where = output or sweep.directory(name, workdir) / "report"
+    for group, one in content.get("groups", {"": content}).items():
+        for warning in one.get("warnings", []):
+            write(f"warning: {group}{': ' if group else ''}{warning}", error=True)
+    write(f"written: {where}/report.html")
     return 0
+
+
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",") if name.strip()]

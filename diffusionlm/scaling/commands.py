@@ -1,8 +1,10 @@
 """IsoFLOP sweeps from plan to law: the module `dlm.sweep`, with the functions `plan`, `run`, `status` and `report`."""
 
 import itertools
+import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
 from etils import epath
@@ -13,7 +15,9 @@ from diffusionlm.scaling.sweep.recipe import Sweep
 from diffusionlm.storage import require_directory, run_path
 
 if TYPE_CHECKING:
+    from diffusionlm.scaling.laws.assumed_noise import NoiseOption
     from diffusionlm.scaling.sweep.plan import Plan
+    from diffusionlm.scaling.sweep.points import Unit
     from diffusionlm.scaling.sweep.status import SweepStatus
     from diffusionlm.scaling.sweep.worker import Finished
 
@@ -86,30 +90,116 @@ def status(sweep: str | Sweep, workdir: epath.PathLike | None = None, *, everyth
 
 
 def report(
-    sweep: str | Sweep,
+    sweep: str | Sweep | os.PathLike | Mapping[str, Any],
     workdir: epath.PathLike | None = None,
     *,
     everything: bool = False,
     reuse: epath.PathLike | None = None,
     output: epath.PathLike | None = None,
+    noise: "NoiseOption" = None,
+    overlay: Sequence[str] | None = None,
+    unit: "Unit" = "nats",
+    counted: str = "",
+    use: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """Fit the laws to the finished cells, and write the report: a page, plots, CSV and JSON.
+    """Fit the laws to the finished cells of a sweep, or to points of others, and write the report.
+
+    Points are a CSV file with the columns objective, params, tokens and loss, and those that there are of budget_flops,
+    flops, seed, source, corpus and flag; a mapping of such columns, for instance a data frame; or the results.json of a
+    report. Each source and corpus has a report of its own.
 
     Args:
-      sweep: the sweep, or its name.
-      workdir: its directory.
+      sweep: the sweep, its name, or points.
+      workdir: the directory of the sweep.
       everything: include the cells of less use.
       reuse: the results.json of another sweep's report, from which cells that both sweeps have are taken.
-      output: the directory of the report; None: WORKDIR/report.
+      output: the directory of the report; None: WORKDIR/report. Points need it.
+      noise: the standard deviation of the loss between seeds, nats; "residuals": the scatter about the fitted curves,
+        which contains misfit; None: as repeated seeds show it.
+      overlay: names of published laws to draw; None: those of the sweep.
+      unit: the unit of the losses of points, "nats" or "bits" per token.
+      counted: which parameters the points count, for the page.
+      use: flags of the points to use, "unflagged" among them; empty: unflagged, synthetic and no_budget.
 
     Returns:
       The content of report.json.
 
     Raises:
       UserError: no cell has finished, the directory belongs to another sweep, `reuse` has no cell of it or is of other
-        text, matplotlib is missing, or the report cannot be written.
+        text, points are wrong (the message names the row), an option does not go with what is reported, matplotlib is
+        missing, or the report cannot be written.
     """
     require_package("matplotlib", "the report of a sweep", "matplotlib", "plots")
+    from diffusionlm.scaling.laws.assumed_noise import check_noise
+
+    noise = check_noise(noise)
+    if of_points(sweep):
+        _only(sweep, workdir=workdir, everything=everything, reuse=reuse)
+        return _report_points(sweep, output, noise, overlay or (), unit, counted, use)
+    if unit != "nats" or counted or use:
+        raise UserError("unit, counted and use are about points of others; leave them out for a sweep")
+    return _report_sweep(sweep, workdir, everything, reuse, output, noise, overlay)  # pyright: ignore[reportArgumentType]
+
+
+def of_points(source: object) -> bool:
+    """Return True for points rather than a sweep: a mapping of columns, or a file that ends in .csv or .json."""
+    from diffusionlm.scaling.sweep.points import is_points
+
+    return is_points(source) or (isinstance(source, str | os.PathLike) and str(source).endswith(".json"))
+
+
+def _only(source: object, **options: object) -> None:
+    for name, value in options.items():
+        if value:
+            raise UserError(f"{name}={value!r} is about a sweep that was run here; leave it out for points")
+
+
+def _report_points(
+    source: Any,
+    output: epath.PathLike | None,
+    noise: "NoiseOption",
+    overlay: Sequence[str],
+    unit: "Unit",
+    counted: str,
+    use: Sequence[str],
+) -> dict[str, Any]:
+    """Write the report of points, or the report again from its results.json."""
+    from diffusionlm.scaling.report import document, groups
+    from diffusionlm.scaling.sweep import point_groups, points, results
+
+    if output is None:
+        raise UserError("points have no directory of their own: give the report one (output, or --output DIR)")
+    named = isinstance(source, str | os.PathLike)
+    title = PurePath(os.fspath(source)).stem if named else "points"
+    if named and not points.is_points(source):
+        _only_csv(unit=unit != "nats", counted=counted, use=use)
+        try:
+            cells = results.load(source)
+        except OSError as error:
+            raise UserError(f"cannot read {os.fspath(source)}: {error.strerror or error}") from error
+        convention = "N and C as in the report that the results are from."
+        return document.write(cells, output, title=title, convention=convention, noise=noise, overlay=overlay)
+    table = points.read(source, unit)
+    built = point_groups.groups(table, use=use, unit=unit, counted=counted)
+    return groups.write(built, output, title=title, noise=noise, overlay=overlay)
+
+
+def _only_csv(**options: object) -> None:
+    for name, value in options.items():
+        if value:
+            raise UserError(f"{name} is about a CSV file or a table; leave it out for results.json")
+
+
+def _report_sweep(
+    sweep: str | Sweep,
+    workdir: epath.PathLike | None,
+    everything: bool,
+    reuse: epath.PathLike | None,
+    output: epath.PathLike | None,
+    noise: "NoiseOption",
+    overlay: Sequence[str] | None,
+) -> dict[str, Any]:
+    """Write the report of a sweep that was run here."""
     from diffusionlm.progress import Progress
     from diffusionlm.scaling.report import document
     from diffusionlm.scaling.report.context import describe
@@ -137,7 +227,8 @@ def report(
             output or path / "report",
             title=sweep.name,
             convention=CONVENTIONS[sweep.convention],
-            overlay=sweep.overlay,
+            overlay=sweep.overlay if overlay is None else overlay,
+            noise=noise,
             incomplete=unfinished,
             context=context,
             warnings=warnings,

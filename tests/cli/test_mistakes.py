@@ -121,6 +121,10 @@ WRONG = [
     ("sweep status {tmp}", ["'{tmp}' is a directory", "sweep status NAME [--workdir DIR]", "smdm_isoflop"]),
     ("sweep run {tmp}/none", ["unknown sweep '{tmp}/none'", "sweep run NAME [--workdir DIR]", "smdm_isoflop"]),
     ("sweep report isoflop_cp", ["'isoflop_cp'; did you mean 'isoflop_cpu'?"]),
+    ("sweep report {tmp}/none.csv --output {tmp}/o", ["cannot read {tmp}/none.csv: No such file"]),
+    ("sweep report {tmp}/none.csv", ["give the report one", "--output DIR"]),
+    ("sweep report isoflop_cpu --noise 0", ["noise='0' must be the standard deviation", "'residuals'"]),
+    ("sweep report isoflop_cpu --unit bytes", ["unit=bytes", "nats", "bits"]),
     ("sweep status isoflop_cpu --workdir {tmp}/file", ["workdir={tmp}/file must be a directory"]),
     ("train {run}", ["'{run}' is a directory", "train EXPERIMENT [--workdir DIR]", "demo"]),
     (

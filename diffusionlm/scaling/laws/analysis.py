@@ -6,14 +6,15 @@ from dataclasses import dataclass
 import numpy as np
 
 from diffusionlm.errors import UserError
+from diffusionlm.scaling.laws.assumed_noise import NoiseOption, noises
 from diffusionlm.scaling.laws.bootstrap import Bootstrap
 from diffusionlm.scaling.laws.gap import Gap, Side, gap
-from diffusionlm.scaling.laws.noise import seed_noise
 from diffusionlm.scaling.laws.objective import ObjectiveFit, fit_objective
 from diffusionlm.scaling.laws.road_words import road_verdict, road_warnings
 from diffusionlm.scaling.laws.roads import Roads, fit_roads
 from diffusionlm.scaling.laws.verdict import verdict
 from diffusionlm.scaling.laws.warnings import warnings
+from diffusionlm.scaling.sweep.points import LeftOut
 from diffusionlm.scaling.sweep.results import CellResult
 
 REFERENCE = "arm"  # the objective that others are compared with
@@ -29,11 +30,13 @@ class Analysis:
     next_budget: float | None  # FLOPs; None with a single budget
     warnings: tuple[str, ...]  # the gravest first
     verdict: str  # a sentence or two
+    left_out: tuple[LeftOut, ...] = ()  # runs that no fit uses, to be shown beside the others
 
 
 def analyse(
     results: Sequence[CellResult],
     *,
+    noise: NoiseOption = None,
     draws: int = 10_000,
     seed: int = 0,
     full: bool = True,
@@ -43,6 +46,8 @@ def analyse(
 
     Args:
       results: the finished cells of one sweep; those whose loss is not finite are left out, with a warning.
+      noise: the noise between seeds as `assumed_noise.noises` takes it: a number of nats, "residuals", or None, which
+        is what repeated seeds show.
       draws: draws of the parametric bootstrap.
       seed: seed of its random numbers; the same results give the same analysis.
       full: also fit Approaches 1 and 3 of Hoffmann et al. (2203.15556) and rank candidates for the next cell.
@@ -56,19 +61,19 @@ def analyse(
         raise UserError(f"no finished cell to report: the evaluation of none of the {len(results)} is finite")
     if not finite:
         raise UserError("no finished cell to report; run the sweep first (its status says what is missing)")
-    noises = seed_noise(finite)
-    bootstrap = Bootstrap(noises, draws, seed)
-    budgets = sorted({result.budget for result in finite})
+    known = noises(finite, noise)
+    bootstrap = Bootstrap(known, draws, seed)
+    budgets = sorted({result.budget for result in finite if np.isfinite(result.budget)})
     next_budget = None
     if len(budgets) > 1:
         next_budget = budgets[-1] * (budgets[-1] / budgets[0]) ** (1 / (len(budgets) - 1))
     objectives = {}
     shares = {result.objective: result.arm_share for result in finite}
-    for name in sorted(noises, key=lambda name: (name == REFERENCE, shares[name], name)):
+    for name in sorted(known, key=lambda name: (name == REFERENCE, shares[name], name)):
         note(f"fitting {name}")
         runs = [result for result in finite if result.objective == name]
-        objectives[name] = fit_objective(runs, noises[name], bootstrap, next_budget, full)
-    roads = fit_roads(finite, noises, bootstrap, objectives)
+        objectives[name] = fit_objective(runs, known[name], bootstrap, next_budget, full)
+    roads = fit_roads(finite, known, bootstrap, objectives)
     gaps = _gaps(objectives, roads)
     lines = [*road_warnings(roads), *warnings(results, objectives, gaps)]
     return Analysis(objectives, roads, gaps, next_budget, tuple(lines), _verdict(objectives, roads))

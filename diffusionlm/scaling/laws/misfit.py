@@ -45,6 +45,8 @@ def parabola_lack_of_fit(fit: Parabola, log_n: ArrayLike, noise: Noise | None) -
     Returns:
       The misfit, or None with three sizes, through which a parabola always goes.
     """
+    if noise and noise.source == "residuals":  # these residuals cannot be tested against themselves
+        noise = None
     return lack_of_fit(fit.residuals, np.unique(np.asarray(log_n), return_inverse=True)[1], 3, noise)
 
 

@@ -1,14 +1,14 @@
 """The noise of the cells of a sweep: between training seeds, and of the masks of the evaluation.
 
-The noise of a run is measured where a cell was repeated with other seeds, and nowhere else: residuals of a parabola
-also contain its misfit, and with five points they have two degrees of freedom.
+The noise of a run is measured where a cell was repeated with other seeds: residuals of a parabola also contain its
+misfit, and with five points they have two degrees of freedom. `assumed_noise` has what stands in for it elsewhere.
 """
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from scipy import stats
@@ -24,8 +24,9 @@ class Noise:
 
     sd: float
     dof: int  # degrees of freedom of the estimate
-    cells: int  # repeated cells that it comes from
+    cells: int  # repeated cells, or fitted curves, that it comes from
     pooled: bool  # over all roads, or over all objectives where this one has too few repeats
+    source: Literal["seeds", "given", "residuals"] = "seeds"
 
 
 class CommonError(NamedTuple):
@@ -66,6 +67,11 @@ def by_cell(results: Iterable[CellResult]) -> dict[tuple[str, float, int], list[
     return dict(cells)
 
 
+def repeats(results: Iterable[CellResult]) -> dict[tuple[str, float, int], list[CellResult]]:
+    """Return the cells with several seeds; runs of one seed are no repeats, whatever they differ in."""
+    return {key: runs for key, runs in by_cell(results).items() if len({run.seed for run in runs}) > 1}
+
+
 def seed_noise(results: Sequence[CellResult]) -> dict[str, Noise | None]:
     """Return the noise of each objective, pooled over its repeated cells; None where it cannot be estimated.
 
@@ -74,10 +80,9 @@ def seed_noise(results: Sequence[CellResult]) -> dict[str, Noise | None]:
     their autoregressive share are one objective here.
     """
     squares = defaultdict(list)  # objective -> (sum of squares, degrees of freedom) of each repeated cell
-    for (objective, _, _), runs in by_cell(results).items():
+    for (objective, _, _), runs in repeats(results).items():
         losses = np.array([run.loss for run in runs])
-        if len(losses) > 1:
-            squares[objective].append((float(((losses - losses.mean()) ** 2).sum()), len(losses) - 1))
+        squares[objective].append((float(((losses - losses.mean()) ** 2).sum()), len(losses) - 1))
     everywhere = _pool([cell for cells in squares.values() for cell in cells], pooled=True)
     roads = {result.objective for result in results if result.arm_share}
     of_roads = _pool([cell for road in roads for cell in squares[road]], pooled=True)

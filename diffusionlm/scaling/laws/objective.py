@@ -25,6 +25,7 @@ class ObjectiveFit:
     objective: str
     noise: Noise | None
     common_error: float  # standard error that the noise of the masks adds to all losses alike, nats
+    runs: tuple[CellResult, ...]  # all of them; those without a budget are in the parametric law alone
     budgets: tuple[BudgetFit, ...]
     asymmetry: Asymmetry | None
     laws: dict[str, power_laws.Law]  # by optima.QUANTITIES
@@ -36,7 +37,7 @@ class ObjectiveFit:
     @property
     def arm_share(self) -> float:
         """The share of the steps that are autoregressive at first; 0 for an objective from scratch."""
-        return self.budgets[0].runs[0].arm_share
+        return self.runs[0].arm_share
 
 
 def fit_objective(
@@ -45,7 +46,7 @@ def fit_objective(
     """Fit everything that the finished cells of one objective allow.
 
     Args:
-      results: the runs of one objective.
+      results: the runs of one objective; Approach 3 alone uses those whose budget is NaN, which belong to none.
       noise: the noise between seeds, if it is known.
       bootstrap: the draws that all objectives share.
       next_budget: the budget to predict, FLOPs; None with a single budget.
@@ -54,7 +55,8 @@ def fit_objective(
     objective, common = results[0].objective, common_error(results)
     # The training loss of a road is not one quantity, and Approach 3 knows no share.
     checked = full and not results[0].arm_share
-    fits, bias = _with_shifts(_fit_budgets(results, noise, bootstrap), noise)
+    on_budget = [run for run in results if np.isfinite(run.budget)]
+    fits, bias = _with_shifts(_fit_budgets(on_budget, noise, bootstrap), noise)
     usable = [fit.optimum for fit in fits if fit.optimum and fit.optimum.usable]
     laws = power_laws.laws(usable, noise)
     prediction = None
@@ -65,17 +67,18 @@ def fit_objective(
         candidates = next_cells.towards_optima(fits, next_budget)
     elif full and next_budget:
         candidates = next_cells.candidates(usable, laws, next_budget)
-    curves = [(run.params, run.curve) for run in results if len(run.curve) > 1]
+    curves = [(run.params, run.curve) for run in on_budget if len(run.curve) > 1]
     return ObjectiveFit(
         objective,
         noise,
         common.stderr,
+        tuple(results),
         tuple(fits),
         bias,
         laws,
         prediction,
         candidates,
-        envelope(curves, fits[0].budget, fits[-1].budget) if checked else None,
+        envelope(curves, fits[0].budget, fits[-1].budget) if checked and fits else None,
         _surface(results, noise) if checked else None,
     )
 

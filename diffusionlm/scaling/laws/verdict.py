@@ -12,6 +12,10 @@ def verdict(objectives: Mapping[str, ObjectiveFit]) -> str:
     """Return one sentence about the laws of all objectives: which there are, why to doubt them, what is missing."""
     determined = [f"{name.upper()} (from {budgets(_usable(fit))})" for name, fit in objectives.items() if fit.laws]
     parts = [f"This sweep gives scaling laws for {_and(determined)}"] if determined else []
+    unsure = [name.upper() for name, fit in objectives.items() if fit.laws and fit.noise is None]
+    parts += [f"how certain those of {_and(unsure)} are is unknown, because the noise is"] if unsure else []
+    scatter = [name.upper() for name, fit in objectives.items() if fit.laws and _scatter(fit)]
+    parts += [f"intervals of {_and(scatter)} rest on the scatter about the curves, not on seeds"] if scatter else []
     parts += [f"doubt those of {name.upper()}: {_and(doubts(fit))}" for name, fit in objectives.items() if doubts(fit)]
     missing = [f"{name.upper()}: {_why_none(fit)}" for name, fit in objectives.items() if not fit.laws]
     if missing and determined:
@@ -46,11 +50,17 @@ def budgets(count: int) -> str:
 
 
 def _why_none(fit: ObjectiveFit) -> str:
+    if not fit.budgets:
+        return "no run belongs to a budget, so there are no optima; of its parametric law the cross-checks have more"
     lacks = [lack(row) for row in fit.budgets]
     clauses = [f"at {budgets(lacks.count(key))} {reason}" for key, reason in REASONS.items() if key in lacks]
     if usable := lacks.count(None):
         clauses.append(f"{budgets(usable)} only has an optimum, and a law needs two")
     return ", ".join(clauses)
+
+
+def _scatter(fit: ObjectiveFit) -> bool:
+    return fit.noise is not None and fit.noise.source == "residuals"
 
 
 def _usable(fit: ObjectiveFit) -> int:

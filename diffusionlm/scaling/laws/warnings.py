@@ -15,7 +15,7 @@ from diffusionlm.scaling.laws.diagnostics import (
     suspicious,
 )
 from diffusionlm.scaling.laws.gap import Gap
-from diffusionlm.scaling.laws.noise import MIN_REPEATED, MIN_SEEDS, by_cell, variance_ratio
+from diffusionlm.scaling.laws.noise import MIN_REPEATED, MIN_SEEDS, repeats, variance_ratio
 from diffusionlm.scaling.laws.objective import ObjectiveFit
 from diffusionlm.scaling.laws.optima import BudgetFit, Optimum
 from diffusionlm.scaling.laws.verdict import budgets
@@ -74,7 +74,9 @@ def _all(results: Sequence[CellResult], objectives: Mapping[str, ObjectiveFit], 
 def _missing(fit: ObjectiveFit) -> Warnings:
     name = fit.objective
     usable = sum(row.usable for row in fit.budgets)
-    if not fit.laws:
+    if not fit.budgets:
+        yield 0, f"{name}: no run belongs to a budget, so there are no parabolas: Approach 3 alone is fitted"
+    elif not fit.laws:
         yield 0, f"{name}: no power laws and no prediction: {budgets(usable)} with a usable optimum, a law needs 2"
     elif usable == 2:
         yield 2, f"{name}: the laws go through two budgets only, so nothing shows whether they are straight lines"
@@ -85,6 +87,17 @@ def _missing(fit: ObjectiveFit) -> Warnings:
             2,
             f"{name}: no intervals, because the noise is unknown: it takes {MIN_SEEDS} seeds in at least "
             f"{MIN_REPEATED} cells",
+        )
+    elif fit.noise.source == "residuals":
+        yield (
+            2,
+            f"{name}: intervals rest on the scatter about the fitted curves, {fit.noise.sd:.3g} nats, which contains "
+            "misfit as well as noise; the fit of a curve cannot be tested against it",
+        )
+    elif fit.noise.source == "given":
+        yield (
+            4,
+            f"{name}: intervals and tests rest on the given noise of {fit.noise.sd:.3g} nats; nothing here measures it",
         )
     elif fit.noise.pooled and not fit.arm_share:
         yield 4, f"{name}: too few repeated seeds of its own; its intervals use the noise of all objectives together"
@@ -218,7 +231,7 @@ def _gap(gap: Gap) -> Warnings:
 
 def _seeds(fit: ObjectiveFit) -> Iterator[str]:
     runs = [run for row in fit.budgets for run in row.runs]
-    repeated = {key: np.array([r.loss for r in cell]) for key, cell in by_cell(runs).items() if len(cell) > 1}
+    repeated = {key: np.array([r.loss for r in cell]) for key, cell in repeats(runs).items()}
     for (_, budget, params), losses in repeated.items():
         others = [other for key, other in repeated.items() if key[1:] != (budget, params)]
         dof = sum(len(other) - 1 for other in others)
@@ -231,7 +244,8 @@ def _seeds(fit: ObjectiveFit) -> Iterator[str]:
     compute = [row.budget for row in fit.budgets]
     larger = [] if fit.arm_share else compute[(len(compute) + 1) // 2 :]  # the noise is that of all roads
     which = "largest budget" if len(larger) == 1 else f"{len(larger)} largest budgets"
-    if fit.noise and larger and not any(budget in larger for _, budget, _ in repeated):
+    measured = fit.noise and fit.noise.source == "seeds"
+    if measured and larger and not any(budget in larger for _, budget, _ in repeated):
         yield (
             f"{fit.objective}: no cell of the {which} is repeated, so misfits and intervals there rest on "
             "noise that was measured at smaller ones"
@@ -245,6 +259,8 @@ def _seeds(fit: ObjectiveFit) -> Iterator[str]:
 
 
 def _evaluation(fit: ObjectiveFit) -> Iterator[str]:
+    if all(np.isnan(run.loss_stderr) for run in fit.runs):
+        return  # points of others, of which nothing but the loss is known
     for row in fit.budgets:
         if row.sizes > 1 and row.paired is None:
             yield (
@@ -264,8 +280,8 @@ def _data(results: Sequence[CellResult]) -> Iterator[str]:
             f"data repeat in {(epochs > 1).sum()} of {len(results)} cells, up to {epochs.max():.1f} epochs; laws for "
             "unique data do not apply to those"
         )
-    off = [abs(result.flops / result.budget - 1) for result in results]
-    if max(off) > OFF_BUDGET:
+    off = [abs(result.flops / result.budget - 1) for result in results if np.isfinite(result.budget)]
+    if max(off, default=0.0) > OFF_BUDGET:
         yield f"cells miss their budget by up to {100 * max(off):.1f}%, which the fits ignore"
 
 

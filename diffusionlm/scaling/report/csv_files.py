@@ -12,20 +12,27 @@ from diffusionlm.scaling.laws.bootstrap import Estimate
 from diffusionlm.scaling.laws.optima import QUANTITIES
 from diffusionlm.scaling.sweep.results import LATER, CellResult
 
+_OPTIMUM_COLUMNS = [
+    *("objective", "budget", "sizes", "runs"),
+    *(f"{key}_{part}" for key in QUANTITIES for part in ("value", "low", "high")),
+    *("in_laws", "bias_log_params", "bias_loss"),
+]
+
 
 def cells_csv(results: Sequence[CellResult], analysis: Analysis) -> bytes:
-    """Return cells.csv: what each cell measured, and the loss that its parabola fits."""
-    return _csv(list(_cell_rows(results, analysis)))
+    """Return cells.csv: what each cell measured, the loss that its parabola fits, and why it was left out."""
+    rows = list(_cell_rows(results, analysis))
+    return _csv(list(rows[0]), rows)
 
 
 def optima_csv(analysis: Analysis) -> bytes:
     """Return optima.csv: the optimum of each objective at each budget."""
-    return _csv(list(_optimum_rows(analysis)))
+    return _csv(_OPTIMUM_COLUMNS, list(_optimum_rows(analysis)))
 
 
-def _csv(rows: Sequence[Mapping[str, Any]]) -> bytes:
+def _csv(columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> bytes:
     text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     return text.getvalue().encode()
@@ -42,8 +49,12 @@ def _cell_rows(results: Sequence[CellResult], analysis: Analysis) -> Iterator[di
     unused = {name for name, default in LATER.items() if all(getattr(r, name) == default for r in results)}
     unused |= {"loss_per_draw", "curve"}
     names = [field.name for field in dataclasses.fields(CellResult) if field.name not in unused]
-    for result in results:
-        yield {name: getattr(result, name) for name in names} | {"fitted_loss": fitted.get(result.id, "")}
+    reasons = {left.run.id: left.reason for left in analysis.left_out}
+    for result in [*results, *(left.run for left in analysis.left_out)]:
+        values = {name: getattr(result, name) for name in names}
+        row = {name: "" if value != value else value for name, value in values.items()}  # NaN is not itself
+        row["fitted_loss"] = fitted.get(result.id, "")
+        yield row | ({"left_out": reasons.get(result.id, "")} if reasons else {})
 
 
 def _optimum_rows(analysis: Analysis) -> Iterator[dict[str, Any]]:

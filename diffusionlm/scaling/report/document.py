@@ -8,13 +8,17 @@ from typing import Any
 
 from diffusionlm.errors import UserError, require_package
 from diffusionlm.scaling.laws import published
-from diffusionlm.scaling.laws.analysis import analyse
-from diffusionlm.scaling.report import page, plots
+from diffusionlm.scaling.laws.analysis import Analysis, analyse
+from diffusionlm.scaling.laws.assumed_noise import NoiseOption
+from diffusionlm.scaling.report import interactive, page, plots
 from diffusionlm.scaling.report.content import to_json
 from diffusionlm.scaling.report.csv_files import cells_csv, optima_csv
+from diffusionlm.scaling.sweep.points import LeftOut
 from diffusionlm.scaling.sweep.results import CellResult
 from diffusionlm.scaling.sweep.results import to_json as results_to_json
 from diffusionlm.storage import require_directory, run_path, write_atomically
+
+OWN = "Losses are in nats per token on held-out text"
 
 
 def write(
@@ -27,6 +31,9 @@ def write(
     incomplete: int = 0,
     context: Mapping[str, str] | None = None,
     warnings: Sequence[str] = (),
+    noise: NoiseOption = None,
+    left_out: Sequence[LeftOut] = (),
+    about: str = OWN,
     note: Callable[[str], None] = lambda step: None,
 ) -> dict[str, Any]:
     """Write report.html, report.json, results.json, two CSV files and PNG files, each whole or not at all.
@@ -38,8 +45,11 @@ def write(
       convention: a sentence that says what N and C count.
       overlay: names of published laws to draw, as in `published.names()`.
       incomplete: the number of planned cells that have not finished.
-      context: what was measured, as `context.describe` returns it.
+      context: what was measured, for a table.
       warnings: further warnings, for instance about the data, which come first.
+      noise: the noise between seeds, as `analyse` takes it.
+      left_out: runs that no fit uses, to be shown beside the others.
+      about: a sentence about the losses, for the page.
       note: called with the name of each step as it begins, to show progress.
 
     Returns:
@@ -50,30 +60,35 @@ def write(
     """
     require_package("matplotlib", "the report of a sweep", "matplotlib", "plots")
     laws = [published.get(name) for name in overlay]
-    analysis = analyse(results, note=note)
-    first = list(warnings)
+    analysis = analyse(results, noise=noise, note=note)
     if incomplete:
-        first.insert(0, f"the sweep is incomplete: {incomplete} planned cells have not finished, {len(results)} have")
-    analysis = dataclasses.replace(analysis, warnings=(*first, *analysis.warnings))
+        state = f"{incomplete} planned cells have not finished, {len(results)} have"
+        warnings = [f"the sweep is incomplete: {state}", *warnings]
+    analysis = dataclasses.replace(analysis, warnings=(*warnings, *analysis.warnings), left_out=tuple(left_out))
     note("drawing plots")
     pictures = plots.render(analysis, laws)
     content = to_json(analysis) | {
         "title": title,
         "context": dict(context or {}) | {"counts": convention},
         "convention": convention,
+        "about": about,
         "cells": len(results),
         "incomplete": incomplete,
         "overlay": {law.name: law.source for law in laws},
     }
-    files = pictures | {
+    html = page.render(analysis, content, pictures, laws, interactive.elements(analysis))
+    tables = _tables(results, analysis, content)
+    _write_files(pictures | tables | {"report.html": html.encode("ascii", "xmlcharrefreplace")}, directory)
+    return content
+
+
+def _tables(results: Sequence[CellResult], analysis: Analysis, content: Mapping[str, Any]) -> dict[str, bytes]:
+    return {
         "cells.csv": cells_csv(results, analysis),
         "optima.csv": optima_csv(analysis),
         "results.json": results_to_json(results).encode(),
         "report.json": (json.dumps(content, indent=1, allow_nan=False) + "\n").encode(),
-        "report.html": page.render(analysis, content, pictures, laws).encode("ascii", "xmlcharrefreplace"),
     }
-    _write_files(files, directory)
-    return content
 
 
 def _write_files(files: Mapping[str, bytes], directory: str | os.PathLike) -> None:

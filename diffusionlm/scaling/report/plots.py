@@ -32,6 +32,7 @@ from diffusionlm.scaling.report.plot_elements import (
     style_of,
 )
 from diffusionlm.scaling.report.road_plots import draw_shares
+from diffusionlm.scaling.report.surface_plots import draw_surface, unfitted
 
 if TYPE_CHECKING:  # matplotlib is an extra
     from matplotlib.axes import Axes
@@ -59,12 +60,15 @@ def render(analysis: Analysis, overlays: Overlays = ()) -> dict[str, bytes]:
 
 def draw_isoflop(figure: "Figure", analysis: Analysis, overlays: Overlays) -> bool:
     """Draw the loss over N with a parabola and an optimum for each budget, in a panel for each objective."""
-    fits = list(analysis.objectives.values())
+    fits = [fit for fit in analysis.objectives.values() if fit.budgets]
+    if not fits:
+        return False
     budgets = sorted({row.budget for fit in fits for row in fit.budgets})
     for i, (axes, fit) in enumerate(zip(panels(figure, len(fits), 5.4), fits, strict=True)):
         for row in fit.budgets:
             _measured(axes, row, *budget_style(budgets, row.budget))
         axes.set(title=fit.objective.upper(), xscale="log", xlabel="model size N (parameters)")
+        unfitted(axes, fit, analysis.left_out)
         ends = np.array([_grid_ends(row) for row in fit.budgets])
         axes.set_xlim(ends[:, 0].min(), ends[:, 1].max())
         axes.set_ylim(axes.get_ylim())  # of points and curves: no interval stretches a panel
@@ -227,7 +231,7 @@ def _distance(axes: "Axes", law: Law, reference: Law, style: Style, title: str) 
 
 def draw_residuals(figure: "Figure", analysis: Analysis, overlays: Overlays) -> bool:
     """Draw measured minus fitted losses over N / N*: a pattern is misfit, scatter is noise."""
-    fits = list(analysis.objectives.values())
+    fits = [fit for fit in analysis.objectives.values() if fit.budgets]
     if not any(row.optimum for fit in fits for row in fit.budgets):
         return False
     budgets = sorted({row.budget for fit in fits for row in fit.budgets})
@@ -307,6 +311,7 @@ def _in_pieces(envelope: Envelope) -> tuple[np.ndarray, np.ndarray]:
 PICTURES: Mapping[str, Callable[["Figure", Analysis, Overlays], bool]] = {
     "shares.png": lambda figure, analysis, overlays: draw_shares(figure, analysis),
     "isoflop.png": draw_isoflop,
+    "surface.png": lambda figure, analysis, overlays: draw_surface(figure, analysis),
     "laws.png": draw_laws,
     "gap.png": draw_gap,
     "residuals.png": draw_residuals,

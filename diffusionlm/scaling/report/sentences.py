@@ -10,6 +10,7 @@ from diffusionlm.scaling.laws.objective import ObjectiveFit
 from diffusionlm.scaling.laws.verdict import doubts
 from diffusionlm.scaling.report.formatting import number, with_unit
 from diffusionlm.scaling.report.road_sentences import about_roads
+from diffusionlm.scaling.sweep.results import OBJECTIVES
 
 T = TypeVar("T")
 
@@ -23,14 +24,39 @@ def summary(analysis: Analysis) -> list[str]:
     if analysis.roads:
         sentences += about_roads(analysis.roads)
     sentences += [_about_gap(gap) for gap in analysis.gaps]
-    sentences.append(
-        "Intervals hold the noise between training seeds and, for diffusion, of the evaluation masks. They do not "
-        "hold the misfit of the curves, which is given beside them as bias, nor the choice of held-out text, learning "
-        "rate or data."
-    )
+    sentences.append(_about_intervals(analysis))
     sentences += [_about_bend(fit) for fit in analysis.objectives.values() if fit.laws and not fit.arm_share]
     sentences.append("The loss of a masked diffusion model is an upper bound, that of an autoregressive one is exact.")
+    others = [name for name in ("uniform", "mlm", "prime") if name in analysis.objectives]
+    sentences += [f"The loss of {name.upper()} is that of {OBJECTIVES[name]}." for name in others]
     return sentences
+
+
+def _about_intervals(analysis: Analysis) -> str:
+    """Say what the intervals hold, by where the noise comes from."""
+    known = [fit.noise for fit in analysis.objectives.values() if fit.noise]
+    others = "the choice of held-out text, learning rate or data"
+    if not known:
+        return (
+            "There are no intervals, because the noise is unknown; so nothing here says how sure any of these numbers "
+            "is."
+        )
+    sds = " and ".join(dict.fromkeys(f"{noise.sd:.3g}" for noise in known))
+    if known[0].source == "given":
+        return (
+            f"Intervals hold a noise of {sds} nats between runs, which was given and not measured here. They do not "
+            f"hold the misfit of the curves, which is given beside them as bias, nor {others}."
+        )
+    if known[0].source == "residuals":
+        return (
+            f"Intervals hold the scatter of the runs about the fitted curves ({sds} nats), as if it were independent "
+            "from run to run. It contains the misfit of the curves as well as the noise, and whether a curve fits "
+            f"cannot be tested against it. They do not hold a misfit that all budgets share, nor {others}."
+        )
+    return (
+        "Intervals hold the noise between training seeds and, for diffusion, of the evaluation masks. They do not "
+        f"hold the misfit of the curves, which is given beside them as bias, nor {others}."
+    )
 
 
 def _about_objective(fit: ObjectiveFit) -> list[str]:
@@ -39,12 +65,23 @@ def _about_objective(fit: ObjectiveFit) -> list[str]:
         params, loss = fit.laws["params"].exponent, fit.laws["loss"].exponent
         sentences.append(
             f"For {name}, the best model size grows as C to the power {number(params)} and the best loss changes "
-            f"as C to the power {number(loss)}."
+            f"as C to the power {number(loss)}{'' if fit.noise else '; how surely is unknown, because the noise is'}."
+        )
+    elif (surface := fit.parametric) and not fit.budgets:
+        error = ", without an error, because the noise is unknown"
+        if surface.stderr:
+            error = f" \N{PLUS-MINUS SIGN} {surface.stderr[0]:.2g} (standard error)"
+        sentences.append(
+            f"For {name}, the parametric law of all runs has the best model size grow as C to the power "
+            f"{surface.params_exponent:.3g}{error}."
+            if surface.determined
+            else f"For {name}, the parametric law of all runs does not determine how the best model size grows with C."
         )
     if ahead := fit.prediction:
         sentences.append(
-            f"With {ahead.budget:.3g} FLOPs, {name} should reach {number(ahead.loss)} nats per token with about "
-            f"{number(ahead.params)} parameters" + (", but its laws are in doubt." if doubts(fit) else ".")
+            f"With {ahead.budget:.3g} FLOPs, {name} {'should' if fit.noise else 'would, by its laws,'} reach "
+            f"{number(ahead.loss)} nats per token with about {number(ahead.params)} parameters"
+            + (", but its laws are in doubt." if doubts(fit) else ".")
         )
     if fit.candidates and fit.candidates[0].loss_reduction is not None:
         best = fit.candidates[0]
@@ -62,7 +99,7 @@ def _about_gap(gap: Gap) -> str:
     if gap.parallel:
         return (
             f"{name} needs {number(gap.common)} times the compute of {reference} for the same loss, if their laws are "
-            f"taken to be parallel{beyond}."
+            f"taken to be parallel{beyond}{'' if gap.common and gap.common.interval else '; its interval is unknown'}."
         )
     parts = [f"{number(e)} at {reference}'s {c:.3g} FLOPs" for c, e, _ in _ends(gap.at_budgets)]
     parts += [f"{number(e)} at its own {c:.3g} FLOPs" for c, e in _ends(gap.at_own)]

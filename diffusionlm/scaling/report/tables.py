@@ -14,8 +14,10 @@ from diffusionlm.scaling.laws.parametric import Parametric
 from diffusionlm.scaling.laws.published import PublishedLaw
 from diffusionlm.scaling.report.formatting import Table, interval, number, with_unit
 from diffusionlm.scaling.report.road_tables import road_tables
+from diffusionlm.scaling.sweep.points import LeftOut
 
 Fits = Sequence[ObjectiveFit]
+SHOWN = 100  # rows of a table of runs
 
 
 def tables(analysis: Analysis, content: Mapping[str, Any], published: Sequence[PublishedLaw]) -> dict[str, Table]:
@@ -29,6 +31,7 @@ def tables(analysis: Analysis, content: Mapping[str, Any], published: Sequence[P
     fits = list(analysis.objectives.values())
     return {
         "measured": Table(["", ""], list(content["context"].items())),
+        "left_out": _left_out(analysis.left_out),
         "optima": _optima(fits),
         "laws": _laws(fits),
         "without_one_budget": _without_one_budget(fits),
@@ -36,10 +39,22 @@ def tables(analysis: Analysis, content: Mapping[str, Any], published: Sequence[P
         "gaps": _gaps(analysis.gaps),
         "predictions": _predictions(fits),
         "next_cells": _next_cells(content["next_cells"]),
+        "parametric": _parametric(fits),
         "cross_checks": _cross_checks(fits),
         "paired_errors": _paired_errors(fits),
         "published": _published(published),
     }
+
+
+def _left_out(left_out: Sequence[LeftOut]) -> Table:
+    rows = []
+    for run, reason in left_out[:SHOWN]:
+        budget, loss = ("" if np.isnan(value) else f"{value:.4g}" for value in (run.budget, run.loss))
+        sizes = with_unit(run.params, 3), with_unit(run.tokens, 3)
+        rows.append([run.id, run.objective.upper(), budget, *sizes, loss, reason])
+    if more := len(left_out) - SHOWN:
+        rows += [[f"and {more:,} more, in cells.csv", *[""] * 6]] if more > 0 else []
+    return Table(["", "", "C (FLOPs)", "N", "D", "loss (nats)", "why"], rows)
 
 
 def _optima(fits: Fits) -> Table:
@@ -163,6 +178,16 @@ def _next_cells(cells: Sequence[Mapping[str, Any]]) -> Table:
     return Table(header, rows)
 
 
+def _parametric(fits: Fits) -> Table:
+    """Return the parametric laws of the objectives that have nothing else."""
+    rows = []
+    for fit in fits:
+        if (law := fit.parametric) and not fit.budgets:
+            terms = law.e, np.exp(law.log_a), np.exp(law.log_b), law.alpha, law.beta
+            rows.append([fit.objective.upper(), str(len(fit.runs)), *(f"{term:.4g}" for term in terms)])
+    return Table(["", "runs", "E (nats)", "A", "B", "alpha", "beta"], rows)
+
+
 def _cross_checks(fits: Fits) -> Table:
     rows = []
     for fit in fits:
@@ -182,7 +207,8 @@ def _cross_checks(fits: Fits) -> Table:
 
 
 def _surface(fit: ObjectiveFit, surface: Parametric) -> list[str]:
-    first, last, ahead = fit.budgets[0].budget, fit.budgets[-1].budget, fit.prediction
+    compute = [row.budget for row in fit.budgets] or sorted(run.flops for run in fit.runs)
+    first, last, ahead = compute[0], compute[-1], fit.prediction
     error = f" \N{PLUS-MINUS SIGN} {surface.stderr[0]:.2g} (standard error)" if surface.stderr else ""
     change = np.log(surface.optimum(last)[2] / surface.optimum(first)[2])
     return [

@@ -30,7 +30,7 @@ class CellResult:
     objective: str  # the road: mdm, arm, or arm50 where half of the steps of an MDM are autoregressive
     preset: str  # the name of the model size
     seed: int
-    budget: float  # FLOPs that the cell was planned for
+    budget: float  # FLOPs that the cell was planned for; NaN for a point of others that belongs to no budget
     flops: float  # FLOPs that it spent, in the convention of the sweep's recipe
     params: int  # the N that the fits use, as the recipe counts it
     params_non_embedding: int
@@ -38,7 +38,7 @@ class CellResult:
     unique_tokens: int  # tokens of the training split; fewer than `tokens` means that data were repeated
     steps: int
     loss: float  # held-out nats per token: the bound of an MDM, the cross-entropy of an ARM; NaN if not finite
-    loss_stderr: float  # Monte Carlo error of the masks; 0 for an ARM
+    loss_stderr: float  # Monte Carlo error of the masks; 0 for an ARM, NaN for a point of others
     loss_per_draw: tuple[float, ...]  # the loss by noise draw; all cells of a sweep share the draws
     bits_per_byte: float
     curve: tuple[tuple[float, float], ...]  # (FLOPs spent, training loss of the part) along the run, thinned
@@ -48,6 +48,15 @@ class CellResult:
     autoregressive_loss: float | None = None
     first_autoregressive_loss: float | None = None
 
+
+# The objectives that points of others may have, and what their losses are.
+OBJECTIVES: Mapping[str, str] = {
+    "arm": "autoregressive: the exact cross-entropy",
+    "mdm": "masked diffusion: a bound on the likelihood (NELBO)",
+    "uniform": "diffusion with uniform noise: a bound on the likelihood",
+    "mlm": "a masked language model: the cross-entropy of masked tokens, which is no bound on the likelihood",
+    "prime": "MDM-Prime: its published losses are no bounds on the likelihood",
+}
 
 # Left out of results.json at these values, which all cells of before have.
 LATER: Mapping[str, Any] = {field.name: field.default for field in fields(CellResult) if field.default is not MISSING}
@@ -59,10 +68,10 @@ class _Row(schema.Record, frozen=True):
     """A `CellResult` in results.json, where null stands for a number that is not finite."""
 
     id: str
-    objective: Annotated[str, msgspec.Meta(pattern=r"^(mdm|arm|arm[0-9.]+(e-[0-9]+)?)$")]
+    objective: Annotated[str, msgspec.Meta(pattern=rf"^({'|'.join(OBJECTIVES)}|arm[0-9.]+(e-[0-9]+)?)$")]
     preset: str
     seed: schema.Count
-    budget: _Real
+    budget: _Real | None
     flops: _Real
     params: schema.Positive
     params_non_embedding: schema.Positive

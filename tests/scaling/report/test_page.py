@@ -10,7 +10,7 @@ from support.report_page import page_of
 from support.simulated_sweep import REPORT_TRUTHS, complete, moved, select, simulated, tilted
 
 from diffusionlm.scaling.laws.analysis import analyse
-from diffusionlm.scaling.report import document, page, plots
+from diffusionlm.scaling.report import document, interactive, page, plots
 
 
 @pytest.fixture(scope="module")
@@ -20,6 +20,7 @@ def written(report, tmp_path_factory):
     pictures = {path.name: path.read_bytes() for path in report[0].glob("*.png")}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(plots, "render", lambda *args: pictures)  # drawn once
+        patch.setattr(interactive, "available", lambda: False)
         content = document.write(complete(), directory, **words, incomplete=2)
     return (directory / "report.html").read_text(), content
 
@@ -49,9 +50,16 @@ def test_it_stands_alone(written):
 
 def test_whatever_it_shows_is_escaped():
     analysis = replace(analyse(complete()[:2], full=False), warnings=('<b>"bold"</b>',))
-    content = {"title": "<i>", "cells": 2, "verdict": "a < b", "context": {"<u>": "'&'"}, "next_cells": []}
+    content = {
+        "title": "<i>",
+        "cells": 2,
+        "verdict": "a < b",
+        "context": {"<u>": "'&'"},
+        "next_cells": [],
+        "about": "<s>",
+    }
     text = page.render(analysis, content, {}, [])
-    for raw in ("<i>", "<b>", "<u>", "'&'"):
+    for raw in ("<i>", "<b>", "<u>", "<s>", "'&'"):
         assert raw not in text
     for shown in ("<i>", '<b>"bold"</b>', "a < b", "<u>", "'&'"):
         assert shown in html.unescape(text)

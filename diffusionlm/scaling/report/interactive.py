@@ -1,0 +1,157 @@
+"""The plots of a report as Bokeh draws them, to be read point by point: in the page itself, without a network."""
+
+import importlib.util
+import re
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from diffusionlm.scaling.laws.analysis import Analysis
+from diffusionlm.scaling.laws.bootstrap import Estimate
+from diffusionlm.scaling.laws.objective import ObjectiveFit
+from diffusionlm.scaling.laws.optima import QUANTITIES
+from diffusionlm.scaling.report.plot_elements import GREY, budget_style, style_of
+from diffusionlm.scaling.report.surface_plots import crosses
+
+if TYPE_CHECKING:  # Bokeh is an extra
+    from bokeh.plotting import figure as Figure  # pyright: ignore[reportMissingImports]
+
+HEIGHT = 440  # pixels
+LABELS = {"params": "N* (parameters)", "tokens": "D* (tokens)", "loss": "L* (nats per token)"}
+HOVER = [
+    ("", "@id"),
+    *((label, f"@{key}{{%.3e}}") for label, key in (("N", "params"), ("D", "tokens"), ("C", "flops"))),
+    ("loss", "@loss{%.5g}"),
+    ("", "@why"),
+]
+
+
+def available() -> bool:
+    """Return True where Bokeh is installed."""
+    return importlib.util.find_spec("bokeh") is not None
+
+
+def elements(analysis: Analysis) -> str:
+    """Return the plots as HTML with their scripts, Bokeh's own (1.3 MB) among them; "" where Bokeh is not installed.
+
+    Everything is ASCII; Bokeh escapes the texts of the data, so that none can end the script.
+    """
+    if not available():
+        return ""
+    from bokeh.embed import components  # pyright: ignore[reportMissingImports]
+    from bokeh.layouts import column  # pyright: ignore[reportMissingImports]
+    from bokeh.resources import Resources  # pyright: ignore[reportMissingImports]
+
+    fits = list(analysis.objectives.values())
+    plots = [_losses(fit, analysis) for fit in fits]
+    if any(row.usable for fit in fits for row in fit.budgets):
+        plots += [_laws(key, analysis) for key in QUANTITIES]
+    script, place = components(column(*plots, sizing_mode="stretch_width"), wrap_script=False)
+    library = Resources(mode="inline", components=["bokeh"], log_level="error").js_raw
+    code = _ascii("\n".join((*library, script)))
+    return f"{place}\n<script>\n{code}\n</script>\n"
+
+
+def _ascii(code: str) -> str:
+    """Return JavaScript whose characters beyond ASCII are escapes, since those of HTML mean nothing in it."""
+    return re.sub(
+        r"[^\x00-\x7f]",
+        lambda match: "".join(f"\\u{unit:04x}" for unit in np.frombuffer(match[0].encode("utf-16-le"), "<u2")),
+        code,
+    )
+
+
+def _figure(**options: Any) -> "Figure":
+    from bokeh.plotting import figure  # pyright: ignore[reportMissingImports]
+
+    plot = figure(height=HEIGHT, sizing_mode="stretch_width", tools="pan,box_zoom,wheel_zoom,reset,save", **options)
+    plot.toolbar.logo = None
+    plot.toolbar.active_scroll = None  # the wheel moves the page until it is chosen
+    return plot
+
+
+def _hover(plot: "Figure", renderers: list[Any], tooltips: list[tuple[str, str]]) -> None:
+    from bokeh.models import HoverTool  # pyright: ignore[reportMissingImports]
+
+    numbers = {f"@{name}": "printf" for name in ("params", "tokens", "flops", "loss", "c", "value", "low", "high")}
+    plot.add_tools(HoverTool(renderers=renderers, tooltips=tooltips, formatters=numbers))
+
+
+def _losses(fit: ObjectiveFit, analysis: Analysis) -> "Figure":
+    """Draw the runs of one objective over N, each with its row, and the parabolas."""
+    from matplotlib.colors import to_hex
+
+    name = fit.objective.upper()
+    plot = _figure(
+        title=f"{name}: loss over model size",
+        x_axis_type="log",
+        x_axis_label="N (parameters)",
+        y_axis_label="loss (nats)",
+    )
+    budgets = sorted({row.budget for other in analysis.objectives.values() for row in other.budgets})
+    drawn = []
+    for row in fit.budgets:
+        colour, label = to_hex(budget_style(budgets, row.budget)[0]), f"{row.budget:.3g}"
+        drawn.append(plot.scatter("params", "loss", source=_source(row.runs), size=7, color=colour, legend_label=label))
+        if row.parabola:
+            x = np.linspace(row.log_n.min(), row.log_n.max(), 80)
+            plot.line(np.exp(x), row.parabola(x), color=colour, legend_label=label)
+    loose = [run for run in fit.runs if np.isnan(run.budget)]
+    if loose:
+        drawn.append(
+            plot.scatter("params", "loss", source=_source(loose), size=5, color=GREY, legend_label="no budget")
+        )
+    if gone := crosses(fit.objective, analysis.left_out):
+        reasons = {left.run.id: left.reason for left in analysis.left_out}
+        source = _source(gone) | {"why": [reasons[run.id] for run in gone]}
+        drawn.append(plot.scatter("params", "loss", source=source, marker="x", color=GREY, legend_label="left out"))
+    optima = [row.optimum for row in fit.budgets if row.usable and row.optimum]
+    if optima:
+        ends = [o.params.value for o in optima], [o.loss.value for o in optima]
+        plot.scatter(*ends, marker="star", size=14, color="black", legend_label="optimum")
+    _hover(plot, drawn, HOVER)
+    plot.legend.click_policy = "hide"
+    plot.add_layout(plot.legend[0], "right")
+    return plot
+
+
+def _source(runs: Any) -> dict[str, list[Any]]:
+    columns = {key: [getattr(run, key) for run in runs] for key in ("id", "params", "tokens", "flops", "loss")}
+    return columns | {"why": [""] * len(columns["id"])}
+
+
+def _laws(key: str, analysis: Analysis) -> "Figure":
+    """Draw the optima of one quantity over C with their intervals, and the laws."""
+    from bokeh.models import PrintfTickFormatter  # pyright: ignore[reportMissingImports]
+
+    plot = _figure(title=f"{LABELS[key]} over compute", x_axis_type="log", y_axis_type="log", x_axis_label="C (FLOPs)")
+    plot.yaxis.formatter = PrintfTickFormatter(format="%.3g" if key == "loss" else "%.2e")
+    drawn = []
+    for fit in analysis.objectives.values():
+        colour, name = style_of(fit.objective, analysis.objectives).colour, fit.objective.upper()
+        optima = [(row.budget, getattr(row.optimum, key)) for row in fit.budgets if row.usable]
+        if not optima:
+            continue
+        source = _estimates(optima)
+        plot.segment("c", "low", "c", "high", source=source, color=colour)
+        drawn.append(plot.scatter("c", "value", source=source, size=8, color=colour, legend_label=name))
+        if law := fit.laws.get(key):
+            grid = np.geomspace(law.budgets[0], analysis.next_budget or law.budgets[-1], 60)
+            plot.line(grid, [law.at(c).value for c in grid], color=colour, legend_label=name)
+    plot.legend.location = "top_right" if key == "loss" else "top_left"
+    form = "%.5g" if key == "loss" else "%.3e"
+    rows = [("C", "@c{%.3e}"), (LABELS[key], f"@value{{{form}}}"), ("95%", f"@low{{{form}}} to @high{{{form}}}")]
+    _hover(plot, drawn, rows)
+    plot.legend.click_policy = "hide"
+    return plot
+
+
+def _estimates(rows: list[tuple[float, Estimate]]) -> dict[str, list[float]]:
+    """Return columns; an end that is unknown or infinite is that of the value, which draws no bar."""
+    ends = [e.interval if e.interval and e.bounded else (e.value, e.value) for _, e in rows]
+    return {
+        "c": [c for c, _ in rows],
+        "value": [e.value for _, e in rows],
+        "low": [low for low, _ in ends],
+        "high": [high for _, high in ends],
+    }

@@ -1,0 +1,176 @@
+"""Reports of points: one for each source and corpus, from a file, a table or the results of a report."""
+
+import csv
+import html
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import diffusionlm as dlm
+from diffusionlm.errors import UserError
+from diffusionlm.scaling.laws.analysis import analyse
+from diffusionlm.scaling.report import document, interactive, plots
+
+FIXTURES = Path(__file__).parents[2] / "fixtures" / "scaling"
+
+
+def quickly(results, **options):
+    """Analyse without the parametric law, unless there is nothing else."""
+    return analyse(results, full=all(np.isnan(run.budget) for run in results), **options)
+
+
+@pytest.fixture(autouse=True)
+def plain(monkeypatch, request):
+    """Draw nothing but in slow tests, since it takes most of the time of a report."""
+    if not request.node.get_closest_marker("slow"):
+        monkeypatch.setattr(document, "analyse", quickly)
+        monkeypatch.setattr(plots, "render", lambda *args: {})
+        monkeypatch.setattr(interactive, "available", lambda: False)
+
+
+def few(tmp_path):
+    """Write some rows of the twins of MDM-Prime-v2: three budgets of both objectives."""
+    lines = (FIXTURES / "mdm_prime_v2.csv").read_text().splitlines()
+    budgets = ("3e+18", "1e+19", "6e+19")
+    chosen = [line for line in lines if line[0] == "#" or line.split(",")[3] in ("budget_flops", *budgets)]
+    (tmp_path / "few.csv").write_text("\n".join(chosen) + "\n")
+    return tmp_path / "few.csv"
+
+
+def test_points_and_their_results_give_one_report(tmp_path):
+    path = few(tmp_path)
+    content = dlm.sweep.report(path, output=tmp_path / "report", noise=0.012, overlay=["smdm_mdm"], counted="12 L d^2")
+    text = html.unescape((tmp_path / "report" / "report.html").read_text())
+    assert "12 L d^2" in text and "Apache-2.0" in text and "which was given and not measured here" in text
+    assert content["noise"]["mdm"]["source"] == "given" and content["laws"]["mdm"]["params"]["exponent"]["low"] > 0
+    again = dlm.sweep.report(tmp_path / "report" / "results.json", output=tmp_path / "again", noise="0.012")
+    assert again["laws"] == content["laws"] and again["optima"] == content["optima"]
+    with path.open() as file:
+        rows = [row for row in csv.DictReader(line for line in file if line[0] != "#")]
+    columns = {name: [row[name] for row in rows] for name in rows[0]}
+    [group] = dlm.scaling.read_points(columns)
+    written = json.loads((tmp_path / "report" / "results.json").read_text())
+    assert [(r.objective, r.budget, r.params, r.tokens, r.loss) for r in group.results] == [
+        tuple(row[name] for name in ("objective", "budget", "params", "tokens", "loss")) for row in written
+    ]
+
+
+def test_rows_that_are_left_out_are_in_the_tables(tmp_path):
+    path = few(tmp_path)
+    lines = path.read_text().splitlines()
+    lines[-1] = lines[-1].removesuffix(",") + ",diverged"
+    path.write_text("\n".join(lines) + "\n")
+    content = dlm.sweep.report(path, output=tmp_path / "report")
+    text = (tmp_path / "report" / "report.html").read_text()
+    table = text[text.index("<h2>Left out") :].split("</section>")[0]
+    assert f"few.csv line {len(lines)}" in table and "flag diverged" in table
+    with (tmp_path / "report" / "cells.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["id"] for row in rows if row["left_out"]] == [f"few.csv line {len(lines)}"]
+    assert content["cells"] == len(rows) - 1
+    assert "interval is unknown" in text or "No one number" in text  # no noise: nothing sounds sure
+
+
+def test_each_corpus_has_a_report_and_a_page_lists_them(tmp_path):
+    lines = [line for line in few(tmp_path).read_text().splitlines() if ",mdm," not in line]
+    other = [line.replace(",c4,", ",<web>,") for line in lines if ",c4," in line]
+    (tmp_path / "two.csv").write_text("\n".join([*lines, *other]) + "\n")
+    content = dlm.sweep.report(tmp_path / "two.csv", output=tmp_path / "report")
+    assert list(content["groups"]) == ["mdm_prime_v2_c4", "mdm_prime_v2_web"]
+    one, two = content["groups"].values()
+    assert one["laws"] == two["laws"] and one["cells"] == two["cells"]
+    page = (tmp_path / "report" / "report.html").read_text()
+    assert 'href="mdm_prime_v2_web/report.html"' in page and "<web>" not in page and "<script" not in page
+    assert json.loads((tmp_path / "report" / "report.json").read_text()) == content
+    assert (tmp_path / "report" / "mdm_prime_v2_c4" / "report.html").exists()
+
+
+def test_points_without_budgets_have_the_parametric_law_and_few_warnings(tmp_path):
+    rng = np.random.default_rng(0)
+    n, d = np.exp(rng.uniform(np.log(1e7), np.log(1e9), 243)), np.exp(rng.uniform(np.log(1e9), np.log(1e11), 243))
+    table = {"objective": ["arm"] * 243, "params": n, "tokens": d, "flops": 6 * n * d}
+    table["loss"] = 1.7 + 400 / n**0.34 + 410 / d**0.28
+    content = dlm.sweep.report(table, output=tmp_path)
+    assert len(content["warnings"]) < 5 and content["laws"] == {"arm": {}}
+    law = content["cross_checks"]["arm"]["parametric"]
+    assert (law["e"], law["alpha"], law["beta"]) == pytest.approx((1.7, 0.34, 0.28), rel=1e-3)
+    text = (tmp_path / "report.html").read_text()
+    assert "<h2>Parametric law" in text and "no run belongs to a budget" in content["verdict"]
+    assert (tmp_path / "optima.csv").read_text().startswith("objective,budget,sizes")
+    again = dlm.sweep.report(tmp_path / "results.json", output=tmp_path / "again")
+    assert again["cross_checks"] == content["cross_checks"]
+
+
+def test_a_masked_language_model_has_no_bound(tmp_path):
+    path = few(tmp_path)
+    path.write_text(path.read_text().replace(",mdm,", ",mlm,"))
+    dlm.sweep.report(path, output=tmp_path / "report")
+    text = (tmp_path / "report" / "report.html").read_text()
+    assert "The loss of MLM is that of a masked language model" in text and "no bound on the likelihood" in text
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({}, "give the report one (output, or --output DIR)"),
+        ({"output": "out", "workdir": "w"}, "workdir='w' is about a sweep that was run here"),
+        ({"output": "out", "reuse": "r.json"}, "reuse='r.json' is about a sweep"),
+        ({"output": "out", "noise": "much"}, "noise='much' must be the standard deviation"),
+        ({"output": "out", "overlay": ["smdm"]}, "unknown published law 'smdm'"),
+        ({"output": "out", "unit": "bytes"}, "unit='bytes' must be 'nats' or 'bits'"),
+    ],
+)
+def test_options_that_do_not_go_with_points_are_one_line(options, words):
+    with pytest.raises(UserError) as error:
+        dlm.sweep.report(FIXTURES / "cs336_synthetic.csv", **options)
+    assert words in str(error.value)
+    with pytest.raises(UserError, match="unit, counted and use are about points"):
+        dlm.sweep.report("isoflop_cpu", unit="bits")
+
+
+@pytest.mark.slow
+def test_rows_that_are_left_out_or_without_budget_are_drawn(tmp_path):
+    """A budget with two sizes is none, and so its rows are the parametric law's alone."""
+    lines = few(tmp_path).read_text().splitlines()
+    lines[-1] += "diverged"
+    extra = lines[-2].replace("6e+19", "7e+19")
+    (tmp_path / "few.csv").write_text("\n".join([*lines, extra]) + "\n")
+    content = dlm.sweep.report(tmp_path / "few.csv", output=tmp_path / "report", noise="residuals")
+    assert any("the budget 7e+19 has fewer than 3 sizes" in line for line in content["warnings"])
+    assert (tmp_path / "report" / "isoflop.png").exists() and not (tmp_path / "report" / "surface.png").exists()
+    (tmp_path / "few.csv").write_text("\n".join([line.replace("budget_flops", "other") for line in lines]) + "\n")
+    dlm.sweep.report(tmp_path / "few.csv", output=tmp_path / "report", noise="residuals")
+    assert (tmp_path / "report" / "surface.png").exists() and not (tmp_path / "report" / "isoflop.png").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("cs336_synthetic", "llama3", "porian", "protein_lm", "kempner_loss_to_loss", "epoch_chinchilla"),
+        *("kyo_chinchilla", "open_athena", "openeurollm_smoothed", "exact_surfaces", "mdm_prime_v2", "steplaw_dense"),
+    ],
+)
+def test_real_points_go_through(name, data_dir, tmp_path, monkeypatch):
+    monkeypatch.setattr(plots, "render", lambda *args: {})
+    content = dlm.sweep.report(Path(data_dir) / "laws" / f"{name}.csv", output=tmp_path, noise="residuals")
+    for group in content.get("groups", {"": content}).values():
+        assert len(group["warnings"]) < 40 and group["verdict"]
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("evo_optima", "flag optimum: 16"),
+        ("smdm_optima", "flag optimum: 10"),
+        ("mdm_prime_v2_invalid", "flag invalid: 62"),
+        ("published", "no column 'params'"),
+        ("open_athena_approach2_bias", "no column 'objective'"),
+    ],
+)
+def test_real_files_that_are_no_points_are_refused(name, words, data_dir, tmp_path):
+    with pytest.raises(UserError) as error:
+        dlm.sweep.report(Path(data_dir) / "laws" / f"{name}.csv", output=tmp_path)
+    assert words in str(error.value)

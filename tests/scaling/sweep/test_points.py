@@ -1,0 +1,184 @@
+"""Points of others are read whole or refused in one line that names the row; doubtful rows are named in warnings."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from diffusionlm.errors import UserError
+from diffusionlm.scaling.sweep import points
+from diffusionlm.scaling.sweep.point_groups import groups
+
+FIXTURES = Path(__file__).parents[2] / "fixtures" / "scaling"
+COLUMNS = "objective,budget_flops,params,tokens,loss"
+ROW = "arm,6e18,1e8,1e10,3.1"
+
+
+def written(tmp_path, *lines, columns=COLUMNS):
+    path = tmp_path / "points.csv"
+    path.write_text("\n".join(["# a comment", columns, *lines]) + "\n")
+    return path
+
+
+def surface(budgets=(1e18, 1e19, 1e20), sizes=5, **columns):
+    """Return the columns of exact points of a law, and further columns that are the same in all rows."""
+    log_c = np.repeat(np.log(budgets), sizes)
+    n = np.tile(np.geomspace(0.4, 2.5, sizes), len(budgets)) * 0.1 * np.exp(log_c / 2)
+    d = np.exp(log_c) / (6 * n)
+    table = {"budget_flops": np.exp(log_c), "params": n, "tokens": d, "loss": 1.69 + 406 / n**0.34 + 410 / d**0.28}
+    table |= {"objective": ["arm"] * len(n)}
+    return table | {name: [value] * len(n) for name, value in columns.items()}
+
+
+def the_group(table, **options):
+    [group] = groups(points.read(table), **options)
+    return group
+
+
+def test_a_file_is_read_as_it_is_written():
+    table = points.read(FIXTURES / "cs336_synthetic.csv")
+    group = the_group(FIXTURES / "cs336_synthetic.csv", counted="all of them")
+    assert len(group.results) == 72 and not group.left_out and not group.warnings
+    assert table.header[0].endswith("MIT") and "MIT" in group.context["comments of the file"]
+    first = group.results[0]  # line 4 of the file
+    assert first.id == "cs336_synthetic.csv line 4" and (first.params, first.tokens) == (49999999, 20000000400)
+    assert first.loss == pytest.approx(2.69 + 1606.4 / first.params**0.34 + 3210.7 / first.tokens**0.36, rel=1e-8)
+    assert group.context["parameters"] == "all of them"
+
+
+def test_bits_become_nats_and_the_page_says_so():
+    nats, bits = surface(), surface()
+    bits["loss"] = bits["loss"] / math.log(2)
+    [group] = groups(points.read(bits, "bits"), unit="bits")
+    np.testing.assert_allclose([run.loss for run in group.results], nats["loss"])
+    assert group.context["loss"].startswith("given in bits")
+
+
+def test_a_data_frame_is_a_table_whose_missing_values_are_missing():
+    pandas = pytest.importorskip("pandas")
+    frame = pandas.DataFrame(surface()).rename(columns={"budget_flops": "budget"})
+    frame["corpus"] = ["web"] * 10 + [None] * 5
+    frame.loc[14, "budget"] = np.nan
+    web, other = groups(points.read(frame))
+    assert len(web.results) == 10 and web.context["corpus"] == "web"
+    assert np.isnan(other.results[-1].budget) and other.results[0].budget == pytest.approx(1e20)
+
+
+@pytest.mark.parametrize(
+    ("lines", "words"),
+    [
+        (["arm,-6e18,1e8,1e10,3.1"], ["points.csv line 3: budget_flops=-6e+18", "> 0"]),
+        (["arm,6e18,1e8,1e10,-3.1"], ["points.csv line 3: loss=-3.1", "> 0"]),
+        ([ROW, "", "arm,6e18,nan,1e10,3.1"], ["points.csv line 5: params=nan"]),
+        (["arm,6e18,1e8,inf,3.1"], ["points.csv line 3: tokens=inf"]),
+        (["arm,6e18,1e8,,3.1"], ["points.csv line 3: tokens is empty"]),
+        (["arm,6e18,1e8,1e10,3.1 nats"], ["points.csv line 3: loss='3.1 nats'", "float"]),
+        (['arm,6e18,"100,000",1e10,3.1'], ["points.csv line 3: params='100,000'"]),
+        (["amr,6e18,1e8,1e10,3.1"], ["points.csv line 3: unknown objective 'amr'; did you mean 'arm'"]),
+        (["arm,6e18,1e8,3.1"], ["points.csv line 3 has 4 cells, but there are 5 columns"]),
+        (['"arm', "x"], ["points.csv line 3 is no line of CSV"]),
+        ([], ["points.csv has no row below its columns"]),
+        (["arm,6e18,1e8,1e10,nan", "arm,6e18,1e8,1e11,"], ["no row to fit: all 2 are left out (no finite loss: 2)"]),
+    ],
+)
+def test_a_wrong_row_is_one_line_that_names_it(tmp_path, lines, words):
+    with pytest.raises(UserError) as error:
+        groups(points.read(written(tmp_path, *lines)))
+    message = str(error.value)
+    assert "\n" not in message and all(word in message for word in words), message
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", "is empty; give a line of columns"),
+        ("# nothing\n", "nothing but comments"),
+        ("objective,params,tokens,Loss\n", "no column 'loss'; did you mean 'Loss'?; needed"),
+        ("objective;params;tokens;loss\n", "separated by ';'"),
+        ("objective,params,tokens,loss,loss\n", "two columns 'loss'"),
+        ("objective,params,tokens,loss,budget,budget_flops\n", "two columns 'budget_flops'"),
+    ],
+)
+def test_a_wrong_file_is_one_line(tmp_path, text, words):
+    (tmp_path / "points.csv").write_text(text)
+    with pytest.raises(UserError, match=r"^\S+points.csv [^\n]*$") as error:
+        points.read(tmp_path / "points.csv")
+    assert words in str(error.value)
+    with pytest.raises(UserError, match="cannot read .*none.csv: No such file"):
+        points.read(tmp_path / "none.csv")
+
+
+def test_rows_are_left_out_by_their_flags(tmp_path):
+    rows = [f"arm,6e18,{n}e8,1e10,3.{n},{flag}" for n, flag in enumerate(("", "outlier", "synthetic", "", "chosen"), 1)]
+    path = written(tmp_path, *rows, columns=COLUMNS + ",flag")
+    group = the_group(path)
+    assert [run.params for run in group.results] == [1e8, 3e8, 4e8]
+    assert [(left.run.params, left.reason) for left in group.left_out] == [(2e8, "flag outlier"), (5e8, "flag chosen")]
+    assert [run.params for run in the_group(path, use=["chosen", "unflagged"]).results] == [1e8, 4e8, 5e8]
+    with pytest.raises(UserError, match="use='chsen' is the flag of no row .*; did you mean 'chosen'"):
+        the_group(path, use=["chsen"])
+
+
+def test_sources_and_corpora_are_groups():
+    first, second = surface(corpus="web", source="a"), surface(corpus="code", source="a")
+    table = {name: [*first[name], *second[name]] for name in first}
+    built = groups(points.read(table))
+    assert [group.name for group in built] == ["a web", "a code"] and all(len(g.results) == 15 for g in built)
+    assert not any(group.warnings for group in built)
+
+
+def test_corpora_without_a_column_are_named_and_are_no_seeds(tmp_path):
+    tables = [surface() for _ in range(6)]
+    for i, table in enumerate(tables):
+        table["loss"] = table["loss"] + 0.1 * i
+    group = the_group({name: np.concatenate([table[name] for table in tables]) for name in tables[0]})
+    [warning] = group.warnings
+    assert warning.startswith("the table rows 0, 15, 30, 45 and 2 more: one point (arm, ")
+    assert "14 more points likewise" in warning and "corpus" in warning
+    assert len(group.results) == 90
+
+
+def test_rows_that_are_equal_in_all_are_left_out_but_seeds_are_not(tmp_path):
+    group = the_group(written(tmp_path, ROW, "arm,6e18,2e8,5e9,3.0", ROW, "arm,6e18,4e8,25e8,3.2"))
+    assert len(group.results) == 3 and group.left_out[0].reason == "the same as line 3"
+    assert "points.csv line 5: the same in every column" in group.warnings[0]
+    seeds = [f"{ROW},{seed}" for seed in range(3)]
+    group = the_group(written(tmp_path, *seeds, columns=COLUMNS + ",seed"))
+    assert [run.seed for run in group.results] == [0, 1, 2] and not any("same" in line for line in group.warnings)
+
+
+def test_a_loss_in_another_unit_is_named():
+    table = surface()
+    assert not the_group(table).warnings
+    table["loss"][7] /= math.log(2)
+    [warning] = the_group(table).warnings
+    assert warning.startswith("the table row 7: its loss is 1.44 times that of its neighbours, as bits are of nats")
+    for factor, words in ((0.2, "less than any model of text"), (6.0, "more than guessing has")):
+        other = surface()
+        other["loss"] = other["loss"] * factor
+        assert any(words in line for line in the_group(other).warnings)
+
+
+def test_a_whole_budget_in_bits_is_named():
+    table = surface()
+    table["loss"][5:10] /= math.log(2)
+    assert any("as bits are of nats" in line for line in the_group(table).warnings)
+
+
+def test_counts_in_millions_are_named():
+    table = surface()
+    table["tokens"] = table["tokens"] / 1e6
+    [warning] = the_group(table).warnings
+    assert "C / (N D) is 6e+06, where 6 is usual" in warning
+    table = surface()
+    table["tokens"][3] *= 10
+    [warning] = the_group(table).warnings
+    assert warning.startswith("the table row 3: C / (N D) is 0.6, but 6 in the middle")
+
+
+def test_budgets_of_one_or_two_sizes_are_one_warning_and_no_budgets():
+    table = surface(budgets=tuple(np.geomspace(1e18, 1e20, 60)), sizes=1)
+    [warning] = the_group(table).warnings
+    assert "rows 0, 1, 2, 3 and 56 more: 60 budgets have fewer than 3 sizes" in warning
+    assert all(np.isnan(run.budget) for run in the_group(table).results)
