@@ -51,7 +51,7 @@ class Chunks:
 def ends_at_words(definition: Definition) -> bool:
     """Return True if `AT_WORDS` gives chunks that the tokenizer of a definition encodes by themselves."""
     model = definition["model"]
-    if model.get("type", "BPE") != "BPE" or model.get("dropout") or definition.get("truncation"):
+    if model.get("type", "BPE") != "BPE" or model.get("dropout"):
         return False
     if any(step["type"] != "NFC" for step in steps(definition.get("normalizer"), "normalizers")):
         return False
