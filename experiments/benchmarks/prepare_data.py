@@ -89,7 +89,9 @@ def datatrove(files: list[str], tokenizer: str, output: str, workers: int) -> in
     from datatrove.pipeline.tokens import DocumentTokenizer
 
     reader = JsonlReader(str(Path(files[0]).parent), glob_pattern="*.jsonl")
-    writer = DocumentTokenizer(output, tokenizer_name_or_path=tokenizer, shuffle_documents=False)
+    writer = DocumentTokenizer(
+        output, tokenizer_name_or_path=tokenizer, eos_token="<|endoftext|>", shuffle_documents=False
+    )
     LocalPipelineExecutor(
         [reader, writer], tasks=workers, workers=workers, logging_dir=f"{output}.logs", skip_completed=False
     ).run()
