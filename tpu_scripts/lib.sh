@@ -113,6 +113,11 @@ check_slices() {
   check_count slices "$slices" 1
 }
 
+# check_bucket OPTION VALUE
+check_bucket() {
+  [[ $2 =~ ^gs://[a-z0-9][-a-z0-9_.]+(/[^[:space:]]*)?$ ]] || fail "--$1 '$2' must be on a bucket, like gs://my-bucket/data"
+}
+
 check_workdir() {
   [[ $workdir =~ ^gs://[a-z0-9][-a-z0-9_.]+(/[^[:space:]]*)?$ ]] ||
     fail "--workdir '$workdir' must be on a bucket, like gs://my-bucket/runs/llada: the disks of TPU hosts are deleted with them"

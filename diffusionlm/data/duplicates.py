@@ -9,7 +9,7 @@ import functools
 import hashlib
 import math
 import unicodedata
-from collections.abc import Iterable, Iterator, Sequence, Set
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,7 +25,8 @@ REASON = "drop_duplicates"
 HASH = np.dtype([("high", "<u8"), ("low", "<u8")])  # of a document; 0: it has no text
 TRAINING = np.uint64(1 << 63)  # set in `high` of a document that is not held out
 BUCKET_DOCUMENTS = 1 << 25  # whose hashes a worker sorts at a time, which takes about 4 GB
-_FOLDER, _DROPPED, _FIRST = "parts/duplicates", "dropped.npy", "first.npy"
+_FOLDER, _DROPPED, _PIECES = "parts/duplicates", "dropped.numbers", "pieces.npy"
+_NUMBER = np.dtype("<i8")
 
 
 @dataclass(frozen=True)
@@ -133,26 +134,30 @@ def find(
     for _ in run(found):
         pass
     again = [read_array(epath.Path(job.file)) for job in found]
-    write_array(directory / _FOLDER / _DROPPED, np.sort(np.concatenate([np.empty(0, np.int64), *again])))
-    write_array(directory / _FOLDER / _FIRST, first)
+    numbers = np.sort(np.concatenate([np.empty(0, np.int64), *again])).astype(_NUMBER)
+    write_atomically(directory / _FOLDER / _DROPPED, numbers.tobytes())
+    write_array(directory / _FOLDER / _PIECES, np.stack([first, np.searchsorted(numbers, first)]))
 
 
-def dropped(directory: str, index: int) -> Set[int]:
-    """Return the numbers, in a piece, of the documents that are dropped; none if nobody has looked for them."""
-    numbers, first = read_dropped(directory)
+def dropped(directory: str, index: int) -> bytes:
+    """Return 1 for each document of a piece that is dropped and 0 for the others; b"" if nobody has looked for them."""
+    first, starts = read_pieces(directory)
     if not len(first):
-        return frozenset()
-    start, stop = np.searchsorted(numbers, first[index : index + 2])
-    return frozenset((numbers[start:stop] - first[index]).tolist())
+        return b""
+    start, stop = starts[index : index + 2].tolist()
+    with (epath.Path(directory) / _FOLDER / _DROPPED).open("rb") as file:
+        file.seek(start * _NUMBER.itemsize)
+        numbers = np.frombuffer(file.read((stop - start) * _NUMBER.itemsize), _NUMBER)
+    is_dropped = np.zeros(first[index + 1] - first[index], np.uint8)
+    is_dropped[numbers - first[index]] = 1
+    return is_dropped.tobytes()
 
 
 @functools.lru_cache(maxsize=1)
-def read_dropped(directory: str) -> Sequence[np.ndarray]:
-    """Return the numbers of all documents that are dropped, and the first number of each piece, if they were found."""
-    folder = epath.Path(directory) / _FOLDER
-    if not (folder / _FIRST).exists():
-        return np.empty(0, np.int64), np.empty(0, np.int64)
-    return [read_array(folder / name) for name in (_DROPPED, _FIRST)]
+def read_pieces(directory: str) -> np.ndarray:
+    """Return, up to each piece, the documents and those of them that are dropped: (2, pieces + 1), or (2, 0)."""
+    file = epath.Path(directory) / _FOLDER / _PIECES
+    return read_array(file) if file.exists() else np.empty((2, 0), np.int64)
 
 
 def normalized(text: str) -> str:

@@ -82,7 +82,7 @@ class _Encoding:
         dropped = duplicates.dropped(job.directory, job.index)
         with part_files({split: job.file(split, "words") for split in (job.split, "validation")}) as write:
             for number, item in enumerate(job.piece):
-                if number in dropped:
+                if dropped and dropped[number]:
                     self._left_out[duplicates.REASON] += 1
                 elif (entry := self._encode(item)) is not None:
                     write(*entry)
@@ -170,7 +170,7 @@ class EncodedSplits(NamedTuple):
 
 def forget_files() -> None:
     """Forget what was read of earlier datasets, whose directory may have been the same."""
-    for cached in (_read_codec, contamination.read, duplicates.read_dropped, read_index):
+    for cached in (_read_codec, contamination.read, duplicates.read_pieces, read_index):
         cached.cache_clear()
 
 

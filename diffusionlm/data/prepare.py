@@ -150,8 +150,12 @@ def _prepare(request: Request, workers: int, options: Any, console: Console) -> 
         console.print(f"{output} already holds this dataset; reusing it")
         return existing
     try:
-        with _directory(request, options) as directory, _progress(console) as bars, ordered_map(workers) as map_jobs:
-            if (directory / PARTS).exists():
+        with (
+            _directory(request, options) as (directory, has_begun),
+            _progress(console) as bars,
+            ordered_map(workers) as map_jobs,
+        ):
+            if has_begun:
                 console.print(f"{output}: going on with what an earlier command has done", markup=False)
             (directory / PARTS).mkdir(parents=True, exist_ok=True)
             run = local_runner(map_jobs) if options is None else beam_runner.beam_runner(options)
@@ -168,24 +172,24 @@ def _prepare(request: Request, workers: int, options: Any, console: Console) -> 
 
 
 @contextlib.contextmanager
-def _directory(request: Request, options: Any) -> Iterator[epath.Path]:
-    """Own the output; yield the directory in which it is made, with what the same request left there unfinished."""
+def _directory(request: Request, options: Any) -> Iterator[tuple[epath.Path, bool]]:
+    """Own the output; yield the directory in which it is made, and whether the same request left unfinished work."""
     output, key = request.output, request.key("local" if options is None else "beam")
     if not in_bucket(output):
         with whole_directory(Path(str(output)), key) as directory:
-            yield epath.Path(directory)
+            yield epath.Path(directory), Path(directory, PARTS).exists()
         return
     # In a bucket nothing can be renamed as a whole; a dataset is whole once it has `meta.json`.
     with owned_output(output):
         if (output / metadata_lib.FILE).exists():
             raise FileExistsError(f"{output} was made meanwhile")
         place = output / PARTS / "request.txt"
-        if place.exists() and place.read_text() != key:
+        if (has_begun := place.exists()) and place.read_text() != key:
             raise UserError(
                 f"output {str(output)!r} holds unfinished work of another request; remove it, or name another"
             )
         write_atomically(place, key)
-        yield output
+        yield output, has_begun
 
 
 def _build(context: BuildContext, request: Request, cut: bool) -> Metadata:

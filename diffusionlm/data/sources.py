@@ -90,6 +90,47 @@ def small(pieces: Iterable[tuple[str, Piece]], cut: bool) -> Iterator[tuple[str,
             yield split, TextsPiece(tuple(batch))
 
 
+@dataclass(frozen=True)
+class TextPiece:
+    """A part of the one document of a text file."""
+
+    file: FilesPiece
+    start: int  # byte of the text, unpacked
+    stop: int
+
+    @property
+    def progress(self) -> int:
+        """Its bytes."""
+        return self.stop - self.start
+
+    def __iter__(self) -> Iterator[Item]:
+        (item,) = self.file
+        yield item._replace(payload=item.payload[self.start : self.stop], progress=self.progress)
+
+
+class TextPart:
+    """A part of the one document of a text file, as a source.
+
+    Args:
+      piece: the part.
+      describe: returns what identifies it, as `Source.describe` does.
+    """
+
+    def __init__(self, piece: TextPiece, describe: Callable[[Mapping[str, str] | None], Any]):
+        self._piece, self._describe, self.total = piece, describe, piece.progress
+
+    def describe(self, known: Mapping[str, str] | None = None) -> Any:
+        """Return what identifies the part."""
+        return self._describe(known)
+
+    def pieces(self) -> Sequence[TextPiece]:
+        """Return the part."""
+        return [self._piece]
+
+    def __iter__(self) -> Iterator[Item]:
+        return iter(self._piece)
+
+
 class Texts:
     """Documents that a function makes when they are first needed.
 
@@ -312,10 +353,10 @@ def _head_and_tail(source: Files, fraction: float) -> Mapping[str, Source]:
     cut = text.rfind(b"\n", 0, int(len(text) * (1 - fraction))) + 1
     if not cut:
         raise UserError(f"{item.location} has no line break to hold out its end at; name a validation file instead")
-    parts = {"train": text[:cut], "validation": text[cut:]}
-    items = {split: [item._replace(payload=part, progress=len(part))] for split, part in parts.items()}
+    (file,) = source.pieces()
 
     def describe(known: Mapping[str, str] | None) -> Any:
         return {"files": source.describe(known), "tail": fraction}
 
-    return {split: Texts(describe, functools.partial(items.__getitem__, split)) for split in parts}
+    parts = {"train": TextPiece(file, 0, cut), "validation": TextPiece(file, cut, len(text))}
+    return {split: TextPart(piece, describe) for split, piece in parts.items()}

@@ -21,7 +21,7 @@ from diffusionlm.data import dialogues
 from diffusionlm.data.dialogues import Layout
 from diffusionlm.data.jobs import Receipt, Runner
 from diffusionlm.data.metadata import SplitMetadata
-from diffusionlm.data.tfds_files import DATASET_NAME, record_dtypes, shard_names
+from diffusionlm.data.tfds_files import DATASET_NAME, record_dtypes, serialize, shard_names
 from diffusionlm.data.words import Counts, split_words, word_type
 from diffusionlm.errors import StorageError, UserError
 from diffusionlm.progress import Bars
@@ -294,7 +294,7 @@ def write_shard(job: ShardJob, path: str) -> int:
     """
     from array_record.python.array_record_module import ArrayRecordWriter
 
-    serializer, dtypes = job.format.features(), job.format.dtypes
+    dtypes = job.format.dtypes
     serialized_bytes, step = 0, max(1, BLOCK_TOKENS // job.format.length)
     rows = _cut_texts(job) if job.is_text else _read_dialogues(job)
     writer = ArrayRecordWriter(path, "group_size:1")  # a record a group: random access reads no more
@@ -304,7 +304,7 @@ def write_shard(job: ShardJob, path: str) -> int:
             tokens_NxT = tokens_NxT.astype(dtypes["tokens"])
             segment_ids_NxT = segment_ids_NxT.astype(dtypes["segment_ids"])
             for tokens, segment_ids in zip(tokens_NxT, segment_ids_NxT, strict=True):
-                record = serializer.serialize_example({"tokens": tokens, "segment_ids": segment_ids})
+                record = serialize({"tokens": tokens, "segment_ids": segment_ids})
                 serialized_bytes += len(record)
                 writer.write(record)
         writer.close()

@@ -2,9 +2,10 @@
 
 import glob
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from etils import epath
 
@@ -22,6 +23,9 @@ from diffusionlm.untrusted import printable, require_regular
 PIECE_BYTES = 1 << 26  # of a large file, that are read by themselves, or fewer: a source is cut into 64 if it is small
 GROUP_BYTES = 1 << 20  # of small files, that are read together
 LEAST_BYTES = 1 << 8  # that a file counts for, so that a group does not become long
+THREADS = 32  # that ask a bucket about its files at a time
+
+T = TypeVar("T")
 
 
 class Part(NamedTuple):
@@ -85,7 +89,7 @@ class Files:
 
     def __init__(self, paths: Sequence[epath.Path], columns: Columns | None = None):
         self.paths, self._columns = paths, columns
-        self._states = [_state(path) for path in paths]
+        self._states = _map_files(_state, paths)
         self.total = sum(state.bytes for state in self._states)
 
     def states(self) -> list[tuple[epath.Path, identity.State]]:
@@ -94,12 +98,14 @@ class Files:
 
     def describe(self, known: Mapping[str, str] | None = None) -> list[dict[str, Any]]:
         """Return the identity of each file by its content; `known` digests, by stamp, save reading files again."""
-        described = []
-        for path, state in zip(self.paths, self._states, strict=True):
+
+        def describe(path: epath.Path, state: identity.State) -> dict[str, Any]:
             with Reading(path):
-                described.append(identity.describe(path, state, {} if known is None else known))
+                described = identity.describe(path, state, {} if known is None else known)
             _require_unchanged(path, state)
-        return described
+            return described
+
+        return _map_files(describe, self.paths, self._states)
 
     def __iter__(self) -> Iterator[Item]:
         for path, state in zip(self.paths, self._states, strict=True):
@@ -120,8 +126,9 @@ class Files:
         if piece_bytes is None:
             piece_bytes = min(max(self.total // 64, GROUP_BYTES), PIECE_BYTES)
         pieces, group, size = [], [], 0
-        for path, state in zip(self.paths, self._states, strict=True):
-            spans = formats.cut(path, state.bytes, piece_bytes)
+        sizes = [state.bytes for state in self._states]
+        cuts = _map_files(lambda path, size: formats.cut(path, size, piece_bytes), self.paths, sizes)
+        for path, state, spans in zip(self.paths, self._states, cuts, strict=True):
             if len(spans) == 1:
                 group.append(Part(str(path), state, WHOLE))
                 size += max(state.bytes, LEAST_BYTES)
@@ -240,6 +247,14 @@ def _matches(pattern: str) -> list[epath.Path]:
         path = epath.Path(pattern)
         return list(path.parent.glob(path.name))
     return [epath.Path(match) for match in glob.glob(pattern, recursive=True, include_hidden=True)]
+
+
+def _map_files(function: Callable[..., T], paths: Sequence[epath.Path], *others: Sequence[Any]) -> list[T]:
+    """Return what a function gives for each file; for those in a bucket, which is far away, in threads."""
+    if not any("://" in str(path) for path in paths):
+        return list(map(function, paths, *others))
+    with ThreadPoolExecutor(THREADS) as pool:
+        return list(pool.map(function, paths, *others))
 
 
 def _state(path: epath.Path) -> identity.State:

@@ -56,6 +56,28 @@ def features(vocab_size: int, length: int) -> dict[str, Any]:
     return {"pythonClassName": f"{_CLASSES}.features_dict.FeaturesDict", "featuresDict": {"features": tensors}}
 
 
+def serialize(arrays: Mapping[str, np.ndarray]) -> bytes:
+    """Return the record of these arrays, which TFDS reads: a `tf.train.Example` whose features are sorted by name.
+
+    TFDS' own serializer gives the same bytes in an order that differs from process to process.
+    """
+    features = b""
+    for name, array in sorted(arrays.items()):
+        feature = _field(1, _field(1, array.tobytes()))  # a list of bytes, of one member
+        features += _field(1, _field(1, name.encode()) + _field(2, feature))
+    return _field(1, features)
+
+
+def _field(number: int, content: bytes) -> bytes:
+    """Return a field of a protocol buffer message that has a length."""
+    head, size = bytearray([number << 3 | 2]), len(content)
+    while size > 127:
+        head.append(size & 127 | 128)
+        size >>= 7
+    head.append(size)
+    return bytes(head) + content
+
+
 def shard_names(split: str, shards: int) -> list[str]:
     """Return the names of the files of a split."""
     return [f"{DATASET_NAME}-{split}.array_record-{i:05d}-of-{shards:05d}" for i in range(shards)]

@@ -37,6 +37,9 @@ FREE = {
 def resolve(cfg: Config, workdir: epath.Path) -> Config:
     """Return `cfg` with the step that `run.continue_from` means, its identity and the steps that it has taken.
 
+    The run that is continued may have begun with weights of its own start, or gone on from another; the first start of
+    them all is that of the new run too (`run.init_id`).
+
     Every process calls this, with the same `cfg`; the first one looks.
 
     Raises:
@@ -50,13 +53,13 @@ def resolve(cfg: Config, workdir: epath.Path) -> Config:
             )
         return cfg
     found = processes.run_on_all_processes(lambda: _look_up(cfg, workdir) if not jax.process_index() else None)
-    path, identity, step = json.loads(processes.gather(json.dumps(found))[0])
+    path, identity, step, init_id = json.loads(processes.gather(json.dumps(found))[0])
     if cfg.run.continue_id not in ("", identity):
         raise UserError(
             f"run.continue_from={path} is {identity}, not run.continue_id={cfg.run.continue_id}; leave continue_id "
             "out, or name that run"
         )
-    run = dataclasses.replace(cfg.run, continue_from=path, continue_id=identity, continued_steps=step)
+    run = dataclasses.replace(cfg.run, continue_from=path, continue_id=identity, continued_steps=step, init_id=init_id)
     return dataclasses.replace(cfg, run=run).validate()
 
 
@@ -68,7 +71,7 @@ def continued_state(cfg: Config, dataset: Dataset | Mixture, mesh: Mesh) -> Trai
       UserError: the state is not `run.continue_id`, was trained on other data, or is damaged.
     """
     path = epath.Path(cfg.run.continue_from)
-    if (identity := Start(path).current_identity()) != cfg.run.continue_id:
+    if (identity := _start(path).current_identity()) != cfg.run.continue_id:
         raise UserError(
             f"run.continue_from={path} is now {identity}, but this run began with {cfg.run.continue_id}; restore that "
             "checkpoint, or use another --workdir"
@@ -88,13 +91,20 @@ def continued_state(cfg: Config, dataset: Dataset | Mixture, mesh: Mesh) -> Trai
     return state.replace(guard=guard.replace(**fresh, skips=jnp.zeros_like(guard.skips)))
 
 
-def _look_up(cfg: Config, workdir: epath.Path) -> tuple[str, str, int]:
-    """Return the place, the identity and the steps of the state; those of then if the run in `workdir` has begun."""
+def _start(path: epath.Path, identity: str = "") -> Start:
+    return Start(path, identity, option="run.continue_from")
+
+
+def _look_up(cfg: Config, workdir: epath.Path) -> tuple[str, str, int, str]:
+    """Return the place, the identity and the steps of the state, and what its run began with.
+
+    If the run in `workdir` has begun, they are those of then.
+    """
     named, recorded = cfg.run.continue_from, recorded_config(workdir)
     if recorded and recorded.run.continue_id and recorded.run.continue_from:
-        start = Start(epath.Path(recorded.run.continue_from), recorded.run.continue_id)
+        start = _start(epath.Path(recorded.run.continue_from), recorded.run.continue_id)
         if start.is_named_by(named):
-            return str(start.path), start.identity, recorded.run.continued_steps
+            return str(start.path), start.identity, recorded.run.continued_steps, recorded.run.init_id
     try:
         path = store.find(named)
     except UserError as error:
@@ -109,8 +119,8 @@ def _look_up(cfg: Config, workdir: epath.Path) -> tuple[str, str, int]:
             f"run.continue_from={named} holds parameters without the state of their training; begin with them at step "
             "0 by --run.init_from"
         )
-    _require_same_settings(cfg, path)
-    return str(path), Start(path).identity, int(path.name)
+    old = _require_same_settings(cfg, path)
+    return str(path), _start(path).identity, int(path.name), old.run.init_id
 
 
 def _require_same_settings(cfg: Config, path: epath.Path) -> Config:

@@ -47,6 +47,7 @@ class Start:
 
     path: epath.Path | str  # one step, a params-only model, or the address of one on the Hub, with its commit
     recorded_identity: str = ""  # as the run that has begun, or the first process, knows it
+    option: str = "run.init_from"  # which names it, for messages
 
     @property
     def identity(self) -> str:
@@ -69,7 +70,7 @@ class Start:
     @functools.cached_property
     def sidecar(self) -> Sidecar:
         """The sidecar of the checkpoint, which says what the parameters mean."""
-        with _about_init_from():
+        with _about(self.option):
             return store.load_sidecar(self.path)
 
     def current_identity(self) -> str:
@@ -79,7 +80,7 @@ class Start:
           UserError: the checkpoint does not say what it is.
         """
         sidecar = self.sidecar
-        with _about_init_from():
+        with _about(self.option):
             return _identity(self.path, sidecar)
 
 
@@ -179,7 +180,7 @@ def _look_up(cfg: Config, workdir: epath.Path) -> tuple[Start | None, str]:
         start = Start(_place(recorded.run.init_from), recorded.run.init_id)
         if start.is_named_by(cfg.run.init_from):
             return start, start.identity
-    with _about_init_from():
+    with _about("run.init_from"):
         location = store.locate(cfg.run.init_from)
     start = Start(str(location.address) if location.address else location.path)
     require_same_model(cfg, start)
@@ -203,11 +204,11 @@ def _identity(path: epath.Path | str, sidecar: Sidecar) -> str:
 
 
 @contextlib.contextmanager
-def _about_init_from() -> Iterator[None]:
+def _about(option: str) -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        raise UserError(f"run.init_from: {error}") from error
+        raise UserError(f"{option}: {error}") from error
 
 
 def require_same_model(cfg: Config, start: Start) -> None:

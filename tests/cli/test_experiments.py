@@ -9,7 +9,7 @@ import pytest
 from support.command_line import assert_one_line
 
 import diffusionlm as dlm
-from diffusionlm import config_mixture
+from diffusionlm import config_mixture, registry
 from diffusionlm.cli import main as cli
 from diffusionlm.config import Config
 from diffusionlm.data import mixtures
@@ -78,6 +78,14 @@ def test_it_says_how_to_get_from_the_published_files_to_the_data(name, capsys, m
     there = dlm.experiment(name, overrides).validate().data
     places = [str(mixtures.place(path, there.path)) for path in config_mixture.parse(there.mixture or "data=1").paths]
     assert (places if there.mixture else [there.path]) == [f"data/{label}" for label in labels]
+
+
+def test_commands_for_different_data_write_to_different_places():
+    """So that whoever follows two experiments prepares both."""
+    published = filter(None, map(registry.experiments.published_data, dlm.experiment_names()))
+    commands = {command for data in published for command in data.commands}
+    outputs = [re.search(r"--output (\S+)", command)[1] for command in commands]
+    assert len(commands) > 3 and len(set(outputs)) == len(outputs)
 
 
 def test_an_experiment_without_published_data_names_none(capsys):

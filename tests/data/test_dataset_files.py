@@ -7,6 +7,7 @@ import sys
 
 import hypothesis
 import msgspec
+import numpy as np
 import pytest
 from etils import epath
 from hypothesis import strategies as st
@@ -169,6 +170,19 @@ def test_features_are_what_tfds_writes(vocab_size, length, tmp_path):
     record_format = stream.RecordFormat(length - 1, vocab_size, 0)
     record_format.features().save_config(tmp_path)
     assert json.loads((tmp_path / tfds_files.FEATURES).read_text()) == tfds_files.features(vocab_size, length)
+
+
+@pytest.mark.parametrize("vocab_size, length", [(257, 16), (70_001, 300)])
+def test_records_are_those_of_tfds_in_a_fixed_order(vocab_size, length):
+    record_format = stream.RecordFormat(length - 1, vocab_size, 0)
+    rng, serializer = np.random.default_rng(0), record_format.features()
+    arrays = {name: rng.integers(1, 200, length).astype(dtype) for name, dtype in record_format.dtypes.items()}
+    record = tfds_files.serialize(arrays)
+    assert record == tfds_files.serialize(dict(reversed(arrays.items())))
+    assert record.index(b"segment_ids") < record.index(b"tokens")
+    assert sorted(record) == sorted(serializer.serialize_example(arrays)), "the same bytes in some order"
+    read = serializer.deserialize_example_np(record)
+    assert {name: array.tolist() for name, array in read.items()} == {n: array.tolist() for n, array in arrays.items()}
 
 
 def test_dataset_info_agrees_with_the_metadata(copied):

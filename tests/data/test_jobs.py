@@ -4,6 +4,7 @@ import functools
 import gzip
 import json
 import shutil
+import types
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from support.datasets import prepare, write_jsonl
 
 from diffusionlm.data import encode, jobs, stream, text_files
+from diffusionlm.data import prepare as prepare_lib
 from diffusionlm.data.selection import Selection
 from diffusionlm.data.words import Counts
 from diffusionlm.errors import StorageError, UserError
@@ -88,12 +90,22 @@ def test_an_interrupted_command_goes_on(jsonl, tmp_path, many_pieces, encoded, m
             prepare(jsonl, tmp_path / "out")
     assert not (tmp_path / "out").exists()
     encoded.clear()
-    assert prepare(jsonl, tmp_path / "out") == whole
+    made = prepare(jsonl, tmp_path / "out")
+    assert (made.sha256, made.splits) == (whole.sha256, whole.splits)
     assert encoded == list(range(7, pieces))
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == sorted(
         p.name for p in (tmp_path / "whole").iterdir()
     )
     assert sorted(p.name for p in tmp_path.iterdir()) == ["corpus.jsonl", "out", "whole"]
+
+
+def test_in_a_bucket_only_a_second_command_goes_on(tmp_path, monkeypatch):
+    monkeypatch.setattr(prepare_lib, "in_bucket", lambda path: True)
+    (tmp_path / "out" / "parts").mkdir(parents=True)  # which a bucket has once there is an object in it
+    request = types.SimpleNamespace(output=epath.Path(tmp_path / "out"), key=lambda runner: "key")
+    for expected in (False, True):
+        with prepare_lib._directory(request, object()) as (_, has_begun):
+            assert has_begun == expected
 
 
 @pytest.mark.parametrize("change", [{"sequence_length": 7}, {"min_chars": 3}])

@@ -9,7 +9,7 @@ import pytest
 import tensorflow_datasets as tfds
 from support.datasets import expected_rows, prepare, rows, write_jsonl
 
-from diffusionlm.data import corpora, tokenizers
+from diffusionlm.data import corpora, sources, tokenizers
 from diffusionlm.data.sources import resolve
 from diffusionlm.errors import UserError
 
@@ -92,6 +92,19 @@ def test_a_single_text_file_gives_its_end(tmp_path):
     ids = rows(tmp_path / "out", "validation")["tokens"].ravel()
     decoded = tokenizers.load("byte").decode(ids.tolist())
     assert text[head.raw_bytes :].startswith(decoded) and decoded.startswith("line ")
+
+
+@pytest.mark.parametrize("ending", [".txt", ".txt.gz"])
+def test_whoever_encodes_a_part_of_a_text_reads_it(ending, tmp_path):
+    text = "".join(f"line {i}\n" for i in range(20_000)).encode()
+    (tmp_path / f"book{ending}").write_bytes(gzip.compress(text) if ending.endswith("gz") else text)
+    splits, _ = sources.resolve_splits(str(tmp_path / f"book{ending}"), None, 0.1, "text")
+    sent = pickle.dumps([splits[name].pieces() for name in ("train", "validation")])
+    assert len(sent) < 2000, "the text does not travel with the job"
+    items = [item for pieces in pickle.loads(sent) for piece in pieces for item in piece]
+    assert b"".join(item.payload for item in items) == text and len(items) == 2
+    assert [item.progress for item in items] == [len(item.payload) for item in items]
+    assert items[1].payload.startswith(b"line ")
 
 
 def test_a_corpus_by_name(texts, tmp_path, monkeypatch):

@@ -6,6 +6,7 @@ import itertools
 import json
 import os
 import resource
+import threading
 import zlib
 
 import numpy as np
@@ -16,6 +17,7 @@ from support.datasets import prepare, rows, write_jsonl
 from support.dialogues import prepare_dialogues
 from support.slow_cases import thinned
 
+from diffusionlm.data import text_files
 from diffusionlm.data.formats import reading
 from diffusionlm.data.text_files import Files, expand
 from diffusionlm.errors import UserError
@@ -211,3 +213,10 @@ def test_lines_longer_than_a_block_stay_whole(tmp_path, monkeypatch):
     lines = [b"x" * n + b"\n" for n in (0, 8, 9, 10, 11, 19, 20, 35)] + [b"end"]
     path = write(tmp_path / "a.jsonl", b"".join(lines))
     assert [item.payload for item in Files([path])] == lines
+
+
+def test_a_bucket_is_asked_about_several_files_at_a_time():
+    """Each call waits for the other."""
+    barrier = threading.Barrier(2)
+    assert text_files._map_files(lambda path: barrier.wait(30) >= 0, ["gs://b/1", "gs://b/2"]) == [True, True]
+    assert text_files._map_files(lambda path, size: (path, size), ["a", "b"], [1, 2]) == [("a", 1), ("b", 2)]

@@ -181,6 +181,28 @@ def test_two_processes_resume_bit_for_bit(one, two, dataset, compiled, tmp_path)
     assert losses(two.workdir) == losses(tmp_path / "run")
 
 
+def test_two_processes_mix_sources_as_one_does(compiled, tmp_path, monkeypatch):
+    """They have the rows and the noise of one process to the bit, and report its losses of each source."""
+    for seed, name in enumerate(("web", "code")):
+        shutil.move(tiny_run.make_dataset(tmp_path / f"of_{name}", seed), tmp_path / name)
+    recorder = Recorder()
+    monkeypatch.setattr(trainer, "make_train_step", recorder)
+    monkeypatch.setattr(trainer, "make_mesh", four_devices)
+    one = trainer.train(tiny_run.mixed(tmp_path), tmp_path / "one")
+    play("recorded_mixture", tmp_path, tmp_path / "two", compiled)
+    assert list(recorder.inputs) == list(range(STEPS))
+    for number in range(2):
+        stored = np.load(f"{tmp_path / 'two'}.{number}.npz")
+        for k, inputs in recorder.inputs.items():
+            for name, value in inputs.items():
+                assert_bit_equal(stored[f"{k} {name}"], value, f"{name} of batch {k}")
+    lines, expected = metrics.read(tmp_path / "two"), metrics.read(one.workdir)
+    for name in ("loss", "loss/web", "loss/code", "eval_nelbo_nats_per_token", "eval_nelbo_nats_per_token/web"):
+        here, there = ([line[name] for line in found if name in line] for found in (lines, expected))
+        assert len(here) == len(there) > 0, name
+        np.testing.assert_allclose(here, there, rtol=1e-3, err_msg=name)
+
+
 def test_two_processes_change_their_objective_together(dataset, compiled, tmp_path):
     play("recorded_in_parts", dataset, tmp_path / "two", compiled)
     with pytest.MonkeyPatch.context() as patch:

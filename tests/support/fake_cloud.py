@@ -18,6 +18,7 @@ RUN = "gs://bucket/run"
 PACKAGE = "--package=diffusionlm-jax[tpu]==0.1"
 IMAGE = "us-docker.pkg.dev/p/r/diffusionlm:0123"
 TRAIN = ["--", "train", "smdm_170m", "--data.path", "gs://bucket/a b"]
+PREPARE = ["--", "data", "prepare", "gs://bucket/a b/*.jsonl", "--sequence_length", "2048", "--tokenizer", "byte"]
 SWEEP = ["--", "sweep", "run", "isoflop"]
 
 # A complete call of each script.
@@ -35,6 +36,7 @@ CALLS = {
     "xpk_run.sh": ["run", "--cluster=c", "--type=v5e-16", ZONE, f"--image={IMAGE}", f"--workdir={RUN}", *TRAIN],
     "xpk_sweep.sh": ["w", "--workers=2", "--cluster=c", "--type=v6e-16", ZONE, f"--image={IMAGE}", f"--workdir={RUN}"]
     + SWEEP,
+    "dataflow.sh": ["prepare", "--output=gs://bucket/out", "--region=us-central1", "--project=p", *PREPARE],
     "build_image.sh": ["us-docker.pkg.dev/p/r/diffusionlm", "--push"],
 }
 

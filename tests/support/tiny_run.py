@@ -93,6 +93,11 @@ def in_parts(dataset):
     return with_changes(short(dataset), {"diffusion": diffusion, "optim": {"warmup_steps": 2}})
 
 
+def mixed(folder):
+    """A configuration for two processes on the datasets `web` and `code` of a folder, whose shares change."""
+    return with_changes(short(folder), {"data": {"mixture": "web=0.75,code=0.25;7:web=0.25,code=0.75"}})
+
+
 def with_changes(cfg, changes):
     sections = {name: dataclasses.replace(getattr(cfg, name), **values) for name, values in changes.items()}
     return dataclasses.replace(cfg, **sections)
@@ -207,6 +212,13 @@ def recorded(dataset, workdir):
 def recorded_in_parts(dataset, workdir):
     """Trains to the end, with an objective that changes on the way."""
     trainer.train(in_parts(dataset), workdir)
+
+
+def recorded_mixture(folder, workdir):
+    """Trains on a mixture to the end, and writes down what its steps were given."""
+    recorder = trainer.make_train_step = Recorder()
+    trainer.train(mixed(folder), workdir)
+    write_inputs(recorder, f"{workdir}.{jax.process_index()}.npz")
 
 
 def write_inputs(recorder, path):
@@ -350,6 +362,7 @@ SCENARIOS = {
         interrupted,
         recorded,
         recorded_in_parts,
+        recorded_mixture,
         killed_while_saving,
         rolled_back,
         announced,

@@ -4,9 +4,12 @@ import os
 import shlex
 import shutil
 import subprocess
+from pathlib import Path
 
 import pytest
-from support.fake_cloud import CALLS, COMMANDS, IMAGE, PROGRAMS, RUN, SCRIPTS, TRAIN, ZONE, with_options
+from support.fake_cloud import CALLS, COMMANDS, IMAGE, PREPARE, PROGRAMS, RUN, SCRIPTS, TRAIN, ZONE, with_options
+
+from diffusionlm import version
 
 # The flags of each command, from https://docs.cloud.google.com/sdk/gcloud/reference (November 2026) and from
 # `xpk workload create --help` of XPK 1.16.0.
@@ -27,6 +30,8 @@ DOCUMENTED = {
     "docker build": "platform file tag",
     "docker push": "",
     "diffusionlm sweep status": "workdir json",
+    "diffusionlm data prepare": "output runner sequence_length tokenizer",
+    "python3 -m pip wheel": "quiet no-deps wheel-dir",
     "git": "quiet",
     "mkdir": "",
 }
@@ -109,6 +114,12 @@ def test_help_and_dry_run(cloud, name):
         (with_options("xpk_run.sh", "--flags=large_vmem"), "--flags 'large_vmem' is for v6e, not for v5e"),
         (["sweep_vms.sh", *CALLS["sweep_vms.sh"][:-4], *TRAIN], "must be sweep run SWEEP"),
         (["xpk_sweep.sh", *CALLS["xpk_sweep.sh"][:-4], *TRAIN], "must be sweep run SWEEP"),
+        (with_options("dataflow.sh", "--output=data/out"), "--output 'data/out' must be on a bucket"),
+        (with_options("dataflow.sh", "--region=us-central1-a"), "'us-central1-a' is not of the form us-central1"),
+        (with_options("dataflow.sh", "--max-workers=0"), "--max-workers '0' must be a whole number of at least 1"),
+        (["dataflow.sh", *CALLS["dataflow.sh"][:3], *PREPARE], "give --project"),
+        (["dataflow.sh", *CALLS["dataflow.sh"][:4], *TRAIN], "-- data prepare 'gs://my-bucket"),
+        (["dataflow.sh", *CALLS["dataflow.sh"], "--runner=local"], "drop --runner after the --"),
         (["build_image.sh", "Upper/case"], "'Upper/case' must be like us-docker.pkg.dev"),
     ],
     ids=lambda value: " ".join(value)[:60] if isinstance(value, list) else "",
@@ -133,6 +144,27 @@ def test_a_mistake_is_one_line(cloud, words, expected):
 def test_types_become_accelerators_and_runtimes(cloud, type, accelerator, runtime):
     (_, create) = cloud.dry("create.sh", "pod", f"--type={type}", ZONE)
     assert f"--accelerator-type={accelerator}" in create and f"--runtime-version={runtime}" in create
+
+
+def test_dataflow_gets_a_wheel_of_this_commit_and_the_words_of_the_command(cloud):
+    wheel, prepare = cloud.dry("dataflow.sh", "--machine=n2-standard-4", "--service-account=a@p.iam")
+    cut = prepare.index("--")
+    assert prepare[1:cut] == [*PREPARE[1:], "--output=gs://bucket/out", "--runner=beam"]
+    options = dict(word.removeprefix("--").split("=", 1) for word in prepare[cut + 1 :])
+    package, requirements = options.pop("extra_package"), options.pop("requirements_file")
+    assert f"--wheel-dir={os.path.dirname(package)}" in wheel
+    assert os.path.basename(package) == f"diffusionlm_jax-{version.__version__}-py3-none-any.whl"
+    assert {"gcsfs", "zstandard", "pyarrow"} == {*Path(requirements).read_text().split()}
+    assert options == {
+        "runner": "DataflowRunner",
+        "project": "p",
+        "region": "us-central1",
+        "job_name": "prepare",
+        "temp_location": "gs://bucket/tmp/prepare",
+        "max_num_workers": "100",
+        "machine_type": "n2-standard-4",
+        "service_account_email": "a@p.iam",
+    }
 
 
 def ssh(node: str, command: str, worker: str = "all") -> list[str]:

@@ -6,13 +6,16 @@ import shutil
 
 import numpy as np
 import pytest
+from etils import epath
 from support import tiny_run
 from support.run_files import assert_bit_equal, checkpoint_steps, content, saved_state, timeless, truncated_copy
 from support.tiny_run import record, refusal, tiny
 
 from diffusionlm.checkpoint import store as checkpoint
+from diffusionlm.errors import UserError
 from diffusionlm.fingerprint import fingerprint
-from diffusionlm.training import metrics, optimizer
+from diffusionlm.sharing.card import model_card
+from diffusionlm.training import continuation, metrics, optimizer
 
 FIRST, ALL = 6, 11
 
@@ -68,6 +71,18 @@ def test_it_says_where_it_comes_from(first, second, dataset):
     assert recorded["continue_from"] == str(first[0].workdir / "checkpoints" / str(FIRST))
     assert checkpoint.load_sidecar(run.workdir).source["continue_id"] == recorded["continue_id"]
     assert fingerprint(run.config) != fingerprint(run_of(dataset, ALL))
+
+
+def test_what_the_first_run_began_with_is_known_to_the_last(first, dataset, tmp_path):
+    begun = run_of(dataset, 2, init_from=str(first[0].workdir), optim={"warmup_steps": 1})
+    run, _ = record(begun, tmp_path / "begun")
+    last, _ = record(run_of(dataset, 4, run.workdir, optim={"warmup_steps": 1}), tmp_path / "last")
+    source = checkpoint.load_sidecar(last.workdir).source
+    assert source["init_id"] == run.config.run.init_id and source["init_id"].startswith(f"tiny@{FIRST}-")
+    assert source["continue_id"].startswith("tiny@2-")
+    assert f"| Began with | {source['init_id']} |" in model_card(last.workdir)
+    again, _ = record(run_of(dataset, 4, run.workdir, optim={"warmup_steps": 1}), last.workdir)
+    assert again.done_before
 
 
 def test_it_resumes_to_the_bit_without_the_other_run(first, second, dataset, tmp_path):
@@ -156,6 +171,9 @@ def test_what_is_no_whole_state_is_refused(first, dataset, tmp_path):
     shutil.rmtree(tmp_path / "parameters" / "checkpoints" / str(FIRST) / "train")
     message = refusal(run_of(dataset, ALL, tmp_path / "parameters"), tmp_path / "run")
     assert "holds parameters without the state" in message and "--run.init_from" in message
+    (tmp_path / "nothing" / "checkpoints" / "3").mkdir(parents=True)
+    with pytest.raises(UserError, match="^run.continue_from: "):
+        continuation._start(epath.Path(tmp_path / "nothing" / "checkpoints" / "3")).current_identity()
     shutil.copytree(run.workdir / "checkpoints", tmp_path / "nameless" / "checkpoints")
     message = refusal(run_of(dataset, ALL, tmp_path / "nameless"), tmp_path / "run")
     assert "needs" in message and "config.json" in message

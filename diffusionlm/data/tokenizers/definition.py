@@ -113,7 +113,7 @@ def decoders_of(definition: Definition) -> tuple[bool, dict[str, dict[str, Any]]
     Raises:
       UserError: the decoders are of another kind, for which the bytes of a token are not known.
     """
-    decoders = {step["type"]: step for step in _steps(definition.get("decoder"), "decoders")}
+    decoders = {step["type"]: step for step in steps(definition.get("decoder"), "decoders")}
     if set(decoders) - {"Fuse"} == {"ByteLevel"}:
         return True, decoders
     replaces = "Metaspace" in decoders or "String" in decoders.get("Replace", {}).get("pattern", {})
@@ -127,9 +127,9 @@ def decoders_of(definition: Definition) -> tuple[bool, dict[str, dict[str, Any]]
 
 def without_prefix(definition: Definition) -> Definition:
     """Return a copy that neither puts a space before a text nor takes one off: the tokenizer inside a text."""
-    normalizers = [step for step in _steps(definition.get("normalizer"), "normalizers") if step["type"] != "Prepend"]
-    decoders = [step for step in _steps(definition.get("decoder"), "decoders") if step["type"] != "Strip"]
-    cutters = _steps(definition.get("pre_tokenizer"), "pretokenizers")
+    normalizers = [step for step in steps(definition.get("normalizer"), "normalizers") if step["type"] != "Prepend"]
+    decoders = [step for step in steps(definition.get("decoder"), "decoders") if step["type"] != "Strip"]
+    cutters = steps(definition.get("pre_tokenizer"), "pretokenizers")
     return definition | {
         "normalizer": {"type": "Sequence", "normalizers": normalizers},
         "pre_tokenizer": {"type": "Sequence", "pretokenizers": list(map(_unprefixed, cutters))},
@@ -139,9 +139,9 @@ def without_prefix(definition: Definition) -> Definition:
 
 def is_prefixed(definition: Definition) -> bool:
     """Return True if a space is put before a text, or taken off one, so that the inside of a text is encoded apart."""
-    normalizers = _steps(definition.get("normalizer"), "normalizers")
-    decoders = list(_steps(definition.get("decoder"), "decoders"))
-    cutters = list(_steps(definition.get("pre_tokenizer"), "pretokenizers"))
+    normalizers = steps(definition.get("normalizer"), "normalizers")
+    decoders = list(steps(definition.get("decoder"), "decoders"))
+    cutters = list(steps(definition.get("pre_tokenizer"), "pretokenizers"))
     return (
         any(step["type"] == "Prepend" for step in normalizers)
         or any(step["type"] == "Strip" for step in decoders)
@@ -166,8 +166,8 @@ def is_lossless(definition: Definition, *, byte_level: bool, splits_at_mark: boo
       splits_at_mark: whether the caller encodes U+2581, the mark that stands for a space, by its bytes.
     """
     pieces = all_pieces(definition)
-    normalizers = list(_steps(definition.get("normalizer"), "normalizers"))
-    cutters = list(_steps(definition.get("pre_tokenizer"), "pretokenizers"))
+    normalizers = list(steps(definition.get("normalizer"), "normalizers"))
+    cutters = list(steps(definition.get("pre_tokenizer"), "pretokenizers"))
     keep = {"ByteLevel", "Split", "Digits", "Punctuation", "Metaspace"}  # others drop whitespace
     if any(step["type"] not in keep or step.get("behavior") == "Removed" for step in cutters):
         return False
@@ -179,10 +179,10 @@ def is_lossless(definition: Definition, *, byte_level: bool, splits_at_mark: boo
     return splits_at_mark and all_bytes and not prefix and all(step == spaces for step in normalizers)
 
 
-def _steps(part: Mapping[str, Any] | None, inside: str) -> Iterator[dict[str, Any]]:
+def steps(part: Mapping[str, Any] | None, inside: str) -> Iterator[dict[str, Any]]:
     """Yield the simple normalizers, pre-tokenizers or decoders that `part` is made of."""
     if part is not None and part["type"] == "Sequence":
         for step in part[inside]:
-            yield from _steps(step, inside)
+            yield from steps(step, inside)
     elif part is not None:
         yield dict(part)

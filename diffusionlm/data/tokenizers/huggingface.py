@@ -1,6 +1,7 @@
 """Tokenizers of released models in Hugging Face's files: `tokenizer.json`, or a vocabulary with BPE merges."""
 
 import base64
+import functools
 import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Self
@@ -8,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 import numpy as np
 
 from diffusionlm.data.tokenizers.base import SPACE_MARK
+from diffusionlm.data.tokenizers.chunks import AT_WORDS, Chunks, ends_at_words
 from diffusionlm.data.tokenizers.definition import (
     all_pieces,
     build,
@@ -74,6 +76,8 @@ class HuggingFaceTokenizer:
         self._prefixed = is_prefixed(definition)
         self._library = build(definition)
         self._variants = {(False, False): self._library}
+        whole = functools.partial(_encode, self._library)
+        self._encode = Chunks(AT_WORDS, whole).encode if ends_at_words(definition) else whole
         for content, token in self._added.items():
             if self._library.token_to_id(content) != token["id"]:
                 raise UserError(f"the added token {content!r} has the id {token['id']}, which leaves a gap in the ids")
@@ -148,14 +152,16 @@ class HuggingFaceTokenizer:
 
     def encode(self, text: str, *, inside: bool = False, special: bool = False) -> list[int]:
         """See `Tokenizer`."""
+        if not special and not (inside and self._prefixed) and not self._splits_at_mark:
+            return self._encode(text)
         library = self._variant(inside=inside, special=special)
         if not self._splits_at_mark or SPACE_MARK not in text:
-            return library.encode(text, add_special_tokens=False).ids
+            return _encode(library, text)
         first, *rest = text.split(SPACE_MARK)
-        ids = library.encode(first, add_special_tokens=False).ids
+        ids = _encode(library, first)
         for part in rest:
             ids += self._mark_ids
-            ids += self._variant(inside=True, special=special).encode(part, add_special_tokens=False).ids
+            ids += _encode(self._variant(inside=True, special=special), part)
         return ids
 
     def decode(self, ids: Sequence[int], *, inside: bool = False) -> str:
@@ -202,3 +208,9 @@ class HuggingFaceTokenizer:
             elif decoder["type"] == "Metaspace":
                 piece = piece.replace(decoder["replacement"], " ")
         return len(piece.encode())
+
+
+def _encode(library: "LibraryTokenizer", text: str) -> list[int]:
+    """Return the ids of a text, without the place of each in the text, which takes time."""
+    (encoding,) = library.encode_batch_fast([text], add_special_tokens=False)
+    return encoding.ids

@@ -13,6 +13,7 @@ import sentencepiece
 
 from diffusionlm.data.tokenizers import sentencepiece_proto
 from diffusionlm.data.tokenizers.base import SPACE_MARK
+from diffusionlm.data.tokenizers.chunks import AT_SPACES, Chunks
 from diffusionlm.errors import UserError
 from diffusionlm.untrusted import read_bytes
 
@@ -63,6 +64,9 @@ class SentencePieceTokenizer:
         # Control pieces in a text are encoded as text, and runs of spaces and line breaks are text.
         defined = [p.piece for p in proto.pieces if p.type == sentencepiece_proto.USER_DEFINED]
         self.marks = tuple(piece for piece in defined if piece.replace(SPACE_MARK, " ").strip())
+        # Without pieces that go on after a space, pairs are merged between spaces alone.
+        crossing = any(SPACE_MARK in p.piece.lstrip(SPACE_MARK) for p in proto.pieces)
+        self._ends_at_spaces = proto.trainer_spec.model_type == sentencepiece_proto.BPE and not (crossing or defined)
 
     @classmethod
     def from_file(cls, path: str) -> Self:
@@ -121,11 +125,23 @@ class SentencePieceTokenizer:
         if not self._lossless_inside or not (inside or self._keeps_whitespace):
             return model.encode(text)
         first, *rest = text.split(SPACE_MARK)
-        ids = model.encode(first)
+        ids = self._encode_part(first, model)
         for part in rest:  # SentencePiece would take the mark itself for a space
             ids += self._space_mark_ids
-            ids += self._inner.encode(part)
+            ids += self._encode_part(part, self._inner)
         return ids
+
+    def _encode_part(self, text: str, model: sentencepiece.SentencePieceProcessor) -> list[int]:
+        """Return the ids of a text without marks, of which the model may treat the beginning in its own way."""
+        if not self._ends_at_spaces:
+            return model.encode(text)
+        begin = AT_SPACES.match(text)
+        size = begin.end() if begin and model is not self._inner else 0
+        return (model.encode(text[:size]) if size else []) + self._chunks.encode(text[size:])
+
+    @functools.cached_property
+    def _chunks(self) -> Chunks:
+        return Chunks(AT_SPACES, self._inner.encode)
 
     @functools.cached_property
     def _inner(self) -> sentencepiece.SentencePieceProcessor:

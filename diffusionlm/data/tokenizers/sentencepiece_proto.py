@@ -9,6 +9,7 @@ from typing import Any
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 
 CONTROL, USER_DEFINED = 3, 4  # types of pieces
+BPE = 2  # the type of models that merge pairs
 
 _FIELD = descriptor_pb2.FieldDescriptorProto
 _MESSAGES: dict[str, list[dict[str, Any]]] = {
@@ -16,7 +17,10 @@ _MESSAGES: dict[str, list[dict[str, Any]]] = {
         {"name": "piece", "number": 1, "type": _FIELD.TYPE_STRING},
         {"name": "type", "number": 3, "type": _FIELD.TYPE_INT32, "default_value": "1"},  # an enum; 1: normal
     ],
-    "Trainer": [{"name": "byte_fallback", "number": 35, "type": _FIELD.TYPE_BOOL}],
+    "Trainer": [
+        {"name": "model_type", "number": 3, "type": _FIELD.TYPE_INT32, "default_value": "1"},  # an enum; 1: unigram
+        {"name": "byte_fallback", "number": 35, "type": _FIELD.TYPE_BOOL},
+    ],
     "Normalizer": [
         {"name": "precompiled_charsmap", "number": 2, "type": _FIELD.TYPE_BYTES},
         {"name": "add_dummy_prefix", "number": 3, "type": _FIELD.TYPE_BOOL, "default_value": "true"},
