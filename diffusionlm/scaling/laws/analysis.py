@@ -1,15 +1,17 @@
 """From the results of a sweep to optima, laws, gaps and a prediction, each with its interval, for a notebook to use."""
 
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
 from diffusionlm.errors import UserError
 from diffusionlm.scaling.laws.bootstrap import Bootstrap
 from diffusionlm.scaling.laws.gap import Gap, Side, gap
-from diffusionlm.scaling.laws.noise import seed_noise
-from diffusionlm.scaling.laws.objective import ObjectiveFit, fit_objective
+from diffusionlm.scaling.laws.noise import Noise, given_noise, seed_noise
+from diffusionlm.scaling.laws.objective import ObjectiveFit, fit_curves, fit_objective
 from diffusionlm.scaling.laws.road_words import road_verdict, road_warnings
 from diffusionlm.scaling.laws.roads import Roads, fit_roads
 from diffusionlm.scaling.laws.verdict import verdict
@@ -34,6 +36,7 @@ class Analysis:
 def analyse(
     results: Sequence[CellResult],
     *,
+    noise: float | Literal["residuals"] | None = None,
     draws: int = 10_000,
     seed: int = 0,
     full: bool = True,
@@ -42,7 +45,10 @@ def analyse(
     """Fit everything that the finished cells allow, and warn about each part that they do not.
 
     Args:
-      results: the finished cells of one sweep; those whose loss is not finite are left out, with a warning.
+      results: the finished cells of one sweep; those whose loss is not finite are left out, with a warning. A run that
+        belongs to no budget has NaN for it, and is in the surface alone.
+      noise: the standard deviation of the loss of a run, nats; "residuals": that of the losses about the fitted curves,
+        which contains misfit; None: that between seeds, without which there are no intervals.
       draws: draws of the parametric bootstrap.
       seed: seed of its random numbers; the same results give the same analysis.
       full: also fit Approaches 1 and 3 of Hoffmann et al. (2203.15556) and rank candidates for the next cell.
@@ -56,22 +62,32 @@ def analyse(
         raise UserError(f"no finished cell to report: the evaluation of none of the {len(results)} is finite")
     if not finite:
         raise UserError("no finished cell to report; run the sweep first (its status says what is missing)")
-    noises = seed_noise(finite)
-    bootstrap = Bootstrap(noises, draws, seed)
-    budgets = sorted({result.budget for result in finite})
+    fitted = {name: fit_curves(runs, of_runs) for name, runs, of_runs in _by_objective(finite, noise)}
+    bootstrap = Bootstrap({name: curves.used_noise for name, curves in fitted.items()}, draws, seed)
+    budgets = sorted({result.budget for result in finite if not math.isnan(result.budget)})
     next_budget = None
     if len(budgets) > 1:
         next_budget = budgets[-1] * (budgets[-1] / budgets[0]) ** (1 / (len(budgets) - 1))
     objectives = {}
-    shares = {result.objective: result.arm_share for result in finite}
-    for name in sorted(noises, key=lambda name: (name == REFERENCE, shares[name], name)):
+    for name, curves in fitted.items():
         note(f"fitting {name}")
-        runs = [result for result in finite if result.objective == name]
-        objectives[name] = fit_objective(runs, noises[name], bootstrap, next_budget, full)
+        objectives[name] = fit_objective(curves, bootstrap, next_budget, full)
+    noises = {name: curves.noise for name, curves in fitted.items()}
     roads = fit_roads(finite, noises, bootstrap, objectives)
     gaps = _gaps(objectives, roads)
     lines = [*road_warnings(roads), *warnings(results, objectives, gaps)]
     return Analysis(objectives, roads, gaps, next_budget, tuple(lines), _verdict(objectives, roads))
+
+
+def _by_objective(
+    results: Sequence[CellResult], noise: float | Literal["residuals"] | None
+) -> Iterator[tuple[str, list[CellResult], Noise | Literal["residuals"] | None]]:
+    """Yield the name, the runs and the noise of each objective: from scratch, the roads by share, the reference last."""
+    seeds = seed_noise(results) if noise is None else {}
+    shares = {result.objective: result.arm_share for result in results}
+    for name in sorted(shares, key=lambda name: (name == REFERENCE, shares[name], name)):
+        given = given_noise(noise) if isinstance(noise, float | int) else noise
+        yield name, [result for result in results if result.objective == name], given or seeds.get(name)
 
 
 def _verdict(objectives: Mapping[str, ObjectiveFit], roads: Roads | None) -> str:
@@ -98,4 +114,4 @@ def _gaps(objectives: Mapping[str, ObjectiveFit], roads: Roads | None) -> tuple[
 
 def _side(fit: ObjectiveFit) -> Side:
     usable = [row.optimum for row in fit.budgets if row.optimum and row.optimum.usable]
-    return Side(fit.objective, usable, fit.laws, fit.noise)
+    return Side(fit.objective, usable, fit.laws, fit.used_noise)

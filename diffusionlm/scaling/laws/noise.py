@@ -1,31 +1,36 @@
 """The noise of the cells of a sweep: between training seeds, and of the masks of the evaluation.
 
-The noise of a run is measured where a cell was repeated with other seeds, and nowhere else: residuals of a parabola
-also contain its misfit, and with five points they have two degrees of freedom.
+The noise of a run is measured where a cell was repeated with other seeds. It may also be given, or taken from the
+residuals of the curves, which contain their misfit as well; it then says so (`Noise.source`).
 """
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from scipy import stats
 
+from diffusionlm.scaling.laws.curves import Shape
 from diffusionlm.scaling.sweep.results import CellResult
 
 MIN_SEEDS, MIN_REPEATED = 3, 2  # fewer say too little about the noise to put an interval on anything
+EXACT_DOF = 1_000_000  # degrees of freedom of a noise that is known
 
 
 @dataclass(frozen=True)
 class Noise:
-    """The standard deviation of the loss between seeds, nats, and how well it is known."""
+    """The standard deviation of the loss of a run, nats, how well it is known, and where it is from."""
 
     sd: float
     dof: int  # degrees of freedom of the estimate
     cells: int  # repeated cells that it comes from
     pooled: bool  # over all roads, or over all objectives where this one has too few repeats
+    # "seeds"; "given" by the user; "residuals" of the curves, for want of seeds; or "curves", the same where seeds or
+    # the user say that there is less noise than the losses scatter by.
+    source: Literal["seeds", "given", "residuals", "curves"] = "seeds"
 
 
 class CommonError(NamedTuple):
@@ -85,6 +90,18 @@ def seed_noise(results: Sequence[CellResult]) -> dict[str, Noise | None]:
         o: (of_roads if o in roads else _pool(squares[o], pooled=False)) or everywhere
         for o in sorted({r.objective for r in results})
     }
+
+
+def given_noise(sd: float) -> Noise:
+    """Return the noise of a run as the user states it, known exactly."""
+    return Noise(sd, EXACT_DOF, 0, False, "given")
+
+
+def residual_noise(shape: Shape) -> Noise | None:
+    """Return the scatter of the losses of one objective about its curves; None without a degree of freedom."""
+    if not shape.scatter or not shape.dof:
+        return None
+    return Noise(shape.scatter, shape.dof, 0, False, "residuals")
 
 
 def _pool(cells: Sequence[tuple[float, int]], pooled: bool) -> Noise | None:

@@ -131,14 +131,7 @@ def _misfits(fit: ObjectiveFit) -> Warnings:
                 f"{fit.objective}: the exponent of {SYMBOLS[key]} leaves its interval without one of the budgets: it "
                 f"is {law.exponent.value:.4g} [{law.exponent.low:.4g}, {law.exponent.high:.4g}], but {without}",
             )
-    if fit.asymmetry and fit.asymmetry.p is not None and fit.asymmetry.p < SUSPICIOUS:
-        factors = np.exp(np.abs([s for s in fit.asymmetry.shift_log_n if np.isfinite(s)]))
-        moved = f"moves N* by up to a factor of {factors.max():.2f}" if len(factors) else "leaves no optimum"
-        yield (
-            3,
-            f"{fit.objective}: the curves are not symmetric in log N (p = {fit.asymmetry.p:.2g}); a cubic term "
-            f"{moved}: see the bias columns",
-        )
+    yield from _shape(fit)
     for key, law in fit.laws.items():
         misfit = law.lack_of_fit
         if misfit and suspicious(misfit):
@@ -147,6 +140,31 @@ def _misfits(fit: ObjectiveFit) -> Warnings:
                 f"{fit.objective}: the optima leave the power law of {SYMBOLS[key]} by {100 * misfit.sd:.2g}% "
                 f"beyond the noise (p = {misfit.p:.2g}); extrapolating it is less certain than its interval",
             )
+
+
+def _shape(fit: ObjectiveFit) -> Warnings:
+    """Name what plain parabolas would get wrong, and curves that do not fit within the noise."""
+    optima = [row.optimum for row in fit.budgets if row.optimum and row.optimum.usable]
+    moved = [
+        optimum.shift_log_n
+        for optimum in optima
+        if optimum.shift_log_n is not None
+        and np.isfinite(optimum.shift_log_n)
+        and optimum.params.excludes(optimum.params.value / np.exp(optimum.shift_log_n))
+    ]
+    if moved:
+        factor = np.exp(np.abs(moved).max())
+        yield (
+            3,
+            f"{fit.objective}: the curves are not parabolas: these would move N* by a factor of up to {factor:.2f}, out of "
+            f"its interval, at {budgets(len(moved))}; so they may have moved the published optima that you compare with",
+        )
+    if fit.noise and fit.used_noise and fit.used_noise.source == "curves":
+        yield (
+            2,
+            f"{fit.objective}: the losses scatter about the curves by {fit.used_noise.sd:.3g} nats, which the noise of "
+            f"{fit.noise.sd:.3g} does not explain; all intervals use the scatter",
+        )
 
 
 def _misfit_of_budget(fit: ObjectiveFit, row: BudgetFit) -> Warnings:
