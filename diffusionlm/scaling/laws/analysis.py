@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from diffusionlm.errors import UserError
 from diffusionlm.scaling.laws.bootstrap import Bootstrap
@@ -33,6 +34,8 @@ class Analysis:
     verdict: str  # a sentence or two
 
 
+# The fits make thousands of BLAS calls on tiny matrices, for which threads on a busy machine wait longer than they compute.
+@threadpool_limits.wrap(limits=1, user_api="blas")
 def analyse(
     results: Sequence[CellResult],
     *,

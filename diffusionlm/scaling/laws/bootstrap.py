@@ -36,6 +36,11 @@ class Estimate:
         """True if the interval is known and finite."""
         return self.interval is not None and bool(np.isfinite(self.interval).all())
 
+    @property
+    def width(self) -> float:
+        """The length of the interval; infinite where it is unknown or unbounded."""
+        return float(self.interval[1] - self.interval[0]) if self.interval is not None else float("inf")
+
     def excludes(self, value: float) -> bool:
         """Return True if the interval is known and does not contain a value."""
         return self.interval is not None and not self.interval[0] <= value <= self.interval[1]

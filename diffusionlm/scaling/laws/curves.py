@@ -175,9 +175,14 @@ def fit_shape(budgets: Sequence[Points], noise: float | None) -> Shape:
     # Seeds of one cell say nothing of the shape, so it takes sizes.
     known, sd = sum(len(np.unique(points.log_n)) - 3 for points in budgets) > 2, noise
     best = np.full(2, TYPICAL)
+    centred = [points.log_n - points.centre for points in budgets]
 
     def residuals(q: np.ndarray) -> np.ndarray:
-        return np.concatenate([curve(points, *np.exp(q)).residuals for points in budgets])
+        left = []
+        for points, u in zip(budgets, centred, strict=True):
+            orthogonal = np.linalg.qr(terms(u, *np.exp(q)))[0]
+            left.append(points.loss - orthogonal @ (orthogonal.T @ points.loss))
+        return np.concatenate(left)
 
     def scatter(q: np.ndarray) -> float:
         floor = EXACT * float(np.mean([points.loss.mean() for points in budgets]))
@@ -196,7 +201,7 @@ def fit_shape(budgets: Sequence[Points], noise: float | None) -> Shape:
             ftol=1e-12,
             gtol=1e-12,
         ).x
-        if np.abs(best - before).max() < 1e-3 and noise is not None:
+        if np.abs(best - before).max() < (1e-3 if noise else 1e-6):
             break
     return Shape(*np.exp(best), scatter(best) if known else None, dof if known else 0, *_allowed(budgets, best, sd))
 

@@ -4,6 +4,7 @@ The noise of a run is measured where a cell was repeated with other seeds. It ma
 residuals of the curves, which contain their misfit as well; it then says so (`Noise.source`).
 """
 
+import math
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -64,10 +65,14 @@ class PairedError:
 
 
 def by_cell(results: Iterable[CellResult]) -> dict[tuple[str, float, int], list[CellResult]]:
-    """Group runs that differ in nothing but their seed, by (objective, budget, size)."""
+    """Group runs that differ in nothing but their seed, by (objective, budget, size).
+
+    Tokens take the place of the budget of runs that belong to none (NaN).
+    """
     cells = defaultdict(list)
     for result in results:
-        cells[result.objective, result.budget, result.params].append(result)
+        budget = float(result.tokens) if math.isnan(result.budget) else result.budget
+        cells[result.objective, budget, result.params].append(result)
     return dict(cells)
 
 

@@ -2,11 +2,10 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
-from threadpoolctl import threadpool_limits
 
 from diffusionlm.scaling.laws import next_cells, parametric, power_laws
 from diffusionlm.scaling.laws.bootstrap import Bootstrap
@@ -14,11 +13,13 @@ from diffusionlm.scaling.laws.curves import Curve, Points, Shape, curve, fit_sha
 from diffusionlm.scaling.laws.envelope import Envelope, envelope
 from diffusionlm.scaling.laws.isoflop_fits import parabola
 from diffusionlm.scaling.laws.misfit import widened
-from diffusionlm.scaling.laws.noise import Noise, common_error, residual_noise
+from diffusionlm.scaling.laws.noise import Noise, by_cell, common_error, residual_noise
 from diffusionlm.scaling.laws.optima import BudgetFit, fit_budget
 from diffusionlm.scaling.laws.surface_fit import SurfaceFit, fit_surface
+from diffusionlm.scaling.laws.suspects import Suspect, suspects, without
 from diffusionlm.scaling.sweep.results import CellResult
 
+FAR = 10.0  # the factor of N beyond which a run is in no curve
 REFITS = 20  # of Approach 3, for its standard errors, which are then known to a sixth
 
 
@@ -40,6 +41,27 @@ class ObjectiveFit:
     parametric: parametric.Parametric | None  # Approach 3
     surface: SurfaceFit | None  # the surface by variable projection
     runs: tuple[CellResult, ...]  # all runs, those without a budget too
+    suspects: tuple[Suspect, ...] = ()  # cells that seem to have gone wrong
+    without_suspects: "ObjectiveFit | None" = None  # the same fits without them; None where there are none
+
+    @property
+    def hanging(self) -> bool:
+        """True if the laws hang on suspected cells.
+
+        Without these an exponent leaves its interval, or the interval without them leaves out the exponent or is less
+        than half as wide, or there is no law or no interval.
+        """
+        if not self.laws or self.without_suspects is None:
+            return False
+        others = self.without_suspects.laws
+        return any(
+            key not in others
+            or law.exponent.interval is None
+            or law.exponent.excludes(others[key].exponent.value)
+            or others[key].exponent.excludes(law.exponent.value)
+            or law.exponent.width > 2 * others[key].exponent.width
+            for key, law in self.laws.items()
+        )
 
 
 @dataclass(frozen=True)
@@ -47,7 +69,7 @@ class Curves:
     """The runs of one objective by budget, with the curves through them."""
 
     runs: tuple[CellResult, ...]
-    budgets: tuple[tuple[CellResult, ...], ...]  # the runs of each budget, by size and seed
+    budgets: tuple[tuple[CellResult, ...], ...]  # the runs of each budget near its best size, by size and seed
     shape: Shape | None  # None without a budget that has three sizes
     points: tuple[Points, ...]  # of the budgets with three sizes
     fits: tuple[Curve, ...]  # of the same
@@ -63,7 +85,7 @@ def fit_curves(results: Sequence[CellResult], noise: Noise | Literal["residuals"
       noise: the noise of a run; "residuals": the scatter about the curves.
     """
     budgets = sorted({result.budget for result in results if not math.isnan(result.budget)})
-    groups = [sorted((r for r in results if r.budget == b), key=lambda r: (r.params, r.seed)) for b in budgets]
+    groups = [near_best([result for result in results if result.budget == budget]) for budget in budgets]
     points = [
         Points(np.log([run.params for run in group]), np.array([run.loss for run in group]))
         for group in groups
@@ -80,8 +102,21 @@ def fit_curves(results: Sequence[CellResult], noise: Noise | Literal["residuals"
     return Curves(tuple(results), tuple(map(tuple, groups)), shape, tuple(points), tuple(fits), noise, used)
 
 
+def near_best(runs: Sequence[CellResult]) -> list[CellResult]:
+    """Return the runs of one budget within a factor `FAR` of the best measured size, sorted by size and seed.
+
+    A curve is meant for the surroundings of its minimum, and the losses of far too small or large models would bend it.
+    All runs are returned where fewer than five sizes are so near.
+    """
+    means = {cell[0].params: float(np.mean([run.loss for run in cell])) for cell in by_cell(runs).values()}
+    best = min(means, key=lambda params: means[params])
+    near = {params for params in means if abs(math.log(params / best)) <= math.log(FAR) + 1e-9}
+    kept = near if len(near) >= 5 else means.keys()
+    return sorted((run for run in runs if run.params in kept), key=lambda run: (run.params, run.seed))
+
+
 def fit_objective(curves: Curves, bootstrap: Bootstrap, next_budget: float | None, full: bool) -> ObjectiveFit:
-    """Fit everything that the finished cells of one objective allow.
+    """Fit everything that the finished cells of one objective allow, with and without suspected cells.
 
     Args:
       curves: the runs of one objective with their curves.
@@ -89,6 +124,18 @@ def fit_objective(curves: Curves, bootstrap: Bootstrap, next_budget: float | Non
       next_budget: the budget to predict, FLOPs; None with a single budget.
       full: also fit Approaches 1 and 3, and rank candidates for the next cell.
     """
+    fit = _fit(curves, bootstrap, next_budget, full)
+    if fit.arm_share:  # no surface knows the share
+        return fit
+    named = suspects(curves.runs, curves.noise)
+    if not named:
+        return fit
+    others = fit_curves(without(curves.runs, named), curves.noise)
+    return replace(fit, suspects=named, without_suspects=_fit(others, bootstrap, next_budget, full=False))
+
+
+def _fit(curves: Curves, bootstrap: Bootstrap, next_budget: float | None, full: bool) -> ObjectiveFit:
+    """Fit everything that the cells of one objective allow."""
     results, noise = curves.runs, curves.used_noise
     objective, common = results[0].objective, common_error(results)
     # The training loss of a road is not one quantity, and no surface knows its share.
@@ -118,7 +165,7 @@ def fit_objective(curves: Curves, bootstrap: Bootstrap, next_budget: float | Non
         candidates=candidates,
         envelope=envelope(lines, fits[0].budget, fits[-1].budget) if checked and fits else None,
         parametric=_parametric(results, curves.noise) if checked else None,
-        surface=None if results[0].arm_share else _surface(results, curves.noise),
+        surface=None if results[0].arm_share else fit_surface(results, curves.noise),
         runs=results,
     )
 
@@ -142,12 +189,5 @@ def _fit_budgets(curves: Curves, bootstrap: Bootstrap) -> list[BudgetFit]:
 
 
 def _parametric(results: Sequence[CellResult], noise: Noise | None) -> parametric.Parametric | None:
-    # The fit makes thousands of BLAS calls on tiny matrices, for which threads on a busy machine wait longer than they
-    # compute. It may diverge on losses that have no such surface.
-    with threadpool_limits(limits=1, user_api="blas"), np.errstate(all="ignore"):
+    with np.errstate(all="ignore"):  # it may diverge on losses that have no such surface
         return parametric.fit(results, noise.sd if noise else None, REFITS)
-
-
-def _surface(results: Sequence[CellResult], noise: Noise | None) -> SurfaceFit | None:
-    with threadpool_limits(limits=1, user_api="blas"):
-        return fit_surface(results, noise)

@@ -19,7 +19,7 @@ from diffusionlm.scaling.laws.noise import Noise
 from diffusionlm.scaling.sweep.results import CellResult
 
 BOUNDS = float(np.log(1e-3)), float(np.log(5.0))  # of log alpha and log beta
-STARTS = (0.15, 0.35, 0.8)  # of alpha and beta
+STARTS = (0.2, 0.6)  # of alpha and beta
 TERMS = 5
 
 
@@ -92,12 +92,15 @@ class SurfaceFit(LossSurface):
         return float(quantile * np.sqrt(gradient @ self.covariance @ gradient + variance))
 
 
-def fit_surface(results: Sequence[CellResult], noise: Noise | None = None) -> SurfaceFit | None:
+def fit_surface(
+    results: Sequence[CellResult], noise: Noise | None = None, *, profile: bool = True
+) -> SurfaceFit | None:
     """Fit the surface to all runs of one objective, each with the same weight.
 
     Args:
       results: the runs.
       noise: the noise of a run; intervals use the scatter about the surface if that is larger, or if it is None.
+      profile: also find the profile interval of the exponent of N*.
 
     Returns:
       The fit, or None with fewer than seven different cells.
@@ -119,6 +122,7 @@ def fit_surface(results: Sequence[CellResult], noise: Noise | None = None) -> Su
     if not at_bound:
         jacobian = _jacobian(np.array([e, log_a, log_b, alpha, beta]), log_n - centre[0], log_d - centre[1])
         covariance = sd**2 * np.linalg.pinv(jacobian.T @ jacobian)
+    exponent = Estimate(float(beta / (alpha + beta)))
     return SurfaceFit(
         e=float(e),
         log_a=float(log_a + alpha * centre[0]),
@@ -129,7 +133,7 @@ def fit_surface(results: Sequence[CellResult], noise: Noise | None = None) -> Su
         scatter=scatter,
         dof=dof,
         sd=sd,
-        exponent=problem.profile(float(alpha), float(beta), sd, dof),
+        exponent=problem.profile(float(alpha), float(beta), sd, dof) if profile else exponent,
         residuals=residuals,
         covariance=covariance,
         centre=centre,
@@ -147,19 +151,26 @@ class Projection:
     def project(self, alpha: float, beta: float) -> tuple[np.ndarray, np.ndarray]:
         """Return the best E, A and B, none of them negative, (3,), and the residuals, (runs,)."""
         design = np.stack([np.ones_like(self.x), np.exp(-alpha * self.x), np.exp(-beta * self.y)], 1)
-        coefficients = optimize.nnls(design, self.loss)[0]
+        coefficients = np.linalg.lstsq(design, self.loss)[0]
+        if coefficients.min() < 0:
+            coefficients = optimize.nnls(design, self.loss)[0]
         return coefficients, self.loss - design @ coefficients
 
-    def minimise(self, start: np.ndarray | None = None) -> np.ndarray:
-        """Return the best log alpha and log beta, from a start or from a grid of them."""
-        starts = [start] if start is not None else [np.log(pair) for pair in product(STARTS, STARTS)]
-        fits = [
-            optimize.least_squares(
-                lambda q: self.project(*np.exp(q))[1], q, bounds=BOUNDS, xtol=1e-12, ftol=1e-14, gtol=1e-14
+    def minimise(self) -> np.ndarray:
+        """Return the best log alpha and log beta: roughly from a grid of starts, and from the best of these exactly."""
+
+        def search(start: np.ndarray, tolerance: float) -> optimize.OptimizeResult:
+            return optimize.least_squares(
+                lambda q: self.project(*np.exp(q))[1],
+                start,
+                bounds=BOUNDS,
+                xtol=tolerance,
+                ftol=tolerance,
+                gtol=tolerance,
             )
-            for q in starts
-        ]
-        return min(fits, key=lambda fit: fit.cost).x
+
+        rough = [search(np.log(pair), 1e-4) for pair in product(STARTS, STARTS)]
+        return search(min(rough, key=lambda fit: fit.cost).x, 1e-14).x
 
     def profile(self, alpha: float, beta: float, sd: float, dof: int) -> Estimate:
         """Return the exponent of N* with its profile interval: those at which the best fit is not much worse.

@@ -1,5 +1,6 @@
 """The warnings of a report: a line for everything that is missing or not to be trusted."""
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
@@ -16,7 +17,7 @@ from diffusionlm.scaling.laws.diagnostics import (
 )
 from diffusionlm.scaling.laws.gap import Gap
 from diffusionlm.scaling.laws.noise import MIN_REPEATED, MIN_SEEDS, by_cell, variance_ratio
-from diffusionlm.scaling.laws.objective import ObjectiveFit
+from diffusionlm.scaling.laws.objective import FAR, ObjectiveFit
 from diffusionlm.scaling.laws.optima import BudgetFit, Optimum
 from diffusionlm.scaling.laws.verdict import budgets
 from diffusionlm.scaling.sweep.results import CellResult
@@ -47,6 +48,7 @@ def _all(results: Sequence[CellResult], objectives: Mapping[str, ObjectiveFit], 
     yield from ((0, f"{r.id} is left out: its loss is not positive") for r in results if r.loss <= 0)
     for fit in objectives.values():
         yield from _missing(fit)
+        yield from _suspects(fit)
         for row in fit.budgets:
             if row.optimum:
                 yield from _optimum(row, row.optimum)
@@ -74,6 +76,15 @@ def _all(results: Sequence[CellResult], objectives: Mapping[str, ObjectiveFit], 
 def _missing(fit: ObjectiveFit) -> Warnings:
     name = fit.objective
     usable = sum(row.usable for row in fit.budgets)
+    if not fit.budgets:
+        yield 2, f"{name}: its runs are of no budget, so there are no optima and laws, only the fitted surfaces"
+        return
+    if far := sum(not math.isnan(run.budget) for run in fit.runs) - sum(len(row.runs) for row in fit.budgets):
+        yield (
+            4,
+            f"{name}: {far} runs are in no curve and no law, since their sizes are more than {FAR:g} times from the best "
+            "one of their budget",
+        )
     if not fit.laws:
         yield 0, f"{name}: no power laws and no prediction: {budgets(usable)} with a usable optimum, a law needs 2"
     elif usable == 2:
@@ -84,15 +95,37 @@ def _missing(fit: ObjectiveFit) -> Warnings:
         yield (
             2,
             f"{name}: no intervals, because the noise is unknown: it takes {MIN_SEEDS} seeds in at least "
-            f"{MIN_REPEATED} cells",
+            f"{MIN_REPEATED} cells, or a noise that is given",
+        )
+    elif fit.noise.source == "residuals":
+        yield (
+            2,
+            f"{name}: the noise of {fit.noise.sd:.3g} nats is the scatter of the losses about the fitted curves, which "
+            "contains their misfit, and not what seeds differ by",
         )
     elif fit.noise.pooled and not fit.arm_share:
         yield 4, f"{name}: too few repeated seeds of its own; its intervals use the noise of all objectives together"
     for row in fit.budgets:
         if row.parabola is None:
-            yield 1, f"{_where(row)}: sizes finished: {row.sizes}, and a parabola needs 3; it has no optimum"
-        elif not row.parabola.convex:
-            yield 1, f"{_where(row)}: the parabola opens downwards, so these sizes show no optimum; {_reason(row)}"
+            yield 1, f"{_where(row)}: sizes finished: {row.sizes}, and a curve needs 3; it has no optimum"
+        elif row.optimum is None:
+            yield 1, f"{_where(row)}: the curve has no minimum, so these sizes show no optimum; {_reason(row)}"
+
+
+def _suspects(fit: ObjectiveFit) -> Warnings:
+    other = fit.without_suspects
+    for suspect in fit.suspects:
+        where = f" at {suspect.budget:.3g} FLOPs" if np.isfinite(suspect.budget) else f", D = {suspect.tokens:.3g}"
+        changes = ""
+        if fit.laws and other:
+            exponent = f"{fit.laws['params'].exponent.value:.3g}"
+            changed = f"{other.laws['params'].exponent.value:.3g}" if other.laws else "not determined"
+            changes = f"; the exponent of N* is {exponent} with all suspected cells, and {changed} without them"
+        yield (
+            0,
+            f"{fit.objective}{where}, N = {suspect.params:,}: this cell is suspected: it is {suspect.off:+.3g} nats off the "
+            f"surface through the others (p = {suspect.p:.2g}), so repeat it{changes}",
+        )
 
 
 def _optimum(row: BudgetFit, optimum: Optimum) -> Warnings:
@@ -170,19 +203,16 @@ def _shape(fit: ObjectiveFit) -> Warnings:
 def _misfit_of_budget(fit: ObjectiveFit, row: BudgetFit) -> Warnings:
     optimum = row.optimum
     misfit = optimum.lack_of_fit if optimum else None
-    if optimum and misfit and fit.noise and rejected(row) and row.usable:
-        worst = int(np.argmax(np.abs(optimum.parabola.residuals)))
-        off = optimum.parabola.residuals[worst]
+    if optimum and misfit and rejected(row) and row.usable:
         yield (
             2,
-            f"{_where(row)}: the parabola is rejected (p = {misfit.p:.2g}), and yet the laws use its optimum; the run "
-            f"of {row.runs[worst].params:,} parameters is off by {off:+.3g} nats, {abs(off) / fit.noise.sd:.1f} times "
-            "what seeds scatter by",
+            f"{_where(row)}: the curve is rejected (p = {misfit.p:.2g}), and yet the laws use its optimum: the losses leave "
+            f"it by {misfit.sd:.3g} nats beyond the noise",
         )
     elif misfit and suspicious(misfit):
         yield (
             3,
-            f"{_where(row)}: losses leave the parabola by {misfit.sd:.3g} nats beyond the noise (p = {misfit.p:.2g}), "
+            f"{_where(row)}: losses leave the curve by {misfit.sd:.3g} nats beyond the noise (p = {misfit.p:.2g}), "
             "which no interval contains",
         )
 
@@ -204,7 +234,7 @@ def predictions(fit: ObjectiveFit) -> Iterator[str]:
         if ahead.loss.excludes(loss):
             yield (
                 f"{fit.objective}: Approach 3 predicts L* = {loss:.4g} at {ahead.budget:.3g} FLOPs, outside of the "
-                f"interval of Approach 2, {ahead.loss.value:.4g} [{ahead.loss.low:.4g}, {ahead.loss.high:.4g}]"
+                f"interval of the laws, {ahead.loss.value:.4g} [{ahead.loss.low:.4g}, {ahead.loss.high:.4g}]"
             )
 
 
@@ -249,13 +279,13 @@ def _seeds(fit: ObjectiveFit) -> Iterator[str]:
     compute = [row.budget for row in fit.budgets]
     larger = [] if fit.arm_share else compute[(len(compute) + 1) // 2 :]  # the noise is that of all roads
     which = "largest budget" if len(larger) == 1 else f"{len(larger)} largest budgets"
-    if fit.noise and larger and not any(budget in larger for _, budget, _ in repeated):
+    if fit.noise and fit.noise.source == "seeds" and larger and not any(budget in larger for _, budget, _ in repeated):
         yield (
             f"{fit.objective}: no cell of the {which} is repeated, so misfits and intervals there rest on "
             "noise that was measured at smaller ones"
         )
     effects = [row.paired.effect for row in fit.budgets if row.paired]
-    if fit.noise and effects and fit.noise.sd > LOUD * np.median(effects):
+    if fit.noise and fit.noise.source == "seeds" and effects and fit.noise.sd > LOUD * np.median(effects):
         yield (
             f"{fit.objective}: seeds scatter by {fit.noise.sd:.3g} nats, which is more than a quarter of what the "
             f"sizes of a budget differ by ({np.median(effects):.3g})"
@@ -282,8 +312,8 @@ def _data(results: Sequence[CellResult]) -> Iterator[str]:
             f"data repeat in {(epochs > 1).sum()} of {len(results)} cells, up to {epochs.max():.1f} epochs; laws for "
             "unique data do not apply to those"
         )
-    off = [abs(result.flops / result.budget - 1) for result in results]
-    if max(off) > OFF_BUDGET:
+    off = [abs(result.flops / result.budget - 1) for result in results if np.isfinite(result.budget)]
+    if max(off, default=0.0) > OFF_BUDGET:
         yield f"cells miss their budget by up to {100 * max(off):.1f}%, which the fits ignore"
 
 
