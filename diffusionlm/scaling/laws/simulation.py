@@ -19,6 +19,8 @@ from diffusionlm.scaling.laws.gap import Gap
 from diffusionlm.scaling.laws.optima import QUANTITIES
 from diffusionlm.scaling.sweep.results import CellResult
 
+BEYOND = 10.0  # times the largest budget, where laws are compared with the truth
+
 
 @dataclass(frozen=True)
 class Cell:
@@ -80,6 +82,7 @@ def make_grid(
     spacing: float = 1.8,
     off_centre: float = 0.2,
     repeated: int = 1,
+    drift: float = 1.0,
 ) -> list[Cell]:
     """Return a grid around the optima, with three seeds in some cells of the two smallest budgets and one elsewhere.
 
@@ -90,11 +93,13 @@ def make_grid(
       spacing: the ratio of neighbouring sizes.
       off_centre: the distance of the middle of the sizes from the optimum, in spacings, up and down by turns.
       repeated: the number of cells with three seeds in each of the two smallest budgets.
+      drift: the factor by which the middle lies below the optimum at the largest budget, and gradually less before.
     """
     cells = []
     for objective, truth in truths.items():
         for i, budget in enumerate(budgets):
             middle = truth.log_at("params", budget) + off_centre * np.log(spacing) * (-1) ** i
+            middle -= np.log(drift) * i / max(len(budgets) - 1, 1)
             offsets = np.arange(sizes) - (sizes - 1) / 2
             first = (sizes - repeated) // 2
             for j, log_n in enumerate(middle + offsets * np.log(spacing)):
@@ -172,6 +177,9 @@ def _pairs(analysis: Analysis, truths: Mapping[str, Truth]) -> list[tuple[str, E
         for key, law in fit.laws.items():
             exponent = truth.log_at(key, np.e) - truth.log_at(key, 1.0)
             pairs.append((f"{name} {key} exponent", law.exponent, exponent))
+            for factor, place in ((1.0, "at the largest budget"), (BEYOND, "ten times beyond")):
+                c = factor * fit.budgets[-1].budget
+                pairs.append((f"{name} {key} {place}", law.at(c), np.exp(truth.log_at(key, c))))
         if ahead := fit.prediction:
             for key in QUANTITIES:
                 pairs.append((f"{name} predicted {key}", getattr(ahead, key), np.exp(truth.log_at(key, ahead.budget))))
