@@ -21,6 +21,8 @@ from diffusionlm.scaling.sweep.results import CellResult
 
 REFERENCE = "arm"  # the objective that others are compared with
 
+Noises = float | Literal["residuals"] | None  # of a run in nats; the scatter about the curves; that between seeds
+
 
 @dataclass(frozen=True)
 class Analysis:
@@ -39,7 +41,7 @@ class Analysis:
 def analyse(
     results: Sequence[CellResult],
     *,
-    noise: float | Literal["residuals"] | None = None,
+    noise: Noises = None,
     draws: int = 10_000,
     seed: int = 0,
     full: bool = True,
@@ -83,7 +85,7 @@ def analyse(
 
 
 def _by_objective(
-    results: Sequence[CellResult], noise: float | Literal["residuals"] | None
+    results: Sequence[CellResult], noise: Noises
 ) -> Iterator[tuple[str, list[CellResult], Noise | Literal["residuals"] | None]]:
     """Yield the name, the runs and the noise of each objective: from scratch, the roads by share, the reference last."""
     seeds = seed_noise(results) if noise is None else {}

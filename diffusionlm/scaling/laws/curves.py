@@ -179,8 +179,9 @@ def fit_shape(budgets: Sequence[Points], noise: float | None) -> Shape:
 
     def residuals(q: np.ndarray) -> np.ndarray:
         left = []
+        alpha, beta = np.exp(np.clip(q, *BOUNDS))
         for points, u in zip(budgets, centred, strict=True):
-            orthogonal = np.linalg.qr(terms(u, *np.exp(q)))[0]
+            orthogonal = np.linalg.qr(terms(u, alpha, beta))[0]
             left.append(points.loss - orthogonal @ (orthogonal.T @ points.loss))
         return np.concatenate(left)
 
@@ -189,21 +190,20 @@ def fit_shape(budgets: Sequence[Points], noise: float | None) -> Shape:
         return max(float(np.sqrt((residuals(q) ** 2).sum() / dof)), floor)
 
     if not known and noise is None or not budgets:
-        return Shape(*np.exp(best), None, 0, *_allowed(budgets, best, None))
+        return Shape(*map(float, np.exp(best)), None, 0, *_allowed(budgets, best, None))
     for _ in range(8):
         sd = max(noise or 0.0, scatter(best) if known else 0.0)
         before = best
         best = optimize.least_squares(
             lambda q, sd=sd: np.append(residuals(q) / sd, (q - TYPICAL) / WIDTH),
             best,
-            bounds=BOUNDS,
-            xtol=1e-10,
-            ftol=1e-12,
-            gtol=1e-12,
+            method="lm",
+            **dict.fromkeys(("xtol", "ftol", "gtol"), 1e-6 if noise else 1e-13),
         ).x
         if np.abs(best - before).max() < (1e-3 if noise else 1e-6):
             break
-    return Shape(*np.exp(best), scatter(best) if known else None, dof if known else 0, *_allowed(budgets, best, sd))
+    best = np.clip(best, *BOUNDS)
+    return Shape(*map(float, np.exp(best)), scatter(best) if known else None, dof if known else 0, *_allowed(budgets, best, sd))
 
 
 def _allowed(budgets: Sequence[Points], best: np.ndarray, sd: float | None) -> tuple[np.ndarray, np.ndarray]:

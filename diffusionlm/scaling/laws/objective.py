@@ -131,7 +131,8 @@ def fit_objective(curves: Curves, bootstrap: Bootstrap, next_budget: float | Non
     if not named:
         return fit
     others = fit_curves(without(curves.runs, named), curves.noise)
-    return replace(fit, suspects=named, without_suspects=_fit(others, bootstrap, next_budget, full=False))
+    draws = Bootstrap({fit.objective: others.used_noise}, bootstrap.size, seed=0)  # of a noise without the suspects
+    return replace(fit, suspects=named, without_suspects=_fit(others, draws, next_budget, full=False))
 
 
 def _fit(curves: Curves, bootstrap: Bootstrap, next_budget: float | None, full: bool) -> ObjectiveFit:

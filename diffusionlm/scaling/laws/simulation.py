@@ -111,7 +111,8 @@ def make_grid(
 def simulate(grid: Sequence[Cell], truths: Mapping[str, Truth], rng: np.random.Generator) -> list[CellResult]:
     """Return the results of one simulated sweep on a grid."""
     results = []
-    moved = {key: rng.standard_normal(2) for key in dict.fromkeys((cell.objective, cell.budget) for cell in grid)}
+    effects = rng.spawn(1)[0]  # the noise of the runs does not depend on them
+    moved = {key: effects.standard_normal(2) for key in dict.fromkeys((cell.objective, cell.budget) for cell in grid)}
     for cell in grid:
         truth = truths[cell.objective]
         of_params, of_loss = moved[cell.objective, cell.budget] * truth.scatter

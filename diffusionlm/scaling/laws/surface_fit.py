@@ -161,16 +161,16 @@ class Projection:
 
         def search(start: np.ndarray, tolerance: float) -> optimize.OptimizeResult:
             return optimize.least_squares(
-                lambda q: self.project(*np.exp(q))[1],
+                lambda q: self.project(*np.exp(np.clip(q, *BOUNDS)))[1],
                 start,
-                bounds=BOUNDS,
+                method="lm",
                 xtol=tolerance,
                 ftol=tolerance,
                 gtol=tolerance,
             )
 
         rough = [search(np.log(pair), 1e-4) for pair in product(STARTS, STARTS)]
-        return search(min(rough, key=lambda fit: fit.cost).x, 1e-14).x
+        return np.clip(search(min(rough, key=lambda fit: fit.cost).x, 1e-14).x, *BOUNDS)
 
     def profile(self, alpha: float, beta: float, sd: float, dof: int) -> Estimate:
         """Return the exponent of N* with its profile interval: those at which the best fit is not much worse.

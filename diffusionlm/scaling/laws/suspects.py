@@ -35,7 +35,8 @@ class Suspect:
 def suspects(results: Sequence[CellResult], noise: Noise | None = None) -> tuple[Suspect, ...]:
     """Return the suspected cells of one objective, the worst first.
 
-    Each is taken out before the next is looked for, since a cell that went wrong makes others look so.
+    Each is taken out before the next is looked for, since a cell that went wrong makes others look so. Of a few cells,
+    two that went wrong at once may hide each other, because either is part of the scatter that the other is judged by.
 
     Args:
       results: the runs of one objective.
