@@ -15,7 +15,7 @@ from diffusionlm.scaling.sweep.recipe import Sweep
 from diffusionlm.storage import require_directory, run_path
 
 if TYPE_CHECKING:
-    from diffusionlm.scaling.laws.assumed_noise import NoiseOption
+    from diffusionlm.scaling.laws.noise import NoiseOption
     from diffusionlm.scaling.sweep.plan import Plan
     from diffusionlm.scaling.sweep.points import Unit
     from diffusionlm.scaling.sweep.status import SweepStatus
@@ -130,7 +130,7 @@ def report(
         missing, or the report cannot be written.
     """
     require_package("matplotlib", "the report of a sweep", "matplotlib", "plots")
-    from diffusionlm.scaling.laws.assumed_noise import check_noise
+    from diffusionlm.scaling.laws.noise import check_noise
 
     noise = check_noise(noise)
     if of_points(sweep):

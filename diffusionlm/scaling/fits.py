@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike
 from diffusionlm.errors import UserError
 from diffusionlm.scaling.laws import published
 from diffusionlm.scaling.laws.analysis import Analysis, analyse
-from diffusionlm.scaling.laws.assumed_noise import NoiseOption, check_noise
+from diffusionlm.scaling.laws.noise import NoiseOption, check_noise
 from diffusionlm.scaling.laws.objective import ObjectiveFit
 from diffusionlm.scaling.laws.parametric import Parametric
 from diffusionlm.scaling.laws.published import PublishedLaw

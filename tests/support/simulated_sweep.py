@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from diffusionlm.scaling.laws.isoflop_fits import parabola
+from diffusionlm.scaling.laws.isoflop_fits import parabola, vertex
 from diffusionlm.scaling.laws.optima import fit_budget
 from diffusionlm.scaling.laws.simulation import Truth, make_grid, simulate
 
@@ -93,5 +93,10 @@ def runs_on(loss, budget=1e15, log_n=(12.0, 12.6, 13.1, 13.7, 14.0), overspent=1
 
 
 def fit_runs(runs, drawn=None):
-    """Return the fit of the runs of one budget; `drawn` are (draws, 3) coefficients of its parabola."""
-    return fit_budget(runs, parabola(np.log([run.params for run in runs]), [run.loss for run in runs]), drawn, None)
+    """Return the fit of the runs of one budget by a parabola, of which `drawn` are (draws, 3) coefficients."""
+    plain = parabola(np.log([run.params for run in runs]), [run.loss for run in runs])
+    minima = None
+    if drawn is not None:
+        u, loss = vertex(drawn)
+        minima = plain.centre + u, loss
+    return fit_budget(runs, plain, plain, minima, None)

@@ -1,15 +1,18 @@
 """From the results of a sweep to optima, laws, gaps and a prediction, each with its interval, for a notebook to use."""
 
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from diffusionlm.errors import UserError
-from diffusionlm.scaling.laws.assumed_noise import NoiseOption, noises
 from diffusionlm.scaling.laws.bootstrap import Bootstrap
 from diffusionlm.scaling.laws.gap import Gap, Side, gap
-from diffusionlm.scaling.laws.objective import ObjectiveFit, fit_objective
+from diffusionlm.scaling.laws.noise import Noise, NoiseOption, given_noise, seed_noise
+from diffusionlm.scaling.laws.objective import ObjectiveFit, fit_curves, fit_objective
 from diffusionlm.scaling.laws.road_words import road_verdict, road_warnings
 from diffusionlm.scaling.laws.roads import Roads, fit_roads
 from diffusionlm.scaling.laws.verdict import verdict
@@ -33,6 +36,8 @@ class Analysis:
     left_out: tuple[LeftOut, ...] = ()  # runs that no fit uses, to be shown beside the others
 
 
+# The fits make thousands of BLAS calls on tiny matrices, for which threads on a busy machine wait longer than they compute.
+@threadpool_limits.wrap(limits=1, user_api="blas")
 def analyse(
     results: Sequence[CellResult],
     *,
@@ -45,9 +50,10 @@ def analyse(
     """Fit everything that the finished cells allow, and warn about each part that they do not.
 
     Args:
-      results: the finished cells of one sweep; those whose loss is not finite are left out, with a warning.
-      noise: the noise between seeds as `assumed_noise.noises` takes it: a number of nats, "residuals", or None, which
-        is what repeated seeds show.
+      results: the finished cells of one sweep; those whose loss is not finite are left out, with a warning. A run that
+        belongs to no budget has NaN for it, and is in the surface alone.
+      noise: the standard deviation of the loss of a run, nats; "residuals": that of the losses about the fitted curves,
+        which contains misfit; None: that between seeds, without which there are no intervals.
       draws: draws of the parametric bootstrap.
       seed: seed of its random numbers; the same results give the same analysis.
       full: also fit Approaches 1 and 3 of Hoffmann et al. (2203.15556) and rank candidates for the next cell.
@@ -61,22 +67,32 @@ def analyse(
         raise UserError(f"no finished cell to report: the evaluation of none of the {len(results)} is finite")
     if not finite:
         raise UserError("no finished cell to report; run the sweep first (its status says what is missing)")
-    known = noises(finite, noise)
-    bootstrap = Bootstrap(known, draws, seed)
-    budgets = sorted({result.budget for result in finite if np.isfinite(result.budget)})
+    fitted = {name: fit_curves(runs, of_runs) for name, runs, of_runs in _by_objective(finite, noise)}
+    bootstrap = Bootstrap({name: curves.used_noise for name, curves in fitted.items()}, draws, seed)
+    budgets = sorted({result.budget for result in finite if not math.isnan(result.budget)})
     next_budget = None
     if len(budgets) > 1:
         next_budget = budgets[-1] * (budgets[-1] / budgets[0]) ** (1 / (len(budgets) - 1))
     objectives = {}
-    shares = {result.objective: result.arm_share for result in finite}
-    for name in sorted(known, key=lambda name: (name == REFERENCE, shares[name], name)):
+    for name, curves in fitted.items():
         note(f"fitting {name}")
-        runs = [result for result in finite if result.objective == name]
-        objectives[name] = fit_objective(runs, known[name], bootstrap, next_budget, full)
-    roads = fit_roads(finite, known, bootstrap, objectives)
+        objectives[name] = fit_objective(curves, bootstrap, next_budget, full)
+    noises = {name: curves.noise for name, curves in fitted.items()}
+    roads = fit_roads(finite, noises, bootstrap, objectives)
     gaps = _gaps(objectives, roads)
     lines = [*road_warnings(roads), *warnings(results, objectives, gaps)]
     return Analysis(objectives, roads, gaps, next_budget, tuple(lines), _verdict(objectives, roads))
+
+
+def _by_objective(
+    results: Sequence[CellResult], noise: NoiseOption
+) -> Iterator[tuple[str, list[CellResult], Noise | Literal["residuals"] | None]]:
+    """Yield the name, the runs and the noise of each objective: from scratch, the roads by share, the reference last."""
+    seeds = seed_noise(results) if noise is None else {}
+    shares = {result.objective: result.arm_share for result in results}
+    for name in sorted(shares, key=lambda name: (name == REFERENCE, shares[name], name)):
+        given = given_noise(noise) if isinstance(noise, float | int) else noise
+        yield name, [result for result in results if result.objective == name], given or seeds.get(name)
 
 
 def _verdict(objectives: Mapping[str, ObjectiveFit], roads: Roads | None) -> str:
@@ -103,4 +119,4 @@ def _gaps(objectives: Mapping[str, ObjectiveFit], roads: Roads | None) -> tuple[
 
 def _side(fit: ObjectiveFit) -> Side:
     usable = [row.optimum for row in fit.budgets if row.optimum and row.optimum.usable]
-    return Side(fit.objective, usable, fit.laws, fit.noise)
+    return Side(fit.objective, usable, fit.laws, fit.used_noise)

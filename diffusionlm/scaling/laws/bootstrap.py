@@ -11,7 +11,9 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import ArrayLike
 
+from diffusionlm.scaling.laws.curves import Points, Shape, minimum, terms
 from diffusionlm.scaling.laws.noise import CommonError, Noise
+from diffusionlm.scaling.laws.random_effects import RandomEffect
 
 CONFIDENCE = 0.95
 
@@ -33,6 +35,11 @@ class Estimate:
     def bounded(self) -> bool:
         """True if the interval is known and finite."""
         return self.interval is not None and bool(np.isfinite(self.interval).all())
+
+    @property
+    def width(self) -> float:
+        """The length of the interval; infinite where it is unknown or unbounded."""
+        return float(self.interval[1] - self.interval[0]) if self.interval is not None else float("inf")
 
     def excludes(self, value: float) -> bool:
         """Return True if the interval is known and does not contain a value."""
@@ -65,13 +72,15 @@ class Bootstrap:
         self.size = draws
         self._rng = np.random.default_rng(seed)
         self._sds: dict[str, np.ndarray] = {}
+        self._ratios: dict[str, np.ndarray] = {}  # of drawn variances to their estimates
         drawn: dict[object, np.ndarray] = {}  # objectives that share an estimate share its draws
         for objective, noise in noises.items():
             if noise is not None:
                 key = noise if noise.pooled else (noise, objective)
                 if key not in drawn:
-                    drawn[key] = noise.sd * np.sqrt(noise.dof / self._rng.chisquare(noise.dof, draws))
-                self._sds[objective] = drawn[key]
+                    drawn[key] = noise.dof / self._rng.chisquare(noise.dof, draws)
+                self._ratios[objective] = drawn[key]
+                self._sds[objective] = noise.sd * np.sqrt(drawn[key])
 
     def coefficients(self, objective: str, fits: Sequence[Fit], common: CommonError) -> np.ndarray:
         """Draw the coefficients of the fits of one objective.
@@ -93,6 +102,45 @@ class Bootstrap:
         if common.stderr > 0:
             drawn[:, :, 0] += common.stderr * self._rng.standard_t(common.dof, self.size)[:, None]
         return drawn
+
+    def curves(
+        self, objective: str, shape: Shape, budgets: Sequence[Points], common: CommonError
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Draw the minima of the curves of one objective: the shape given the losses, then the curves given the shape.
+
+        Args:
+          objective: an objective whose noise is known.
+          shape: the shape of its curves, and what it could have been.
+          budgets: the runs of each curve.
+          common: the noise that all its losses share.
+
+        Returns:
+          (draws, budgets) log N* and L*, NaN for curves without a minimum.
+        """
+        chosen = self._rng.choice(len(shape.weights), self.size, p=shape.weights)
+        alpha, beta = shape.grid.T
+        log_n, loss = np.empty((2, self.size, len(budgets)))
+        for i, points in enumerate(budgets):
+            design = terms(points.log_n - points.centre, alpha[:, None], beta[:, None])  # (shapes, runs, 3)
+            inverse = np.linalg.pinv(design)
+            values, vectors = np.linalg.eigh(inverse @ inverse.swapaxes(1, 2))
+            roots = vectors * np.sqrt(np.maximum(values, 0))[:, None]
+            errors = np.einsum("dij,dj->di", roots[chosen], self._rng.standard_normal((self.size, 3)))
+            drawn = (inverse @ points.loss)[chosen] + self._sds[objective][:, None] * errors
+            u, loss[:, i] = minimum(drawn, alpha[chosen], beta[chosen])
+            log_n[:, i] = points.centre + u
+        if common.stderr > 0:
+            loss += common.stderr * self._rng.standard_t(common.dof, self.size)[:, None]
+        return log_n, loss
+
+    def effects(self, objective: str, noise: Noise, effect: RandomEffect | None, points: int) -> np.ndarray:
+        """Draw the random effects of optima about their law, (draws, points) in its logarithms."""
+        if effect is None or effect.sd == 0:
+            return np.zeros((self.size, points))
+        ratios = self._ratios.get(objective)
+        if ratios is None:  # the best shares of roads, which are no objective
+            ratios = noise.dof / self._rng.chisquare(noise.dof, self.size)
+        return effect.draw(self._rng, ratios)[:, None] * self._rng.standard_normal((self.size, points))
 
     def new_run(self, objective: str) -> np.ndarray:
         """Draw the seed noise of one more run, (draws,) nats."""

@@ -161,18 +161,17 @@ def _common_exponent(side: Side, reference: Side) -> tuple[Estimate, Estimate]:
     log_c = np.log([optimum.budget for optimum in optima])
     first = np.arange(len(optima)) < len(side.optima)
     design = np.stack([first, ~first, log_c - log_c.mean()], 1).astype(float)
-    noises = [side.noise] * len(side.optima) + [reference.noise] * len(reference.optima)
-    variances = [
-        optimum.variances()["loss"] * (noise.sd**2 if noise else 1.0)
-        for optimum, noise in zip(optima, noises, strict=True)
-    ]
+    laws = side.laws["loss"], reference.laws["loss"]
+    known = [np.ones(len(law.budgets)) if law.variances is None else law.variances for law in laws]
+    variances = np.concatenate(known)
     weights = gls_weights(design, np.diag(variances))
 
     def log_gap(level, reference, exponent):
         return np.where(exponent >= 0, np.inf, (level - reference) / -np.where(exponent == 0, 1, exponent))
 
     best = weights @ [optimum.logs["loss"] for optimum in optima]
-    if not all(optimum.draws for optimum in optima):
+    if any(law.effects is None for law in laws):
         return law_estimate(float(log_gap(*best)), None, np.exp), law_estimate(float(best[2]))
-    drawn = weights @ np.stack([optimum.draws["loss"] for optimum in optima])
+    effects = np.concatenate([law.effects[:, :-1] for law in laws if law.effects is not None], 1)
+    drawn = weights @ (np.stack([optimum.draws["loss"] for optimum in optima]) + effects.T)
     return law_estimate(float(log_gap(*best)), log_gap(*drawn), np.exp), law_estimate(float(best[2]), drawn[2])

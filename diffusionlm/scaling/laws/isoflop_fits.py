@@ -1,4 +1,4 @@
-"""The two fits of an IsoFLOP analysis: a parabola in log N for each budget, and power laws of C through its minima.
+"""The two fits of Approach 2: a parabola in log N for each budget, and power laws of C through its minima.
 
 Both are linear least squares, so the effect of noise on them is known in closed form; `bootstrap` draws from it.
 """
@@ -33,13 +33,26 @@ class Parabola:
         """Loss at the minimum, nats; NaN without one."""
         return float(vertex(self.coefficients)[1])
 
-    def variances(self) -> tuple[float, float]:
-        """Return the variances of log N* and of L*, in units of the variance of one run, by the delta method."""
+    @property
+    def curvature(self) -> float:
+        """Half of the second derivative by log N, nats."""
+        return float(self.coefficients[2])
+
+    def terms(self, log_n: ArrayLike) -> np.ndarray:
+        """Return 1, u and u^2 at (...) sizes, (..., 3)."""
+        return np.vander(np.asarray(log_n) - self.centre, 3, increasing=True)
+
+    def gradients(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return the derivatives of log N* and of L* by the coefficients, (3,) each."""
         b, c = self.coefficients[1:]
         u = -b / (2 * c)
-        n_gradient = np.array([0, -1 / (2 * c), b / (2 * c**2)])
-        loss_gradient = np.array([1, u, u**2])  # the slope is zero at the minimum, so the error of u costs nothing
-        return float(n_gradient @ self.unscaled @ n_gradient), float(loss_gradient @ self.unscaled @ loss_gradient)
+        # The slope is zero at the minimum, so an error of its place costs the loss nothing.
+        return np.array([0, -1 / (2 * c), b / (2 * c**2)]), np.array([1, u, u**2])
+
+    def variances(self) -> tuple[float, float]:
+        """Return the variances of log N* and of L*, in units of the variance of one run, by the delta method."""
+        of_n, of_loss = self.gradients()
+        return float(of_n @ self.unscaled @ of_n), float(of_loss @ self.unscaled @ of_loss)
 
     def __call__(self, log_n: ArrayLike) -> np.ndarray:
         """Return the fitted loss at sizes, nats."""

@@ -1,8 +1,4 @@
-"""Lack-of-fit tests of the parabolas and laws, and the bias from asymmetric curves.
-
-Loss over log N is steeper on one side than on the other, so a parabola misplaces the minimum by an amount that no
-number of seeds removes. This bias is reported beside the interval, never inside it.
-"""
+"""Lack-of-fit tests of the curves and laws, and what the intervals make of a misfit."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,9 +7,12 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import stats
 
-from diffusionlm.scaling.laws.bootstrap import CONFIDENCE, Estimate
+from diffusionlm.scaling.laws.curves import Curve
 from diffusionlm.scaling.laws.isoflop_fits import Parabola, PowerLaw
 from diffusionlm.scaling.laws.noise import Noise
+from diffusionlm.scaling.laws.random_effects import RandomEffect
+
+REJECTED = 0.05  # p value below which the curves of an objective do not fit within the noise
 
 
 @dataclass(frozen=True)
@@ -24,26 +23,16 @@ class LackOfFit:
     p: float | None  # None where the noise is unknown
 
 
-@dataclass(frozen=True)
-class Asymmetry:
-    """A cubic term in log N, common to the budgets of an objective, and how it would move their minima."""
-
-    cubic: Estimate  # nats per unit of log N cubed, around the minimum of the parabola
-    p: float | None  # p value of no cubic term; None where the noise is unknown
-    shift_log_n: tuple[float, ...]  # per budget, the minimum with the term minus that without; NaN if there is none
-    shift_loss: tuple[float, ...]  # the same for the loss, nats
-
-
-def parabola_lack_of_fit(fit: Parabola, log_n: ArrayLike, noise: Noise | None) -> LackOfFit | None:
+def curve_lack_of_fit(fit: Curve | Parabola, log_n: ArrayLike, noise: Noise | None) -> LackOfFit | None:
     """Test the residuals of the sizes' mean losses against the noise between seeds (the lack-of-fit F test).
 
     Args:
-      fit: the parabola of one budget.
+      fit: the curve of one budget.
       log_n: (runs,) natural logarithms of the sizes.
       noise: the noise between seeds.
 
     Returns:
-      The misfit, or None with three sizes, through which a parabola always goes.
+      The misfit, or None with three sizes, through which a curve always goes.
     """
     if noise and noise.source == "residuals":  # these residuals cannot be tested against themselves
         noise = None
@@ -70,69 +59,50 @@ def lack_of_fit(residuals: np.ndarray, cells: np.ndarray, parameters: int, noise
     return _against_noise(float((counts * means**2).sum()), dof, noise)
 
 
-def law_lack_of_fit(law: PowerLaw, variances: Sequence[float], noise: Noise | None) -> LackOfFit | None:
-    """Test the residuals of optima around a power law in the same way.
+def law_lack_of_fit(law: PowerLaw, effect: RandomEffect | None, noise: Noise | None) -> LackOfFit | None:
+    """Test the residuals of optima around a power law in the same way; the sd is that of the random effect.
 
     Args:
       law: the law.
-      variances: the variances that it was fitted with, in units of the variance of one run.
-      noise: the noise between seeds.
+      effect: the random effect of its budgets; None where the noise is unknown, whose sd is then that of the residuals.
+      noise: the noise of a run.
 
     Returns:
       The misfit, or None with two points, through which a line always goes.
     """
-    dof = len(variances) - 2
+    dof = law.weights.shape[1] - 2
     if dof < 1:
         return None
-    unscaled = _against_noise(law.chi_square, dof, noise)
-    return LackOfFit(unscaled.sd * float(np.sqrt(np.mean(variances))), unscaled.p)
+    if effect is None or noise is None:
+        return LackOfFit(float(np.sqrt(law.chi_square / dof)), None)
+    return LackOfFit(effect.sd, float(stats.f.sf(effect.statistic / dof, dof, noise.dof)))
+
+
+def widened(noise: Noise | None, fits: Sequence[Curve], log_n: Sequence[np.ndarray]) -> Noise | None:
+    """Return the noise that intervals use: the scatter about the curves where they do not fit within the noise.
+
+    Where the F test rejects all curves of an objective together (p < `REJECTED`), the losses have errors that are not
+    those between seeds, and the optima have errors of that size.
+
+    Args:
+      noise: the noise between seeds, or as it was given.
+      fits: the curves of one objective.
+      log_n: (runs,) natural logarithms of the sizes of each.
+    """
+    if noise is None or not fits:
+        return noise
+    cells, first = [], 0
+    for x in log_n:
+        cells.append(first + np.unique(x, return_inverse=True)[1])
+        first = int(cells[-1].max()) + 1
+    residuals, parameters = np.concatenate([fit.residuals for fit in fits]), 3 * len(fits) + 2
+    misfit = lack_of_fit(residuals, np.concatenate(cells), parameters, noise)
+    if misfit is None or misfit.p is None or misfit.p >= REJECTED:
+        return noise
+    return Noise(float(np.hypot(misfit.sd, noise.sd)), first - parameters, first, noise.pooled, "curves")
 
 
 def _against_noise(square_sum: float, dof: int, noise: Noise | None) -> LackOfFit:
     variance = noise.sd**2 if noise else 0.0
     sd = float(np.sqrt(max(square_sum / dof - variance, 0.0)))
     return LackOfFit(sd, float(stats.f.sf(square_sum / dof / variance, dof, noise.dof)) if noise else None)
-
-
-def asymmetry(
-    fits: Sequence[Parabola], log_n: Sequence[np.ndarray], loss: Sequence[np.ndarray], noise: Noise | None
-) -> Asymmetry | None:
-    """Fit one cubic term to all parabolas of an objective; None without a residual degree of freedom for it.
-
-    Args:
-      fits: convex parabolas, one for each budget.
-      log_n: natural logarithms of the sizes of each budget, (runs,).
-      loss: losses of the same runs, nats.
-      noise: the noise between seeds.
-    """
-    fitted = [(fit, x, y) for fit, x, y in zip(fits, log_n, loss, strict=True)]
-    if not fitted or sum(len(np.unique(x)) for x in log_n) <= 3 * len(fitted):
-        return None
-    rows, start = sum(map(len, log_n)), 0
-    design = np.zeros((rows, 3 * len(fitted) + 1))
-    for i, (fit, x, _) in enumerate(fitted):
-        z = x - fit.log_n
-        design[start : start + len(x), 3 * i : 3 * i + 3] = np.vander(z, 3, increasing=True)
-        design[start : start + len(x), -1] = z**3
-        start += len(x)
-    inverse = np.linalg.pinv(design)
-    *coefficients, d = inverse @ np.concatenate(loss)
-    scale = float(np.linalg.norm(inverse[-1]))
-    cubic, p = Estimate(float(d)), None
-    if noise:
-        half = stats.t.ppf(0.5 + CONFIDENCE / 2, noise.dof) * noise.sd * scale
-        cubic = Estimate(float(d), float(d - half), float(d + half))
-        p = float(2 * stats.t.sf(abs(d) / (noise.sd * scale), noise.dof))
-    shifts = [_shift(coefficients[3 * i : 3 * i + 3], d, fit.loss) for i, (fit, _, _) in enumerate(fitted)]
-    return Asymmetry(cubic, p, tuple(n for n, _ in shifts), tuple(loss for _, loss in shifts))
-
-
-def _shift(coefficients: Sequence[float], cubic: float, loss: float) -> tuple[float, float]:
-    """Return the minimum of a + b z + c z^2 + d z^3, and its loss minus `loss`."""
-    a, b, c = coefficients
-    discriminant = c**2 - 3 * b * cubic
-    if c <= 0 or discriminant <= 0:
-        return float("nan"), float("nan")
-    # Of the two roots, the one that stays finite as d goes to zero, where the second derivative is positive.
-    z = -b / (c + np.sqrt(discriminant))
-    return float(z), float(a + b * z + c * z**2 + cubic * z**3 - loss)

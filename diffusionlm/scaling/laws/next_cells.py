@@ -1,19 +1,20 @@
 """Rank candidate runs by how much they cut the prediction's variance, and by their cost.
 
-The model is linearised at the fits. A run at a budget of the sweep adds a row to the parabola of that budget, whose
+The model is linearised at the fits. A run at a budget of the sweep adds a row to the curve of that budget, whose
 minimum then has a smaller variance, and so has the law through the minima. A run at the next budget, where there is no
-parabola yet, measures L* + c (log N - log N*)^2 with the prediction as its prior (a Kalman update) and the curvature c
+curve yet, measures L* + c (log N - log N*)^2 with the prediction as its prior (a Kalman update) and the curvature c
 of the budgets below. The noise of a run cancels in all ratios, so no repeated seeds are needed.
 """
 
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from diffusionlm.scaling.laws.diagnostics import lack
 from diffusionlm.scaling.laws.isoflop_fits import gls_weights
-from diffusionlm.scaling.laws.noise import by_cell
+from diffusionlm.scaling.laws.noise import Noise, by_cell
 from diffusionlm.scaling.laws.optima import BudgetFit, Optimum
 from diffusionlm.scaling.laws.power_laws import Law
 
@@ -32,23 +33,31 @@ class Candidate:
     relative_cost: float  # its FLOPs over the next budget's
 
 
-def candidates(optima: Sequence[Optimum], laws: Mapping[str, Law], next_budget: float) -> tuple[Candidate, ...]:
+def candidates(
+    optima: Sequence[Optimum], laws: Mapping[str, Law], next_budget: float, noise: Noise | None
+) -> tuple[Candidate, ...]:
     """Return all candidates of one objective, first those that reduce the variance of the predicted L* most.
 
     Args:
       optima: the optima that `laws` go through.
       laws: the laws of the objective, by QUANTITIES.
       next_budget: the budget that is predicted, FLOPs.
+      noise: the noise of a run, with which the random effects of the laws are compared.
     """
     step = float(np.median(np.concatenate([np.diff(optimum.sizes) for optimum in optima])))
-    before = _variances([_design(optimum) for optimum in optima], optima, next_budget)
-    ranked = _at_measured_budgets(optima, before, next_budget, step)
+    variances = functools.partial(_variances, optima=optima, laws=laws, next_budget=next_budget, noise=noise)
+    before = variances([_design(optimum) for optimum in optima])
+    ranked = _at_measured_budgets(optima, variances, before, next_budget, step)
     ranked += _at_next_budget(optima, laws, before, next_budget, step)
     return tuple(candidate for _, candidate in sorted(ranked, key=lambda item: -item[0]))
 
 
 def _at_measured_budgets(
-    optima: Sequence[Optimum], before: np.ndarray, next_budget: float, step: float
+    optima: Sequence[Optimum],
+    variances: Callable[[Sequence[np.ndarray]], np.ndarray],
+    before: np.ndarray,
+    next_budget: float,
+    step: float,
 ) -> list[tuple[float, Candidate]]:
     """Return pairs of the reduction of Var log L* and a candidate at a budget of the sweep."""
     pairs = []
@@ -57,7 +66,7 @@ def _at_measured_budgets(
         new = [sizes[0] - step, *((sizes[1:] + sizes[:-1]) / 2), sizes[-1] + step]
         for log_n, kind in [*((x, "repeat") for x in sizes), *((x, "new size") for x in new)]:
             designs = [_design(other, log_n if j == i else None) for j, other in enumerate(optima)]
-            reductions = 1 - _variances(designs, optima, next_budget) / before
+            reductions = 1 - variances(designs) / before
             pairs.append(_ranked(optimum.objective, optimum.budget, log_n, kind, reductions, next_budget))
     return pairs
 
@@ -67,7 +76,7 @@ def _at_next_budget(
 ) -> list[tuple[float, Candidate]]:
     """Return pairs of the reduction of Var log L* and a candidate at the next budget."""
     log_n_star, log_loss = laws["params"].log_at(next_budget)[0], laws["loss"].log_at(next_budget)[0]
-    loss, curvature = np.exp(log_loss), float(np.mean([optimum.parabola.coefficients[2] for optimum in optima]))
+    loss, curvature = np.exp(log_loss), float(np.mean([optimum.curve.curvature for optimum in optima]))
     pairs = []
     for offset in step * np.arange(-2, 3):
         prior = np.diag(before)  # of (log L*, log N*), in units of the variance of a run
@@ -112,26 +121,37 @@ def towards_optima(fits: Sequence[BudgetFit], next_budget: float | None) -> tupl
 
 
 def _design(optimum: Optimum, extra: float | None = None) -> np.ndarray:
-    """Return the design matrix of a budget's parabola, with one more run at log N = `extra`."""
-    log_n = optimum.log_n if extra is None else np.append(optimum.log_n, extra)
-    return np.vander(log_n - optimum.parabola.centre, 3, increasing=True)
+    """Return the design matrix of a budget's curve, with one more run at log N = `extra`."""
+    return optimum.curve.terms(optimum.log_n if extra is None else np.append(optimum.log_n, extra))
 
 
-def _variances(designs: Sequence[np.ndarray], optima: Sequence[Optimum], next_budget: float) -> np.ndarray:
-    """Return the variances of the predicted log L* and log N*, (2,), in units of the variance of a run."""
-    loss_variances, params_variances = [], []
-    for design, optimum in zip(designs, optima, strict=True):
-        b, c = optimum.parabola.coefficients[1:]
-        u = -b / (2 * c)
-        unscaled = np.linalg.inv(design.T @ design)
-        at_minimum, slope = np.array([1, u, u**2]), np.array([0, 1, 2 * u]) / (2 * c)
-        loss_variances.append(at_minimum @ unscaled @ at_minimum / np.exp(2 * optimum.logs["loss"]))
-        params_variances.append(slope @ unscaled @ slope)
+def _variances(
+    designs: Sequence[np.ndarray],
+    optima: Sequence[Optimum],
+    laws: Mapping[str, Law],
+    next_budget: float,
+    noise: Noise | None,
+) -> np.ndarray:
+    """Return the variances of the predicted log L* and log N*, (2,), in units of the variance of a run.
+
+    No run takes anything off the random effects of the budgets.
+    """
     log_c = np.log([optimum.budget for optimum in optima])
     lines = np.vander(log_c - log_c.mean(), 2, increasing=True)
     ahead = np.array([1, np.log(next_budget) - log_c.mean()])
     variances = []
-    for minima in (loss_variances, params_variances):
-        weights = ahead @ gls_weights(lines, np.diag(minima))
-        variances.append(weights**2 @ minima)
+    for key, which in (("loss", 1), ("params", 0)):
+        of_optima = np.array([_variance(*pair, which) for pair in zip(designs, optima, strict=True)])
+        misfit = laws[key].lack_of_fit
+        if noise and misfit:
+            of_optima += (misfit.sd / noise.sd) ** 2
+        weights = ahead @ gls_weights(lines, np.diag(of_optima))
+        variances.append(weights**2 @ of_optima)
     return np.array(variances)
+
+
+def _variance(design: np.ndarray, optimum: Optimum, which: int) -> float:
+    """Return the variance of log N* (0) or log L* (1), in units of the variance of a run."""
+    gradient = optimum.curve.gradients()[which]
+    variance = float(gradient @ np.linalg.solve(design.T @ design, gradient))
+    return variance / float(np.exp(2 * optimum.logs["loss"])) if which else variance

@@ -1,9 +1,10 @@
 """The noise of the cells of a sweep: between training seeds, and of the masks of the evaluation.
 
-The noise of a run is measured where a cell was repeated with other seeds: residuals of a parabola also contain its
-misfit, and with five points they have two degrees of freedom. `assumed_noise` has what stands in for it elsewhere.
+The noise of a run is measured where a cell was repeated with other seeds. It may also be given, or taken from the
+residuals of the curves, which contain their misfit as well; it then says so (`Noise.source`).
 """
 
+import math
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -13,20 +14,27 @@ from typing import Literal, NamedTuple
 import numpy as np
 from scipy import stats
 
+from diffusionlm.errors import UserError
+from diffusionlm.scaling.laws.curves import Shape
 from diffusionlm.scaling.sweep.results import CellResult
 
 MIN_SEEDS, MIN_REPEATED = 3, 2  # fewer say too little about the noise to put an interval on anything
+RESIDUALS = "residuals"
+NoiseOption = float | Literal["residuals"] | None  # of a run in nats; the scatter about the curves; that between seeds
+EXACT_DOF = 1_000_000  # degrees of freedom of a noise that is known
 
 
 @dataclass(frozen=True)
 class Noise:
-    """The standard deviation of the loss between seeds, nats, and how well it is known."""
+    """The standard deviation of the loss of a run, nats, how well it is known, and where it is from."""
 
     sd: float
     dof: int  # degrees of freedom of the estimate
     cells: int  # repeated cells, or fitted curves, that it comes from
     pooled: bool  # over all roads, or over all objectives where this one has too few repeats
-    source: Literal["seeds", "given", "residuals"] = "seeds"
+    # "seeds"; "given" by the user; "residuals" of the curves, for want of seeds; or "curves", the same where seeds or
+    # the user say that there is less noise than the losses scatter by.
+    source: Literal["seeds", "given", "residuals", "curves"] = "seeds"
 
 
 class CommonError(NamedTuple):
@@ -60,10 +68,14 @@ class PairedError:
 
 
 def by_cell(results: Iterable[CellResult]) -> dict[tuple[str, float, int], list[CellResult]]:
-    """Group runs that differ in nothing but their seed, by (objective, budget, size)."""
+    """Group runs that differ in nothing but their seed, by (objective, budget, size).
+
+    Tokens take the place of the budget of runs that belong to none (NaN).
+    """
     cells = defaultdict(list)
     for result in results:
-        cells[result.objective, result.budget, result.params].append(result)
+        budget = float(result.tokens) if math.isnan(result.budget) else result.budget
+        cells[result.objective, budget, result.params].append(result)
     return dict(cells)
 
 
@@ -90,6 +102,38 @@ def seed_noise(results: Sequence[CellResult]) -> dict[str, Noise | None]:
         o: (of_roads if o in roads else _pool(squares[o], pooled=False)) or everywhere
         for o in sorted({r.objective for r in results})
     }
+
+
+def check_noise(noise: object) -> NoiseOption:
+    """Return a noise as `analyse` takes it: None, "residuals", or a positive number, also one that is written as text.
+
+    Raises:
+      UserError: it is anything else.
+    """
+    if noise is None or noise == RESIDUALS:
+        return noise  # pyright: ignore[reportReturnType]  # the comparison says which
+    try:
+        sd = float(noise)  # pyright: ignore[reportArgumentType]  # what is no number is refused
+    except (TypeError, ValueError):
+        sd = math.nan
+    if not 0 < sd < math.inf:
+        raise UserError(
+            f"noise={noise!r} must be the standard deviation of the loss between seeds in nats, such as 0.005, or "
+            f"{RESIDUALS!r}"
+        )
+    return sd
+
+
+def given_noise(sd: float) -> Noise:
+    """Return the noise of a run as the user states it, known exactly."""
+    return Noise(sd, EXACT_DOF, 0, False, "given")
+
+
+def residual_noise(shape: Shape) -> Noise | None:
+    """Return the scatter of the losses of one objective about its curves; None without a degree of freedom."""
+    if not shape.scatter or not shape.dof:
+        return None
+    return Noise(shape.scatter, shape.dof, 0, False, "residuals")
 
 
 def _pool(cells: Sequence[tuple[float, int]], pooled: bool) -> Noise | None:

@@ -1,20 +1,25 @@
 """The fits of one training objective."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
-from threadpoolctl import threadpool_limits
 
 from diffusionlm.scaling.laws import next_cells, parametric, power_laws
 from diffusionlm.scaling.laws.bootstrap import Bootstrap
+from diffusionlm.scaling.laws.curves import Curve, Points, Shape, curve, fit_shape
 from diffusionlm.scaling.laws.envelope import Envelope, envelope
 from diffusionlm.scaling.laws.isoflop_fits import parabola
-from diffusionlm.scaling.laws.misfit import Asymmetry, asymmetry
-from diffusionlm.scaling.laws.noise import Noise, common_error
+from diffusionlm.scaling.laws.misfit import widened
+from diffusionlm.scaling.laws.noise import RESIDUALS, Noise, by_cell, common_error, residual_noise
 from diffusionlm.scaling.laws.optima import BudgetFit, fit_budget
+from diffusionlm.scaling.laws.surface_fit import SurfaceFit, fit_surface
+from diffusionlm.scaling.laws.suspects import Suspect, suspects, without
 from diffusionlm.scaling.sweep.results import CellResult
 
+FAR = 10.0  # the factor of N beyond which a run is in no curve
 REFITS = 20  # of Approach 3, for its standard errors, which are then known to a sixth
 
 
@@ -23,42 +28,129 @@ class ObjectiveFit:
     """The fits of one objective, or of one road; a part that its cells do not allow is None or empty."""
 
     objective: str
-    noise: Noise | None
+    arm_share: float  # the share of the steps that are autoregressive at first; 0 for an objective from scratch
+    noise: Noise | None  # of a run, as measured or given
+    used_noise: Noise | None  # what intervals use: the scatter about the curves if these do not fit within the noise
     common_error: float  # standard error that the noise of the masks adds to all losses alike, nats
     runs: tuple[CellResult, ...]  # all of them; those without a budget are in the parametric law alone
     budgets: tuple[BudgetFit, ...]
-    asymmetry: Asymmetry | None
+    shape: Shape | None  # of the curves; None without a budget that has three sizes
     laws: dict[str, power_laws.Law]  # by optima.QUANTITIES
     prediction: power_laws.Prediction | None
     candidates: tuple[next_cells.Candidate, ...]  # for the next cell; with laws, the most informative first
     envelope: Envelope | None  # Approach 1
     parametric: parametric.Parametric | None  # Approach 3
+    surface: SurfaceFit | None  # the surface by variable projection
+    runs: tuple[CellResult, ...]  # all runs, those without a budget too
+    suspects: tuple[Suspect, ...] = ()  # cells that seem to have gone wrong
+    without_suspects: "ObjectiveFit | None" = None  # the same fits without them; None where there are none
 
     @property
-    def arm_share(self) -> float:
-        """The share of the steps that are autoregressive at first; 0 for an objective from scratch."""
-        return self.runs[0].arm_share
+    def hanging(self) -> bool:
+        """True if the laws hang on suspected cells.
+
+        Without these an exponent leaves its interval, or the interval without them leaves out the exponent or is less
+        than half as wide, or there is no law or no interval.
+        """
+        if not self.laws or self.without_suspects is None:
+            return False
+        others = self.without_suspects.laws
+        return any(
+            key not in others
+            or law.exponent.interval is None
+            or law.exponent.excludes(others[key].exponent.value)
+            or others[key].exponent.excludes(law.exponent.value)
+            or law.exponent.width > 2 * others[key].exponent.width
+            for key, law in self.laws.items()
+        )
 
 
-def fit_objective(
-    results: Sequence[CellResult], noise: Noise | None, bootstrap: Bootstrap, next_budget: float | None, full: bool
-) -> ObjectiveFit:
-    """Fit everything that the finished cells of one objective allow.
+@dataclass(frozen=True)
+class Curves:
+    """The runs of one objective by budget, with the curves through them."""
+
+    runs: tuple[CellResult, ...]
+    budgets: tuple[tuple[CellResult, ...], ...]  # the runs of each budget near its best size, by size and seed
+    shape: Shape | None  # None without a budget that has three sizes
+    points: tuple[Points, ...]  # of the budgets with three sizes
+    fits: tuple[Curve, ...]  # of the same
+    noise: Noise | None
+    used_noise: Noise | None
+
+
+def fit_curves(results: Sequence[CellResult], noise: Noise | Literal["residuals"] | None) -> Curves:
+    """Fit the curves of one objective, and decide which noise its intervals use.
 
     Args:
-      results: the runs of one objective; Approach 3 alone uses those whose budget is NaN, which belong to none.
-      noise: the noise between seeds, if it is known.
+      results: the runs of one objective; the budget of one that belongs to none is NaN.
+      noise: the noise of a run; "residuals": the scatter about the curves.
+    """
+    budgets = sorted({result.budget for result in results if not math.isnan(result.budget)})
+    groups = [near_best([result for result in results if result.budget == budget]) for budget in budgets]
+    points = [
+        Points(np.log([run.params for run in group]), np.array([run.loss for run in group]))
+        for group in groups
+        if len({run.params for run in group}) >= 3
+    ]
+    shape, fits = None, []
+    if points:
+        shape = fit_shape(points, noise.sd if isinstance(noise, Noise) else None)
+        fits = [curve(at, shape.alpha, shape.beta) for at in points]
+    if noise == "residuals":
+        noise = residual_noise(shape) if shape else _scatter_about_surface(results)
+    # The roads of a sweep share one noise.
+    used = noise if results[0].arm_share else widened(noise, fits, [at.log_n for at in points])
+    return Curves(tuple(results), tuple(map(tuple, groups)), shape, tuple(points), tuple(fits), noise, used)
+
+
+def _scatter_about_surface(results: Sequence[CellResult]) -> Noise | None:
+    """Return the noise of runs that belong to no budget: their scatter about the surface, which contains its misfit."""
+    surface = fit_surface(results, profile=False)
+    return Noise(surface.scatter, surface.dof, 1, False, RESIDUALS) if surface and surface.scatter else None
+
+
+def near_best(runs: Sequence[CellResult]) -> list[CellResult]:
+    """Return the runs of one budget within a factor `FAR` of the best measured size, sorted by size and seed.
+
+    A curve is meant for the surroundings of its minimum, and the losses of far too small or large models would bend it.
+    All runs are returned where fewer than five sizes are so near.
+    """
+    means = {cell[0].params: float(np.mean([run.loss for run in cell])) for cell in by_cell(runs).values()}
+    best = min(means, key=lambda params: means[params])
+    near = {params for params in means if abs(math.log(params / best)) <= math.log(FAR) + 1e-9}
+    kept = near if len(near) >= 5 else means.keys()
+    return sorted((run for run in runs if run.params in kept), key=lambda run: (run.params, run.seed))
+
+
+def fit_objective(curves: Curves, bootstrap: Bootstrap, next_budget: float | None, full: bool) -> ObjectiveFit:
+    """Fit everything that the finished cells of one objective allow, with and without suspected cells.
+
+    Args:
+      curves: the runs of one objective with their curves.
       bootstrap: the draws that all objectives share.
       next_budget: the budget to predict, FLOPs; None with a single budget.
       full: also fit Approaches 1 and 3, and rank candidates for the next cell.
     """
+    fit = _fit(curves, bootstrap, next_budget, full)
+    if fit.arm_share:  # no surface knows the share
+        return fit
+    named = suspects(curves.runs, curves.noise)
+    if not named:
+        return fit
+    others = fit_curves(without(curves.runs, named), curves.noise)
+    draws = Bootstrap({fit.objective: others.used_noise}, bootstrap.size, seed=0)  # of a noise without the suspects
+    return replace(fit, suspects=named, without_suspects=_fit(others, draws, next_budget, full=False))
+
+
+def _fit(curves: Curves, bootstrap: Bootstrap, next_budget: float | None, full: bool) -> ObjectiveFit:
+    """Fit everything that the cells of one objective allow."""
+    results, noise = curves.runs, curves.used_noise
     objective, common = results[0].objective, common_error(results)
-    # The training loss of a road is not one quantity, and Approach 3 knows no share.
+    # The training loss of a road is not one quantity, and no surface knows its share.
     checked = full and not results[0].arm_share
-    on_budget = [run for run in results if np.isfinite(run.budget)]
-    fits, bias = _with_shifts(_fit_budgets(on_budget, noise, bootstrap), noise)
+    fits = _fit_budgets(curves, bootstrap)
     usable = [fit.optimum for fit in fits if fit.optimum and fit.optimum.usable]
-    laws = power_laws.laws(usable, noise)
+    laws = power_laws.laws(usable, noise, bootstrap)
     prediction = None
     if laws and next_budget:
         prediction = power_laws.predict(usable, laws, bootstrap, next_budget, noise)
@@ -66,56 +158,44 @@ def fit_objective(
     if full and not laws:
         candidates = next_cells.towards_optima(fits, next_budget)
     elif full and next_budget:
-        candidates = next_cells.candidates(usable, laws, next_budget)
-    curves = [(run.params, run.curve) for run in on_budget if len(run.curve) > 1]
+        candidates = next_cells.candidates(usable, laws, next_budget, noise)
+    lines = [(run.params, run.curve) for run in results if len(run.curve) > 1]
     return ObjectiveFit(
-        objective,
-        noise,
-        common.stderr,
-        tuple(results),
-        tuple(fits),
-        bias,
-        laws,
-        prediction,
-        candidates,
-        envelope(curves, fits[0].budget, fits[-1].budget) if checked and fits else None,
-        _surface(results, noise) if checked else None,
+        objective=objective,
+        arm_share=results[0].arm_share,
+        noise=curves.noise,
+        used_noise=noise,
+        common_error=common.stderr,
+        budgets=tuple(fits),
+        shape=curves.shape,
+        laws=laws,
+        prediction=prediction,
+        candidates=candidates,
+        envelope=envelope(lines, fits[0].budget, fits[-1].budget) if checked and fits else None,
+        parametric=_parametric(results, curves.noise) if checked else None,
+        surface=None if results[0].arm_share else fit_surface(results, curves.noise),
+        runs=results,
     )
 
 
-def _fit_budgets(results: Sequence[CellResult], noise: Noise | None, bootstrap: Bootstrap) -> list[BudgetFit]:
-    """Fit a parabola at each budget of one objective that has three sizes."""
-    budgets = sorted({result.budget for result in results})
-    runs = {b: sorted((r for r in results if r.budget == b), key=lambda r: (r.params, r.seed)) for b in budgets}
-    parabolas = {
-        budget: parabola(np.log([run.params for run in group]), [run.loss for run in group])
-        for budget, group in runs.items()
-        if len({run.params for run in group}) >= 3
-    }
-    drawn = {}
-    if noise and parabolas:
-        coefficients = bootstrap.coefficients(results[0].objective, list(parabolas.values()), common_error(results))
-        drawn = {budget: coefficients[:, i] for i, budget in enumerate(parabolas)}
-    return [fit_budget(group, parabolas.get(b), drawn.get(b), noise) for b, group in runs.items()]
+def _fit_budgets(curves: Curves, bootstrap: Bootstrap) -> list[BudgetFit]:
+    """Read the optimum of each budget of one objective off its curve."""
+    drawn: list[tuple[np.ndarray, np.ndarray]] = []
+    if curves.used_noise and curves.shape:
+        common = common_error(curves.runs)
+        log_n, loss = bootstrap.curves(curves.runs[0].objective, curves.shape, curves.points, common)
+        drawn = list(zip(log_n.T, loss.T, strict=True))
+    fits, i = [], 0
+    for group in curves.budgets:
+        if len({run.params for run in group}) < 3:
+            fits.append(fit_budget(group, None, None, None, None))
+            continue
+        plain = parabola(curves.points[i].log_n, curves.points[i].loss)
+        fits.append(fit_budget(group, plain, curves.fits[i], drawn[i] if drawn else None, curves.noise))
+        i += 1
+    return fits
 
 
-def _surface(results: Sequence[CellResult], noise: Noise | None) -> parametric.Parametric | None:
-    # The fit makes thousands of BLAS calls on tiny matrices, for which threads on a busy machine wait longer than they
-    # compute. It may diverge on losses that have no such surface.
-    with threadpool_limits(limits=1, user_api="blas"), np.errstate(all="ignore"):
+def _parametric(results: Sequence[CellResult], noise: Noise | None) -> parametric.Parametric | None:
+    with np.errstate(all="ignore"):  # it may diverge on losses that have no such surface
         return parametric.fit(results, noise.sd if noise else None, REFITS)
-
-
-def _with_shifts(fits: Sequence[BudgetFit], noise: Noise | None) -> tuple[list[BudgetFit], Asymmetry | None]:
-    """Return the fits with the biases that a cubic term common to them would mean, and that term."""
-    optima = [fit.optimum for fit in fits if fit.optimum]
-    bias = asymmetry([o.parabola for o in optima], [o.log_n for o in optima], [o.losses for o in optima], noise)
-    if bias is None:
-        return list(fits), None
-    shifts = {o.budget: pair for o, *pair in zip(optima, bias.shift_log_n, bias.shift_loss, strict=True)}
-    return [
-        replace(fit, optimum=replace(fit.optimum, shift_log_n=shifts[fit.budget][0], shift_loss=shifts[fit.budget][1]))
-        if fit.optimum
-        else fit
-        for fit in fits
-    ], bias

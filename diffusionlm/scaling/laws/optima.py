@@ -1,14 +1,16 @@
-"""The optimum of one objective at one budget: N*, D* and L* of its parabola, with intervals and reasons for doubt."""
+"""The optimum of one objective at one budget: N*, D* and L* of its curve, with intervals and reasons for doubt."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from diffusionlm.scaling.laws.bootstrap import Estimate, estimate
-from diffusionlm.scaling.laws.isoflop_fits import Parabola, vertex
-from diffusionlm.scaling.laws.misfit import LackOfFit, parabola_lack_of_fit
+from diffusionlm.scaling.laws.curves import Curve
+from diffusionlm.scaling.laws.isoflop_fits import Parabola
+from diffusionlm.scaling.laws.misfit import LackOfFit, curve_lack_of_fit
 from diffusionlm.scaling.laws.noise import Noise, PairedError, paired_error
 from diffusionlm.scaling.sweep.results import CellResult
 
@@ -41,12 +43,12 @@ class Minimum(Protocol):
 
     @property
     def shift_log_n(self) -> float | None:
-        """The bias of log N* that the asymmetry of the curves means."""
+        """Log N* minus that of a plain parabola."""
         ...
 
     @property
     def shift_loss(self) -> float | None:
-        """The bias of L*, nats."""
+        """L* minus that of a plain parabola, nats."""
         ...
 
     def variances(self) -> Mapping[str, float]:
@@ -56,11 +58,11 @@ class Minimum(Protocol):
 
 @dataclass(frozen=True)
 class Optimum:
-    """The minimum of the parabola of one objective at one budget."""
+    """The minimum of the curve of one objective at one budget."""
 
     objective: str
     budget: float  # FLOPs
-    parabola: Parabola
+    curve: Curve | Parabola
     log_n: np.ndarray  # (runs,) natural logarithms of the sizes
     losses: np.ndarray  # (runs,) nats per token
     params: Estimate  # N*
@@ -69,8 +71,9 @@ class Optimum:
     lack_of_fit: LackOfFit | None
     logs: Mapping[str, float] = field(repr=False)  # natural logarithms, by QUANTITIES
     draws: Mapping[str, np.ndarray] = field(repr=False)  # (draws,) of the same; empty where the noise is unknown
-    shift_log_n: float | None = None  # the bias of log N* that the asymmetry of the curves means
-    shift_loss: float | None = None  # the bias of L*, nats
+    # Log N* and L* minus those of a plain parabola; NaN where that has no minimum, None for a parabola.
+    shift_log_n: float | None = None
+    shift_loss: float | None = None
 
     @property
     def sizes(self) -> np.ndarray:
@@ -96,7 +99,7 @@ class Optimum:
     def determined(self) -> bool:
         """True if the interval of N* ends within `REACH` of the grid on both sides, or if the noise is unknown.
 
-        A bounded interval is not enough: it may end at 12 parameters, where nothing was measured and the parabola is no
+        A bounded interval is not enough: it may end at 12 parameters, where nothing was measured and the curve is no
         more than a formula. Nor need it end inside the grid: an optimum next to the last size but one would have to be
         known to half a spacing. One spacing beyond is where one more run would settle it; an interval that goes further
         holds sizes that no run is near to. The delta method, by which the laws weigh optima, is only good where the
@@ -115,7 +118,7 @@ class Optimum:
 
     def variances(self) -> dict[str, float]:
         """Return the variances of `logs`, in units of the variance of one run (delta method)."""
-        params, loss = self.parabola.variances()
+        params, loss = self.curve.variances()
         return {"params": params, "tokens": params, "loss": loss / np.exp(2 * self.logs["loss"])}
 
 
@@ -126,7 +129,8 @@ class BudgetFit:
     objective: str
     budget: float  # FLOPs
     runs: tuple[CellResult, ...]
-    parabola: Parabola | None  # None with fewer than three sizes
+    parabola: Parabola | None  # plain Approach 2, to compare with; None with fewer than three sizes
+    curve: Curve | Parabola | None  # whose minimum is the optimum; None with fewer than three sizes
     optimum: Optimum | None  # None without a minimum
     paired: PairedError | None
 
@@ -147,18 +151,23 @@ class BudgetFit:
 
 
 def fit_budget(
-    runs: Sequence[CellResult], parabola: Parabola | None, drawn: np.ndarray | None, noise: Noise | None
+    runs: Sequence[CellResult],
+    parabola: Parabola | None,
+    curve: Curve | Parabola | None,
+    drawn: tuple[np.ndarray, np.ndarray] | None,
+    noise: Noise | None,
 ) -> BudgetFit:
-    """Read the optimum off a parabola.
+    """Read the optimum off a curve.
 
     Args:
       runs: all runs of one objective and budget.
-      parabola: the fit through them, or None.
-      drawn: (draws, 3) coefficients that it could have had, or None where the noise is unknown.
-      noise: the noise between seeds.
+      parabola: the parabola through them, or None.
+      curve: the curve of which the minimum is the optimum, or None.
+      drawn: (draws,) log N* and L* that it could have had, or None where the noise is unknown.
+      noise: the noise of a run.
     """
-    optimum = _optimum(runs, parabola, drawn, noise) if parabola and parabola.convex else None
-    return BudgetFit(runs[0].objective, runs[0].budget, tuple(runs), parabola, optimum, paired_error(runs))
+    optimum = _optimum(runs, parabola, curve, drawn, noise) if curve and curve.convex else None
+    return BudgetFit(runs[0].objective, runs[0].budget, tuple(runs), parabola, curve, optimum, paired_error(runs))
 
 
 def tokens_of_size(runs: Sequence[CellResult], centre: float) -> np.ndarray:
@@ -171,31 +180,38 @@ def tokens_of_size(runs: Sequence[CellResult], centre: float) -> np.ndarray:
     return np.polynomial.polynomial.polyfit(log_n - centre, log_d, 2)
 
 
-def _optimum(runs: Sequence[CellResult], parabola: Parabola, drawn: np.ndarray | None, noise: Noise | None) -> Optimum:
+def _optimum(
+    runs: Sequence[CellResult],
+    parabola: Parabola | None,
+    curve: Curve | Parabola,
+    drawn: tuple[np.ndarray, np.ndarray] | None,
+    noise: Noise | None,
+) -> Optimum:
     budget, log_n = runs[0].budget, np.log([run.params for run in runs])
-    tokens = tokens_of_size(runs, parabola.centre)
+    tokens = tokens_of_size(runs, curve.centre)
 
-    def logs(coefficients: np.ndarray) -> dict[str, np.ndarray]:
-        u, loss = vertex(coefficients)
+    def logs(log_n: ArrayLike, loss: ArrayLike) -> dict[str, np.ndarray]:
         return {
-            "params": parabola.centre + u,
-            "tokens": np.polynomial.polynomial.polyval(u, tokens),
-            "loss": np.log(np.where(loss > 0, loss, np.nan)),  # an almost flat draw has its minimum anywhere
+            "params": np.asarray(log_n),
+            "tokens": np.polynomial.polynomial.polyval(np.asarray(log_n) - curve.centre, tokens),
+            "loss": np.log(np.where(np.asarray(loss) > 0, loss, np.nan)),  # an almost flat draw has it anywhere
         }
 
-    best = {key: float(value) for key, value in logs(parabola.coefficients).items()}
-    draws = {} if drawn is None else logs(drawn)
+    best = {key: float(value) for key, value in logs(curve.log_n, curve.loss).items()}
+    draws = {} if drawn is None else logs(*drawn)
     params, optimal_tokens, loss = (estimate(best[key], draws.get(key), np.exp) for key in QUANTITIES)
     return Optimum(
         objective=runs[0].objective,
         budget=budget,
-        parabola=parabola,
+        curve=curve,
         log_n=log_n,
         losses=np.array([run.loss for run in runs]),
         params=params,
         tokens=optimal_tokens,
         loss=loss,
-        lack_of_fit=parabola_lack_of_fit(parabola, log_n, noise),
+        lack_of_fit=curve_lack_of_fit(curve, log_n, noise),
         logs=best,
         draws=draws,
+        shift_log_n=curve.log_n - parabola.log_n if parabola else None,
+        shift_loss=curve.loss - parabola.loss if parabola else None,
     )

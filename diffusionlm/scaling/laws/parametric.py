@@ -11,52 +11,30 @@ from itertools import product
 import numpy as np
 from scipy import optimize, special
 
+from diffusionlm.scaling.laws.loss_surface import LossSurface
 from diffusionlm.scaling.sweep.results import CellResult
 
+SMALLEST = 1e-3  # nats: an E below it is at its bound
 DELTA = 1e-3  # where the Huber loss of residuals of log L becomes linear, as published
 
 
 @dataclass(frozen=True)
-class Parametric:
-    """The fitted surface, with C = k N D."""
+class Parametric(LossSurface):
+    """The fitted surface."""
 
-    e: float  # nats per token
-    log_a: float
-    log_b: float
-    alpha: float
-    beta: float
-    k: float  # FLOPs per parameter and token: 6, or the average in the recipe's convention
     objective: float  # sum of the Huber losses of log L, in units of DELTA^2
-    stderr: tuple[float, float] | None  # of params_exponent and tokens_exponent; None where the noise is unknown
-
-    @property
-    def params_exponent(self) -> float:
-        """The a of N* = G (C / k)^a (Hoffmann et al., Eq. 4)."""
-        return self.beta / (self.alpha + self.beta)
-
-    @property
-    def tokens_exponent(self) -> float:
-        """The b of D* = G^-1 (C / k)^b."""
-        return self.alpha / (self.alpha + self.beta)
+    stderr: tuple[float, float]  # of params_exponent and tokens_exponent
 
     @property
     def determined(self) -> bool:
-        """True if no standard error exceeds half of its exponent."""
+        """True if no standard error exceeds half of its exponent, and E is not at its bound of zero.
+
+        With E at zero the surface is a sum of two power laws, and its optima are those of any surface that could fit.
+        """
         exponents = self.params_exponent, self.tokens_exponent
-        errors = self.stderr or (0.0, 0.0)
         # An exponent of 0 or NaN comes from a fit that diverged.
-        return all(e > 1e-3 and s <= e / 2 for s, e in zip(errors, exponents, strict=True))
-
-    def optimum(self, c: float) -> tuple[float, float, float]:
-        """Return N*, D* and L* at C FLOPs."""
-        log_g = (np.log(self.alpha / self.beta) + self.log_a - self.log_b) / (self.alpha + self.beta)
-        log_n = log_g + self.params_exponent * np.log(c / self.k)
-        log_d = np.log(c / self.k) - log_n
-        return float(np.exp(log_n)), float(np.exp(log_d)), float(self.loss(np.exp(log_n), np.exp(log_d)))
-
-    def loss(self, n: float, d: float) -> float:
-        """Return L(N, D), nats per token."""
-        return self.e + np.exp(self.log_a - self.alpha * np.log(n)) + np.exp(self.log_b - self.beta * np.log(d))
+        errors = all(e > 1e-3 and s <= e / 2 for s, e in zip(self.stderr, exponents, strict=True))
+        return errors and self.e > SMALLEST
 
 
 def fit(results: Sequence[CellResult], noise_sd: float | None = None, refits: int = 40) -> Parametric | None:
@@ -64,7 +42,8 @@ def fit(results: Sequence[CellResult], noise_sd: float | None = None, refits: in
 
     Args:
       results: the runs of one objective.
-      noise_sd: the noise between seeds, nats, for standard errors by a parametric bootstrap; None: no errors.
+      noise_sd: the noise of a run, nats, for standard errors by a parametric bootstrap; None: the errors are those of
+        the Jacobian and of the scatter about the surface.
       refits: fits of that bootstrap, each started from the fit to the runs.
     """
     if len({(r.params, r.tokens) for r in results}) < 6:
@@ -78,16 +57,7 @@ def fit(results: Sequence[CellResult], noise_sd: float | None = None, refits: in
     best = _minimise(rough.x, x, y, np.log(loss), evaluations=1000)
     a, b, e = best.x[:3]
     alpha, beta = np.exp(best.x[3:])
-    stderr = None
-    if noise_sd:
-        rng, predicted = np.random.default_rng(0), np.exp(_log_loss(best.x, x, y)[0])
-        exponents = []
-        for _ in range(refits):
-            noisy = np.log(predicted + noise_sd * rng.standard_normal(len(loss)))
-            *_, log_alpha, log_beta = _minimise(best.x, x, y, noisy, evaluations=1000).x
-            exponents.append((special.expit(log_beta - log_alpha), special.expit(log_alpha - log_beta)))
-        of_params, of_tokens = np.std(exponents, axis=0, ddof=1).tolist()
-        stderr = of_params, of_tokens
+    stderr = _bootstrap(best.x, x, y, noise_sd, refits) if noise_sd else _jacobian_errors(best.x, x, y, np.log(loss))
     return Parametric(
         e=float(np.exp(e)),
         log_a=float(a + alpha * centre[0]),
@@ -98,6 +68,29 @@ def fit(results: Sequence[CellResult], noise_sd: float | None = None, refits: in
         objective=float(best.cost / DELTA**2),
         stderr=stderr,
     )
+
+
+def _bootstrap(best: np.ndarray, x: np.ndarray, y: np.ndarray, noise_sd: float, refits: int) -> tuple[float, float]:
+    """Return the standard errors of both exponents from fits to simulated noise."""
+    rng, predicted = np.random.default_rng(0), np.exp(_log_loss(best, x, y)[0])
+    exponents = []
+    for _ in range(refits):
+        noisy = np.log(predicted + noise_sd * rng.standard_normal(len(x)))
+        *_, log_alpha, log_beta = _minimise(best, x, y, noisy, evaluations=1000).x
+        exponents.append((special.expit(log_beta - log_alpha), special.expit(log_alpha - log_beta)))
+    of_params, of_tokens = np.std(exponents, axis=0, ddof=1).tolist()
+    return of_params, of_tokens
+
+
+def _jacobian_errors(best: np.ndarray, x: np.ndarray, y: np.ndarray, log_loss: np.ndarray) -> tuple[float, float]:
+    """Return the standard errors of both exponents from the residuals and the Jacobian of the fit."""
+    predicted, jacobian = _log_loss(best, x, y)
+    variance = ((log_loss - predicted) ** 2).sum() / max(len(x) - len(best), 1)
+    covariance = variance * np.linalg.pinv(jacobian.T @ jacobian)
+    a = special.expit(best[4] - best[3])
+    # a = beta / (alpha + beta) changes by a (1 - a) with log beta, and by as much the other way with log alpha; so does b.
+    error = float(a * (1 - a) * np.sqrt(np.array([-1, 1]) @ covariance[3:, 3:] @ np.array([-1, 1])))
+    return error, error
 
 
 def _starts(loss: np.ndarray) -> list[np.ndarray]:

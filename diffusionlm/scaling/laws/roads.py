@@ -61,7 +61,7 @@ def fit_roads(
         for name, fit in objectives.items()
         if not any(run.arm_share for row in fit.budgets for run in row.runs)
     }
-    return Roads(fits, noise, laws(usable, noise, (*QUANTITIES, "share")), differences)
+    return Roads(fits, noise, laws(usable, noise, bootstrap, (*QUANTITIES, "share")), differences)
 
 
 def _differences(best: Sequence[BestShare], fit: ObjectiveFit) -> tuple[tuple[float, Estimate], ...]:

@@ -1,7 +1,7 @@
 """Simulated sweeps with known laws, which show whether the intervals of a report hold on a given grid.
 
-The grid is that of a real sweep or of a planned one. Losses are parabolas in log N whose minima follow power laws
-exactly, plus normal noise, so this checks the statistics, not whether real losses are parabolas.
+The grid is that of a real sweep or of a planned one. Losses are curves in log N whose minima follow power laws, plus
+normal noise. They may be misfits of two kinds: curves that are no parabolas, and minima that scatter about their laws.
 
 No command calls this module. It is for people who check the intervals of their own sweep, as docs/scaling_fits.md
 shows, and for the tests of the statistics.
@@ -18,6 +18,8 @@ from diffusionlm.scaling.laws.bootstrap import Estimate
 from diffusionlm.scaling.laws.gap import Gap
 from diffusionlm.scaling.laws.optima import QUANTITIES
 from diffusionlm.scaling.sweep.results import CellResult
+
+BEYOND = 10.0  # times the largest budget, where laws are compared with the truth
 
 
 @dataclass(frozen=True)
@@ -36,8 +38,10 @@ class Truth:
 
     params: tuple[float, float]
     loss: tuple[float, float]
-    curvature: float  # nats per squared unit of log N
+    curvature: float  # nats per squared unit of log N, half of the second derivative at the minimum
     noise: float  # standard deviation between seeds, nats
+    shape: tuple[float, float] | None = None  # alpha and beta of the curves (`curves`); None: parabolas
+    scatter: tuple[float, float] = (0.0, 0.0)  # standard deviations of the random effects of log N* and log L*
 
     def log_at(self, quantity: str, c: float) -> float:
         """Return the natural logarithm of one of `optima.QUANTITIES` at C."""
@@ -45,6 +49,14 @@ class Truth:
             return float(np.log(c / 6) - self.log_at("params", c))
         value, exponent = getattr(self, quantity)
         return float(np.log(value) + exponent * np.log(c / 1e13))
+
+    def rise(self, offset: float) -> float:
+        """Return the loss minus that at the minimum, `offset` in log N from it, nats."""
+        if self.shape is None:
+            return self.curvature * offset**2
+        alpha, beta = self.shape
+        total = np.expm1(-alpha * offset) / alpha + np.expm1(beta * offset) / beta
+        return float(self.curvature * 2 / (alpha + beta) * total)
 
 
 def grid_of(results: Sequence[CellResult]) -> list[Cell]:
@@ -56,7 +68,7 @@ def truths_of(analysis: Analysis) -> dict[str, Truth]:
     """Return the laws, mean curvature and noise of a real sweep, for the objectives that have all of them."""
     truths = {}
     for name, fit in analysis.objectives.items():
-        curvatures = [row.parabola.coefficients[2] for row in fit.budgets if row.parabola and row.usable]
+        curvatures = [row.optimum.curve.curvature for row in fit.budgets if row.optimum and row.usable]
         if fit.laws and fit.noise:
             params, loss = ((fit.laws[key].at(1e13).value, fit.laws[key].fit.exponent) for key in ("params", "loss"))
             truths[name] = Truth(params, loss, float(np.mean(curvatures)), fit.noise.sd)
@@ -70,6 +82,7 @@ def make_grid(
     spacing: float = 1.8,
     off_centre: float = 0.2,
     repeated: int = 1,
+    drift: float = 1.0,
 ) -> list[Cell]:
     """Return a grid around the optima, with three seeds in some cells of the two smallest budgets and one elsewhere.
 
@@ -80,11 +93,13 @@ def make_grid(
       spacing: the ratio of neighbouring sizes.
       off_centre: the distance of the middle of the sizes from the optimum, in spacings, up and down by turns.
       repeated: the number of cells with three seeds in each of the two smallest budgets.
+      drift: the factor by which the middle lies below the optimum at the largest budget, and gradually less before.
     """
     cells = []
     for objective, truth in truths.items():
         for i, budget in enumerate(budgets):
             middle = truth.log_at("params", budget) + off_centre * np.log(spacing) * (-1) ** i
+            middle -= np.log(drift) * i / max(len(budgets) - 1, 1)
             offsets = np.arange(sizes) - (sizes - 1) / 2
             first = (sizes - repeated) // 2
             for j, log_n in enumerate(middle + offsets * np.log(spacing)):
@@ -96,10 +111,13 @@ def make_grid(
 def simulate(grid: Sequence[Cell], truths: Mapping[str, Truth], rng: np.random.Generator) -> list[CellResult]:
     """Return the results of one simulated sweep on a grid."""
     results = []
+    effects = rng.spawn(1)[0]  # the noise of the runs does not depend on them
+    moved = {key: effects.standard_normal(2) for key in dict.fromkeys((cell.objective, cell.budget) for cell in grid)}
     for cell in grid:
         truth = truths[cell.objective]
-        offset = np.log(cell.params) - truth.log_at("params", cell.budget)
-        loss = np.exp(truth.log_at("loss", cell.budget)) + truth.curvature * offset**2
+        of_params, of_loss = moved[cell.objective, cell.budget] * truth.scatter
+        offset = np.log(cell.params) - truth.log_at("params", cell.budget) - of_params
+        loss = np.exp(truth.log_at("loss", cell.budget) + of_loss) + truth.rise(offset)
         loss += truth.noise * rng.standard_normal()
         tokens = round(cell.budget / (6 * cell.params))
         results.append(
@@ -160,6 +178,9 @@ def _pairs(analysis: Analysis, truths: Mapping[str, Truth]) -> list[tuple[str, E
         for key, law in fit.laws.items():
             exponent = truth.log_at(key, np.e) - truth.log_at(key, 1.0)
             pairs.append((f"{name} {key} exponent", law.exponent, exponent))
+            for factor, place in ((1.0, "at the largest budget"), (BEYOND, "ten times beyond")):
+                c = factor * fit.budgets[-1].budget
+                pairs.append((f"{name} {key} {place}", law.at(c), np.exp(truth.log_at(key, c))))
         if ahead := fit.prediction:
             for key in QUANTITIES:
                 pairs.append((f"{name} predicted {key}", getattr(ahead, key), np.exp(truth.log_at(key, ahead.budget))))

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
-from diffusionlm.scaling.laws.diagnostics import REASONS, lack, outermost, rejected, suspicious
+from diffusionlm.scaling.laws.diagnostics import REASONS, SYMBOLS, lack, outermost, rejected, suspicious
 from diffusionlm.scaling.laws.objective import ObjectiveFit
 
 _OPTIMA = {"params": "the best sizes", "tokens": "the best numbers of tokens", "loss": "the best losses"}
@@ -10,38 +10,58 @@ _OPTIMA = {"params": "the best sizes", "tokens": "the best numbers of tokens", "
 
 def verdict(objectives: Mapping[str, ObjectiveFit]) -> str:
     """Return one sentence about the laws of all objectives: which there are, why to doubt them, what is missing."""
-    determined = [f"{name.upper()} (from {budgets(_usable(fit))})" for name, fit in objectives.items() if fit.laws]
+    quoted = {name: fit for name, fit in objectives.items() if fit.laws and not fit.hanging}
+    determined = [f"{name.upper()} (from {budgets(_usable(fit))})" for name, fit in quoted.items() if fit.noise]
+    guessed = [f"{name.upper()} (from {budgets(_usable(fit))})" for name, fit in quoted.items() if not fit.noise]
     parts = [f"This sweep gives scaling laws for {_and(determined)}"] if determined else []
-    unsure = [name.upper() for name, fit in objectives.items() if fit.laws and fit.noise is None]
-    parts += [f"how certain those of {_and(unsure)} are is unknown, because the noise is"] if unsure else []
-    scatter = [name.upper() for name, fit in objectives.items() if fit.laws and _scatter(fit)]
+    if guessed:
+        parts.append(
+            f"lines go through the optima of {_and(guessed)}, but without a noise nothing says how well they are known"
+        )
+    scatter = [name.upper() for name, fit in quoted.items() if _scatter(fit)]
     parts += [f"intervals of {_and(scatter)} rest on the scatter about the curves, not on seeds"] if scatter else []
-    parts += [f"doubt those of {name.upper()}: {_and(doubts(fit))}" for name, fit in objectives.items() if doubts(fit)]
+    parts += [f"doubt those of {name.upper()}: {_and(doubts(fit))}" for name, fit in quoted.items() if doubts(fit)]
+    parts += [_hanging(name, fit) for name, fit in objectives.items() if fit.hanging]
     missing = [f"{name.upper()}: {_why_none(fit)}" for name, fit in objectives.items() if not fit.laws]
-    if missing and determined:
+    if missing and parts:
         parts += [f"it gives none for {each}" for each in missing]
     elif missing:
         parts = [f"This sweep gives no scaling law for {'; nor for '.join(missing)}"]
-    return "; ".join(parts) + "."
+    sentence = "; ".join(parts)
+    return f"{sentence[0].upper()}{sentence[1:]}."
 
 
 def doubts(fit: ObjectiveFit) -> list[str]:
     """Return what speaks against the laws of an objective; the warnings say more about each."""
     if not fit.laws:
         return []
+    if fit.hanging:
+        return ["they hang on suspected cells"]
     usable = [row for row in fit.budgets if row.usable]
     counts = {
-        "the parabola is rejected": sum(map(rejected, usable)),
+        "the curve is rejected": sum(map(rejected, usable)),
         "the optimum is in the last interval of the grid": sum(bool(r.optimum and r.optimum.at_edge) for r in usable),
         "the best measured size is at an end of the grid": sum(outermost(row) != "" for row in usable),
     }
-    clauses = [f"at {budgets(count)} {clause}" for clause, count in counts.items() if count]
+    cells = f"{len(fit.suspects)} cells are" if len(fit.suspects) > 1 else "a cell is"
+    clauses = [f"{cells} suspected, without which the exponents stay in their intervals"] if fit.suspects else []
+    clauses += [f"at {budgets(count)} {clause}" for clause, count in counts.items() if count]
     if len(usable) == 2:
         clauses.append("nothing shows whether the laws, through two budgets, are straight lines")
+    flat = [SYMBOLS[key] for key, law in fit.laws.items() if law.exponent.interval and not law.exponent.excludes(0.0)]
+    if flat:
+        clauses.append(f"the interval of the exponent of {_and(flat)} contains 0")
     misfits = [_OPTIMA[key] for key, law in fit.laws.items() if suspicious(law.lack_of_fit)]
     if misfits:
         clauses.append(f"{_and(misfits)} at each budget do not lie on one power law")
     return clauses
+
+
+def _hanging(name: str, fit: ObjectiveFit) -> str:
+    """Say that no law is quoted, because it hangs on suspected cells."""
+    cells = [f"N = {suspect.params:.3g} at {suspect.budget:.3g} FLOPs" for suspect in fit.suspects]
+    noun, pronoun = ("cell", "it") if len(cells) == 1 else ("cells", "them")
+    return f"no law of {name.upper()} is quoted, as it hangs on the suspected {noun} {_and(cells)}: repeat {pronoun}"
 
 
 def budgets(count: int) -> str:
@@ -51,7 +71,7 @@ def budgets(count: int) -> str:
 
 def _why_none(fit: ObjectiveFit) -> str:
     if not fit.budgets:
-        return "no run belongs to a budget, so there are no optima; of its parametric law the cross-checks have more"
+        return "its runs are of no budget, so that only the surface is fitted"
     lacks = [lack(row) for row in fit.budgets]
     clauses = [f"at {budgets(lacks.count(key))} {reason}" for key, reason in REASONS.items() if key in lacks]
     if usable := lacks.count(None):

@@ -1,5 +1,6 @@
 """The warnings of a report: a line for everything that is missing or not to be trusted."""
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
@@ -16,7 +17,7 @@ from diffusionlm.scaling.laws.diagnostics import (
 )
 from diffusionlm.scaling.laws.gap import Gap
 from diffusionlm.scaling.laws.noise import MIN_REPEATED, MIN_SEEDS, repeats, variance_ratio
-from diffusionlm.scaling.laws.objective import ObjectiveFit
+from diffusionlm.scaling.laws.objective import FAR, ObjectiveFit
 from diffusionlm.scaling.laws.optima import BudgetFit, Optimum
 from diffusionlm.scaling.laws.verdict import budgets
 from diffusionlm.scaling.sweep.results import CellResult
@@ -47,6 +48,7 @@ def _all(results: Sequence[CellResult], objectives: Mapping[str, ObjectiveFit], 
     yield from ((0, f"{r.id} is left out: its loss is not positive") for r in results if r.loss <= 0)
     for fit in objectives.values():
         yield from _missing(fit)
+        yield from _suspects(fit)
         for row in fit.budgets:
             if row.optimum:
                 yield from _optimum(row, row.optimum)
@@ -75,8 +77,15 @@ def _missing(fit: ObjectiveFit) -> Warnings:
     name = fit.objective
     usable = sum(row.usable for row in fit.budgets)
     if not fit.budgets:
-        yield 0, f"{name}: no run belongs to a budget, so there are no parabolas: Approach 3 alone is fitted"
-    elif not fit.laws:
+        yield 2, f"{name}: its runs are of no budget, so there are no optima and laws, only the fitted surfaces"
+        return
+    if far := sum(not math.isnan(run.budget) for run in fit.runs) - sum(len(row.runs) for row in fit.budgets):
+        yield (
+            4,
+            f"{name}: {far} runs are in no curve and no law, since their sizes are more than {FAR:g} times from the best "
+            "one of their budget",
+        )
+    if not fit.laws:
         yield 0, f"{name}: no power laws and no prediction: {budgets(usable)} with a usable optimum, a law needs 2"
     elif usable == 2:
         yield 2, f"{name}: the laws go through two budgets only, so nothing shows whether they are straight lines"
@@ -86,7 +95,7 @@ def _missing(fit: ObjectiveFit) -> Warnings:
         yield (
             2,
             f"{name}: no intervals, because the noise is unknown: it takes {MIN_SEEDS} seeds in at least "
-            f"{MIN_REPEATED} cells",
+            f"{MIN_REPEATED} cells, or a noise that is given",
         )
     elif fit.noise.source == "residuals":
         yield (
@@ -103,9 +112,25 @@ def _missing(fit: ObjectiveFit) -> Warnings:
         yield 4, f"{name}: too few repeated seeds of its own; its intervals use the noise of all objectives together"
     for row in fit.budgets:
         if row.parabola is None:
-            yield 1, f"{_where(row)}: sizes finished: {row.sizes}, and a parabola needs 3; it has no optimum"
-        elif not row.parabola.convex:
-            yield 1, f"{_where(row)}: the parabola opens downwards, so these sizes show no optimum; {_reason(row)}"
+            yield 1, f"{_where(row)}: sizes finished: {row.sizes}, and a curve needs 3; it has no optimum"
+        elif row.optimum is None:
+            yield 1, f"{_where(row)}: the curve has no minimum, so these sizes show no optimum; {_reason(row)}"
+
+
+def _suspects(fit: ObjectiveFit) -> Warnings:
+    other = fit.without_suspects
+    for suspect in fit.suspects:
+        where = f" at {suspect.budget:.3g} FLOPs" if np.isfinite(suspect.budget) else f", D = {suspect.tokens:.3g}"
+        changes = ""
+        if fit.laws and other:
+            exponent = f"{fit.laws['params'].exponent.value:.3g}"
+            changed = f"{other.laws['params'].exponent.value:.3g}" if other.laws else "not determined"
+            changes = f"; the exponent of N* is {exponent} with all suspected cells, and {changed} without them"
+        yield (
+            0,
+            f"{fit.objective}{where}, N = {suspect.params:,}: this cell is suspected: it is {suspect.off:+.3g} nats off the "
+            f"surface through the others (p = {suspect.p:.2g}), so repeat it{changes}",
+        )
 
 
 def _optimum(row: BudgetFit, optimum: Optimum) -> Warnings:
@@ -144,14 +169,7 @@ def _misfits(fit: ObjectiveFit) -> Warnings:
                 f"{fit.objective}: the exponent of {SYMBOLS[key]} leaves its interval without one of the budgets: it "
                 f"is {law.exponent.value:.4g} [{law.exponent.low:.4g}, {law.exponent.high:.4g}], but {without}",
             )
-    if fit.asymmetry and fit.asymmetry.p is not None and fit.asymmetry.p < SUSPICIOUS:
-        factors = np.exp(np.abs([s for s in fit.asymmetry.shift_log_n if np.isfinite(s)]))
-        moved = f"moves N* by up to a factor of {factors.max():.2f}" if len(factors) else "leaves no optimum"
-        yield (
-            3,
-            f"{fit.objective}: the curves are not symmetric in log N (p = {fit.asymmetry.p:.2g}); a cubic term "
-            f"{moved}: see the bias columns",
-        )
+    yield from _shape(fit)
     for key, law in fit.laws.items():
         misfit = law.lack_of_fit
         if misfit and suspicious(misfit):
@@ -162,22 +180,44 @@ def _misfits(fit: ObjectiveFit) -> Warnings:
             )
 
 
+def _shape(fit: ObjectiveFit) -> Warnings:
+    """Name what plain parabolas would get wrong, and curves that do not fit within the noise."""
+    optima = [row.optimum for row in fit.budgets if row.optimum and row.optimum.usable]
+    moved = [
+        optimum.shift_log_n
+        for optimum in optima
+        if optimum.shift_log_n is not None
+        and np.isfinite(optimum.shift_log_n)
+        and optimum.params.excludes(optimum.params.value / np.exp(optimum.shift_log_n))
+    ]
+    if moved:
+        factor = np.exp(np.abs(moved).max())
+        yield (
+            3,
+            f"{fit.objective}: the curves are not parabolas: these would move N* by a factor of up to {factor:.2f}, out of "
+            f"its interval, at {budgets(len(moved))}; so they may have moved the published optima that you compare with",
+        )
+    if fit.noise and fit.used_noise and fit.used_noise.source == "curves":
+        yield (
+            2,
+            f"{fit.objective}: the losses scatter about the curves by {fit.used_noise.sd:.3g} nats, which the noise of "
+            f"{fit.noise.sd:.3g} does not explain; all intervals use the scatter",
+        )
+
+
 def _misfit_of_budget(fit: ObjectiveFit, row: BudgetFit) -> Warnings:
     optimum = row.optimum
     misfit = optimum.lack_of_fit if optimum else None
-    if optimum and misfit and fit.noise and rejected(row) and row.usable:
-        worst = int(np.argmax(np.abs(optimum.parabola.residuals)))
-        off = optimum.parabola.residuals[worst]
+    if optimum and misfit and rejected(row) and row.usable:
         yield (
             2,
-            f"{_where(row)}: the parabola is rejected (p = {misfit.p:.2g}), and yet the laws use its optimum; the run "
-            f"of {row.runs[worst].params:,} parameters is off by {off:+.3g} nats, {abs(off) / fit.noise.sd:.1f} times "
-            "what seeds scatter by",
+            f"{_where(row)}: the curve is rejected (p = {misfit.p:.2g}), and yet the laws use its optimum: the losses leave "
+            f"it by {misfit.sd:.3g} nats beyond the noise",
         )
     elif misfit and suspicious(misfit):
         yield (
             3,
-            f"{_where(row)}: losses leave the parabola by {misfit.sd:.3g} nats beyond the noise (p = {misfit.p:.2g}), "
+            f"{_where(row)}: losses leave the curve by {misfit.sd:.3g} nats beyond the noise (p = {misfit.p:.2g}), "
             "which no interval contains",
         )
 
@@ -199,7 +239,7 @@ def predictions(fit: ObjectiveFit) -> Iterator[str]:
         if ahead.loss.excludes(loss):
             yield (
                 f"{fit.objective}: Approach 3 predicts L* = {loss:.4g} at {ahead.budget:.3g} FLOPs, outside of the "
-                f"interval of Approach 2, {ahead.loss.value:.4g} [{ahead.loss.low:.4g}, {ahead.loss.high:.4g}]"
+                f"interval of the laws, {ahead.loss.value:.4g} [{ahead.loss.low:.4g}, {ahead.loss.high:.4g}]"
             )
 
 
@@ -251,7 +291,7 @@ def _seeds(fit: ObjectiveFit) -> Iterator[str]:
             "noise that was measured at smaller ones"
         )
     effects = [row.paired.effect for row in fit.budgets if row.paired]
-    if fit.noise and effects and fit.noise.sd > LOUD * np.median(effects):
+    if fit.noise and fit.noise.source == "seeds" and effects and fit.noise.sd > LOUD * np.median(effects):
         yield (
             f"{fit.objective}: seeds scatter by {fit.noise.sd:.3g} nats, which is more than a quarter of what the "
             f"sizes of a budget differ by ({np.median(effects):.3g})"

@@ -11,10 +11,10 @@ from diffusionlm.scaling.laws.analysis import Analysis
 from diffusionlm.scaling.laws.bootstrap import Estimate
 from diffusionlm.scaling.laws.diagnostics import outermost
 from diffusionlm.scaling.laws.gap import Gap
+from diffusionlm.scaling.laws.loss_surface import LossSurface
 from diffusionlm.scaling.laws.next_cells import Candidate
 from diffusionlm.scaling.laws.objective import ObjectiveFit
 from diffusionlm.scaling.laws.optima import QUANTITIES, BudgetFit
-from diffusionlm.scaling.laws.parametric import Parametric
 from diffusionlm.scaling.laws.power_laws import Law
 from diffusionlm.scaling.laws.roads import Roads
 from diffusionlm.scaling.laws.shares import ShareFit
@@ -33,7 +33,9 @@ def to_json(analysis: Analysis) -> dict[str, Any]:
         "noise": {name: _plain(fit.noise) for name, fit in objectives.items()},
         "optima": [_optimum(row) for fit in objectives.values() for row in fit.budgets],
         "laws": {name: {key: _law(law) for key, law in fit.laws.items()} for name, fit in objectives.items()},
-        "asymmetry": {name: _plain(fit.asymmetry) for name, fit in objectives.items()},
+        "used_noise": {name: _plain(fit.used_noise) for name, fit in objectives.items()},
+        "shapes": {name: _shape(fit) for name, fit in objectives.items()},
+        "suspects": {name: _plain(fit.suspects) for name, fit in objectives.items()},
         "gaps": [_gap(gap) for gap in analysis.gaps],
         **({"roads": _roads(analysis.roads)} if analysis.roads else {}),
         "next_budget": analysis.next_budget,
@@ -47,6 +49,16 @@ def to_json(analysis: Analysis) -> dict[str, Any]:
         ],
         "cross_checks": {name: _plain(_cross_checks(fit, analysis.next_budget)) for name, fit in objectives.items()},
     }
+
+
+def _shape(fit: ObjectiveFit) -> dict[str, Any] | None:
+    """Return the alpha and beta of the curves of one objective, with the central 95% of what they could be."""
+    if fit.shape is None:
+        return None
+    names = ("alpha", "beta")
+    ranges = dict(zip(names, fit.shape.ranges, strict=True))
+    values = {key: {"value": getattr(fit.shape, key), "range": list(ranges[key])} for key in names}
+    return _plain(values | {"scatter": fit.shape.scatter, "dof": fit.shape.dof})
 
 
 def _best_candidates(fit: ObjectiveFit) -> list[dict[str, Any]]:
@@ -87,13 +99,13 @@ def _optimum(row: BudgetFit) -> dict[str, Any]:
         "runs": len(row.runs),
         **{key: _plain(getattr(optimum, key, None)) for key in QUANTITIES},
         "tokens_per_parameter": _plain(optimum.tokens.value / optimum.params.value if optimum else None),
-        "curvature": _plain(row.parabola.coefficients[2] if row.parabola else None),
+        "curvature": _plain(optimum.curve.curvature if optimum else None),
         "in_laws": row.usable,
         "at_edge": optimum.at_edge if optimum else False,
         "best_size_is": outermost(row) or "between",
         "lack_of_fit": _plain(optimum.lack_of_fit if optimum else None),
-        "bias_log_params": _plain(optimum.shift_log_n if optimum else None),
-        "bias_loss": _plain(optimum.shift_loss if optimum else None),
+        "log_params_minus_parabola": _plain(optimum.shift_log_n if optimum else None),
+        "loss_minus_parabola": _plain(optimum.shift_loss if optimum else None),
     }
 
 
@@ -103,7 +115,7 @@ def _law(law: Law) -> dict[str, Any]:
         "log_prefactor": law.fit.log_prefactor,
         "budgets": list(law.budgets),
         "lack_of_fit": _plain(law.lack_of_fit),
-        "bias_exponent": _plain(law.shift_exponent),
+        "exponent_minus_parabola": _plain(law.shift_exponent),
         "without": [{"budget": c, "exponent": _plain(e)} for c, e in law.without],
     }
 
@@ -165,14 +177,22 @@ def _cross_checks(fit: ObjectiveFit, next_budget: float | None) -> dict[str, Any
             "params_exponent": surface.params_exponent,
             "tokens_exponent": surface.tokens_exponent,
             "determined": surface.determined,
-            "params_exponent_stderr": surface.stderr[0] if surface.stderr else None,
+            "params_exponent_stderr": surface.stderr[0],
             **{key: getattr(surface, key) for key in ("e", "log_a", "log_b", "alpha", "beta", "k")},
             "optima": _surface_optima(surface, [row.budget for row in fit.budgets], next_budget),
+        }
+    if projected := fit.surface:
+        checks["surface"] = {
+            "params_exponent": _plain(projected.exponent),
+            "determined": projected.determined,
+            "scatter": projected.scatter,
+            **{key: getattr(projected, key) for key in ("e", "log_a", "log_b", "alpha", "beta", "k")},
+            "optima": _surface_optima(projected, [row.budget for row in fit.budgets], next_budget),
         }
     return checks
 
 
-def _surface_optima(surface: Parametric, budgets: Sequence[float], next_budget: float | None) -> list[dict[str, Any]]:
+def _surface_optima(surface: LossSurface, budgets: Sequence[float], next_budget: float | None) -> list[dict[str, Any]]:
     compute = [*budgets, next_budget] if next_budget else budgets
     with np.errstate(all="ignore"):  # a fit that diverged has no optimum
         return [_plain(dict(zip(("budget", *QUANTITIES), (c, *surface.optimum(c)), strict=True))) for c in compute]

@@ -15,12 +15,12 @@ from diffusionlm.scaling.sweep.results import LATER, CellResult
 _OPTIMUM_COLUMNS = [
     *("objective", "budget", "sizes", "runs"),
     *(f"{key}_{part}" for key in QUANTITIES for part in ("value", "low", "high")),
-    *("in_laws", "bias_log_params", "bias_loss"),
+    *("in_laws", "log_params_minus_parabola", "loss_minus_parabola"),
 ]
 
 
 def cells_csv(results: Sequence[CellResult], analysis: Analysis) -> bytes:
-    """Return cells.csv: what each cell measured, the loss that its parabola fits, and why it was left out."""
+    """Return cells.csv: what each cell measured, the loss that its curve fits, and why it was left out."""
     rows = list(_cell_rows(results, analysis))
     return _csv(list(rows[0]), rows)
 
@@ -43,8 +43,8 @@ def _cell_rows(results: Sequence[CellResult], analysis: Analysis) -> Iterator[di
         run.id: float(run.loss - residual)
         for fit in analysis.objectives.values()
         for row in fit.budgets
-        if row.parabola
-        for run, residual in zip(row.runs, row.parabola.residuals, strict=True)
+        if row.curve
+        for run, residual in zip(row.runs, row.curve.residuals, strict=True)
     }
     unused = {name for name, default in LATER.items() if all(getattr(r, name) == default for r in results)}
     unused |= {"loss_per_draw", "curve"}
@@ -68,4 +68,4 @@ def _optimum_rows(analysis: Analysis) -> Iterator[dict[str, Any]]:
                     cells[f"{key}_{part}"] = "" if number is None or math.isnan(number) else number
             shifts = (row.optimum.shift_log_n, row.optimum.shift_loss) if row.optimum else (None, None)
             log_params, loss = ("" if shift is None else shift for shift in shifts)
-            yield cells | {"in_laws": row.usable, "bias_log_params": log_params, "bias_loss": loss}
+            yield cells | {"in_laws": row.usable, "log_params_minus_parabola": log_params, "loss_minus_parabola": loss}

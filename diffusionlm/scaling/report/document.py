@@ -9,7 +9,7 @@ from typing import Any
 from diffusionlm.errors import UserError, require_package
 from diffusionlm.scaling.laws import published
 from diffusionlm.scaling.laws.analysis import Analysis, analyse
-from diffusionlm.scaling.laws.assumed_noise import NoiseOption
+from diffusionlm.scaling.laws.noise import NoiseOption
 from diffusionlm.scaling.report import interactive, page, plots
 from diffusionlm.scaling.report.content import to_json
 from diffusionlm.scaling.report.csv_files import cells_csv, optima_csv

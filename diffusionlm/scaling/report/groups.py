@@ -8,7 +8,7 @@ from typing import Any
 
 from diffusionlm import templates
 from diffusionlm.errors import UserError
-from diffusionlm.scaling.laws.assumed_noise import NoiseOption
+from diffusionlm.scaling.laws.noise import NoiseOption
 from diffusionlm.scaling.report import document
 from diffusionlm.scaling.report.formatting import Table
 from diffusionlm.scaling.sweep.points import Points

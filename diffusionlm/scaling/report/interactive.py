@@ -78,7 +78,7 @@ def _hover(plot: "Figure", renderers: list[Any], tooltips: list[tuple[str, str]]
 
 
 def _losses(fit: ObjectiveFit, analysis: Analysis) -> "Figure":
-    """Draw the runs of one objective over N, each with its row, and the parabolas."""
+    """Draw the runs of one objective over N, each with its row, and the curves."""
     from matplotlib.colors import to_hex
 
     name = fit.objective.upper()
@@ -93,9 +93,9 @@ def _losses(fit: ObjectiveFit, analysis: Analysis) -> "Figure":
     for row in fit.budgets:
         colour, label = to_hex(budget_style(budgets, row.budget)[0]), f"{row.budget:.3g}"
         drawn.append(plot.scatter("params", "loss", source=_source(row.runs), size=7, color=colour, legend_label=label))
-        if row.parabola:
+        if row.curve:
             x = np.linspace(row.log_n.min(), row.log_n.max(), 80)
-            plot.line(np.exp(x), row.parabola(x), color=colour, legend_label=label)
+            plot.line(np.exp(x), row.curve(x), color=colour, legend_label=label)
     loose = [run for run in fit.runs if np.isnan(run.budget)]
     if loose:
         drawn.append(

@@ -59,7 +59,7 @@ def render(analysis: Analysis, overlays: Overlays = ()) -> dict[str, bytes]:
 
 
 def draw_isoflop(figure: "Figure", analysis: Analysis, overlays: Overlays) -> bool:
-    """Draw the loss over N with a parabola and an optimum for each budget, in a panel for each objective."""
+    """Draw the loss over N with a curve and an optimum for each budget, in a panel for each objective."""
     fits = [fit for fit in analysis.objectives.values() if fit.budgets]
     if not fits:
         return False
@@ -88,16 +88,16 @@ def draw_isoflop(figure: "Figure", analysis: Analysis, overlays: Overlays) -> bo
 
 
 def _measured(axes: "Axes", row: BudgetFit, colour: str, marker: str) -> None:
-    """Draw the mean losses of a budget, the spread of their seeds, and the parabola."""
+    """Draw the mean losses of a budget, the spread of their seeds, and the curve."""
     cells = by_cell(row.runs)
     sizes = [params for _, _, params in cells]
     means = [float(np.mean([run.loss for run in runs])) for runs in cells.values()]
     spread = [float(np.std([r.loss for r in runs], ddof=1)) if len(runs) > 1 else np.nan for runs in cells.values()]
     axes.errorbar(sizes, means, spread, fmt=marker, color=colour, capsize=3, markersize=6, label=flops(row.budget))
-    if row.parabola:
+    if row.curve:
         step = 0.1 * np.ptp(row.log_n)
         x = np.linspace(row.log_n.min() - step, row.log_n.max() + step, 200)
-        axes.plot(np.exp(x), row.parabola(x), color=colour, linewidth=1.4)
+        axes.plot(np.exp(x), row.curve(x), color=colour, linewidth=1.4)
 
 
 def _star(axes: "Axes", optimum: Optimum) -> None:
@@ -256,7 +256,7 @@ def _residuals(axes: "Axes", fit: ObjectiveFit, budgets: Sequence[float]) -> Non
     for optimum in optima:
         colour, marker = budget_style(budgets, optimum.budget)
         sizes = np.exp(optimum.log_n) / optimum.params.value
-        axes.plot(sizes, optimum.parabola.residuals, marker, color=colour)
+        axes.plot(sizes, optimum.curve.residuals, marker, color=colour)
     # The noise is in the title, where it covers no point.
     noise = f": seed sd {fit.noise.sd:.2g} nats, grey is two" if fit.noise else ""
     axes.set(title=fit.objective.upper() + noise, xscale="log", xlabel="N / N*")

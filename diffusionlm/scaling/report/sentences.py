@@ -61,6 +61,8 @@ def _about_intervals(analysis: Analysis) -> str:
 
 def _about_objective(fit: ObjectiveFit) -> list[str]:
     name, sentences = fit.objective.upper(), []
+    if fit.hanging:
+        return [f"The laws of {name} hang on a suspected cell, so none is quoted."]
     if fit.laws:
         params, loss = fit.laws["params"].exponent, fit.laws["loss"].exponent
         sentences.append(

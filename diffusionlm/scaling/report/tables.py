@@ -58,7 +58,17 @@ def _left_out(left_out: Sequence[LeftOut]) -> Table:
 
 
 def _optima(fits: Fits) -> Table:
-    header = ["", "C (FLOPs)", "N*", "D* (tokens)", "L* (nats/token)", "bias of N*", "bias of L*", "misfit p", "from"]
+    header = [
+        "",
+        "C (FLOPs)",
+        "N*",
+        "D* (tokens)",
+        "L* (nats/token)",
+        "N* / parabola's",
+        "L* - parabola's",
+        "misfit p",
+        "from",
+    ]
     rows = []
     for fit in fits:
         for row in fit.budgets:
@@ -84,7 +94,7 @@ def _optimum(optimum: Optimum) -> list[str]:
 
 
 def _laws(fits: Fits) -> Table:
-    header = ["", "of", "exponent of C", "log of prefactor", "bias of exponent", "misfit", "budgets"]
+    header = ["", "of", "exponent of C", "log of prefactor", "minus parabolas'", "misfit", "budgets"]
     rows = []
     for fit in fits:
         for key, law in fit.laws.items():
@@ -195,11 +205,16 @@ def _cross_checks(fits: Fits) -> Table:
         if fit.laws:
             params, loss = fit.laws["params"].exponent, fit.laws["loss"].exponent
             predicted = number(ahead.loss) if ahead else ""
-            rows.append([name, "Approach 2 (parabolas)", number(params, 4), number(loss, 4), predicted])
+            rows.append([name, "laws through the curves' optima", number(params, 4), number(loss, 4), predicted])
         envelope, exponents = fit.envelope, ["not determined", "not determined"]
         if envelope and envelope.params_law and envelope.loss_law:
             exponents = [f"{envelope.params_law.exponent:.4f}", f"{envelope.loss_law.exponent:.4f} (training loss)"]
         rows.append([name, "Approach 1 (envelope)", *exponents, ""])
+        if projected := fit.surface:
+            known = [number(projected.exponent, 4), "", ""]
+            if ahead and projected.determined:
+                known[2] = number(projected.loss_at(ahead.budget))
+            rows.append([name, f"surface (scatter {projected.scatter:.2g} nats)", *known])
         if surface := fit.parametric:
             cells = _surface(fit, surface) if surface.determined else ["not determined", "not determined", ""]
             rows.append([name, "Approach 3 (parametric)", *cells])
@@ -207,8 +222,8 @@ def _cross_checks(fits: Fits) -> Table:
 
 
 def _surface(fit: ObjectiveFit, surface: Parametric) -> list[str]:
-    compute = [row.budget for row in fit.budgets] or sorted(run.flops for run in fit.runs)
-    first, last, ahead = compute[0], compute[-1], fit.prediction
+    compute = [row.budget for row in fit.budgets] or [run.flops for run in fit.runs]
+    first, last, ahead = min(compute), max(compute), fit.prediction
     error = f" \N{PLUS-MINUS SIGN} {surface.stderr[0]:.2g} (standard error)" if surface.stderr else ""
     change = np.log(surface.optimum(last)[2] / surface.optimum(first)[2])
     return [

@@ -1,6 +1,4 @@
-"""The misfit of parabolas: its F test, and the bias of curves that are not symmetric."""
-
-from dataclasses import replace
+"""The misfit of curves: its F test, and what intervals make of it."""
 
 import numpy as np
 import pytest
@@ -17,13 +15,13 @@ def test_lack_of_fit_is_the_classic_f_test():
     runs = [r for r in simulated() if r.objective == "mdm" and r.budget == 5e12]
     x, y = np.log([r.params for r in runs]), np.array([r.loss for r in runs])
     noise = Noise(0.004, dof=4, cells=2, pooled=False)
-    lack = misfit.parabola_lack_of_fit(fit.parabola(x, y), x, noise)
+    lack = misfit.curve_lack_of_fit(fit.parabola(x, y), x, noise)
     residual = np.sum((y - np.polyval(np.polyfit(x - x.mean(), y, 2), x - x.mean())) ** 2)
     pure = sum(np.sum((y[x == size] - y[x == size].mean()) ** 2) for size in np.unique(x))
     ratio = (residual - pure) / (5 - 3) / 0.004**2
     assert lack.p == pytest.approx(stats.f.sf(ratio, 2, 4))
     assert lack.sd == pytest.approx(0.004 * np.sqrt(max(ratio - 1, 0)))
-    assert misfit.parabola_lack_of_fit(fit.parabola(x[:3], y[:3]), x[:3], noise) is None
+    assert misfit.curve_lack_of_fit(fit.parabola(x[:3], y[:3]), x[:3], noise) is None
 
 
 @pytest.mark.slow
@@ -34,23 +32,22 @@ def test_lack_of_fit_keeps_its_level_and_sees_a_wrong_curve():
             p_values += [row.optimum.lack_of_fit.p for row in fitted.budgets]
     # Uniform under the parabola; the budgets of a sweep share a noise estimate, so 300 are independent.
     assert np.mean(np.array(p_values) < 0.05) == pytest.approx(0.05, abs=3 * np.sqrt(0.05 * 0.95 / 300))
-    bent = []
-    for r in simulated():
-        z = np.log(r.params) - TRUTHS[r.objective].log_at("params", r.budget)
-        bent.append(replace(r, loss=r.loss + 0.05 * z**3))
-    analysis = analyse(bent, draws=100, full=False)
-    assert all(fitted.asymmetry.p < 0.05 for fitted in analysis.objectives.values())
-    assert any("not symmetric" in line for line in analysis.warnings)
 
 
-def test_the_bias_of_an_asymmetric_curve_is_what_a_cubic_takes_back():
-    log_n = [np.log(3e5) + np.array([-1.3, -0.6, 0.1, 0.6, 1.2]), np.log(9e5) + np.array([-1.1, -0.5, 0.0, 0.7, 1.4])]
-    truth = [np.log(3e5), np.log(9e5)]
-    loss = [4 + 0.08 * (x - x0) ** 2 + 0.02 * (x - x0) ** 3 for x, x0 in zip(log_n, truth, strict=True)]
-    fits = [fit.parabola(x, y) for x, y in zip(log_n, loss, strict=True)]
-    bias = misfit.asymmetry(fits, log_n, loss, None)
-    assert bias.cubic.value == pytest.approx(0.02)
-    for fitted, x0, shift, loss_shift in zip(fits, truth, bias.shift_log_n, bias.shift_loss, strict=True):
-        assert abs(fitted.log_n - x0) > 0.02
-        assert fitted.log_n + shift == pytest.approx(x0)
-        assert fitted.loss + loss_shift == pytest.approx(4)
+def test_losses_that_leave_the_curves_by_more_than_the_noise_widen_all_intervals():
+    """The noise that intervals use is then the scatter about the curves, whose degrees of freedom are few."""
+    clean = simulated()
+    quiet, loud = (analyse(clean, noise=sd, draws=500, full=False).objectives["mdm"] for sd in (0.02, 0.001))
+    assert (quiet.noise, quiet.used_noise) == (quiet.used_noise, quiet.noise) and quiet.noise.sd == 0.02
+    assert loud.noise.sd == 0.001 and loud.used_noise.source == "curves"
+    assert 0.004 < loud.used_noise.sd < 0.025 and loud.used_noise.dof == 4 * 5 - 3 * 4 - 2  # the truth is 0.01
+    assert any("the losses scatter about the curves by" in line for line in analyse(clean, noise=0.001, draws=9).warnings)
+
+
+def test_noise_from_residuals_is_labelled():
+    fitted = analyse(simulated(), noise="residuals", draws=500, full=False)
+    for name, one in fitted.objectives.items():
+        assert one.noise.source == "residuals" and one.used_noise == one.noise
+        assert one.noise.sd == pytest.approx(TRUTHS[name].noise, rel=0.7)
+        assert one.laws["params"].exponent.bounded
+    assert sum("is the scatter of the losses about the fitted curves" in line for line in fitted.warnings) == 2

@@ -57,7 +57,7 @@ def test_the_tokens_of_three_sizes_are_a_parabola_through_them():
 def test_a_parabola_without_a_minimum_or_of_two_sizes_has_no_optimum():
     fitted = fit_runs(runs_on(lambda x: 2.5 - 0.08 * (x - 12.9) ** 2))
     assert fitted.parabola is not None and fitted.optimum is None and not fitted.usable
-    assert fit_budget(runs_on(lambda x: 2.5)[:2], None, None, None).optimum is None
+    assert fit_budget(runs_on(lambda x: 2.5)[:2], None, None, None, None).optimum is None
 
 
 @pytest.mark.parametrize(

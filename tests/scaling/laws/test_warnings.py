@@ -25,7 +25,7 @@ def test_an_optimum_at_the_edge_or_outside_of_the_grid_is_named():
 
 def test_curves_that_open_downwards_have_no_optimum():
     results = opening_downwards(complete())
-    [line] = warned(results, "mdm at 5e+13 FLOPs: the parabola opens downwards")
+    [line] = warned(results, "mdm at 5e+13 FLOPs: the curve has no minimum")
     best = min((r for r in results if r in select(results)), key=lambda r: r.loss)
     assert (
         "smallest size is the best" if best.params == min(r.params for r in select(results)) else "run larger"
@@ -75,17 +75,18 @@ def test_an_evaluation_that_is_too_noisy_is_named():
     assert len(warned(unknown, "lack common noise draws")) == 4  # nothing is random for the ARM
 
 
-def test_a_rejected_parabola_that_is_in_the_laws_is_named():
+def test_a_rejected_curve_that_is_in_the_laws_is_named():
     clean = complete(seed=2)
-    assert not warned(clean, "the parabola is rejected")
+    assert not warned(clean, "the curve is rejected")
     victim = next(
         r for r in select(clean, budget=1.6e12)[1:] if len([run for run in clean if run.params == r.params]) == 1
     )
     results = moved(clean, -0.06, lambda r: r is victim)
-    [line] = warned(results, "the parabola is rejected")
-    assert "mdm at 1.6e+12 FLOPs" in line and f"the run of {victim.params:,} parameters is off by -0.0" in line
+    [line] = warned(results, "the curve is rejected")
+    assert "mdm at 1.6e+12 FLOPs" in line
+    assert warned(results, "mdm: the losses scatter about the curves by")  # which widens all of its intervals
     verdict = analyse(results, draws=500, full=False).verdict
-    assert "; doubt those of MDM: at 1 budget the parabola is rejected" in verdict
+    assert "; doubt those of MDM: at 1 budget the curve is rejected" in verdict
 
 
 @pytest.mark.slow

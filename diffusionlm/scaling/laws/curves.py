@@ -1,0 +1,243 @@
+"""IsoFLOP curves: the loss over log N at one budget, of a shape that all budgets of an objective share.
+
+On any surface L(N, D) = E + A / N^alpha + B / D^beta (Hoffmann et al. 2203.15556, Eq. 2) with D = C / (k N), the loss
+at one budget is e + p exp(-alpha u) + q exp(beta u) in u = log N. Given alpha and beta this is linear in e, p and q, and
+it becomes a parabola as both go to zero. A parabola misplaces the minimum of such a curve (2603.22339): to the first
+order by a cubic term that is (beta - alpha) / 3 of the quadratic one at every budget, whatever the budget's curvature.
+So alpha and beta are fitted to all budgets of an objective together, and e, p and q to each budget by itself: unlike in
+a fit of the whole surface, nothing is assumed of how the optimum moves with C.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy import optimize
+
+# The prior of log alpha and log beta, which decides where the losses do not. Published fits of Approach 3 lie within 0.25
+# and 0.55: Chinchilla 0.34 and 0.28, its refit 0.35 and 0.37, Quokka 0.38 and 0.38, six corpora of 2411.12925 0.43 to 0.55
+# and 0.42 to 0.45, OpenEuroLLM 0.28 and 0.25, GIDD 0.29 and 0.37. The standard deviation is twice that of these.
+TYPICAL, WIDTH = float(np.log(0.37)), 0.4
+BOUNDS = float(np.log(1e-3)), float(np.log(5.0))  # of log alpha and log beta
+EXACT = 1e-11  # a scatter below this share of the loss is rounding
+REACH, POINTS = 3.5, 11  # standard deviations, and points along each axis, of the grid of shapes that could have been
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The alpha and beta of the curves of one objective."""
+
+    alpha: float
+    beta: float
+    scatter: float | None  # standard deviation of the losses about the curves, nats; None without a degree of freedom
+    dof: int  # degrees of freedom of the scatter; 0 without any
+    # Shapes that could have been, (shapes, 2) of alpha and beta, with their posterior weights, which add up to 1.
+    grid: np.ndarray = field(repr=False)
+    weights: np.ndarray = field(repr=False)
+
+    @property
+    def ranges(self) -> tuple[tuple[float, float], tuple[float, float]]:
+        """The central 95% of the alphas, and of the betas, that could have been."""
+        ends = []
+        for values in self.grid.T:
+            order = np.argsort(values)
+            total = np.cumsum(self.weights[order])
+            ends.append(tuple(float(values[order][np.searchsorted(total, tail)]) for tail in (0.025, 0.975)))
+        return ends[0], ends[1]
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A least-squares curve of the loss in log N, at one budget, given its shape."""
+
+    centre: float  # u = log N - centre
+    alpha: float
+    beta: float
+    coefficients: np.ndarray  # (3,) of `terms`, nats
+    unscaled: np.ndarray  # (3, 3) covariance of the coefficients, in units of the variance of one run
+    residuals: np.ndarray  # (runs,) measured minus fitted, nats
+
+    @property
+    def convex(self) -> bool:
+        """True if the curve has a minimum."""
+        return bool(np.isfinite(self.log_n))
+
+    @property
+    def log_n(self) -> float:
+        """Natural logarithm of N at the minimum; NaN without one."""
+        return float(self.centre + minimum(self.coefficients, self.alpha, self.beta)[0])
+
+    @property
+    def loss(self) -> float:
+        """Loss at the minimum, nats; NaN without one."""
+        return float(minimum(self.coefficients, self.alpha, self.beta)[1])
+
+    @property
+    def curvature(self) -> float:
+        """Half of the second derivative by log N at the minimum, nats: the c of a parabola."""
+        return float(self.coefficients @ slopes(self.log_n - self.centre, self.alpha, self.beta)[1] / 2)
+
+    def terms(self, log_n: ArrayLike) -> np.ndarray:
+        """Return the three terms at (...) sizes, (..., 3)."""
+        return terms(np.asarray(log_n) - self.centre, self.alpha, self.beta)
+
+    def gradients(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return the derivatives of log N* and of L* by the coefficients, (3,) each."""
+        u = self.log_n - self.centre
+        first, second = slopes(u, self.alpha, self.beta)
+        # The slope is zero at the minimum, so an error of its place costs the loss nothing.
+        return -first / (self.coefficients @ second), terms(u, self.alpha, self.beta)
+
+    def variances(self) -> tuple[float, float]:
+        """Return the variances of log N* and of L* given the shape, in units of that of one run (delta method)."""
+        of_n, of_loss = self.gradients()
+        return float(of_n @ self.unscaled @ of_n), float(of_loss @ self.unscaled @ of_loss)
+
+    def __call__(self, log_n: ArrayLike) -> np.ndarray:
+        """Return the fitted loss at sizes, nats."""
+        return self.terms(log_n) @ self.coefficients
+
+
+@dataclass(frozen=True)
+class Points:
+    """The runs of one budget."""
+
+    log_n: np.ndarray  # (runs,) natural logarithms of the sizes, at least three different ones
+    loss: np.ndarray  # (runs,) nats per token
+
+    @property
+    def centre(self) -> float:
+        """The middle of the sizes, around which the terms are nearly orthogonal."""
+        return float(np.unique(self.log_n).mean())
+
+
+def terms(u: ArrayLike, alpha: ArrayLike, beta: ArrayLike) -> np.ndarray:
+    """Return three functions that span 1, exp(-alpha u) and exp(beta u), and are 1, u, u^2 to the leading order, (..., 3).
+
+    Args:
+      u: (...) log N - centre.
+      alpha: (...) of a broadcastable shape, as is `beta`.
+      beta: both are positive.
+    """
+    u, alpha, beta = np.broadcast_arrays(*(np.asarray(x, float) for x in (u, alpha, beta)))
+    falling, rising, total = np.expm1(-alpha * u), np.expm1(beta * u), alpha + beta
+    return np.stack([np.ones_like(u), (rising - falling) / total, 2 / total * (falling / alpha + rising / beta)], -1)
+
+
+def slopes(u: float, alpha: float, beta: float) -> tuple[np.ndarray, np.ndarray]:
+    """Return the first and second derivatives of `terms` by u, (3,) each."""
+    falling, rising, total = np.exp(-alpha * u), np.exp(beta * u), alpha + beta
+    first = np.array([0.0, beta * rising + alpha * falling, 2 * (rising - falling)]) / total
+    second = np.array([0.0, beta**2 * rising - alpha**2 * falling, 2 * (beta * rising + alpha * falling)]) / total
+    return first, second
+
+
+def minimum(coefficients: np.ndarray, alpha: ArrayLike, beta: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+    """Return the minima of curves and the losses there, NaN for those that rise or fall all the way.
+
+    Args:
+      coefficients: (..., 3) of `terms`.
+      alpha: (...) of a broadcastable shape, as is `beta`.
+      beta: both are positive.
+
+    Returns:
+      (...) u of the minimum, and (...) the loss there.
+    """
+    _, b, c = np.moveaxis(np.asarray(coefficients, float), -1, 0)
+    # The coefficients of exp(-alpha u) and exp(beta u), times alpha and beta and a common factor.
+    falling, rising = 2 * c - alpha * b, 2 * c + beta * b
+    exists = (falling > 0) & (rising > 0)
+    u = (np.log(np.where(exists, falling, np.nan)) - np.log(np.where(exists, rising, np.nan))) / np.add(alpha, beta)
+    return u, (coefficients * terms(u, alpha, beta)).sum(-1)
+
+
+def curve(points: Points, alpha: float, beta: float) -> Curve:
+    """Fit the curve of one budget, given its shape, each run with the same weight."""
+    design = terms(points.log_n - points.centre, alpha, beta)
+    inverse = np.linalg.pinv(design)
+    coefficients = inverse @ points.loss
+    return Curve(points.centre, alpha, beta, coefficients, inverse @ inverse.T, points.loss - design @ coefficients)
+
+
+def fit_shape(budgets: Sequence[Points], noise: float | None) -> Shape:
+    """Fit the shape that all budgets of an objective share, by variable projection (Golub and Pereyra 1973).
+
+    What is minimised is the sum of squared residuals of the best curves, over the variance of the noise, plus the prior.
+    The variance is that of the scatter about the curves if this is larger, or if the noise is unknown.
+
+    Args:
+      budgets: the runs of each budget that has three sizes.
+      noise: the noise of a run, nats; None if unknown.
+    """
+    runs = sum(len(points.loss) for points in budgets)
+    dof = runs - 3 * len(budgets) - 2
+    # Seeds of one cell say nothing of the shape, so it takes sizes.
+    known, sd = sum(len(np.unique(points.log_n)) - 3 for points in budgets) > 2, noise
+    best = np.full(2, TYPICAL)
+    centred = [points.log_n - points.centre for points in budgets]
+
+    def residuals(q: np.ndarray) -> np.ndarray:
+        left = []
+        alpha, beta = np.exp(np.clip(q, *BOUNDS))
+        for points, u in zip(budgets, centred, strict=True):
+            orthogonal = np.linalg.qr(terms(u, alpha, beta))[0]
+            left.append(points.loss - orthogonal @ (orthogonal.T @ points.loss))
+        return np.concatenate(left)
+
+    def scatter(q: np.ndarray) -> float:
+        floor = EXACT * float(np.mean([points.loss.mean() for points in budgets]))
+        return max(float(np.sqrt((residuals(q) ** 2).sum() / dof)), floor)
+
+    if not known and noise is None or not budgets:
+        return Shape(*map(float, np.exp(best)), None, 0, *_allowed(budgets, best, None))
+    for _ in range(8):
+        sd = max(noise or 0.0, scatter(best) if known else 0.0)
+        before = best
+        best = optimize.least_squares(
+            lambda q, sd=sd: np.append(residuals(q) / sd, (q - TYPICAL) / WIDTH),
+            best,
+            method="lm",
+            **dict.fromkeys(("xtol", "ftol", "gtol"), 1e-6 if noise else 1e-13),
+        ).x
+        if np.abs(best - before).max() < (1e-3 if noise else 1e-6):
+            break
+    best = np.clip(best, *BOUNDS)
+    return Shape(
+        *map(float, np.exp(best)), scatter(best) if known else None, dof if known else 0, *_allowed(budgets, best, sd)
+    )
+
+
+def _allowed(budgets: Sequence[Points], best: np.ndarray, sd: float | None) -> tuple[np.ndarray, np.ndarray]:
+    """Return shapes that the losses and the prior allow, (shapes, 2), and their weights.
+
+    They lie on a grid along the axes of the posterior at its maximum, and are weighted by the posterior itself.
+    """
+
+    def distance(q: np.ndarray) -> np.ndarray:  # (..., 2) -> (...) minus twice the log posterior
+        total = (((q - TYPICAL) / WIDTH) ** 2).sum(-1)
+        return total + (0.0 if sd is None else _square_sum(budgets, np.exp(q)) / sd**2)
+
+    step, at = 1e-2, distance(best)
+    shifts = step * np.array([[1, 0], [0, 1], [1, 1]])
+    up, down = distance(best + shifts), distance(best - shifts)
+    diagonal = (up + down - 2 * at)[:2] / step**2
+    mixed = ((up + down - 2 * at)[2] / step**2 - diagonal.sum()) / 2
+    values, vectors = np.linalg.eigh(np.array([[diagonal[0], mixed], [mixed, diagonal[1]]]) / 2)
+    # No direction is wider than the prior, but for rounding.
+    axes = vectors * np.minimum(1 / np.sqrt(np.maximum(values, 1e-300)), WIDTH)
+    along = np.linspace(-REACH, REACH, POINTS)
+    grid = best + np.stack(np.meshgrid(along, along), -1).reshape(-1, 2) @ axes.T
+    grid = np.clip(grid, *BOUNDS)
+    weights = np.exp(-(distance(grid) - at) / 2)
+    return np.exp(grid), weights / weights.sum()
+
+
+def _square_sum(budgets: Sequence[Points], shapes: np.ndarray) -> np.ndarray:
+    """Return the sum of squared residuals of the best curves of each shape, (...) for shapes (..., 2)."""
+    total = np.zeros(shapes.shape[:-1])
+    for points in budgets:
+        design = terms(points.log_n - points.centre, shapes[..., :1], shapes[..., 1:])
+        fitted = design @ (np.linalg.pinv(design) @ points.loss[:, None])
+        total += ((points.loss[:, None] - fitted) ** 2).sum((-2, -1))
+    return total

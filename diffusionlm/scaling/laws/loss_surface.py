@@ -1,0 +1,43 @@
+"""The surface L(N, D) = E + A / N^alpha + B / D^beta, and its optima (Hoffmann et al. 2203.15556, Eq. 2 to 4)."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+
+@dataclass(frozen=True)
+class LossSurface:
+    """A surface, with C = k N D."""
+
+    e: float  # nats per token
+    log_a: float
+    log_b: float
+    alpha: float
+    beta: float
+    k: float  # FLOPs per parameter and token: 6, or the average in the recipe's convention
+
+    @property
+    def params_exponent(self) -> float:
+        """The a of N* = G (C / k)^a (Hoffmann et al., Eq. 4)."""
+        return self.beta / (self.alpha + self.beta)
+
+    @property
+    def tokens_exponent(self) -> float:
+        """The b of D* = G^-1 (C / k)^b."""
+        return self.alpha / (self.alpha + self.beta)
+
+    def log_params(self, c: float) -> float:
+        """Return log N* at C FLOPs."""
+        log_g = (np.log(self.alpha / self.beta) + self.log_a - self.log_b) / (self.alpha + self.beta)
+        return float(log_g + self.params_exponent * np.log(c / self.k))
+
+    def optimum(self, c: float) -> tuple[float, float, float]:
+        """Return N*, D* and L* at C FLOPs."""
+        log_n = self.log_params(c)
+        log_d = np.log(c / self.k) - log_n
+        return float(np.exp(log_n)), float(np.exp(log_d)), float(self.loss(np.exp(log_n), np.exp(log_d)))
+
+    def loss(self, n: ArrayLike, d: ArrayLike) -> np.ndarray:
+        """Return L(N, D), nats per token."""
+        return self.e + np.exp(self.log_a - self.alpha * np.log(n)) + np.exp(self.log_b - self.beta * np.log(d))

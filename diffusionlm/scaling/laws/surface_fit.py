@@ -1,0 +1,218 @@
+"""The surface L(N, D) by variable projection, with intervals from its Jacobian and from the profile of its exponent.
+
+Given alpha and beta the surface is linear in E, A and B, so these are found by non-negative least squares, and only alpha
+and beta by search (Golub and Pereyra 1973; 2603.22339 fits it so, as VPNLS). It is exact on exact surfaces, whatever the
+grid, and takes runs of no budget. It assumes that one surface holds everywhere: where that is not so, its exponents are
+off by more than their intervals say, and the scatter of the losses about it is larger than that about IsoFLOP curves.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import product
+
+import numpy as np
+from scipy import optimize, stats
+
+from diffusionlm.scaling.laws.bootstrap import CONFIDENCE, Estimate
+from diffusionlm.scaling.laws.loss_surface import LossSurface
+from diffusionlm.scaling.laws.noise import Noise
+from diffusionlm.scaling.sweep.results import CellResult
+
+BOUNDS = float(np.log(1e-3)), float(np.log(5.0))  # of log alpha and log beta
+STARTS = (0.2, 0.6)  # of alpha and beta
+TERMS = 5
+
+
+@dataclass(frozen=True)
+class SurfaceFit(LossSurface):
+    """A surface that was fitted, and what is known of it."""
+
+    scatter: float  # standard deviation of the losses about the surface, nats
+    dof: int
+    sd: float  # of a run, as the intervals use it: the larger of the scatter and of the noise
+    exponent: Estimate  # of N*: its profile interval
+    residuals: np.ndarray = field(repr=False)  # (runs,) measured minus fitted, nats
+    # (5, 5) of E, log A, log B, alpha and beta, with A and B at the centre of the runs; None at a bound.
+    covariance: np.ndarray | None = field(repr=False)
+    centre: tuple[float, float] = field(repr=False)  # log N and log D
+
+    @property
+    def determined(self) -> bool:
+        """True if no parameter is at a bound, and the interval of the exponent of N* lies between 0 and 1."""
+        ends = self.exponent.interval
+        return self.covariance is not None and ends is not None and 0.0 < ends[0] and ends[1] < 1.0
+
+    def params_at(self, c: float) -> Estimate:
+        """Return N* at C FLOPs, with the interval of the delta method."""
+        value = self.log_params(c)
+        half = self._half(self._gradient(lambda q: self._at(q).log_params(c)))
+        return Estimate(
+            float(np.exp(value)), *(None if half is None else np.exp(value + s * half) for s in (-1.0, 1.0))
+        )
+
+    def loss_at(self, c: float) -> Estimate:
+        """Return L* at C FLOPs, with the interval of the delta method."""
+        n, d, value = self.optimum(c)
+        half = self._half(self._loss_gradient(n, d))  # at an optimum its own error costs nothing
+        return Estimate(value, *(None if half is None else value + s * half for s in (-1.0, 1.0)))
+
+    def loss_of_run(self, n: float, d: float) -> Estimate:
+        """Return the loss of one more run, with its prediction interval."""
+        value = float(self.loss(n, d))
+        half = self._half(self._loss_gradient(n, d), self.sd**2)
+        return Estimate(value, *(None if half is None else value + s * half for s in (-1.0, 1.0)))
+
+    def leverages(self, log_n: np.ndarray, log_d: np.ndarray) -> np.ndarray:
+        """Return the share of each run's variance that its own loss takes in its fitted value, (runs,)."""
+        if self.covariance is None:
+            return np.full(len(log_n), np.nan)
+        jacobian = _jacobian(self._parameters, log_n - self.centre[0], log_d - self.centre[1])
+        return np.einsum("ri,ij,rj->r", jacobian, self.covariance / self.sd**2, jacobian)
+
+    @property
+    def _parameters(self) -> np.ndarray:
+        log_a, log_b = self.log_a - self.alpha * self.centre[0], self.log_b - self.beta * self.centre[1]
+        return np.array([self.e, log_a, log_b, self.alpha, self.beta])
+
+    def _at(self, q: np.ndarray) -> LossSurface:
+        e, a, b, alpha, beta = map(float, q)
+        return LossSurface(e, a + alpha * self.centre[0], b + beta * self.centre[1], alpha, beta, self.k)
+
+    def _gradient(self, function) -> np.ndarray:
+        q = self._parameters
+        steps = 1e-5 * np.maximum(np.abs(q), 0.1)
+        return np.array(
+            [(function(q + s) - function(q - s)) / (2 * h) for s, h in zip(np.diag(steps), steps, strict=True)]
+        )
+
+    def _loss_gradient(self, n: float, d: float) -> np.ndarray:
+        place = np.array([np.log(n) - self.centre[0]]), np.array([np.log(d) - self.centre[1]])
+        return _jacobian(self._parameters, *place)[0]
+
+    def _half(self, gradient: np.ndarray, variance: float = 0.0) -> float | None:
+        if self.covariance is None:
+            return None
+        quantile = stats.t.ppf(0.5 + CONFIDENCE / 2, self.dof)
+        return float(quantile * np.sqrt(gradient @ self.covariance @ gradient + variance))
+
+
+def fit_surface(
+    results: Sequence[CellResult], noise: Noise | None = None, *, profile: bool = True
+) -> SurfaceFit | None:
+    """Fit the surface to all runs of one objective, each with the same weight.
+
+    Args:
+      results: the runs.
+      noise: the noise of a run; intervals use the scatter about the surface if that is larger, or if it is None.
+      profile: also find the profile interval of the exponent of N*.
+
+    Returns:
+      The fit, or None with fewer than seven different cells.
+    """
+    if len({(r.params, r.tokens) for r in results}) < TERMS + 2:
+        return None
+    log_n, log_d = np.log([r.params for r in results]), np.log([r.tokens for r in results])
+    loss, centre = np.array([r.loss for r in results]), (float(log_n.mean()), float(log_d.mean()))
+    problem = Projection(log_n - centre[0], log_d - centre[1], loss)
+    alpha, beta = np.exp(problem.minimise())
+    (e, a, b), residuals = problem.project(alpha, beta)
+    dof = len(loss) - TERMS
+    scatter = float(np.sqrt((residuals**2).sum() / dof))
+    sd = max(scatter, noise.sd if noise else 0.0)
+    at_bound = min(e, a, b) <= 0 or not all(
+        1.01 * np.exp(BOUNDS[0]) < x < 0.99 * np.exp(BOUNDS[1]) for x in (alpha, beta)
+    )
+    with np.errstate(divide="ignore"):
+        log_a, log_b = (float(np.log(x)) for x in (a, b))
+    covariance = None
+    if not at_bound:
+        jacobian = _jacobian(np.array([e, log_a, log_b, alpha, beta]), log_n - centre[0], log_d - centre[1])
+        covariance = sd**2 * np.linalg.pinv(jacobian.T @ jacobian)
+    exponent = Estimate(float(beta / (alpha + beta)))
+    return SurfaceFit(
+        e=float(e),
+        log_a=float(log_a + alpha * centre[0]),
+        log_b=float(log_b + beta * centre[1]),
+        alpha=float(alpha),
+        beta=float(beta),
+        k=float(np.exp(np.mean(np.log([r.flops for r in results]) - log_n - log_d))),
+        scatter=scatter,
+        dof=dof,
+        sd=sd,
+        exponent=problem.profile(float(alpha), float(beta), sd, dof) if profile else exponent,
+        residuals=residuals,
+        covariance=covariance,
+        centre=centre,
+    )
+
+
+@dataclass(frozen=True)
+class Projection:
+    """The least-squares problem in alpha and beta alone."""
+
+    x: np.ndarray  # (runs,) centred log N
+    y: np.ndarray  # (runs,) centred log D
+    loss: np.ndarray  # (runs,) nats
+
+    def project(self, alpha: float, beta: float) -> tuple[np.ndarray, np.ndarray]:
+        """Return the best E, A and B, none of them negative, (3,), and the residuals, (runs,)."""
+        design = np.stack([np.ones_like(self.x), np.exp(-alpha * self.x), np.exp(-beta * self.y)], 1)
+        coefficients = np.linalg.lstsq(design, self.loss)[0]
+        if coefficients.min() < 0:
+            coefficients = optimize.nnls(design, self.loss)[0]
+        return coefficients, self.loss - design @ coefficients
+
+    def minimise(self) -> np.ndarray:
+        """Return the best log alpha and log beta: roughly from a grid of starts, and from the best of these exactly."""
+
+        def search(start: np.ndarray, tolerance: float) -> optimize.OptimizeResult:
+            return optimize.least_squares(
+                lambda q: self.project(*np.exp(np.clip(q, *BOUNDS)))[1],
+                start,
+                method="lm",
+                xtol=tolerance,
+                ftol=tolerance,
+                gtol=tolerance,
+            )
+
+        rough = [search(np.log(pair), 1e-4) for pair in product(STARTS, STARTS)]
+        return np.clip(search(min(rough, key=lambda fit: fit.cost).x, 1e-14).x, *BOUNDS)
+
+    def profile(self, alpha: float, beta: float, sd: float, dof: int) -> Estimate:
+        """Return the exponent of N* with its profile interval: those at which the best fit is not much worse.
+
+        A value is in it if the sum of squares grows by at most t^2 times the variance of a run, with the quantile t of
+        Student's distribution, when alpha + beta is free and beta / (alpha + beta) is held there.
+        """
+        best, total = beta / (alpha + beta), float(np.log(alpha + beta))
+        limit = (stats.t.ppf(0.5 + CONFIDENCE / 2, dof) * sd) ** 2
+        smallest = float((self.project(alpha, beta)[1] ** 2).sum())
+
+        def excess(logit: float) -> float:
+            share = 1 / (1 + np.exp(-logit))
+
+            def square_sum(log_total: float) -> float:
+                sizes = np.exp(log_total) * np.array([1 - share, share])
+                return float((self.project(*sizes)[1] ** 2).sum())
+
+            found = optimize.minimize_scalar(square_sum, bounds=(total - 2.5, total + 2.5), method="bounded")
+            return float(found.fun) - smallest - limit
+
+        if limit < 1e-20 * float(self.loss @ self.loss):  # exact losses
+            return Estimate(best, best, best)
+        ends, place = [], float(np.log(best / (1 - best)))
+        for end, beyond in ((-6.0, 0.0), (6.0, 1.0)):
+            outside = next((s for s in np.linspace(0, 1, 13)[1:] if excess(place + s * (end - place)) > 0), None)
+            if outside is None:
+                ends.append(beyond)
+                continue
+            inner, outer = place + (outside - 1 / 12) * (end - place), place + outside * (end - place)
+            ends.append(1 / (1 + np.exp(-float(optimize.brentq(excess, inner, outer, xtol=1e-4)))))
+        return Estimate(best, *map(float, ends))
+
+
+def _jacobian(q: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Return the derivatives of the loss by E, log A, log B, alpha and beta, (runs, 5)."""
+    _, log_a, log_b, alpha, beta = q
+    by_a, by_b = np.exp(log_a - alpha * x), np.exp(log_b - beta * y)
+    return np.stack([np.ones_like(x), by_a, by_b, -x * by_a, -y * by_b], 1)

@@ -1,0 +1,91 @@
+"""IsoFLOP curves of a common shape, against the surfaces whose curves they are."""
+
+import numpy as np
+import pytest
+from scipy import optimize
+
+from diffusionlm.scaling.laws import curves
+from diffusionlm.scaling.laws.isoflop_fits import parabola
+
+E, A, B = 1.69, 406.4, 410.7
+BUDGETS = (1e17, 1e18, 1e19, 1e20, 1e21)
+
+
+def optimum(alpha, beta, c):
+    """Return log N* of the surface E + A / N^alpha + B / D^beta with C = 6 N D (2203.15556, Eq. 4)."""
+    return (np.log(alpha * A / (beta * B)) + beta * np.log(c / 6)) / (alpha + beta)
+
+
+def points(alpha, beta, c, width=16.0, off=0.0, sizes=15):
+    log_n = optimum(alpha, beta, c) + off + np.linspace(-1, 1, sizes) * np.log(width)
+    return curves.Points(log_n, E + A * np.exp(-alpha * log_n) + B * np.exp(-beta * (np.log(c / 6) - log_n)))
+
+
+def test_the_terms_are_those_of_a_parabola_near_zero_and_span_both_exponentials():
+    u = np.linspace(-1, 1, 7)
+    np.testing.assert_allclose(curves.terms(1e-3 * u, 0.4, 0.2), np.vander(1e-3 * u, 3, increasing=True), atol=1e-7)
+    exponentials = np.stack([np.ones(7), np.exp(-0.4 * u), np.exp(0.2 * u)], 1)
+    _, residual, rank, _ = np.linalg.lstsq(exponentials, curves.terms(u, 0.4, 0.2))
+    assert rank == 3 and residual.max() < 1e-25
+
+
+def test_the_minimum_its_curvature_and_gradients_are_those_of_a_search():
+    rng = np.random.default_rng(0)
+    fitted = curves.curve(points(0.34, 0.28, 1e19, off=0.4), 0.5, 0.2)
+    step = 1e-5
+
+    def search(coefficients):
+        u = optimize.minimize_scalar(lambda u: float(curves.terms(u, 0.5, 0.2) @ coefficients), options={"xtol": 1e-12}).x
+        return u, float(curves.terms(u, 0.5, 0.2) @ coefficients)
+
+    u, loss = search(fitted.coefficients)
+    assert (fitted.log_n - fitted.centre, fitted.loss) == pytest.approx((u, loss), abs=1e-6)
+    for part, gradient in zip((0, 1), fitted.gradients(), strict=True):
+        direction = rng.standard_normal(3)
+        moved = [search(fitted.coefficients + sign * 1e-3 * direction)[part] for sign in (-1, 1)]
+        assert gradient @ direction == pytest.approx((moved[1] - moved[0]) / 2e-3, rel=1e-3)
+    around = fitted(fitted.log_n + 100 * step * np.array([-1, 0, 1]))
+    assert fitted.curvature == pytest.approx((around[0] - 2 * around[1] + around[2]) / (100 * step) ** 2 / 2, rel=1e-4)
+
+
+def test_curves_that_rise_or_fall_all_the_way_have_no_minimum():
+    coefficients = np.array([[3.0, 0.0, 0.1], [3.0, 1.0, 0.1], [3.0, -1.0, 0.1], [3.0, 0.0, -0.1]])
+    u, _ = curves.minimum(coefficients, 0.4, 0.4)
+    assert np.isfinite(u).tolist() == [True, False, False, False]
+
+
+@pytest.mark.parametrize(("alpha", "beta", "bias"), [(0.31, 0.31, 0.0), (0.34, 0.28, 0.0523), (0.465, 0.155, 0.2629)])
+def test_the_curves_of_an_exact_surface_have_its_optima_where_parabolas_are_off_by_the_published_bias(alpha, beta, bias):
+    """Sizes x16 around N*: parabolas are off by one amount at every budget (2603.22339), and the curves are not."""
+    budgets = [points(alpha, beta, c) for c in BUDGETS]
+    shape = curves.fit_shape(budgets, None)
+    assert (shape.alpha, shape.beta) == pytest.approx((alpha, beta), abs=1e-6)
+    for c, at in zip(BUDGETS, budgets, strict=True):
+        assert curves.curve(at, shape.alpha, shape.beta).log_n == pytest.approx(optimum(alpha, beta, c), abs=1e-6)
+        assert parabola(at.log_n, at.loss).log_n - optimum(alpha, beta, c) == pytest.approx(bias, abs=1e-3)
+
+
+def test_a_drifting_grid_moves_the_exponent_of_parabolas_and_not_that_of_curves():
+    offs = np.linspace(0, -np.log(3), 5)
+    budgets = [points(0.465, 0.155, c, width=8, off=off) for c, off in zip(BUDGETS, offs, strict=True)]
+    shape = curves.fit_shape(budgets, None)
+    log_c, true = np.log(BUDGETS), 0.155 / (0.465 + 0.155)
+    slope = np.polyfit(log_c, [curves.curve(at, shape.alpha, shape.beta).log_n for at in budgets], 1)[0]
+    plain = np.polyfit(log_c, [parabola(at.log_n, at.loss).log_n for at in budgets], 1)[0]
+    assert slope == pytest.approx(true, abs=1e-7) and plain - true == pytest.approx(-0.0236, abs=1e-4)
+
+
+def test_where_the_losses_do_not_decide_the_shape_is_the_published_one_and_its_range_the_priors():
+    three = [points(0.6, 0.6, c, width=2, sizes=3) for c in BUDGETS]
+    for noise in (None, 10.0):
+        shape = curves.fit_shape(three, noise)
+        assert (shape.alpha, shape.beta) == pytest.approx((0.37, 0.37), rel=0.01) and shape.scatter is None
+        spread = 1.96 * curves.WIDTH
+        np.testing.assert_allclose(np.log(shape.ranges) - np.log(0.37), [[-spread, spread]] * 2, atol=0.15)
+    assert shape.weights.sum() == pytest.approx(1)
+
+
+def test_the_shapes_that_could_have_been_narrow_with_the_noise():
+    budgets = [points(0.34, 0.28, c, width=8) for c in BUDGETS]
+    widths = [np.ptp(np.log(curves.fit_shape(budgets, noise).ranges[0])) for noise in (0.05, 0.005, 0.0005)]
+    assert widths[0] > 1.5 * widths[1] > 6 * widths[2]
