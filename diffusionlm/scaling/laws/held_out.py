@@ -14,7 +14,6 @@ from diffusionlm.scaling.laws.bootstrap import Estimate
 from diffusionlm.scaling.laws.noise import NoiseOption
 from diffusionlm.scaling.laws.optima import QUANTITIES
 from diffusionlm.scaling.laws.power_laws import Law, law_estimate
-from diffusionlm.scaling.laws.surface_fit import fit_surface
 from diffusionlm.scaling.sweep.results import CellResult
 
 
@@ -76,20 +75,39 @@ def largest_budget(
     return rows
 
 
-def larger_runs(results: Sequence[CellResult], held_out: Sequence[CellResult]) -> list[tuple[CellResult, Estimate]]:
-    """Predict the losses of runs from the surface through others, with prediction intervals.
+def larger_runs(
+    results: Sequence[CellResult],
+    held_out: Sequence[CellResult],
+    *,
+    noise: Noises = None,
+    draws: int = 10_000,
+    seed: int = 0,
+) -> list[HeldOut]:
+    """Predict the losses of runs from others of the same objective, with prediction intervals.
 
-    The noise is the scatter about the surface, which contains its misfit where it was fitted, but not beyond.
+    The surface predicts the loss of a run of that size and number of tokens. The laws predict the loss of a run of the
+    best size for its compute, so this is only for runs that are near it.
 
     Args:
       results: the runs of one objective that are fitted.
       held_out: those that are predicted.
-
-    Returns:
-      Each run with its predicted loss; none where the surface cannot be fitted.
+      noise: as `analysis.analyse` takes it.
+      draws: draws of the bootstrap.
+      seed: seed of its random numbers.
     """
-    surface = fit_surface(results, profile=False)
-    return [(run, surface.loss_of_run(run.params, run.tokens)) for run in held_out] if surface else []
+    [(name, fit)] = analyse(results, noise=noise, draws=draws, seed=seed, full=False).objectives.items()
+    rows = []
+    for run in held_out:
+        if fit.surface:
+            predicted = fit.surface.loss_of_run(run.params, run.tokens)
+            rows.append(HeldOut(name, run.flops, "loss", "surface", predicted, run.loss))
+        if fit.laws:
+            law, error = fit.laws["loss"], None
+            if fit.used_noise:  # of the run, in logarithms
+                value = fit.laws["loss"].log_at(run.flops)[0]
+                error = fit.used_noise.sd / np.exp(value) * np.random.default_rng(seed).standard_normal(draws)
+            rows.append(HeldOut(name, run.flops, "loss", "laws", _ahead(law, run.flops, error), run.loss))
+    return rows
 
 
 def _ahead(law: Law, budget: float, error: np.ndarray | None) -> Estimate:

@@ -134,7 +134,7 @@ def _line(optima: Sequence[Minimum], key: str, noise: Noise | None, bootstrap: B
     if noise is None or not all(optimum.draws for optimum in optima):
         return _Line(centre, None, gls_weights(design, np.eye(len(optima))), None, None, None)
     variances = noise.sd**2 * np.array([optimum.variances()[key] for optimum in optima])
-    effect = random_effect(design, np.array([optimum.logs[key] for optimum in optima]), variances)
+    effect = random_effect(design, np.array([o.logs[key] for o in optima]), variances, noise.dof)
     variances += effect.sd**2 if effect else 0.0
     weights = gls_weights(design, np.diag(variances))
     effects = bootstrap.effects(optima[0].objective, noise, effect, len(optima) + 1)

@@ -23,6 +23,8 @@ def test_every_law_says_where_it_is_from_and_what_it_counts():
     content = json.loads(text)
     assert "NaN" not in text and content["version"] == 1
     assert any("GIDD" in note for note in content["notes"])
+    assert any("MDM-Prime-v2" in note and "retracted" in note for note in content["notes"])
+    assert not any("prime" in name for name in published.names())
 
 
 def test_a_mistyped_name_gets_a_suggestion():
@@ -60,6 +62,20 @@ def test_quokka_agrees_with_what_it_says_of_1b():
     assert law.params(5.62e20) == pytest.approx(1e9, rel=0.01)
     assert law.tokens(5.62e20) == pytest.approx(93.5e9, rel=0.01)
     assert 6 * law.params(1e21) * law.tokens(1e21) == pytest.approx(1e21, rel=0.01)
+
+
+def test_gidds_laws_agree_with_its_largest_run_and_with_each_other():
+    """10B parameters at 1e22 FLOPs with a training perplexity of 9.15, which none of the laws was fitted to."""
+    [point] = published.get("gidd_uniform_10b").points
+    law = published.get("gidd_uniform")
+    assert law.params(1e22) == pytest.approx(point["N"], rel=0.15)
+    assert law.loss(1e22) == pytest.approx(point["L"], abs=0.02)
+    masked = published.get("gidd_mdm")
+    assert masked.params_law["exponent"] == pytest.approx(0.623, abs=5e-4)
+    # Where a coefficient has two digits, 6 N D is the budget to some percent.
+    for c in (1e20, 1e22):
+        for law in (law, masked):
+            assert 6 * law.params(c) * law.tokens(c) == pytest.approx(c, rel=0.35)
 
 
 @pytest.mark.parametrize("name", ["chinchilla", "chinchilla_epoch"])
