@@ -201,6 +201,8 @@ class Projection:
         if limit < 1e-20 * float(self.loss @ self.loss):  # exact losses
             return Estimate(best, best, best)
         ends, place = [], float(np.log(best / (1 - best)))
+        if excess(place) > 0:  # the losses are exact to the precision of this search
+            return Estimate(best, best, best)
         for end, beyond in ((-6.0, 0.0), (6.0, 1.0)):
             outside = next((s for s in np.linspace(0, 1, 13)[1:] if excess(place + s * (end - place)) > 0), None)
             if outside is None:

@@ -35,27 +35,19 @@ def summary(analysis: Analysis) -> list[str]:
 def _about_intervals(analysis: Analysis) -> str:
     """Say what the intervals hold, by where the noise comes from."""
     known = [fit.noise for fit in analysis.objectives.values() if fit.noise]
-    others = "the choice of held-out text, learning rate or data"
     if not known:
         return (
-            "There are no intervals, because the noise is unknown; so nothing here says how sure any of these numbers "
-            "is."
+            "There are no intervals but those of the surface, which rest on the scatter of the losses about it, because "
+            "the noise is unknown; so nothing here says how sure any of the other numbers is."
         )
     sds = " and ".join(dict.fromkeys(f"{noise.sd:.3g}" for noise in known))
-    if known[0].source == "given":
-        return (
-            f"Intervals hold a noise of {sds} nats between runs, which was given and not measured here. They do not "
-            f"hold the misfit of the curves, which is given beside them as bias, nor {others}."
-        )
-    if known[0].source == "residuals":
-        return (
-            f"Intervals hold the scatter of the runs about the fitted curves ({sds} nats), as if it were independent "
-            "from run to run. It contains the misfit of the curves as well as the noise, and whether a curve fits "
-            f"cannot be tested against it. They do not hold a misfit that all budgets share, nor {others}."
-        )
+    held = {
+        "given": f"a noise of {sds} nats between runs, which was given and not measured here",
+        "residuals": f"the scatter of the runs about the fitted curves ({sds} nats), which contains their misfit",
+    }.get(known[0].source, "the noise of the runs and, for diffusion, of the evaluation masks")
     return (
-        "Intervals hold the noise between training seeds and, for diffusion, of the evaluation masks. They do not "
-        f"hold the misfit of the curves, which is given beside them as bias, nor {others}."
+        f"Intervals hold {held}, the shape of the curves as far as the losses leave it open, and how far optima scatter "
+        "about their law beyond the noise. They do not hold the choice of held-out text, learning rate or data."
     )
 
 

@@ -50,4 +50,4 @@ def test_noise_from_residuals_is_labelled():
         assert one.noise.source == "residuals" and one.used_noise == one.noise
         assert one.noise.sd == pytest.approx(TRUTHS[name].noise, rel=0.7)
         assert one.laws["params"].exponent.bounded
-    assert sum("is the scatter of the losses about the fitted curves" in line for line in fitted.warnings) == 2
+    assert sum("rest on the scatter about the fitted curves" in line for line in fitted.warnings) == 2
