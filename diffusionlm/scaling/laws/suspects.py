@@ -103,7 +103,7 @@ def _worst(cells: Sequence[CellResult]) -> Suspect | None:
     kept = np.maximum(kept, 1e-6)
     # What the sum of squares would be without the cell, which is the variance that the cell is judged by.
     others = np.maximum((fit.residuals**2).sum() - fit.residuals**2 / kept, 0.0) / dof
-    floor = (1e-9 * float(np.mean([cell.loss for cell in cells]))) ** 2  # exact losses scatter by rounding
+    floor = (1e-6 * float(np.mean([cell.loss for cell in cells]))) ** 2  # rounding of losses and of whole tokens
     t = np.abs(fit.residuals) / np.sqrt(np.maximum(others, floor) * kept)
     worst = int(np.argmax(t))
     p = float(min(1.0, 2 * stats.t.sf(t[worst], dof) * len(cells)))
