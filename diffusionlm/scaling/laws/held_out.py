@@ -79,7 +79,7 @@ def larger_runs(
     results: Sequence[CellResult],
     held_out: Sequence[CellResult],
     *,
-    noise: Noises = None,
+    noise: NoiseOption = None,
     draws: int = 10_000,
     seed: int = 0,
 ) -> list[HeldOut]:
