@@ -83,7 +83,8 @@ def fit(results: Sequence[CellResult], noise_sd: float | None = None, refits: in
         rng, predicted = np.random.default_rng(0), np.exp(_log_loss(best.x, x, y)[0])
         exponents = []
         for _ in range(refits):
-            noisy = np.log(predicted + noise_sd * rng.standard_normal(len(loss)))
+            noisy = predicted + noise_sd * rng.standard_normal(len(loss))
+            noisy = np.log(np.maximum(noisy, 0.1 * predicted))  # diverged runs make a noise that exceeds the losses
             *_, log_alpha, log_beta = _minimise(best.x, x, y, noisy, evaluations=1000).x
             exponents.append((special.expit(log_beta - log_alpha), special.expit(log_alpha - log_beta)))
         of_params, of_tokens = np.std(exponents, axis=0, ddof=1).tolist()
