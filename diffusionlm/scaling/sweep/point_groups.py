@@ -220,7 +220,7 @@ def _context(
         "source": source,
         "corpus": corpus,
         "loss": "given in bits per token, and multiplied by ln 2" if unit == "bits" else "in nats per token, as given",
-        "parameters": counted or "as the source counts them; which, was not given (--counted)",
+        "parameters": counted or "as the source counts them; --counted says which",
         "flags": ", ".join(f"{flag}: {count}" for flag, count in flags.items()),
         "comments of the file": " / ".join(table.header),
     }
