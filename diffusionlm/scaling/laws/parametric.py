@@ -75,8 +75,9 @@ def _bootstrap(best: np.ndarray, x: np.ndarray, y: np.ndarray, noise_sd: float, 
     rng, predicted = np.random.default_rng(0), np.exp(_log_loss(best, x, y)[0])
     exponents = []
     for _ in range(refits):
-        noisy = np.log(predicted + noise_sd * rng.standard_normal(len(x)))
-        *_, log_alpha, log_beta = _minimise(best, x, y, noisy, evaluations=1000).x
+        noisy = predicted + noise_sd * rng.standard_normal(len(x))
+        noisy = np.maximum(noisy, 0.1 * predicted)  # diverged runs make a noise that exceeds the losses
+        *_, log_alpha, log_beta = _minimise(best, x, y, np.log(noisy), evaluations=1000).x
         exponents.append((special.expit(log_beta - log_alpha), special.expit(log_alpha - log_beta)))
     of_params, of_tokens = np.std(exponents, axis=0, ddof=1).tolist()
     return of_params, of_tokens

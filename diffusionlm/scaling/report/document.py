@@ -18,7 +18,7 @@ from diffusionlm.scaling.sweep.results import CellResult
 from diffusionlm.scaling.sweep.results import to_json as results_to_json
 from diffusionlm.storage import require_directory, run_path, write_atomically
 
-OWN = "Losses are in nats per token on held-out text"
+OWN = "finished cells. Losses are in nats per token on held-out text"
 
 
 def write(
@@ -49,7 +49,7 @@ def write(
       warnings: further warnings, for instance about the data, which come first.
       noise: the noise between seeds, as `analyse` takes it.
       left_out: runs that no fit uses, to be shown beside the others.
-      about: a sentence about the losses, for the page.
+      about: what the results are, in the words that follow their number on the page.
       note: called with the name of each step as it begins, to show progress.
 
     Returns:

@@ -14,8 +14,8 @@ from diffusionlm.scaling.report.formatting import Table
 from diffusionlm.scaling.sweep.points import Points
 from diffusionlm.storage import run_path, write_atomically
 
-CONVENTION = "N as {parameters}; C is the budget or the FLOPs of the row, or 6 N D where it gives neither."
-ABOUT = "Losses are those of the source in nats per token"
+CONVENTION = "N: {parameters}; C is the budget or the FLOPs of the row, or 6 N D where it gives neither."
+ABOUT = "runs of others. Losses are those of the source in nats per token"
 
 
 def write(

@@ -2,6 +2,7 @@
 
 import importlib.util
 import re
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from diffusionlm.scaling.laws.objective import ObjectiveFit
 from diffusionlm.scaling.laws.optima import QUANTITIES
 from diffusionlm.scaling.report.plot_elements import GREY, budget_style, style_of
 from diffusionlm.scaling.report.surface_plots import crosses
+from diffusionlm.scaling.sweep.results import CellResult
 
 if TYPE_CHECKING:  # Bokeh is an extra
     from bokeh.plotting import figure as Figure  # pyright: ignore[reportMissingImports]
@@ -97,14 +99,20 @@ def _losses(fit: ObjectiveFit, analysis: Analysis) -> "Figure":
             x = np.linspace(row.log_n.min(), row.log_n.max(), 80)
             plot.line(np.exp(x), row.curve(x), color=colour, legend_label=label)
     loose = [run for run in fit.runs if np.isnan(run.budget)]
-    if loose:
+    if loose and not fit.budgets:
+        colours = _by_tokens(loose)
+        source = _source(loose) | {"colour": colours}
+        drawn.append(plot.scatter("params", "loss", source=source, size=6, color="colour", legend_label="by tokens"))
+    elif loose:
         drawn.append(
             plot.scatter("params", "loss", source=_source(loose), size=5, color=GREY, legend_label="no budget")
         )
     if gone := crosses(fit.objective, analysis.left_out):
         reasons = {left.run.id: left.reason for left in analysis.left_out}
         source = _source(gone) | {"why": [reasons[run.id] for run in gone]}
-        drawn.append(plot.scatter("params", "loss", source=source, marker="x", color=GREY, legend_label="left out"))
+        drawn.append(
+            plot.scatter("params", "loss", source=source, marker="x", size=9, color=GREY, legend_label="left out")
+        )
     optima = [row.optimum for row in fit.budgets if row.usable and row.optimum]
     if optima:
         ends = [o.params.value for o in optima], [o.loss.value for o in optima]
@@ -115,7 +123,17 @@ def _losses(fit: ObjectiveFit, analysis: Analysis) -> "Figure":
     return plot
 
 
-def _source(runs: Any) -> dict[str, list[Any]]:
+def _by_tokens(runs: Sequence[CellResult]) -> list[str]:
+    """Return colours from violet, of the fewest tokens, to green."""
+    from matplotlib import colormaps
+    from matplotlib.colors import to_hex
+
+    logs = np.log([run.tokens for run in runs])
+    shades = 0.05 + 0.67 * (logs - logs.min()) / max(float(np.ptp(logs)), 1e-9)  # visible on white and on black
+    return [to_hex(colormaps["viridis"](shade)) for shade in shades]
+
+
+def _source(runs: Sequence[CellResult]) -> dict[str, list[Any]]:
     columns = {key: [getattr(run, key) for run in runs] for key in ("id", "params", "tokens", "flops", "loss")}
     return columns | {"why": [""] * len(columns["id"])}
 

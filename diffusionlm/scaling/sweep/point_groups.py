@@ -18,6 +18,7 @@ from diffusionlm.scaling.sweep.points import (
     result_of,
     without_budget,
 )
+from diffusionlm.scaling.sweep.results import OBJECTIVES
 
 SIZES = 3  # a parabola needs so many
 UNIFORM = math.log(300_000)  # nats: the loss of guessing, with the largest vocabulary in use
@@ -207,7 +208,34 @@ def _compute(table: Table, rows: Sequence[Row]) -> Iterator[str]:
         )
 
 
-_CHECKS: Sequence[Callable[[Table, Sequence[Row]], Iterable[str]]] = (_repeated, _units, _mixed_units, _compute)
+def _one_budget(table: Table, rows: Sequence[Row]) -> Iterator[str]:
+    """Warn of objectives that cannot have a law."""
+    for name in sorted({row.point.objective for row in rows}):
+        budgets = {row.point.budget_flops for row in rows if row.point.objective == name}
+        if len(budgets) == 1 and (budget := budgets.pop()):
+            first = next(row.number for row in rows if row.point.objective == name)
+            yield f"{table.at([first])} and all others of {name}: one budget, {budget:.3g} FLOPs, and a law needs two"
+
+
+def _no_bounds(table: Table, rows: Sequence[Row]) -> Iterator[str]:
+    """Warn of losses that cannot be compared with those of the other objectives."""
+    first = {row.point.objective: row.number for row in reversed(rows)}
+    for name in ("mlm", "prime"):
+        if name in first and len(first) > 1:
+            yield (
+                f"{table.at([first[name]])} and all others of {name}: {OBJECTIVES[name]}; a gap to other objectives "
+                "compares two quantities"
+            )
+
+
+_CHECKS: Sequence[Callable[[Table, Sequence[Row]], Iterable[str]]] = (
+    _repeated,
+    _units,
+    _mixed_units,
+    _compute,
+    _one_budget,
+    _no_bounds,
+)
 
 
 def _context(
@@ -220,7 +248,7 @@ def _context(
         "source": source,
         "corpus": corpus,
         "loss": "given in bits per token, and multiplied by ln 2" if unit == "bits" else "in nats per token, as given",
-        "parameters": counted or "as the source counts them; which, was not given (--counted)",
+        "parameters": counted or "as the source counts them; --counted says which",
         "flags": ", ".join(f"{flag}: {count}" for flag, count in flags.items()),
         "comments of the file": " / ".join(table.header),
     }

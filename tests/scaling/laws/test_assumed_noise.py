@@ -8,6 +8,7 @@ from scipy import stats
 from support.simulated_sweep import moved, select, simulated
 
 from diffusionlm.errors import UserError
+from diffusionlm.scaling.laws import parametric
 from diffusionlm.scaling.laws.analysis import analyse
 from diffusionlm.scaling.laws.noise import check_noise, seed_noise
 
@@ -42,6 +43,12 @@ def test_residuals_of_the_surface_are_the_noise_where_there_are_no_budgets():
     fit = analyse(runs, noise="residuals").objectives[run.objective]
     assert fit.noise.source == "residuals" and fit.noise.dof == 55 and 0.007 < fit.noise.sd < 0.013
     assert fit.budgets == () and fit.laws == {} and fit.parametric.alpha == pytest.approx(0.34, abs=0.1)
+
+
+def test_a_noise_larger_than_the_losses_determines_no_surface():
+    runs = [run for run in without_seeds() if run.objective == "arm"]
+    law = parametric.fit(runs, noise_sd=20.0, refits=3)
+    assert np.isfinite(law.stderr).all() and not law.determined
 
 
 @pytest.mark.parametrize("noise", [0, -1, "0", "nan", "residual", float("inf"), [1]])

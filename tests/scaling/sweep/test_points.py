@@ -166,6 +166,16 @@ def test_a_whole_budget_in_bits_is_named():
     assert any("as bits are of nats" in line for line in the_group(table).warnings)
 
 
+def test_one_budget_and_losses_that_are_no_bounds_are_named():
+    [warning] = the_group(surface(budgets=(1e19,))).warnings
+    assert warning == "the table row 0 and all others of arm: one budget, 1e+19 FLOPs, and a law needs two"
+    table = surface()
+    twins = {name: [*values, *values] for name, values in table.items()} | {"objective": ["arm"] * 15 + ["mlm"] * 15}
+    [warning] = the_group(twins).warnings
+    assert warning.startswith("the table row 15 and all others of mlm: ") and "two quantities" in warning
+    assert not the_group(twins | {"objective": ["arm"] * 15 + ["mdm"] * 15}).warnings
+
+
 def test_counts_in_millions_are_named():
     table = surface()
     table["tokens"] = table["tokens"] / 1e6
