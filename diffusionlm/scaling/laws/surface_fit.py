@@ -1,9 +1,10 @@
 """The surface L(N, D) by variable projection, with intervals from its Jacobian and from the profile of its exponent.
 
-Given alpha and beta the surface is linear in E, A and B, so these are found by non-negative least squares, and only alpha
-and beta by search (Golub and Pereyra 1973; 2603.22339 fits it so, as VPNLS). It is exact on exact surfaces, whatever the
-grid, and takes runs of no budget. It assumes that one surface holds everywhere: where that is not so, its exponents are
-off by more than their intervals say, and the scatter of the losses about it is larger than that about IsoFLOP curves.
+Given alpha and beta the surface is linear in E, A and B, so these are found by non-negative least squares, and only
+alpha and beta by search (Golub and Pereyra 1973; 2603.22339 fits it so, as VPNLS). It is exact on exact surfaces,
+whatever the grid, and takes runs of no budget. It assumes that one surface holds everywhere: where that is not so, its
+exponents are off by more than their intervals say, and the scatter of the losses about it is larger than that about
+IsoFLOP curves.
 """
 
 from collections.abc import Sequence
@@ -46,7 +47,9 @@ class SurfaceFit(LossSurface):
         """Return N* at C FLOPs, with the interval of the delta method."""
         value = self.log_params(c)
         half = self._half(self._gradient(lambda q: self._at(q).log_params(c)))
-        return Estimate(float(np.exp(value)), *(None if half is None else np.exp(value + s * half) for s in (-1.0, 1.0)))
+        return Estimate(
+            float(np.exp(value)), *(None if half is None else np.exp(value + s * half) for s in (-1.0, 1.0))
+        )
 
     def loss_at(self, c: float) -> Estimate:
         """Return L* at C FLOPs, with the interval of the delta method."""
@@ -79,7 +82,9 @@ class SurfaceFit(LossSurface):
     def _gradient(self, function) -> np.ndarray:
         q = self._parameters
         steps = 1e-5 * np.maximum(np.abs(q), 0.1)
-        return np.array([(function(q + s) - function(q - s)) / (2 * h) for s, h in zip(np.diag(steps), steps, strict=True)])
+        return np.array(
+            [(function(q + s) - function(q - s)) / (2 * h) for s, h in zip(np.diag(steps), steps, strict=True)]
+        )
 
     def _loss_gradient(self, n: float, d: float) -> np.ndarray:
         place = np.array([np.log(n) - self.centre[0]]), np.array([np.log(d) - self.centre[1]])
@@ -115,7 +120,9 @@ def fit_surface(
     dof = len(loss) - TERMS
     scatter = float(np.sqrt((residuals**2).sum() / dof))
     sd = max(scatter, noise.sd if noise else 0.0)
-    at_bound = min(e, a, b) <= 0 or not all(1.01 * np.exp(BOUNDS[0]) < x < 0.99 * np.exp(BOUNDS[1]) for x in (alpha, beta))
+    at_bound = min(e, a, b) <= 0 or not all(
+        1.01 * np.exp(BOUNDS[0]) < x < 0.99 * np.exp(BOUNDS[1]) for x in (alpha, beta)
+    )
     with np.errstate(divide="ignore"):
         log_a, log_b = (float(np.log(x)) for x in (a, b))
     covariance = None
@@ -189,8 +196,8 @@ class Projection:
                 sizes = np.exp(log_total) * np.array([1 - share, share])
                 return float((self.project(*sizes)[1] ** 2).sum())
 
-            found = optimize.minimize_scalar(square_sum, bounds=(total - 2.5, total + 2.5), method="bounded")
-            return float(found.fun) - smallest - limit
+            best_total = optimize.minimize_scalar(square_sum, bounds=(total - 2.5, total + 2.5), method="bounded")
+            return float(best_total.fun - smallest - limit)
 
         if limit < 1e-20 * float(self.loss @ self.loss):  # exact losses
             return Estimate(best, best, best)
@@ -201,7 +208,8 @@ class Projection:
                 ends.append(beyond)
                 continue
             inner, outer = place + (outside - 1 / 12) * (end - place), place + outside * (end - place)
-            ends.append(1 / (1 + np.exp(-float(optimize.brentq(excess, inner, outer, xtol=1e-4)))))
+            logit = optimize.brentq(excess, inner, outer, xtol=1e-4)
+            ends.append(1 / (1 + np.exp(-logit)))  # pyright: ignore[reportOperatorIssue]  # its stubs think of a pair
         return Estimate(best, *map(float, ends))
 
 

@@ -15,7 +15,9 @@ def verdict(objectives: Mapping[str, ObjectiveFit]) -> str:
     guessed = [f"{name.upper()} (from {budgets(_usable(fit))})" for name, fit in quoted.items() if not fit.noise]
     parts = [f"This sweep gives scaling laws for {_and(determined)}"] if determined else []
     if guessed:
-        parts.append(f"lines go through the optima of {_and(guessed)}, but without a noise nothing says how well they are known")
+        parts.append(
+            f"lines go through the optima of {_and(guessed)}, but without a noise nothing says how well they are known"
+        )
     parts += [f"doubt those of {name.upper()}: {_and(doubts(fit))}" for name, fit in quoted.items() if doubts(fit)]
     parts += [_hanging(name, fit) for name, fit in objectives.items() if fit.hanging]
     missing = [f"{name.upper()}: {_why_none(fit)}" for name, fit in objectives.items() if not fit.laws]

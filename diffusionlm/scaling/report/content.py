@@ -11,10 +11,10 @@ from diffusionlm.scaling.laws.analysis import Analysis
 from diffusionlm.scaling.laws.bootstrap import Estimate
 from diffusionlm.scaling.laws.diagnostics import outermost
 from diffusionlm.scaling.laws.gap import Gap
+from diffusionlm.scaling.laws.loss_surface import LossSurface
 from diffusionlm.scaling.laws.next_cells import Candidate
 from diffusionlm.scaling.laws.objective import ObjectiveFit
 from diffusionlm.scaling.laws.optima import QUANTITIES, BudgetFit
-from diffusionlm.scaling.laws.loss_surface import LossSurface
 from diffusionlm.scaling.laws.power_laws import Law
 from diffusionlm.scaling.laws.roads import Roads
 from diffusionlm.scaling.laws.shares import ShareFit

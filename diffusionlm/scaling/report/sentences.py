@@ -24,9 +24,9 @@ def summary(analysis: Analysis) -> list[str]:
         sentences += about_roads(analysis.roads)
     sentences += [_about_gap(gap) for gap in analysis.gaps]
     sentences.append(
-        "Intervals hold the noise of the runs and, for diffusion, of the evaluation masks, the shape of the curves as far "
-        "as the losses leave it open, and how far optima scatter about their law beyond the noise. They do not hold the "
-        "choice of held-out text, learning rate or data."
+        "Intervals hold the noise of the runs and, for diffusion, of the evaluation masks, the shape of the curves as "
+        "far as the losses leave it open, and how far optima scatter about their law beyond the noise. They do not "
+        "hold the choice of held-out text, learning rate or data."
     )
     sentences += [_about_bend(fit) for fit in analysis.objectives.values() if fit.laws and not fit.arm_share]
     sentences.append("The loss of a masked diffusion model is an upper bound, that of an autoregressive one is exact.")
