@@ -56,7 +56,8 @@ def analyse(
         which contains misfit; None: that between seeds, without which there are no intervals.
       draws: draws of the parametric bootstrap.
       seed: seed of its random numbers; the same results give the same analysis.
-      full: also fit Approaches 1 and 3 of Hoffmann et al. (2203.15556) and rank candidates for the next cell.
+      full: also fit Approaches 1 and 3 of Hoffmann et al. (2203.15556), find the interval of the surface's exponent and
+        rank candidates for the next cell.
       note: called with the name of each step as it begins, to show progress.
 
     Raises:
