@@ -33,7 +33,7 @@ def test_what_a_sweep_was_found_to_have_is_what_it_was_made_with():
     assert truths_of(analyse(simulated(noise=0.0), full=False)) == {}
 
 
-BUDGETS = (1e13, 3e13, 1e14, 3e14, 1e15)
+BUDGETS = tuple(np.geomspace(1e13, 1e16, 60).tolist())
 SETTINGS = {  # noise of mdm and arm, curvature, sizes, repeated cells in each of the two smallest budgets
     "usual": (0.01, 0.01, 0.08, 5, 1),
     "quiet": (0.005, 0.005, 0.08, 6, 2),
@@ -70,7 +70,7 @@ def coverage_on_isoflop_cpu(replicates):
 def test_a_truth_with_misfit_is_simulated_as_it_says():
     """Without noise a budget's losses are a curve of that shape about an optimum that is off its law."""
     truth = replace(TRUTHS["arm"], noise=0.0, shape=(0.5, 0.2), scatter=(0.3, 0.05))
-    grid = make_grid({"arm": truth}, BUDGETS, sizes=9, spacing=1.5, drift=3.0)
+    grid = make_grid({"arm": truth}, BUDGETS, sizes=9, spacing=1.5, off_centre=0.0, drift=3.0)
     results = simulate(grid, {"arm": truth}, np.random.default_rng(0))
     off = []
     for budget in BUDGETS:
@@ -82,11 +82,11 @@ def test_a_truth_with_misfit_is_simulated_as_it_says():
     sizes = [np.mean(np.log([cell.params for cell in grid if cell.budget == c])) for c in (BUDGETS[0], BUDGETS[-1])]
     drift = sizes[1] - sizes[0] - truth.params[1] * np.log(BUDGETS[-1] / BUDGETS[0])
     assert drift == pytest.approx(-np.log(3), abs=0.01)
-    assert np.std(off, axis=0) == pytest.approx(truth.scatter, rel=0.6)
+    assert np.std(off, axis=0) == pytest.approx(truth.scatter, rel=0.35)
 
 
 def require_92_to_99_percent(shares):
-    """A random effect that cannot be excluded makes intervals of laws a little too wide; a share of 300 is off by 1%."""
+    """A random effect that cannot be excluded makes intervals of laws too wide; a share of 300 is off by 1%."""
     for key in CLAIMED:
         assert 0.92 <= shares[key] <= 0.99, key
     for key in DERIVED:  # so do two noise estimates in one interval (Behrens and Fisher)
