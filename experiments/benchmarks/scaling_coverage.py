@@ -5,8 +5,8 @@ Sweeps with known laws are simulated on three grids, and the share of intervals 
     python experiments/benchmarks/scaling_coverage.py --replicates 400
 
 The truth has two kinds of misfit: curves that are no parabolas, as all surfaces E + A / N^alpha + B / D^beta have them
-("shape": those of the asymmetric surface of arXiv 2603.22339, alpha 0.465 and beta 0.155), and optima that scatter about
-their laws by 10% in N and 0.5% in L ("scatter"). Without misfit the curves are Chinchilla's (0.34 and 0.28).
+("shape": those of the asymmetric surface of arXiv 2603.22339, alpha 0.465 and beta 0.155), and optima that scatter
+about their laws by 10% in N and 0.5% in L ("scatter"). Without misfit the curves are Chinchilla's (0.34 and 0.28).
 """
 
 import argparse

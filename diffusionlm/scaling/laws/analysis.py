@@ -36,7 +36,7 @@ class Analysis:
     left_out: tuple[LeftOut, ...] = ()  # runs that no fit uses, to be shown beside the others
 
 
-# The fits make thousands of BLAS calls on tiny matrices, for which threads on a busy machine wait longer than they compute.
+# The fits make thousands of BLAS calls on tiny matrices, for which threads wait longer than they compute.
 @threadpool_limits.wrap(limits=1, user_api="blas")
 def analyse(
     results: Sequence[CellResult],
@@ -56,12 +56,15 @@ def analyse(
         which contains misfit; None: that between seeds, without which there are no intervals.
       draws: draws of the parametric bootstrap.
       seed: seed of its random numbers; the same results give the same analysis.
-      full: also fit Approaches 1 and 3 of Hoffmann et al. (2203.15556) and rank candidates for the next cell.
+      full: also fit Approaches 1 and 3 of Hoffmann et al. (2203.15556), find the interval of the surface's exponent and
+        rank candidates for the next cell.
       note: called with the name of each step as it begins, to show progress.
 
     Raises:
-      UserError: there is no finished cell with a finite loss.
+      UserError: there is no finished cell with a finite loss, or `noise` is not positive.
     """
+    if isinstance(noise, float | int) and not 0 < noise < math.inf:
+        raise UserError(f"noise={noise!r} is no standard deviation in nats; give a positive number, or 'residuals'")
     finite = [result for result in results if np.isfinite(result.loss) and result.loss > 0]
     if results and not finite:
         raise UserError(f"no finished cell to report: the evaluation of none of the {len(results)} is finite")
@@ -87,7 +90,7 @@ def analyse(
 def _by_objective(
     results: Sequence[CellResult], noise: NoiseOption
 ) -> Iterator[tuple[str, list[CellResult], Noise | Literal["residuals"] | None]]:
-    """Yield the name, the runs and the noise of each objective: from scratch, the roads by share, the reference last."""
+    """Yield name, runs and noise of each objective: those from scratch, the roads by share, the reference last."""
     seeds = seed_noise(results) if noise is None else {}
     shares = {result.objective: result.arm_share for result in results}
     for name in sorted(shares, key=lambda name: (name == REFERENCE, shares[name], name)):

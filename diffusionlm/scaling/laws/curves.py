@@ -1,11 +1,11 @@
 """IsoFLOP curves: the loss over log N at one budget, of a shape that all budgets of an objective share.
 
 On any surface L(N, D) = E + A / N^alpha + B / D^beta (Hoffmann et al. 2203.15556, Eq. 2) with D = C / (k N), the loss
-at one budget is e + p exp(-alpha u) + q exp(beta u) in u = log N. Given alpha and beta this is linear in e, p and q, and
-it becomes a parabola as both go to zero. A parabola misplaces the minimum of such a curve (2603.22339): to the first
-order by a cubic term that is (beta - alpha) / 3 of the quadratic one at every budget, whatever the budget's curvature.
-So alpha and beta are fitted to all budgets of an objective together, and e, p and q to each budget by itself: unlike in
-a fit of the whole surface, nothing is assumed of how the optimum moves with C.
+at one budget is e + p exp(-alpha u) + q exp(beta u) in u = log N. Given alpha and beta this is linear in e, p and q,
+and it becomes a parabola as both go to zero. A parabola misplaces the minimum of such a curve (2603.22339): to the
+first order by a cubic term that is (beta - alpha) / 3 of the quadratic one at every budget, whatever the budget's
+curvature. So alpha and beta are fitted to all budgets of an objective together, and e, p and q to each budget by
+itself: unlike in a fit of the whole surface, nothing is assumed of how the optimum moves with C.
 """
 
 from collections.abc import Sequence
@@ -15,9 +15,10 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import optimize
 
-# The prior of log alpha and log beta, which decides where the losses do not. Published fits of Approach 3 lie within 0.25
-# and 0.55: Chinchilla 0.34 and 0.28, its refit 0.35 and 0.37, Quokka 0.38 and 0.38, six corpora of 2411.12925 0.43 to 0.55
-# and 0.42 to 0.45, OpenEuroLLM 0.28 and 0.25, GIDD 0.29 and 0.37. The standard deviation is twice that of these.
+# The prior of log alpha and log beta, which decides where the losses do not. Published fits of Approach 3 lie within
+# 0.25 and 0.55: Chinchilla 0.34 and 0.28, its refit 0.35 and 0.37, Quokka 0.38 and 0.38, six corpora of 2411.12925 0.43
+# to 0.55 and 0.42 to 0.45, OpenEuroLLM 0.28 and 0.25, GIDD 0.29 and 0.37. The standard deviation is twice that of
+# these.
 TYPICAL, WIDTH = float(np.log(0.37)), 0.4
 BOUNDS = float(np.log(1e-3)), float(np.log(5.0))  # of log alpha and log beta
 EXACT = 1e-11  # a scatter below this share of the loss is rounding
@@ -113,7 +114,7 @@ class Points:
 
 
 def terms(u: ArrayLike, alpha: ArrayLike, beta: ArrayLike) -> np.ndarray:
-    """Return three functions that span 1, exp(-alpha u) and exp(beta u), and are 1, u, u^2 to the leading order, (..., 3).
+    """Return three functions that span 1, exp(-alpha u) and exp(beta u), and are 1, u, u^2 near zero, (..., 3).
 
     Args:
       u: (...) log N - centre.
@@ -163,8 +164,8 @@ def curve(points: Points, alpha: float, beta: float) -> Curve:
 def fit_shape(budgets: Sequence[Points], noise: float | None) -> Shape:
     """Fit the shape that all budgets of an objective share, by variable projection (Golub and Pereyra 1973).
 
-    What is minimised is the sum of squared residuals of the best curves, over the variance of the noise, plus the prior.
-    The variance is that of the scatter about the curves if this is larger, or if the noise is unknown.
+    What is minimised is the sum of squared residuals of the best curves, over the variance of the noise, plus the
+    prior. The variance is that of the scatter about the curves if this is larger, or if the noise is unknown.
 
     Args:
       budgets: the runs of each budget that has three sizes.
@@ -178,19 +179,19 @@ def fit_shape(budgets: Sequence[Points], noise: float | None) -> Shape:
     centred = [points.log_n - points.centre for points in budgets]
 
     def residuals(q: np.ndarray) -> np.ndarray:
-        left = []
+        rest = []
         alpha, beta = np.exp(np.clip(q, *BOUNDS))
         for points, u in zip(budgets, centred, strict=True):
             orthogonal = np.linalg.qr(terms(u, alpha, beta))[0]
-            left.append(points.loss - orthogonal @ (orthogonal.T @ points.loss))
-        return np.concatenate(left)
+            rest.append(points.loss - orthogonal @ (orthogonal.T @ points.loss))
+        return np.concatenate(rest)
 
     def scatter(q: np.ndarray) -> float:
         floor = EXACT * float(np.mean([points.loss.mean() for points in budgets]))
         return max(float(np.sqrt((residuals(q) ** 2).sum() / dof)), floor)
 
     if not known and noise is None or not budgets:
-        return Shape(*map(float, np.exp(best)), None, 0, *_allowed(budgets, best, None))
+        return _shape(budgets, best, None, None, 0)
     for _ in range(8):
         sd = max(noise or 0.0, scatter(best) if known else 0.0)
         before = best
@@ -203,9 +204,13 @@ def fit_shape(budgets: Sequence[Points], noise: float | None) -> Shape:
         if np.abs(best - before).max() < (1e-3 if noise else 1e-6):
             break
     best = np.clip(best, *BOUNDS)
-    return Shape(
-        *map(float, np.exp(best)), scatter(best) if known else None, dof if known else 0, *_allowed(budgets, best, sd)
-    )
+    return _shape(budgets, best, sd, scatter(best) if known else None, dof if known else 0)
+
+
+def _shape(budgets: Sequence[Points], best: np.ndarray, sd: float | None, scatter: float | None, dof: int) -> Shape:
+    """Return the shape with these logarithms of alpha and beta, and what it could have been."""
+    grid, weights = _allowed(budgets, best, sd)
+    return Shape(float(np.exp(best[0])), float(np.exp(best[1])), scatter, dof, grid, weights)
 
 
 def _allowed(budgets: Sequence[Points], best: np.ndarray, sd: float | None) -> tuple[np.ndarray, np.ndarray]:

@@ -1,7 +1,7 @@
 """Do the intervals hold? What a part of the runs predicts of the others, with prediction intervals.
 
-Two questions are asked. Without its largest budget, what do the laws of a sweep say of the optimum there, and does what is
-then measured lie inside? And what does the surface through some runs say of runs that are larger than all of them?
+Two questions are asked. Without its largest budget, what do the laws of a sweep say of the optimum there, and does what
+is then measured lie inside? And what does the surface through some runs say of runs that are larger than all of them?
 """
 
 from collections.abc import Sequence

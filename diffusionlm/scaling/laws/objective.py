@@ -40,7 +40,7 @@ class ObjectiveFit:
     candidates: tuple[next_cells.Candidate, ...]  # for the next cell; with laws, the most informative first
     envelope: Envelope | None  # Approach 1
     parametric: parametric.Parametric | None  # Approach 3
-    surface: SurfaceFit | None  # the surface by variable projection
+    surface: SurfaceFit | None  # the surface by variable projection; without the interval of its exponent if not `full`
     runs: tuple[CellResult, ...]  # all runs, those without a budget too
     suspects: tuple[Suspect, ...] = ()  # cells that seem to have gone wrong
     without_suspects: "ObjectiveFit | None" = None  # the same fits without them; None where there are none
@@ -173,7 +173,7 @@ def _fit(curves: Curves, bootstrap: Bootstrap, next_budget: float | None, full: 
         candidates=candidates,
         envelope=envelope(lines, fits[0].budget, fits[-1].budget) if checked and fits else None,
         parametric=_parametric(results, curves.noise) if checked else None,
-        surface=None if results[0].arm_share else fit_surface(results, curves.noise),
+        surface=None if results[0].arm_share else fit_surface(results, curves.noise, profile=full),
         runs=results,
     )
 

@@ -89,7 +89,7 @@ def _jacobian_errors(best: np.ndarray, x: np.ndarray, y: np.ndarray, log_loss: n
     variance = ((log_loss - predicted) ** 2).sum() / max(len(x) - len(best), 1)
     covariance = variance * np.linalg.pinv(jacobian.T @ jacobian)
     a = special.expit(best[4] - best[3])
-    # a = beta / (alpha + beta) changes by a (1 - a) with log beta, and by as much the other way with log alpha; so does b.
+    # The derivatives of a = beta / (alpha + beta) by log beta and log alpha are a (1 - a) and its negative.
     error = float(a * (1 - a) * np.sqrt(np.array([-1, 1]) @ covariance[3:, 3:] @ np.array([-1, 1])))
     return error, error
 

@@ -1,8 +1,8 @@
-"""The scatter of optima about a law beyond their noise: a random effect of each budget, with its confidence distribution.
+"""The scatter of optima about a law beyond their noise, as a random effect of each budget.
 
-The model is y_i = x_i . theta + d_i + e_i, where d_i is normal with the unknown variance t of all budgets (a recipe that
-suits one budget better than another, a curve of another shape, held-out text) and e_i is noise of known variance v_i.
-The statistic Q(t), the sum of squared residuals of the best law over v_i + t, has the chi-square distribution with
+The model is y_i = x_i . theta + d_i + e_i, where d_i is normal with the unknown variance t of all budgets (a recipe
+that suits one budget better than another, a curve of another shape, held-out text) and e_i is noise of known variance
+v_i. The statistic Q(t), the sum of squared residuals of the best law over v_i + t, has the chi-square distribution with
 (points - terms) degrees of freedom at the true t, and falls with t. Solving Q(t) = w for draws w of that distribution
 therefore gives draws of t from its confidence distribution (Q-profile: Viechtbauer 2007; generalised inference: Iyer,
 Wang and Mathew 2004), whose median is the estimate. Few budgets make intervals wide, as Student's t does.

@@ -1,9 +1,10 @@
 """The surface L(N, D) by variable projection, with intervals from its Jacobian and from the profile of its exponent.
 
-Given alpha and beta the surface is linear in E, A and B, so these are found by non-negative least squares, and only alpha
-and beta by search (Golub and Pereyra 1973; 2603.22339 fits it so, as VPNLS). It is exact on exact surfaces, whatever the
-grid, and takes runs of no budget. It assumes that one surface holds everywhere: where that is not so, its exponents are
-off by more than their intervals say, and the scatter of the losses about it is larger than that about IsoFLOP curves.
+Given alpha and beta the surface is linear in E, A and B, so these are found by non-negative least squares, and only
+alpha and beta by search (Golub and Pereyra 1973; 2603.22339 fits it so, as VPNLS). It is exact on exact surfaces,
+whatever the grid, and takes runs of no budget. It assumes that one surface holds everywhere: where that is not so, its
+exponents are off by more than their intervals say, and the scatter of the losses about it is larger than that about
+IsoFLOP curves.
 """
 
 from collections.abc import Sequence
@@ -195,8 +196,8 @@ class Projection:
                 sizes = np.exp(log_total) * np.array([1 - share, share])
                 return float((self.project(*sizes)[1] ** 2).sum())
 
-            found = optimize.minimize_scalar(square_sum, bounds=(total - 2.5, total + 2.5), method="bounded")
-            return float(found.fun) - smallest - limit
+            best_total = optimize.minimize_scalar(square_sum, bounds=(total - 2.5, total + 2.5), method="bounded")
+            return float(best_total.fun - smallest - limit)
 
         if limit < 1e-20 * float(self.loss @ self.loss):  # exact losses
             return Estimate(best, best, best)
@@ -209,7 +210,8 @@ class Projection:
                 ends.append(beyond)
                 continue
             inner, outer = place + (outside - 1 / 12) * (end - place), place + outside * (end - place)
-            ends.append(1 / (1 + np.exp(-float(optimize.brentq(excess, inner, outer, xtol=1e-4)))))
+            logit = optimize.brentq(excess, inner, outer, xtol=1e-4)
+            ends.append(1 / (1 + np.exp(-logit)))  # pyright: ignore[reportOperatorIssue]  # its stubs think of a pair
         return Estimate(best, *map(float, ends))
 
 

@@ -1,11 +1,13 @@
 """Cells that went wrong: those far off the surface through all others, by deleted studentised residuals.
 
-A residual hides what is wrong with its own cell: a curve through five sizes follows its outermost cell, and the neighbour
-then looks wrong. So each cell is compared with the surface L(N, D) that is fitted to the others (Cook and Weisberg 1982,
-section 2.2), whose five numbers no single cell can bend, and whose scatter contains its misfit. A surface may misfit at a
-corner of the grid, where no cell went wrong; so the curve of the cell's budget has to be better without it as well.
+A residual hides what is wrong with its own cell: a curve through five sizes follows its outermost cell, and the
+neighbour then looks wrong. So each cell is compared with the surface L(N, D) that is fitted to the others (Cook and
+Weisberg 1982, section 2.2), whose five numbers no single cell can bend, and whose scatter contains its misfit. A
+surface may misfit at a corner of the grid, where no cell went wrong; so the curve of the cell's budget has to be better
+without it as well.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -67,7 +69,7 @@ def without(results: Sequence[CellResult], named: Sequence[Suspect]) -> list[Cel
 
 def _same(key: tuple[float, int, int], run: CellResult) -> bool:
     budget, params, tokens = key
-    return (run.params, run.tokens) == (params, tokens) and (run.budget == budget or np.isnan(budget))
+    return (run.params, run.tokens) == (params, tokens) and (run.budget == budget or math.isnan(budget))
 
 
 def _curve_agrees(
@@ -85,7 +87,7 @@ def _curve_agrees(
     )
     sd = max(noise.sd if noise else 0.0, shape.scatter or 0.0)
     dof = shape.dof if shape.scatter else noise.dof if noise else 1
-    return before - after > (stats.t.isf(LEVEL / 2, dof) * sd) ** 2
+    return before - after > float(stats.t.isf(LEVEL / 2, dof) * sd) ** 2
 
 
 def _points(cells: Sequence[CellResult], budget: float) -> Points:

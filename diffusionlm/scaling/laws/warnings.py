@@ -82,8 +82,8 @@ def _missing(fit: ObjectiveFit) -> Warnings:
     if far := sum(not math.isnan(run.budget) for run in fit.runs) - sum(len(row.runs) for row in fit.budgets):
         yield (
             4,
-            f"{name}: {far} runs are in no curve and no law, since their sizes are more than {FAR:g} times from the best "
-            "one of their budget",
+            f"{name}: {far} runs are in no curve and no law, since their sizes are more than {FAR:g} times from the "
+            "best one of their budget",
         )
     if not fit.laws:
         yield 0, f"{name}: no power laws and no prediction: {budgets(usable)} with a usable optimum, a law needs 2"
@@ -128,8 +128,8 @@ def _suspects(fit: ObjectiveFit) -> Warnings:
             changes = f"; the exponent of N* is {exponent} with all suspected cells, and {changed} without them"
         yield (
             0,
-            f"{fit.objective}{where}, N = {suspect.params:,}: this cell is suspected: it is {suspect.off:+.3g} nats off the "
-            f"surface through the others (p = {suspect.p:.2g}), so repeat it{changes}",
+            f"{fit.objective}{where}, N = {suspect.params:,}: this cell is suspected: it is {suspect.off:+.3g} nats "
+            f"off the surface through the others (p = {suspect.p:.2g}), so repeat it{changes}",
         )
 
 
@@ -194,8 +194,8 @@ def _shape(fit: ObjectiveFit) -> Warnings:
         factor = np.exp(np.abs(moved).max())
         yield (
             3,
-            f"{fit.objective}: the curves are not parabolas: these would move N* by a factor of up to {factor:.2f}, out of "
-            f"its interval, at {budgets(len(moved))}; so they may have moved the published optima that you compare with",
+            f"{fit.objective}: the curves are not parabolas: these would move N* by a factor of up to {factor:.2f}, "
+            f"out of its interval, at {budgets(len(moved))}; published optima that you compare with may be moved alike",
         )
     if fit.noise and fit.used_noise and fit.used_noise.source == "curves":
         yield (
@@ -211,8 +211,8 @@ def _misfit_of_budget(fit: ObjectiveFit, row: BudgetFit) -> Warnings:
     if optimum and misfit and rejected(row) and row.usable:
         yield (
             2,
-            f"{_where(row)}: the curve is rejected (p = {misfit.p:.2g}), and yet the laws use its optimum: the losses leave "
-            f"it by {misfit.sd:.3g} nats beyond the noise",
+            f"{_where(row)}: the curve is rejected (p = {misfit.p:.2g}), and yet the laws use its optimum: the losses "
+            f"leave it by {misfit.sd:.3g} nats beyond the noise",
         )
     elif misfit and suspicious(misfit):
         yield (

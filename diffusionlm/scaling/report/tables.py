@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from diffusionlm.scaling.laws.analysis import Analysis
+from diffusionlm.scaling.laws.bootstrap import Estimate
 from diffusionlm.scaling.laws.diagnostics import SYMBOLS
 from diffusionlm.scaling.laws.gap import Gap
 from diffusionlm.scaling.laws.objective import ObjectiveFit
@@ -211,10 +212,11 @@ def _cross_checks(fits: Fits) -> Table:
             exponents = [f"{envelope.params_law.exponent:.4f}", f"{envelope.loss_law.exponent:.4f} (training loss)"]
         rows.append([name, "Approach 1 (envelope)", *exponents, ""])
         if projected := fit.surface:
-            known = [number(projected.exponent, 4), "", ""]
-            if ahead and projected.determined:
-                known[2] = number(projected.loss_at(ahead.budget))
-            rows.append([name, f"surface (scatter {projected.scatter:.2g} nats)", *known])
+            exponent = projected.exponent
+            if fit.budgets and not fit.noise:  # what it scatters by is no noise of a run
+                exponent = Estimate(exponent.value)
+            loss = number(projected.loss_at(ahead.budget)) if ahead and fit.noise and projected.determined else ""
+            rows.append([name, f"surface (scatter {projected.scatter:.2g} nats)", number(exponent, 4), "", loss])
         if surface := fit.parametric:
             cells = _surface(fit, surface) if surface.determined else ["not determined", "not determined", ""]
             rows.append([name, "Approach 3 (parametric)", *cells])

@@ -4,7 +4,6 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from scipy import stats
 from support.simulated_sweep import moved, select, simulated
 
 from diffusionlm.errors import UserError

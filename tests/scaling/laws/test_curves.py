@@ -35,7 +35,9 @@ def test_the_minimum_its_curvature_and_gradients_are_those_of_a_search():
     step = 1e-5
 
     def search(coefficients):
-        u = optimize.minimize_scalar(lambda u: float(curves.terms(u, 0.5, 0.2) @ coefficients), options={"xtol": 1e-12}).x
+        u = optimize.minimize_scalar(
+            lambda u: float(curves.terms(u, 0.5, 0.2) @ coefficients), options={"xtol": 1e-12}
+        ).x
         return u, float(curves.terms(u, 0.5, 0.2) @ coefficients)
 
     u, loss = search(fitted.coefficients)
@@ -55,7 +57,9 @@ def test_curves_that_rise_or_fall_all_the_way_have_no_minimum():
 
 
 @pytest.mark.parametrize(("alpha", "beta", "bias"), [(0.31, 0.31, 0.0), (0.34, 0.28, 0.0523), (0.465, 0.155, 0.2629)])
-def test_the_curves_of_an_exact_surface_have_its_optima_where_parabolas_are_off_by_the_published_bias(alpha, beta, bias):
+def test_the_curves_of_an_exact_surface_have_its_optima_where_parabolas_are_off_by_the_published_bias(
+    alpha, beta, bias
+):
     """Sizes x16 around N*: parabolas are off by one amount at every budget (2603.22339), and the curves are not."""
     budgets = [points(alpha, beta, c) for c in BUDGETS]
     shape = curves.fit_shape(budgets, None)

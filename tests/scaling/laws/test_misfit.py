@@ -5,6 +5,7 @@ import pytest
 from scipy import stats
 from support.simulated_sweep import TRUTHS, simulated
 
+from diffusionlm.errors import UserError
 from diffusionlm.scaling.laws import isoflop_fits as fit
 from diffusionlm.scaling.laws import misfit
 from diffusionlm.scaling.laws.analysis import analyse
@@ -41,13 +42,20 @@ def test_losses_that_leave_the_curves_by_more_than_the_noise_widen_all_intervals
     assert (quiet.noise, quiet.used_noise) == (quiet.used_noise, quiet.noise) and quiet.noise.sd == 0.02
     assert loud.noise.sd == 0.001 and loud.used_noise.source == "curves"
     assert 0.004 < loud.used_noise.sd < 0.025 and loud.used_noise.dof == 4 * 5 - 3 * 4 - 2  # the truth is 0.01
-    assert any("the losses scatter about the curves by" in line for line in analyse(clean, noise=0.001, draws=9).warnings)
+    assert any(
+        "the losses scatter about the curves by" in line for line in analyse(clean, noise=0.001, draws=9).warnings
+    )
+
+
+def test_a_noise_that_is_no_standard_deviation_is_refused():
+    with pytest.raises(UserError, match="noise=0.0 is no standard deviation in nats; give a positive number"):
+        analyse(simulated(), noise=0.0)
 
 
 def test_noise_from_residuals_is_labelled():
-    fitted = analyse(simulated(), noise="residuals", draws=500, full=False)
-    for name, one in fitted.objectives.items():
-        assert one.noise.source == "residuals" and one.used_noise == one.noise
-        assert one.noise.sd == pytest.approx(TRUTHS[name].noise, rel=0.7)
-        assert one.laws["params"].exponent.bounded
-    assert sum("rest on the scatter about the fitted curves" in line for line in fitted.warnings) == 2
+    analysis = analyse(simulated(), noise="residuals", draws=500, full=False)
+    for name, fitted in analysis.objectives.items():
+        assert fitted.noise.source == "residuals" and fitted.used_noise == fitted.noise
+        assert fitted.noise.sd == pytest.approx(TRUTHS[name].noise, rel=0.7)
+        assert fitted.laws["params"].exponent.bounded
+    assert sum("rest on the scatter about the fitted curves" in line for line in analysis.warnings) == 2

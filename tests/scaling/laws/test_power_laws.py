@@ -179,7 +179,7 @@ def test_intervals_of_laws_and_predictions_are_those_of_laws_through_each_draw()
 
 
 def test_a_scatter_of_the_optima_widens_everything_and_evens_the_weights_out():
-    """Optima far off their line: its interval is that of least squares, from the residuals with two degrees of freedom."""
+    """Optima far off their line: its interval is that of least squares, with the t of two degrees of freedom."""
     off = dict(zip(BUDGETS, (0.3, -0.3, -0.3, 0.3), strict=True))
     exact = optima_on(power, off=off)
     noise, draws = Noise(0.001, 10**6, 0, False, "given"), 40_000
@@ -192,7 +192,9 @@ def test_a_scatter_of_the_optima_widens_everything_and_evens_the_weights_out():
     line = stats.linregress(log_c, log_n)
     assert law.exponent.value == pytest.approx(line.slope, rel=1e-3)
     half = stats.t.ppf(0.975, 2) * line.stderr
-    np.testing.assert_allclose([law.exponent.low, law.exponent.high], [line.slope - half, line.slope + half], atol=0.1 * half)
+    np.testing.assert_allclose(
+        [law.exponent.low, law.exponent.high], [line.slope - half, line.slope + half], atol=0.1 * half
+    )
     residual = np.sqrt(np.sum((log_n - line.intercept - line.slope * log_c) ** 2) / stats.chi2.median(2))
     assert law.lack_of_fit.sd == pytest.approx(residual, rel=0.05) and law.lack_of_fit.p < 1e-6
 

@@ -74,8 +74,8 @@ def test_gidds_laws_agree_with_its_largest_run_and_with_each_other():
     assert masked.params_law["exponent"] == pytest.approx(0.623, abs=5e-4)
     # Where a coefficient has two digits, 6 N D is the budget to some percent.
     for c in (1e20, 1e22):
-        for law in (law, masked):
-            assert 6 * law.params(c) * law.tokens(c) == pytest.approx(c, rel=0.35)
+        for either in (law, masked):
+            assert 6 * either.params(c) * either.tokens(c) == pytest.approx(c, rel=0.35)
 
 
 @pytest.mark.parametrize("name", ["chinchilla", "chinchilla_epoch"])

@@ -8,6 +8,7 @@ import pytest
 from support.simulated_sweep import TRUTHS, simulated
 
 from diffusionlm.scaling.commands import get
+from diffusionlm.scaling.laws import curves
 from diffusionlm.scaling.laws.analysis import analyse
 from diffusionlm.scaling.laws.simulation import Cell, coverage, grid_of, make_grid, simulate, truths_of
 from diffusionlm.scaling.sweep.results import load
@@ -32,6 +33,7 @@ def test_what_a_sweep_was_found_to_have_is_what_it_was_made_with():
     assert truths_of(analyse(simulated(noise=0.0), full=False)) == {}
 
 
+BUDGETS = tuple(np.geomspace(1e13, 1e16, 60).tolist())
 SETTINGS = {  # noise of mdm and arm, curvature, sizes, repeated cells in each of the two smallest budgets
     "usual": (0.01, 0.01, 0.08, 5, 1),
     "quiet": (0.005, 0.005, 0.08, 6, 2),
@@ -65,28 +67,38 @@ def coverage_on_isoflop_cpu(replicates):
     return {key: share for key, (share, _) in shares.items()}
 
 
-@pytest.mark.slow
-def test_intervals_cover_on_the_grid_of_isoflop_cpu():
-    shares = coverage_on_isoflop_cpu(400)
-    # Four standard errors of a share of 400, 4.4%, as there are a dozen shares. Optima are four to a sweep and partly
-    # independent, so this is lax.
-    for key in CLAIMED:
-        assert shares[key] == pytest.approx(0.95, abs=4 * np.sqrt(0.95 * 0.05 / 400)), key
+def test_a_truth_with_misfit_is_simulated_as_it_says():
+    """Without noise a budget's losses are a curve of that shape about an optimum that is off its law."""
+    truth = replace(TRUTHS["arm"], noise=0.0, shape=(0.5, 0.2), scatter=(0.3, 0.05))
+    grid = make_grid({"arm": truth}, BUDGETS, sizes=9, spacing=1.5, off_centre=0.0, drift=3.0)
+    results = simulate(grid, {"arm": truth}, np.random.default_rng(0))
+    off = []
+    for budget in BUDGETS:
+        runs = [run for run in results if run.budget == budget]
+        points = curves.Points(np.log([run.params for run in runs]), np.array([run.loss for run in runs]))
+        fitted = curves.curve(points, 0.5, 0.2)
+        assert np.abs(fitted.residuals).max() < 1e-9 and fitted.curvature == pytest.approx(truth.curvature, rel=1e-6)
+        off.append((fitted.log_n - truth.log_at("params", budget), np.log(fitted.loss) - truth.log_at("loss", budget)))
+    sizes = [np.mean(np.log([cell.params for cell in grid if cell.budget == c])) for c in (BUDGETS[0], BUDGETS[-1])]
+    drift = sizes[1] - sizes[0] - truth.params[1] * np.log(BUDGETS[-1] / BUDGETS[0])
+    assert drift == pytest.approx(-np.log(3), abs=0.01)
+    assert np.std(off, axis=0) == pytest.approx(truth.scatter, rel=0.35)
 
 
-def require_92_to_98_percent(shares):
+def require_92_to_99_percent(shares):
+    """A random effect that cannot be excluded makes intervals of laws too wide; a share of 300 is off by 1%."""
     for key in CLAIMED:
-        assert 0.92 <= shares[key] <= 0.98, key
-    for key in DERIVED:  # two noise estimates in one interval make it a little too wide (Behrens and Fisher)
         assert 0.92 <= shares[key] <= 0.99, key
+    for key in DERIVED:  # so do two noise estimates in one interval (Behrens and Fisher)
+        assert 0.92 <= shares[key] <= 1.0, key
 
 
 @pytest.mark.slow
-def test_intervals_cover_92_to_98_percent_on_the_grid_of_isoflop_cpu():
-    require_92_to_98_percent(coverage_on_isoflop_cpu(3000))
+def test_intervals_cover_92_to_99_percent_on_the_grid_of_isoflop_cpu():
+    require_92_to_99_percent(coverage_on_isoflop_cpu(300))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("setting", SETTINGS)
-def test_intervals_cover_92_to_98_percent(setting):
-    require_92_to_98_percent(simulated_coverage(setting, 3000))
+def test_intervals_cover_92_to_99_percent(setting):
+    require_92_to_99_percent(simulated_coverage(setting, 300))
