@@ -75,7 +75,7 @@ def _figure(**options: Any) -> "Figure":
 def _hover(plot: "Figure", renderers: list[Any], tooltips: list[tuple[str, str]]) -> None:
     from bokeh.models import HoverTool  # pyright: ignore[reportMissingImports]
 
-    numbers = {f"@{name}": "printf" for name in ("params", "tokens", "flops", "loss", "c", "value", "low", "high")}
+    numbers: Any = {f"@{name}": "printf" for name in ("params", "tokens", "flops", "loss", "c", "value", "low", "high")}
     plot.add_tools(HoverTool(renderers=renderers, tooltips=tooltips, formatters=numbers))
 
 
@@ -133,7 +133,7 @@ def _by_tokens(runs: Sequence[CellResult]) -> list[str]:
     return [to_hex(colormaps["viridis"](shade)) for shade in shades]
 
 
-def _source(runs: Sequence[CellResult]) -> dict[str, list[Any]]:
+def _source(runs: Sequence[CellResult]) -> dict[str, Any]:
     columns = {key: [getattr(run, key) for run in runs] for key in ("id", "params", "tokens", "flops", "loss")}
     return columns | {"why": [""] * len(columns["id"])}
 
@@ -164,7 +164,7 @@ def _laws(key: str, analysis: Analysis) -> "Figure":
     return plot
 
 
-def _estimates(rows: list[tuple[float, Estimate]]) -> dict[str, list[float]]:
+def _estimates(rows: list[tuple[float, Estimate]]) -> dict[str, Any]:
     """Return columns; an end that is unknown or infinite is that of the value, which draws no bar."""
     ends = [e.interval if e.interval and e.bounded else (e.value, e.value) for _, e in rows]
     return {

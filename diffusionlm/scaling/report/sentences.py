@@ -37,8 +37,8 @@ def _about_intervals(analysis: Analysis) -> str:
     known = [fit.noise for fit in analysis.objectives.values() if fit.noise]
     if not known:
         return (
-            "There are no intervals but those of the surface, which rest on the scatter of the losses about it, because "
-            "the noise is unknown; so nothing here says how sure any of the other numbers is."
+            "There are no intervals but those of the surface, which rest on the scatter of the losses about it, "
+            "because the noise is unknown; so nothing here says how sure any of the other numbers is."
         )
     sds = " and ".join(dict.fromkeys(f"{noise.sd:.3g}" for noise in known))
     held = {
@@ -46,8 +46,8 @@ def _about_intervals(analysis: Analysis) -> str:
         "residuals": f"the scatter of the runs about the fitted curves ({sds} nats), which contains their misfit",
     }.get(known[0].source, "the noise of the runs and, for diffusion, of the evaluation masks")
     return (
-        f"Intervals hold {held}, the shape of the curves as far as the losses leave it open, and how far optima scatter "
-        "about their law beyond the noise. They do not hold the choice of held-out text, learning rate or data."
+        f"Intervals hold {held}, the shape of the curves as far as the losses leave it open, and how far optima "
+        "scatter about their law beyond the noise. They do not hold the choice of held-out text, learning rate or data."
     )
 
 
