@@ -101,7 +101,7 @@ def _losses(fit: ObjectiveFit, analysis: Analysis) -> "Figure":
     loose = [run for run in fit.runs if np.isnan(run.budget)]
     if loose and not fit.budgets:
         colours = _by_tokens(loose)
-        source = _source(loose) | {"colour": colours}
+        source = _source(loose, colour=colours)
         drawn.append(plot.scatter("params", "loss", source=source, size=6, color="colour", legend_label="by tokens"))
     elif loose:
         drawn.append(
@@ -109,7 +109,7 @@ def _losses(fit: ObjectiveFit, analysis: Analysis) -> "Figure":
         )
     if gone := crosses(fit.objective, analysis.left_out):
         reasons = {left.run.id: left.reason for left in analysis.left_out}
-        source = _source(gone) | {"why": [reasons[run.id] for run in gone]}
+        source = _source(gone, why=[reasons[run.id] for run in gone])
         drawn.append(
             plot.scatter("params", "loss", source=source, marker="x", size=9, color=GREY, legend_label="left out")
         )
@@ -133,9 +133,9 @@ def _by_tokens(runs: Sequence[CellResult]) -> list[str]:
     return [to_hex(colormaps["viridis"](shade)) for shade in shades]
 
 
-def _source(runs: Sequence[CellResult]) -> dict[str, Any]:
+def _source(runs: Sequence[CellResult], **more: list[str]) -> dict[str, Any]:
     columns = {key: [getattr(run, key) for run in runs] for key in ("id", "params", "tokens", "flops", "loss")}
-    return columns | {"why": [""] * len(columns["id"])}
+    return columns | {"why": [""] * len(columns["id"])} | more
 
 
 def _laws(key: str, analysis: Analysis) -> "Figure":
