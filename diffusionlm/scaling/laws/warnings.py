@@ -82,8 +82,8 @@ def _missing(fit: ObjectiveFit) -> Warnings:
     if far := sum(not math.isnan(run.budget) for run in fit.runs) - sum(len(row.runs) for row in fit.budgets):
         yield (
             4,
-            f"{name}: {far} runs are in no curve and no law, since their sizes are more than {FAR:g} times from the "
-            "best one of their budget",
+            f"{name}: {'1 run is' if far == 1 else f'{far} runs are'} in no curve and no law, more than {FAR:g} times "
+            "larger or smaller than the best size of the budget",
         )
     if not fit.laws:
         yield 0, f"{name}: no power laws and no prediction: {budgets(usable)} with a usable optimum, a law needs 2"
