@@ -13,8 +13,9 @@ from diffusionlm.scaling.laws.analysis import Analysis
 from diffusionlm.scaling.laws.objective import ObjectiveFit
 from diffusionlm.scaling.laws.surface_fit import SurfaceFit
 
-AT = (1e20, 1e22)  # FLOPs at which laws are compared: within the data of SMDM and MDM-Prime-v2, and beyond all of them
+AT = (1e20, 1e21, 1e22)  # FLOPs at which laws are compared: within the data of SMDM and MDM-Prime-v2, and beyond
 ORDER = ("smdm_mdm", "quokka", "gidd_mdm", "gidd_uniform")
+LABELLED = 3 / 4  # of the parameters that MDM-Prime-v2's models have without embeddings, in the labels of its sizes
 BOOTSTRAP = "approach2 method 1 (DeepSeek), parabola of log L, 10000 bootstraps of optima"
 
 
@@ -102,10 +103,15 @@ def cost_of_another_law(rows: Sequence[Numbers], surface: SurfaceFit) -> list[Nu
                     "budget": c,
                     "params": n,
                     "factor": number(n / best[0]),
-                    "nats": number(loss),
+                    "nats": 0.0 if loss < 1e-9 else number(loss),  # the surface's own best size, but for rounding
                 }
             )
     return costs
+
+
+def recounted(fit: ObjectiveFit, c: float) -> float | None:
+    """Return N* of MDM-Prime-v2's models at C FLOPs with all their weights but embeddings counted, in N and in C."""
+    return number(fit.laws["params"].at(c * LABELLED).value / LABELLED)
 
 
 def next_cells(analysis: Analysis) -> list[Numbers]:
@@ -143,7 +149,10 @@ def separating(rows: Sequence[Mapping[str, Any]], surface: SurfaceFit, sd: float
         # log N* = -b / (2 c) at the middle.
         error = sd / math.sqrt(10 * step**2) / (2 * curvature)
         found[f"{c:.0e}"] = {
+            "smallest": number(sizes[0]),
+            "largest": number(sizes[-1]),
             "apart": number(sizes[-1] / sizes[0]),
+            "log_apart": number(math.log(sizes[-1] / sizes[0])),
             "curvature": number(curvature),
             "stderr_log_n": number(error),
             "runs": 5,

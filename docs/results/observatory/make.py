@@ -16,6 +16,7 @@ import page
 import pictures
 import refits
 import sources
+import summary
 import tyro
 
 from diffusionlm.scaling.sweep import results
@@ -54,6 +55,7 @@ def compute(data: Path) -> dict[str, Any]:
     numbers["twins"].append(refits.gap_of_optima(data))
     numbers["optima"] = refits.optima_exponents(data)
     numbers["diffusion"] = _diffusion(data)
+    numbers["summary"] = summary.of(numbers)
     return numbers
 
 
@@ -97,7 +99,7 @@ def _diffusion(data: Path) -> dict[str, Any]:
         "cost": diffusion.cost_of_another_law(masked, fit.surface),
         "next_cells": diffusion.next_cells(prime),
         "separating": diffusion.separating(masked, fit.surface, fit.used_noise.sd),
-        "noise": refits.number(fit.used_noise.sd),
+        "recounted": [{"budget": c, "params": diffusion.recounted(fit, c)} for c in diffusion.AT],
     }
 
 
