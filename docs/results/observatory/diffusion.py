@@ -5,8 +5,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import sources
 from refits import Numbers, estimate, number
+from scipy import stats
 
 from diffusionlm import scaling
 from diffusionlm.scaling.laws.analysis import Analysis
@@ -16,6 +18,14 @@ from diffusionlm.scaling.laws.surface_fit import SurfaceFit
 AT = (1e20, 1e21, 1e22)  # FLOPs at which laws are compared: within the data of SMDM and MDM-Prime-v2, and beyond
 ORDER = ("smdm_mdm", "quokka", "gidd_mdm", "gidd_uniform")
 LABELLED = 3 / 4  # of the parameters that MDM-Prime-v2's models have without embeddings, in the labels of its sizes
+SIZES, SUM_OF_SQUARES = 5, 10  # sizes of a bowl, and the sum of the squares of -2, -1, 0, 1 and 2
+CHIP = 0.4 * 197e12  # FLOP/s of a v5e chip at 40% utilisation
+LADDERS = (  # budgets of sweeps that could be run
+    (1e18, 1e19, 1e20, 1e21),
+    (1e18, 3e18, 1e19, 3e19, 1e20),
+    (1e18, 3e18, 1e19, 3e19, 1e20, 3e20),
+    (1e18, 3e18, 1e19, 3e19, 1e20, 3e20, 1e21),
+)
 BOOTSTRAP = "approach2 method 1 (DeepSeek), parabola of log L, 10000 bootstraps of optima"
 
 
@@ -132,30 +142,45 @@ def next_cells(analysis: Analysis) -> list[Numbers]:
     return chosen
 
 
-def separating(rows: Sequence[Mapping[str, Any]], surface: SurfaceFit, sd: float) -> Numbers:
-    """Return the budget of the cells that tell the published laws apart, and how well they do.
-
-    At a budget C the two laws that differ most name sizes that are a factor apart. A bowl with five sizes has log N* with
-    the standard error sd / (c s), where c is the bowl's curvature and s depends on the sizes: here 1/4 to 4 of the best.
-    """
-    found = {}
+def apart(rows: Sequence[Mapping[str, Any]]) -> list[Numbers]:
+    """Return how far the laws differ in N* at each budget of `AT`."""
+    found = []
     for c in AT:
         sizes = sorted(at["params"] for row in rows for at in row["at"] if at["budget"] == c and at["params"])
-        n = surface.optimum(c)[0]
-        step = math.log(2)
-        around = [float(surface.loss(n * math.exp(u), c / (surface.k * n * math.exp(u)))) for u in (-step, 0, step)]
-        curvature = (around[0] + around[2] - 2 * around[1]) / (2 * step**2)
-        # Least squares of a parabola at u = -2, -1, 0, 1, 2 steps: the variance of b is sd^2 / sum u^2, and
-        # log N* = -b / (2 c) at the middle.
-        error = sd / math.sqrt(10 * step**2) / (2 * curvature)
-        found[f"{c:.0e}"] = {
-            "smallest": number(sizes[0]),
-            "largest": number(sizes[-1]),
-            "apart": number(sizes[-1] / sizes[0]),
-            "log_apart": number(math.log(sizes[-1] / sizes[0])),
-            "curvature": number(curvature),
-            "stderr_log_n": number(error),
-            "runs": 5,
-            "sd": number(sd),
-        }
+        low, high = sizes[0], sizes[-1]
+        found.append({"budget": c, "smallest": number(low), "largest": number(high), "factor": number(high / low)})
     return found
+
+
+def ladders(surface: SurfaceFit, sd: float, scatters: Mapping[str, float]) -> list[Numbers]:
+    """Return what sweeps of one recipe would cost, and the half width of their 95% intervals of a.
+
+    Each budget has `SIZES` sizes a factor of two apart around the best one. A parabola through them has log N* = -b / 2c
+    with the variance sd^2 / (4 c^2 sum u^2), where c is the curvature there; a budget adds its own scatter. The
+    interval is Student's, since the scatter has to be seen in the sweep itself.
+
+    Args:
+      surface: says how curved the loss is.
+      sd: the noise of a run, nats.
+      scatters: the random effect of a budget in log N*, by whose it is.
+    """
+    rows = []
+    for budgets in LADDERS:
+        variances = []
+        for c in budgets:
+            n, step = surface.optimum(c)[0], math.log(2)
+            below, at, above = (
+                float(surface.loss(n * math.exp(u), c / (surface.k * n * math.exp(u)))) for u in (-step, 0, step)
+            )
+            curvature = (below + above - 2 * at) / (2 * step**2)
+            variances.append(sd**2 / (4 * curvature**2 * SUM_OF_SQUARES * step**2))
+        log_c = np.log(budgets) - np.mean(np.log(budgets))
+        total = SIZES * sum(budgets)
+        row = {"budgets": list(budgets), "runs": SIZES * len(budgets), "flops": number(total)}
+        row["chip_hours"] = number(total / CHIP / 3600)
+        for name, scatter in scatters.items():
+            variance = float(np.mean(variances)) + scatter**2
+            quantile = float(stats.t.ppf(0.975, len(budgets) - 2))
+            row[f"half_width_{name}"] = number(quantile * math.sqrt(variance / float(log_c @ log_c)))
+        rows.append(row)
+    return rows

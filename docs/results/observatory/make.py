@@ -9,6 +9,7 @@ again from observatory.json.
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import diffusion
@@ -41,7 +42,14 @@ class Options:
 
 def compute(data: Path) -> dict[str, Any]:
     """Return all numbers of the page."""
-    numbers: dict[str, Any] = {"version": 1, "exponents": [], "held_out": [], "larger_runs": [], "twins": [], "bias": []}
+    numbers: dict[str, Any] = {
+        "version": 1,
+        "exponents": [],
+        "held_out": [],
+        "larger_runs": [],
+        "twins": [],
+        "bias": [],
+    }
     for origin in sources.ORIGINS:
         if origin.file in sources.OPTIMA:
             continue
@@ -54,7 +62,7 @@ def compute(data: Path) -> dict[str, Any]:
     _ours(numbers)
     numbers["twins"].append(refits.gap_of_optima(data))
     numbers["optima"] = refits.optima_exponents(data)
-    numbers["diffusion"] = _diffusion(data)
+    numbers["diffusion"] = _diffusion(data, numbers["exponents"])
     numbers["summary"] = summary.of(numbers)
     return numbers
 
@@ -83,7 +91,7 @@ def _ours(numbers: dict[str, Any]) -> None:
     numbers["held_out"] += refits.largest_left_out("isoflop_cpu", runs, None)
 
 
-def _diffusion(data: Path) -> dict[str, Any]:
+def _diffusion(data: Path, exponents: list[dict[str, Any]]) -> dict[str, Any]:
     """Return what is known of masked diffusion, and what would tell the laws apart."""
     [group] = sources.groups(data, "mdm_prime_v2")
     prime = refits.analysed(group.results, sources.RESIDUALS, full=True)
@@ -93,12 +101,19 @@ def _diffusion(data: Path) -> dict[str, Any]:
     published = diffusion.published_rows(data)
     fitted = diffusion.fitted_rows("mdm_prime_v2", "MDM-Prime-v2's plain models, refitted", fit)
     small = diffusion.fitted_rows("isoflop_cpu", "isoflop_cpu, of this repository", ours, at=())
+    scatters = {
+        row["name"]: row["curves"]["effect"] for row in exponents if row["objective"] == "mdm" and row["curves"]
+    }
+    prime_scatter = scatters[group.name]
+    kempner = median(row["curves"]["effect"] for row in exponents if row["name"].startswith("kempner"))
     masked = [row for row in (*published, *fitted) if row["objective"] == "mdm"]
     return {
         "laws": [*published, *fitted, *small],
         "cost": diffusion.cost_of_another_law(masked, fit.surface),
         "next_cells": diffusion.next_cells(prime),
-        "separating": diffusion.separating(masked, fit.surface, fit.used_noise.sd),
+        "apart": diffusion.apart(masked),
+        "ladders": diffusion.ladders(fit.surface, fit.used_noise.sd, {"prime": prime_scatter, "kempner": kempner}),
+        "scatter": {"prime": refits.number(prime_scatter), "kempner": refits.number(kempner)},
         "recounted": [{"budget": c, "params": diffusion.recounted(fit, c)} for c in diffusion.AT],
     }
 

@@ -1,5 +1,7 @@
 """The page of the observatory: its prose with its tables, from nothing but observatory.json."""
 
+import re
+import textwrap
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -25,7 +27,6 @@ NAMES = {  # for tables
     "isoflop_cpu": "isoflop_cpu (this repository)",
     "smdm": "SMDM's optima",
 }
-KINDS = {"published": "published", "curves": "curves", "surface": "surface"}
 
 
 def name(full: str) -> str:
@@ -108,6 +109,24 @@ def render(numbers: Mapping[str, Any]) -> str:
     held = {(row["method"], row["quantity"]): row for row in numbers["summary"]["held_out"]}
     larger = {row["method"]: row for row in numbers["summary"]["larger_runs"]}
     cost = {(row["name"], row["kind"], row["budget"]): row for row in numbers["diffusion"]["cost"]}
-    return environment.get_template("page.md.jinja").render(
-        n=numbers, rows=rows, laws=laws, gaps=gaps, held=held, larger=larger, cost=cost, origins=sources.ORIGINS, kinds=KINDS
+    tables = {"rows": rows, "laws": laws, "gaps": gaps, "held": held, "larger": larger, "cost": cost}
+    return filled(environment.get_template("page.md.jinja").render(n=numbers, origins=sources.ORIGINS, **tables))
+
+
+def filled(text: str) -> str:
+    """Break the lines of paragraphs and lists anew, since the numbers in them change their length."""
+    blocks, code = [], False
+    for block in text.split("\n\n"):
+        fences = block.count("```")
+        if not code and not fences and block.strip() and block.lstrip()[0] not in "|#!":
+            items = re.split(r"\n(?=- )", block.strip("\n"))
+            block = "\n".join(_fill(item, "  " if item.startswith("- ") else "") for item in items)
+        code ^= fences % 2 == 1
+        blocks.append(block.strip("\n"))
+    return "\n\n".join(block for block in blocks if block) + "\n"
+
+
+def _fill(text: str, indent: str) -> str:
+    return textwrap.fill(
+        " ".join(text.split()), 120, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
     )

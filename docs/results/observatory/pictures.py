@@ -127,7 +127,9 @@ def interactive(numbers: Numbers) -> str:
     plot.legend.click_policy = "hide"
     plot.add_layout(plot.legend[0], "above")
     plot.legend.orientation = "horizontal"
-    body = bokeh_plots.embedded([plot, _predictions(numbers["held_out"], "params"), _predictions(numbers["held_out"], "loss")])
+    body = bokeh_plots.embedded(
+        [plot, _predictions(numbers["held_out"], "params"), _predictions(numbers["held_out"], "loss")]
+    )
     return (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>The observatory</title>\n'
         "<style>body { font-family: sans-serif; max-width: 70rem; margin: 1rem auto; padding: 0 1rem; }</style></head>\n"

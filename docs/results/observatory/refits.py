@@ -141,7 +141,9 @@ def law_numbers(fit: ObjectiveFit, budgets: Sequence[float]) -> Numbers:
     return {
         key: {
             "exponent": estimate(law.exponent),
-            "at": [{"budget": c, **(estimate(law.at(c)) or {}), "beyond": number(law.extrapolation(c))} for c in budgets],
+            "at": [
+                {"budget": c, **(estimate(law.at(c)) or {}), "beyond": number(law.extrapolation(c))} for c in budgets
+            ],
         }
         for key, law in fit.laws.items()
     }
@@ -197,7 +199,9 @@ def largest_left_out(name: str, runs: Sequence[CellResult], noise: NoiseOption) 
     return [_held_out(name, row) for row in found if row.quantity != "tokens"]  # D* is C over N*
 
 
-def larger_runs(name: str, runs: Sequence[CellResult], later: Sequence[CellResult], noise: NoiseOption) -> list[Numbers]:
+def larger_runs(
+    name: str, runs: Sequence[CellResult], later: Sequence[CellResult], noise: NoiseOption
+) -> list[Numbers]:
     """Predict runs that are larger than all that are fitted; see `held_out.larger_runs`."""
     return [_held_out(name, row) for row in held_out.larger_runs(runs, later, noise=noise)]
 

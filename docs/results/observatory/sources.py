@@ -158,9 +158,7 @@ def rows(data: Path, file: str) -> list[dict[str, str]]:
         return list(csv.DictReader(line for line in lines if not line.startswith("#")))
 
 
-def published(
-    data: Path, source: str, method: str, objective: str
-) -> dict[str, dict[str, float | str | None]]:
+def published(data: Path, source: str, method: str, objective: str) -> dict[str, dict[str, float | str | None]]:
     """Return the published numbers of a source by quantity: value, low, high, the interval's kind, and whence."""
     numbers = {}
     for row in rows(data, "published"):

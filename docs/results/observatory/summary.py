@@ -36,9 +36,7 @@ def _published(rows: Rows) -> dict[str, int]:
     wide = [row for row in stated if row["published"]["low"] is not None]
     inside = [r for r in stated if r["curves"]["low"] <= r["published"]["value"] <= r["curves"]["high"]]
     overlap = [
-        r
-        for r in wide
-        if r["published"]["low"] <= r["curves"]["high"] and r["curves"]["low"] <= r["published"]["high"]
+        r for r in wide if r["published"]["low"] <= r["curves"]["high"] and r["curves"]["low"] <= r["published"]["high"]
     ]
     return {"stated": len(stated), "inside": len(inside), "with_interval": len(wide), "overlap": len(overlap)}
 
@@ -48,7 +46,7 @@ def _moved(rows: Rows) -> dict[str, Any]:
     moves = {f"{row['name']} {row['objective']}": row["plain"]["value"] - row["curves"]["value"] for row in rows}
     farthest = max(moves, key=lambda name: abs(moves[name]))
     outside = [
-        row
+        f"{row['name']} {row['objective']}"
         for row in rows
         if row["curves"]["low"] is not None
         and not row["curves"]["low"] <= row["plain"]["value"] <= row["curves"]["high"]
@@ -57,7 +55,7 @@ def _moved(rows: Rows) -> dict[str, Any]:
         "median": round(median(map(abs, moves.values())), 4),
         "largest": round(moves[farthest], 4),
         "largest_of": farthest,
-        "outside": len(outside),
+        "outside": outside,
         "of": len(rows),
     }
 
