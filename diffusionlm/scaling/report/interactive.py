@@ -40,14 +40,19 @@ def elements(analysis: Analysis) -> str:
     """
     if not available():
         return ""
-    from bokeh.embed import components  # pyright: ignore[reportMissingImports]
-    from bokeh.layouts import column  # pyright: ignore[reportMissingImports]
-    from bokeh.resources import Resources  # pyright: ignore[reportMissingImports]
-
     fits = list(analysis.objectives.values())
     plots = [_losses(fit, analysis) for fit in fits]
     if any(row.usable for fit in fits for row in fit.budgets):
         plots += [_laws(key, analysis) for key in QUANTITIES]
+    return embedded(plots)
+
+
+def embedded(plots: "Sequence[Figure]") -> str:
+    """Return plots, one below the other, as HTML with their scripts and Bokeh's own."""
+    from bokeh.embed import components  # pyright: ignore[reportMissingImports]
+    from bokeh.layouts import column  # pyright: ignore[reportMissingImports]
+    from bokeh.resources import Resources  # pyright: ignore[reportMissingImports]
+
     script, place = components(column(*plots, sizing_mode="stretch_width"), wrap_script=False)
     library = Resources(mode="inline", components=["bokeh"], log_level="error").js_raw
     code = _ascii("\n".join((*library, script)))
