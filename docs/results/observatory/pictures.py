@@ -131,9 +131,9 @@ def interactive(numbers: Numbers) -> str:
         [plot, _predictions(numbers["held_out"], "params"), _predictions(numbers["held_out"], "loss")]
     )
     return (
-        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>The observatory</title>\n'
-        "<style>body { font-family: sans-serif; max-width: 70rem; margin: 1rem auto; padding: 0 1rem; }</style></head>\n"
-        '<body><h1>The observatory</h1>\n<p>The tables and what follows from them are on <a href="index.html">the page</a>. '
+        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">\n<title>The observatory</title>\n'
+        "<style>body { font-family: sans-serif; max-width: 70rem; margin: 1rem auto; padding: 0 1rem; }</style>\n</head>\n"
+        '<body><h1>The observatory</h1>\n<p>Its tables are on <a href="index.html">the page</a>. '
         "Click on a word of the legend to hide its marks.</p>\n"
         f"{body}</body></html>\n"
     )
