@@ -156,8 +156,8 @@ def ladders(surface: SurfaceFit, sd: float, scatters: Mapping[str, float]) -> li
     """Return what sweeps of one recipe would cost, and the half width of their 95% intervals of a.
 
     Each budget has `SIZES` sizes a factor of two apart around the best one. A parabola through them has
-    log N* = -b / 2c with the variance sd^2 / (4 c^2 sum u^2), where c is the curvature there; a budget adds its own scatter. The
-    interval is Student's, since the scatter has to be seen in the sweep itself.
+    log N* = -b / 2c with the variance sd^2 / (4 c^2 sum u^2), where c is the curvature there; a budget adds its own
+    scatter. The interval is Student's, since the scatter has to be seen in the sweep itself.
 
     Args:
       surface: says how curved the loss is.
