@@ -96,7 +96,7 @@ def test_what_held_is_counted_from_the_rows(numbers):
 
 
 def test_curves_and_surface_have_no_bias_on_exact_surfaces(numbers):
-    """2603.22339: parabolas miss N* where surfaces are asymmetric or grids are off; a symmetric centred one is right."""
+    """2603.22339: parabolas miss N* where surfaces are asymmetric or grids are off, and only there."""
     bias = {row["name"]: row for row in numbers["bias"]}
     assert len(bias) == 19
     for row in bias.values():

@@ -1,4 +1,4 @@
-"""What is known of N*, D* and L* of masked diffusion: the published laws and the fits, side by side at equal compute."""
+"""What is known of N*, D* and L* of masked diffusion: the published laws and the fits, side by side."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -155,9 +155,9 @@ def apart(rows: Sequence[Mapping[str, Any]]) -> list[Numbers]:
 def ladders(surface: SurfaceFit, sd: float, scatters: Mapping[str, float]) -> list[Numbers]:
     """Return what sweeps of one recipe would cost, and the half width of their 95% intervals of a.
 
-    Each budget has `SIZES` sizes a factor of two apart around the best one. A parabola through them has log N* = -b / 2c
-    with the variance sd^2 / (4 c^2 sum u^2), where c is the curvature there; a budget adds its own scatter. The
-    interval is Student's, since the scatter has to be seen in the sweep itself.
+    Each budget has `SIZES` sizes a factor of two apart around the best one. A parabola through them has
+    log N* = -b / 2c with the variance sd^2 / (4 c^2 sum u^2), where c is the curvature there; a budget adds its own
+    scatter. The interval is Student's, since the scatter has to be seen in the sweep itself.
 
     Args:
       surface: says how curved the loss is.

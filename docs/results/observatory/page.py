@@ -90,9 +90,9 @@ def verdict(holds: bool | None) -> str:
 def measured(row: Mapping[str, Any]) -> str:
     """Return a prediction beside what was measured."""
     if row["quantity"] == "params":
-        e = {key: None if end is None else end / 1e6 for key, end in row["predicted"].items()}
-        form = ".3g" if row["measured"] >= 1e6 else ".2g"
-        return f"{est(e, form)} | {row['measured'] / 1e6:.3g}"
+        low, high = row["predicted"]["low"], row["predicted"]["high"]
+        ends = "" if low is None or high is None else f" [{size(low)}, {size(high)}]"
+        return f"{size(row['predicted']['value'])}{ends} | {size(row['measured'])}"
     return f"{est(row['predicted'])} | {row['measured']:.3f}"
 
 
@@ -118,7 +118,7 @@ def filled(text: str) -> str:
     blocks, code = [], False
     for block in text.split("\n\n"):
         fences = block.count("```")
-        if not code and not fences and block.strip() and block.lstrip()[0] not in "|#!":
+        if not code and not fences and block.strip() and block.lstrip()[0] not in "|#!:":
             items = re.split(r"\n(?=- )", block.strip("\n"))
             block = "\n".join(_fill(item, "  " if item.startswith("- ") else "") for item in items)
         code ^= fences % 2 == 1

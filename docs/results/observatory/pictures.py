@@ -10,6 +10,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 import page
+from matplotlib.figure import Figure
 
 from diffusionlm.scaling.report import interactive as bokeh_plots
 from diffusionlm.scaling.report.plot_elements import GREY, STYLES
@@ -43,7 +44,7 @@ def _ends(e: Mapping[str, float | None] | None) -> tuple[float, float, float] | 
     return e["value"], max(e["value"] - low, 0.0), max(high - e["value"], 0.0)
 
 
-def _exponents(rows: Sequence[Numbers]) -> plt.Figure:
+def _exponents(rows: Sequence[Numbers]) -> Figure:
     """Draw the exponents of each experiment, one line for each, one mark for each method."""
     rows = [row for row in rows if row["curves"]]
     figure, axes = plt.subplots(figsize=(7.6, 0.3 * len(rows) + 1), layout="constrained")
@@ -65,7 +66,7 @@ def _exponents(rows: Sequence[Numbers]) -> plt.Figure:
     return figure
 
 
-def _diffusion(laws: Sequence[Numbers]) -> plt.Figure:
+def _diffusion(laws: Sequence[Numbers]) -> Figure:
     """Draw N* over C by each law of masked diffusion; thick where it is fitted, as far as its range is known."""
     figure, axes = plt.subplots(figsize=(6.4, 4), layout="constrained")
     shown = [law for law in laws if law["at"] and law["objective"] == "mdm"]
@@ -131,9 +132,9 @@ def interactive(numbers: Numbers) -> str:
         [plot, _predictions(numbers["held_out"], "params"), _predictions(numbers["held_out"], "loss")]
     )
     return (
-        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>The observatory</title>\n'
-        "<style>body { font-family: sans-serif; max-width: 70rem; margin: 1rem auto; padding: 0 1rem; }</style></head>\n"
-        '<body><h1>The observatory</h1>\n<p>The tables and what follows from them are on <a href="index.html">the page</a>. '
+        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">\n<title>The observatory</title>\n'
+        "<style>body { font-family: sans-serif; max-width: 70rem; margin: 1rem auto; }</style>\n</head>\n"
+        '<body><h1>The observatory</h1>\n<p>Its tables are on <a href="index.html">the page</a>. '
         "Click on a word of the legend to hide its marks.</p>\n"
         f"{body}</body></html>\n"
     )

@@ -61,7 +61,7 @@ def plain(runs: Sequence[CellResult]) -> Numbers:
     return {"value": number(law.exponent), "optima": len(log_c), "budgets": len(budgets), "params_far": number(far)}
 
 
-def line(log_c: Sequence[float], log_y: Sequence[float]) -> Numbers:
+def line(log_c: np.ndarray, log_y: np.ndarray) -> Numbers:
     """Fit a line through published optima, with Student's interval from their scatter."""
     fit = stats.linregress(log_c, log_y)
     half = float(stats.t.ppf(0.975, len(log_c) - 2) * fit.stderr)
@@ -88,14 +88,14 @@ def exponents(name: str, title: str, fit: ObjectiveFit, published: Numbers | Non
         "suspects": len(fit.suspects),
     }
     if law:
-        row["curves"] = estimate(law.exponent) | {
+        row["curves"] = (estimate(law.exponent) or {}) | {
             "optima": len(law.budgets),
             "effect": number(law.lack_of_fit.sd) if law.lack_of_fit else None,
             "p": number(law.lack_of_fit.p) if law.lack_of_fit else None,
         }
     if surface:
         about_curves = fit.shape.scatter if fit.shape else None
-        row["surface"] = estimate(surface.exponent) | {
+        row["surface"] = (estimate(surface.exponent) or {}) | {
             "scatter": number(surface.scatter),
             "of_curves": number(about_curves),
             "ratio": number(surface.scatter / about_curves) if about_curves else None,

@@ -3,7 +3,6 @@
 import csv
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from diffusionlm import scaling
 from diffusionlm.scaling.laws.noise import NoiseOption
@@ -149,7 +148,7 @@ LEFT_OUT = ("llama_3__exp_loss",)
 def groups(data: Path, file: str) -> list[Points]:
     """Return the experiments of a file that have points to fit."""
     read = scaling.read_points(data / f"{file}.csv")
-    return [group for group in read if group.results and group.results[0] and group.name.split()[0] not in LEFT_OUT]
+    return [group for group in read if group.results and group.name.split()[0] not in LEFT_OUT]
 
 
 def rows(data: Path, file: str) -> list[dict[str, str]]:
@@ -170,7 +169,7 @@ def published(data: Path, source: str, method: str, objective: str) -> dict[str,
 
 
 def exponent(data: Path, name: str, objective: str) -> dict[str, float | str | None | bool] | None:
-    """Return the published a of N* ~ C^a of an experiment, or None; 1 - b or beta / (alpha + beta) where a is not given."""
+    """Return the published a of N* ~ C^a of an experiment, 1 - b where only b is published, or None."""
     source, corpus = name.split()[0], name.split()[-1]
     for prefix, (of, method) in PUBLISHED.items():
         if not source.startswith(prefix):
@@ -183,6 +182,3 @@ def exponent(data: Path, name: str, objective: str) -> dict[str, float | str | N
             b = float(numbers["b"]["value"])
             return {"method": method, "from_b": True, **numbers["b"], "value": round(1 - b, 6)}
     return None
-
-
-Kind = Literal["isoflop", "surface", "synthetic", "optima"]

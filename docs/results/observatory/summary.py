@@ -30,7 +30,7 @@ def of(numbers: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _published(rows: Rows) -> dict[str, int]:
+def _published(rows: Rows) -> dict[str, Any]:
     """Count the published exponents that our interval holds, and the published intervals that it overlaps."""
     stated = [row for row in rows if row["published"] and row["curves"]["low"] is not None]
     wide = [row for row in stated if row["published"]["low"] is not None]
@@ -38,7 +38,13 @@ def _published(rows: Rows) -> dict[str, int]:
     overlap = [
         r for r in wide if r["published"]["low"] <= r["curves"]["high"] and r["curves"]["low"] <= r["published"]["high"]
     ]
-    return {"stated": len(stated), "inside": len(inside), "with_interval": len(wide), "overlap": len(overlap)}
+    return {
+        "stated": len(stated),
+        "inside": len(inside),
+        "outside": [f"{row['name']} {row['objective']}" for row in stated if row not in inside],
+        "with_interval": len(wide),
+        "overlap": len(overlap),
+    }
 
 
 def _moved(rows: Rows) -> dict[str, Any]:
