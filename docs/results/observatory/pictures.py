@@ -134,7 +134,7 @@ def interactive(numbers: Numbers) -> str:
     return (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">\n<title>The observatory</title>\n'
         "<style>body { font-family: sans-serif; max-width: 70rem; margin: 1rem auto; }</style>\n</head>\n"
-        '<body><h1>The observatory</h1>\n<p>Its tables are on <a href="index.html">the page</a>. '
+        "<body><h1>The observatory</h1>\n<p>Its tables are on the page that links to this one. "
         "Click on a word of the legend to hide its marks.</p>\n"
         f"{body}</body></html>\n"
     )
