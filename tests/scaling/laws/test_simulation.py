@@ -10,7 +10,7 @@ from support.simulated_sweep import TRUTHS, simulated
 from diffusionlm.scaling.commands import get
 from diffusionlm.scaling.laws import curves
 from diffusionlm.scaling.laws.analysis import analyse
-from diffusionlm.scaling.laws.simulation import Cell, coverage, grid_of, make_grid, simulate, truths_of
+from diffusionlm.scaling.laws.simulation import Cell, Truth, coverage, grid_of, make_grid, simulate, truths_of
 from diffusionlm.scaling.sweep.results import load
 
 RESULTS = Path(__file__).parents[3] / "docs" / "results" / "isoflop_cpu" / "results.json"
@@ -102,3 +102,15 @@ def test_intervals_cover_92_to_99_percent_on_the_grid_of_isoflop_cpu():
 @pytest.mark.parametrize("setting", SETTINGS)
 def test_intervals_cover_92_to_99_percent(setting):
     require_92_to_99_percent(simulated_coverage(setting, 300))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("half_width", "sizes", "drift"), [(2.0, 7, 1.0), (16.0, 9, 1.0), (8.0, 9, 3.0)])
+def test_intervals_of_n_cover_with_both_kinds_of_misfit(half_width, sizes, drift):
+    """On a narrow, a wide and a drifting grid; more in `experiments/benchmarks/scaling_coverage.py`."""
+    truth = Truth((6e5, 0.60), (3.95, -0.06), 0.07, 0.003, shape=(0.465, 0.155), scatter=(0.1, 0.005))
+    budgets, spacing = (1e13, 3e13, 1e14, 3e14, 1e15, 3e15), half_width ** (2 / (sizes - 1))
+    grid = make_grid({"arm": truth}, budgets, sizes, spacing, off_centre=0.0, repeated=2, drift=drift)
+    shares = coverage(grid, {"arm": truth}, 100, draws=1000)
+    for place in ("exponent", "at the largest budget", "ten times beyond"):
+        assert shares[f"arm params {place}"][0] >= 0.88, place  # three standard errors of a share of 100 below 95%
