@@ -184,7 +184,8 @@ def predict(
     value, drawn = fits["loss"].log_at(budget)
     run = None
     if drawn is not None and fits["loss"].effects is not None:
-        run = np.exp(drawn + fits["loss"].effects[:, -1]) + bootstrap.new_run(optima[0].objective)
+        with np.errstate(over="ignore"):  # three budgets may have a random effect of any size
+            run = np.exp(drawn + fits["loss"].effects[:, -1]) + bootstrap.new_run(optima[0].objective)
     return Prediction(
         budget,
         fits["params"].at(budget),
@@ -209,9 +210,8 @@ def _hindcast(optima: Sequence[Minimum], noise: Noise | None, bootstrap: Bootstr
     *earlier, last = optima
     law = laws(earlier, noise, bootstrap, ("loss",))["loss"]
     value, drawn = law.log_at(last.budget)
-    return law_estimate(
-        float(np.exp(value) - np.exp(last.logs["loss"])),
-        None
-        if drawn is None or law.effects is None
-        else np.exp(drawn + law.effects[:, -1]) - np.exp(last.draws["loss"]),
-    )
+    error = None
+    if drawn is not None and law.effects is not None:
+        with np.errstate(over="ignore"):
+            error = np.exp(drawn + law.effects[:, -1]) - np.exp(last.draws["loss"])
+    return law_estimate(float(np.exp(value) - np.exp(last.logs["loss"])), error)

