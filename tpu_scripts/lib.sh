@@ -113,14 +113,14 @@ check_slices() {
   check_count slices "$slices" 1
 }
 
-# check_bucket OPTION VALUE
+# check_bucket OPTION VALUE [MESSAGE]
 check_bucket() {
-  [[ $2 =~ ^gs://[a-z0-9][-a-z0-9_.]+(/[^[:space:]]*)?$ ]] || fail "--$1 '$2' must be on a bucket, like gs://my-bucket/data"
+  [[ $2 =~ ^gs://[a-z0-9][-a-z0-9_.]+(/[^[:space:]]*)?$ ]] ||
+    fail "--$1 '$2' must be on a bucket, like ${3:-gs://my-bucket/data}"
 }
 
 check_workdir() {
-  [[ $workdir =~ ^gs://[a-z0-9][-a-z0-9_.]+(/[^[:space:]]*)?$ ]] ||
-    fail "--workdir '$workdir' must be on a bucket, like gs://my-bucket/runs/llada: the disks of TPU hosts are deleted with them"
+  check_bucket workdir "$workdir" "gs://my-bucket/runs/llada: the disks of TPU hosts are deleted with them"
   workdir=${workdir%/}
 }
 

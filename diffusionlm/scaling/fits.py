@@ -64,7 +64,7 @@ def fit_isoflops(
     objective: str = "arm",
     noise: NoiseOption = None,
 ) -> ObjectiveFit:
-    """Fit a parabola at each budget and power laws through their minima (Approach 2 of Hoffmann et al. 2203.15556).
+    """Fit a curve at each budget and power laws through their minima, as Approach 2 of 2203.15556 does with parabolas.
 
     Args:
       budget: (runs,) FLOPs; runs of one budget have the same number.

@@ -15,12 +15,13 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import optimize
 
+from diffusionlm.scaling.laws.loss_surface import BOUNDS
+
 # The prior of log alpha and log beta, which decides where the losses do not. Published fits of Approach 3 lie within
 # 0.25 and 0.55: Chinchilla 0.34 and 0.28, its refit 0.35 and 0.37, Quokka 0.38 and 0.38, six corpora of 2411.12925 0.43
 # to 0.55 and 0.42 to 0.45, OpenEuroLLM 0.28 and 0.25, GIDD 0.29 and 0.37. The standard deviation is twice that of
 # these.
 TYPICAL, WIDTH = float(np.log(0.37)), 0.4
-BOUNDS = float(np.log(1e-3)), float(np.log(5.0))  # of log alpha and log beta
 EXACT = 1e-11  # a scatter below this share of the loss is rounding
 REACH, POINTS = 3.5, 11  # standard deviations, and points along each axis, of the grid of shapes that could have been
 

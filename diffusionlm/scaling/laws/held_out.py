@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from diffusionlm.scaling.laws.analysis import analyse
-from diffusionlm.scaling.laws.bootstrap import Estimate
+from diffusionlm.scaling.laws.bootstrap import CONFIDENCE, Estimate
 from diffusionlm.scaling.laws.noise import NoiseOption
 from diffusionlm.scaling.laws.optima import QUANTITIES
 from diffusionlm.scaling.laws.power_laws import Law, law_estimate
@@ -123,7 +123,7 @@ def _with_error(estimate: Estimate, error: np.ndarray | None) -> Estimate:
     if estimate.interval is None or error is None:
         return Estimate(estimate.value)
     center = np.log(estimate.value)
-    own = np.nanquantile(error, [0.025, 0.975])
+    own = np.nanquantile(error, [0.5 - CONFIDENCE / 2, 0.5 + CONFIDENCE / 2])
     low, high = (
         center + np.sign(end - center) * np.hypot(end - center, part)
         for end, part in zip(np.log(estimate.interval), own, strict=True)

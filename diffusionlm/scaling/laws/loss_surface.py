@@ -5,6 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
+BOUNDS = float(np.log(1e-3)), float(np.log(5.0))  # of log alpha and log beta in fits
+
 
 @dataclass(frozen=True)
 class LossSurface:

@@ -32,7 +32,6 @@ class ObjectiveFit:
     noise: Noise | None  # of a run, as measured or given
     used_noise: Noise | None  # what intervals use: the scatter about the curves if these do not fit within the noise
     common_error: float  # standard error that the noise of the masks adds to all losses alike, nats
-    runs: tuple[CellResult, ...]  # all of them; those without a budget are in the parametric law alone
     budgets: tuple[BudgetFit, ...]
     shape: Shape | None  # of the curves; None without a budget that has three sizes
     laws: dict[str, power_laws.Law]  # by optima.QUANTITIES
@@ -41,7 +40,7 @@ class ObjectiveFit:
     envelope: Envelope | None  # Approach 1
     parametric: parametric.Parametric | None  # Approach 3
     surface: SurfaceFit | None  # the surface by variable projection; without the interval of its exponent if not `full`
-    runs: tuple[CellResult, ...]  # all runs, those without a budget too
+    runs: tuple[CellResult, ...]  # all runs; those without a budget are in the surfaces alone
     suspects: tuple[Suspect, ...] = ()  # cells that seem to have gone wrong
     without_suspects: "ObjectiveFit | None" = None  # the same fits without them; None where there are none
 

@@ -15,11 +15,10 @@ import numpy as np
 from scipy import optimize, stats
 
 from diffusionlm.scaling.laws.bootstrap import CONFIDENCE, Estimate
-from diffusionlm.scaling.laws.loss_surface import LossSurface
+from diffusionlm.scaling.laws.loss_surface import BOUNDS, LossSurface
 from diffusionlm.scaling.laws.noise import Noise
 from diffusionlm.scaling.sweep.results import CellResult
 
-BOUNDS = float(np.log(1e-3)), float(np.log(5.0))  # of log alpha and log beta
 STARTS = (0.2, 0.6)  # of alpha and beta
 TERMS = 5
 

@@ -3,6 +3,7 @@
 import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import PurePath
 from statistics import median
 
@@ -48,8 +49,7 @@ def groups(table: Table, *, use: Sequence[str] = (), unit: Unit = "nats", counte
     built = []
     for (source, corpus), rows in members.items():
         group = _group(table, rows, use or USED, " ".join(filter(None, (source, corpus))))
-        rows_of_page = _context(table, rows, source, corpus, unit, counted, group)
-        built.append(Points(group.name, group.results, group.left_out, group.warnings, rows_of_page))
+        built.append(replace(group, context=_context(table, rows, source, corpus, unit, counted, group)))
     if not any(group.results for group in built):
         reasons = Counter(left.reason for group in built for left in group.left_out)
         words = ", ".join(f"{reason}: {count}" for reason, count in reasons.items())
@@ -100,12 +100,13 @@ def _on_budgets(table: Table, rows: Sequence[Row]) -> tuple[tuple, list[str]]:
             sizes[row.point.objective, row.point.budget_flops].add(row.point.params)
     lonely = {key for key, params in sizes.items() if len(params) < SIZES}
     alone = [row for row in rows if (row.point.objective, row.point.budget_flops) in lonely]
-    results = [without_budget(result_of(r, table)) if r in alone else result_of(r, table) for r in rows]
+    numbers = {row.number for row in alone}
+    results = [without_budget(result_of(r, table)) if r.number in numbers else result_of(r, table) for r in rows]
     if not alone:
         return tuple(results), []
     which = f"{len(lonely)} budgets have" if len(lonely) > 1 else f"the budget {alone[0].point.budget_flops:.3g} has"
     return tuple(results), [
-        f"{table.at(r.number for r in alone)}: {which} fewer than {SIZES} sizes, and so no parabola; these rows are in "
+        f"{table.at(r.number for r in alone)}: {which} fewer than {SIZES} sizes, and so no curve; these rows are in "
         "the parametric law alone"
     ]
 

@@ -34,7 +34,7 @@ SURFACES = {  # of exact_surfaces.csv
 
 @dataclass(frozen=True)
 class Options:
-    """What `make.py` takes."""
+    """Hold the options of `make.py`."""
 
     data: Path | None = None  # the folder laws/; None: write the page again from observatory.json
     output: Path = HERE

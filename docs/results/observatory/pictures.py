@@ -92,7 +92,7 @@ def _diffusion(laws: Sequence[Numbers]) -> Figure:
 
 def interactive(numbers: Numbers) -> str:
     """Return a page of its own with the plots to hover over; Bokeh's script is in it, and nothing is loaded."""
-    from bokeh.models import ColumnDataSource, HoverTool, Whisker
+    from bokeh.models import ColumnDataSource, Whisker
     from bokeh.plotting import figure
 
     rows = [row for row in numbers["exponents"] if row["curves"] or row["surface"]]
@@ -122,12 +122,7 @@ def interactive(numbers: Numbers) -> str:
         bars = {"base": "label", "lower": "low", "upper": "high", "source": source, "dimension": "width"}
         plot.add_layout(Whisker(line_color=colour, upper_head=None, lower_head=None, **bars))
     hover = [("", "@label"), ("", "@method"), ("a", "@text")]
-    plot.add_tools(HoverTool(renderers=drawn, tooltips=hover))
-    plot.toolbar.logo = None
-    plot.toolbar.active_scroll = None
-    plot.legend.click_policy = "hide"
-    plot.add_layout(plot.legend[0], "above")
-    plot.legend.orientation = "horizontal"
+    _finish(plot, drawn, hover)
     body = bokeh_plots.embedded(
         [plot, _predictions(numbers["held_out"], "params"), _predictions(numbers["held_out"], "loss")]
     )
@@ -142,7 +137,7 @@ def interactive(numbers: Numbers) -> str:
 
 def _predictions(rows: Sequence[Numbers], quantity: str) -> Any:
     """Draw what was predicted of the largest budgets, divided by what was then measured."""
-    from bokeh.models import ColumnDataSource, HoverTool, Span, Whisker
+    from bokeh.models import ColumnDataSource, Span, Whisker
     from bokeh.plotting import figure
 
     rows = [row for row in rows if row["quantity"] == quantity and row["holds"] is not None]
@@ -171,10 +166,17 @@ def _predictions(rows: Sequence[Numbers], quantity: str) -> Any:
         bars = {"base": "label", "lower": "low", "upper": "high", "source": source, "dimension": "width"}
         plot.add_layout(Whisker(line_color=colour, upper_head=None, lower_head=None, **bars))
     hover = [("", "@label"), ("predicted", "@text"), ("measured", "@measured")]
-    plot.add_tools(HoverTool(renderers=drawn, tooltips=hover))
+    _finish(plot, drawn, hover)
+    return plot
+
+
+def _finish(plot: Any, drawn: Sequence[Any], hover: Sequence[tuple[str, str]]) -> None:
+    """Add what the marks say, and a legend above the plot that hides them."""
+    from bokeh.models import HoverTool
+
+    plot.add_tools(HoverTool(renderers=list(drawn), tooltips=list(hover)))
     plot.toolbar.logo = None
     plot.toolbar.active_scroll = None
     plot.legend.click_policy = "hide"
     plot.add_layout(plot.legend[0], "above")
     plot.legend.orientation = "horizontal"
-    return plot

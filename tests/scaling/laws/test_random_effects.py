@@ -61,7 +61,7 @@ def statistic_at(y, t, ratio):
 
 @pytest.mark.parametrize("sd", [0.0, 0.01, 0.1])
 def test_intervals_of_the_slope_hold_with_and_without_a_random_effect(sd):
-    """Of 600 intervals that follow from the draws, 92 to 98% contain the slope, give or take 0.9%."""
+    """The slope is in 92 to 98% of 600 intervals that follow from the draws, give or take 0.9%."""
     rng, inside = np.random.default_rng(1), []
     for seed in range(600):
         y = scattered(sd, seed)

@@ -14,7 +14,6 @@ from diffusionlm.scaling.sweep.points import LeftOut
 
 @pytest.fixture(scope="module")
 def elements():
-    pytest.importorskip("bokeh")
     results = complete()
     wrong = dataclasses.replace(results[0], id="</script><b>\N{GREEK SMALL LETTER ALPHA}", loss=5.0)
     analysis = dataclasses.replace(analyse(results, full=False), left_out=(LeftOut(wrong, "flag outlier"),))

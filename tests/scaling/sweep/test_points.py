@@ -56,7 +56,7 @@ def test_bits_become_nats_and_the_page_says_so():
 
 
 def test_a_data_frame_is_a_table_whose_missing_values_are_missing():
-    pandas = pytest.importorskip("pandas")
+    pandas = pytest.importorskip("pandas", reason="pandas is in no extra, and only this test wants it")
     frame = pandas.DataFrame(surface()).rename(columns={"budget_flops": "budget"})
     frame["corpus"] = ["web"] * 10 + [None] * 5
     frame.loc[14, "budget"] = np.nan
