@@ -133,6 +133,8 @@ def report(
     from diffusionlm.scaling.laws.noise import check_noise
 
     noise = check_noise(noise)
+    if isinstance(overlay, str):
+        raise UserError(f"overlay={overlay!r} must be a list of names, such as [{overlay!r}]")
     if of_points(sweep):
         _only(sweep, workdir=workdir, everything=everything, reuse=reuse)
         return _report_points(sweep, output, noise, overlay or (), unit, counted, use)

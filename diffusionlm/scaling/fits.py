@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike
 from diffusionlm.errors import UserError
 from diffusionlm.scaling.laws import published
 from diffusionlm.scaling.laws.analysis import Analysis, analyse
-from diffusionlm.scaling.laws.noise import NoiseOption, check_noise
+from diffusionlm.scaling.laws.noise import NoiseOption
 from diffusionlm.scaling.laws.objective import ObjectiveFit
 from diffusionlm.scaling.laws.parametric import Parametric
 from diffusionlm.scaling.laws.published import PublishedLaw
@@ -52,7 +52,7 @@ def fit_points(group: Points, noise: NoiseOption = None) -> Analysis:
       noise: the standard deviation of the loss between seeds, nats; "residuals": the scatter about the fitted curves,
         which contains misfit; None: as repeated seeds show it.
     """
-    return analyse(group.results, noise=check_noise(noise))
+    return analyse(group.results, noise=noise)
 
 
 def fit_isoflops(
@@ -99,10 +99,13 @@ def fit_surface(
       The law with C = 6 N D; its standard errors are None where the noise is unknown.
 
     Raises:
-      UserError: there are fewer than six different runs, or as for `fit_isoflops`.
+      UserError: there are fewer than six different runs, or losses that do not change with N and D; or as for
+        `fit_isoflops`.
     """
     fit = _fit({"params": params, "tokens": tokens, "loss": loss}, objective, noise)
     if fit.parametric is None:
+        if len({(run.params, run.tokens) for run in fit.runs}) > 5:
+            raise UserError("a surface cannot be fitted to losses that do not change with both N and D")
         raise UserError(f"a surface has five numbers, so it needs six different runs; these are {len(fit.runs)}")
     return fit.parametric
 

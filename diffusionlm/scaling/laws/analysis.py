@@ -11,7 +11,7 @@ from threadpoolctl import threadpool_limits
 from diffusionlm.errors import UserError
 from diffusionlm.scaling.laws.bootstrap import Bootstrap
 from diffusionlm.scaling.laws.gap import Gap, Side, gap
-from diffusionlm.scaling.laws.noise import Noise, NoiseOption, given_noise, seed_noise
+from diffusionlm.scaling.laws.noise import Noise, NoiseOption, check_noise, given_noise, seed_noise
 from diffusionlm.scaling.laws.objective import ObjectiveFit, fit_curves, fit_objective
 from diffusionlm.scaling.laws.road_words import road_verdict, road_warnings
 from diffusionlm.scaling.laws.roads import Roads, fit_roads
@@ -61,10 +61,9 @@ def analyse(
       note: called with the name of each step as it begins, to show progress.
 
     Raises:
-      UserError: there is no finished cell with a finite loss, or `noise` is not positive.
+      UserError: there is no finished cell with a finite loss, or `noise` is wrong.
     """
-    if isinstance(noise, float | int) and not 0 < noise < math.inf:
-        raise UserError(f"noise={noise!r} is no standard deviation in nats; give a positive number, or 'residuals'")
+    noise = check_noise(noise)
     finite = [result for result in results if np.isfinite(result.loss) and result.loss > 0]
     if results and not finite:
         raise UserError(f"no finished cell to report: the evaluation of none of the {len(results)} is finite")

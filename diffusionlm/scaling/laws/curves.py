@@ -235,7 +235,8 @@ def _allowed(budgets: Sequence[Points], best: np.ndarray, sd: float | None) -> t
     along = np.linspace(-REACH, REACH, POINTS)
     grid = best + np.stack(np.meshgrid(along, along), -1).reshape(-1, 2) @ axes.T
     grid = np.clip(grid, *BOUNDS)
-    weights = np.exp(-(distance(grid) - at) / 2)
+    distances = distance(grid)
+    weights = np.exp(-(distances - distances.min()) / 2)
     return np.exp(grid), weights / weights.sum()
 
 

@@ -116,7 +116,7 @@ def check_noise(noise: object) -> NoiseOption:
         sd = float(noise)  # pyright: ignore[reportArgumentType]  # what is no number is refused
     except (TypeError, ValueError):
         sd = math.nan
-    if not 0 < sd < math.inf:
+    if isinstance(noise, bool) or not 0 < sd < math.inf:
         raise UserError(
             f"noise={noise!r} must be the standard deviation of the loss between seeds in nats, such as 0.005, or "
             f"{RESIDUALS!r}"

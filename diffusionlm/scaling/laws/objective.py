@@ -136,7 +136,10 @@ def fit_objective(curves: Curves, bootstrap: Bootstrap, next_budget: float | Non
     named = suspects(curves.runs, curves.noise)
     if not named:
         return fit
-    others = fit_curves(without(curves.runs, named), curves.noise)
+    noise = curves.noise
+    # The scatter about the curves is taken again, since the suspects are a part of it.
+    again = RESIDUALS if noise and noise.source == RESIDUALS else noise
+    others = fit_curves(without(curves.runs, named), again)
     draws = Bootstrap({fit.objective: others.used_noise}, bootstrap.size, seed=0)  # of a noise without the suspects
     return replace(fit, suspects=named, without_suspects=_fit(others, draws, next_budget, full=False))
 

@@ -38,7 +38,9 @@ class Parametric(LossSurface):
 
 
 def fit(results: Sequence[CellResult], noise_sd: float | None = None, refits: int = 40) -> Parametric | None:
-    """Fit the surface to all runs of one objective; None with fewer than six different cells (it has five numbers).
+    """Fit the surface to all runs of one objective; None where it cannot be determined.
+
+    It has five numbers, so it takes six different cells, and losses that change with both N and D.
 
     Args:
       results: the runs of one objective.
@@ -57,6 +59,8 @@ def fit(results: Sequence[CellResult], noise_sd: float | None = None, refits: in
     best = _minimise(rough.x, x, y, np.log(loss), evaluations=1000)
     a, b, e = best.x[:3]
     alpha, beta = np.exp(best.x[3:])
+    if not min(alpha, beta) > 0:  # the losses do not change with N, or with D
+        return None
     stderr = _bootstrap(best.x, x, y, noise_sd, refits) if noise_sd else _jacobian_errors(best.x, x, y, np.log(loss))
     return Parametric(
         e=float(np.exp(e)),

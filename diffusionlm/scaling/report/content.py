@@ -35,6 +35,8 @@ def to_json(analysis: Analysis) -> dict[str, Any]:
         "laws": {name: {key: _law(law) for key, law in fit.laws.items()} for name, fit in objectives.items()},
         "used_noise": {name: _plain(fit.used_noise) for name, fit in objectives.items()},
         "shapes": {name: _shape(fit) for name, fit in objectives.items()},
+        "runs": {name: len(fit.runs) for name, fit in objectives.items()},
+        "hanging": [name for name, fit in objectives.items() if fit.hanging],
         "suspects": {name: _plain(fit.suspects) for name, fit in objectives.items()},
         "gaps": [_gap(gap) for gap in analysis.gaps],
         **({"roads": _roads(analysis.roads)} if analysis.roads else {}),

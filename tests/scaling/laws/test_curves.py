@@ -93,3 +93,14 @@ def test_the_shapes_that_could_have_been_narrow_with_the_noise():
     budgets = [points(0.34, 0.28, c, width=8) for c in BUDGETS]
     widths = [np.ptp(np.log(curves.fit_shape(budgets, noise).ranges[0])) for noise in (0.05, 0.005, 0.0005)]
     assert widths[0] > 1.5 * widths[1] > 6 * widths[2]
+
+
+def test_what_losses_allow_has_weights_however_small_their_noise():
+    """With losses that no curve fits and next to no noise, the search may end beside the best shape."""
+    rng = np.random.default_rng(0)
+    u = np.log(1e7) + np.linspace(-1.5, 1.5, 4)
+    points = [
+        curves.Points(u + i, 3 - 0.1 * i + 0.1 * (u - u.mean()) ** 2 + 0.3 * rng.standard_normal(4)) for i in range(2)
+    ]
+    shape = curves.fit_shape(points, 1e-9)
+    assert np.isfinite(shape.weights).all() and shape.weights.sum() == pytest.approx(1)

@@ -48,8 +48,11 @@ def test_losses_that_leave_the_curves_by_more_than_the_noise_widen_all_intervals
 
 
 def test_a_noise_that_is_no_standard_deviation_is_refused():
-    with pytest.raises(UserError, match="noise=0.0 is no standard deviation in nats; give a positive number"):
-        analyse(simulated(), noise=0.0)
+    for noise in (0.0, True, "residual"):
+        with pytest.raises(UserError, match=f"noise={noise!r} must be the standard deviation"):
+            analyse(simulated(), noise=noise)
+    given = analyse(simulated(), noise=np.float32(0.005), draws=100, full=False)
+    assert given.objectives["arm"].noise.source == "given"
 
 
 def test_noise_from_residuals_is_labelled():

@@ -3,9 +3,11 @@
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from diffusionlm.scaling.laws.analysis import analyse
+from diffusionlm.scaling.laws.loss_surface import LossSurface
 from diffusionlm.scaling.laws.noise import seed_noise
 from diffusionlm.scaling.laws.suspects import suspects, without
 from diffusionlm.scaling.sweep.results import load
@@ -49,6 +51,23 @@ def test_a_law_that_hangs_on_a_suspected_cell_is_not_quoted():
     )
     assert fit.without_suspects.laws["params"].exponent.value == pytest.approx(0.602, abs=0.03)
     assert analysis.warnings[0].startswith("arm at 5e+13 FLOPs, N = 2,213,440: this cell is suspected: it is +0.99")
+
+
+def test_the_noise_of_residuals_is_taken_again_without_the_suspects():
+    """A cell that went wrong is most of the scatter about the curves, which must not be the noise of the others."""
+    surface = LossSurface(1.69, np.log(406.4), np.log(410.7), 0.34, 0.28, 6.0)
+    rng, cells = np.random.default_rng(0), []
+    for budget in (1e18, 3e18, 1e19, 3e19):
+        best = surface.optimum(budget)[0]
+        for factor in np.geomspace(1 / 4, 4, 7):
+            params, tokens = round(best * factor), round(budget / (6 * best * factor))
+            loss = float(surface.loss(params, tokens)) + 0.002 * rng.standard_normal()
+            cells.append(replace(runs("arm")[0], budget=budget, params=params, tokens=tokens, loss=loss, seed=0))
+    cells[-1] = replace(cells[-1], loss=cells[-1].loss + 1.0)
+    fit = analyse(cells, noise="residuals", draws=500, full=False).objectives["arm"]
+    assert [(suspect.budget, suspect.params) for suspect in fit.suspects] == [(cells[-1].budget, cells[-1].params)]
+    assert fit.noise.sd > 0.05 and fit.without_suspects.used_noise.sd < 0.004
+    assert not fit.without_suspects.laws["params"].exponent.excludes(0.28 / 0.62)
 
 
 @pytest.mark.slow

@@ -12,6 +12,7 @@ import diffusionlm as dlm
 from diffusionlm.errors import UserError
 from diffusionlm.scaling.laws.analysis import analyse
 from diffusionlm.scaling.report import document, interactive, plots
+from diffusionlm.scaling.report.groups import _laws
 
 FIXTURES = Path(__file__).parents[2] / "fixtures" / "scaling"
 
@@ -82,6 +83,7 @@ def test_each_corpus_has_a_report_and_a_page_lists_them(tmp_path):
     one, two = content["groups"].values()
     assert one["laws"] == two["laws"] and one["cells"] == two["cells"]
     page = (tmp_path / "report" / "report.html").read_text()
+    assert page.count(f"<td>ARM</td><td>{one['cells']}</td>") == 2
     assert 'href="mdm_prime_v2_web/report.html"' in page and "<web>" not in page and "<script" not in page
     assert json.loads((tmp_path / "report" / "report.json").read_text()) == content
     assert (tmp_path / "report" / "mdm_prime_v2_c4" / "report.html").exists()
@@ -103,6 +105,23 @@ def test_points_without_budgets_have_the_parametric_law_and_few_warnings(tmp_pat
     assert again["cross_checks"] == content["cross_checks"]
 
 
+def test_a_table_of_groups_quotes_no_law_that_hangs_on_a_cell(tmp_path):
+    content = dlm.sweep.report(few(tmp_path), output=tmp_path / "report")
+    assert content["runs"]["mdm"] + content["runs"]["arm"] == content["cells"]
+    for hanging in ([], ["mdm"]):
+        [row] = [row for row in _laws({"a": content | {"hanging": hanging}}).rows if row[1] == "MDM"]
+        assert row[2] == str(content["runs"]["mdm"])
+        assert (row[3:6] == ["hangs on a suspected cell", "", ""]) == bool(hanging) and row[3]
+
+
+def test_losses_that_do_not_change_have_a_page(tmp_path, monkeypatch):
+    monkeypatch.setattr(document, "analyse", analyse)  # with the parametric law
+    budgets, sizes = np.meshgrid([1e18, 1e19, 1e20], [1e7, 3e7, 1e8, 3e8, 1e9])
+    table = {"objective": ["arm"] * 15, "params": sizes.ravel(), "tokens": (budgets / sizes / 6).ravel()}
+    content = dlm.sweep.report(table | {"budget_flops": budgets.ravel(), "loss": [3.0] * 15}, output=tmp_path)
+    assert content["laws"] == {"arm": {}} and "parametric" not in content["cross_checks"]["arm"]
+
+
 def test_a_masked_language_model_has_no_bound(tmp_path):
     path = few(tmp_path)
     path.write_text(path.read_text().replace(",mdm,", ",mlm,"))
@@ -119,6 +138,10 @@ def test_a_masked_language_model_has_no_bound(tmp_path):
         ({"output": "out", "reuse": "r.json"}, "reuse='r.json' is about a sweep"),
         ({"output": "out", "noise": "much"}, "noise='much' must be the standard deviation"),
         ({"output": "out", "overlay": ["smdm"]}, "unknown published law 'smdm'"),
+        (
+            {"output": "out", "overlay": "chinchilla"},
+            "overlay='chinchilla' must be a list of names, such as ['chinchilla']",
+        ),
         ({"output": "out", "unit": "bytes"}, "unit='bytes' must be 'nats' or 'bits'"),
     ],
 )
