@@ -3,7 +3,7 @@
 import math
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from diffusionlm.scaling.laws.gap import Gap
 from diffusionlm.scaling.laws.isoflop_fits import parabola, power_law
 from diffusionlm.scaling.laws.noise import NoiseOption
 from diffusionlm.scaling.laws.objective import ObjectiveFit
+from diffusionlm.scaling.laws.surface_fit import fit_surface
 from diffusionlm.scaling.sweep.results import CellResult
 
 FAR = 1e24  # FLOPs to which exact surfaces are extrapolated, a thousand times their largest budget
@@ -244,5 +245,9 @@ def bias(name: str, truth: Numbers, runs: Sequence[CellResult]) -> Numbers:
 
 
 def analysed(runs: Sequence[CellResult], noise: NoiseOption, *, full: bool = False) -> Analysis:
-    """Fit one experiment."""
-    return analyse(runs, noise=noise, full=full)
+    """Fit one experiment, with the profile interval of its surface's exponent, which is otherwise a part of `full`."""
+    analysis = analyse(runs, noise=noise, full=full)
+    if full:
+        return analysis
+    fits = {name: replace(fit, surface=fit_surface(fit.runs, fit.noise)) for name, fit in analysis.objectives.items()}
+    return replace(analysis, objectives=fits)
