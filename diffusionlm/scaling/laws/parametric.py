@@ -15,6 +15,7 @@ from diffusionlm.scaling.laws.loss_surface import LossSurface
 from diffusionlm.scaling.sweep.results import CellResult
 
 SMALLEST = 1e-3  # nats: an E below it is at its bound
+UNCHANGED = 1e-9  # of a loss: a smaller effect of N or of D is rounding
 DELTA = 1e-3  # where the Huber loss of residuals of log L becomes linear, as published
 
 
@@ -59,7 +60,8 @@ def fit(results: Sequence[CellResult], noise_sd: float | None = None, refits: in
     best = _minimise(rough.x, x, y, np.log(loss), evaluations=1000)
     a, b, e = best.x[:3]
     alpha, beta = np.exp(best.x[3:])
-    if not min(alpha, beta) > 0:  # the losses do not change with N, or with D
+    by_exponents = _log_loss(best.x, x, y)[1][:, 3:]
+    if (np.abs(by_exponents).max(0) < UNCHANGED).any():  # the losses do not change with N, or with D
         return None
     stderr = _bootstrap(best.x, x, y, noise_sd, refits) if noise_sd else _jacobian_errors(best.x, x, y, np.log(loss))
     return Parametric(

@@ -98,3 +98,9 @@ def test_an_exponent_with_a_large_standard_error_is_not_determined():
     assert fitted.determined
     assert replace(fitted, stderr=(0.1, 0.1)).determined
     assert not replace(fitted, stderr=(0.4, 0.1)).determined
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_losses_that_do_not_change_but_for_rounding_determine_nothing(seed):
+    rounding = np.random.default_rng(seed).integers(-2, 3, 100) * np.spacing(3.0)
+    assert parametric.fit([replace(r, loss=3.0 + e) for r, e in zip(on_surface(0.0), rounding, strict=False)]) is None
