@@ -119,7 +119,24 @@ def status(args: list[str], prog: str) -> int:
 
 def report(args: list[str], prog: str) -> int:
     """Fit the scaling laws, and write a report: sweep report NAME|POINTS.csv [--workdir DIR] [--output DIR]."""
-    return parse(_report, _sweep_first(args, prog, points=True), prog)()
+    words = _sweep_first(args, prog, points=True)
+    for name in ("overlay", "use"):
+        words = _joined(words, f"--{name}")
+    return parse(_report, words, prog)()
+
+
+def _joined(words: list[str], option: str) -> list[str]:
+    """Return the words of a command with all values of an option that is given more than once in one, with commas."""
+    values, others, rest = [], [], iter(words)
+    for word in rest:
+        name, equals, value = word.partition("=")
+        if name != option:
+            others.append(word)
+        elif equals or not (value := next(rest, "--")).startswith("--"):
+            values.append(value)
+        else:
+            return words  # a value is missing, which `parse` says
+    return [*others, option, ",".join(values)] if values else words
 
 
 def _sweep_first(
@@ -204,13 +221,14 @@ def _report(
       output: the report's directory; None: WORKDIR/report. A file of points needs it.
       everything: (--all) include the less useful cells.
       reuse: the results.json of another sweep's report; cells that both sweeps have are taken from it.
-      noise: the standard deviation of the loss between seeds, nats; or residuals: the scatter about the fitted curves;
-        None: as repeated seeds show it.
-      overlay: published laws to draw, by their names with commas between; None: those of the sweep.
-      unit: the unit of the losses of points, per token.
+      noise: the standard deviation of the loss between seeds, in the unit of the losses (nats, or bits with --unit
+        bits); or residuals: the scatter about the fitted curves; None: as repeated seeds show it.
+      overlay: published laws to draw, by their names; several with commas between them (smdm_mdm,smdm_arm), or the
+        option again for each; None: those of the sweep.
+      unit: the unit of the losses of points and of --noise, per token.
       counted: which parameters the points count, in words, for the page.
-      use: flags of the points to use, with commas between, "unflagged" among them; empty: unflagged, synthetic and
-        no_budget.
+      use: flags of the points to use, with commas between them or the option again for each, "unflagged" among them;
+        empty: unflagged, synthetic and no_budget.
       json: print report.json.
     """
     from diffusionlm.scaling import commands as sweep

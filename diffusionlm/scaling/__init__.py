@@ -7,7 +7,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # the same names for type checkers and editors
+    from diffusionlm.scaling.fits import ScalingWarning as ScalingWarning
     from diffusionlm.scaling.fits import fit_isoflops as fit_isoflops
+    from diffusionlm.scaling.fits import fit_parametric as fit_parametric
     from diffusionlm.scaling.fits import fit_points as fit_points
     from diffusionlm.scaling.fits import fit_surface as fit_surface
     from diffusionlm.scaling.fits import published_laws as published_laws
@@ -17,6 +19,7 @@ if TYPE_CHECKING:  # the same names for type checkers and editors
     from diffusionlm.scaling.laws.objective import ObjectiveFit as ObjectiveFit
     from diffusionlm.scaling.laws.parametric import Parametric as Parametric
     from diffusionlm.scaling.laws.published import PublishedLaw as PublishedLaw
+    from diffusionlm.scaling.laws.surface_fit import SurfaceFit as SurfaceFit
     from diffusionlm.scaling.sweep.points import Points as Points
 
 _NAMES = {  # public name -> the module that has it
@@ -24,6 +27,7 @@ _NAMES = {  # public name -> the module that has it
     "fit_points": "fits",
     "fit_isoflops": "fits",
     "fit_surface": "fits",
+    "fit_parametric": "fits",
     "published_laws": "fits",
     "Analysis": "laws.analysis",
     "Estimate": "laws.bootstrap",
@@ -31,6 +35,8 @@ _NAMES = {  # public name -> the module that has it
     "Parametric": "laws.parametric",
     "Points": "sweep.points",
     "PublishedLaw": "laws.published",
+    "ScalingWarning": "fits",
+    "SurfaceFit": "laws.surface_fit",
 }
 
 __all__ = list(_NAMES)  # pyright: ignore[reportUnsupportedDunderAll] listed once, above

@@ -1,6 +1,8 @@
 """IsoFLOP sweeps from plan to law: the module `dlm.sweep`, with the functions `plan`, `run`, `status` and `report`."""
 
+import dataclasses
 import itertools
+import math
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -48,7 +50,9 @@ def get(sweep: str | Sweep) -> Sweep:
     """
     built = sweeps.get(sweep) if isinstance(sweep, str) else sweep
     if not isinstance(built, Sweep):
-        raise UserError(f"sweep={sweep!r} is a {type(built).__name__}; give a Sweep, or the name of a registered one")
+        raise UserError(
+            f"sweep={repr(sweep)[:40]} is a {type(built).__name__}; give a Sweep, or the name of a registered one"
+        )
     return built
 
 
@@ -90,7 +94,7 @@ def status(sweep: str | Sweep, workdir: epath.PathLike | None = None, *, everyth
 
 
 def report(
-    sweep: str | Sweep | os.PathLike | Mapping[str, Any],
+    sweep: str | Sweep | os.PathLike | Mapping[str, Any] | Sequence[Mapping[str, Any]],
     workdir: epath.PathLike | None = None,
     *,
     everything: bool = False,
@@ -105,8 +109,8 @@ def report(
     """Fit the laws to the finished cells of a sweep, or to points of others, and write the report.
 
     Points are a CSV file with the columns objective, params, tokens and loss, and those that there are of budget_flops,
-    flops, seed, source, corpus and flag; a mapping of such columns, for instance a data frame; or the results.json of a
-    report. Each source and corpus has a report of its own.
+    flops, seed, source, corpus and flag; a mapping of such columns, for instance a data frame; a list of mappings, one
+    for each run; or the results.json of a report. Each source and corpus has a report of its own.
 
     Args:
       sweep: the sweep, its name, or points.
@@ -114,10 +118,10 @@ def report(
       everything: include the cells of less use.
       reuse: the results.json of another sweep's report, from which cells that both sweeps have are taken.
       output: the directory of the report; None: WORKDIR/report. Points need it.
-      noise: the standard deviation of the loss between seeds, nats; "residuals": the scatter about the fitted curves,
-        which contains misfit; None: as repeated seeds show it.
+      noise: the standard deviation of the loss between seeds, in `unit`; "residuals": the scatter about the fitted
+        curves, which contains misfit; None: as repeated seeds show it.
       overlay: names of published laws to draw; None: those of the sweep.
-      unit: the unit of the losses of points, "nats" or "bits" per token.
+      unit: the unit of the losses of points and of `noise`, "nats" or "bits" per token.
       counted: which parameters the points count, for the page.
       use: flags of the points to use, "unflagged" among them; empty: unflagged, synthetic and no_budget.
 
@@ -144,7 +148,7 @@ def report(
 
 
 def of_points(source: object) -> bool:
-    """Return True for points rather than a sweep: a mapping of columns, or a file that ends in .csv or .json."""
+    """Return True for points rather than a sweep: columns, records, or a file that ends in .csv or .json."""
     from diffusionlm.scaling.sweep.points import is_points
 
     return is_points(source) or (isinstance(source, str | os.PathLike) and str(source).endswith(".json"))
@@ -183,6 +187,10 @@ def _report_points(
         return document.write(cells, output, title=title, convention=convention, noise=noise, overlay=overlay)
     table = points.read(source, unit)
     built = point_groups.groups(table, use=use, unit=unit, counted=counted)
+    if unit == "bits" and isinstance(noise, float):
+        given = {"noise": f"given as {noise:g} bits per token, and multiplied by ln 2"}
+        built = [dataclasses.replace(group, context={**group.context, **given}) for group in built]
+        noise *= math.log(2)
     return groups.write(built, output, title=title, noise=noise, overlay=overlay)
 
 

@@ -18,6 +18,8 @@ from diffusionlm.scaling.laws.noise import Noise, by_cell
 from diffusionlm.scaling.laws.optima import BudgetFit, Optimum
 from diffusionlm.scaling.laws.power_laws import Law
 
+WORTH = 0.005  # the share of a variance below which a run settles nothing: it would show as 0%
+
 
 @dataclass(frozen=True)
 class Candidate:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
+from diffusionlm.scaling.laws.bend import bend
 from diffusionlm.scaling.laws.diagnostics import REASONS, SYMBOLS, lack, outermost, rejected, suspicious
 from diffusionlm.scaling.laws.objective import ObjectiveFit
 
@@ -52,6 +53,8 @@ def doubts(fit: ObjectiveFit) -> list[str]:
     if flat:
         clauses.append(f"the interval of the exponent of {_and(flat)} contains 0")
     misfits = [_OPTIMA[key] for key, law in fit.laws.items() if suspicious(law.lack_of_fit)]
+    if "the best losses" not in misfits and bend(fit).shown:
+        clauses.append("the best losses bend away from their power law")
     if misfits:
         clauses.append(f"{_and(misfits)} at each budget do not lie on one power law")
     return clauses

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 from scipy import stats
 
+from diffusionlm.scaling.laws.bend import bend
 from diffusionlm.scaling.laws.diagnostics import (
     REASONS,
     SUSPICIOUS,
@@ -19,6 +20,7 @@ from diffusionlm.scaling.laws.gap import Gap
 from diffusionlm.scaling.laws.noise import MIN_REPEATED, MIN_SEEDS, repeats, variance_ratio
 from diffusionlm.scaling.laws.objective import FAR, ObjectiveFit
 from diffusionlm.scaling.laws.optima import BudgetFit, Optimum
+from diffusionlm.scaling.laws.power_laws import Prediction
 from diffusionlm.scaling.laws.verdict import budgets
 from diffusionlm.scaling.sweep.results import CellResult
 
@@ -37,25 +39,36 @@ def warnings(results: Sequence[CellResult], objectives: Mapping[str, ObjectiveFi
       objectives: the fits by objective.
       gaps: the gaps between objectives.
     """
-    lines = list(_all(results, objectives, gaps))
-    return [
-        line for _, line in sorted(lines, key=lambda item: item[0])
-    ]  # a stable sort: equal weights keep their order
+    return _sorted(_all(results, objectives, gaps))
+
+
+def of_objective(fit: ObjectiveFit) -> list[str]:
+    """Return the warnings about one objective, the gravest first."""
+    return _sorted(_objective(fit))
+
+
+def _sorted(lines: Warnings) -> list[str]:
+    """Return the lines by weight; those of equal weight keep their order."""
+    return [line for _, line in sorted(lines, key=lambda item: item[0])]
+
+
+def _objective(fit: ObjectiveFit) -> Warnings:
+    yield from _missing(fit)
+    yield from _suspects(fit)
+    for row in fit.budgets:
+        if row.optimum:
+            yield from _optimum(row, row.optimum)
+    yield from _misfits(fit)
+    yield from ((3, line) for line in predictions(fit))
+    yield from ((4, line) for line in _seeds(fit))
+    yield from ((4, line) for line in _evaluation(fit))
 
 
 def _all(results: Sequence[CellResult], objectives: Mapping[str, ObjectiveFit], gaps: Sequence[Gap]) -> Warnings:
     yield from ((0, f"{r.id} is left out: its evaluation is not finite") for r in results if not np.isfinite(r.loss))
     yield from ((0, f"{r.id} is left out: its loss is not positive") for r in results if r.loss <= 0)
     for fit in objectives.values():
-        yield from _missing(fit)
-        yield from _suspects(fit)
-        for row in fit.budgets:
-            if row.optimum:
-                yield from _optimum(row, row.optimum)
-        yield from _misfits(fit)
-        yield from ((3, line) for line in predictions(fit))
-        yield from ((4, line) for line in _seeds(fit))
-        yield from ((4, line) for line in _evaluation(fit))
+        yield from _objective(fit)
     if len(objectives) < 2:
         only = next(iter(objectives))
         yield 2, f"only the objective {only} has finished cells, so there is no gap between objectives"
@@ -227,13 +240,7 @@ def predictions(fit: ObjectiveFit) -> Iterator[str]:
     ahead = fit.prediction
     if not ahead:
         return
-    error = ahead.hindcast
-    if error and error.excludes(0):
-        yield (
-            f"{fit.objective}: the other budgets predict the L* of the largest {abs(error.value):.2g} nats too "
-            f"{'low' if error.value < 0 else 'high'} (hindcast [{error.low:.2g}, {error.high:.2g}]), so the next "
-            "prediction may be off alike"
-        )
+    yield from _bend(fit, ahead)
     if fit.parametric and fit.parametric.determined:
         loss = fit.parametric.optimum(ahead.budget)[2]
         if ahead.loss.excludes(loss):
@@ -241,6 +248,26 @@ def predictions(fit: ObjectiveFit) -> Iterator[str]:
                 f"{fit.objective}: Approach 3 predicts L* = {loss:.4g} at {ahead.budget:.3g} FLOPs, outside of the "
                 f"interval of the laws, {ahead.loss.value:.4g} [{ahead.loss.low:.4g}, {ahead.loss.high:.4g}]"
             )
+
+
+def _bend(fit: ObjectiveFit, ahead: Prediction) -> Iterator[str]:
+    """Name a largest budget that the others do not predict, and what a bent law would predict."""
+    signs, error, other = bend(fit), ahead.hindcast, ""
+    if ahead.bent_loss and signs.shown:
+        other = f"; at {ahead.budget:.3g} FLOPs the bent law gives {ahead.bent_loss.value:.4g}, the straight one "
+        other += f"{ahead.loss.value:.4g}"
+    if error and signs.missed:
+        side = "low" if error.value < 0 else "high"
+        if error.interval:
+            how = f"(hindcast [{error.low:.2g}, {error.high:.2g}])"
+        else:
+            how = "(hindcast), more than twice what the scatter of the runs explains"
+        yield (
+            f"{fit.objective}: the other budgets predict the L* of the largest {abs(error.value):.2g} nats too {side} "
+            f"{how}, so the next prediction may be off alike{other}"
+        )
+    elif signs.bent and other and fit.used_noise is None:
+        yield f"{fit.objective}: the best losses bend away from their power law by more than they scatter{other}"
 
 
 def _gap(gap: Gap) -> Warnings:

@@ -12,7 +12,7 @@ from diffusionlm.scaling.laws.bootstrap import Estimate
 from diffusionlm.scaling.laws.diagnostics import outermost
 from diffusionlm.scaling.laws.gap import Gap
 from diffusionlm.scaling.laws.loss_surface import LossSurface
-from diffusionlm.scaling.laws.next_cells import Candidate
+from diffusionlm.scaling.laws.next_cells import WORTH, Candidate
 from diffusionlm.scaling.laws.objective import ObjectiveFit
 from diffusionlm.scaling.laws.optima import QUANTITIES, BudgetFit
 from diffusionlm.scaling.laws.power_laws import Law
@@ -64,20 +64,20 @@ def _shape(fit: ObjectiveFit) -> dict[str, Any] | None:
 
 
 def _best_candidates(fit: ObjectiveFit) -> list[dict[str, Any]]:
-    """Return the next cells that are best for something: L* or N*, in all or for their cost; without laws, all."""
+    """Return the next cells that are best for something: L* or N*, in all or for their cost; without laws, all.
+
+    Runs that settle nothing are not among them.
+    """
     presets = {run.params: run.preset for row in fit.budgets for run in row.runs}
     if not fit.laws:
         return [_candidate(candidate, presets, ["an optimum at this budget"]) for candidate in fit.candidates]
-    purposes = {
-        "L*": lambda c: c.loss_reduction,
-        "L* for its cost": lambda c: c.loss_reduction / c.relative_cost,
-        "N*": lambda c: c.params_reduction,
-        "N* for its cost": lambda c: c.params_reduction / c.relative_cost,
-    }
     best: dict[Candidate, list[str]] = {}
-    for purpose, key in purposes.items():
-        if fit.candidates:
-            best.setdefault(max(fit.candidates, key=key), []).append(purpose)
+    for name, field in (("L*", "loss_reduction"), ("N*", "params_reduction")):
+        shares = {candidate: getattr(candidate, field) for candidate in fit.candidates}
+        shares = {candidate: share for candidate, share in shares.items() if share >= WORTH}
+        if shares:
+            best.setdefault(max(shares, key=lambda c: shares[c]), []).append(name)
+            best.setdefault(max(shares, key=lambda c: shares[c] / c.relative_cost), []).append(f"{name} for its cost")
     return [_candidate(candidate, presets, purposes) for candidate, purposes in best.items()]
 
 

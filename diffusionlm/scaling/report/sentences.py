@@ -4,9 +4,11 @@ from collections.abc import Sequence
 from typing import TypeVar
 
 from diffusionlm.scaling.laws.analysis import Analysis
-from diffusionlm.scaling.laws.diagnostics import SUSPICIOUS
+from diffusionlm.scaling.laws.bend import bend
 from diffusionlm.scaling.laws.gap import Gap
+from diffusionlm.scaling.laws.next_cells import WORTH
 from diffusionlm.scaling.laws.objective import ObjectiveFit
+from diffusionlm.scaling.laws.power_laws import Prediction
 from diffusionlm.scaling.laws.verdict import doubts
 from diffusionlm.scaling.report.formatting import number, with_unit
 from diffusionlm.scaling.report.road_sentences import about_roads
@@ -75,15 +77,28 @@ def _about_objective(fit: ObjectiveFit) -> list[str]:
         sentences.append(
             f"With {ahead.budget:.3g} FLOPs, {name} {'should' if fit.noise else 'would, by its laws,'} reach "
             f"{number(ahead.loss)} nats per token with about {number(ahead.params)} parameters"
-            + (", but its laws are in doubt." if doubts(fit) else ".")
+            + (f"{_otherwise(fit, ahead)}, but its laws are in doubt." if doubts(fit) else ".")
         )
-    if fit.candidates and fit.candidates[0].loss_reduction is not None:
+    if fit.candidates and (share := fit.candidates[0].loss_reduction) is not None:
         best = fit.candidates[0]
         sentences.append(
             f"The run that would most reduce the uncertainty of that loss has {with_unit(best.params, 3)} parameters "
-            f"and {best.budget:.3g} FLOPs: it takes {100 * fit.candidates[0].loss_reduction:.0f}% off the variance."
+            f"and {best.budget:.3g} FLOPs: it takes {100 * share:.0f}% off the variance."
+            if share >= WORTH
+            else "No single run would settle that loss: the best of the candidates takes less than 1% off its variance, "
+            "since the budgets scatter about the law by more than any one of them is unknown. More budgets would."
         )
     return sentences
+
+
+def _otherwise(fit: ObjectiveFit, ahead: Prediction) -> str:
+    """Return the loss that is to be expected if the law bends as its optima do; "" where they do not."""
+    signs = bend(fit)
+    if not signs.shown:
+        return ""
+    if ahead.bent_loss:
+        return f", or {number(ahead.bent_loss)} if its losses go on to bend as they do"
+    return f", by a law that misses the largest budget by {abs(ahead.hindcast.value):.2g} nats" if ahead.hindcast else ""
 
 
 def _about_gap(gap: Gap) -> str:
@@ -113,18 +128,19 @@ def _about_bend(fit: ObjectiveFit) -> str:
     name, law, ahead = fit.objective.upper(), fit.laws["loss"], fit.prediction
     bent = ahead.bent_loss if ahead else None
     p = law.lack_of_fit.p if law.lack_of_fit else None
-    if p is None:
+    if not bend(fit).shown:
+        known = "nothing here tests whether there is one"
+        if p is not None:
+            known = (
+                f"its optima do not show one (misfit p = {p:.2g}): so small a bend cannot be told from a slightly "
+                "different exponent"
+            )
         return (
-            f"The law of {name}'s loss has no irreducible term, and nothing here tests whether there is one. Far "
-            "beyond the next budget it will be too optimistic."
+            f"The law of {name}'s loss has no irreducible term, and {known}. Far beyond the next budget it will be too "
+            "optimistic."
         )
-    if p >= SUSPICIOUS and not (ahead and bent and bent.excludes(ahead.loss.value)):
-        return (
-            f"The law of {name}'s loss has no irreducible term, and its optima do not show one (misfit p = {p:.2g}): "
-            "so small a bend cannot be told from a slightly different exponent. Far beyond the next budget it will be "
-            "too optimistic."
-        )
-    sentence = f"The law of {name}'s loss is not a straight line in logarithms (misfit p = {p:.2g})."
+    test = "" if p is None else f" (misfit p = {p:.2g})"
+    sentence = f"The law of {name}'s loss is not a straight line in logarithms{test}."
     if ahead is None or bent is None or bent.value <= ahead.loss.value:
         return f"{sentence} It is not to be trusted at the next budget."
     return (

@@ -22,11 +22,17 @@ from diffusionlm.scaling.sweep.points import (
 from diffusionlm.scaling.sweep.results import OBJECTIVES
 
 SIZES = 3  # a parabola needs so many
+OPTIMUM = "optimum"  # the flag of rows that are results of fits
 UNIFORM = math.log(300_000)  # nats: the loss of guessing, with the largest vocabulary in use
 BEST = 1.0  # nats per token, below what any model of text has; bytes, characters and amino acids may have less
 BITS = 1 / math.log(2)  # bits in a nat
 ALIKE, NEAR = 0.4, 0.05  # log losses: of neighbours that are alike, and of a factor that is nearly BITS
 USUAL = (1.0, 60.0)  # of C / (N D): 6, or more with attention and head
+# Tokens per parameter: those of eleven public collections of runs are 0.004 to 19,000, and a mistake of a million is
+# larger than that whole range.
+RATIOS = (1e-3, 1e6)
+SMALLEST = 1e9  # FLOPs of a run: less is a second of one core
+ROUNDED = 1e-4  # the share of N or D that rounding may change; no optimum is known so well
 APART = 4.0  # the factor by which the C / (N D) of a row may differ from the others'
 
 
@@ -53,12 +59,20 @@ def groups(table: Table, *, use: Sequence[str] = (), unit: Unit = "nats", counte
     if not any(group.results for group in built):
         reasons = Counter(left.reason for group in built for left in group.left_out)
         words = ", ".join(f"{reason}: {count}" for reason, count in reasons.items())
-        raise UserError(f"{table.name} has no row to fit: all {len(table.rows)} are left out ({words}); see --use")
+        what = "see --use (in Python, use)"
+        if set(reasons) == {f"flag {OPTIMUM}"}:
+            what = (
+                "these are optima that somebody fitted, and it takes the runs: at least three sizes at each of two "
+                "budgets. Of optima alone, numpy.polyfit of log params over log budget_flops has the exponent"
+            )
+        raise UserError(f"{table.name} has no row to fit: all {len(table.rows)} are left out ({words}); {what}")
     return built
 
 
 def _check_use(table: Table, use: Sequence[str]) -> None:
     known = {row.point.flag or UNFLAGGED for row in table.rows}
+    if OPTIMUM in use and OPTIMUM in known:
+        raise UserError(f"use={OPTIMUM!r}: a row with this flag is an optimum that was fitted, no run; use the runs")
     for flag in use:
         if flag not in known:
             raise UserError(f"use={flag!r} is the flag of no row of {table.name}{suggest(flag, known)}")
@@ -209,6 +223,31 @@ def _compute(table: Table, rows: Sequence[Row]) -> Iterator[str]:
         )
 
 
+def _counts(table: Table, rows: Sequence[Row]) -> Iterator[str]:
+    """Warn of parameters and tokens that do not seem to be counted one by one."""
+    for column in ("params", "tokens"):
+        values = {row.number: float(getattr(row.point, column)) for row in rows}
+        if off := [number for number, value in values.items() if abs(round(value) - value) > ROUNDED * value]:
+            value = values[off[0]]
+            yield (
+                f"{table.at(off)}: {column}={value:.6g} is no whole number, and rounded to {round(value)}: are "
+                f"{column} counted one by one?"
+            )
+    alone = [row for row in rows if not (row.point.flops or row.point.budget_flops)]  # else `_compute` sees more
+    ratios = {row.number: row.point.tokens / row.point.params for row in alone}
+    if off := [number for number, ratio in ratios.items() if not RATIOS[0] <= ratio <= RATIOS[1]]:
+        yield (
+            f"{table.at(off)}: D / N is {ratios[off[0]]:.3g}, and published runs have 0.004 to 19,000: is one of params "
+            "and tokens in thousands, millions or billions?"
+        )
+    small = {row.number: 6 * row.point.params * row.point.tokens for row in alone if row.number not in off}
+    if off := [number for number, compute in small.items() if compute < SMALLEST]:
+        yield (
+            f"{table.at(off)}: 6 N D is {small[off[0]]:.3g} FLOPs, no more than a second of one core: are params and "
+            "tokens counted one by one?"
+        )
+
+
 def _one_budget(table: Table, rows: Sequence[Row]) -> Iterator[str]:
     """Warn of objectives that cannot have a law."""
     for name in sorted({row.point.objective for row in rows}):
@@ -234,6 +273,7 @@ _CHECKS: Sequence[Callable[[Table, Sequence[Row]], Iterable[str]]] = (
     _units,
     _mixed_units,
     _compute,
+    _counts,
     _one_budget,
     _no_bounds,
 )
@@ -244,12 +284,14 @@ def _context(
 ) -> Mapping[str, str]:
     """Return what the points are, for the table of the page."""
     flags = Counter(row.point.flag for row in rows if row.point.flag)
+    rounded = sum(not (row.point.params.is_integer() and row.point.tokens.is_integer()) for row in rows)
     context = {
         "points": f"{len(group.results)} of {len(rows)} rows of {table.name}",
         "source": source,
         "corpus": corpus,
         "loss": "given in bits per token, and multiplied by ln 2" if unit == "bits" else "in nats per token, as given",
         "parameters": counted or "as the source counts them; --counted says which",
+        "rounded": f"N or D of {rounded} rows, to whole numbers" if rounded else "",
         "flags": ", ".join(f"{flag}: {count}" for flag, count in flags.items()),
         "comments of the file": " / ".join(table.header),
     }

@@ -10,12 +10,11 @@ import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import PurePath
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
-import msgspec
 from etils import epath
 
-from diffusionlm import schema, untrusted
+from diffusionlm import untrusted
 from diffusionlm.errors import UserError, suggest
 from diffusionlm.scaling.sweep.results import OBJECTIVES, CellResult
 from diffusionlm.storage import run_path
@@ -28,23 +27,42 @@ UNFLAGGED = "unflagged"
 USED = (UNFLAGGED, "synthetic", "no_budget")  # flags of rows that are used unless others are asked for
 _TEXTS = ("objective", "source", "corpus", "flag")
 
-_Real = Annotated[float, msgspec.Meta(gt=0, lt=1e60)]
-_Number = Annotated[float, msgspec.Meta(ge=1, lt=9e18)]
+SHOWN = 40  # characters of a refused value in a message
 
 
-class Point(schema.Record, frozen=True):
-    """A row: the schema of the columns; others are ignored."""
+class Point(NamedTuple):
+    """A row: the columns that are read; others are ignored."""
 
     objective: str
-    params: _Number
-    tokens: _Number
-    loss: _Real | None  # nats per token; None where the run has no finite one
-    budget_flops: _Real | None = None
-    flops: _Real | None = None
-    seed: schema.Count | None = None
+    params: float
+    tokens: float
+    loss: float | None  # nats per token; None where the run has no finite one
+    budget_flops: float | None = None
+    flops: float | None = None
+    seed: int | None = None
     source: str = ""
     corpus: str = ""
     flag: str = ""
+
+
+class _Range(NamedTuple):
+    """The numbers that a column may have, and the same in words."""
+
+    low: float
+    high: float
+    words: str
+
+
+_COUNT = _Range(1, 9e18, "a plain number of at least 1, such as 124000000 or 1.24e8, counted one by one")
+_FLOPS = _Range(math.ulp(0.0), 1e60, "a plain number above 0, such as 6e18")
+_RANGES = {
+    "params": _COUNT,
+    "tokens": _COUNT,
+    "loss": _Range(math.ulp(0.0), 1e60, "a plain number above 0, such as 3.21"),
+    "budget_flops": _FLOPS,
+    "flops": _FLOPS,
+    "seed": _Range(0, 9e18, "a whole number, 0 or more"),
+}
 
 
 class Row(NamedTuple):
@@ -88,19 +106,19 @@ class Table:
 
 
 def is_points(source: object) -> bool:
-    """Return True for what `read` takes rather than a sweep: a .csv file or a mapping of columns."""
+    """Return True for what `read` takes rather than a sweep: a .csv file, a mapping of columns or a list of records."""
     if isinstance(source, str | os.PathLike):
         return PurePath(os.fspath(source)).suffix.lower() == ".csv"
-    return _is_columns(source)
+    return _is_columns(source) or isinstance(source, Sequence)
 
 
-def read(source: epath.PathLike | Mapping[str, Any], unit: Unit = "nats") -> Table:
+def read(source: epath.PathLike | Mapping[str, Any] | Sequence[Mapping[str, Any]], unit: Unit = "nats") -> Table:
     """Read points, and check every row.
 
     Args:
-      source: a CSV file whose first lines may be comments that begin with #, or a mapping of columns, such as a data
-        frame of pandas. Columns: objective, params, tokens, loss; budget_flops (or budget), flops, seed, source,
-        corpus and flag are optional, and others are ignored.
+      source: a CSV file whose first lines may be comments that begin with #; a mapping of columns, such as a data frame
+        of pandas; or a list of mappings, one for each run. Columns: objective, params, tokens, loss; budget_flops (or
+        budget), flops, seed, source, corpus and flag are optional, and others are ignored.
       unit: the unit of the losses per token; bits become nats.
 
     Raises:
@@ -111,11 +129,9 @@ def read(source: epath.PathLike | Mapping[str, Any], unit: Unit = "nats") -> Tab
     if isinstance(source, str | os.PathLike):
         name, word = untrusted.printable(os.fspath(source)), "line"
         header, columns, lines = _of_csv(source, name)
-    elif _is_columns(source):
-        name, word, header = "the table", "row", ()
-        columns, lines = _of_columns(source)
     else:
-        raise UserError(f"points must be a CSV file or a mapping of columns, not {type(source).__name__}")
+        name, word, header = "the table", "row", ()
+        columns, lines = _of_columns(source) if _is_columns(source) else _of_records(source)
     _check_columns(columns, name)
     rows = tuple(_row(number, values, f"{name} {word} {number}", unit) for number, values in lines)
     if not rows:
@@ -170,19 +186,60 @@ def _lines(reader: Any, columns: Sequence[str], name: str, start: int) -> Iterat
 
 def _of_columns(source: Any) -> tuple[list[str], Iterator[tuple[int, dict]]]:
     names = [str(name) for name in source.keys()]  # a data frame is no mapping
-    columns = {ALIASES.get(name, name): list(source[name]) for name in names}
+    columns = {ALIASES.get(name, name): _column(name, source[name]) for name in names}
     lengths = {name: len(values) for name, values in columns.items()}
-    if len(set(lengths.values())) > 1:
-        raise UserError(f"the columns of a table must be of one length, not {lengths}")
+    first = next(iter(lengths), "")
+    for name, length in lengths.items():
+        if length != lengths[first]:
+            raise UserError(
+                f"the columns of a table must be of one length, but {first!r} has {lengths[first]} values and {name!r} "
+                f"has {length}"
+            )
     rows = zip(*columns.values(), strict=True)
     return [ALIASES.get(name, name) for name in names], (
         (number, dict(zip(columns, map(_plain, cells), strict=True))) for number, cells in enumerate(rows)
     )
 
 
+def _column(name: str, values: Any) -> list[Any]:
+    """Return a column as a list; raise `UserError` for one value in its place."""
+    try:
+        if not isinstance(values, str | bytes):
+            return list(values)
+    except TypeError:  # also of an array without a dimension
+        pass
+    raise UserError(f"the column {name!r} of the table is {_shown(values)}; give a list with a value for each run")
+
+
+def _of_records(source: Any) -> tuple[list[str], Iterator[tuple[int, dict]]]:
+    """Return the columns that any record has, and an iterator of (row, values by column)."""
+    if not isinstance(source, Sequence) or isinstance(source, str | bytes):
+        kind = type(source).__name__
+        raise UserError(f"points must be a CSV file, a mapping of columns or a list of mappings, not of type {kind}")
+    for number, record in enumerate(source):
+        if not isinstance(record, Mapping):
+            raise UserError(
+                f"the table row {number} is {_shown(record)}; in a list, each run is a mapping with "
+                f"{', '.join(REQUIRED)} and so on"
+            )
+    names = list(dict.fromkeys(str(name) for record in source for name in record))
+    if not names:
+        raise UserError(f"the table has no row; give each run a mapping with {', '.join(REQUIRED)} and so on")
+    return [ALIASES.get(name, name) for name in names], (
+        (number, {ALIASES.get(str(name), str(name)): _plain(value) for name, value in record.items()})
+        for number, record in enumerate(source)
+    )
+
+
+def _shown(value: Any) -> str:
+    """Return a refused value as text for one line, cut where it is long."""
+    text = untrusted.printable(repr(value))
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
+
+
 def _plain(value: Any) -> Any:
     """Return a value of an array or of a data frame as a plain one, with "" for a missing one."""
-    value = value.item() if hasattr(value, "item") else value
+    value = value.item() if hasattr(value, "item") and getattr(value, "size", 1) == 1 else value
     missing = value is None or (isinstance(value, float) and math.isnan(value)) or type(value).__name__ == "NAType"
     return "" if missing else value
 
@@ -191,7 +248,7 @@ def _check_columns(columns: Sequence[str], name: str) -> None:
     for column in REQUIRED:
         if column not in columns:
             raise UserError(f"{name} has no column {column!r}{_near(column, columns)}; needed: {', '.join(REQUIRED)}")
-    for column in Point.__struct_fields__:
+    for column in Point._fields:
         if columns.count(column) > 1:
             raise UserError(f"{name} has two columns {column!r}; keep one of them (budget is the same as budget_flops)")
 
@@ -203,41 +260,41 @@ def _near(column: str, columns: Sequence[str]) -> str:
 
 
 def _row(number: int, values: Mapping[str, Any], where: str, unit: Unit) -> Row:
-    """Return a row as its point, whose loss is in nats; raise `UserError` for what the schema refuses."""
-    plain: dict[str, Any] = {}
-    for column in Point.__struct_fields__:
+    """Return a row as its point, whose loss is in nats; raise `UserError` for a value that its column cannot have."""
+    cells: dict[str, Any] = {column: str(values.get(column, "")) for column in _TEXTS}
+    cells["objective"] = _objective(cells["objective"], where)
+    for column, allowed in _RANGES.items():
         value = values.get(column, "")
-        if column in _TEXTS:
-            plain[column] = str(value)
-        elif value != "":
-            plain[column] = _number(value, whole=column == "seed")
-    plain["objective"] = _objective(plain["objective"], where)
+        cells[column] = None if isinstance(value, str) and value == "" else _number(column, value, allowed, where)
     for column in ("params", "tokens"):
-        if column not in plain:
+        if cells[column] is None:
             raise UserError(f"{where}: {column} is empty; every run needs its {', '.join(REQUIRED[1:])}")
-    loss = plain.get("loss")
-    finite = isinstance(loss, str) or (loss is not None and math.isfinite(loss))
-    point = schema.convert(plain | {"loss": loss if finite else None}, Point, where)
-    if unit == "bits" and point.loss is not None:
-        point = msgspec.structs.replace(point, loss=point.loss * math.log(2))
-    return Row(number, point)
+    if unit == "bits" and cells["loss"] is not None:
+        cells["loss"] *= math.log(2)
+    return Row(number, Point(**cells))
 
 
-def _number(value: Any, *, whole: bool) -> Any:
-    """Return text as the number that it spells, or as it is, for the schema to refuse."""
-    if isinstance(value, bool):
-        return str(value)
+def _number(column: str, value: Any, allowed: _Range, where: str) -> float | int | None:
+    """Return a value as a number that its column can have; a loss that is not finite is None."""
+    number, whole = _parsed(value), column == "seed"
+    if column == "loss" and number is not None and not math.isfinite(number):
+        return None
+    if number is None or not allowed.low <= number < allowed.high or (whole and not number.is_integer()):
+        raise UserError(f"{where}: {column}={_shown(value if number is None else number)} must be {allowed.words}")
+    return int(number) if whole else number
+
+
+def _parsed(value: Any) -> float | None:
     try:
-        number = float(value)
+        return None if isinstance(value, bool) else float(value)
     except (TypeError, ValueError, OverflowError):
-        return value if isinstance(value, str) else str(value)
-    return int(number) if whole and number.is_integer() else number
+        return None
 
 
 def _objective(text: str, where: str) -> str:
     name = text.lower()
     if name not in OBJECTIVES:
-        raise UserError(f"{where}: unknown objective {untrusted.printable(repr(text))}{suggest(name, OBJECTIVES)}")
+        raise UserError(f"{where}: unknown objective {_shown(text)}{suggest(name, OBJECTIVES)}")
     return name
 
 

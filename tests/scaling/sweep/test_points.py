@@ -68,13 +68,14 @@ def test_a_data_frame_is_a_table_whose_missing_values_are_missing():
 @pytest.mark.parametrize(
     ("lines", "words"),
     [
-        (["arm,-6e18,1e8,1e10,3.1"], ["points.csv line 3: budget_flops=-6e+18", "> 0"]),
-        (["arm,6e18,1e8,1e10,-3.1"], ["points.csv line 3: loss=-3.1", "> 0"]),
+        (["arm,-6e18,1e8,1e10,3.1"], ["points.csv line 3: budget_flops=-6e+18 must be a plain number above 0"]),
+        (["arm,6e18,1e8,1e10,-3.1"], ["points.csv line 3: loss=-3.1 must be a plain number above 0"]),
         ([ROW, "", "arm,6e18,nan,1e10,3.1"], ["points.csv line 5: params=nan"]),
+        (["arm,6e18,0.5,1e10,3.1"], ["points.csv line 3: params=0.5", "counted one by one"]),
         (["arm,6e18,1e8,inf,3.1"], ["points.csv line 3: tokens=inf"]),
         (["arm,6e18,1e8,,3.1"], ["points.csv line 3: tokens is empty"]),
-        (["arm,6e18,1e8,1e10,3.1 nats"], ["points.csv line 3: loss='3.1 nats'", "float"]),
-        (['arm,6e18,"100,000",1e10,3.1'], ["points.csv line 3: params='100,000'"]),
+        (["arm,6e18,1e8,1e10,3.1 nats"], ["points.csv line 3: loss='3.1 nats' must be a plain number above 0, such as"]),
+        (['arm,6e18,"100,000",1e10,3.1'], ["line 3: params='100,000' must be a plain number of at least 1, such as"]),
         (["amr,6e18,1e8,1e10,3.1"], ["points.csv line 3: unknown objective 'amr'; did you mean 'arm'"]),
         (["arm,6e18,1e8,3.1"], ["points.csv line 3 has 4 cells, but there are 5 columns"]),
         (['"arm', "x"], ["points.csv line 3 is no line of CSV"]),
@@ -179,12 +180,89 @@ def test_one_budget_and_losses_that_are_no_bounds_are_named():
 def test_counts_in_millions_are_named():
     table = surface()
     table["tokens"] = table["tokens"] / 1e6
-    [warning] = the_group(table).warnings
+    warning, rounded = the_group(table).warnings
     assert "C / (N D) is 6e+06, where 6 is usual" in warning
+    assert rounded.startswith("the table rows 2, 4 and 8: tokens=1666.67 is no whole number, and rounded to 1667")
     table = surface()
     table["tokens"][3] *= 10
     [warning] = the_group(table).warnings
     assert warning.startswith("the table row 3: C / (N D) is 0.6, but 6 in the middle")
+
+
+def test_counts_in_millions_are_named_where_there_is_no_compute_to_compare_with():
+    table = {name: np.round(values) if name in ("params", "tokens") else values for name, values in surface().items()}
+    del table["budget_flops"]
+    assert not the_group(table).warnings
+    for scales, words in (
+        ({"tokens": 1e-6}, "the table rows 0, 1, 2, 3 and 11 more: D / N is 0.000104, and published runs have"),
+        ({"params": 1e-6}, "D / N is"),
+        ({"params": 1e-6, "tokens": 1e-6}, "6 N D is 1e+06 FLOPs, no more than a second of one core"),
+    ):
+        other = table | {name: np.ceil(table[name] * scale) for name, scale in scales.items()}
+        assert any(words in line for line in the_group(other).warnings), the_group(other).warnings
+
+
+def test_counts_that_are_not_whole_are_rounded_and_the_page_says_so():
+    table = {"objective": ["arm"] * 2, "params": [25.5, 1e8], "tokens": [2e9, 10204081632.7], "loss": [3.1, 3.0]}
+    group = the_group(table)
+    assert [(run.params, run.tokens) for run in group.results] == [(26, 2 * 10**9), (10**8, 10204081633)]
+    assert group.context["rounded"] == "N or D of 2 rows, to whole numbers"
+    [line] = [line for line in group.warnings if "no whole number" in line]  # a tenth of a token is nothing
+    assert line == (
+        "the table row 0: params=25.5 is no whole number, and rounded to 26: are params counted one by one?"
+    )
+
+
+def test_a_list_of_records_is_a_table():
+    table = surface(seed=3)
+    columns = [table[name] for name in table]
+    records = [dict(zip(table, values, strict=True)) for values in zip(*columns, strict=True)]
+    del records[4]["seed"], records[5]["budget_flops"]
+    group = the_group(records)
+    assert [run.seed for run in group.results[3:6]] == [3, 0, 3] and np.isnan(group.results[5].budget)
+    assert [run.loss for run in group.results] == list(table["loss"])
+    del records[2]["loss"], records[3]["params"]
+    with pytest.raises(UserError, match=r"^the table row 3: params is empty"):
+        points.read(records)
+
+
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        ({"objective": "arm", "params": [1e8]}, "the column 'objective' of the table is 'arm'; give a list with a"),
+        ({"objective": ["arm"], "params": 1e8}, "the column 'params' of the table is 100000000.0; give a list"),
+        ({"objective": ["arm"], "loss": np.array(3.0)}, "the column 'loss' of the table is array(3.); give a list"),
+        ({"a": [1], "b": [1, 2]} | {f"c{i}": [1] for i in range(99)}, "but 'a' has 1 values and 'b' has 2"),
+        ([{"objective": "arm"}, [1e8, 1e9]], "the table row 1 is [100000000.0, 1000000000.0]; in a list, each run is"),
+        ([], "the table has no row; give each run a mapping"),
+        (3.5, "points must be a CSV file, a mapping of columns or a list of mappings, not of type float"),
+        (
+            {"objective": ["arm"], "params": [[1e8, 2e8]], "tokens": [1e9], "loss": [3.0]},
+            "the table row 0: params=[100000000.0, 200000000.0] must be a plain number",
+        ),
+        (
+            {"objective": ["arm"], "params": [np.arange(99.0)], "tokens": [1e9], "loss": [3.0]},
+            "the table row 0: params=array([ 0.,  1.,  2.,",
+        ),
+        (
+            {"objective": ["arm"], "params": [True], "tokens": [1e9], "loss": [3.0]},
+            "the table row 0: params=True must be a plain number of at least 1",
+        ),
+    ],
+)
+def test_a_wrong_table_is_one_short_line(source, words):
+    with pytest.raises(UserError) as error:
+        points.read(source)
+    message = str(error.value)
+    assert words in message and "\n" not in message and len(message) < 200, message
+
+
+def test_optima_are_no_runs():
+    table = surface(flag="optimum")
+    with pytest.raises(UserError, match=r"all 15 are left out .*these are optima that somebody fitted, and it takes the"):
+        the_group(table)
+    with pytest.raises(UserError, match="a row with this flag is an optimum that was fitted, no run"):
+        the_group(table, use=["optimum"])
 
 
 def test_budgets_of_one_or_two_sizes_are_one_warning_and_no_budgets():
