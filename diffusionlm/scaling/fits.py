@@ -183,7 +183,9 @@ def _array(name: str, values: ArrayLike) -> np.ndarray:
     try:
         array = np.asarray(values)
     except ValueError as error:
-        raise UserError(f"{name} must be an array with a number for each run: its rows are of several lengths") from error
+        raise UserError(
+            f"{name} must be an array with a number for each run: its rows are of several lengths"
+        ) from error
     if array.ndim == 0:
         raise UserError(f"{name}={str(values)[:40]!r} must be an array with a number for each run")
     return np.ravel(array)

@@ -144,6 +144,35 @@ def test_report_writes_a_page_and_warns_of_missing_cells(finished, capsys, tmp_p
     assert content["verdict"].startswith("This sweep gives no scaling law for ")
 
 
+@pytest.mark.parametrize(
+    ("words", "overlay", "use"),
+    [
+        (["--overlay", "smdm_mdm", "--overlay", "quokka"], ["smdm_mdm", "quokka"], []),
+        (["--overlay=smdm_mdm, quokka", "--json", "--overlay", "chinchilla"], ["smdm_mdm", "quokka", "chinchilla"], []),
+        (["--use", "a", "--overlay", "quokka", "--use=b,unflagged"], ["quokka"], ["a", "b", "unflagged"]),
+        (["--noise", "0.1"], None, []),
+    ],
+)
+def test_overlays_and_flags_add_up(monkeypatch, words, overlay, use):
+    calls = []
+    monkeypatch.setattr(sweep, "report", lambda *args, **options: calls.append(options) or {})
+    assert main(["sweep", "report", "points.csv", "--output", "out", *words]) == 0
+    assert (calls[0]["overlay"], calls[0]["use"], calls[0]["output"]) == (overlay, use, "out")
+
+
+@pytest.mark.parametrize("words", [["--overlay"], ["--overlay", "--json"]])
+def test_an_overlay_without_a_name_is_one_line(capsys, words):
+    assert main(["sweep", "report", "points.csv", *words]) == 2
+    assert "overlay needs a value" in capsys.readouterr().err
+
+
+def test_the_help_of_a_report_says_how_to_give_several_overlays_and_in_which_unit_noise_is(capsys):
+    with pytest.raises(SystemExit):
+        main(["sweep", "report", "--help"])
+    shown = " ".join(capsys.readouterr().out.replace("\u2502", " ").split())
+    assert "smdm_mdm,smdm_arm" in shown and "nats, or bits with --unit bits" in shown
+
+
 WRONG_OUTPUTS = [
     ("/etc/passwd", "output=/etc/passwd must be a directory, and it is a file"),
     ("/proc/x", "cannot write the report to '/proc/x': No such file"),

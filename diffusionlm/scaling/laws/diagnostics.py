@@ -18,7 +18,7 @@ REASONS: dict[Lack, str] = {
     "sizes": "fewer than three sizes have finished, so finish those",
     "smaller": "the smallest size is the best, so run smaller ones",
     "larger": "the largest size is the best, so run larger ones",
-    "seeds": "the noise hides which size is the best, so run more seeds",
+    "seeds": "the losses do not show which size is the best, so look for a run that went wrong, or run more seeds",
 }
 
 

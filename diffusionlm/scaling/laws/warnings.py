@@ -21,6 +21,7 @@ from diffusionlm.scaling.laws.noise import MIN_REPEATED, MIN_SEEDS, repeats, var
 from diffusionlm.scaling.laws.objective import FAR, ObjectiveFit
 from diffusionlm.scaling.laws.optima import BudgetFit, Optimum
 from diffusionlm.scaling.laws.power_laws import Prediction
+from diffusionlm.scaling.laws.suspects import Suspect
 from diffusionlm.scaling.laws.verdict import budgets
 from diffusionlm.scaling.sweep.results import CellResult
 
@@ -71,7 +72,7 @@ def _all(results: Sequence[CellResult], objectives: Mapping[str, ObjectiveFit], 
         yield from _objective(fit)
     if len(objectives) < 2:
         only = next(iter(objectives))
-        yield 2, f"only the objective {only} has finished cells, so there is no gap between objectives"
+        yield 2, f"only the objective {only} has runs, so there is no gap between objectives"
     elif not gaps:
         yield 2, "no gap between objectives: it needs a falling loss law of arm and an optimum of one other objective"
     for gap in gaps:
@@ -108,7 +109,7 @@ def _missing(fit: ObjectiveFit) -> Warnings:
         yield (
             2,
             f"{name}: no intervals, because the noise is unknown: it takes {MIN_SEEDS} seeds in at least "
-            f"{MIN_REPEATED} cells, or a noise that is given",
+            f"{MIN_REPEATED} cells, or a noise that is given (--noise)",
         )
     elif fit.noise.source == "residuals":
         yield (
@@ -141,9 +142,15 @@ def _suspects(fit: ObjectiveFit) -> Warnings:
             changes = f"; the exponent of N* is {exponent} with all suspected cells, and {changed} without them"
         yield (
             0,
-            f"{fit.objective}{where}, N = {suspect.params:,}: this cell is suspected: it is {suspect.off:+.3g} nats "
-            f"off the surface through the others (p = {suspect.p:.2g}), so repeat it{changes}",
+            f"{fit.objective}{where}, N = {suspect.params:,}{_row_of(fit, suspect)}: this cell is suspected: it is "
+            f"{suspect.off:+.3g} nats off the surface through the others (p = {suspect.p:.2g}), so repeat it{changes}",
         )
+
+
+def _row_of(fit: ObjectiveFit, suspect: Suspect) -> str:
+    """Return the row of a file or table that a suspected cell is; "" for a cell of an own sweep."""
+    same = [run for run in fit.runs if (run.params, run.tokens) == (suspect.params, suspect.tokens)]
+    return f" ({same[0].id})" if same and np.isnan(same[0].loss_stderr) else ""
 
 
 def _optimum(row: BudgetFit, optimum: Optimum) -> Warnings:

@@ -12,7 +12,7 @@ from diffusionlm.scaling.laws.bootstrap import Estimate
 from diffusionlm.scaling.laws.objective import ObjectiveFit
 from diffusionlm.scaling.laws.optima import QUANTITIES
 from diffusionlm.scaling.report.plot_elements import GREY, budget_style, style_of
-from diffusionlm.scaling.report.surface_plots import crosses
+from diffusionlm.scaling.report.surface_plots import DISTANT, crosses, distant
 from diffusionlm.scaling.sweep.results import CellResult
 
 if TYPE_CHECKING:  # Bokeh is an extra
@@ -74,6 +74,7 @@ def _figure(**options: Any) -> "Figure":
     plot = figure(height=HEIGHT, sizing_mode="stretch_width", tools="pan,box_zoom,wheel_zoom,reset,save", **options)
     plot.toolbar.logo = None
     plot.toolbar.active_scroll = None  # the wheel moves the page until it is chosen
+    plot.x_range.only_visible = plot.y_range.only_visible = True  # what is hidden in the legend stretches nothing
     return plot
 
 
@@ -118,6 +119,12 @@ def _losses(fit: ObjectiveFit, analysis: Analysis) -> "Figure":
         drawn.append(
             plot.scatter("params", "loss", source=source, marker="x", size=9, color=GREY, legend_label="left out")
         )
+    if far := distant(fit):
+        source = _source(far, why=[DISTANT] * len(far))
+        label = "far from the best size"
+        drawn.append(
+            plot.scatter("params", "loss", source=source, marker="cross", size=9, color=GREY, legend_label=label)
+        )
     optima = [row.optimum for row in fit.budgets if row.usable and row.optimum]
     if optima:
         ends = [o.params.value for o in optima], [o.loss.value for o in optima]
@@ -160,7 +167,10 @@ def _laws(key: str, analysis: Analysis) -> "Figure":
         drawn.append(plot.scatter("c", "value", source=source, size=8, color=colour, legend_label=name))
         if law := fit.laws.get(key):
             grid = np.geomspace(law.budgets[0], analysis.next_budget or law.budgets[-1], 60)
-            plot.line(grid, [law.at(c).value for c in grid], color=colour, legend_label=name)
+            style: Any = {"color": colour, "legend_label": name}
+            if fit.hanging:
+                style = {"color": GREY, "line_dash": "dashed", "legend_label": f"{name}: hangs on suspected cells"}
+            plot.line(grid, [law.at(c).value for c in grid], **style)
     plot.legend.location = "top_right" if key == "loss" else "top_left"
     form = "%.5g" if key == "loss" else "%.3e"
     rows = [("C", "@c{%.3e}"), (LABELS[key], f"@value{{{form}}}"), ("95%", f"@low{{{form}}} to @high{{{form}}}")]

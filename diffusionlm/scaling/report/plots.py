@@ -2,7 +2,7 @@
 
 import io
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -32,13 +32,15 @@ from diffusionlm.scaling.report.plot_elements import (
     style_of,
 )
 from diffusionlm.scaling.report.road_plots import draw_shares
-from diffusionlm.scaling.report.surface_plots import draw_surface, unfitted
+from diffusionlm.scaling.report.sentences import quoted
+from diffusionlm.scaling.report.surface_plots import distant, draw_surface, unfitted
 
 if TYPE_CHECKING:  # matplotlib is an extra
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 Overlays = Sequence[PublishedLaw]
+HANGING: Mapping[str, Any] = {"color": GREY, "linestyle": "--", "linewidth": 1.0}  # a law that is not quoted
 OVERLAY_LINES = ("-", "--", "-.", ":")
 
 
@@ -69,7 +71,8 @@ def draw_isoflop(figure: "Figure", analysis: Analysis, overlays: Overlays) -> bo
             _measured(axes, row, *budget_style(budgets, row.budget))
         axes.set(title=fit.objective.upper(), xscale="log", xlabel="model size N (parameters)")
         unfitted(axes, fit, analysis.left_out)
-        ends = np.array([_grid_ends(row) for row in fit.budgets])
+        far = distant(fit)
+        ends = np.array([*(_grid_ends(row) for row in fit.budgets), *((r.params / 1.2, r.params * 1.2) for r in far)])
         axes.set_xlim(ends[:, 0].min(), ends[:, 1].max())
         axes.set_ylim(axes.get_ylim())  # of points and curves: no interval stretches a panel
         shown = [row.optimum for row in fit.budgets if row.optimum and row.optimum.inside]
@@ -159,7 +162,9 @@ def _law(axes: "Axes", fit: ObjectiveFit, key: str, grid: np.ndarray, style: Sty
         values = [getattr(optimum, key).value for optimum in others]
         label = f"{name}, optimum in no law"
         axes.plot([optimum.budget for optimum in others], values, "x", color=style.colour, markersize=8, label=label)
-    if fit.laws:
+    if fit.hanging:
+        axes.plot(grid, [fit.laws[key].at(c).value for c in grid], **HANGING, label=f"{name}: hangs on suspected cells")
+    elif fit.laws:
         estimates = [fit.laws[key].at(c) for c in grid]
         axes.plot(grid, [e.value for e in estimates], color=style.colour, linestyle=style.line)
         band(axes, grid, estimates, style)
@@ -185,11 +190,12 @@ def _slope(
 
 def draw_gap(figure: "Figure", analysis: Analysis, overlays: Overlays) -> bool:
     """Draw the compute gap over the compute of the reference, and the ratio of optimal sizes."""
-    if not analysis.gaps:
+    gaps = quoted(analysis)
+    if not gaps:
         return False
     figure.set_size_inches(11, 4.8)
     left, right = figure.subplots(1, 2)
-    for gap in analysis.gaps:
+    for gap in gaps:
         style = style_of(gap.objective, analysis.objectives)
         title = f"{gap.objective.upper()} over {gap.reference.upper()}"
         if gap.law:
@@ -200,8 +206,8 @@ def draw_gap(figure: "Figure", analysis: Analysis, overlays: Overlays) -> bool:
             label = f"{title}, one exponent: {gap.common.value:.3g}"
             left.axhline(gap.common.value, color=GREY, linestyle=":", label=label)
         points(right, [c for c, _ in gap.size_ratio], [e for _, e in gap.size_ratio], style, title)
-    reference, budgets = analysis.gaps[0].reference.upper(), analysis.gaps[0].reference_law.budgets
-    for axes, more in ((left, [c / e.value for gap in analysis.gaps for c, e in gap.at_own]), (right, [])):
+    reference, budgets = gaps[0].reference.upper(), gaps[0].reference_law.budgets
+    for axes, more in ((left, [c / e.value for gap in gaps for c, e in gap.at_own]), (right, [])):
         axes.set_xscale("log")
         budget_ticks(axes.xaxis, [*budgets, *more])
     left.axvspan(budgets[0], budgets[-1], color=GREY, alpha=0.1, linewidth=0)

@@ -5,6 +5,7 @@ from typing import TypeVar
 
 from diffusionlm.scaling.laws.analysis import Analysis
 from diffusionlm.scaling.laws.bend import bend
+from diffusionlm.scaling.laws.bootstrap import Estimate
 from diffusionlm.scaling.laws.gap import Gap
 from diffusionlm.scaling.laws.next_cells import WORTH
 from diffusionlm.scaling.laws.objective import ObjectiveFit
@@ -25,7 +26,7 @@ def summary(analysis: Analysis) -> list[str]:
             sentences += _about_objective(fit)
     if analysis.roads:
         sentences += about_roads(analysis.roads)
-    sentences += [_about_gap(gap) for gap in analysis.gaps]
+    sentences += [_about_gap(gap) for gap in quoted(analysis)]
     sentences.append(_about_intervals(analysis))
     sentences += [_about_bend(fit) for fit in analysis.objectives.values() if fit.laws and not fit.arm_share]
     sentences.append("The loss of a masked diffusion model is an upper bound, that of an autoregressive one is exact.")
@@ -34,14 +35,23 @@ def summary(analysis: Analysis) -> list[str]:
     return sentences
 
 
+def quoted(analysis: Analysis) -> list[Gap]:
+    """Return the gaps between objectives whose laws hang on no suspected cell."""
+    hanging = {name for name, fit in analysis.objectives.items() if fit.hanging}
+    return [gap for gap in analysis.gaps if not {gap.objective, gap.reference} & hanging]
+
+
 def _about_intervals(analysis: Analysis) -> str:
     """Say what the intervals hold, by where the noise comes from."""
     known = [fit.noise for fit in analysis.objectives.values() if fit.noise]
     if not known:
-        return (
-            "There are no intervals but those of the surface, which rest on the scatter of the losses about it, "
-            "because the noise is unknown; so nothing here says how sure any of the other numbers is."
-        )
+        surfaces = [surface_exponent(fit) for fit in analysis.objectives.values()]
+        if any(exponent and exponent.interval for exponent in surfaces):
+            return (
+                "There are no intervals but those of the surface, which rest on the scatter of the losses about it, "
+                "because the noise is unknown; so nothing here says how sure any of the other numbers is."
+            )
+        return "There are no intervals, because the noise is unknown; so nothing here says how sure any number is."
     sds = " and ".join(dict.fromkeys(f"{noise.sd:.3g}" for noise in known))
     held = {
         "given": f"a noise of {sds} nats between runs, which was given and not measured here",
@@ -53,10 +63,23 @@ def _about_intervals(analysis: Analysis) -> str:
     )
 
 
+def surface_exponent(fit: ObjectiveFit) -> Estimate | None:
+    """Return the exponent of N* of the surface as it is shown: without an interval where that would say nothing.
+
+    Without a noise, the scatter about the surface is shown for what it is only where there is nothing else. Of losses
+    that lie on a surface the interval has no length.
+    """
+    if not fit.surface:
+        return None
+    exponent = fit.surface.exponent
+    empty = exponent.interval is not None and exponent.width == 0
+    return Estimate(exponent.value) if empty or (fit.budgets and not fit.noise) else exponent
+
+
 def _about_objective(fit: ObjectiveFit) -> list[str]:
     name, sentences = fit.objective.upper(), []
     if fit.hanging:
-        return [f"The laws of {name} hang on a suspected cell, so none is quoted."]
+        return [f"The laws of {name} hang on a suspected cell, so none is quoted, nor a gap."]
     if fit.laws:
         params, loss = fit.laws["params"].exponent, fit.laws["loss"].exponent
         sentences.append(
@@ -85,8 +108,8 @@ def _about_objective(fit: ObjectiveFit) -> list[str]:
             f"The run that would most reduce the uncertainty of that loss has {with_unit(best.params, 3)} parameters "
             f"and {best.budget:.3g} FLOPs: it takes {100 * share:.0f}% off the variance."
             if share >= WORTH
-            else "No single run would settle that loss: the best of the candidates takes less than 1% off its variance, "
-            "since the budgets scatter about the law by more than any one of them is unknown. More budgets would."
+            else "None of the candidates for the next cell settles that loss: the best takes less than 1% off its "
+            "variance, since budgets scatter about the law by more than any of them is uncertain. More budgets would."
         )
     return sentences
 
@@ -98,7 +121,9 @@ def _otherwise(fit: ObjectiveFit, ahead: Prediction) -> str:
         return ""
     if ahead.bent_loss:
         return f", or {number(ahead.bent_loss)} if its losses go on to bend as they do"
-    return f", by a law that misses the largest budget by {abs(ahead.hindcast.value):.2g} nats" if ahead.hindcast else ""
+    return (
+        f", by a law that misses the largest budget by {abs(ahead.hindcast.value):.2g} nats" if ahead.hindcast else ""
+    )
 
 
 def _about_gap(gap: Gap) -> str:

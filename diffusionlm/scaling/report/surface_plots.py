@@ -6,12 +6,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from diffusionlm.scaling.laws.analysis import Analysis
-from diffusionlm.scaling.laws.objective import ObjectiveFit
+from diffusionlm.scaling.laws.objective import FAR, ObjectiveFit
 from diffusionlm.scaling.laws.parametric import Parametric
 from diffusionlm.scaling.report.formatting import short
 from diffusionlm.scaling.report.plot_elements import GREY, few_ticks, legend_under, panels
 from diffusionlm.scaling.sweep.points import LeftOut
 from diffusionlm.scaling.sweep.results import CellResult
+
+DISTANT = f"more than {FAR:g} times from the best size"
 
 if TYPE_CHECKING:  # matplotlib is an extra
     from matplotlib.axes import Axes
@@ -19,13 +21,14 @@ if TYPE_CHECKING:  # matplotlib is an extra
 
 
 def unfitted(axes: "Axes", fit: ObjectiveFit, left_out: Sequence[LeftOut]) -> None:
-    """Draw the runs of an objective that belong to no budget as points, and those that were left out as crosses.
+    """Draw the runs of an objective that are in no curve: points of no budget, crosses of what was left out.
 
-    They stretch no axis.
+    No loss stretches the axis of losses: what lies above it is an arrow at its end.
     """
     loose = [run for run in fit.runs if np.isnan(run.budget)] if fit.budgets else []
     _marks(axes, loose, ".", "no budget")
     _marks(axes, crosses(fit.objective, left_out), "x", "left out")
+    _marks(axes, distant(fit), "+", DISTANT)
 
 
 def crosses(objective: str, left_out: Sequence[LeftOut]) -> list[CellResult]:
@@ -33,11 +36,22 @@ def crosses(objective: str, left_out: Sequence[LeftOut]) -> list[CellResult]:
     return [left.run for left in left_out if left.run.objective == objective and np.isfinite(left.run.loss)]
 
 
+def distant(fit: ObjectiveFit) -> list[CellResult]:
+    """Return the runs whose size is too far from the best one of their budget for its curve."""
+    in_curves = {id(run) for row in fit.budgets for run in row.runs}
+    return [run for run in fit.runs if not np.isnan(run.budget) and id(run) not in in_curves]
+
+
 def _marks(axes: "Axes", runs: Sequence[CellResult], marker: str, label: str) -> None:
-    if runs:
-        limits = axes.get_ylim()
-        axes.plot([r.params for r in runs], [r.loss for r in runs], marker, color=GREY, markersize=5, label=label)
-        axes.set_ylim(limits)
+    if not runs:
+        return
+    limits = axes.get_ylim()
+    sizes, losses = (np.array([getattr(run, key) for run in runs], float) for key in ("params", "loss"))
+    shown = losses <= limits[1]
+    style = {"color": GREY, "linestyle": " ", "markersize": 5}
+    axes.plot(sizes[shown], losses[shown], marker=marker, label=label, **style)
+    axes.plot(sizes[~shown], np.full((~shown).sum(), limits[1]), marker="^", clip_on=False, **style)
+    axes.set_ylim(limits)
 
 
 def draw_surface(figure: "Figure", analysis: Analysis) -> bool:

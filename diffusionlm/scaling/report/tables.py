@@ -6,7 +6,6 @@ from typing import Any
 import numpy as np
 
 from diffusionlm.scaling.laws.analysis import Analysis
-from diffusionlm.scaling.laws.bootstrap import Estimate
 from diffusionlm.scaling.laws.diagnostics import SYMBOLS
 from diffusionlm.scaling.laws.gap import Gap
 from diffusionlm.scaling.laws.objective import ObjectiveFit
@@ -15,6 +14,7 @@ from diffusionlm.scaling.laws.parametric import Parametric
 from diffusionlm.scaling.laws.published import PublishedLaw
 from diffusionlm.scaling.report.formatting import Table, interval, number, with_unit
 from diffusionlm.scaling.report.road_tables import road_tables
+from diffusionlm.scaling.report.sentences import quoted, surface_exponent
 from diffusionlm.scaling.sweep.points import LeftOut
 
 Fits = Sequence[ObjectiveFit]
@@ -37,7 +37,7 @@ def tables(analysis: Analysis, content: Mapping[str, Any], published: Sequence[P
         "laws": _laws(fits),
         "without_one_budget": _without_one_budget(fits),
         **road_tables(analysis),
-        "gaps": _gaps(analysis.gaps),
+        "gaps": _gaps(quoted(analysis)),
         "predictions": _predictions(fits),
         "next_cells": _next_cells(content["next_cells"]),
         "parametric": _parametric(fits),
@@ -94,6 +94,11 @@ def _optimum(optimum: Optimum) -> list[str]:
     ]
 
 
+def _of_laws(fit: ObjectiveFit) -> str:
+    """Return the name of an objective for a row about its laws."""
+    return fit.objective.upper() + (" (hangs on suspected cells)" if fit.hanging else "")
+
+
 def _laws(fits: Fits) -> Table:
     header = ["", "of", "exponent of C", "log of prefactor", "minus parabolas'", "misfit", "budgets"]
     rows = []
@@ -105,7 +110,7 @@ def _laws(fits: Fits) -> Table:
                 misfit = f"{100 * law.lack_of_fit.sd:.2g}%" + ("" if p is None else f", p = {p:.2g}")
             rows.append(
                 [
-                    fit.objective.upper(),
+                    _of_laws(fit),
                     SYMBOLS[key],
                     number(law.exponent, 4),
                     f"{law.fit.log_prefactor:.4g}",
@@ -126,7 +131,7 @@ def _without_one_budget(fits: Fits) -> Table:
                 outside = dict(law.decisive)
                 exponents = {c: number(e) + (" *" if c in outside else "") for c, e in law.without}
                 cells = [exponents.get(c, "") for c in budgets]
-                rows.append([fit.objective.upper(), SYMBOLS[key], number(law.exponent), *cells])
+                rows.append([_of_laws(fit), SYMBOLS[key], number(law.exponent), *cells])
     return Table(["", "of", "all budgets", *(f"without {c:.3g}" for c in budgets)], rows)
 
 
@@ -154,7 +159,7 @@ def _extrapolated(name: str, factor: float) -> str:
 def _predictions(fits: Fits) -> Table:
     rows = [
         [
-            fit.objective.upper(),
+            _of_laws(fit),
             f"{ahead.budget:.3g}",
             number(ahead.params),
             number(ahead.tokens),
@@ -206,17 +211,18 @@ def _cross_checks(fits: Fits) -> Table:
         if fit.laws:
             params, loss = fit.laws["params"].exponent, fit.laws["loss"].exponent
             predicted = number(ahead.loss) if ahead else ""
-            rows.append([name, "laws through the curves' optima", number(params, 4), number(loss, 4), predicted])
+            rows.append(
+                [_of_laws(fit), "laws through the curves' optima", number(params, 4), number(loss, 4), predicted]
+            )
         envelope, exponents = fit.envelope, ["not determined", "not determined"]
         if envelope and envelope.params_law and envelope.loss_law:
             exponents = [f"{envelope.params_law.exponent:.4f}", f"{envelope.loss_law.exponent:.4f} (training loss)"]
         rows.append([name, "Approach 1 (envelope)", *exponents, ""])
         if projected := fit.surface:
-            exponent = projected.exponent
-            if fit.budgets and not fit.noise:  # what it scatters by is no noise of a run
-                exponent = Estimate(exponent.value)
             loss = number(projected.loss_at(ahead.budget)) if ahead and fit.noise and projected.determined else ""
-            rows.append([name, f"surface (scatter {projected.scatter:.2g} nats)", number(exponent, 4), "", loss])
+            rows.append(
+                [name, f"surface (scatter {projected.scatter:.2g} nats)", number(surface_exponent(fit), 4), "", loss]
+            )
         if surface := fit.parametric:
             cells = _surface(fit, surface) if surface.determined else ["not determined", "not determined", ""]
             rows.append([name, "Approach 3 (parametric)", *cells])

@@ -136,12 +136,12 @@ def _repeated(table: Table, rows: Sequence[Row]) -> Iterator[str]:
     first = repeated[0]
     losses = sorted(row.point.loss or math.nan for row in first)
     others = f", and {len(repeated) - 1} more points likewise" if len(repeated) > 1 else ""
+    repeats = "if they are repeats, add a column seed; " if first[0].point.seed is None else ""
     yield (
         f"{table.at(row.number for row in first)}: one point ({first[0].point.objective}, N = "
-        f"{first[0].point.params:.3g}, D = {first[0].point.tokens:.3g}) with losses from {losses[0]:.4g} to "
-        f"{losses[-1]:.4g}{others}: a column {'seed' if first[0].point.seed is None else 'corpus'} must tell repeats "
-        f"apart, or a column corpus or source different text{_hint(table)}; all are fitted together, and are no "
-        "measure of noise"
+        f"{first[0].point.params:.3g}, D = {first[0].point.tokens:.3g}) has losses from {losses[0]:.4g} to "
+        f"{losses[-1]:.4g}{others}: {repeats}if they are of different text, add a column corpus or source"
+        f"{_hint(table)}; until then all are fitted together, and are no measure of noise"
     )
 
 
@@ -237,8 +237,8 @@ def _counts(table: Table, rows: Sequence[Row]) -> Iterator[str]:
     ratios = {row.number: row.point.tokens / row.point.params for row in alone}
     if off := [number for number, ratio in ratios.items() if not RATIOS[0] <= ratio <= RATIOS[1]]:
         yield (
-            f"{table.at(off)}: D / N is {ratios[off[0]]:.3g}, and published runs have 0.004 to 19,000: is one of params "
-            "and tokens in thousands, millions or billions?"
+            f"{table.at(off)}: D / N is {ratios[off[0]]:.3g}, and published runs have 0.004 to 19,000: is one of "
+            "params and tokens in thousands, millions or billions?"
         )
     small = {row.number: 6 * row.point.params * row.point.tokens for row in alone if row.number not in off}
     if off := [number for number, compute in small.items() if compute < SMALLEST]:

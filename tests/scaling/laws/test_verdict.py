@@ -1,7 +1,8 @@
 """The verdict, in one sentence."""
 
+import numpy as np
 import pytest
-from support.simulated_sweep import REPORT_TRUTHS, complete, simulated, tilted
+from support.simulated_sweep import REPORT_TRUTHS, complete, moved, select, simulated, tilted
 
 from diffusionlm.scaling.laws.analysis import analyse
 
@@ -19,6 +20,15 @@ def test_it_says_what_is_known_and_what_to_run(slope, which, side):
         "This sweep gives scaling laws for ARM (from 4 budgets); it gives none for MDM: at 4 budgets the "
         f"{which} size is the best, so run {side} ones."
     )
+
+
+def test_a_row_in_bits_is_no_reason_for_more_seeds_alone():
+    results = [run for run in complete(seed=2) if run.seed == 0 and run.objective == "arm"]
+    row = select(results, "arm", 1.6e12)[2]
+    wrong = moved(results, row.loss * (1 / np.log(2) - 1), lambda run: run is row)
+    lines = [line for line in analyse(wrong, draws=10, full=False).warnings if "arm at 1.6e+12 FLOPs" in line]
+    reason = "the losses do not show which size is the best, so look for a run that went wrong, or run more seeds"
+    assert any(reason in line for line in lines) and not any("the noise" in line for line in lines)
 
 
 def test_a_law_through_two_budgets_is_in_doubt():

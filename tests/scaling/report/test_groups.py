@@ -74,6 +74,27 @@ def test_rows_that_are_left_out_are_in_the_tables(tmp_path):
     assert "interval is unknown" in text or "No one number" in text  # no noise: nothing sounds sure
 
 
+def test_a_noise_is_in_the_unit_of_the_losses(tmp_path):
+    lines = [line for line in few(tmp_path).read_text().splitlines() if ",mdm," not in line]
+    (tmp_path / "few.csv").write_text("\n".join(lines) + "\n")
+    nats = dlm.sweep.report(tmp_path / "few.csv", output=tmp_path / "nats", noise=0.012)
+    with (tmp_path / "few.csv").open() as file:
+        records = list(csv.DictReader(line for line in file if line[0] != "#"))
+    bits = [record | {"loss": float(record["loss"]) / np.log(2)} for record in records]
+    given = dlm.sweep.report(bits, output=tmp_path / "bits", noise=0.012 / np.log(2), unit="bits")
+    assert given["noise"]["arm"]["sd"] == pytest.approx(0.012) and "noise" not in nats["context"]
+    assert given["context"]["noise"] == "given as 0.0173123 bits per token, and multiplied by ln 2"
+    for end in ("value", "low", "high"):
+        assert given["laws"]["arm"]["loss"]["exponent"][end] == pytest.approx(
+            nats["laws"]["arm"]["loss"]["exponent"][end]
+        )
+
+
+def test_what_is_no_sweep_is_one_short_line():
+    with pytest.raises(UserError, match=r"^sweep=.{40} is a frozenset; give a Sweep"):
+        dlm.sweep.report(frozenset(range(1000)))
+
+
 def test_each_corpus_has_a_report_and_a_page_lists_them(tmp_path):
     lines = [line for line in few(tmp_path).read_text().splitlines() if ",mdm," not in line]
     other = [line.replace(",c4,", ",<web>,") for line in lines if ",c4," in line]
@@ -96,6 +117,8 @@ def test_points_without_budgets_have_the_parametric_law_and_few_warnings(tmp_pat
     table["loss"] = 1.7 + 400 / n**0.34 + 410 / d**0.28
     content = dlm.sweep.report(table, output=tmp_path)
     assert len(content["warnings"]) < 5 and content["laws"] == {"arm": {}}
+    text = (tmp_path / "report.html").read_text()  # of exact losses, whose interval has no length
+    assert "There are no intervals, because" in text and "[" not in text[text.index("<h2>Cross-checks") :]
     law = content["cross_checks"]["arm"]["parametric"]
     assert (law["e"], law["alpha"], law["beta"]) == pytest.approx((1.7, 0.34, 0.28), rel=1e-3)
     text = (tmp_path / "report.html").read_text()
@@ -186,8 +209,8 @@ def test_real_points_go_through(name, data_dir, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("evo_optima", "flag optimum: 16"),
-        ("smdm_optima", "flag optimum: 10"),
+        ("evo_optima", "flag optimum: 16); these are optima that somebody fitted, and it takes the runs"),
+        ("smdm_optima", "flag optimum: 10); these are optima that somebody fitted, and it takes the runs"),
         ("mdm_prime_v2_invalid", "flag invalid: 62"),
         ("published", "no column 'params'"),
         ("open_athena_approach2_bias", "no column 'objective'"),

@@ -11,6 +11,8 @@ from support.simulated_sweep import REPORT_TRUTHS, complete, moved, select, simu
 
 from diffusionlm.scaling.laws.analysis import analyse
 from diffusionlm.scaling.report import document, interactive, page, plots
+from diffusionlm.scaling.report.content import to_json
+from diffusionlm.scaling.report.sentences import summary
 
 
 @pytest.fixture(scope="module")
@@ -73,9 +75,8 @@ def test_without_repeated_seeds_there_are_no_intervals():
     assert optimum["params"]["low"] is None and optimum["params"]["interval"] == "unknown"
     assert content["predictions"]["mdm"]["loss"]["value"] > 3
     text = re.sub(r"(?s)<style.*?</style>|brackets", "", text)
-    rows = [row for row in text.split("<tr>") if "<td>surface (scatter" not in row]  # which is known by its scatter
-    assert len(rows) > 20 and not any("[" in row for row in rows)
-    assert "There are no intervals but those of the surface" in text
+    assert text.count("<tr>") > 20 and "[" not in text
+    assert "There are no intervals, because the noise is unknown; so nothing here says how sure any number is." in text
 
 
 def test_a_budget_with_two_sizes_is_named_and_left_out():
@@ -110,6 +111,22 @@ def test_a_next_cell_outside_of_the_sizes_is_named_as_such(written):
             side = "larger than " if cell["params"] > 1.01 * max(sizes) else side
             assert cell["nearest_preset"].startswith(side + "n")
     assert any(" than " in cell["nearest_preset"] for cell in cells)
+
+
+def test_cells_that_settle_nothing_are_not_named():
+    analysis = analyse(complete(seed=2))
+    content, text = to_json(analysis), " ".join(summary(analysis))
+    assert {cell["objective"] for cell in content["next_cells"]} == {"mdm", "arm"} and "None of the cand" not in text
+    shares = [max(cell["loss_reduction"], cell["params_reduction"]) for cell in content["next_cells"]]
+    assert min(shares) >= 0.005  # nothing is shown as 0%
+    fits = {}
+    for name, fit in analysis.objectives.items():
+        few = [replace(c, loss_reduction=0.004, params_reduction=c.params_reduction / 50) for c in fit.candidates]
+        fits[name] = replace(fit, candidates=tuple(few))
+    analysis = replace(analysis, objectives=fits)
+    for cell in to_json(analysis)["next_cells"]:
+        assert all(purpose.startswith("N*") for purpose in cell["best_for"]) and cell["params_reduction"] >= 0.005
+    assert " ".join(summary(analysis)).count("None of the candidates for the next cell settles that loss") == 2
 
 
 @pytest.mark.slow

@@ -20,7 +20,10 @@ from diffusionlm.scaling.laws import published
 from diffusionlm.scaling.laws.analysis import analyse
 from diffusionlm.scaling.laws.bootstrap import Estimate
 from diffusionlm.scaling.laws.envelope import Envelope
-from diffusionlm.scaling.report import plot_elements, plots
+from diffusionlm.scaling.laws.suspects import Suspect
+from diffusionlm.scaling.report import interactive, plot_elements, plots, sentences, surface_plots, tables
+from diffusionlm.scaling.report.content import to_json
+from diffusionlm.scaling.report.plot_elements import GREY
 
 
 def drawn(draw, results, overlays=()):
@@ -63,6 +66,61 @@ def test_the_plot_of_laws_names_what_it_lacks_and_overlays_do_not_stretch_it():
     ticks = figure.axes[0].xaxis.get_major_locator()()
     assert 2 <= len(ticks) <= 6 and not figure.axes[0].xaxis.get_minorticklocs().size
     assert not drawn(plots.draw_laws, tilted(complete()[:24], 0.5))[1]  # no law at all
+
+
+def hanging():
+    """Return an analysis whose MDM has laws that hang on a suspected cell."""
+    analysis = analyse(complete(), full=False)
+    fit = analysis.objectives["mdm"]
+    assert fit.laws and not fit.hanging
+    alone = replace(fit, suspects=(Suspect(5e13, 3, 3, 1.0, 0.0),), without_suspects=replace(fit, laws={}))
+    return replace(analysis, objectives={**analysis.objectives, "mdm": alone})
+
+
+def test_a_law_that_hangs_is_dashed_and_grey_and_has_no_gap():
+    figure, analysis = Figure(), hanging()
+    assert plots.draw_laws(figure, analysis, ()) and not plots.draw_gap(Figure(), analysis, ())
+    for axes in figure.axes:
+        [line] = [line for line in axes.get_lines() if line.get_label() == "MDM: hangs on suspected cells"]
+        assert line.get_color() == plot_elements.GREY and line.get_linestyle() == "--"
+    coloured = [
+        line for line in figure.axes[0].get_lines() if line.get_color() == plot_elements.style_of("mdm", []).colour
+    ]
+    assert coloured and all(len(line.get_xdata()) < 10 for line in coloured)  # optima and their bars alone
+    text = interactive.elements(analysis)
+    assert text.count("MDM: hangs on suspected cells") >= 3 and "ARM: hangs" not in text
+
+
+def test_no_sentence_or_table_quotes_a_gap_or_an_exponent_from_a_law_that_hangs():
+    analysis = hanging()
+    assert analysis.gaps and not sentences.quoted(analysis)
+    words = " ".join(sentences.summary(analysis))
+    assert (
+        "The laws of MDM hang on a suspected cell, so none is quoted, nor a gap." in words and "times the" not in words
+    )
+    rows = tables.tables(analysis, to_json(analysis) | {"context": {}}, [])
+    assert not rows["gaps"].rows
+    names = {row[0] for name in ("laws", "predictions", "without_one_budget") for row in rows[name].rows}
+    assert names == {"MDM (hangs on suspected cells)", "ARM"}
+
+
+def test_sizes_far_from_the_best_are_plus_signs():
+    results = [run for run in complete() if run.objective == "arm"]
+    budget = max(run.budget for run in results)
+    best = min((run for run in results if run.budget == budget), key=lambda run: run.loss)
+    far = [
+        replace(best, id="far", params=factor * best.params, loss=best.loss + off)
+        for factor, off in ((12, 0.01), (30, 5.0))
+    ]
+    figure, analysis = Figure(), analyse([*results, *far], full=False)
+    assert surface_plots.distant(analysis.objectives["arm"]) == far
+    assert plots.draw_isoflop(figure, analysis, ())
+    [axes] = figure.axes
+    shown, above = [line for line in axes.get_lines() if line.get_marker() in ("+", "^") and line.get_color() == GREY]
+    assert shown.get_label() == "more than 10 times from the best size" and list(shown.get_xdata()) == [far[0].params]
+    assert list(above.get_xdata()) == [far[1].params] and list(above.get_ydata()) == [axes.get_ylim()[1]]
+    assert axes.get_xlim()[1] > far[1].params and axes.get_ylim()[1] < best.loss + 4
+    assert "far from the best size" in interactive.elements(analysis)
 
 
 def test_residuals_name_the_budgets_without_a_minimum():

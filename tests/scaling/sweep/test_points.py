@@ -74,7 +74,10 @@ def test_a_data_frame_is_a_table_whose_missing_values_are_missing():
         (["arm,6e18,0.5,1e10,3.1"], ["points.csv line 3: params=0.5", "counted one by one"]),
         (["arm,6e18,1e8,inf,3.1"], ["points.csv line 3: tokens=inf"]),
         (["arm,6e18,1e8,,3.1"], ["points.csv line 3: tokens is empty"]),
-        (["arm,6e18,1e8,1e10,3.1 nats"], ["points.csv line 3: loss='3.1 nats' must be a plain number above 0, such as"]),
+        (
+            ["arm,6e18,1e8,1e10,3.1 nats"],
+            ["line 3: loss='3.1 nats' must be a plain number above 0, such as"],
+        ),
         (['arm,6e18,"100,000",1e10,3.1'], ["line 3: params='100,000' must be a plain number of at least 1, such as"]),
         (["amr,6e18,1e8,1e10,3.1"], ["points.csv line 3: unknown objective 'amr'; did you mean 'arm'"]),
         (["arm,6e18,1e8,3.1"], ["points.csv line 3 has 4 cells, but there are 5 columns"]),
@@ -259,7 +262,7 @@ def test_a_wrong_table_is_one_short_line(source, words):
 
 def test_optima_are_no_runs():
     table = surface(flag="optimum")
-    with pytest.raises(UserError, match=r"all 15 are left out .*these are optima that somebody fitted, and it takes the"):
+    with pytest.raises(UserError, match=r"all 15 are left out .*these are optima that somebody fitted, and it takes"):
         the_group(table)
     with pytest.raises(UserError, match="a row with this flag is an optimum that was fitted, no run"):
         the_group(table, use=["optimum"])
