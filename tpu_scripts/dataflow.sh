@@ -34,13 +34,15 @@ check_count max-workers "$max_workers" 1
   fail "give the command after --, for example: -- data prepare 'gs://my-bucket/texts/*.jsonl' --sequence_length 2048"
 for word in "${COMMAND[@]}"; do
   case $word in
+    --) fail "drop the second --: Beam's options are those of this script (see $PROGRAM --help)" ;;
     --output | --output=* | --runner | --runner=*) fail "drop ${word%%=*} after the --: --output is given before it, and the runner is Dataflow" ;;
   esac
 done
 
 root=$(git -C "$HERE" rev-parse --show-toplevel 2>/dev/null) || fail "$HERE is not a git checkout"
-[[ -n $dry_run || -z $(git -C "$root" status --porcelain --untracked-files=no) ]] ||
-  fail "uncommitted changes in $root would not run on the workers; commit them, or stash them"
+# The wheel has what lies in the checkout, files that git does not know included.
+[[ -n $dry_run || -z $(git -C "$root" status --porcelain) ]] ||
+  fail "uncommitted changes or new files in $root, so the workers would not run a commit; commit them, or stash them (-u)"
 version=$(sed -n 's/^__version__ = "\(.*\)"$/\1/p' "$root/diffusionlm/version.py")
 options=(--runner=DataflowRunner "--project=$project" "--region=$region" "--job_name=$NAME" "--temp_location=$temp"
   "--extra_package=$root/dist/diffusionlm_jax-$version-py3-none-any.whl"

@@ -120,6 +120,7 @@ def test_help_and_dry_run(cloud, name):
         (["dataflow.sh", *CALLS["dataflow.sh"][:3], *PREPARE], "give --project"),
         (["dataflow.sh", *CALLS["dataflow.sh"][:4], *TRAIN], "-- data prepare 'gs://my-bucket"),
         (["dataflow.sh", *CALLS["dataflow.sh"], "--runner=local"], "drop --runner after the --"),
+        (["dataflow.sh", *CALLS["dataflow.sh"], "--", "--max_num_workers=9"], "drop the second --: Beam's options are"),
         (["build_image.sh", "Upper/case"], "'Upper/case' must be like us-docker.pkg.dev"),
     ],
     ids=lambda value: " ".join(value)[:60] if isinstance(value, list) else "",

@@ -65,6 +65,21 @@ def test_setup_brings_the_commit_that_is_checked_out(cloud):
     assert done.returncode == 2 and "uncommitted changes" in done.stderr
 
 
+def test_dataflow_refuses_files_that_no_commit_has(cloud):
+    """A wheel has what lies in the checkout, also what git does not know."""
+    repository = cloud.path / "repository"
+    shutil.copytree(SCRIPTS, repository / "tpu_scripts")
+    git = ["git", "-C", str(repository), "-c", "user.name=a", "-c", "user.email=a@b"]
+    for command in (["init", "--quiet"], ["add", "."], ["commit", "--quiet", "-m", "first"]):
+        subprocess.run([*git, *command], check=True)
+    (repository / "diffusionlm").mkdir()
+    (repository / "diffusionlm" / "new.py").touch()
+    words = ["bash", str(repository / "tpu_scripts" / "dataflow.sh"), *CALLS["dataflow.sh"]]
+    done = subprocess.run(words, env=cloud.environment, cwd=cloud.path, capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+    assert "new files in" in done.stderr and "commit them, or stash them" in done.stderr
+
+
 def test_launch_refuses_to_start_twice(cloud):
     cloud.set(states=["ACTIVE"])
     cloud.setup()
