@@ -205,6 +205,17 @@ def test_counts_in_millions_are_named_where_there_is_no_compute_to_compare_with(
         assert any(words in line for line in the_group(other).warnings), the_group(other).warnings
 
 
+def test_real_runs_are_in_the_range_of_tokens_per_parameter(data_dir):
+    names = ("epoch_chinchilla", "kempner_loss_to_loss", "kyo_chinchilla", "llama3", "mdm_prime_v2", "open_athena")
+    names += ("openeurollm_smoothed", "porian", "protein_lm", "steplaw_dense")
+    tables = [points.read(Path(data_dir) / "laws" / f"{name}.csv") for name in names]
+    ratios = [row.point.tokens / row.point.params for table in tables for row in table.rows]
+    assert (min(ratios), max(ratios)) == pytest.approx((0.006, 19_000), rel=0.03)
+    for table in tables:
+        for group in groups(table):
+            assert not any("D / N is" in line or "6 N D is" in line or "whole" in line for line in group.warnings)
+
+
 def test_counts_that_are_not_whole_are_rounded_and_the_page_says_so():
     table = {"objective": ["arm"] * 2, "params": [25.5, 1e8], "tokens": [2e9, 10204081632.7], "loss": [3.1, 3.0]}
     group = the_group(table)
