@@ -78,7 +78,7 @@ def _why_none(fit: ObjectiveFit) -> str:
     lacks = [lack(row) for row in fit.budgets]
     clauses = [f"at {budgets(lacks.count(key))} {reason}" for key, reason in REASONS.items() if key in lacks]
     if usable := lacks.count(None):
-        clauses.append(f"{budgets(usable)} only has an optimum, and a law needs two")
+        clauses.append(f"only {budgets(usable)} has an optimum, and a law needs two")
     return ", ".join(clauses)
 
 

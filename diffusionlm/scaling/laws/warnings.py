@@ -135,6 +135,7 @@ def _suspects(fit: ObjectiveFit) -> Warnings:
     other = fit.without_suspects
     for suspect in fit.suspects:
         where = f" at {suspect.budget:.3g} FLOPs" if np.isfinite(suspect.budget) else f", D = {suspect.tokens:.3g}"
+        row = _row_of(fit, suspect)
         changes = ""
         if fit.laws and other:
             exponent = f"{fit.laws['params'].exponent.value:.3g}"
@@ -142,13 +143,13 @@ def _suspects(fit: ObjectiveFit) -> Warnings:
             changes = f"; the exponent of N* is {exponent} with all suspected cells, and {changed} without them"
         yield (
             0,
-            f"{fit.objective}{where}, N = {suspect.params:,}{_row_of(fit, suspect)}: this cell is suspected: it is "
+            f"{fit.objective}{where}, N = {suspect.params:,}{row}: this cell is suspected: it is "
             f"{suspect.off:+.3g} nats off the surface through the others (p = {suspect.p:.2g}), so repeat it{changes}",
         )
 
 
 def _row_of(fit: ObjectiveFit, suspect: Suspect) -> str:
-    """Return the row of a file or table that a suspected cell is; "" for a cell of an own sweep."""
+    """Return which row of a file or table a suspected cell is; "" for a cell of an own sweep."""
     same = [run for run in fit.runs if (run.params, run.tokens) == (suspect.params, suspect.tokens)]
     return f" ({same[0].id})" if same and np.isnan(same[0].loss_stderr) else ""
 

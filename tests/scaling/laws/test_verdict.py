@@ -1,10 +1,13 @@
 """The verdict, in one sentence."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from support.simulated_sweep import REPORT_TRUTHS, complete, moved, select, simulated, tilted
 
 from diffusionlm.scaling.laws.analysis import analyse
+from diffusionlm.scaling.sweep import point_groups, points
 
 
 def test_laws_without_doubts():
@@ -29,6 +32,29 @@ def test_a_row_in_bits_is_no_reason_for_more_seeds_alone():
     lines = [line for line in analyse(wrong, draws=10, full=False).warnings if "arm at 1.6e+12 FLOPs" in line]
     reason = "the losses do not show which size is the best, so look for a run that went wrong, or run more seeds"
     assert any(reason in line for line in lines) and not any("the noise" in line for line in lines)
+
+
+def test_a_suspected_row_is_named():
+    budgets, sizes = np.repeat([1e18, 1e19, 1e20, 1e21], 7), np.tile(np.geomspace(0.3, 3.3, 7), 4)
+    n = np.round(0.1 * budgets**0.5 * sizes)
+    d = np.round(budgets / 6 / n)
+    loss = 1.69 + 406 / n**0.34 + 410 / d**0.28 + 0.003 * np.random.default_rng(0).standard_normal(28)
+    loss[0] /= np.log(2)
+    table = {"objective": ["arm"] * 28, "budget": budgets, "params": n, "tokens": d, "loss": loss}
+    [group] = point_groups.groups(points.read(table))
+    analysis = analyse(group.results, draws=10, full=False)
+    [line] = [line for line in analysis.warnings if "this cell is suspected" in line]
+    assert line.startswith("arm at 1e+18 FLOPs, N = 30,000,000 (the table row 0): this cell is suspected")
+    own = [replace(run, loss_stderr=0.0) for run in group.results]
+    [line] = [line for line in analyse(own, draws=10, full=False).warnings if "this cell is suspected" in line]
+    assert line.startswith("arm at 1e+18 FLOPs, N = 30,000,000: this cell is suspected")
+
+
+def test_one_optimum_is_no_law():
+    one = [run for run in complete(seed=2) if run.budget == 5e12 and run.objective == "arm"]
+    assert analyse(one, draws=10, full=False).verdict == (
+        "This sweep gives no scaling law for ARM: only 1 budget has an optimum, and a law needs two."
+    )
 
 
 def test_a_law_through_two_budgets_is_in_doubt():
