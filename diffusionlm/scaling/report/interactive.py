@@ -69,12 +69,14 @@ def _ascii(code: str) -> str:
 
 
 def _figure(**options: Any) -> "Figure":
+    from bokeh.models import DataRange1d  # pyright: ignore[reportMissingImports]
     from bokeh.plotting import figure  # pyright: ignore[reportMissingImports]
 
-    plot = figure(height=HEIGHT, sizing_mode="stretch_width", tools="pan,box_zoom,wheel_zoom,reset,save", **options)
+    ranges = {f"{axis}_range": DataRange1d(only_visible=True) for axis in "xy"}  # what is hidden stretches nothing
+    tools = "pan,box_zoom,wheel_zoom,reset,save"
+    plot = figure(height=HEIGHT, sizing_mode="stretch_width", tools=tools, **ranges, **options)
     plot.toolbar.logo = None
     plot.toolbar.active_scroll = None  # the wheel moves the page until it is chosen
-    plot.x_range.only_visible = plot.y_range.only_visible = True  # what is hidden in the legend stretches nothing
     return plot
 
 
