@@ -61,7 +61,9 @@ def test_other_settings_are_another_run(first, home):
     other = diffusionlm("train", "demo", *PARTS, "--run.steps", "101", cwd=home)
     assert other.returncode == 2 and other.stdout == ""
     (line,) = other.stderr.splitlines()
-    assert "run.steps (100 there, 101 here)" in line
+    assert "run.steps=100" in line and "it cannot grow to 101" in line
+    other = diffusionlm("train", "demo", *PARTS, "--optim.peak_lr", "1e-3", cwd=home)
+    assert other.returncode == 2 and "optim.peak_lr (" in other.stderr
 
 
 def test_the_twin_is_scored_on_the_same_tokens_and_bytes(first, home):

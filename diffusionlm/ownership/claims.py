@@ -212,6 +212,8 @@ def whole_directory(output: Path, key: str = "") -> Iterator[Path]:
       OSError: `output` is there by the end, or something cannot be written.
     """
     with owned_output(output) as lease:
+        with contextlib.suppress(FileNotFoundError):
+            output.stat()  # a name that is too long, or a loop of links, is better refused before the work than after
         prefix = f".{_short(output.name)}.partial-"
         partial = output.with_name(prefix + (key or uuid.uuid4().hex[:8]))
         for abandoned in _abandoned(output.parent, prefix) if lease else ():

@@ -139,6 +139,7 @@ LATER = {
     "remat",
     "head_chunk",
     "random_length_scope",
+    "prompt_dropout",
 }
 LATER |= {"qk_norm", "sliding_window", "rope_scaling"}
 

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import re
 import sys
 
 import pytest
@@ -63,7 +64,9 @@ def test_sample_shows_the_trace(run, capsys):
         capsys.readouterr()
         assert cli.main(["sample", str(run), *what, "--trace"]) == 0
         out = capsys.readouterr().out
-        assert out.startswith("step 0/4\nline" + "░" * 4) and "step 4/4\nline" in out
+        # An infilling begins with the token before the text, and masks are as wide as what comes there.
+        assert re.match("step 0/4\n(⟨eos⟩)?line░{4,}( of)?\nstep 1/4\n", out), out
+        assert re.search("\nstep 4/4\n(⟨eos⟩)?line[^░]*\n$", out), out
         assert "{mask" not in out
 
 

@@ -125,7 +125,7 @@ def test_scores_and_standard_errors_of_known_overlaps(places, monkeypatch):
 @pytest.mark.parametrize("name", ["mdm", pytest.param("arm", marks=pytest.mark.slow)])
 def test_a_seed_gives_the_same_fills(name, places):
     sampling = SamplingConfig(seed=3, temperature=0.5, stop_at_eos=False)
-    model = dlm.load(places[name])
+    model = dlm.load(places[f"uniform_{name}"])
     first, same, other = (
         infilling.infilling(Session(model), data=places["stories"], examples=3, sampling=settings)
         for settings in (sampling, sampling, dataclasses.replace(sampling, seed=4))

@@ -32,7 +32,7 @@ TINY = ModelConfig(d_model=32, n_layers=2, n_heads=4, n_kv_heads=2, head_dim=8, 
 MDM = ModelSpec.of(Config(model=TINY))
 ARM = ModelSpec.of(Config(objective="arm", model=dataclasses.replace(TINY, causal=True, mask_row=False)))
 PARAMS = make_params(TINY)
-PROMPTS = [[3, 1, 4, 1, 5], [41, 12], [7, 12, 44, 31, 18], [43], [39, 6, 15], [33], [43, 22, 18], [41, 26, 40, 16]]
+PROMPTS = [[3, 1, 4, 1, 5], [41, 12], [7, 12, 44, 31, 18], [43], [39, 6, 15], [33], [43, 22, 18], [31, 27, 27, 46]]
 SETTINGS = {
     "low confidence": (MDM, SamplingConfig(12, 12, "low_confidence", 0.0, stop_at_eos=False)),
     "guided blocks": (MDM, SamplingConfig(12, 6, "low_confidence", 0.0, block_length=6, guidance=0.5)),

@@ -227,10 +227,11 @@ def test_likelihoods_of_text_are_those_of_its_ids(tmp_path, params):
     exact = [one.log_likelihood for one in model.log_likelihood(pairs, LikelihoodConfig("any_order"))]
     assert choice.best == int(np.argmax(exact))
     settings = {"length": 2, "steps": 2, "strategy": "low_confidence", "temperature": 0.0, "stop_at_eos": False}
-    greedy = model.generate(["x"] * 2, **settings)[0]
-    text = ByteTokenizer().decode(greedy.tokens)
-    assert ByteTokenizer().encode(text) == greedy.tokens
-    assert model.is_greedy([("x", text), ("x", text[::-1] if text[0] != text[1] else "qz")]) == [True, False]
+    decoded = ((prompt, model.generate([prompt] * 2, **settings)[0].tokens) for prompt in "xyzabcdefghijklmnopqrstuvw")
+    prompt, greedy = next((prompt, tokens) for prompt, tokens in decoded if max(tokens) < 128)  # else they are no text
+    text = ByteTokenizer().decode(greedy)
+    assert ByteTokenizer().encode(text) == greedy
+    assert model.is_greedy([(prompt, text), (prompt, text[::-1] if text[0] != text[1] else "qz")]) == [True, False]
 
 
 class Spaced(ByteTokenizer):

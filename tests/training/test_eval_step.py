@@ -168,7 +168,7 @@ def test_what_stands_in_the_padding_is_not_looked_at(objective):
     assert evaluator(objective)(batch, 4) == evaluator(objective)(other, 4)
     state, metrics = one_step(objective)
     other_state, other_metrics = run_step(objective, host_state(objective), other, 0)
-    assert metrics == other_metrics
+    chex.assert_trees_all_equal(metrics, other_metrics)
     chex.assert_trees_all_equal(state, other_state)
 
 
