@@ -1,5 +1,6 @@
 """The surface L(N, D) = E + A / N^alpha + B / D^beta, and its optima (Hoffmann et al. 2203.15556, Eq. 2 to 4)."""
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,9 +31,9 @@ class LossSurface:
         return self.alpha / (self.alpha + self.beta)
 
     def log_params(self, c: float) -> float:
-        """Return log N* at C FLOPs."""
-        log_g = (np.log(self.alpha / self.beta) + self.log_a - self.log_b) / (self.alpha + self.beta)
-        return float(log_g + self.params_exponent * np.log(c / self.k))
+        """Return log N* at C FLOPs; NaN for a surface without A and B."""
+        log_g = (math.log(self.alpha / self.beta) + self.log_a - self.log_b) / (self.alpha + self.beta)
+        return log_g + self.params_exponent * math.log(c / self.k)
 
     def optimum(self, c: float) -> tuple[float, float, float]:
         """Return N*, D* and L* at C FLOPs."""
