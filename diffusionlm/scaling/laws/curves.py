@@ -246,7 +246,12 @@ def _spare(surplus: int, decided: np.ndarray) -> tuple[float, float]:
 
 
 def _shape(
-    budgets: Sequence[Points], best: np.ndarray, sd: float | None, decided: np.ndarray, scatter: float | None, dof: float
+    budgets: Sequence[Points],
+    best: np.ndarray,
+    sd: float | None,
+    decided: np.ndarray,
+    scatter: float | None,
+    dof: float,
 ) -> Shape:
     """Return the shape with these logarithms of alpha and beta, and what it could have been."""
     grid, weights = _allowed(budgets, best, sd)

@@ -36,11 +36,18 @@ class LossSurface:
         return log_g + self.params_exponent * math.log(c / self.k)
 
     def optimum(self, c: float) -> tuple[float, float, float]:
-        """Return N*, D* and L* at C FLOPs."""
+        """Return N*, D* and L* at C FLOPs; without A or B, N* or D* is 0, infinite or NaN."""
         log_n = self.log_params(c)
         log_d = np.log(c / self.k) - log_n
         return float(np.exp(log_n)), float(np.exp(log_d)), float(self.loss(np.exp(log_n), np.exp(log_d)))
 
     def loss(self, n: ArrayLike, d: ArrayLike) -> np.ndarray:
         """Return L(N, D), nats per token."""
-        return self.e + np.exp(self.log_a - self.alpha * np.log(n)) + np.exp(self.log_b - self.beta * np.log(d))
+        return self.e + _term(self.log_a, self.alpha, n) + _term(self.log_b, self.beta, d)
+
+
+def _term(log_coefficient: float, exponent: float, x: ArrayLike) -> np.ndarray:
+    """Return a coefficient over a power of x; zero everywhere where the coefficient is, also at 0 and infinity."""
+    if log_coefficient == -math.inf:
+        return np.zeros(np.shape(x))
+    return np.exp(log_coefficient - exponent * np.log(x))

@@ -138,15 +138,12 @@ def fit_surface(
     dof = len(loss) - TERMS
     scatter = float(np.sqrt((residuals**2).sum() / dof))
     sd, sd_dof = max((scatter, float(dof)), (noise.sd, noise.dof) if noise else (0.0, 0.0))
-    # An exponential that moves no loss by more than rounding has any exponent.
-    flat = (np.abs((a, b)) * np.ptp(problem.exponentials(alpha, beta), 0) <= EXACT * np.abs(loss).mean()).tolist()
-    inner = [1.01 * np.exp(BOUNDS[0]) < x < 0.99 * np.exp(BOUNDS[1]) for x in (alpha, beta)]
-    free = np.array([e > 0, not flat[0], not flat[1], inner[0] and not flat[0], inner[1] and not flat[1]])
+    free = problem.free(alpha, beta, e, a, b)
     with np.errstate(divide="ignore"):
-        log_a, log_b = (float(np.log(x)) for x in (a, b))
+        log_a, log_b = (float(np.log(0.0 if none else x)) for x, none in zip((a, b), ~free[1:3], strict=True))
     jacobian = free * _jacobian(np.array([e, log_a, log_b, alpha, beta]), problem.x, problem.y)
     exponent = Estimate(float(beta / (alpha + beta)))
-    if any(flat):
+    if not free[1:3].all():
         exponent = Estimate(exponent.value, 0.0, 1.0)
     elif profile:
         exponent = problem.profile(float(alpha), float(beta), sd, sd_dof)
@@ -188,6 +185,17 @@ class Projection:
         if coefficients.min() < 0:
             coefficients = optimize.nnls(design, self.loss)[0]
         return coefficients, self.loss - design @ coefficients
+
+    def free(self, alpha: float, beta: float, e: float, a: float, b: float) -> np.ndarray:
+        """Return which of E, A, B, alpha and beta are at no bound, (5,) booleans.
+
+        An exponential that moves no loss by more than rounding has a coefficient of zero, and any exponent.
+        """
+        effects = np.array([a, b]) * np.ptp(self.exponentials(alpha, beta), 0)
+        seen = effects > EXACT * np.abs(self.loss).mean()
+        ends = np.exp(BOUNDS)
+        inner = [1.01 * ends[0] < x < 0.99 * ends[1] for x in (alpha, beta)]
+        return np.array([e > 0, *seen, *(seen & inner)])
 
     def minimise(self, starts: Iterable[tuple[float, float]]) -> np.ndarray:
         """Return the best log alpha and log beta: roughly from each start, and from the best of these exactly."""

@@ -17,11 +17,12 @@ from scipy import stats
 from diffusionlm.scaling.laws.arguments import check_runs
 from diffusionlm.scaling.laws.curves import Points, curve, fit_shape
 from diffusionlm.scaling.laws.noise import Noise
-from diffusionlm.scaling.laws.surface_fit import TERMS, SurfaceFit, fit_surface
+from diffusionlm.scaling.laws.surface_fit import SurfaceFit, fit_surface
 from diffusionlm.scaling.sweep.results import CellResult
 
 LEVEL = 0.05  # of the test of all cells in all steps together (Bonferroni)
 MOST = 0.2  # of the cells: if more are far off, it is the surface that does not fit
+AHEAD = 4  # cells that are taken out in vain before the search ends
 ROUNDING = 1e-6  # of a loss, and of whole numbers of tokens, as a share of the loss
 
 
@@ -52,17 +53,19 @@ def suspects(results: Sequence[CellResult], noise: Noise | None = None) -> tuple
       UserError: `results` is no list of runs.
     """
     check_runs(results)
-    cells: dict[tuple[float, int, int], list[CellResult]] = {}
+    cells: dict[object, list[CellResult]] = {}
     for run in results:
-        cells.setdefault((run.budget, run.params, run.tokens), []).append(run)
+        cells.setdefault(_key(run), []).append(run)
     left = [replace(runs[0], loss=float(np.mean([run.loss for run in runs]))) for runs in cells.values()]
-    means, worst, steps = left, [], int(MOST * len(left)) + 1
-    fit = fit_surface(left, profile=False)
-    while fit and fit.dof > 2 and len(worst) < steps:
+    means, steps = left, int(MOST * len(left)) + 1
+    worst: list[Suspect] = []
+    fit, count = fit_surface(left, profile=False), 0
+    while fit and fit.dof > 2 and len(worst) < min(steps, count + AHEAD + 1):
         worst.append(_worst(fit, left, steps))
+        if worst[-1].p < LEVEL:
+            count = len(worst)
         left = without(left, worst[-1:])
         fit = fit_surface(left, profile=False, start=(fit.alpha, fit.beta))
-    count = max((i + 1 for i, suspect in enumerate(worst) if suspect.p < LEVEL), default=0)
     if count == steps:
         return ()
     others = fit_surface(without(means, worst[:count]), profile=False)
@@ -74,18 +77,16 @@ def suspects(results: Sequence[CellResult], noise: Noise | None = None) -> tuple
 
 def without(results: Sequence[CellResult], named: Sequence[Suspect]) -> list[CellResult]:
     """Return the runs that are of no suspected cell."""
-    keys = [(suspect.budget, suspect.params, suspect.tokens) for suspect in named]
-    return [run for run in results if not any(_same(key, run) for key in keys)]
+    keys = {_key(suspect) for suspect in named}
+    return [run for run in results if _key(run) not in keys]
 
 
-def _same(key: tuple[float, int, int], run: CellResult) -> bool:
-    budget, params, tokens = key
-    return (run.params, run.tokens) == (params, tokens) and (run.budget == budget or math.isnan(budget))
+def _key(cell: CellResult | Suspect) -> tuple[float | None, int, int]:
+    """Return what tells cells apart."""
+    return None if math.isnan(cell.budget) else cell.budget, cell.params, cell.tokens
 
 
-def _curve_agrees(
-    suspect: Suspect, cells: Sequence[CellResult], worst: Sequence[Suspect], noise: Noise | None
-) -> bool:
+def _curve_agrees(suspect: Suspect, cells: Sequence[CellResult], worst: Sequence[Suspect], noise: Noise | None) -> bool:
     """Return True if the curve of the suspect's budget leaves over less without it, or has too few other sizes."""
     others = without(cells, worst)
     cells = without(cells, [other for other in worst if other is not suspect])
@@ -110,7 +111,7 @@ def _points(cells: Sequence[CellResult], budget: float) -> Points:
 
 def _against(others: SurfaceFit, suspect: Suspect, cells: Sequence[CellResult], steps: int) -> Suspect:
     """Return a suspect as the surface through the cells that are not suspected sees it, whatever the step found."""
-    [cell] = [cell for cell in cells if _same((suspect.budget, suspect.params, suspect.tokens), cell)]
+    [cell] = [cell for cell in cells if _key(cell) == _key(suspect)]
     off = cell.loss - float(others.loss(cell.params, cell.tokens))
     leverage = float(others.leverages(np.log([cell.params]), np.log([cell.tokens]))[0])
     sd = max(others.scatter, ROUNDING * cell.loss)

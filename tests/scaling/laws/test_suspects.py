@@ -1,5 +1,6 @@
 """Cells that went wrong: the right one is named, and no law that hangs on it is quoted."""
 
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -81,7 +82,9 @@ def named(cells, *wrong, by=1.0, noise=0.002):
     """Return the places of the cells that are suspected where some are moved."""
     changed = [replace(cell, loss=cell.loss + by) if i in wrong else cell for i, cell in enumerate(cells)]
     keys = [(cell.budget, cell.params) for cell in cells]
-    return sorted(keys.index((suspect.budget, suspect.params)) for suspect in suspects(changed, noise and given_noise(noise)))
+    return sorted(
+        keys.index((suspect.budget, suspect.params)) for suspect in suspects(changed, noise and given_noise(noise))
+    )
 
 
 @pytest.mark.parametrize("place", [2, 3, 9, 10, 11, 17, 24])
@@ -99,6 +102,15 @@ def test_two_and_three_cells_of_fifteen_are_named_though_they_hide_each_other():
 
 def test_if_more_than_a_fifth_of_the_cells_are_off_it_is_the_surface_that_does_not_fit():
     assert named(grid(3, 5), 0, 3, 6, 11, 14) == []
+
+
+def test_runs_of_no_budget_are_suspected_by_their_size_and_tokens():
+    """And not the run of the same size and tokens that belongs to a budget."""
+    cells = grid(4, 7)
+    seeds = [replace(cells[10], budget=math.nan, seed=seed, loss=cells[10].loss + 1.0) for seed in range(2)]
+    [suspect] = suspects(cells + seeds, given_noise(0.002))
+    assert math.isnan(suspect.budget) and suspect.off == pytest.approx(1.0, abs=0.05)
+    assert without(cells + seeds, [suspect]) == cells
 
 
 @pytest.mark.slow
