@@ -9,6 +9,7 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from diffusionlm.errors import UserError
+from diffusionlm.scaling.laws.arguments import check_draws, check_runs
 from diffusionlm.scaling.laws.bootstrap import Bootstrap
 from diffusionlm.scaling.laws.gap import Gap, Side, gap
 from diffusionlm.scaling.laws.noise import Noise, NoiseOption, check_noise, given_noise, seed_noise
@@ -61,8 +62,10 @@ def analyse(
       note: called with the name of each step as it begins, to show progress.
 
     Raises:
-      UserError: there is no finished cell with a finite loss, or `noise` is wrong.
+      UserError: there is no finished cell with a finite loss, or an argument is wrong.
     """
+    check_runs(results)
+    check_draws(draws)
     noise = check_noise(noise)
     finite = [result for result in results if np.isfinite(result.loss) and result.loss > 0]
     if results and not finite:

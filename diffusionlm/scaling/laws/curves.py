@@ -33,10 +33,20 @@ class Shape:
     alpha: float
     beta: float
     scatter: float | None  # standard deviation of the losses about the curves, nats; None without a degree of freedom
-    dof: int  # degrees of freedom of the scatter; 0 without any
+    dof: float  # degrees of freedom of the scatter; 0 without any
+    # (2,) How far the losses decide the shape, along two axes of its posterior: 0 where the prior does, 1 the losses.
+    decided: np.ndarray = field(repr=False)
     # Shapes that could have been, (shapes, 2) of alpha and beta, with their posterior weights, which add up to 1.
     grid: np.ndarray = field(repr=False)
     weights: np.ndarray = field(repr=False)
+
+    def spare(self, surplus: int) -> tuple[float, float]:
+        """Return by what to divide a sum of squared residuals for their variance, and its degrees of freedom.
+
+        Args:
+          surplus: the number of losses beyond three for each curve.
+        """
+        return _spare(surplus, self.decided)
 
     @property
     def ranges(self) -> tuple[tuple[float, float], tuple[float, float]]:
@@ -162,56 +172,90 @@ def curve(points: Points, alpha: float, beta: float) -> Curve:
     return Curve(points.centre, alpha, beta, coefficients, inverse @ inverse.T, points.loss - design @ coefficients)
 
 
-def fit_shape(budgets: Sequence[Points], noise: float | None) -> Shape:
+def fit_shape(budgets: Sequence[Points], noise: float | None, *, misfit: bool = False) -> Shape:
     """Fit the shape that all budgets of an objective share, by variable projection (Golub and Pereyra 1973).
 
-    What is minimised is the sum of squared residuals of the best curves, over the variance of the noise, plus the
-    prior. The variance is that of the scatter about the curves if this is larger, or if the noise is unknown.
+    What is minimised is the sum of squared residuals of the best curves, over the variance of a run, plus the prior.
 
     Args:
       budgets: the runs of each budget that has three sizes.
-      noise: the noise of a run, nats; None if unknown.
+      noise: the noise of a run, nats; None if unknown: the variance is then that of the scatter about the curves.
+      misfit: take the variance of that scatter if it is larger than that of the noise.
     """
-    runs = sum(len(points.loss) for points in budgets)
-    dof = runs - 3 * len(budgets) - 2
-    # Seeds of one cell say nothing of the shape, so it takes sizes.
-    known, sd = sum(len(np.unique(points.log_n)) - 3 for points in budgets) > 2, noise
-    best = np.full(2, TYPICAL)
-    centred = [points.log_n - points.centre for points in budgets]
-
-    def residuals(q: np.ndarray) -> np.ndarray:
-        rest = []
-        alpha, beta = np.exp(np.clip(q, *BOUNDS))
-        for points, u in zip(budgets, centred, strict=True):
-            orthogonal = np.linalg.qr(terms(u, alpha, beta))[0]
-            rest.append(points.loss - orthogonal @ (orthogonal.T @ points.loss))
-        return np.concatenate(rest)
-
-    def scatter(q: np.ndarray) -> float:
-        floor = EXACT * float(np.mean([points.loss.mean() for points in budgets]))
-        return max(float(np.sqrt((residuals(q) ** 2).sum() / dof)), floor)
-
+    surplus = sum(len(points.loss) - 3 for points in budgets)
+    # Seeds of one cell say nothing of the shape, so it takes sizes. Two that are left over can be fitted exactly, so
+    # they show a scatter beside a noise, and none by themselves.
+    known = sum(len(np.unique(points.log_n)) - 3 for points in budgets) > (2 if noise is None else 0)
+    best, decided, sd = np.full(2, TYPICAL), np.zeros(2), noise
     if not known and noise is None or not budgets:
-        return _shape(budgets, best, None, None, 0)
-    for _ in range(8):
-        sd = max(noise or 0.0, scatter(best) if known else 0.0)
-        before = best
-        best = optimize.least_squares(
-            lambda q, sd=sd: np.append(residuals(q) / sd, (q - TYPICAL) / WIDTH),
+        return _shape(budgets, best, None, decided, None, 0)
+    floor = EXACT * float(np.mean([points.loss.mean() for points in budgets]))
+
+    def scatter() -> float:
+        square_sum = float((_residuals(budgets, best) ** 2).sum())
+        return max(float(np.sqrt(square_sum / _spare(surplus, decided)[0])), floor)
+
+    for _ in range(12):
+        sd = max(noise or 0.0, scatter() if known and (misfit or noise is None) else 0.0)
+        before = *best, *decided
+        fit = optimize.least_squares(
+            lambda q, sd=sd: np.append(_residuals(budgets, q) / sd, (q - TYPICAL) / WIDTH),
             best,
             method="lm",
             **dict.fromkeys(("xtol", "ftol", "gtol"), 1e-6 if noise else 1e-13),
-        ).x
-        if np.abs(best - before).max() < (1e-3 if noise else 1e-6):
+        )
+        best, decided = fit.x, _decided(fit.jac[:-2])
+        if np.abs(np.subtract(before, (*best, *decided))).max() < (1e-3 if noise else 1e-6):
             break
     best = np.clip(best, *BOUNDS)
-    return _shape(budgets, best, sd, scatter(best) if known else None, dof if known else 0)
+    return _shape(budgets, best, sd, decided, scatter() if known else None, _spare(surplus, decided)[1] if known else 0)
 
 
-def _shape(budgets: Sequence[Points], best: np.ndarray, sd: float | None, scatter: float | None, dof: int) -> Shape:
+def _residuals(budgets: Sequence[Points], q: np.ndarray) -> np.ndarray:
+    """Return the residuals of the best curves with log alpha and log beta `q`, (runs,) nats."""
+    rest = []
+    alpha, beta = np.exp(np.clip(q, *BOUNDS))
+    for points in budgets:
+        orthogonal = np.linalg.qr(terms(points.log_n - points.centre, alpha, beta))[0]
+        rest.append(points.loss - orthogonal @ (orthogonal.T @ points.loss))
+    return np.concatenate(rest)
+
+
+def _decided(jacobian: np.ndarray) -> np.ndarray:
+    """Return how far the losses decide the shape along the axes of its posterior, (2,) between 0 and 1.
+
+    Their sum is the effective number of parameters: 2 less the trace of the prior's precision times the posterior's
+    covariance.
+
+    Args:
+      jacobian: (runs, 2) derivatives of the residuals by log alpha and log beta, over the noise.
+    """
+    precisions = np.maximum(np.linalg.eigvalsh(jacobian.T @ jacobian), 0.0)
+    return precisions / (precisions + WIDTH**-2)
+
+
+def _spare(surplus: int, decided: np.ndarray) -> tuple[float, float]:
+    """Return by what to divide a sum of squared residuals for their variance, and its degrees of freedom.
+
+    Where the prior decides the shape, it is known, and takes no degree of freedom from the residuals. An axis that the
+    losses decide by h leaves residuals of 1 - h times the variance of the others, and the degrees of freedom of a sum
+    of such parts are those of Satterthwaite (1946).
+    """
+    divisor = surplus - float(decided.sum())
+    return divisor, divisor**2 / (surplus - float((1 - (1 - decided) ** 2).sum()))
+
+
+def _shape(
+    budgets: Sequence[Points],
+    best: np.ndarray,
+    sd: float | None,
+    decided: np.ndarray,
+    scatter: float | None,
+    dof: float,
+) -> Shape:
     """Return the shape with these logarithms of alpha and beta, and what it could have been."""
     grid, weights = _allowed(budgets, best, sd)
-    return Shape(float(np.exp(best[0])), float(np.exp(best[1])), scatter, dof, grid, weights)
+    return Shape(float(np.exp(best[0])), float(np.exp(best[1])), scatter, dof, decided, grid, weights)
 
 
 def _allowed(budgets: Sequence[Points], best: np.ndarray, sd: float | None) -> tuple[np.ndarray, np.ndarray]:

@@ -4,11 +4,13 @@ Two questions are asked. Without its largest budget, what do the laws of a sweep
 is then measured lie inside? And what does the surface through some runs say of runs that are larger than all of them?
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from diffusionlm.errors import UserError
 from diffusionlm.scaling.laws.analysis import analyse
 from diffusionlm.scaling.laws.bootstrap import CONFIDENCE, Estimate
 from diffusionlm.scaling.laws.noise import NoiseOption
@@ -41,7 +43,8 @@ def largest_budget(
 
     The interval of a law has the error of the law, the random effect of one more budget and the error with which its
     optimum was measured. That of the surface has the error of the surface and of the measured optimum; it has no random
-    effect, since a surface has no budgets.
+    effect, since a surface has no budgets. Runs that belong to no budget are fitted by the surface if they cost less
+    than the largest one.
 
     Args:
       results: the runs.
@@ -58,7 +61,7 @@ def largest_budget(
         optimum = fit.budgets[-1].optimum if fit.budgets else None
         if optimum is None or not optimum.usable:
             continue
-        earlier = [r for r in results if r.objective == name and r.budget < optimum.budget]
+        earlier = [r for r in fit.runs if (r.flops if math.isnan(r.budget) else r.budget) < optimum.budget]
         if not earlier:
             continue
         before = analyse(earlier, noise=noise, draws=draws, seed=seed, full=False).objectives[name]
@@ -94,8 +97,14 @@ def larger_runs(
       noise: as `analysis.analyse` takes it.
       draws: draws of the bootstrap.
       seed: seed of its random numbers.
+
+    Raises:
+      UserError: there are runs of several objectives.
     """
+    if len(names := sorted({run.objective for run in (*results, *held_out)})) > 1:
+        raise UserError(f"the runs are of {', '.join(names)}; give those of one objective at a time")
     [(name, fit)] = analyse(results, noise=noise, draws=draws, seed=seed, full=False).objectives.items()
+    rng = np.random.default_rng([seed, 1])  # other numbers than those of the bootstrap
     rows = []
     for run in held_out:
         if fit.surface:
@@ -104,8 +113,8 @@ def larger_runs(
         if fit.laws:
             law, error = fit.laws["loss"], None
             if fit.used_noise:  # of the run, in logarithms
-                value = fit.laws["loss"].log_at(run.flops)[0]
-                error = fit.used_noise.sd / np.exp(value) * np.random.default_rng(seed).standard_normal(draws)
+                relative = fit.used_noise.sd / np.exp(law.log_at(run.flops)[0])
+                error = relative * rng.standard_t(fit.used_noise.dof, draws)
             rows.append(HeldOut(name, run.flops, "loss", "laws", _ahead(law, run.flops, error), run.loss))
     return rows
 

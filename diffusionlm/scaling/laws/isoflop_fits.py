@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
+from diffusionlm.scaling.laws.arguments import check_points
+
 
 @dataclass(frozen=True)
 class Parabola:
@@ -65,8 +67,11 @@ def parabola(log_n: ArrayLike, loss: ArrayLike) -> Parabola:
     Args:
       log_n: (runs,) natural logarithms of the sizes, at least three different ones.
       loss: (runs,) nats per token.
+
+    Raises:
+      UserError: one is no list of numbers, or they are of two lengths.
     """
-    log_n, loss = np.asarray(log_n, float), np.asarray(loss, float)
+    log_n, loss = check_points(log_n=log_n, loss=loss)
     centre = float(np.unique(log_n).mean())
     design = np.vander(log_n - centre, 3, increasing=True)
     inverse = np.linalg.pinv(design)
@@ -117,8 +122,11 @@ def power_law(log_c: ArrayLike, log_y: ArrayLike, covariance: ArrayLike | None =
       log_y: (points,) natural logarithms of the quantity to fit.
       covariance: covariance of `log_y` up to a factor, as (points,) variances or as (points, points); None: equal
         variances.
+
+    Raises:
+      UserError: `log_c` or `log_y` is no list of numbers, or they are of two lengths.
     """
-    log_c, log_y = np.asarray(log_c, float), np.asarray(log_y, float)
+    log_c, log_y = check_points(log_c=log_c, log_y=log_y)
     covariance = np.ones_like(log_y) if covariance is None else np.asarray(covariance, float)
     covariance = np.diag(covariance) if covariance.ndim == 1 else covariance
     centre = float(log_c.mean())

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import stats
 
-from diffusionlm.scaling.laws.curves import Curve
+from diffusionlm.scaling.laws.curves import Curve, Shape
 from diffusionlm.scaling.laws.isoflop_fits import Parabola, PowerLaw
 from diffusionlm.scaling.laws.noise import Noise
 from diffusionlm.scaling.laws.random_effects import RandomEffect
@@ -51,12 +51,9 @@ def lack_of_fit(residuals: np.ndarray, cells: np.ndarray, parameters: int, noise
     Returns:
       The misfit, or None with no more cells than coefficients.
     """
-    counts = np.bincount(cells)
+    means, counts = _means(residuals, cells)
     dof = len(counts) - parameters
-    if dof < 1:
-        return None
-    means = np.bincount(cells, residuals) / counts
-    return _against_noise(float((counts * means**2).sum()), dof, noise)
+    return _against_noise(float((counts * means**2).sum()), dof, dof, noise) if dof > 0 else None
 
 
 def law_lack_of_fit(law: PowerLaw, effect: RandomEffect | None, noise: Noise | None) -> LackOfFit | None:
@@ -78,7 +75,9 @@ def law_lack_of_fit(law: PowerLaw, effect: RandomEffect | None, noise: Noise | N
     return LackOfFit(effect.sd, float(stats.f.sf(effect.statistic / dof, dof, noise.dof)))
 
 
-def widened(noise: Noise | None, fits: Sequence[Curve], log_n: Sequence[np.ndarray]) -> Noise | None:
+def widened(
+    noise: Noise | None, fits: Sequence[Curve], log_n: Sequence[np.ndarray], shape: Shape | None
+) -> Noise | None:
     """Return the noise that intervals use: the scatter about the curves where they do not fit within the noise.
 
     Where the F test rejects all curves of an objective together (p < `REJECTED`), the losses have errors that are not
@@ -88,21 +87,32 @@ def widened(noise: Noise | None, fits: Sequence[Curve], log_n: Sequence[np.ndarr
       noise: the noise between seeds, or as it was given.
       fits: the curves of one objective.
       log_n: (runs,) natural logarithms of the sizes of each.
+      shape: the shape of the curves.
     """
-    if noise is None or not fits:
+    if noise is None or shape is None or not fits:
         return noise
     cells, first = [], 0
     for x in log_n:
         cells.append(first + np.unique(x, return_inverse=True)[1])
         first = int(cells[-1].max()) + 1
-    residuals, parameters = np.concatenate([fit.residuals for fit in fits]), 3 * len(fits) + 2
-    misfit = lack_of_fit(residuals, np.concatenate(cells), parameters, noise)
-    if misfit is None or misfit.p is None or misfit.p >= REJECTED:
+    if first == 3 * len(fits):
         return noise
-    return Noise(float(np.hypot(misfit.sd, noise.sd)), first - parameters, first, noise.pooled, "curves")
+    means, counts = _means(np.concatenate([fit.residuals for fit in fits]), np.concatenate(cells))
+    divisor, dof = shape.spare(first - 3 * len(fits))
+    misfit = _against_noise(float((counts * means**2).sum()), divisor, dof, noise)
+    if misfit.p is None or misfit.p >= REJECTED:
+        return noise
+    return Noise(float(np.hypot(misfit.sd, noise.sd)), dof, first, noise.pooled, "curves")
 
 
-def _against_noise(square_sum: float, dof: int, noise: Noise | None) -> LackOfFit:
-    variance = noise.sd**2 if noise else 0.0
-    sd = float(np.sqrt(max(square_sum / dof - variance, 0.0)))
-    return LackOfFit(sd, float(stats.f.sf(square_sum / dof / variance, dof, noise.dof)) if noise else None)
+def _means(residuals: np.ndarray, cells: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the mean residual of each cell, and the number of its runs, (cells,) each."""
+    counts = np.bincount(cells)
+    return np.bincount(cells, residuals) / counts, counts
+
+
+def _against_noise(square_sum: float, divisor: float, dof: float, noise: Noise | None) -> LackOfFit:
+    """Test a sum of squares over a divisor, with these degrees of freedom, against the variance of the noise."""
+    variance, mean = noise.sd**2 if noise else 0.0, square_sum / divisor
+    p = float(stats.f.sf(mean / variance, dof, noise.dof)) if noise else None
+    return LackOfFit(float(np.sqrt(max(mean - variance, 0.0))), p)

@@ -29,7 +29,7 @@ class Noise:
     """The standard deviation of the loss of a run, nats, how well it is known, and where it is from."""
 
     sd: float
-    dof: int  # degrees of freedom of the estimate
+    dof: float  # degrees of freedom of the estimate
     cells: int  # repeated cells, or fitted curves, that it comes from
     pooled: bool  # over all roads, or over all objectives where this one has too few repeats
     # "seeds"; "given" by the user; "residuals" of the curves, for want of seeds; or "curves", the same where seeds or

@@ -70,6 +70,7 @@ class Curves:
 
     runs: tuple[CellResult, ...]
     budgets: tuple[tuple[CellResult, ...], ...]  # the runs of each budget near its best size, by size and seed
+    distant: tuple[tuple[CellResult, ...], ...]  # the others of each, which are in no curve
     shape: Shape | None  # None without a budget that has three sizes
     points: tuple[Points, ...]  # of the budgets with three sizes
     fits: tuple[Curve, ...]  # of the same
@@ -85,21 +86,34 @@ def fit_curves(results: Sequence[CellResult], noise: Noise | Literal["residuals"
       noise: the noise of a run; "residuals": the scatter about the curves.
     """
     budgets = sorted({result.budget for result in results if not math.isnan(result.budget)})
-    groups = [near_best([result for result in results if result.budget == budget]) for budget in budgets]
+    pairs = [near_best([result for result in results if result.budget == budget]) for budget in budgets]
+    groups, distant = [near for near, _ in pairs], tuple(far for _, far in pairs)
     points = [
         Points(np.log([run.params for run in group]), np.array([run.loss for run in group]))
         for group in groups
         if len({run.params for run in group}) >= 3
     ]
-    shape, fits = None, []
-    if points:
-        shape = fit_shape(points, noise.sd if isinstance(noise, Noise) else None)
-        fits = [curve(at, shape.alpha, shape.beta) for at in points]
+    log_n = [at.log_n for at in points]
+    shape, fits = _fit_points(points, noise)
     if noise == "residuals":
         noise = residual_noise(shape) if shape else _scatter_about_surface(results)
-    # The roads of a sweep share one noise.
-    used = noise if results[0].arm_share else widened(noise, fits, [at.log_n for at in points])
-    return Curves(tuple(results), tuple(map(tuple, groups)), shape, tuple(points), tuple(fits), noise, used)
+    used = noise
+    if not results[0].arm_share:  # the roads of a sweep share one noise
+        used = widened(noise, fits, log_n, shape)
+        if used != noise:
+            shape, fits = _fit_points(points, noise, misfit=True)
+            used = widened(noise, fits, log_n, shape)
+    return Curves(tuple(results), tuple(groups), distant, shape, tuple(points), tuple(fits), noise, used)
+
+
+def _fit_points(
+    points: Sequence[Points], noise: Noise | Literal["residuals"] | None, *, misfit: bool = False
+) -> tuple[Shape | None, list[Curve]]:
+    """Fit the shape of the curves of one objective, and the curves; nothing without a budget that has three sizes."""
+    if not points:
+        return None, []
+    shape = fit_shape(points, noise.sd if isinstance(noise, Noise) else None, misfit=misfit)
+    return shape, [curve(at, shape.alpha, shape.beta) for at in points]
 
 
 def _scatter_about_surface(results: Sequence[CellResult]) -> Noise | None:
@@ -108,17 +122,18 @@ def _scatter_about_surface(results: Sequence[CellResult]) -> Noise | None:
     return Noise(surface.scatter, surface.dof, 1, False, RESIDUALS) if surface and surface.scatter else None
 
 
-def near_best(runs: Sequence[CellResult]) -> list[CellResult]:
-    """Return the runs of one budget within a factor `FAR` of the best measured size, sorted by size and seed.
+def near_best(runs: Sequence[CellResult]) -> tuple[tuple[CellResult, ...], tuple[CellResult, ...]]:
+    """Return the runs of one budget within a factor `FAR` of the best measured size, and the others.
 
     A curve is meant for the surroundings of its minimum, and the losses of far too small or large models would bend it.
-    All runs are returned where fewer than five sizes are so near.
+    All runs are near where fewer than five sizes are. Both parts are sorted by size and seed.
     """
     means = {cell[0].params: float(np.mean([run.loss for run in cell])) for cell in by_cell(runs).values()}
     best = min(means, key=lambda params: means[params])
     near = {params for params in means if abs(math.log(params / best)) <= math.log(FAR) + 1e-9}
     kept = near if len(near) >= 5 else means.keys()
-    return sorted((run for run in runs if run.params in kept), key=lambda run: (run.params, run.seed))
+    ordered = sorted(runs, key=lambda run: (run.params, run.seed))
+    return tuple(r for r in ordered if r.params in kept), tuple(r for r in ordered if r.params not in kept)
 
 
 def fit_objective(curves: Curves, bootstrap: Bootstrap, next_budget: float | None, full: bool) -> ObjectiveFit:
@@ -188,13 +203,14 @@ def _fit_budgets(curves: Curves, bootstrap: Bootstrap) -> list[BudgetFit]:
         log_n, loss = bootstrap.curves(curves.runs[0].objective, curves.shape, curves.points, common)
         drawn = list(zip(log_n.T, loss.T, strict=True))
     fits, i = [], 0
-    for group in curves.budgets:
+    for group, distant in zip(curves.budgets, curves.distant, strict=True):
         if len({run.params for run in group}) < 3:
-            fits.append(fit_budget(group, None, None, None, None))
-            continue
-        plain = parabola(curves.points[i].log_n, curves.points[i].loss)
-        fits.append(fit_budget(group, plain, curves.fits[i], drawn[i] if drawn else None, curves.noise))
-        i += 1
+            fit = fit_budget(group, None, None, None, None)
+        else:
+            plain = parabola(curves.points[i].log_n, curves.points[i].loss)
+            fit = fit_budget(group, plain, curves.fits[i], drawn[i] if drawn else None, curves.noise)
+            i += 1
+        fits.append(replace(fit, distant=distant))
     return fits
 
 

@@ -133,6 +133,7 @@ class BudgetFit:
     curve: Curve | Parabola | None  # whose minimum is the optimum; None with fewer than three sizes
     optimum: Optimum | None  # None without a minimum
     paired: PairedError | None
+    distant: tuple[CellResult, ...] = ()  # runs too far from the best size to be in the curve; not among `runs`
 
     @property
     def log_n(self) -> np.ndarray:

@@ -11,6 +11,7 @@ from itertools import product
 import numpy as np
 from scipy import optimize, special
 
+from diffusionlm.scaling.laws.arguments import check_runs
 from diffusionlm.scaling.laws.loss_surface import LossSurface
 from diffusionlm.scaling.sweep.results import CellResult
 
@@ -48,7 +49,11 @@ def fit(results: Sequence[CellResult], noise_sd: float | None = None, refits: in
       noise_sd: the noise of a run, nats, for standard errors by a parametric bootstrap; None: the errors are those of
         the Jacobian and of the scatter about the surface.
       refits: fits of that bootstrap, each started from the fit to the runs.
+
+    Raises:
+      UserError: `results` is no list of runs.
     """
+    check_runs(results)
     if len({(r.params, r.tokens) for r in results}) < 6:
         return None
     log_n, log_d = np.log([r.params for r in results]), np.log([r.tokens for r in results])

@@ -46,7 +46,7 @@ class RandomEffect:
         return np.sqrt(drawn * ratios)
 
 
-def random_effect(design: np.ndarray, y: np.ndarray, variances: np.ndarray, noise_dof: int) -> RandomEffect | None:
+def random_effect(design: np.ndarray, y: np.ndarray, variances: np.ndarray, noise_dof: float) -> RandomEffect | None:
     """Estimate the random effect; None with no more points than terms.
 
     Args:

@@ -16,6 +16,7 @@ import numpy as np
 from diffusionlm.scaling.laws.analysis import Analysis, analyse
 from diffusionlm.scaling.laws.bootstrap import Estimate
 from diffusionlm.scaling.laws.gap import Gap
+from diffusionlm.scaling.laws.noise import NoiseOption
 from diffusionlm.scaling.laws.optima import QUANTITIES
 from diffusionlm.scaling.sweep.results import CellResult
 
@@ -144,7 +145,13 @@ def simulate(grid: Sequence[Cell], truths: Mapping[str, Truth], rng: np.random.G
 
 
 def coverage(
-    grid: Sequence[Cell], truths: Mapping[str, Truth], replicates: int, *, draws: int = 2000, seed: int = 0
+    grid: Sequence[Cell],
+    truths: Mapping[str, Truth],
+    replicates: int,
+    *,
+    draws: int = 2000,
+    seed: int = 0,
+    noise: NoiseOption = None,
 ) -> dict[str, tuple[float, int]]:
     """Measure how often the 95% intervals contain the truth.
 
@@ -154,6 +161,7 @@ def coverage(
       replicates: the number of simulated sweeps.
       draws: draws of the bootstrap of each; quantiles from fewer are rougher, but not biased.
       seed: the seed of everything.
+      noise: as `analysis.analyse` takes it.
 
     Returns:
       (share of intervals that contain the truth, number of intervals) by quantity.
@@ -161,7 +169,7 @@ def coverage(
     rng = np.random.default_rng(seed)
     hits = defaultdict(list)
     for replicate in range(replicates):
-        analysis = analyse(simulate(grid, truths, rng), draws=draws, seed=replicate, full=False)
+        analysis = analyse(simulate(grid, truths, rng), noise=noise, draws=draws, seed=replicate, full=False)
         for quantity, estimate, truth in _pairs(analysis, truths):
             hits[quantity].append(estimate.interval is not None and not estimate.excludes(truth))
     return {quantity: (float(np.mean(contained)), len(contained)) for quantity, contained in hits.items()}

@@ -7,14 +7,16 @@ exponents are off by more than their intervals say, and the scatter of the losse
 IsoFLOP curves.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import product
 
 import numpy as np
 from scipy import optimize, stats
 
+from diffusionlm.scaling.laws.arguments import check_runs
 from diffusionlm.scaling.laws.bootstrap import CONFIDENCE, Estimate
+from diffusionlm.scaling.laws.curves import EXACT
 from diffusionlm.scaling.laws.loss_surface import BOUNDS, LossSurface
 from diffusionlm.scaling.laws.noise import Noise
 from diffusionlm.scaling.sweep.results import CellResult
@@ -28,46 +30,49 @@ class SurfaceFit(LossSurface):
     """A surface that was fitted, and what is known of it."""
 
     scatter: float  # standard deviation of the losses about the surface, nats
-    dof: int
+    dof: int  # degrees of freedom of the scatter
     sd: float  # of a run, as the intervals use it: the larger of the scatter and of the noise
+    sd_dof: float  # degrees of freedom of that one
     exponent: Estimate  # of N*: its profile interval
+    at_bound: bool  # one of the five numbers is, or the losses do not change
     residuals: np.ndarray = field(repr=False)  # (runs,) measured minus fitted, nats
-    # (5, 5) of E, log A, log B, alpha and beta, with A and B at the centre of the runs; None at a bound.
-    covariance: np.ndarray | None = field(repr=False)
+    # (5, 5) covariance of E, log A, log B, alpha and beta, with A and B at the centre of the runs, in units of the
+    # variance of a run; zero for those at a bound.
+    unscaled: np.ndarray = field(repr=False)
     centre: tuple[float, float] = field(repr=False)  # log N and log D
+
+    @property
+    def covariance(self) -> np.ndarray | None:
+        """(5, 5) of E, log A, log B, alpha and beta, with A and B at the centre of the runs; None at a bound."""
+        return None if self.at_bound else self.sd**2 * self.unscaled
 
     @property
     def determined(self) -> bool:
         """True if no parameter is at a bound, and the interval of the exponent of N* lies between 0 and 1."""
         ends = self.exponent.interval
-        return self.covariance is not None and ends is not None and 0.0 < ends[0] and ends[1] < 1.0
+        return not self.at_bound and ends is not None and 0.0 < ends[0] and ends[1] < 1.0
 
     def params_at(self, c: float) -> Estimate:
         """Return N* at C FLOPs, with the interval of the delta method."""
         value = self.log_params(c)
+        if self.at_bound:
+            return Estimate(float(np.exp(value)))
         half = self._half(self._gradient(lambda q: self._at(q).log_params(c)))
-        return Estimate(
-            float(np.exp(value)), *(None if half is None else np.exp(value + s * half) for s in (-1.0, 1.0))
-        )
+        return Estimate(float(np.exp(value)), *(float(np.exp(value + s * half)) for s in (-1.0, 1.0)))
 
     def loss_at(self, c: float) -> Estimate:
         """Return L* at C FLOPs, with the interval of the delta method."""
-        n, d, value = self.optimum(c)
-        half = self._half(self._loss_gradient(n, d))  # at an optimum its own error costs nothing
-        return Estimate(value, *(None if half is None else value + s * half for s in (-1.0, 1.0)))
+        n, d, value = self.optimum(c)  # whose own error costs nothing
+        return self._around(value, self._loss_gradient(n, d))
 
     def loss_of_run(self, n: float, d: float) -> Estimate:
         """Return the loss of one more run, with its prediction interval."""
-        value = float(self.loss(n, d))
-        half = self._half(self._loss_gradient(n, d), self.sd**2)
-        return Estimate(value, *(None if half is None else value + s * half for s in (-1.0, 1.0)))
+        return self._around(float(self.loss(n, d)), self._loss_gradient(n, d), self.sd**2)
 
     def leverages(self, log_n: np.ndarray, log_d: np.ndarray) -> np.ndarray:
         """Return the share of each run's variance that its own loss takes in its fitted value, (runs,)."""
-        if self.covariance is None:
-            return np.full(len(log_n), np.nan)
         jacobian = _jacobian(self._parameters, log_n - self.centre[0], log_d - self.centre[1])
-        return np.einsum("ri,ij,rj->r", jacobian, self.covariance / self.sd**2, jacobian)
+        return np.einsum("ri,ij,rj->r", jacobian, self.unscaled, jacobian)
 
     @property
     def _parameters(self) -> np.ndarray:
@@ -89,15 +94,24 @@ class SurfaceFit(LossSurface):
         place = np.array([np.log(n) - self.centre[0]]), np.array([np.log(d) - self.centre[1]])
         return _jacobian(self._parameters, *place)[0]
 
-    def _half(self, gradient: np.ndarray, variance: float = 0.0) -> float | None:
-        if self.covariance is None:
-            return None
-        quantile = stats.t.ppf(0.5 + CONFIDENCE / 2, self.dof)
-        return float(quantile * np.sqrt(gradient @ self.covariance @ gradient + variance))
+    def _around(self, value: float, gradient: np.ndarray, variance: float = 0.0) -> Estimate:
+        if self.at_bound:
+            return Estimate(value)
+        half = self._half(gradient, variance)
+        return Estimate(value, value - half, value + half)
+
+    def _half(self, gradient: np.ndarray, variance: float = 0.0) -> float:
+        """Return half of the width of the interval of what has this gradient, with a variance of its own."""
+        quantile = stats.t.ppf(0.5 + CONFIDENCE / 2, self.sd_dof)
+        return float(quantile * np.sqrt(self.sd**2 * (gradient @ self.unscaled @ gradient) + variance))
 
 
 def fit_surface(
-    results: Sequence[CellResult], noise: Noise | None = None, *, profile: bool = True
+    results: Sequence[CellResult],
+    noise: Noise | None = None,
+    *,
+    profile: bool = True,
+    start: tuple[float, float] | None = None,
 ) -> SurfaceFit | None:
     """Fit the surface to all runs of one objective, each with the same weight.
 
@@ -105,30 +119,34 @@ def fit_surface(
       results: the runs.
       noise: the noise of a run; intervals use the scatter about the surface if that is larger, or if it is None.
       profile: also find the profile interval of the exponent of N*.
+      start: alpha and beta of the surface of almost the same runs, to begin with; None: a grid of starts.
 
     Returns:
       The fit, or None with fewer than seven different cells.
+
+    Raises:
+      UserError: `results` is no list of runs.
     """
+    check_runs(results)
     if len({(r.params, r.tokens) for r in results}) < TERMS + 2:
         return None
     log_n, log_d = np.log([r.params for r in results]), np.log([r.tokens for r in results])
     loss, centre = np.array([r.loss for r in results]), (float(log_n.mean()), float(log_d.mean()))
     problem = Projection(log_n - centre[0], log_d - centre[1], loss)
-    alpha, beta = np.exp(problem.minimise())
+    alpha, beta = np.exp(problem.minimise([start] if start else product(STARTS, STARTS)))
     (e, a, b), residuals = problem.project(alpha, beta)
     dof = len(loss) - TERMS
     scatter = float(np.sqrt((residuals**2).sum() / dof))
-    sd = max(scatter, noise.sd if noise else 0.0)
-    at_bound = min(e, a, b) <= 0 or not all(
-        1.01 * np.exp(BOUNDS[0]) < x < 0.99 * np.exp(BOUNDS[1]) for x in (alpha, beta)
-    )
+    sd, sd_dof = max((scatter, float(dof)), (noise.sd, noise.dof) if noise else (0.0, 0.0))
+    free = problem.free(alpha, beta, e, a, b)
     with np.errstate(divide="ignore"):
-        log_a, log_b = (float(np.log(x)) for x in (a, b))
-    covariance = None
-    if not at_bound:
-        jacobian = _jacobian(np.array([e, log_a, log_b, alpha, beta]), log_n - centre[0], log_d - centre[1])
-        covariance = sd**2 * np.linalg.pinv(jacobian.T @ jacobian)
+        log_a, log_b = (float(np.log(0.0 if none else x)) for x, none in zip((a, b), ~free[1:3], strict=True))
+    jacobian = free * _jacobian(np.array([e, log_a, log_b, alpha, beta]), problem.x, problem.y)
     exponent = Estimate(float(beta / (alpha + beta)))
+    if not free[1:3].all():
+        exponent = Estimate(exponent.value, 0.0, 1.0)
+    elif profile:
+        exponent = problem.profile(float(alpha), float(beta), sd, sd_dof)
     return SurfaceFit(
         e=float(e),
         log_a=float(log_a + alpha * centre[0]),
@@ -139,9 +157,11 @@ def fit_surface(
         scatter=scatter,
         dof=dof,
         sd=sd,
-        exponent=problem.profile(float(alpha), float(beta), sd, dof) if profile else exponent,
+        sd_dof=sd_dof,
+        exponent=exponent,
+        at_bound=not free.all(),
         residuals=residuals,
-        covariance=covariance,
+        unscaled=np.linalg.pinv(jacobian.T @ jacobian),
         centre=centre,
     )
 
@@ -154,16 +174,31 @@ class Projection:
     y: np.ndarray  # (runs,) centred log D
     loss: np.ndarray  # (runs,) nats
 
+    def exponentials(self, alpha: float, beta: float) -> np.ndarray:
+        """Return the terms of A and B, (runs, 2), which are 1 at the centre."""
+        return np.stack([np.exp(-alpha * self.x), np.exp(-beta * self.y)], 1)
+
     def project(self, alpha: float, beta: float) -> tuple[np.ndarray, np.ndarray]:
         """Return the best E, A and B, none of them negative, (3,), and the residuals, (runs,)."""
-        design = np.stack([np.ones_like(self.x), np.exp(-alpha * self.x), np.exp(-beta * self.y)], 1)
+        design = np.column_stack([np.ones_like(self.x), self.exponentials(alpha, beta)])
         coefficients = np.linalg.lstsq(design, self.loss)[0]
         if coefficients.min() < 0:
             coefficients = optimize.nnls(design, self.loss)[0]
         return coefficients, self.loss - design @ coefficients
 
-    def minimise(self) -> np.ndarray:
-        """Return the best log alpha and log beta: roughly from a grid of starts, and from the best of these exactly."""
+    def free(self, alpha: float, beta: float, e: float, a: float, b: float) -> np.ndarray:
+        """Return which of E, A, B, alpha and beta are at no bound, (5,) booleans.
+
+        An exponential that moves no loss by more than rounding has a coefficient of zero, and any exponent.
+        """
+        effects = np.array([a, b]) * np.ptp(self.exponentials(alpha, beta), 0)
+        seen = effects > EXACT * np.abs(self.loss).mean()
+        ends = np.exp(BOUNDS)
+        inner = [1.01 * ends[0] < x < 0.99 * ends[1] for x in (alpha, beta)]
+        return np.array([e > 0, *seen, *(seen & inner)])
+
+    def minimise(self, starts: Iterable[tuple[float, float]]) -> np.ndarray:
+        """Return the best log alpha and log beta: roughly from each start, and from the best of these exactly."""
 
         def search(start: np.ndarray, tolerance: float) -> optimize.OptimizeResult:
             return optimize.least_squares(
@@ -175,10 +210,10 @@ class Projection:
                 gtol=tolerance,
             )
 
-        rough = [search(np.log(pair), 1e-4) for pair in product(STARTS, STARTS)]
+        rough = [search(np.log(pair), 1e-4) for pair in starts]
         return np.clip(search(min(rough, key=lambda fit: fit.cost).x, 1e-14).x, *BOUNDS)
 
-    def profile(self, alpha: float, beta: float, sd: float, dof: int) -> Estimate:
+    def profile(self, alpha: float, beta: float, sd: float, dof: float) -> Estimate:
         """Return the exponent of N* with its profile interval: those at which the best fit is not much worse.
 
         A value is in it if the sum of squares grows by at most t^2 times the variance of a run, with the quantile t of

@@ -14,13 +14,16 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy import stats
 
+from diffusionlm.scaling.laws.arguments import check_runs
 from diffusionlm.scaling.laws.curves import Points, curve, fit_shape
 from diffusionlm.scaling.laws.noise import Noise
-from diffusionlm.scaling.laws.surface_fit import TERMS, fit_surface
+from diffusionlm.scaling.laws.surface_fit import SurfaceFit, fit_surface
 from diffusionlm.scaling.sweep.results import CellResult
 
-LEVEL = 0.05  # of the test of all cells together (Bonferroni)
-MOST = 0.1  # of the cells: if more are far off, it is the surface that does not fit
+LEVEL = 0.05  # of the test of all cells in all steps together (Bonferroni)
+MOST = 0.2  # of the cells: if more are far off, it is the surface that does not fit
+AHEAD = 4  # cells that are taken out in vain before the search ends
+ROUNDING = 1e-6  # of a loss, and of whole numbers of tokens, as a share of the loss
 
 
 @dataclass(frozen=True)
@@ -37,45 +40,56 @@ class Suspect:
 def suspects(results: Sequence[CellResult], noise: Noise | None = None) -> tuple[Suspect, ...]:
     """Return the suspected cells of one objective, the worst first.
 
-    Each is taken out before the next is looked for, since a cell that went wrong makes others look so. Of a few cells,
-    two that went wrong at once may hide each other, because either is part of the scatter that the other is judged by.
+    Cells that went wrong at once hide each other, because each is part of the scatter that the others are judged by. So
+    the worst are taken out one by one up to a limit, and all that were taken out until the last one that is far off the
+    surface through what is left are suspected (the generalised extreme Studentised deviate, Rosner 1983). The level is
+    that of all cells in all steps together.
 
     Args:
       results: the runs of one objective.
       noise: the noise of a run, which curves are expected to leave over.
+
+    Raises:
+      UserError: `results` is no list of runs.
     """
-    cells: dict[tuple[float, int, int], list[CellResult]] = {}
+    check_runs(results)
+    cells: dict[object, list[CellResult]] = {}
     for run in results:
-        cells.setdefault((run.budget, run.params, run.tokens), []).append(run)
-    means = [replace(runs[0], loss=float(np.mean([run.loss for run in runs]))) for runs in cells.values()]
-    most = max(1, int(MOST * len(means)))
-    named: list[Suspect] = []
-    while suspect := _worst(means):
-        others = without(means, [suspect])
-        if not _curve_agrees(suspect, means, others, noise):
-            break
-        named.append(suspect)
-        if len(named) > most:
-            return ()
-        means = others
-    return tuple(named)
+        cells.setdefault(_key(run), []).append(run)
+    left = [replace(runs[0], loss=float(np.mean([run.loss for run in runs]))) for runs in cells.values()]
+    means, steps = left, int(MOST * len(left)) + 1
+    worst: list[Suspect] = []
+    fit, count = fit_surface(left, profile=False), 0
+    while fit and fit.dof > 2 and len(worst) < min(steps, count + AHEAD + 1):
+        worst.append(_worst(fit, left, steps))
+        if worst[-1].p < LEVEL:
+            count = len(worst)
+        left = without(left, worst[-1:])
+        fit = fit_surface(left, profile=False, start=(fit.alpha, fit.beta))
+    if count == steps:
+        return ()
+    others = fit_surface(without(means, worst[:count]), profile=False)
+    if others is None:
+        return ()
+    again = [_against(others, suspect, means, steps) for suspect in worst[:count]]
+    return tuple(s for s in again if s.p < LEVEL and _curve_agrees(s, means, again, noise))
 
 
 def without(results: Sequence[CellResult], named: Sequence[Suspect]) -> list[CellResult]:
     """Return the runs that are of no suspected cell."""
-    keys = [(suspect.budget, suspect.params, suspect.tokens) for suspect in named]
-    return [run for run in results if not any(_same(key, run) for key in keys)]
+    keys = {_key(suspect) for suspect in named}
+    return [run for run in results if _key(run) not in keys]
 
 
-def _same(key: tuple[float, int, int], run: CellResult) -> bool:
-    budget, params, tokens = key
-    return (run.params, run.tokens) == (params, tokens) and (run.budget == budget or math.isnan(budget))
+def _key(cell: CellResult | Suspect) -> tuple[float | None, int, int]:
+    """Return what tells cells apart."""
+    return None if math.isnan(cell.budget) else cell.budget, cell.params, cell.tokens
 
 
-def _curve_agrees(
-    suspect: Suspect, cells: Sequence[CellResult], others: Sequence[CellResult], noise: Noise | None
-) -> bool:
+def _curve_agrees(suspect: Suspect, cells: Sequence[CellResult], worst: Sequence[Suspect], noise: Noise | None) -> bool:
     """Return True if the curve of the suspect's budget leaves over less without it, or has too few other sizes."""
+    others = without(cells, worst)
+    cells = without(cells, [other for other in worst if other is not suspect])
     budgets = sorted({cell.budget for cell in cells if not np.isnan(cell.budget)})
     points = {budget: _points(others, budget) for budget in budgets}
     if suspect.budget not in points or len(points[suspect.budget].loss) < 3:
@@ -95,21 +109,30 @@ def _points(cells: Sequence[CellResult], budget: float) -> Points:
     return Points(np.log([cell.params for cell in of_budget]), np.array([cell.loss for cell in of_budget]))
 
 
-def _worst(cells: Sequence[CellResult]) -> Suspect | None:
-    """Return the cell that is furthest off, if it is further off than the scatter of the others explains."""
-    dof = len(cells) - TERMS - 1
-    fit = fit_surface(cells, profile=False)
-    if dof < 2 or fit is None or fit.covariance is None:
-        return None
+def _against(others: SurfaceFit, suspect: Suspect, cells: Sequence[CellResult], steps: int) -> Suspect:
+    """Return a suspect as the surface through the cells that are not suspected sees it, whatever the step found."""
+    [cell] = [cell for cell in cells if _key(cell) == _key(suspect)]
+    off = cell.loss - float(others.loss(cell.params, cell.tokens))
+    leverage = float(others.leverages(np.log([cell.params]), np.log([cell.tokens]))[0])
+    sd = max(others.scatter, ROUNDING * cell.loss)
+    t = abs(off) / (sd * math.sqrt(1 + leverage))
+    return replace(suspect, off=off, p=_p_value(t, others.dof, steps * len(cells)))
+
+
+def _p_value(t: float, dof: int, comparisons: int) -> float:
+    """Return the probability that in any of so many comparisons a cell is so many deviations off (Bonferroni)."""
+    return float(min(1.0, 2 * stats.t.sf(t, dof) * comparisons))
+
+
+def _worst(fit: SurfaceFit, cells: Sequence[CellResult], steps: int) -> Suspect:
+    """Return the cell that is furthest off, in units of the scatter of the others about their surface."""
+    dof = fit.dof - 1
     kept = 1 - fit.leverages(np.log([cell.params for cell in cells]), np.log([cell.tokens for cell in cells]))
     kept = np.maximum(kept, 1e-6)
     # What the sum of squares would be without the cell, which is the variance that the cell is judged by.
     others = np.maximum((fit.residuals**2).sum() - fit.residuals**2 / kept, 0.0) / dof
-    floor = (1e-6 * float(np.mean([cell.loss for cell in cells]))) ** 2  # rounding of losses and of whole tokens
+    floor = (ROUNDING * float(np.mean([cell.loss for cell in cells]))) ** 2
     t = np.abs(fit.residuals) / np.sqrt(np.maximum(others, floor) * kept)
     worst = int(np.argmax(t))
-    p = float(min(1.0, 2 * stats.t.sf(t[worst], dof) * len(cells)))
-    if p >= LEVEL:
-        return None
-    cell = cells[worst]
-    return Suspect(cell.budget, cell.params, cell.tokens, float(fit.residuals[worst] / kept[worst]), p)
+    off, p = float(fit.residuals[worst] / kept[worst]), _p_value(float(t[worst]), dof, steps * len(cells))
+    return Suspect(cells[worst].budget, cells[worst].params, cells[worst].tokens, off, p)

@@ -104,3 +104,45 @@ def test_what_losses_allow_has_weights_however_small_their_noise():
     ]
     shape = curves.fit_shape(points, 1e-9)
     assert np.isfinite(shape.weights).all() and shape.weights.sum() == pytest.approx(1)
+
+
+@pytest.mark.parametrize(("width", "sizes", "count"), [(2, 4, 0.1), (4, 7, 0.9), (16, 15, 1.95)])
+def test_the_shape_takes_as_many_degrees_of_freedom_as_the_losses_decide(width, sizes, count):
+    """They are 2 less the trace of the prior's precision times the posterior's covariance."""
+    sd, rng = 0.005, np.random.default_rng(0)
+    budgets = [points(0.34, 0.28, c, width=width, sizes=sizes) for c in BUDGETS]
+    budgets = [curves.Points(at.log_n, at.loss + sd * rng.standard_normal(sizes)) for at in budgets]
+    shape = curves.fit_shape(budgets, sd)
+
+    def square_sum(q):
+        return sum((curves.curve(at, *np.exp(q)).residuals ** 2).sum() for at in budgets) / sd**2
+
+    best, h = np.log([shape.alpha, shape.beta]), 0.02
+    steps = h * np.eye(2)
+    hessian = np.array(
+        [
+            [
+                square_sum(best + a + b)
+                - square_sum(best + a - b)
+                - square_sum(best - a + b)
+                + square_sum(best - a - b)
+                for a in steps
+            ]
+            for b in steps
+        ]
+    ) / (4 * h**2)
+    effective = 2 - np.trace(np.linalg.inv(hessian / 2 + np.eye(2) / curves.WIDTH**2)) / curves.WIDTH**2
+    assert shape.decided.sum() == pytest.approx(effective, abs=0.1)
+    assert effective == pytest.approx(count, abs=0.1)
+    divisor, dof = shape.spare(20)
+    assert divisor == pytest.approx(20 - shape.decided.sum()) and divisor <= dof <= 20
+
+
+def test_degrees_of_freedom_match_the_moments_of_simulated_residuals():
+    """Linear regression of which one coefficient has a prior: mean and variance of its residual sum of squares."""
+    rng, h = np.random.default_rng(0), np.array([0.7, 0.2])
+    divisor, dof = curves._spare(4, h)
+    parts = rng.standard_normal((200_000, 4)) ** 2
+    square_sums = parts[:, 2:].sum(1) + parts[:, :2] @ (1 - h)  # under the prior, residuals along an axis shrink so
+    assert square_sums.mean() == pytest.approx(divisor, rel=0.01)
+    assert 2 * square_sums.mean() ** 2 / square_sums.var() == pytest.approx(dof, rel=0.02)

@@ -99,3 +99,14 @@ def test_the_variances_of_the_logarithms_are_those_of_many_fits():
     optimum = fit_runs(runs, losses @ np.linalg.pinv(design).T).optimum
     for key, variance in optimum.variances().items():
         assert optimum.draws[key].var() / sd**2 == pytest.approx(variance, rel=5 * np.sqrt(2 / draws)), key
+
+
+def test_runs_far_from_the_best_size_are_in_no_curve_and_shown_as_distant():
+    """Two of nine sizes are more than ten times smaller than the best; of four sizes none is left out."""
+    log_n = np.log(1e6) + np.log(3) * np.arange(-4, 5)
+    runs = runs_on(lambda x: 2.5 + 0.08 * (x - np.log(1e6)) ** 2, log_n=tuple(log_n))
+    [row] = analyse(runs, full=False).objectives[runs[0].objective].budgets
+    assert [run.params for run in row.distant] == pytest.approx([1e6 / 81, 1e6 / 27, 27e6, 81e6])
+    assert len(row.runs) == 5 and {*row.runs, *row.distant} == set(runs)
+    [few] = analyse(runs[::2][:4], full=False).objectives[runs[0].objective].budgets
+    assert few.distant == () and len(few.runs) == 4

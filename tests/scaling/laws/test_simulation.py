@@ -1,6 +1,7 @@
 """Simulated sweeps: do the intervals contain the truth?"""
 
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -40,9 +41,11 @@ SETTINGS = {  # noise of mdm and arm, curvature, sizes, repeated cells in each o
     "loud": (0.02, 0.02, 0.06, 5, 1),
     "unequal": (0.02, 0.006, 0.08, 6, 1),
 }
-CLAIMED = [f"{o} {q}" for o in TRUTHS for q in ("params", "loss", "tokens")]
-CLAIMED += [f"{o} {q} exponent" for o in TRUTHS for q in ("params", "loss", "tokens")]
-DERIVED = [f"{o} predicted {q}" for o in TRUTHS for q in ("params", "loss", "tokens")] + ["gap", "size ratio"]
+QUANTITIES = ("params", "loss", "tokens")
+OPTIMA = [f"{o} {q}" for o in TRUTHS for q in QUANTITIES]
+PLACES = ("exponent", "at the largest budget", "ten times beyond")
+LAWS = [f"{o} {q} {place}" for o in TRUTHS for q in QUANTITIES for place in PLACES]
+DERIVED = [f"{o} predicted {q}" for o in TRUTHS for q in QUANTITIES] + ["gap", "size ratio"]
 
 
 def simulated_coverage(setting, replicates):
@@ -85,32 +88,48 @@ def test_a_truth_with_misfit_is_simulated_as_it_says():
     assert np.std(off, axis=0) == pytest.approx(truth.scatter, rel=0.35)
 
 
-def require_92_to_99_percent(shares):
-    """A random effect that cannot be excluded makes intervals of laws too wide; a share of 300 is off by 1%."""
-    for key in CLAIMED:
+def require_what_was_promised(shares):
+    """At least 92% everywhere, and at most 99% of the optima; a share of 300 is off by 1%.
+
+    Optima do not scatter about their laws here. Of four budgets nothing can tell, and intervals that hold for any
+    scatter hold more often without one, so those of laws have no upper end (`test_intervals_hold_with_misfit` has it).
+    """
+    for key in OPTIMA:
         assert 0.92 <= shares[key] <= 0.99, key
-    for key in DERIVED:  # so do two noise estimates in one interval (Behrens and Fisher)
-        assert 0.92 <= shares[key] <= 1.0, key
+    for key in LAWS + DERIVED:
+        assert 0.92 <= shares[key], key
 
 
 @pytest.mark.slow
-def test_intervals_cover_92_to_99_percent_on_the_grid_of_isoflop_cpu():
-    require_92_to_99_percent(coverage_on_isoflop_cpu(300))
+def test_intervals_hold_on_the_grid_of_isoflop_cpu():
+    require_what_was_promised(coverage_on_isoflop_cpu(300))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("setting", SETTINGS)
-def test_intervals_cover_92_to_99_percent(setting):
-    require_92_to_99_percent(simulated_coverage(setting, 300))
+def test_intervals_hold_without_misfit(setting):
+    require_what_was_promised(simulated_coverage(setting, 300))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("half_width", "sizes", "drift"), [(2.0, 7, 1.0), (16.0, 9, 1.0), (8.0, 9, 3.0)])
-def test_intervals_of_n_cover_with_both_kinds_of_misfit(half_width, sizes, drift):
-    """On a narrow, a wide and a drifting grid; more in `experiments/benchmarks/scaling_coverage.py`."""
+def test_intervals_hold_with_misfit(half_width, sizes, drift):
+    """In 92 to 98% with both kinds, on a narrow, a wide and a drifting grid, as `scaling_coverage.py` measures it."""
     truth = Truth((6e5, 0.60), (3.95, -0.06), 0.07, 0.003, shape=(0.465, 0.155), scatter=(0.1, 0.005))
     budgets, spacing = (1e13, 3e13, 1e14, 3e14, 1e15, 3e15), half_width ** (2 / (sizes - 1))
     grid = make_grid({"arm": truth}, budgets, sizes, spacing, off_centre=0.0, repeated=2, drift=drift)
-    shares = coverage(grid, {"arm": truth}, 100, draws=1000)
-    for place in ("exponent", "at the largest budget", "ten times beyond"):
-        assert shares[f"arm params {place}"][0] >= 0.88, place  # three standard errors of a share of 100 below 95%
+    shares = coverage(grid, {"arm": truth}, 250, draws=1000)
+    for quantity, place in product(QUANTITIES, PLACES):
+        assert 0.92 <= shares[f"arm {quantity} {place}"][0] <= 0.98, (quantity, place)
+
+
+@pytest.mark.slow
+def test_narrow_grids_hold_n_as_often_as_the_prior_of_their_shape_says():
+    """In 92 to 98% of shapes drawn from it. Near its middle, as Chinchilla's is, they hold in up to 100%."""
+    rng, hits = np.random.default_rng(0), []
+    for seed in range(150):
+        alpha, beta = np.exp(curves.TYPICAL + curves.WIDTH * rng.standard_normal(2))
+        truths = {"arm": Truth((6e5, 0.60), (3.95, -0.06), 0.07, 0.003, shape=(alpha, beta))}
+        grid = make_grid(truths, (1e13, 3e13, 1e14), 7, 2 ** (1 / 3), off_centre=0.0, repeated=2)
+        hits.append(coverage(grid, truths, 1, draws=1000, seed=seed)["arm params"][0])
+    assert 0.92 <= np.mean(hits) <= 0.98

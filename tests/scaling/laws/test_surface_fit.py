@@ -4,11 +4,11 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from scipy import optimize
+from scipy import optimize, stats
 from support.simulated_sweep import simulated
 
 from diffusionlm.scaling.laws import surface_fit
-from diffusionlm.scaling.laws.noise import given_noise
+from diffusionlm.scaling.laws.noise import EXACT_DOF, Noise, given_noise
 
 TRUTH = {"e": 1.69, "a": 406.4, "b": 410.7, "alpha": 0.465, "beta": 0.155}
 
@@ -69,8 +69,6 @@ def test_the_profile_interval_ends_where_the_best_fit_is_too_much_worse():
         design = np.stack([np.ones(len(n)), (n / 1e8) ** -(total * (1 - share)), (d / 1e10) ** -(total * share)], 1)
         return float(np.sum((loss - design @ np.linalg.lstsq(design, loss)[0]) ** 2))
 
-    from scipy import stats
-
     for end in fitted.exponent.interval:
         best = optimize.minimize_scalar(lambda x, end=end: square_sum(x, end), bounds=(-2, 1), method="bounded")
         growth = best.fun - smallest
@@ -83,6 +81,39 @@ def test_a_surface_without_an_irreducible_term_is_not_determined():
     negative = surface_fit.fit_surface([replace(r, loss=r.loss - 2.0) for r in runs()])
     assert negative.e == 0 and not negative.determined and negative.loss_at(1e20).interval is None
     assert surface_fit.fit_surface(runs()[:6]) is None
+
+
+@pytest.mark.parametrize("noise", [None, given_noise(0.005)])
+def test_losses_that_do_not_change_determine_nothing(noise):
+    """Any exponent fits them; nothing is divided by their scatter of zero."""
+    fitted = surface_fit.fit_surface([replace(run, loss=3.0) for run in runs()], noise)
+    assert not fitted.determined and fitted.exponent.interval == (0.0, 1.0) and fitted.covariance is None
+    assert fitted.e == pytest.approx(3.0) and fitted.loss_at(1e20).interval is fitted.params_at(1e20).interval is None
+
+
+def test_losses_that_do_not_change_with_tokens_leave_the_exponent_open():
+    fitted = surface_fit.fit_surface([replace(run, loss=2 + 100 / run.params**0.4) for run in runs()])
+    assert not fitted.determined and fitted.exponent.interval == (0.0, 1.0) and fitted.alpha == pytest.approx(0.4)
+
+
+def test_intervals_use_the_degrees_of_freedom_of_the_variance_that_they_use():
+    """A noise that was pooled over four cells of three seeds has eight, however many runs the surface has."""
+    rows, seeds = runs(noise=0.01), Noise(0.02, dof=8, cells=4, pooled=False)
+    few, exact, none = (surface_fit.fit_surface(rows, noise) for noise in (seeds, given_noise(0.02), None))
+    assert (few.sd_dof, exact.sd_dof, none.sd_dof) == (8, EXACT_DOF, 40) and few.dof == 40
+    ratio = stats.t.ppf(0.975, 8) / stats.norm.ppf(0.975)
+    for estimate in (lambda fit: fit.loss_at(1e21), lambda fit: fit.loss_of_run(1e9, 1e11)):
+        assert estimate(few).width == pytest.approx(ratio * estimate(exact).width, rel=1e-5)
+    assert few.exponent.width > 1.1 * exact.exponent.width
+
+
+def test_leverages_of_a_surface_at_a_bound_are_those_of_its_other_numbers():
+    """They add up to the numbers that are free: four where E is zero."""
+    rows = [replace(run, loss=run.loss - 2.0) for run in runs()]
+    fitted = surface_fit.fit_surface(rows)
+    assert fitted.e == 0 and fitted.at_bound
+    leverages = fitted.leverages(np.log([r.params for r in rows]), np.log([r.tokens for r in rows]))
+    assert leverages.sum() == pytest.approx(4, abs=1e-6)
 
 
 @pytest.mark.slow

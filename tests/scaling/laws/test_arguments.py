@@ -1,0 +1,36 @@
+"""Wrong arguments of the fits: one line each."""
+
+import numpy as np
+import pytest
+from support.simulated_sweep import simulated
+
+from diffusionlm.errors import UserError
+from diffusionlm.scaling.laws import held_out, isoflop_fits, parametric, suspects
+from diffusionlm.scaling.laws.analysis import analyse
+from diffusionlm.scaling.laws.surface_fit import fit_surface
+
+FITS = (analyse, fit_surface, parametric.fit, suspects.suspects, held_out.largest_budget)
+
+
+@pytest.mark.parametrize("fit", FITS, ids=lambda fit: f"{fit.__module__}.{fit.__name__}")
+@pytest.mark.parametrize("results", ["points.csv", 3.0, None, [{"loss": 3.0}], simulated()[0], {"loss": [3.0]}])
+def test_what_is_no_list_of_runs_is_refused(fit, results):
+    with pytest.raises(UserError, match=r"^results=.* must be a list of runs \(CellResult\)") as error:
+        fit(results)
+    assert "\n" not in str(error.value) and len(str(error.value)) < 300
+
+
+@pytest.mark.parametrize("fit", [isoflop_fits.parabola, isoflop_fits.power_law])
+def test_columns_of_points_are_lists_of_numbers(fit):
+    for wrong in (1.0, "abc", ["a", "b"], None, [[1.0, 2.0], [3.0, 4.0]], [1.0, [2.0]]):
+        with pytest.raises(UserError, match="must be a list of numbers, one for each point"):
+            fit(wrong, [1.0, 2.0])
+    with pytest.raises(UserError, match="log_. has 4, lo.* has 3"):
+        fit([1.0, 2.0, 3.0, 4.0], [1.0, 2.0, 3.0])
+    assert fit([1.0, 2.0, 3.0], np.array([3.0, 2.0, 3.0])) is not None
+
+
+@pytest.mark.parametrize("draws", [0, -1, 2.5, "many", True])
+def test_a_number_of_draws_is_a_positive_whole_number(draws):
+    with pytest.raises(UserError, match="must be a positive whole number"):
+        analyse(simulated(), draws=draws)
