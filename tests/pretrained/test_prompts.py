@@ -225,9 +225,10 @@ def test_a_predicted_mask_is_marked_and_no_text(model, params):
     """LLaDA's reference lets it be predicted; the id of DiffuLLaMA's stands for a word of its vocabulary."""
     mask = ord("m")
     config = dataclasses.replace(SPEC, mask_id=mask, suppressed_ids=())
+    model = dataclasses.replace(model, config=config)
     liked = Counter(model.generate("x", length=20)[0].tokens).most_common(1)[0][0]
-    head = params["head"].at[:, mask].set(3 * params["head"][:, liked])
-    model = dataclasses.replace(model, params={**params, "head": head}, config=config)
+    head = params["head"].at[:, mask].set(2 * params["head"][:, liked])
+    model = dataclasses.replace(model, params={**params, "head": head})
     completion = model.generate("x", length=20)[0]
     assert completion.mask_tokens == completion.tokens.count(mask) > 0
     assert "m" not in completion.text

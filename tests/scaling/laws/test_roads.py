@@ -43,7 +43,9 @@ def test_intervals_contain_the_truth_as_often_as_they_say():
         if fit.laws:
             hits["odds exponent"].append(not fit.laws["share"].exponent.excludes(ODDS[1]))
     for key, contained in hits.items():
-        assert len(contained) > 150 and 0.91 < np.mean(contained) < 0.985, (key, np.mean(contained), len(contained))
+        assert len(contained) > 150 and 0.91 < np.mean(contained), (key, np.mean(contained), len(contained))
+        # Budgets do not scatter about the law here, which four of them cannot show (see `test_simulation`).
+        assert key == "odds exponent" or np.mean(contained) < 0.985, (key, np.mean(contained))
 
 
 def test_an_error_that_all_losses_share_does_not_blur_how_the_loss_moves():
