@@ -38,8 +38,7 @@ def crosses(objective: str, left_out: Sequence[LeftOut]) -> list[CellResult]:
 
 def distant(fit: ObjectiveFit) -> list[CellResult]:
     """Return the runs whose size is too far from the best one of their budget for its curve."""
-    in_curves = {id(run) for row in fit.budgets for run in row.runs}
-    return [run for run in fit.runs if not np.isnan(run.budget) and id(run) not in in_curves]
+    return [run for row in fit.budgets for run in row.distant]
 
 
 def _marks(axes: "Axes", runs: Sequence[CellResult], marker: str, label: str) -> None:
