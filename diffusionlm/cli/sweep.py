@@ -136,7 +136,7 @@ def _joined(words: list[str], option: str) -> list[str]:
             values.append(value)
         else:
             return words  # a value is missing, which `parse` says
-    return [*others, option, ",".join(values)] if values else words
+    return [*others, option, ",".join(filter(None, values))] if values else words
 
 
 def _sweep_first(

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     import tensorflow_datasets as tfds
 
 SHARD_TOKENS = 1 << 26  # of the largest shards, which hold 32k records of 2048 tokens
-# A split that one such shard would hold has up to eight, which as many processes write, of at least 2 M tokens each.
+# A split has this many shards, which as many processes write, though fewer would hold it: of at least 2 M tokens each.
 FEW_SHARDS, FEW_TOKENS = 8, 1 << 21
 BLOCK_TOKENS = 1 << 20  # read at a time while a shard is written
 BLOCK_BYTES = 1 << 22  # read at a time while a stream is hashed
@@ -280,7 +280,7 @@ def _plan_shards(
             "a shorter sequence_length or, for validation, a source or another validation_fraction"
         )
     stream.write_index(directory / "parts" / f"{split}.stream.json")
-    shards = count_shards(count * format.length)
+    shards = min(count, count_shards(count * format.length))
     bounds = [count * i // shards for i in range(shards + 1)]
     return [
         ShardJob(str(directory), format, split, bounds[i], bounds[i + 1], i, shards, packing == "chunk")

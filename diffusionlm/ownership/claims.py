@@ -209,11 +209,10 @@ def whole_directory(output: Path, key: str = "") -> Iterator[Path]:
 
     Raises:
       UserError: another process is making `output`.
-      OSError: `output` is there by the end, or something cannot be written.
+      OSError: `output` is a link or holds something, or something cannot be written.
     """
     with owned_output(output) as lease:
-        with contextlib.suppress(FileNotFoundError):
-            output.stat()  # a name that is too long, or a loop of links, is better refused before the work than after
+        _require_place(output)
         prefix = f".{_short(output.name)}.partial-"
         partial = output.with_name(prefix + (key or uuid.uuid4().hex[:8]))
         for abandoned in _abandoned(output.parent, prefix) if lease else ():
@@ -233,6 +232,18 @@ def whole_directory(output: Path, key: str = "") -> Iterator[Path]:
             if not key or (is_mistake and lease and not lease.lost):
                 shutil.rmtree(partial, ignore_errors=True)
             raise
+
+
+def _require_place(output: Path) -> None:
+    """Raise before the work what would fail after it: no directory can be renamed to `output`."""
+    try:
+        output.lstat()
+    except FileNotFoundError:
+        return
+    if output.is_symlink():
+        raise OSError(errno.EEXIST, "a link is there", str(output))
+    if output.is_dir() and any(output.iterdir()):
+        raise OSError(errno.ENOTEMPTY, os.strerror(errno.ENOTEMPTY), str(output))
 
 
 def _abandoned(folder: Path, prefix: str) -> list[Path]:

@@ -187,7 +187,7 @@ def _array(name: str, values: ArrayLike) -> np.ndarray:
             f"{name} must be an array with a number for each run: its rows are of several lengths"
         ) from error
     if array.ndim == 0:
-        raise UserError(f"{name}={str(values)[:40]!r} must be an array with a number for each run")
+        raise UserError(f"{name}={repr(values)[:40]} must be an array with a number for each run")
     return np.ravel(array)
 
 

@@ -223,3 +223,19 @@ def test_an_output_may_have_the_longest_name(tmp_path):
     with claims.whole_directory(output) as directory:
         (directory / "file").write_text("whole")
     assert (output / "file").read_text() == "whole" and len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.parametrize("kind", ["a dangling link", "a link to a directory", "a directory with a file", "a long name"])
+def test_an_output_that_cannot_be_made_is_refused_before_the_work(kind, tmp_path):
+    output, other = tmp_path / ("n" * 300 if kind == "a long name" else "out"), tmp_path / "other"
+    if kind == "a directory with a file":
+        output.mkdir()
+        (output / "file").touch()
+    elif "link" in kind:
+        output.symlink_to(other)
+    if kind == "a link to a directory":
+        other.mkdir()
+    before = sorted(tmp_path.iterdir())
+    with pytest.raises(OSError), whole_directory(output, "0123456789abcdef"):
+        pytest.fail("the work began")
+    assert sorted(tmp_path.iterdir()) == before

@@ -73,7 +73,7 @@ def test_mistakes_in_arrays_name_the_row():
             fit([1e8] * 3, [1e9] * 2, [3, 3, 3])
         with pytest.raises(UserError, match="unknown objective 'gpt'"):
             fit([1e8], [1e9], [3], objective="gpt")
-        with pytest.raises(UserError, match=r"^params='100000000.0' must be an array with a number for each run$"):
+        with pytest.raises(UserError, match=r"^params=100000000.0 must be an array with a number for each run$"):
             fit(1e8, [1e9], [3])
         with pytest.raises(UserError, match=r"^tokens='many' must be an array"):
             fit([1e8], "many", [3])

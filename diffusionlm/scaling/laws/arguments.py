@@ -11,7 +11,7 @@ from diffusionlm.scaling.sweep.results import CellResult
 LONGEST = 60  # characters of a value in a message
 
 
-def check_runs(results: Any) -> None:
+def check_runs(results: Any, name: str = "results") -> None:
     """Refuse what is no collection of runs.
 
     Raises:
@@ -21,7 +21,7 @@ def check_runs(results: Any) -> None:
     wrong = [run for run in results if not isinstance(run, CellResult)] if many else [results]
     if wrong:
         raise UserError(
-            f"results={_short(wrong[0])} must be a list of runs (CellResult), as sweep.results.load or "
+            f"{name}={_short(wrong[0])} must be a list of runs (CellResult), as sweep.results.load or "
             "scaling.read_points returns them; for columns of numbers use scaling.fit_isoflops or scaling.fit_surface"
         )
 

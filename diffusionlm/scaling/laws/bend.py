@@ -1,19 +1,21 @@
 """Tell whether the losses of a sweep bend away from their power law, with or without a noise.
 
 An irreducible loss bends log L* over log C upwards, and the power law is then too low at the next budget. Where the
-noise is known, intervals say so. Where it is not, sizes do: what the law misses is compared with what the runs scatter
-about their curves by and the optima about the bent law. Nothing is said of probabilities then.
+noise is known, intervals say so. Where it is not, what the law misses is compared with the error that it has by the
+scatter of the runs about their curves, or by that of the optima about the bent law if this is larger. Without a scatter
+nothing can be said.
 """
 
 from typing import NamedTuple
 
 import numpy as np
+from scipy import stats
 
 from diffusionlm.scaling.laws.diagnostics import suspicious
 from diffusionlm.scaling.laws.isoflop_fits import gls_weights
 from diffusionlm.scaling.laws.objective import ObjectiveFit
 
-LARGE = 2.0  # times the error that the scatter makes: a miss of that size is named
+LEVEL = 0.05  # at which a straight law is called bent, for either sign
 SMALL = 1e-3  # of the loss: less is 2% of the compute where L* falls as C^-0.05, and of no consequence
 
 
@@ -44,19 +46,20 @@ def bend(fit: ObjectiveFit) -> Bend:
 def _by_size(fit: ObjectiveFit, budget: float) -> Bend:
     """Compare what the law misses with what the scatter explains, both in log L*."""
     optima = [row.optimum for row in fit.budgets if row.optimum and row.optimum.usable]
-    if len(optima) < 3:
+    if len(optima) < 3 or not fit.shape or not fit.shape.scatter:
         return Bend(False, False)
     log_c, log_loss = np.log([o.budget for o in optima]), np.array([o.logs["loss"] for o in optima])
-    variances = (fit.shape.scatter or 0.0) ** 2 * np.array([o.variances()["loss"] for o in optima]) if fit.shape else 0
-    variances = np.broadcast_to(variances, log_loss.shape)
+    variances, dof = fit.shape.scatter**2 * np.array([o.variances()["loss"] for o in optima]), fit.shape.dof
     bent = np.zeros_like(log_loss)
     if len(optima) > 3:
         bent_here = np.stack([_at(c, log_c, 2) for c in log_c])
         residuals = log_loss - bent_here @ log_loss
-        variances = np.maximum(variances, residuals @ residuals / (len(optima) - 3))
+        of_optima = float(residuals @ residuals) / (len(optima) - 3)
+        if of_optima > variances.mean():
+            variances, dof = np.full_like(log_loss, of_optima), len(optima) - 3
         bent = _at(np.log(budget), log_c, 2) - _at(np.log(budget), log_c, 1)
     missed = np.append(_at(log_c[-1], log_c[:-1], 1), -1.0)
-    return Bend(*(_large(weights, log_loss, variances) for weights in (missed, bent)))
+    return Bend(*(_large(weights, log_loss, variances, dof) for weights in (missed, bent)))
 
 
 def _at(log_c: float, places: np.ndarray, degree: int) -> np.ndarray:
@@ -65,7 +68,7 @@ def _at(log_c: float, places: np.ndarray, degree: int) -> np.ndarray:
     return (log_c - places.mean()) ** np.arange(degree + 1) @ gls_weights(powers, np.eye(len(places)))
 
 
-def _large(weights: np.ndarray, log_loss: np.ndarray, variances: np.ndarray) -> bool:
+def _large(weights: np.ndarray, log_loss: np.ndarray, variances: np.ndarray, dof: float) -> bool:
     """Return True if a weighted sum of log L* is beyond its error and of consequence."""
     size = abs(float(weights @ log_loss))
-    return size > max(LARGE * float(np.sqrt(weights**2 @ variances)), SMALL)
+    return size > max(float(stats.t.isf(LEVEL / 2, dof) * np.sqrt(weights**2 @ variances)), SMALL)

@@ -22,6 +22,7 @@ from diffusionlm.scaling.laws.loss_surface import BOUNDS
 # to 0.55 and 0.42 to 0.45, OpenEuroLLM 0.28 and 0.25, GIDD 0.29 and 0.37. The standard deviation is twice that of
 # these.
 TYPICAL, WIDTH = float(np.log(0.37)), 0.4
+SPARED = 1e-6  # of a degree of freedom: what losses that decide a shape wholly leave of it
 EXACT = 1e-11  # a scatter below this share of the loss is rounding
 REACH, POINTS = 3.5, 11  # standard deviations, and points along each axis, of the grid of shapes that could have been
 
@@ -241,8 +242,11 @@ def _spare(surplus: int, decided: np.ndarray) -> tuple[float, float]:
     losses decide by h leaves residuals of 1 - h times the variance of the others, and the degrees of freedom of a sum
     of such parts are those of Satterthwaite (1946).
     """
-    divisor = surplus - float(decided.sum())
-    return divisor, divisor**2 / (surplus - float((1 - (1 - decided) ** 2).sum()))
+    # One residual that is left over decides one axis, and what it seems to say of the other is rounding.
+    remaining = np.maximum(1 - np.sort(decided)[::-1][:surplus], SPARED)
+    others = surplus - len(remaining)
+    divisor = others + float(remaining.sum())
+    return divisor, divisor**2 / (others + float((remaining**2).sum()))
 
 
 def _shape(

@@ -12,6 +12,7 @@ import numpy as np
 
 from diffusionlm.errors import UserError
 from diffusionlm.scaling.laws.analysis import analyse
+from diffusionlm.scaling.laws.arguments import check_runs
 from diffusionlm.scaling.laws.bootstrap import CONFIDENCE, Estimate
 from diffusionlm.scaling.laws.noise import NoiseOption
 from diffusionlm.scaling.laws.optima import QUANTITIES
@@ -101,6 +102,8 @@ def larger_runs(
     Raises:
       UserError: there are runs of several objectives.
     """
+    check_runs(results)
+    check_runs(held_out, "held_out")
     if len(names := sorted({run.objective for run in (*results, *held_out)})) > 1:
         raise UserError(f"the runs are of {', '.join(names)}; give those of one objective at a time")
     [(name, fit)] = analyse(results, noise=noise, draws=draws, seed=seed, full=False).objectives.items()

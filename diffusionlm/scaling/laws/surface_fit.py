@@ -7,7 +7,7 @@ exponents are off by more than their intervals say, and the scatter of the losse
 IsoFLOP curves.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import product
 
@@ -111,7 +111,6 @@ def fit_surface(
     noise: Noise | None = None,
     *,
     profile: bool = True,
-    start: tuple[float, float] | None = None,
 ) -> SurfaceFit | None:
     """Fit the surface to all runs of one objective, each with the same weight.
 
@@ -119,7 +118,6 @@ def fit_surface(
       results: the runs.
       noise: the noise of a run; intervals use the scatter about the surface if that is larger, or if it is None.
       profile: also find the profile interval of the exponent of N*.
-      start: alpha and beta of the surface of almost the same runs, to begin with; None: a grid of starts.
 
     Returns:
       The fit, or None with fewer than seven different cells.
@@ -133,7 +131,7 @@ def fit_surface(
     log_n, log_d = np.log([r.params for r in results]), np.log([r.tokens for r in results])
     loss, centre = np.array([r.loss for r in results]), (float(log_n.mean()), float(log_d.mean()))
     problem = Projection(log_n - centre[0], log_d - centre[1], loss)
-    alpha, beta = np.exp(problem.minimise([start] if start else product(STARTS, STARTS)))
+    alpha, beta = np.exp(problem.minimise())
     (e, a, b), residuals = problem.project(alpha, beta)
     dof = len(loss) - TERMS
     scatter = float(np.sqrt((residuals**2).sum() / dof))
@@ -197,8 +195,8 @@ class Projection:
         inner = [1.01 * ends[0] < x < 0.99 * ends[1] for x in (alpha, beta)]
         return np.array([e > 0, *seen, *(seen & inner)])
 
-    def minimise(self, starts: Iterable[tuple[float, float]]) -> np.ndarray:
-        """Return the best log alpha and log beta: roughly from each start, and from the best of these exactly."""
+    def minimise(self) -> np.ndarray:
+        """Return the best log alpha and log beta: roughly from a grid of starts, and from the best of these exactly."""
 
         def search(start: np.ndarray, tolerance: float) -> optimize.OptimizeResult:
             return optimize.least_squares(
@@ -210,7 +208,7 @@ class Projection:
                 gtol=tolerance,
             )
 
-        rough = [search(np.log(pair), 1e-4) for pair in starts]
+        rough = [search(np.log(pair), 1e-4) for pair in product(STARTS, STARTS)]
         return np.clip(search(min(rough, key=lambda fit: fit.cost).x, 1e-14).x, *BOUNDS)
 
     def profile(self, alpha: float, beta: float, sd: float, dof: float) -> Estimate:

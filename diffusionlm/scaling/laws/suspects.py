@@ -58,24 +58,26 @@ def suspects(results: Sequence[CellResult], noise: Noise | None = None) -> tuple
         cells.setdefault(_key(run), []).append(run)
     left = [replace(runs[0], loss=float(np.mean([run.loss for run in runs]))) for runs in cells.values()]
     means, steps = left, int(MOST * len(left)) + 1
-    worst: list[Suspect] = []
+    taken: list[CellResult] = []
     fit, count = fit_surface(left, profile=False), 0
-    while fit and fit.dof > 2 and len(worst) < min(steps, count + AHEAD + 1):
-        worst.append(_worst(fit, left, steps))
-        if worst[-1].p < LEVEL:
-            count = len(worst)
-        left = without(left, worst[-1:])
-        fit = fit_surface(left, profile=False, start=(fit.alpha, fit.beta))
+    while fit and fit.dof > 2 and len(taken) < min(steps, count + AHEAD + 1):
+        cell, comparisons = _worst(fit, left), steps * len(left)
+        left = without(left, [cell])
+        if (fit := fit_surface(left, profile=False)) is None:
+            break
+        taken.append(cell)
+        if _against(fit, cell, comparisons).p < LEVEL:
+            count = len(taken)
     if count == steps:
         return ()
-    others = fit_surface(without(means, worst[:count]), profile=False)
+    others = fit_surface(without(means, taken[:count]), profile=False)
     if others is None:
         return ()
-    again = [_against(others, suspect, means, steps) for suspect in worst[:count]]
+    again = [_against(others, cell, steps * len(means)) for cell in taken[:count]]
     return tuple(s for s in again if s.p < LEVEL and _curve_agrees(s, means, again, noise))
 
 
-def without(results: Sequence[CellResult], named: Sequence[Suspect]) -> list[CellResult]:
+def without(results: Sequence[CellResult], named: Sequence[Suspect | CellResult]) -> list[CellResult]:
     """Return the runs that are of no suspected cell."""
     keys = {_key(suspect) for suspect in named}
     return [run for run in results if _key(run) not in keys]
@@ -99,8 +101,8 @@ def _curve_agrees(suspect: Suspect, cells: Sequence[CellResult], worst: Sequence
         float((curve(at, shape.alpha, shape.beta).residuals ** 2).sum())
         for at in (_points(cells, suspect.budget), points[suspect.budget])
     )
-    sd = max(noise.sd if noise else 0.0, shape.scatter or 0.0)
-    dof = shape.dof if shape.scatter else noise.dof if noise else 1
+    of_noise = (noise.sd, noise.dof) if noise else (0.0, 1)
+    sd, dof = max(of_noise, (shape.scatter, shape.dof)) if shape.scatter else of_noise
     return before - after > float(stats.t.isf(LEVEL / 2, dof) * sd) ** 2
 
 
@@ -109,30 +111,20 @@ def _points(cells: Sequence[CellResult], budget: float) -> Points:
     return Points(np.log([cell.params for cell in of_budget]), np.array([cell.loss for cell in of_budget]))
 
 
-def _against(others: SurfaceFit, suspect: Suspect, cells: Sequence[CellResult], steps: int) -> Suspect:
-    """Return a suspect as the surface through the cells that are not suspected sees it, whatever the step found."""
-    [cell] = [cell for cell in cells if _key(cell) == _key(suspect)]
+def _against(others: SurfaceFit, cell: CellResult, comparisons: int) -> Suspect:
+    """Return a cell as the surface through the others sees it; its p is that of so many comparisons (Bonferroni)."""
     off = cell.loss - float(others.loss(cell.params, cell.tokens))
     leverage = float(others.leverages(np.log([cell.params]), np.log([cell.tokens]))[0])
     sd = max(others.scatter, ROUNDING * cell.loss)
-    t = abs(off) / (sd * math.sqrt(1 + leverage))
-    return replace(suspect, off=off, p=_p_value(t, others.dof, steps * len(cells)))
+    p = 2 * float(stats.t.sf(abs(off) / (sd * math.sqrt(1 + leverage)), others.dof)) * comparisons
+    return Suspect(cell.budget, cell.params, cell.tokens, off, min(1.0, p))
 
 
-def _p_value(t: float, dof: int, comparisons: int) -> float:
-    """Return the probability that in any of so many comparisons a cell is so many deviations off (Bonferroni)."""
-    return float(min(1.0, 2 * stats.t.sf(t, dof) * comparisons))
-
-
-def _worst(fit: SurfaceFit, cells: Sequence[CellResult], steps: int) -> Suspect:
+def _worst(fit: SurfaceFit, cells: Sequence[CellResult]) -> CellResult:
     """Return the cell that is furthest off, in units of the scatter of the others about their surface."""
-    dof = fit.dof - 1
     kept = 1 - fit.leverages(np.log([cell.params for cell in cells]), np.log([cell.tokens for cell in cells]))
     kept = np.maximum(kept, 1e-6)
     # What the sum of squares would be without the cell, which is the variance that the cell is judged by.
-    others = np.maximum((fit.residuals**2).sum() - fit.residuals**2 / kept, 0.0) / dof
+    others = np.maximum((fit.residuals**2).sum() - fit.residuals**2 / kept, 0.0) / (fit.dof - 1)
     floor = (ROUNDING * float(np.mean([cell.loss for cell in cells]))) ** 2
-    t = np.abs(fit.residuals) / np.sqrt(np.maximum(others, floor) * kept)
-    worst = int(np.argmax(t))
-    off, p = float(fit.residuals[worst] / kept[worst]), _p_value(float(t[worst]), dof, steps * len(cells))
-    return Suspect(cells[worst].budget, cells[worst].params, cells[worst].tokens, off, p)
+    return cells[int(np.argmax(np.abs(fit.residuals) / np.sqrt(np.maximum(others, floor) * kept)))]

@@ -20,6 +20,14 @@ def test_what_is_no_list_of_runs_is_refused(fit, results):
     assert "\n" not in str(error.value) and len(str(error.value)) < 300
 
 
+@pytest.mark.parametrize("wrong", ["points.csv", None, [{"loss": 3.0}]])
+def test_both_collections_of_runs_are_checked(wrong):
+    with pytest.raises(UserError, match=r"^results=.* must be a list of runs \(CellResult\)"):
+        held_out.larger_runs(wrong, simulated())
+    with pytest.raises(UserError, match=r"^held_out=.* must be a list of runs \(CellResult\)"):
+        held_out.larger_runs(simulated(), wrong)
+
+
 @pytest.mark.parametrize("fit", [isoflop_fits.parabola, isoflop_fits.power_law])
 def test_columns_of_points_are_lists_of_numbers(fit):
     for wrong in (1.0, "abc", ["a", "b"], None, [[1.0, 2.0], [3.0, 4.0]], [1.0, [2.0]]):

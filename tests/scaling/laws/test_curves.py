@@ -146,3 +146,13 @@ def test_degrees_of_freedom_match_the_moments_of_simulated_residuals():
     square_sums = parts[:, 2:].sum(1) + parts[:, :2] @ (1 - h)  # under the prior, residuals along an axis shrink so
     assert square_sums.mean() == pytest.approx(divisor, rel=0.01)
     assert 2 * square_sums.mean() ** 2 / square_sums.var() == pytest.approx(dof, rel=0.02)
+
+
+def test_a_noise_that_losses_leave_wholly_still_has_degrees_of_freedom():
+    """With a noise of next to nothing both numbers of the shape are decided, by one spare size or by two."""
+    for budgets, sizes in ((2, 4), (1, 5), (1, 4)):
+        u = np.log(2.0) * np.arange(sizes)
+        points = [curves.Points(u + i, 3 + 0.1 * (u - 1.3 - 0.4 * i) ** 2 + 0.01 * (u > 1)) for i in range(budgets)]
+        for noise in (1e-3, 1e-6, 1e-9):
+            shape = curves.fit_shape(points, noise)
+            assert 0 < shape.dof <= budgets * (sizes - 3) * (1 + 1e-12)

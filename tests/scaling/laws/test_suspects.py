@@ -94,6 +94,16 @@ def test_a_cell_in_the_middle_of_a_grid_is_named_though_it_bends_the_surface_to_
     assert named(cells, place) == [place]
 
 
+@pytest.mark.parametrize("place", [0, 4, 10, 14])
+def test_a_corner_of_three_budgets_is_named_and_its_loss_off_by_what_it_was_moved(place):
+    """The step that takes it out is a linear one, of a surface that it bent itself; what is left decides."""
+    cells = grid(3, 5)
+    moved = [replace(cell, loss=cell.loss + 1.6) if i == place else cell for i, cell in enumerate(cells)]
+    [suspect] = suspects(moved, given_noise(0.002))
+    assert (suspect.budget, suspect.params) == (cells[place].budget, cells[place].params)
+    assert suspect.off == pytest.approx(1.6, abs=0.1)
+
+
 def test_two_and_three_cells_of_fifteen_are_named_though_they_hide_each_other():
     cells = grid(3, 5)
     for wrong in ([1, 8], [6, 12], [5, 9], [0, 7, 13]):
