@@ -69,10 +69,10 @@ def test_intervals_hold_on_three_budgets_of_four_sizes_with_misfit():
     """Losses scatter by 0.02 nats where their seeds say 0.005, as a recipe makes them that suits some sizes better."""
     truth = Truth((6e5, 0.60), (3.95, -0.06), 0.07, 0.02)
     grid = make_grid({"arm": truth}, (1e13, 3e13, 1e14), sizes=4, spacing=3.0, off_centre=0.0, repeated=0)
-    shares = coverage(grid, {"arm": truth}, 120, draws=1000, noise=0.005)
+    shares = coverage(grid, {"arm": truth}, 300, draws=1000, noise=0.005)
     for quantity in ("params", "loss"):
         for place in ("exponent", "at the largest budget"):
-            assert shares[f"arm {quantity} {place}"][0] >= 0.88, (quantity, place)
+            assert shares[f"arm {quantity} {place}"][0] >= 0.92, (quantity, place)
 
 
 def test_one_spare_size_is_enough_to_see_a_misfit():

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy import stats
 from support.simulated_sweep import TRUTHS, simulated
 
 from diffusionlm.scaling.commands import get
@@ -48,13 +49,17 @@ LAWS = [f"{o} {q} {place}" for o in TRUTHS for q in QUANTITIES for place in PLAC
 DERIVED = [f"{o} predicted {q}" for o in TRUTHS for q in QUANTITIES] + ["gap", "size ratio"]
 
 
-def simulated_coverage(setting, replicates):
-    of_mdm, of_arm, curvature, sizes, repeated = SETTINGS[setting]
+def setting_of(name):
+    of_mdm, of_arm, curvature, sizes, repeated = SETTINGS[name]
     truths = {
         name: replace(truth, curvature=curvature, noise=noise)
         for (name, truth), noise in zip(TRUTHS.items(), (of_mdm, of_arm), strict=True)
     }
-    shares = coverage(make_grid(truths, sizes=sizes, repeated=repeated), truths, replicates, seed=5)
+    return make_grid(truths, sizes=sizes, repeated=repeated), truths
+
+
+def simulated_coverage(setting, replicates):
+    shares = coverage(*setting_of(setting), replicates, seed=5)
     print(setting, {key: round(share, 4) for key, (share, _) in shares.items()})
     return {key: share for key, (share, _) in shares.items()}
 
@@ -109,6 +114,22 @@ def test_intervals_hold_on_the_grid_of_isoflop_cpu():
 @pytest.mark.parametrize("setting", SETTINGS)
 def test_intervals_hold_without_misfit(setting):
     require_what_was_promised(simulated_coverage(setting, 300))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("setting", ["usual", "loud"])
+def test_intervals_of_laws_are_no_wider_than_few_budgets_make_them(setting):
+    """As Student's t with the two degrees of freedom that four budgets leave; widths of 60 sweeps are off by 10%."""
+    (grid, truths), rng, values, widths = setting_of(setting), np.random.default_rng(5), {}, {}
+    for seed in range(60):
+        analysis = analyse(simulate(grid, truths, rng), draws=1000, seed=seed, full=False)
+        for name, fit in analysis.objectives.items():
+            for key, law in fit.laws.items():
+                values.setdefault((name, key), []).append(law.exponent.value)
+                widths.setdefault((name, key), []).append(law.exponent.width)
+    for key in values:
+        ratio = float(np.median(widths[key])) / (2 * stats.norm.ppf(0.975) * np.std(values[key]))
+        assert 1 < ratio < 1.3 * stats.t.ppf(0.975, 2) / stats.norm.ppf(0.975), (key, ratio)
 
 
 @pytest.mark.slow
