@@ -35,6 +35,8 @@ STYLES = (  # Okabe and Ito's blue and vermilion first, which differ in lightnes
 )
 MARKERS = "osD^vP*X<>"  # of budgets
 GREY = "#555555"
+PANEL = 5.6  # inches, of which axis labels take about one
+LEGEND = 4.6  # inches
 
 
 def bar(
@@ -112,7 +114,7 @@ def panels(figure: "Figure", count: int, height: float, **options: Any) -> "list
     """Return a panel for each objective, at most three in a row of so many inches."""
     columns = min(count, 3)
     rows = -(-count // columns)
-    figure.set_size_inches(5.6 * columns, height * rows)
+    figure.set_size_inches(PANEL * columns, height * rows)
     axes = figure.subplots(rows, columns, squeeze=False, **options)
     for unused in axes.flat[count:]:
         unused.remove()
@@ -148,7 +150,8 @@ def budget_ticks(axis: "Axis", budgets: Sequence[float]) -> None:
     """Label budgets, except those that are too close to the one before for both to be read."""
     from matplotlib import ticker
 
-    apart = np.ptp(np.log(budgets)) / 5
+    # Four labels and the space between them fill a panel of three in a row, which may be wider than the budgets.
+    apart = max(np.ptp(np.log(budgets)), np.ptp(np.log(axis.get_view_interval()))) / 4.5
     shown: list[float] = []
     for budget in sorted(budgets):
         if not shown or np.log(budget / shown[-1]) >= apart:
@@ -158,6 +161,12 @@ def budget_ticks(axis: "Axis", budgets: Sequence[float]) -> None:
     axis.set_minor_locator(ticker.NullLocator())
 
 
+def in_legend(axes: "Axes", label: str, **look: Any) -> None:
+    """Add an entry to the legend of a panel, for which nothing is drawn."""
+    # An empty line has its markers at the corner of the figure, and the layout would make room for them.
+    axes.plot([], [], label=label, **({"linestyle": " "} | look))[0].set_in_layout(False)
+
+
 def legend_below(figure: "Figure", axes: "Axes", columns: int) -> None:
     """Draw the legend of one panel below the figure."""
     handles, labels = axes.get_legend_handles_labels()
@@ -165,17 +174,15 @@ def legend_below(figure: "Figure", axes: "Axes", columns: int) -> None:
 
 
 def legend_under(axes: "Axes", handles: Sequence, labels: Sequence[str], title: str | None = None) -> None:
-    """Draw a legend under its panel, where it covers nothing."""
-    axes.legend(
-        handles,
-        labels,
-        loc="upper center",
-        bbox_to_anchor=(0.5, -0.14),
-        ncols=3,
-        title=title,
-        fontsize=9,
-        title_fontsize=9,
-    )
+    """Draw a legend under its panel, where it covers nothing, in as many columns as are no wider than a panel."""
+    figure = axes.get_figure(root=True)
+    place = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.14)}
+    words = {"title": title, "fontsize": 9, "title_fontsize": 9}
+    for columns in (3, 2, 1):
+        legend = axes.legend(handles, labels, ncols=columns, **place, **words)
+        # A wider one would take its width from the panel, for which nothing might be left.
+        if legend.get_window_extent().width <= LEGEND * figure.dpi:
+            return
 
 
 def plain_ticks(axis: "Axis") -> None:

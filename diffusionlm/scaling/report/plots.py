@@ -17,6 +17,7 @@ from diffusionlm.scaling.laws.published import PublishedLaw
 from diffusionlm.scaling.report.formatting import short
 from diffusionlm.scaling.report.plot_elements import (
     GREY,
+    PANEL,
     Style,
     band,
     bar,
@@ -24,6 +25,7 @@ from diffusionlm.scaling.report.plot_elements import (
     budget_ticks,
     few_ticks,
     flops,
+    in_legend,
     legend_below,
     legend_under,
     panels,
@@ -81,7 +83,7 @@ def draw_isoflop(figure: "Figure", analysis: Analysis, overlays: Overlays) -> bo
         few_ticks(axes.xaxis)
         for usable, fill, label in ((True, "black", "optimum"), (False, "white", "optimum in no law")):
             if any(optimum.usable == usable for optimum in shown):
-                axes.plot([], [], "*", color="black", markerfacecolor=fill, markersize=11, label=label)
+                in_legend(axes, label, marker="*", color="black", markerfacecolor=fill, markersize=11)
         handles, labels = axes.get_legend_handles_labels()
         order = sorted(range(len(labels)), key=lambda i: "optimum" in labels[i])  # budgets first
         legend_under(axes, [handles[i] for i in order], [labels[i] for i in order], title="budget (FLOPs)")
@@ -169,7 +171,7 @@ def _law(axes: "Axes", fit: ObjectiveFit, key: str, grid: np.ndarray, style: Sty
         axes.plot(grid, [e.value for e in estimates], color=style.colour, linestyle=style.line)
         band(axes, grid, estimates, style)
     else:
-        axes.plot([], [], " ", label=f"no law of {fit.objective}")
+        in_legend(axes, f"no law of {fit.objective}")
 
 
 def _slope(
@@ -246,7 +248,7 @@ def draw_residuals(figure: "Figure", analysis: Analysis, overlays: Overlays) -> 
         _residuals(axes, fit, budgets)
     for budget in sorted({row.budget for fit in fits for row in fit.budgets if row.optimum}):
         colour, marker = budget_style(budgets, budget)
-        shown[0].plot([], [], marker, color=colour, label=flops(budget))
+        in_legend(shown[0], flops(budget), marker=marker, color=colour)
     for axes in shown[::3]:
         axes.set_ylabel("residual (nats per token)")
     legend_below(figure, shown[0], columns=8)
@@ -284,7 +286,7 @@ def draw_envelope(figure: "Figure", analysis: Analysis, overlays: Overlays) -> b
         return False
     from matplotlib import colormaps
 
-    figure.set_size_inches(5.6 * len(fits), 4.4)
+    figure.set_size_inches(PANEL * len(fits), 4.4)
     for axes, (fit, envelope) in zip(figure.subplots(1, len(fits), squeeze=False)[0], fits, strict=True):
         sizes = sorted({n for n, *_ in envelope.curves})
         for n, c, loss in envelope.curves:

@@ -9,11 +9,11 @@ from diffusionlm.scaling.laws.analysis import Analysis
 from diffusionlm.scaling.laws.objective import FAR, ObjectiveFit
 from diffusionlm.scaling.laws.parametric import Parametric
 from diffusionlm.scaling.report.formatting import short
-from diffusionlm.scaling.report.plot_elements import GREY, few_ticks, legend_under, panels
+from diffusionlm.scaling.report.plot_elements import GREY, few_ticks, in_legend, legend_under, panels
 from diffusionlm.scaling.sweep.points import LeftOut
 from diffusionlm.scaling.sweep.results import CellResult
 
-DISTANT = f"more than {FAR:g} times from the best size"
+DISTANT = f"over {FAR:g}x from N*"
 
 if TYPE_CHECKING:  # matplotlib is an extra
     from matplotlib.axes import Axes
@@ -48,8 +48,12 @@ def _marks(axes: "Axes", runs: Sequence[CellResult], marker: str, label: str) ->
     sizes, losses = (np.array([getattr(run, key) for run in runs], float) for key in ("params", "loss"))
     shown = losses <= limits[1]
     style = {"color": GREY, "linestyle": " ", "markersize": 5}
-    axes.plot(sizes[shown], losses[shown], marker=marker, label=label, **style)
-    axes.plot(sizes[~shown], np.full((~shown).sum(), limits[1]), marker="^", clip_on=False, **style)
+    in_legend(axes, label, marker=marker, **style)
+    # No empty line, for whose markers the layout would make room at the corner of the figure.
+    if shown.any():
+        axes.plot(sizes[shown], losses[shown], marker=marker, **style)
+    if not shown.all():
+        axes.plot(sizes[~shown], np.full((~shown).sum(), limits[1]), marker="^", clip_on=False, **style)
     axes.set_ylim(limits)
 
 

@@ -1,5 +1,6 @@
 """The plots: they show every optimum as what it is, and stay readable."""
 
+import warnings
 from dataclasses import replace
 
 import numpy as np
@@ -24,6 +25,7 @@ from diffusionlm.scaling.laws.suspects import Suspect
 from diffusionlm.scaling.report import interactive, plot_elements, plots, sentences, surface_plots, tables
 from diffusionlm.scaling.report.content import to_json
 from diffusionlm.scaling.report.plot_elements import GREY
+from diffusionlm.scaling.sweep.points import LeftOut
 
 
 def drawn(draw, results, overlays=()):
@@ -116,8 +118,10 @@ def test_sizes_far_from_the_best_are_plus_signs():
     assert surface_plots.distant(analysis.objectives["arm"]) == far
     assert plots.draw_isoflop(figure, analysis, ())
     [axes] = figure.axes
-    shown, above = [line for line in axes.get_lines() if line.get_marker() in ("+", "^") and line.get_color() == GREY]
-    assert shown.get_label() == "more than 10 times from the best size" and list(shown.get_xdata()) == [far[0].params]
+    assert "over 10x from N*" in labels_of(axes)
+    grey = [line for line in axes.get_lines() if line.get_marker() in ("+", "^") and line.get_color() == GREY]
+    shown, above = [line for line in grey if len(line.get_xdata())]
+    assert list(shown.get_xdata()) == [far[0].params]
     assert list(above.get_xdata()) == [far[1].params] and list(above.get_ydata()) == [axes.get_ylim()[1]]
     assert axes.get_xlim()[1] > far[1].params and axes.get_ylim()[1] < best.loss + 4
     assert "far from the best size" in interactive.elements(analysis)
@@ -144,6 +148,24 @@ def test_legends_cover_nothing_and_name_only_what_is_drawn():
     for line in figure.axes[0].get_lines():
         if not line.get_label().startswith("_"):
             assert np.isfinite(line.get_ydata()).any(), line.get_label()
+
+
+def test_panels_keep_their_room_whatever_the_legend_says():
+    runs = complete()
+    best = min(runs, key=lambda run: run.loss)
+    far = replace(best, id="far", params=12 * best.params, loss=best.loss + 0.01)
+    left_out = [LeftOut(replace(best, id=name, loss=loss), "flag") for name, loss in (("in", 3.0), ("above", 99.0))]
+    analysis = replace(analyse([*runs, far], full=False), left_out=tuple(left_out))
+    figure = Figure(layout="constrained")
+    assert plots.draw_isoflop(figure, analysis, ())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # that no layout was found
+        figure.draw_without_rendering()
+    width = figure.bbox.width / len(figure.axes)
+    for axes in figure.axes:
+        assert axes.bbox.width > 0.75 * width and axes.bbox.height > figure.bbox.height / 2
+        legend = axes.get_legend().get_window_extent()
+        assert legend.x0 >= 0 and legend.x1 <= figure.bbox.x1
 
 
 @pytest.mark.parametrize("decades", [1, 2.5, 6])
