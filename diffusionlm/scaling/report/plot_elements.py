@@ -161,12 +161,6 @@ def budget_ticks(axis: "Axis", budgets: Sequence[float]) -> None:
     axis.set_minor_locator(ticker.NullLocator())
 
 
-def in_legend(axes: "Axes", label: str, **look: Any) -> None:
-    """Add an entry to the legend of a panel, for which nothing is drawn."""
-    # An empty line has its markers at the corner of the figure, and the layout would make room for them.
-    axes.plot([], [], label=label, **({"linestyle": " "} | look))[0].set_in_layout(False)
-
-
 def legend_below(figure: "Figure", axes: "Axes", columns: int) -> None:
     """Draw the legend of one panel below the figure."""
     handles, labels = axes.get_legend_handles_labels()

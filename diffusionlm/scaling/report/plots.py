@@ -25,7 +25,6 @@ from diffusionlm.scaling.report.plot_elements import (
     budget_ticks,
     few_ticks,
     flops,
-    in_legend,
     legend_below,
     legend_under,
     panels,
@@ -83,7 +82,7 @@ def draw_isoflop(figure: "Figure", analysis: Analysis, overlays: Overlays) -> bo
         few_ticks(axes.xaxis)
         for usable, fill, label in ((True, "black", "optimum"), (False, "white", "optimum in no law")):
             if any(optimum.usable == usable for optimum in shown):
-                in_legend(axes, label, marker="*", color="black", markerfacecolor=fill, markersize=11)
+                axes.plot([], [], "*", color="black", markerfacecolor=fill, markersize=11, label=label)
         handles, labels = axes.get_legend_handles_labels()
         order = sorted(range(len(labels)), key=lambda i: "optimum" in labels[i])  # budgets first
         legend_under(axes, [handles[i] for i in order], [labels[i] for i in order], title="budget (FLOPs)")
@@ -171,7 +170,7 @@ def _law(axes: "Axes", fit: ObjectiveFit, key: str, grid: np.ndarray, style: Sty
         axes.plot(grid, [e.value for e in estimates], color=style.colour, linestyle=style.line)
         band(axes, grid, estimates, style)
     else:
-        in_legend(axes, f"no law of {fit.objective}")
+        axes.plot([], [], " ", label=f"no law of {fit.objective}")
 
 
 def _slope(
@@ -248,7 +247,7 @@ def draw_residuals(figure: "Figure", analysis: Analysis, overlays: Overlays) -> 
         _residuals(axes, fit, budgets)
     for budget in sorted({row.budget for fit in fits for row in fit.budgets if row.optimum}):
         colour, marker = budget_style(budgets, budget)
-        in_legend(shown[0], flops(budget), marker=marker, color=colour)
+        shown[0].plot([], [], marker, color=colour, label=flops(budget))
     for axes in shown[::3]:
         axes.set_ylabel("residual (nats per token)")
     legend_below(figure, shown[0], columns=8)

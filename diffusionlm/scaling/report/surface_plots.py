@@ -9,7 +9,7 @@ from diffusionlm.scaling.laws.analysis import Analysis
 from diffusionlm.scaling.laws.objective import FAR, ObjectiveFit
 from diffusionlm.scaling.laws.parametric import Parametric
 from diffusionlm.scaling.report.formatting import short
-from diffusionlm.scaling.report.plot_elements import GREY, few_ticks, in_legend, legend_under, panels
+from diffusionlm.scaling.report.plot_elements import GREY, few_ticks, legend_under, panels
 from diffusionlm.scaling.sweep.points import LeftOut
 from diffusionlm.scaling.sweep.results import CellResult
 
@@ -48,12 +48,10 @@ def _marks(axes: "Axes", runs: Sequence[CellResult], marker: str, label: str) ->
     sizes, losses = (np.array([getattr(run, key) for run in runs], float) for key in ("params", "loss"))
     shown = losses <= limits[1]
     style = {"color": GREY, "linestyle": " ", "markersize": 5}
-    in_legend(axes, label, marker=marker, **style)
-    # No empty line, for whose markers the layout would make room at the corner of the figure.
-    if shown.any():
-        axes.plot(sizes[shown], losses[shown], marker=marker, **style)
-    if not shown.all():
-        axes.plot(sizes[~shown], np.full((~shown).sum(), limits[1]), marker="^", clip_on=False, **style)
+    axes.plot(sizes[shown], losses[shown], marker=marker, label=label, **style)
+    # Inside the frame, which clips them: what lies beside it would take its room from the panel.
+    top = np.full((~shown).sum(), 0.985)
+    axes.plot(sizes[~shown], top, marker="^", transform=axes.get_xaxis_transform(), **style)
     axes.set_ylim(limits)
 
 
