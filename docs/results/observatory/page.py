@@ -61,10 +61,20 @@ def size(x: float | None) -> str:
     """Return a number of parameters or tokens."""
     if x is None:
         return DASH
-    for unit, of in (("T", 1e12), ("B", 1e9), ("M", 1e6), ("k", 1e3)):
+    for unit, of in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
         if x >= of:
             return f"{x / of:.3g}{unit}"
     return f"{x:.3g}"
+
+
+def counted(of: Mapping[str, Any] | None) -> str:
+    """Return an exponent, and in parentheses of how many optima."""
+    return DASH if of is None or of["value"] is None else f"{est(of)} ({of['optima']})"
+
+
+def mark(row: Mapping[str, Any]) -> str:
+    """Return the mark of a row with a law that hangs on suspected cells."""
+    return " ‡" if row["hanging"] else ""
 
 
 def flops(x: float | None) -> str:
@@ -101,7 +111,7 @@ def render(numbers: Mapping[str, Any]) -> str:
     folder = FileSystemLoader(Path(__file__).parent)
     options = {"undefined": StrictUndefined, "trim_blocks": True, "lstrip_blocks": True}
     environment = Environment(loader=folder, keep_trailing_newline=True, autoescape=False, **options)
-    helpers = (name, value, est, size, flops, stated, verdict, measured)
+    helpers = (name, value, est, counted, mark, size, flops, stated, verdict, measured)
     environment.filters |= {helper.__name__: helper for helper in helpers}
     rows = {(row["name"], row["objective"]): row for row in numbers["exponents"]}
     laws = {(row["name"], row["kind"]): row for row in numbers["diffusion"]["laws"]}

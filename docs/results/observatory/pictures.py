@@ -58,7 +58,7 @@ def _exponents(rows: Sequence[Numbers]) -> Figure:
             place = len(rows) - 1 - i + 0.3 - 0.2 * k
             axes.errorbar(at, place, xerr=[[low], [high]], fmt=marker, color=colour, markersize=4, lw=1.2, label=label)
             label = None
-    labels = [f"{page.name(row['name'])}, {row['objective']}" for row in rows]
+    labels = [f"{page.name(row['name'])}, {row['objective']}{page.mark(row)}" for row in rows]
     axes.set_yticks(range(len(rows)), reversed(labels))
     axes.set(xlabel="exponent a of N*, with 95% intervals", xlim=(0.1, 1.0), ylim=(-0.7, len(rows) - 0.3))
     axes.grid(axis="x", alpha=0.3)

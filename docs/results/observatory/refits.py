@@ -83,12 +83,15 @@ def exponents(name: str, title: str, fit: ObjectiveFit, published: Numbers | Non
         "noise": None if used is None else {"sd": number(used.sd), "source": used.source},
         "published": published,
         "plain": plain(fit.runs),
+        "plain_same": None,
         "curves": None,
         "surface": None,
         "hanging": fit.hanging,
         "suspects": len(fit.suspects),
     }
     if law:
+        # Other budgets are another line, whatever the curves are.
+        row["plain_same"] = plain([run for run in fit.runs if run.budget in law.budgets])
         row["curves"] = (estimate(law.exponent) or {}) | {
             "optima": len(law.budgets),
             "effect": number(law.lack_of_fit.sd) if law.lack_of_fit else None,
@@ -152,7 +155,8 @@ def law_numbers(fit: ObjectiveFit, budgets: Sequence[float]) -> Numbers:
 
 def twins(name: str, analysis: Analysis) -> list[Numbers]:
     """Return the gaps of one experiment that trained both objectives alike."""
-    return [_gap(name, gap) for gap in analysis.gaps]
+    hanging = {objective for objective, fit in analysis.objectives.items() if fit.hanging}
+    return [_gap(name, gap) | {"hanging": sorted({gap.objective, gap.reference} & hanging)} for gap in analysis.gaps]
 
 
 def _gap(name: str, gap: Gap) -> Numbers:
@@ -191,7 +195,7 @@ def gap_of_optima(data: Path) -> Numbers:
     ratio = {"value": number(math.exp(ratios.mean()))}
     ratio |= {k: number(math.exp(ratios.mean() + s * spread)) for k, s in ends.items()}
     row = {"name": "smdm", "objective": "mdm", "reference": "arm", "common": common, "size_ratio_law": ratio}
-    return row | {"equal_p": None, "at_budgets": [], "at_own": [], "size_ratio": []}
+    return row | {"equal_p": None, "at_budgets": [], "at_own": [], "size_ratio": [], "hanging": []}
 
 
 def largest_left_out(name: str, runs: Sequence[CellResult], noise: NoiseOption) -> list[Numbers]:

@@ -10,13 +10,15 @@ Rows = Sequence[Mapping[str, Any]]
 
 def of(numbers: Mapping[str, Any]) -> dict[str, Any]:
     """Return all counts."""
-    rows = [row for row in numbers["exponents"] if row["curves"]]
+    fitted = [row for row in numbers["exponents"] if row["curves"]]
+    rows = [row for row in fitted if not row["hanging"]]  # a law that hangs on suspected cells is not quoted
     return {
-        "experiments": len(rows),
+        "experiments": len(fitted),
+        "hanging": [f"{row['name']} {row['objective']}" for row in fitted if row["hanging"]],
         "published": _published(rows),
         "porian": _published([row for row in rows if row["name"].startswith("porian")]),
         "moved": _moved(rows),
-        "surface": _surface(rows),
+        "surface": _surface(fitted),
         "held_out": [
             _held(numbers["held_out"], method, quantity)
             for method in ("laws", "surface")
@@ -48,14 +50,15 @@ def _published(rows: Rows) -> dict[str, Any]:
 
 
 def _moved(rows: Rows) -> dict[str, Any]:
-    """Compare the exponents of plain parabolas with those of our curves."""
-    moves = {f"{row['name']} {row['objective']}": row["plain"]["value"] - row["curves"]["value"] for row in rows}
+    """Compare the exponents of plain parabolas with those of our curves, where both have an optimum at each budget."""
+    rows = [row for row in rows if row["plain_same"]["optima"] == row["curves"]["optima"]]
+    moves = {f"{row['name']} {row['objective']}": row["plain_same"]["value"] - row["curves"]["value"] for row in rows}
     farthest = max(moves, key=lambda name: abs(moves[name]))
     outside = [
         f"{row['name']} {row['objective']}"
         for row in rows
         if row["curves"]["low"] is not None
-        and not row["curves"]["low"] <= row["plain"]["value"] <= row["curves"]["high"]
+        and not row["curves"]["low"] <= row["plain_same"]["value"] <= row["curves"]["high"]
     ]
     return {
         "median": round(median(map(abs, moves.values())), 4),
