@@ -249,7 +249,7 @@ def _report(
         print_json(content)
         return 0
     where = output or sweep.directory(name, workdir) / "report"
-    for group, one in content.get("groups", {"": content}).items():
+    for group, one in ({"": content} | content.get("groups", {})).items():
         for warning in one.get("warnings", []):
             write(f"warning: {group}{': ' if group else ''}{warning}", error=True)
     write(f"written: {where}/report.html")

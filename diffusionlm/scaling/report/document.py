@@ -12,6 +12,7 @@ from diffusionlm.scaling.laws.analysis import Analysis, analyse
 from diffusionlm.scaling.laws.noise import NoiseOption
 from diffusionlm.scaling.report import interactive, page, plots
 from diffusionlm.scaling.report.content import to_json
+from diffusionlm.scaling.report.context import of_others
 from diffusionlm.scaling.report.csv_files import cells_csv, optima_csv
 from diffusionlm.scaling.sweep.points import LeftOut
 from diffusionlm.scaling.sweep.results import CellResult
@@ -19,6 +20,7 @@ from diffusionlm.scaling.sweep.results import to_json as results_to_json
 from diffusionlm.storage import require_directory, run_path, write_atomically
 
 OWN = "finished cells. Losses are in nats per token on held-out text"
+OTHERS = "points. Losses are as their source gives them, in nats per token"
 
 
 def write(
@@ -33,7 +35,6 @@ def write(
     warnings: Sequence[str] = (),
     noise: NoiseOption = None,
     left_out: Sequence[LeftOut] = (),
-    about: str = OWN,
     note: Callable[[str], None] = lambda step: None,
 ) -> dict[str, Any]:
     """Write report.html, report.json, results.json, two CSV files and PNG files, each whole or not at all.
@@ -49,7 +50,6 @@ def write(
       warnings: further warnings, for instance about the data, which come first.
       noise: the noise between seeds, as `analyse` takes it.
       left_out: runs that no fit uses, to be shown beside the others.
-      about: what the results are, in the words that follow their number on the page.
       note: called with the name of each step as it begins, to show progress.
 
     Returns:
@@ -71,7 +71,7 @@ def write(
         "title": title,
         "context": dict(context or {}) | {"counts": convention},
         "convention": convention,
-        "about": about,
+        "about": OTHERS if of_others(results) else OWN,
         "cells": len(results),
         "incomplete": incomplete,
         "overlay": {law.name: law.source for law in laws},

@@ -14,8 +14,8 @@ from diffusionlm.scaling.report.formatting import Table
 from diffusionlm.scaling.sweep.points import Points
 from diffusionlm.storage import run_path, write_atomically
 
+NAMED = 4  # rows that are left out of a group without others
 CONVENTION = "N: {parameters}; C is the budget or the FLOPs of the row, or 6 N D where it gives neither."
-ABOUT = "runs of others. Losses are those of the source in nats per token"
 
 
 def write(
@@ -38,7 +38,8 @@ def write(
       note: called with the name of each step as it begins.
 
     Returns:
-      The content of report.json; of several groups {"title", "groups": the content of each by its directory}.
+      The content of report.json; of several groups {"title", "groups": the content of each by its directory,
+      "warnings": a line for each group without a row to fit}.
 
     Raises:
       UserError: as `document.write`.
@@ -50,9 +51,9 @@ def write(
         if group.results:
             note(group.name)
             contents[name] = _one(group, target / name, f"{title}: {group.name}", noise, overlay, note)
-    content = {"title": title, "groups": contents}
+    content = {"title": title, "groups": contents, "warnings": _empty(groups)}
     page = templates.environment("diffusionlm.scaling.report").get_template("groups.html.j2")
-    text = page.render(title=title, groups=contents, empty=_empty(groups), laws=_laws(contents))
+    text = page.render(title=title, groups=contents, empty=content["warnings"], laws=_laws(contents))
     try:
         write_atomically(target / "report.json", json.dumps(content, indent=1, allow_nan=False) + "\n")
         write_atomically(target / "report.html", text.encode("ascii", "xmlcharrefreplace"))
@@ -79,7 +80,6 @@ def _one(
         warnings=group.warnings,
         noise=noise,
         left_out=group.left_out,
-        about=ABOUT,
         note=note,
     )
 
@@ -97,7 +97,14 @@ def _directories(groups: Sequence[Points]) -> dict[str, Points]:
 
 
 def _empty(groups: Sequence[Points]) -> list[str]:
-    return [f"{group.name}: all {len(group.left_out)} rows are left out" for group in groups if not group.results]
+    """Name the groups without a row to fit, with their first rows and why these are left out."""
+    return [f"{group.name}: no row is left to fit ({_reasons(group)})" for group in groups if not group.results]
+
+
+def _reasons(group: Points) -> str:
+    named = [f"{left.run.id}: {left.reason}" for left in group.left_out[:NAMED]]
+    more = len(group.left_out) - len(named)
+    return ", ".join([*named, f"and {more:,} more"] if more else named)
 
 
 def _laws(contents: Mapping[str, Mapping[str, Any]]) -> Table:
@@ -106,7 +113,7 @@ def _laws(contents: Mapping[str, Mapping[str, Any]]) -> Table:
     for name, content in contents.items():
         for objective, laws in content["laws"].items():
             check = content["cross_checks"][objective].get("parametric") or {}
-            surface = f"{check['params_exponent']:.3g}" if check.get("determined") else ""
+            surface = f"{check['params_exponent']:.3g}" if check.get("determined") else "not determined"
             exponents = [_exponent(laws.get(key)) for key in ("params", "tokens", "loss")]
             if objective in content["hanging"]:  # a law that hangs on a suspected cell is not quoted
                 exponents = ["hangs on a suspected cell", "", ""]

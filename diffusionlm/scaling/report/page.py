@@ -34,6 +34,7 @@ def render(
         title=content["title"],
         cells=content["cells"],
         about=content["about"],
+        noise=any(fit.noise for fit in analysis.objectives.values()),
         verdict=content["verdict"],
         warnings=analysis.warnings,
         summary=summary(analysis),

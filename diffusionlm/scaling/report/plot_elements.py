@@ -7,7 +7,9 @@ import numpy as np
 
 from diffusionlm.scaling.laws.bootstrap import Estimate
 from diffusionlm.scaling.laws.shares import ROAD
+from diffusionlm.scaling.report.context import of_others
 from diffusionlm.scaling.report.formatting import short
+from diffusionlm.scaling.sweep.results import CellResult
 
 if TYPE_CHECKING:  # matplotlib is an extra
     from matplotlib.axes import Axes
@@ -159,6 +161,11 @@ def budget_ticks(axis: "Axis", budgets: Sequence[float]) -> None:
     axis.set_major_locator(ticker.FixedLocator(shown))
     axis.set_major_formatter(ticker.FuncFormatter(lambda value, _: flops(value)))
     axis.set_minor_locator(ticker.NullLocator())
+
+
+def loss_label(runs: Iterable[CellResult]) -> str:
+    """Return the label of an axis of losses; only own cells are known to be scored on held-out text."""
+    return "loss (nats per token)" if of_others(runs) else "held-out loss (nats per token)"
 
 
 def legend_below(figure: "Figure", axes: "Axes", columns: int) -> None:

@@ -27,6 +27,7 @@ from diffusionlm.scaling.report.plot_elements import (
     flops,
     legend_below,
     legend_under,
+    loss_label,
     panels,
     plain_ticks,
     points,
@@ -42,6 +43,8 @@ if TYPE_CHECKING:  # matplotlib is an extra
 
 Overlays = Sequence[PublishedLaw]
 HANGING: Mapping[str, Any] = {"color": GREY, "linestyle": "--", "linewidth": 1.0}  # a law that is not quoted
+# What the standard deviation is of, by the source of a noise.
+SPREAD = {"seeds": "seed sd", "given": "given sd", "residuals": "sd about curves", "curves": "sd about curves"}
 OVERLAY_LINES = ("-", "--", "-.", ":")
 
 
@@ -87,7 +90,7 @@ def draw_isoflop(figure: "Figure", analysis: Analysis, overlays: Overlays) -> bo
         order = sorted(range(len(labels)), key=lambda i: "optimum" in labels[i])  # budgets first
         legend_under(axes, [handles[i] for i in order], [labels[i] for i in order], title="budget (FLOPs)")
         if i % 3 == 0:
-            axes.set_ylabel("held-out loss (nats per token)")
+            axes.set_ylabel(loss_label(fit.runs))
     return True
 
 
@@ -265,7 +268,7 @@ def _residuals(axes: "Axes", fit: ObjectiveFit, budgets: Sequence[float]) -> Non
         sizes = np.exp(optimum.log_n) / optimum.params.value
         axes.plot(sizes, optimum.curve.residuals, marker, color=colour)
     # The noise is in the title, where it covers no point.
-    noise = f": seed sd {fit.noise.sd:.2g} nats, grey is two" if fit.noise else ""
+    noise = f": {SPREAD[fit.noise.source]} {fit.noise.sd:.2g} nats, grey is two" if fit.noise else ""
     axes.set(title=fit.objective.upper() + noise, xscale="log", xlabel="N / N*")
     if optima:
         few_ticks(axes.xaxis)

@@ -11,7 +11,7 @@ from diffusionlm.scaling.laws.next_cells import WORTH
 from diffusionlm.scaling.laws.objective import ObjectiveFit
 from diffusionlm.scaling.laws.power_laws import Prediction
 from diffusionlm.scaling.laws.verdict import doubts
-from diffusionlm.scaling.report.formatting import number, with_unit
+from diffusionlm.scaling.report.formatting import number, p_value, with_unit
 from diffusionlm.scaling.report.road_sentences import about_roads
 from diffusionlm.scaling.sweep.results import OBJECTIVES
 
@@ -107,6 +107,9 @@ def _about_objective(fit: ObjectiveFit) -> list[str]:
         sentences.append(
             f"The run that would most reduce the uncertainty of that loss has {with_unit(best.params, 3)} parameters "
             f"and {best.budget:.3g} FLOPs: it takes {100 * share:.0f}% off the variance."
+            if share >= WORTH and fit.noise
+            else f"A run of {with_unit(best.params, 3)} parameters and {best.budget:.3g} FLOPs would say most about "
+            "that loss, if all runs scatter alike and budgets not at all beyond that; by how much is unknown."
             if share >= WORTH
             else "None of the candidates for the next cell settles that loss: the best takes less than 1% off its "
             "variance, since budgets scatter about the law by more than any of them is uncertain. More budgets would."
@@ -120,7 +123,7 @@ def _otherwise(fit: ObjectiveFit, ahead: Prediction) -> str:
     if not signs.shown:
         return ""
     if ahead.bent_loss:
-        return f", or {number(ahead.bent_loss)} if its losses go on to bend as they do"
+        return f", or {number(ahead.bent_loss)} if the law bends there as it does between the budgets"
     return (
         f", by a law that misses the largest budget by {abs(ahead.hindcast.value):.2g} nats" if ahead.hindcast else ""
     )
@@ -155,20 +158,22 @@ def _about_bend(fit: ObjectiveFit) -> str:
     p = law.lack_of_fit.p if law.lack_of_fit else None
     if not bend(fit).shown:
         known = "nothing here tests whether there is one"
+        if fit.used_noise is None and len(law.budgets) > 2:
+            known = "its optima bend by no more than they scatter, which is no test, because the noise is unknown"
         if p is not None:
             known = (
-                f"its optima do not show one (misfit p = {p:.2g}): so small a bend cannot be told from a slightly "
+                f"its optima do not show one (misfit {p_value(p)}): so small a bend cannot be told from a slightly "
                 "different exponent"
             )
         return (
             f"The law of {name}'s loss has no irreducible term, and {known}. Far beyond the next budget it will be too "
             "optimistic."
         )
-    test = "" if p is None else f" (misfit p = {p:.2g})"
+    test = "" if p is None else f" (misfit {p_value(p)})"
     sentence = f"The law of {name}'s loss is not a straight line in logarithms{test}."
     if ahead is None or bent is None or bent.value <= ahead.loss.value:
         return f"{sentence} It is not to be trusted at the next budget."
     return (
-        f"{sentence} It bends upwards, as an irreducible term makes it: at the next budget a second-order term would "
-        f"give {number(bent)} instead of {number(ahead.loss)}, which is too optimistic."
+        f"{sentence} It bends upwards, as an irreducible term makes it: at the next budget the {number(ahead.loss)} of "
+        f"the straight law is too optimistic, and a second-order term would give {number(bent)}."
     )

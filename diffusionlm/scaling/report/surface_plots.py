@@ -9,7 +9,7 @@ from diffusionlm.scaling.laws.analysis import Analysis
 from diffusionlm.scaling.laws.objective import FAR, ObjectiveFit
 from diffusionlm.scaling.laws.parametric import Parametric
 from diffusionlm.scaling.report.formatting import short
-from diffusionlm.scaling.report.plot_elements import GREY, few_ticks, legend_under, panels
+from diffusionlm.scaling.report.plot_elements import GREY, few_ticks, legend_under, loss_label, panels
 from diffusionlm.scaling.sweep.points import LeftOut
 from diffusionlm.scaling.sweep.results import CellResult
 
@@ -69,7 +69,7 @@ def draw_surface(figure: "Figure", analysis: Analysis) -> bool:
         if labels:
             legend_under(axes, handles, labels)
         if i % 3 == 0:
-            axes.set_ylabel("held-out loss (nats per token)")
+            axes.set_ylabel(loss_label(fit.runs))
     return True
 
 

@@ -110,6 +110,26 @@ def test_each_corpus_has_a_report_and_a_page_lists_them(tmp_path):
     assert (tmp_path / "report" / "mdm_prime_v2_c4" / "report.html").exists()
 
 
+def test_a_corpus_without_a_row_to_fit_is_named_with_its_rows_and_why(tmp_path):
+    lines = [line for line in few(tmp_path).read_text().splitlines() if ",mdm," not in line]
+    lines.append(lines[-1].replace(",c4,", ",web,").removesuffix(",") + ",repeated")
+    (tmp_path / "two.csv").write_text("\n".join(lines) + "\n")
+    content = dlm.sweep.report(tmp_path / "two.csv", output=tmp_path / "report")
+    reason = f"two.csv line {len(lines)}: flag repeated"
+    assert content["warnings"] == [f"mdm_prime_v2 web: no row is left to fit ({reason})"]
+    page = (tmp_path / "report" / "report.html").read_text()
+    assert reason in page and "One source and corpus." in page
+    assert [row[-1] for row in _laws(content["groups"]).rows] == ["not determined"]  # Approach 3 was not fitted
+
+
+def test_points_are_not_said_to_be_held_out(tmp_path):
+    content = dlm.sweep.report(few(tmp_path), output=tmp_path / "report")
+    again = dlm.sweep.report(tmp_path / "report" / "results.json", output=tmp_path / "again")
+    for shown in (content, again):
+        assert shown["about"].startswith("points. Losses are as their source gives them")
+    assert "Held-out loss" not in (tmp_path / "report" / "report.html").read_text()
+
+
 def test_points_without_budgets_have_the_parametric_law_and_few_warnings(tmp_path):
     rng = np.random.default_rng(0)
     n, d = np.exp(rng.uniform(np.log(1e7), np.log(1e9), 243)), np.exp(rng.uniform(np.log(1e9), np.log(1e11), 243))

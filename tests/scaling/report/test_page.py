@@ -10,7 +10,7 @@ from support.report_page import page_of
 from support.simulated_sweep import REPORT_TRUTHS, complete, moved, select, simulated, tilted
 
 from diffusionlm.scaling.laws.analysis import analyse
-from diffusionlm.scaling.report import document, interactive, page, plots
+from diffusionlm.scaling.report import document, formatting, interactive, page, plots
 from diffusionlm.scaling.report.content import to_json
 from diffusionlm.scaling.report.sentences import summary
 
@@ -77,6 +77,22 @@ def test_without_repeated_seeds_there_are_no_intervals():
     text = re.sub(r"(?s)<style.*?</style>|brackets", "", text)
     assert text.count("<tr>") > 20 and "[" not in text
     assert "There are no intervals, because the noise is unknown; so nothing here says how sure any number is." in text
+
+
+def test_without_a_noise_nothing_is_said_in_the_words_of_one():
+    sure = ["off the variance.", "with 95% intervals", "brackets hold", "weighted by the variance"]
+    picture = {"isoflop.png": b""}
+    _, text = page_of([r for r in complete() if r.seed == 0], full=True, pictures=picture)
+    assert not [words for words in sure if words in text]
+    assert "would say most about that loss" in text
+    assert "by no more than they scatter, which is no test" in text and "nothing here tests" not in text
+    _, text = page_of(complete(), full=True, pictures=picture)
+    assert [words for words in sure if words in text] == sure
+
+
+def test_a_p_value_that_no_tail_supports_is_not_printed():
+    assert [formatting.p_value(p) for p in (0.0, 5.4e-279, 2e-6, 0.163)] == ["p < 1e-6"] * 2 + ["p = 2e-06", "p = 0.16"]
+    assert formatting.p_value(0, "") == "< 1e-6" and formatting.p_value(0.5, "") == "0.5"
 
 
 def test_a_budget_with_two_sizes_is_named_and_left_out():
@@ -202,6 +218,7 @@ def test_a_bend_of_the_losses_is_stated_and_not_denied():
     content, text = page_of(bent)
     assert text.count("cannot be told from a slightly different exponent") == 1
     assert "The law of ARM's loss is not a straight line in logarithms" in text and "bends upwards" in text
+    assert "of the straight law is too optimistic" in text
     assert content["predictions"]["arm"]["hindcast"]["value"] < -0.02  # too low, which three budgets cannot exclude
 
 

@@ -146,10 +146,20 @@ def test_legends_cover_nothing_and_name_only_what_is_drawn():
     figure, _ = drawn(plots.draw_residuals, complete())
     assert all(axes.get_legend() is None for axes in figure.axes)
     assert all("seed sd" in axes.get_title() for axes in figure.axes)
+    for noise, words in ((0.01, "given sd 0.01"), ("residuals", "sd about curves")):
+        figure = Figure()
+        plots.draw_residuals(figure, analyse(complete(), full=False, noise=noise), ())
+        assert all(words in axes.get_title() for axes in figure.axes)
     figure, _ = drawn(plots.draw_gap, moved(complete(), 1.0, lambda r: r.objective == "mdm"))  # beyond all budgets
     for line in figure.axes[0].get_lines():
         if not line.get_label().startswith("_"):
             assert np.isfinite(line.get_ydata()).any(), line.get_label()
+
+
+def test_only_own_cells_are_known_to_be_held_out():
+    for stderr, label in ((0.0, "held-out loss (nats per token)"), (np.nan, "loss (nats per token)")):
+        figure, _ = drawn(plots.draw_isoflop, [replace(run, loss_stderr=stderr) for run in complete()])
+        assert figure.axes[0].get_ylabel() == label
 
 
 def test_panels_keep_their_room_whatever_the_legend_says():
