@@ -28,7 +28,8 @@ def summary(analysis: Analysis) -> list[str]:
         sentences += about_roads(analysis.roads)
     sentences += [_about_gap(gap) for gap in quoted(analysis)]
     sentences.append(_about_intervals(analysis))
-    sentences += [_about_bend(fit) for fit in analysis.objectives.values() if fit.laws and not fit.arm_share]
+    shown = [fit for fit in analysis.objectives.values() if fit.laws and not fit.arm_share and not fit.hanging]
+    sentences += map(_about_bend, shown)
     sentences.append("The loss of a masked diffusion model is an upper bound, that of an autoregressive one is exact.")
     others = [name for name in ("uniform", "mlm", "prime") if name in analysis.objectives]
     sentences += [f"The loss of {name.upper()} is that of {OBJECTIVES[name]}." for name in others]

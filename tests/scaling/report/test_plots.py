@@ -100,6 +100,7 @@ def test_no_sentence_or_table_quotes_a_gap_or_an_exponent_from_a_law_that_hangs(
     assert (
         "The laws of MDM hang on a suspected cell, so none is quoted, nor a gap." in words and "times the" not in words
     )
+    assert "law of ARM's loss" in words and "law of MDM's loss" not in words
     rows = tables.tables(analysis, to_json(analysis) | {"context": {}}, [])
     assert not rows["gaps"].rows
     names = {row[0] for name in ("laws", "predictions", "without_one_budget") for row in rows[name].rows}
