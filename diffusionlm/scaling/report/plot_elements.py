@@ -176,13 +176,12 @@ def legend_below(figure: "Figure", axes: "Axes", columns: int) -> None:
 
 def legend_under(axes: "Axes", handles: Sequence, labels: Sequence[str], title: str | None = None) -> None:
     """Draw a legend under its panel, where it covers nothing, in as many columns as are no wider than a panel."""
-    figure = axes.get_figure(root=True)
     place = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.14)}
     words = {"title": title, "fontsize": 9, "title_fontsize": 9}
     for columns in (3, 2, 1):
         legend = axes.legend(handles, labels, ncols=columns, **place, **words)
         # A wider one would take its width from the panel, for which nothing might be left.
-        if legend.get_window_extent().width <= LEGEND * figure.dpi:
+        if legend.get_window_extent().width <= LEGEND * axes.figure.dpi:
             return
 
 
