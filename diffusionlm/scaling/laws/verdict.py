@@ -44,8 +44,10 @@ def doubts(fit: ObjectiveFit) -> list[str]:
         "the optimum is in the last interval of the grid": sum(bool(r.optimum and r.optimum.at_edge) for r in usable),
         "the best measured size is at an end of the grid": sum(outermost(row) != "" for row in usable),
     }
-    cells = f"{len(fit.suspects)} cells are" if len(fit.suspects) > 1 else "a cell is"
-    clauses = [f"{cells} suspected, without which the exponents stay in their intervals"] if fit.suspects else []
+    used = sum(map(fit.in_laws, fit.suspects))
+    cells = f"{used} cells are" if used > 1 else "a cell is"
+    stay = "stay in their intervals" if fit.used_noise else "hardly move"
+    clauses = [f"{cells} suspected, without which the exponents {stay}"] if used else []
     clauses += [f"at {budgets(count)} {clause}" for clause, count in counts.items() if count]
     if len(usable) == 2:
         clauses.append("nothing shows whether the laws, through two budgets, are straight lines")
@@ -62,9 +64,12 @@ def doubts(fit: ObjectiveFit) -> list[str]:
 
 def _hanging(name: str, fit: ObjectiveFit) -> str:
     """Say that no law is quoted, because it hangs on suspected cells."""
-    cells = [f"N = {suspect.params:.3g} at {suspect.budget:.3g} FLOPs" for suspect in fit.suspects]
+    cells = [f"N = {cell.params:.3g} at {cell.budget:.3g} FLOPs" for cell in fit.suspects if fit.in_laws(cell)]
     noun, pronoun = ("cell", "it") if len(cells) == 1 else ("cells", "them")
-    return f"no law of {name.upper()} is quoted, as it hangs on the suspected {noun} {_and(cells)}: repeat {pronoun}"
+    return (
+        f"no law of {name.upper()} is quoted, as it hangs on the suspected {noun} {_and(cells)}: repeat {pronoun}, or "
+        f"leave {pronoun} out"
+    )
 
 
 def budgets(count: int) -> str:

@@ -13,6 +13,7 @@ from diffusionlm.scaling.laws.diagnostics import (
     SYMBOLS,
     lack,
     outermost,
+    p_words,
     rejected,
     suspicious,
 )
@@ -21,7 +22,7 @@ from diffusionlm.scaling.laws.noise import MIN_REPEATED, MIN_SEEDS, repeats, var
 from diffusionlm.scaling.laws.objective import FAR, ObjectiveFit
 from diffusionlm.scaling.laws.optima import BudgetFit, Optimum
 from diffusionlm.scaling.laws.power_laws import Prediction
-from diffusionlm.scaling.laws.suspects import Suspect
+from diffusionlm.scaling.laws.suspect_words import suspected
 from diffusionlm.scaling.laws.verdict import budgets
 from diffusionlm.scaling.sweep.results import CellResult
 
@@ -55,7 +56,7 @@ def _sorted(lines: Warnings) -> list[str]:
 
 def _objective(fit: ObjectiveFit) -> Warnings:
     yield from _missing(fit)
-    yield from _suspects(fit)
+    yield from suspected(fit)
     for row in fit.budgets:
         if row.optimum:
             yield from _optimum(row, row.optimum)
@@ -83,7 +84,7 @@ def _all(results: Sequence[CellResult], objectives: Mapping[str, ObjectiveFit], 
         yield (
             5,
             f"seeds of {louder.objective} scatter {np.sqrt(louder.ratio):.1f} times more than those of the other "
-            f"objective (F test, p = {louder.p:.2g}); each has its own noise in the intervals",
+            f"objective (F test, {p_words(louder.p)}); each has its own noise in the intervals",
         )
 
 
@@ -131,29 +132,6 @@ def _missing(fit: ObjectiveFit) -> Warnings:
             yield 1, f"{_where(row)}: the curve has no minimum, so these sizes show no optimum; {_reason(row)}"
 
 
-def _suspects(fit: ObjectiveFit) -> Warnings:
-    other = fit.without_suspects
-    for suspect in fit.suspects:
-        where = f" at {suspect.budget:.3g} FLOPs" if np.isfinite(suspect.budget) else f", D = {suspect.tokens:.3g}"
-        row = _row_of(fit, suspect)
-        changes = ""
-        if fit.laws and other:
-            exponent = f"{fit.laws['params'].exponent.value:.3g}"
-            changed = f"{other.laws['params'].exponent.value:.3g}" if other.laws else "not determined"
-            changes = f"; the exponent of N* is {exponent} with all suspected cells, and {changed} without them"
-        yield (
-            0,
-            f"{fit.objective}{where}, N = {suspect.params:,}{row}: this cell is suspected: it is "
-            f"{suspect.off:+.3g} nats off the surface through the others (p = {suspect.p:.2g}), so repeat it{changes}",
-        )
-
-
-def _row_of(fit: ObjectiveFit, suspect: Suspect) -> str:
-    """Return which row of a file or table a suspected cell is; "" for a cell of an own sweep."""
-    same = [run for run in fit.runs if (run.params, run.tokens) == (suspect.params, suspect.tokens)]
-    return f" ({same[0].id})" if same and np.isnan(same[0].loss_stderr) else ""
-
-
 def _optimum(row: BudgetFit, optimum: Optimum) -> Warnings:
     where, params = _where(row), optimum.params
     smallest, largest = np.exp(optimum.sizes[[0, -1]])
@@ -197,7 +175,7 @@ def _misfits(fit: ObjectiveFit) -> Warnings:
             yield (
                 3,
                 f"{fit.objective}: the optima leave the power law of {SYMBOLS[key]} by {100 * misfit.sd:.2g}% "
-                f"beyond the noise (p = {misfit.p:.2g}); extrapolating it is less certain than its interval",
+                f"beyond the noise ({p_words(misfit.p)}); extrapolating it is less certain than its interval",
             )
 
 
@@ -232,13 +210,13 @@ def _misfit_of_budget(fit: ObjectiveFit, row: BudgetFit) -> Warnings:
     if optimum and misfit and rejected(row) and row.usable:
         yield (
             2,
-            f"{_where(row)}: the curve is rejected (p = {misfit.p:.2g}), and yet the laws use its optimum: the losses "
+            f"{_where(row)}: the curve is rejected ({p_words(misfit.p)}), and yet the laws use its optimum: the losses "
             f"leave it by {misfit.sd:.3g} nats beyond the noise",
         )
     elif misfit and suspicious(misfit):
         yield (
             3,
-            f"{_where(row)}: losses leave the curve by {misfit.sd:.3g} nats beyond the noise (p = {misfit.p:.2g}), "
+            f"{_where(row)}: losses leave the curve by {misfit.sd:.3g} nats beyond the noise ({p_words(misfit.p)}), "
             "which no interval contains",
         )
 
@@ -286,7 +264,7 @@ def _gap(gap: Gap) -> Warnings:
     elif not gap.parallel:
         yield (
             3,
-            f"{pair} is not one number: their loss laws have different exponents (p = {gap.equal_p:.2g}), so it is "
+            f"{pair} is not one number: their loss laws have different exponents ({p_words(gap.equal_p)}), so it is "
             "given at each budget only",
         )
     by_law = list(zip((gap.objective, gap.reference), gap.extrapolations, strict=True))
