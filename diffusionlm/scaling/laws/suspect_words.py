@@ -27,6 +27,14 @@ def suspected(fit: ObjectiveFit) -> Iterator[tuple[int, str]]:
         )
 
 
+def hidden(fit: ObjectiveFit) -> frozenset[float]:
+    """Return the budgets whose optimum can be used without the suspected cells alone: their scatter is in its error."""
+    if fit.without_suspects is None:
+        return frozenset()
+    usable = {row.budget for row in fit.budgets if row.usable}
+    return frozenset(row.budget for row in fit.without_suspects.budgets if row.usable) - usable
+
+
 def _changes(fit: ObjectiveFit) -> str:
     """Say what the exponents are without the suspected cells: that of N*, and those that leave what is quoted."""
     if not fit.laws or fit.without_suspects is None:

@@ -4,13 +4,12 @@ import math
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 from scipy import stats
+from support.scaling_points import grid
 
 from diffusionlm.scaling.laws.analysis import analyse
 from diffusionlm.scaling.laws.bootstrap import Bootstrap
-from diffusionlm.scaling.laws.loss_surface import LossSurface
 from diffusionlm.scaling.laws.noise import given_noise, seed_noise
 from diffusionlm.scaling.laws.objective import _fit, fit_curves
 from diffusionlm.scaling.laws.surface_fit import fit_surface
@@ -132,19 +131,6 @@ def deleted_residual(objective, key):
     others = fit_surface([run for run in runs(objective) if (run.budget, run.params) != key])
     [cell] = [run for run in runs(objective) if (run.budget, run.params) == key]
     return cell.loss - float(others.loss(cell.params, cell.tokens))
-
-
-def grid(budgets, sizes, seed=0, noise=0.002):
-    """Return runs of Chinchilla's surface, with sizes from a quarter of N* to four times."""
-    surface = LossSurface(1.69, np.log(406.4), np.log(410.7), 0.34, 0.28, 6.0)
-    rng, cells, template = np.random.default_rng(seed), [], runs("arm")[0]
-    for budget in np.geomspace(1e18, 3e19, budgets).tolist():
-        best = surface.optimum(budget)[0]
-        for factor in np.geomspace(1 / 4, 4, sizes):
-            params, tokens = round(best * factor), round(budget / (6 * best * factor))
-            loss = float(surface.loss(params, tokens)) + noise * rng.standard_normal()
-            cells.append(replace(template, budget=budget, params=params, tokens=tokens, loss=loss, seed=0))
-    return cells
 
 
 def named(cells, *wrong, by=1.0, noise=0.002):
