@@ -24,9 +24,11 @@ REASONS: dict[Lack, str] = {
 }
 
 
-def p_words(p: float) -> str:
-    """Return a p value in words, "p = 0.03"; of smaller ones than a millionth no more is known."""
-    return f"p = {p:.2g}" if p >= SMALLEST else f"p < {SMALLEST:.0e}".replace("e-0", "e-")
+def p_words(p: float | None) -> str:
+    """Return a p value in words, "p = 0.03"; of those below a millionth, that they are."""
+    if p is None:
+        return "p unknown"
+    return f"p = {p:.2g}" if p >= SMALLEST else "p < 1e-6"
 
 
 def suspicious(misfit: LackOfFit | None) -> bool:

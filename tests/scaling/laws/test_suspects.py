@@ -92,6 +92,15 @@ def test_a_law_does_not_hang_on_a_cell_that_is_in_no_curve(noise):
     assert analysis.warnings[0] != line or noise == "residuals"
 
 
+def test_a_cell_of_a_budget_that_is_in_no_law_with_or_without_it_is_in_no_law():
+    """The largest of three sizes is far too good, so that the curve falls; without it there are only two."""
+    cells = [cell for i, cell in enumerate(grid(4, 7)) if i not in (0, 1, 2, 3)]
+    cells[2] = replace(cells[2], loss=cells[2].loss - 0.3)
+    fit = analyse(cells, draws=10, full=False).objectives["arm"]
+    assert [suspect.params for suspect in fit.suspects] == [cells[2].params] and len(fit.laws["params"].budgets) == 3
+    assert not fit.in_laws(fit.suspects[0]) and not fit.hanging
+
+
 @pytest.mark.parametrize("place", [0, 3, 8, 13, 24])
 @pytest.mark.parametrize("by", [0.03, 0.1, 0.6])
 def test_without_a_noise_a_law_hangs_on_a_cell_that_moves_an_exponent_by_more_than_is_stated(place, by):
