@@ -11,6 +11,8 @@ from diffusionlm.scaling.laws.optima import BudgetFit
 SUSPICIOUS = 0.05  # p value below which a misfit is mentioned
 REJECTED = 0.01  # p value below which a parabola is not the curve of its budget, or one of its runs went wrong
 
+SMALLEST = 1e-6  # p value below which the tails of no noise are known
+
 SYMBOLS = {"params": "N*", "tokens": "D*", "loss": "L*"}
 
 Lack = Literal["sizes", "smaller", "larger", "seeds"]
@@ -20,6 +22,13 @@ REASONS: dict[Lack, str] = {
     "larger": "the largest size is the best, so run larger ones",
     "seeds": "the losses do not show which size is the best, so look for a run that went wrong, or run more seeds",
 }
+
+
+def p_words(p: float | None) -> str:
+    """Return a p value in words, "p = 0.03"; of those below a millionth, that they are."""
+    if p is None:
+        return "p unknown"
+    return f"p = {p:.2g}" if p >= SMALLEST else "p < 1e-6"
 
 
 def suspicious(misfit: LackOfFit | None) -> bool:

@@ -46,8 +46,8 @@ def fit(results: Sequence[CellResult], noise_sd: float | None = None, refits: in
 
     Args:
       results: the runs of one objective.
-      noise_sd: the noise of a run, nats, for standard errors by a parametric bootstrap; None: the errors are those of
-        the Jacobian and of the scatter about the surface.
+      noise_sd: the noise of a run, nats, for standard errors by a parametric bootstrap, which takes the scatter about
+        the surface if that is larger; None: the errors are those of the Jacobian and of the scatter.
       refits: fits of that bootstrap, each started from the fit to the runs.
 
     Raises:
@@ -68,7 +68,12 @@ def fit(results: Sequence[CellResult], noise_sd: float | None = None, refits: in
     by_exponents = _log_loss(best.x, x, y)[1][:, 3:]
     if (np.abs(by_exponents).max(0) < UNCHANGED).any():  # the losses do not change with N, or with D
         return None
-    stderr = _bootstrap(best.x, x, y, noise_sd, refits) if noise_sd else _jacobian_errors(best.x, x, y, np.log(loss))
+    if noise_sd:
+        square_sum = ((loss - np.exp(_log_loss(best.x, x, y)[0])) ** 2).sum()
+        scatter = float(np.sqrt(square_sum / max(len(loss) - len(best.x), 1)))
+        stderr = _bootstrap(best.x, x, y, max(noise_sd, scatter), refits)
+    else:
+        stderr = _jacobian_errors(best.x, x, y, np.log(loss))
     return Parametric(
         e=float(np.exp(e)),
         log_a=float(a + alpha * centre[0]),

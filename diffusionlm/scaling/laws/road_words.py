@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from diffusionlm.scaling.laws.bootstrap import Estimate
-from diffusionlm.scaling.laws.diagnostics import suspicious
+from diffusionlm.scaling.laws.diagnostics import p_words, suspicious
 from diffusionlm.scaling.laws.noise import by_cell
 from diffusionlm.scaling.laws.roads import Roads
 from diffusionlm.scaling.laws.shares import ShareFit
@@ -51,7 +51,7 @@ def road_warnings(roads: Roads | None) -> Iterator[str]:
             assert fit.lack_of_fit is not None
             yield (
                 f"{where}: losses leave the surface by {fit.lack_of_fit.sd:.3g} nats beyond the noise "
-                f"(p = {fit.lack_of_fit.p:.2g}), which no interval contains"
+                f"({p_words(fit.lack_of_fit.p)}), which no interval contains"
             )
     repeated = [cell for cell in by_cell([r for fit in roads.budgets for r in fit.runs]).values() if len(cell) > 1]
     if roads.noise is None:

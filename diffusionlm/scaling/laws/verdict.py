@@ -1,10 +1,14 @@
 """The verdict of a report: which laws a sweep determines, what speaks against them, and what to run for the others."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from diffusionlm.scaling.laws.bend import bend
 from diffusionlm.scaling.laws.diagnostics import REASONS, SYMBOLS, lack, outermost, rejected, suspicious
 from diffusionlm.scaling.laws.objective import ObjectiveFit
+from diffusionlm.scaling.laws.optima import BudgetFit
+from diffusionlm.scaling.laws.scatter import contrasts, too_large
+from diffusionlm.scaling.laws.suspect_words import hidden
 
 _OPTIMA = {"params": "the best sizes", "tokens": "the best numbers of tokens", "loss": "the best losses"}
 
@@ -44,8 +48,12 @@ def doubts(fit: ObjectiveFit) -> list[str]:
         "the optimum is in the last interval of the grid": sum(bool(r.optimum and r.optimum.at_edge) for r in usable),
         "the best measured size is at an end of the grid": sum(outermost(row) != "" for row in usable),
     }
-    cells = f"{len(fit.suspects)} cells are" if len(fit.suspects) > 1 else "a cell is"
-    clauses = [f"{cells} suspected, without which the exponents stay in their intervals"] if fit.suspects else []
+    used = sum(map(fit.in_laws, fit.suspects))
+    cells = f"{used} cells are" if used > 1 else "a cell is"
+    stay = "stay in their intervals" if fit.used_noise else "hardly move"
+    clauses = [f"{cells} suspected, without which the exponents {stay}"] if used else []
+    if contrast := too_large(fit):
+        clauses.append(str(contrast))
     clauses += [f"at {budgets(count)} {clause}" for clause, count in counts.items() if count]
     if len(usable) == 2:
         clauses.append("nothing shows whether the laws, through two budgets, are straight lines")
@@ -62,9 +70,12 @@ def doubts(fit: ObjectiveFit) -> list[str]:
 
 def _hanging(name: str, fit: ObjectiveFit) -> str:
     """Say that no law is quoted, because it hangs on suspected cells."""
-    cells = [f"N = {suspect.params:.3g} at {suspect.budget:.3g} FLOPs" for suspect in fit.suspects]
+    cells = [f"N = {cell.params:.3g} at {cell.budget:.3g} FLOPs" for cell in fit.suspects if fit.in_laws(cell)]
     noun, pronoun = ("cell", "it") if len(cells) == 1 else ("cells", "them")
-    return f"no law of {name.upper()} is quoted, as it hangs on the suspected {noun} {_and(cells)}: repeat {pronoun}"
+    return (
+        f"no law of {name.upper()} is quoted, as it hangs on the suspected {noun} {_and(cells)}: repeat {pronoun}, or "
+        f"leave {pronoun} out"
+    )
 
 
 def budgets(count: int) -> str:
@@ -74,12 +85,30 @@ def budgets(count: int) -> str:
 
 def _why_none(fit: ObjectiveFit) -> str:
     if not fit.budgets:
-        return "its runs are of no budget, so that only the surface is fitted"
-    lacks = [lack(row) for row in fit.budgets]
-    clauses = [f"at {budgets(lacks.count(key))} {reason}" for key, reason in REASONS.items() if key in lacks]
-    if usable := lacks.count(None):
+        clauses = ["its runs are of no budget, so that only the surface is fitted"]
+        if count := len(fit.suspects):
+            clauses.append("1 of its cells is suspected" if count == 1 else f"{count} of its cells are suspected")
+        return ", ".join([*clauses, *map(str, contrasts(fit))])
+    counts = Counter(reason(fit, row) for row in fit.budgets if not row.usable)
+    known = list(REASONS.values())
+    order = sorted(counts, key=lambda words: known.index(words) if words in known else len(known))
+    clauses = [str(contrast)] if (contrast := too_large(fit)) else []
+    clauses += [f"at {budgets(counts[words])} {words}" for words in order]
+    if usable := _usable(fit):
         clauses.append(f"only {budgets(usable)} has an optimum, and a law needs two")
     return ", ".join(clauses)
+
+
+def reason(fit: ObjectiveFit, row: BudgetFit) -> str:
+    """Return why a budget has no optimum that the laws can use, and what to run for one; "" if it has one."""
+    need = lack(row)
+    if need is None:
+        return ""
+    if row.budget in hidden(fit):
+        return "suspected cells hide the optimum, so repeat them, or leave them out"
+    if need == "seeds" and too_large(fit):
+        return "the given noise hides the optimum, so give less"
+    return REASONS[need]
 
 
 def _scatter(fit: ObjectiveFit) -> bool:

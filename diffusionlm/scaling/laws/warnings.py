@@ -8,11 +8,10 @@ from scipy import stats
 
 from diffusionlm.scaling.laws.bend import bend
 from diffusionlm.scaling.laws.diagnostics import (
-    REASONS,
     SUSPICIOUS,
     SYMBOLS,
-    lack,
     outermost,
+    p_words,
     rejected,
     suspicious,
 )
@@ -21,8 +20,9 @@ from diffusionlm.scaling.laws.noise import MIN_REPEATED, MIN_SEEDS, repeats, var
 from diffusionlm.scaling.laws.objective import FAR, ObjectiveFit
 from diffusionlm.scaling.laws.optima import BudgetFit, Optimum
 from diffusionlm.scaling.laws.power_laws import Prediction
-from diffusionlm.scaling.laws.suspects import Suspect
-from diffusionlm.scaling.laws.verdict import budgets
+from diffusionlm.scaling.laws.scatter import scatter_warnings
+from diffusionlm.scaling.laws.suspect_words import suspected
+from diffusionlm.scaling.laws.verdict import budgets, reason
 from diffusionlm.scaling.sweep.results import CellResult
 
 Warnings = Iterator[tuple[int, str]]  # weight (0 is the gravest) and text
@@ -55,10 +55,11 @@ def _sorted(lines: Warnings) -> list[str]:
 
 def _objective(fit: ObjectiveFit) -> Warnings:
     yield from _missing(fit)
-    yield from _suspects(fit)
+    yield from suspected(fit)
+    yield from scatter_warnings(fit)
     for row in fit.budgets:
         if row.optimum:
-            yield from _optimum(row, row.optimum)
+            yield from _optimum(fit, row, row.optimum)
     yield from _misfits(fit)
     yield from ((3, line) for line in predictions(fit))
     yield from ((4, line) for line in _seeds(fit))
@@ -72,7 +73,7 @@ def _all(results: Sequence[CellResult], objectives: Mapping[str, ObjectiveFit], 
         yield from _objective(fit)
     if len(objectives) < 2:
         only = next(iter(objectives))
-        yield 2, f"only the objective {only} has runs, so there is no gap between objectives"
+        yield 5, f"only the objective {only} has runs, so there is no gap between objectives"
     elif not gaps:
         yield 2, "no gap between objectives: it needs a falling loss law of arm and an optimum of one other objective"
     for gap in gaps:
@@ -83,7 +84,7 @@ def _all(results: Sequence[CellResult], objectives: Mapping[str, ObjectiveFit], 
         yield (
             5,
             f"seeds of {louder.objective} scatter {np.sqrt(louder.ratio):.1f} times more than those of the other "
-            f"objective (F test, p = {louder.p:.2g}); each has its own noise in the intervals",
+            f"objective (F test, {p_words(louder.p)}); each has its own noise in the intervals",
         )
 
 
@@ -128,48 +129,26 @@ def _missing(fit: ObjectiveFit) -> Warnings:
         if row.parabola is None:
             yield 1, f"{_where(row)}: sizes finished: {row.sizes}, and a curve needs 3; it has no optimum"
         elif row.optimum is None:
-            yield 1, f"{_where(row)}: the curve has no minimum, so these sizes show no optimum; {_reason(row)}"
+            yield 1, f"{_where(row)}: the curve has no minimum, so these sizes show no optimum; {reason(fit, row)}"
 
 
-def _suspects(fit: ObjectiveFit) -> Warnings:
-    other = fit.without_suspects
-    for suspect in fit.suspects:
-        where = f" at {suspect.budget:.3g} FLOPs" if np.isfinite(suspect.budget) else f", D = {suspect.tokens:.3g}"
-        row = _row_of(fit, suspect)
-        changes = ""
-        if fit.laws and other:
-            exponent = f"{fit.laws['params'].exponent.value:.3g}"
-            changed = f"{other.laws['params'].exponent.value:.3g}" if other.laws else "not determined"
-            changes = f"; the exponent of N* is {exponent} with all suspected cells, and {changed} without them"
-        yield (
-            0,
-            f"{fit.objective}{where}, N = {suspect.params:,}{row}: this cell is suspected: it is "
-            f"{suspect.off:+.3g} nats off the surface through the others (p = {suspect.p:.2g}), so repeat it{changes}",
-        )
-
-
-def _row_of(fit: ObjectiveFit, suspect: Suspect) -> str:
-    """Return which row of a file or table a suspected cell is; "" for a cell of an own sweep."""
-    same = [run for run in fit.runs if (run.params, run.tokens) == (suspect.params, suspect.tokens)]
-    return f" ({same[0].id})" if same and np.isnan(same[0].loss_stderr) else ""
-
-
-def _optimum(row: BudgetFit, optimum: Optimum) -> Warnings:
+def _optimum(fit: ObjectiveFit, row: BudgetFit, optimum: Optimum) -> Warnings:
     where, params = _where(row), optimum.params
     smallest, largest = np.exp(optimum.sizes[[0, -1]])
     value = f"N* = {params.value:.3g}"
     if not optimum.inside:
-        yield 1, f"{where}: {value} is outside the grid; it is in no law; {_reason(row)}"
+        yield 1, f"{where}: {value} is outside the grid; it is in no law; {reason(fit, row)}"
     elif params.interval and not params.bounded:
         yield (
             1,
-            f"{where}: the curvature is not significant, so N* is not determined; it is in no law; {_reason(row)}",
+            f"{where}: the curvature is not significant, so N* is not determined; it is in no law; {reason(fit, row)}",
         )
     elif not optimum.determined:
         yield (
             1,
             f"{where}: {value} [{params.low:.3g}, {params.high:.3g}] is not determined: its interval goes "
-            f"more than a spacing beyond the grid ({smallest:.3g} to {largest:.3g}); it is in no law; {_reason(row)}",
+            f"more than a spacing beyond the grid ({smallest:.3g} to {largest:.3g}); it is in no law; "
+            f"{reason(fit, row)}",
         )
     elif optimum.at_edge and row.sizes > 3:  # three sizes have no interval but the outermost
         yield 3, f"{where}: {value} is in the last interval of the grid; add sizes beyond"
@@ -182,7 +161,8 @@ def _optimum(row: BudgetFit, optimum: Optimum) -> Warnings:
 def _misfits(fit: ObjectiveFit) -> Warnings:
     for row in fit.budgets:
         yield from _misfit_of_budget(fit, row)
-    for key, law in fit.laws.items():
+    alike = {key: law for key, law in fit.laws.items() if key != "tokens"}  # D* is C / (k N*): no news beside N*
+    for key, law in alike.items():
         if law.decisive and not fit.arm_share:
             without = " and ".join(f"{e.value:.4g} without that of {c:.3g} FLOPs" for c, e in law.decisive)
             yield (
@@ -191,13 +171,13 @@ def _misfits(fit: ObjectiveFit) -> Warnings:
                 f"is {law.exponent.value:.4g} [{law.exponent.low:.4g}, {law.exponent.high:.4g}], but {without}",
             )
     yield from _shape(fit)
-    for key, law in fit.laws.items():
+    for key, law in alike.items():
         misfit = law.lack_of_fit
         if misfit and suspicious(misfit):
             yield (
                 3,
                 f"{fit.objective}: the optima leave the power law of {SYMBOLS[key]} by {100 * misfit.sd:.2g}% "
-                f"beyond the noise (p = {misfit.p:.2g}); extrapolating it is less certain than its interval",
+                f"beyond the noise ({p_words(misfit.p)}); extrapolating it is less certain than its interval",
             )
 
 
@@ -232,13 +212,13 @@ def _misfit_of_budget(fit: ObjectiveFit, row: BudgetFit) -> Warnings:
     if optimum and misfit and rejected(row) and row.usable:
         yield (
             2,
-            f"{_where(row)}: the curve is rejected (p = {misfit.p:.2g}), and yet the laws use its optimum: the losses "
+            f"{_where(row)}: the curve is rejected ({p_words(misfit.p)}), and yet the laws use its optimum: the losses "
             f"leave it by {misfit.sd:.3g} nats beyond the noise",
         )
     elif misfit and suspicious(misfit):
         yield (
             3,
-            f"{_where(row)}: losses leave the curve by {misfit.sd:.3g} nats beyond the noise (p = {misfit.p:.2g}), "
+            f"{_where(row)}: losses leave the curve by {misfit.sd:.3g} nats beyond the noise ({p_words(misfit.p)}), "
             "which no interval contains",
         )
 
@@ -286,7 +266,7 @@ def _gap(gap: Gap) -> Warnings:
     elif not gap.parallel:
         yield (
             3,
-            f"{pair} is not one number: their loss laws have different exponents (p = {gap.equal_p:.2g}), so it is "
+            f"{pair} is not one number: their loss laws have different exponents ({p_words(gap.equal_p)}), so it is "
             "given at each budget only",
         )
     by_law = list(zip((gap.objective, gap.reference), gap.extrapolations, strict=True))
@@ -362,9 +342,3 @@ def _data(results: Sequence[CellResult]) -> Iterator[str]:
 
 def _where(row: BudgetFit) -> str:
     return f"{row.objective} at {row.budget:.3g} FLOPs"
-
-
-def _reason(row: BudgetFit) -> str:
-    """Return what to run for an optimum that the laws can use."""
-    need = lack(row)
-    return REASONS[need] if need else ""

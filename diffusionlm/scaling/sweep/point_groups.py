@@ -22,6 +22,7 @@ from diffusionlm.scaling.sweep.points import (
 from diffusionlm.scaling.sweep.results import OBJECTIVES
 
 SIZES = 3  # a parabola needs so many
+ROUNDING = 0.02  # the share by which the compute of runs of one budget may differ
 OPTIMUM = "optimum"  # the flag of rows that are results of fits
 UNIFORM = math.log(300_000)  # nats: the loss of guessing, with the largest vocabulary in use
 BEST = 1.0  # nats per token, below what any model of text has; bytes, characters and amino acids may have less
@@ -121,8 +122,23 @@ def _on_budgets(table: Table, rows: Sequence[Row]) -> tuple[tuple, list[str]]:
     which = f"{len(lonely)} budgets have" if len(lonely) > 1 else f"the budget {alone[0].point.budget_flops:.3g} has"
     return tuple(results), [
         f"{table.at(r.number for r in alone)}: {which} fewer than {SIZES} sizes, and so no curve; these rows are in "
-        "the parametric law alone"
+        f"the parametric law alone{_nominal(lonely)}"
     ]
+
+
+def _nominal(lonely: Iterable[tuple[str, float]]) -> str:
+    """Say that budgets are to be rounded, where those of few sizes would be one of enough within `ROUNDING`."""
+    budgets: dict[str, list[float]] = defaultdict(list)
+    for objective, budget in sorted(lonely):
+        budgets[objective].append(budget)
+    for several in budgets.values():
+        for low, high in zip(several, several[SIZES - 1 :], strict=False):
+            if high <= low * (1 + ROUNDING):
+                return (
+                    f"; budgets such as {low:.6g} and {high:.6g} seem to be one: give the runs of a budget one value "
+                    "of budget_flops, the nominal one"
+                )
+    return ""
 
 
 def _repeated(table: Table, rows: Sequence[Row]) -> Iterator[str]:
@@ -184,10 +200,12 @@ def _mixed_units(table: Table, rows: Sequence[Row]) -> Iterator[str]:
             for key in sorted(key for key in budgets if key[0] == objective)
         ]
         odd |= _odd_between(best)
-    for number, factor in sorted(odd.items()):
+    if odd:
+        factors = f"{min(odd.values()):.2f}" + (f" to {max(odd.values()):.2f}" if len(odd) > 1 else "")
+        what, whose = ("its loss is", "its") if len(odd) == 1 else ("their losses are", "their")
         yield (
-            f"{table.at([number])}: its loss is {factor:.2f} times that of its neighbours, as bits are of nats "
-            f"({BITS:.2f}, or {1 / BITS:.2f}): are all rows in one unit?"
+            f"{table.at(odd)}: {what} {factors} times that of {whose} neighbours, as "
+            f"bits are of nats ({BITS:.2f}, or {1 / BITS:.2f}): are all rows in one unit?"
         )
 
 

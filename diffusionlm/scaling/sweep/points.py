@@ -256,7 +256,9 @@ def _check_columns(columns: Sequence[str], name: str) -> None:
 def _near(column: str, columns: Sequence[str]) -> str:
     if spelled := [other for other in columns if other.lower() == column]:
         return f"; did you mean {spelled[0]!r}?"
-    return suggest(column, filter(None, columns)).replace("; known:", "; it has:")
+    others = [other for other in columns if other and other not in Point._fields]  # which are what they say
+    close = suggest(column, others) if others else ""
+    return close if "did you mean" in close else f"; it has: {', '.join(sorted(filter(None, columns)))}"
 
 
 def _row(number: int, values: Mapping[str, Any], where: str, unit: Unit) -> Row:

@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from scipy import optimize, special
+from support.scaling_points import grid
 from support.simulated_sweep import complete
 
 from diffusionlm.scaling.laws import parametric
@@ -61,6 +62,16 @@ def test_the_parametric_fit_agrees_with_an_uncentred_fit_from_one_start():
     assert 0 < fitted.stderr[0] < 0.05
     assert fitted.params_exponent == pytest.approx(0.30 / 0.55, abs=4 * fitted.stderr[0])
     assert fitted.optimum(1.6e14)[2] == pytest.approx(3.47, abs=0.03)
+
+
+@pytest.mark.parametrize("noise_sd", [1e-4, 0.005])
+def test_a_noise_below_the_scatter_makes_no_smaller_errors_than_the_scatter(noise_sd):
+    """What another noise of that size does to the exponent is seen in ten other draws of it."""
+    stderr = parametric.fit(grid(4, 7, 0, 0.01), noise_sd=noise_sd, refits=20).stderr[0]
+    others = [parametric.fit(grid(4, 7, seed, 0.01)).params_exponent for seed in range(1, 11)]
+    assert np.std(others, ddof=1) / 2 < stderr < 2 * np.std(others, ddof=1)
+    larger = parametric.fit(grid(4, 7, 0, 0.01), noise_sd=0.03, refits=20).stderr[0]
+    assert larger > 1.5 * stderr
 
 
 def test_the_derivatives_of_the_surface():

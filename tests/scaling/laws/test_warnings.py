@@ -7,6 +7,7 @@ import pytest
 from support.simulated_sweep import complete, loose, moved, opening_downwards, select, tilted
 
 from diffusionlm.scaling.laws.analysis import analyse
+from diffusionlm.scaling.laws.diagnostics import p_words
 from diffusionlm.scaling.laws.warnings import predictions
 
 
@@ -128,3 +129,33 @@ def test_a_best_size_at_an_end_of_the_grid_is_a_warning_and_a_doubt():
     verdict = analyse(results, draws=500, full=False).verdict
     assert "the optimum is in the last interval of the grid" in verdict
     assert "the best measured size is at an end of the grid" in verdict
+
+
+def test_what_holds_for_both_n_and_d_is_one_warning():
+    """D* is C / (6 N*), so its law misfits where that of N* does, with the same p value."""
+    apart = complete(seed=2)
+    shifts = {budget: 0.5 * (-1) ** i for i, budget in enumerate(sorted({r.budget for r in apart}))}
+    apart = [
+        replace(r, params=round(r.params * np.exp(shifts[r.budget])), tokens=round(r.tokens / np.exp(shifts[r.budget])))
+        for r in apart
+    ]
+    analysis = analyse(apart, draws=500, full=False)
+    for name, fit in analysis.objectives.items():
+        assert fit.laws["tokens"].lack_of_fit.p == pytest.approx(fit.laws["params"].lack_of_fit.p, rel=1e-2, abs=1e-9)
+        of = [line for line in analysis.warnings if line.startswith(f"{name}: the optima leave the power law of")]
+        assert sum("of N*" in line for line in of) == 1 and not any("of D*" in line for line in of)
+
+
+def test_a_missing_gap_of_a_single_objective_is_the_least_grave():
+    lines = analyse([run for run in complete(seed=2) if run.objective == "arm"], draws=500, full=False).warnings
+    [place] = [i for i, line in enumerate(lines) if "only the objective arm has runs" in line]
+    assert not any("p <" in line or "p =" in line for line in lines[place:])
+
+
+def test_a_p_value_below_a_millionth_is_a_bound():
+    assert [p_words(p) for p in (0.0, 5.4e-279, 1e-6, 0.0123, 1.0)] == [
+        *["p < 1e-6"] * 2,
+        "p = 1e-06",
+        "p = 0.012",
+        "p = 1",
+    ]

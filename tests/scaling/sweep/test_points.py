@@ -99,6 +99,7 @@ def test_a_wrong_row_is_one_line_that_names_it(tmp_path, lines, words):
         ("", "is empty; give a line of columns"),
         ("# nothing\n", "nothing but comments"),
         ("objective,params,tokens,Loss\n", "no column 'loss'; did you mean 'Loss'?; needed"),
+        ("objective,params,tokens,flops\n", "no column 'loss'; it has: flops, objective, params, tokens; needed"),
         ("objective;params;tokens;loss\n", "separated by ';'"),
         ("objective,params,tokens,loss,loss\n", "two columns 'loss'"),
         ("objective,params,tokens,loss,budget,budget_flops\n", "two columns 'budget_flops'"),
@@ -168,6 +169,13 @@ def test_a_whole_budget_in_bits_is_named():
     table = surface()
     table["loss"][5:10] /= math.log(2)
     assert any("as bits are of nats" in line for line in the_group(table).warnings)
+
+
+def test_many_rows_in_bits_are_one_warning():
+    table = surface(sizes=9)
+    table["loss"][::2] /= math.log(2)
+    [warning] = the_group(table).warnings
+    assert "rows 1, 2, 3, 4 and 17 more: their losses are 0.69 to 1.44 times that of their neighbours" in warning
 
 
 def test_one_budget_and_losses_that_are_no_bounds_are_named():
@@ -284,3 +292,14 @@ def test_budgets_of_one_or_two_sizes_are_one_warning_and_no_budgets():
     [warning] = the_group(table).warnings
     assert "rows 0, 1, 2, 3 and 56 more: 60 budgets have fewer than 3 sizes" in warning
     assert all(np.isnan(run.budget) for run in the_group(table).results)
+
+
+def test_computed_budgets_that_are_nearly_one_are_to_be_rounded():
+    """Of 6 N D with N and D to a few digits: five sizes of each of three budgets, 0.6% around the nominal one."""
+    table = surface()
+    table["budget_flops"] = table["budget_flops"] * np.tile(1 + np.linspace(-0.003, 0.003, 5), 3)
+    [warning] = the_group(table).warnings
+    assert "15 budgets have fewer than 3 sizes" in warning
+    assert "; budgets such as 9.97e+17 and 1e+18 seem to be one: give the runs of a budget one value" in warning
+    apart = surface(budgets=tuple(np.geomspace(1e18, 1e20, 60)), sizes=1)
+    assert "seem to be one" not in the_group(apart).warnings[0]
