@@ -25,10 +25,15 @@ REASONS: dict[Lack, str] = {
 
 
 def p_words(p: float | None) -> str:
-    """Return a p value in words, "p = 0.03"; of those below a millionth, that they are."""
+    """Return a p value in words, "p = 0.03" or "p < 1e-6"."""
     if p is None:
         return "p unknown"
-    return f"p = {p:.2g}" if p >= SMALLEST else "p < 1e-6"
+    return f"p = {p:.2g}" if p >= SMALLEST else f"p {p_number(p)}"
+
+
+def p_number(p: float) -> str:
+    """Return a p value as tables show it, "0.03" or "< 1e-6"."""
+    return f"{p:.2g}" if p >= SMALLEST else "< 1e-6"
 
 
 def suspicious(misfit: LackOfFit | None) -> bool:

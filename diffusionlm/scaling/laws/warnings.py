@@ -249,7 +249,7 @@ def _bend(fit: ObjectiveFit, ahead: Prediction) -> Iterator[str]:
         if error.interval:
             how = f"(hindcast [{error.low:.2g}, {error.high:.2g}])"
         else:
-            how = "(hindcast), more than twice what the scatter of the runs explains"
+            how = "(hindcast), more than the scatter of the runs explains"
         yield (
             f"{fit.objective}: the other budgets predict the L* of the largest {abs(error.value):.2g} nats too {side} "
             f"{how}, so the next prediction may be off alike{other}"

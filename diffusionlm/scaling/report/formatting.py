@@ -7,8 +7,6 @@ import numpy as np
 
 from diffusionlm.scaling.laws.bootstrap import Estimate
 
-SMALLEST_P = 1e-6  # smaller p values rest on tails that nobody knows
-
 
 class Table(NamedTuple):
     """A table of a page; without rows it is not shown."""
@@ -38,13 +36,6 @@ def interval(estimate: Estimate, digits: int = 4) -> str:
         return ""
     low, high = (with_unit(end, digits) if np.isfinite(end) else "unbounded" for end in estimate.interval)
     return f"[{low},\N{NO-BREAK SPACE}{high}]"
-
-
-def p_value(p: float, name: str = "p") -> str:
-    """Return "p = 0.16", or "p < 1e-6" where it is smaller; without a name "0.16" or "< 1e-6"."""
-    if p < SMALLEST_P:
-        return f"{name} < {SMALLEST_P:.0e}".replace("e-0", "e-").lstrip()
-    return f"{name} = {p:.2g}" if name else f"{p:.2g}"
 
 
 def with_unit(value: float, digits: int) -> str:

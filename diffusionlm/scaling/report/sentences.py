@@ -6,12 +6,13 @@ from typing import TypeVar
 from diffusionlm.scaling.laws.analysis import Analysis
 from diffusionlm.scaling.laws.bend import bend
 from diffusionlm.scaling.laws.bootstrap import Estimate
+from diffusionlm.scaling.laws.diagnostics import p_words
 from diffusionlm.scaling.laws.gap import Gap
 from diffusionlm.scaling.laws.next_cells import WORTH
 from diffusionlm.scaling.laws.objective import ObjectiveFit
 from diffusionlm.scaling.laws.power_laws import Prediction
 from diffusionlm.scaling.laws.verdict import doubts
-from diffusionlm.scaling.report.formatting import number, p_value, with_unit
+from diffusionlm.scaling.report.formatting import number, with_unit
 from diffusionlm.scaling.report.road_sentences import about_roads
 from diffusionlm.scaling.sweep.results import OBJECTIVES
 
@@ -163,14 +164,14 @@ def _about_bend(fit: ObjectiveFit) -> str:
             known = "its optima bend by no more than they scatter, which is no test, because the noise is unknown"
         if p is not None:
             known = (
-                f"its optima do not show one (misfit {p_value(p)}): so small a bend cannot be told from a slightly "
+                f"its optima do not show one (misfit {p_words(p)}): so small a bend cannot be told from a slightly "
                 "different exponent"
             )
         return (
             f"The law of {name}'s loss has no irreducible term, and {known}. Far beyond the next budget it will be too "
             "optimistic."
         )
-    test = "" if p is None else f" (misfit {p_value(p)})"
+    test = "" if p is None else f" (misfit {p_words(p)})"
     sentence = f"The law of {name}'s loss is not a straight line in logarithms{test}."
     if ahead is None or bent is None or bent.value <= ahead.loss.value:
         return f"{sentence} It is not to be trusted at the next budget."

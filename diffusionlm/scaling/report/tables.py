@@ -6,13 +6,13 @@ from typing import Any
 import numpy as np
 
 from diffusionlm.scaling.laws.analysis import Analysis
-from diffusionlm.scaling.laws.diagnostics import SYMBOLS
+from diffusionlm.scaling.laws.diagnostics import SYMBOLS, p_number, p_words
 from diffusionlm.scaling.laws.gap import Gap
 from diffusionlm.scaling.laws.objective import ObjectiveFit
 from diffusionlm.scaling.laws.optima import Optimum
 from diffusionlm.scaling.laws.parametric import Parametric
 from diffusionlm.scaling.laws.published import PublishedLaw
-from diffusionlm.scaling.report.formatting import Table, interval, number, p_value, with_unit
+from diffusionlm.scaling.report.formatting import Table, interval, number, with_unit
 from diffusionlm.scaling.report.road_tables import road_tables
 from diffusionlm.scaling.report.sentences import quoted, surface_exponent
 from diffusionlm.scaling.sweep.points import LeftOut
@@ -91,7 +91,7 @@ def _optimum(optimum: Optimum) -> list[str]:
         number(optimum.tokens),
         number(optimum.loss),
         *biases,
-        "" if misfit is None else p_value(misfit, ""),
+        "" if misfit is None else p_number(misfit),
     ]
 
 
@@ -109,7 +109,7 @@ def _laws(fits: Fits) -> Table:
             if law.lack_of_fit:
                 sd, p = law.lack_of_fit.sd, law.lack_of_fit.p
                 misfit = f"{100 * sd:.2g}%" if sd >= NO_MISFIT else f"< {100 * NO_MISFIT:g}%"
-                misfit += "" if p is None else f", {p_value(p)}"
+                misfit += "" if p is None else f", {p_words(p)}"
             rows.append(
                 [
                     _of_laws(fit),
@@ -148,7 +148,7 @@ def _gaps(gaps: Sequence[Gap]) -> Table:
             ratio = number(ratios.get(c))
             rows.append([pair, f"{c:.3g} of {name}", number(factor), _extrapolated(reference, beyond), ratio])
         if gap.common is not None:
-            equal = "" if gap.equal_p is None else f"exponents equal: {p_value(gap.equal_p)}"
+            equal = "" if gap.equal_p is None else f"exponents equal: {p_words(gap.equal_p)}"
             common = number(gap.common) if gap.parallel else "rejected"
             rows.append([pair, "one exponent", common, equal, number(gap.size_ratio_law)])
     return Table(["", "C (FLOPs)", "gap", "extrapolated", "ratio of N*"], rows)

@@ -40,12 +40,12 @@ def test_an_irreducible_loss_is_named_and_the_bent_law_is_nearer(exact, noise):
     assert abs(fit.prediction.bent_loss.value - truth) < 0.01
     [line] = [line for line in analysis.warnings if "the other budgets predict the L* of the largest" in line]
     assert "0.14 nats too low" in line and "the bent law gives 3.638, the straight one 3.485" in line
-    assert ("hindcast [" in line) == bool(noise) and ("more than twice what the scatter" in line) != bool(noise)
+    assert ("hindcast [" in line) == bool(noise) and ("more than the scatter" in line) != bool(noise)
     [sentence] = [sentence for sentence in summary(analysis) if "FLOPs, ARM" in sentence]
     assert (
         " nats per token with about " in sentence
         and ", or 3.6" in sentence
-        and "if its losses go on to bend" in sentence
+        and "if the law bends there as it does between the budgets" in sentence
     )
     assert "doubt those of ARM" in analysis.verdict
 
@@ -74,7 +74,7 @@ def test_bent_losses_are_named_whatever_the_noise():
         ]
         [fit] = analyse(results, draws=10, full=False).objectives.values()
         assert fit.noise is None and bend(fit).missed
-        assert any("too low (hindcast), more than twice" in line for line in predictions(fit))
+        assert any("too low (hindcast), more than the scatter" in line for line in predictions(fit))
 
 
 def test_three_budgets_show_what_they_miss_and_two_nothing(exact):

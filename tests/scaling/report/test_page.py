@@ -9,8 +9,9 @@ import pytest
 from support.report_page import page_of
 from support.simulated_sweep import REPORT_TRUTHS, complete, moved, select, simulated, tilted
 
+from diffusionlm.scaling.laws import diagnostics
 from diffusionlm.scaling.laws.analysis import analyse
-from diffusionlm.scaling.report import document, formatting, interactive, page, plots
+from diffusionlm.scaling.report import document, interactive, page, plots
 from diffusionlm.scaling.report.content import to_json
 from diffusionlm.scaling.report.sentences import summary
 
@@ -91,8 +92,11 @@ def test_without_a_noise_nothing_is_said_in_the_words_of_one():
 
 
 def test_a_p_value_that_no_tail_supports_is_not_printed():
-    assert [formatting.p_value(p) for p in (0.0, 5.4e-279, 2e-6, 0.163)] == ["p < 1e-6"] * 2 + ["p = 2e-06", "p = 0.16"]
-    assert formatting.p_value(0, "") == "< 1e-6" and formatting.p_value(0.5, "") == "0.5"
+    assert [diagnostics.p_words(p) for p in (0.0, 5.4e-279, 2e-6, 0.163)] == ["p < 1e-6"] * 2 + [
+        "p = 2e-06",
+        "p = 0.16",
+    ]
+    assert diagnostics.p_number(0) == "< 1e-6" and diagnostics.p_number(0.5) == "0.5"
 
 
 def test_a_budget_with_two_sizes_is_named_and_left_out():
