@@ -1,6 +1,6 @@
 """The speed of `diffusionlm data prepare` next to datatrove's tokenization and the writer of MosaicML streaming.
 
-    python experiments/benchmarks/prepare_data.py --sources 'texts/*.jsonl' --tokenizer gpt2 --cores 1 2 --repeats 3
+    python experiments/benchmarks/prepare_data.py --sources 'texts/*.jsonl' --tokenizer tokenizers/gpt2 --cores 1 2
 
 All read the field `text` of the same .jsonl files, of which each has at least as many as there are cores, with the same
 tokenizer, one process a core, bound to these cores, and write tokens without compression, but for ours, whose records
