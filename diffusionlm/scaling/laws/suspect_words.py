@@ -6,7 +6,7 @@ import numpy as np
 
 from diffusionlm.scaling.laws.diagnostics import SYMBOLS, p_words
 from diffusionlm.scaling.laws.objective import ObjectiveFit
-from diffusionlm.scaling.laws.suspects import Suspect
+from diffusionlm.scaling.laws.suspects import Suspect, cell_key
 
 
 def suspected(fit: ObjectiveFit) -> Iterator[tuple[int, str]]:
@@ -50,5 +50,5 @@ def _changes(fit: ObjectiveFit) -> str:
 
 def _row_of(fit: ObjectiveFit, suspect: Suspect) -> str:
     """Return which row of a file or table a suspected cell is; "" for a cell of an own sweep."""
-    same = [run for run in fit.runs if (run.params, run.tokens) == (suspect.params, suspect.tokens)]
+    same = [run for run in fit.runs if cell_key(run) == cell_key(suspect)]
     return f" ({same[0].id})" if same and np.isnan(same[0].loss_stderr) else ""

@@ -55,7 +55,7 @@ def suspects(results: Sequence[CellResult], noise: Noise | None = None) -> tuple
     check_runs(results)
     cells: dict[object, list[CellResult]] = {}
     for run in results:
-        cells.setdefault(_key(run), []).append(run)
+        cells.setdefault(cell_key(run), []).append(run)
     left = [replace(runs[0], loss=float(np.mean([run.loss for run in runs]))) for runs in cells.values()]
     means, steps = left, int(MOST * len(left)) + 1
     taken: list[CellResult] = []
@@ -79,11 +79,11 @@ def suspects(results: Sequence[CellResult], noise: Noise | None = None) -> tuple
 
 def without(results: Sequence[CellResult], named: Sequence[Suspect | CellResult]) -> list[CellResult]:
     """Return the runs that are of no suspected cell."""
-    keys = {_key(suspect) for suspect in named}
-    return [run for run in results if _key(run) not in keys]
+    keys = {cell_key(suspect) for suspect in named}
+    return [run for run in results if cell_key(run) not in keys]
 
 
-def _key(cell: CellResult | Suspect) -> tuple[float | None, int, int]:
+def cell_key(cell: CellResult | Suspect) -> tuple[float | None, int, int]:
     """Return what tells cells apart."""
     return None if math.isnan(cell.budget) else cell.budget, cell.params, cell.tokens
 

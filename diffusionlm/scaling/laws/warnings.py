@@ -1,6 +1,5 @@
 """The warnings of a report: a line for everything that is missing or not to be trusted."""
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
@@ -94,7 +93,7 @@ def _missing(fit: ObjectiveFit) -> Warnings:
     if not fit.budgets:
         yield 2, f"{name}: its runs are of no budget, so there are no optima and laws, only the fitted surfaces"
         return
-    if far := sum(not math.isnan(run.budget) for run in fit.runs) - sum(len(row.runs) for row in fit.budgets):
+    if far := sum(len(row.distant) for row in fit.budgets):
         yield (
             4,
             f"{name}: {'1 run is' if far == 1 else f'{far} runs are'} in no curve and no law, more than {FAR:g} times "

@@ -76,7 +76,7 @@ def test_intervals_hold_on_three_budgets_of_four_sizes_with_misfit():
 
 
 def test_one_spare_size_is_enough_to_see_a_misfit():
-    """Of two budgets of four sizes, where only eight losses are and six numbers of the curves."""
+    """Two budgets of four sizes have eight losses, and their curves take six numbers."""
     runs = [run for run in simulated(noise=0.001, sizes=4) if run.budget <= 5e12 and run.seed == 0]
     sizes = sorted({run.params for run in runs if (run.objective, run.budget) == ("arm", 5e12)})
     wrong = [replace(r, loss=r.loss + 0.05) if r.params == sizes[2] and r.budget == 5e12 else r for r in runs]

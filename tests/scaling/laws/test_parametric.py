@@ -66,7 +66,7 @@ def test_the_parametric_fit_agrees_with_an_uncentred_fit_from_one_start():
 
 @pytest.mark.parametrize("noise_sd", [1e-4, 0.005])
 def test_a_noise_below_the_scatter_makes_no_smaller_errors_than_the_scatter(noise_sd):
-    """What another noise of that size does to the exponent is seen in ten other draws of it."""
+    """Ten other draws of the noise show what it does to the exponent."""
     stderr = parametric.fit(grid(4, 7, 0, 0.01), noise_sd=noise_sd, refits=20).stderr[0]
     others = [parametric.fit(grid(4, 7, seed, 0.01)).params_exponent for seed in range(1, 11)]
     assert np.std(others, ddof=1) / 2 < stderr < 2 * np.std(others, ddof=1)

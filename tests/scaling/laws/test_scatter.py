@@ -40,7 +40,7 @@ def test_a_noise_that_is_far_too_large_is_named_and_the_data_are_not_blamed(nois
 
 
 def test_a_noise_that_is_too_small_for_a_surface_is_named():
-    """Of runs of no budget, to which no curve says it."""
+    """No curve shows it where the runs are of no budget."""
     cells = [replace(cell, budget=np.nan) for cell in grid(4, 7, 0, 0.02)]
     analysis, arm = fit(cells, 0.01)
     [contrast] = contrasts(arm)

@@ -77,7 +77,7 @@ def exponents(cells, noise=None):
 
 @pytest.mark.parametrize("noise", [None, 0.002, "residuals"])
 def test_a_law_does_not_hang_on_a_cell_that_is_in_no_curve(noise):
-    """Of a size that is 100 times the best one: deleting its row changes no optimum."""
+    """Deleting the row of a size that is 100 times the best one changes no optimum."""
     cells, far = porians_grid()
     analysis = analyse([*cells, far], noise=noise, draws=200, full=False)
     fit = analysis.objectives["arm"]

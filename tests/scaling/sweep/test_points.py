@@ -295,7 +295,7 @@ def test_budgets_of_one_or_two_sizes_are_one_warning_and_no_budgets():
 
 
 def test_computed_budgets_that_are_nearly_one_are_to_be_rounded():
-    """Of 6 N D with N and D to a few digits: five sizes of each of three budgets, 0.6% around the nominal one."""
+    """Three budgets of five sizes are computed as 6 N D from rounded N and D, 0.6% around the nominal one."""
     table = surface()
     table["budget_flops"] = table["budget_flops"] * np.tile(1 + np.linspace(-0.003, 0.003, 5), 3)
     [warning] = the_group(table).warnings
