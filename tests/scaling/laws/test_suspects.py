@@ -185,6 +185,9 @@ def test_runs_of_no_budget_are_suspected_by_their_size_and_tokens():
     [suspect] = suspects(cells + seeds, given_noise(0.002))
     assert math.isnan(suspect.budget) and suspect.off == pytest.approx(1.0, abs=0.05)
     assert without(cells + seeds, [suspect]) == cells
+    rows = [replace(run, id=f"row {i}", loss_stderr=math.nan) for i, run in enumerate(cells + seeds)]
+    [line] = [line for line in analyse(rows, noise=0.002, draws=10, full=False).warnings if "is suspected" in line]
+    assert "(row 28)" in line
 
 
 @pytest.mark.slow
