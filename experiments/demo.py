@@ -27,10 +27,10 @@ def demo() -> Config:
         # knows what follows what, and that is most of what a mask's neighbours say; a fifth of the steps is the best
         # share of `road_cpu`. The bound's weights of 1/t are noisy for so few sequences; CART's are at most 1, and
         # small where nothing near a mask is known.
-        diffusion=DiffusionConfig(alignment="shifted", arm_steps=280, weighting="cart", cart_p=0.3),
+        diffusion=DiffusionConfig(alignment="shifted", arm_steps=300, weighting="cart", cart_p=0.3),
         optim=OptimConfig(name="muon", arm_peak_lr=6e-3, peak_lr=7e-3, final_lr=3e-4, warmup_steps=100),
         data=DataConfig(source="python_docs", tokenizer="sentencepiece", sequence_length=128, batch_size=16),
-        run=RunConfig(steps=1400, checkpoint_every=700, log_every=20, showcase=True),
+        run=RunConfig(steps=1500, checkpoint_every=750, log_every=20, showcase=True),
     )
 
 
