@@ -16,6 +16,7 @@ from diffusionlm.scaling.laws.noise import Noise, NoiseOption, check_noise, give
 from diffusionlm.scaling.laws.objective import ObjectiveFit, fit_curves, fit_objective
 from diffusionlm.scaling.laws.road_words import road_verdict, road_warnings
 from diffusionlm.scaling.laws.roads import Roads, fit_roads
+from diffusionlm.scaling.laws.shares import ROAD, fit_surfaces
 from diffusionlm.scaling.laws.verdict import verdict
 from diffusionlm.scaling.laws.warnings import warnings
 from diffusionlm.scaling.sweep.points import LeftOut
@@ -72,8 +73,11 @@ def analyse(
         raise UserError(f"no finished cell to report: the evaluation of none of the {len(results)} is finite")
     if not finite:
         raise UserError("no finished cell to report; run the sweep first (its status says what is missing)")
-    fitted = {name: fit_curves(runs, of_runs) for name, runs, of_runs in _by_objective(finite, noise)}
-    bootstrap = Bootstrap({name: curves.used_noise for name, curves in fitted.items()}, draws, seed)
+    named = list(_by_objective(finite, noise))
+    fitted = {name: fit_curves(runs, of_runs) for name, runs, of_runs in named}
+    surfaces = fit_surfaces(finite, next((of_runs for _, runs, of_runs in named if runs[0].arm_share), None))
+    noises = {name: curves.used_noise for name, curves in fitted.items()}
+    bootstrap = Bootstrap(noises | ({ROAD: surfaces.used_noise} if surfaces else {}), draws, seed)
     budgets = sorted({result.budget for result in finite if not math.isnan(result.budget)})
     next_budget = None
     if len(budgets) > 1:
@@ -82,8 +86,7 @@ def analyse(
     for name, curves in fitted.items():
         note(f"fitting {name}")
         objectives[name] = fit_objective(curves, bootstrap, next_budget, full)
-    noises = {name: curves.noise for name, curves in fitted.items()}
-    roads = fit_roads(finite, noises, bootstrap, objectives)
+    roads = fit_roads(surfaces, bootstrap, objectives)
     gaps = _gaps(objectives, roads)
     lines = [*road_warnings(roads), *warnings(results, objectives, gaps)]
     return Analysis(objectives, roads, gaps, next_budget, tuple(lines), _verdict(objectives, roads))

@@ -133,14 +133,12 @@ class Bootstrap:
             loss += common.stderr * self._rng.standard_t(common.dof, self.size)[:, None]
         return log_n, loss
 
-    def effects(self, objective: str, noise: Noise, effect: RandomEffect | None, points: int) -> np.ndarray:
+    def effects(self, objective: str, effect: RandomEffect | None, points: int) -> np.ndarray:
         """Draw the random effects of optima about their law, (draws, points) in its logarithms."""
         if effect is None or effect.sd == 0:
             return np.zeros((self.size, points))
-        ratios = self._ratios.get(objective)
-        if ratios is None:  # the best shares of roads, which are no objective
-            ratios = noise.dof / self._rng.chisquare(noise.dof, self.size)
-        return effect.draw(self._rng, ratios)[:, None] * self._rng.standard_normal((self.size, points))
+        drawn = effect.draw(self._rng, self._ratios[objective])
+        return drawn[:, None] * self._rng.standard_normal((self.size, points))
 
     def new_run(self, objective: str) -> np.ndarray:
         """Draw the seed noise of one more run, (draws,) nats."""

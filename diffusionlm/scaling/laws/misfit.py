@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -9,7 +10,7 @@ from scipy import stats
 
 from diffusionlm.scaling.laws.curves import Curve, Shape
 from diffusionlm.scaling.laws.isoflop_fits import Parabola, PowerLaw
-from diffusionlm.scaling.laws.noise import Noise
+from diffusionlm.scaling.laws.noise import RESIDUALS, Noise
 from diffusionlm.scaling.laws.random_effects import RandomEffect
 
 REJECTED = 0.05  # p value below which the curves of an objective do not fit within the noise
@@ -23,6 +24,13 @@ class LackOfFit:
     p: float | None  # None where the noise is unknown
 
 
+class CellResiduals(NamedTuple):
+    """The residuals of a fit, and which runs are of one cell."""
+
+    residuals: np.ndarray  # (runs,) nats
+    cells: np.ndarray  # (runs,) the number of each run's cell, from 0
+
+
 def curve_lack_of_fit(fit: Curve | Parabola, log_n: ArrayLike, noise: Noise | None) -> LackOfFit | None:
     """Test the residuals of the sizes' mean losses against the noise between seeds (the lack-of-fit F test).
 
@@ -34,7 +42,7 @@ def curve_lack_of_fit(fit: Curve | Parabola, log_n: ArrayLike, noise: Noise | No
     Returns:
       The misfit, or None with three sizes, through which a curve always goes.
     """
-    if noise and noise.source == "residuals":  # these residuals cannot be tested against themselves
+    if noise and noise.source == RESIDUALS:  # these residuals cannot be tested against themselves
         noise = None
     return lack_of_fit(fit.residuals, np.unique(np.asarray(log_n), return_inverse=True)[1], 3, noise)
 
@@ -91,24 +99,62 @@ def widened(
     """
     if noise is None or shape is None or not fits:
         return noise
-    cells, first = [], 0
-    for x in log_n:
-        cells.append(first + np.unique(x, return_inverse=True)[1])
-        first = int(cells[-1].max()) + 1
-    if first == 3 * len(fits):
+    squares, count = _squares(
+        [CellResiduals(fit.residuals, np.unique(x, return_inverse=True)[1]) for fit, x in zip(fits, log_n, strict=True)]
+    )
+    if count == 3 * len(fits):
         return noise
-    means, counts = _means(np.concatenate([fit.residuals for fit in fits]), np.concatenate(cells))
-    divisor, dof = shape.spare(first - 3 * len(fits))
-    misfit = _against_noise(float((counts * means**2).sum()), divisor, dof, noise)
-    if misfit.p is None or misfit.p >= REJECTED:
+    divisor, dof = shape.spare(count - 3 * len(fits))
+    misfit = _against_noise(squares, divisor, dof, noise)
+    if not _rejected(misfit):
         return noise
-    return Noise(float(np.hypot(misfit.sd, noise.sd)), dof, first, noise.pooled, "curves")
+    return Noise(float(np.hypot(misfit.sd, noise.sd)), dof, count, noise.pooled, "curves")
+
+
+def leave_surfaces(noise: Noise, surfaces: Sequence[CellResiduals], parameters: int) -> bool:
+    """Return True if losses leave the surfaces of all budgets together by more than the noise explains.
+
+    Args:
+      noise: the noise between seeds, or as it was given.
+      surfaces: the residuals of each surface.
+      parameters: the fitted coefficients of each.
+    """
+    squares, count = _squares(surfaces)
+    dof = count - parameters * len(surfaces)
+    return dof > 0 and _rejected(_against_noise(squares, dof, dof, noise))
+
+
+def scatter_about_surfaces(
+    surfaces: Sequence[CellResiduals], parameters: int, source: Literal["surfaces", "residuals"]
+) -> Noise | None:
+    """Return the scatter of the mean losses of cells about surfaces that weigh all cells alike; None without any.
+
+    Seeds of a cell share what makes it leave the surface, so several of them are no better than one.
+
+    Args:
+      surfaces: the residuals of each surface.
+      parameters: the fitted coefficients of each.
+      source: what the noise is called.
+    """
+    means = np.concatenate([_means(*each)[0] for each in surfaces] or [np.empty(0)])
+    dof = len(means) - parameters * len(surfaces)
+    return Noise(float(np.sqrt((means**2).sum() / dof)), dof, len(means), False, source) if dof > 0 else None
+
+
+def _rejected(misfit: LackOfFit) -> bool:
+    return misfit.p is not None and misfit.p < REJECTED
 
 
 def _means(residuals: np.ndarray, cells: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return the mean residual of each cell, and the number of its runs, (cells,) each."""
     counts = np.bincount(cells)
     return np.bincount(cells, residuals) / counts, counts
+
+
+def _squares(fits: Sequence[CellResiduals]) -> tuple[float, int]:
+    """Return the sum of squares of the mean residuals of all cells, times their runs, and the number of cells."""
+    parts = [_means(*fit) for fit in fits]
+    return float(sum((counts * means**2).sum() for means, counts in parts)), sum(len(counts) for _, counts in parts)
 
 
 def _against_noise(square_sum: float, divisor: float, dof: float, noise: Noise | None) -> LackOfFit:

@@ -32,9 +32,9 @@ class Noise:
     dof: float  # degrees of freedom of the estimate
     cells: int  # repeated cells, or fitted curves, that it comes from
     pooled: bool  # over all roads, or over all objectives where this one has too few repeats
-    # "seeds"; "given" by the user; "residuals" of the curves, for want of seeds; or "curves", the same where seeds or
-    # the user say that there is less noise than the losses scatter by.
-    source: Literal["seeds", "given", "residuals", "curves"] = "seeds"
+    # "seeds"; "given" by the user; "residuals" of the curves, for want of seeds; or "curves" and, for roads,
+    # "surfaces": the same where seeds or the user say that there is less noise than the losses scatter by.
+    source: Literal["seeds", "given", "residuals", "curves", "surfaces"] = "seeds"
 
 
 class CommonError(NamedTuple):

@@ -137,7 +137,7 @@ def _line(optima: Sequence[Minimum], key: str, noise: Noise | None, bootstrap: B
     effect = random_effect(design, np.array([o.logs[key] for o in optima]), variances, noise.dof)
     variances += effect.sd**2 if effect else 0.0
     weights = gls_weights(design, np.diag(variances))
-    effects = bootstrap.effects(optima[0].objective, noise, effect, len(optima) + 1)
+    effects = bootstrap.effects(optima[0].objective, effect, len(optima) + 1)
     drawn = np.stack([optimum.draws[key] for optimum in optima], 1)
     return _Line(centre, variances, weights, effect, (drawn + effects[:, :-1]) @ weights.T, effects)
 

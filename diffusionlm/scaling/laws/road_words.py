@@ -43,6 +43,13 @@ def road_warnings(roads: Roads | None) -> Iterator[str]:
     """Yield a line for everything about the best share that is missing or not to be trusted."""
     if roads is None:
         return
+    used = roads.used_noise
+    widened = used is not None and used.source == "surfaces"
+    if used and widened:
+        yield (
+            f"roads: losses leave their surfaces by more than the noise explains, so intervals of the best shares use "
+            f"the scatter about them, {used.sd:.3g} nats"
+        )
     for fit in roads.budgets:
         where = f"roads at {fit.budget:.3g} FLOPs"
         if not (fit.best and fit.best.usable):
@@ -51,7 +58,7 @@ def road_warnings(roads: Roads | None) -> Iterator[str]:
             assert fit.lack_of_fit is not None
             yield (
                 f"{where}: losses leave the surface by {fit.lack_of_fit.sd:.3g} nats beyond the noise "
-                f"({p_words(fit.lack_of_fit.p)}), which no interval contains"
+                f"({p_words(fit.lack_of_fit.p)}){'' if widened else ', which no interval contains'}"
             )
     repeated = [cell for cell in by_cell([r for fit in roads.budgets for r in fit.runs]).values() if len(cell) > 1]
     if roads.noise is None:

@@ -11,8 +11,7 @@ from diffusionlm.scaling.laws.noise import Noise
 from diffusionlm.scaling.laws.objective import ObjectiveFit
 from diffusionlm.scaling.laws.optima import QUANTITIES
 from diffusionlm.scaling.laws.power_laws import Law, law_estimate, laws
-from diffusionlm.scaling.laws.shares import ROAD, BestShare, ShareFit, fit_shares
-from diffusionlm.scaling.sweep.results import CellResult
+from diffusionlm.scaling.laws.shares import ROAD, BestShare, ShareFit, Surfaces, fit_shares
 
 
 @dataclass(frozen=True)
@@ -20,7 +19,8 @@ class Roads:
     """The fits of all roads of a sweep."""
 
     budgets: tuple[ShareFit, ...]
-    noise: Noise | None  # of all roads together
+    noise: Noise | None  # of all roads together, between seeds or as given
+    used_noise: Noise | None  # what the intervals use: the scatter about the surfaces, where that is more
     laws: dict[str, Law]  # through the best shares, by QUANTITIES, and "share": the odds share / (1 - share)
     # objective -> (budget, L* at the best share minus its L* at the same budget, nats)
     differences: dict[str, tuple[tuple[float, Estimate], ...]]
@@ -33,35 +33,29 @@ class Roads:
     @property
     def side(self) -> Side:
         """The road with the best share of each budget, to be compared with an objective."""
-        return Side(ROAD, self.usable, {key: self.laws[key] for key in QUANTITIES if key in self.laws}, self.noise)
+        return Side(ROAD, self.usable, {key: self.laws[key] for key in QUANTITIES if key in self.laws}, self.used_noise)
 
 
-def fit_roads(
-    results: Sequence[CellResult],
-    noises: Mapping[str, Noise | None],
-    bootstrap: Bootstrap,
-    objectives: Mapping[str, ObjectiveFit],
-) -> Roads | None:
-    """Fit the best share of each budget; None where no cell has an autoregressive share.
+def fit_roads(surfaces: Surfaces | None, bootstrap: Bootstrap, objectives: Mapping[str, ObjectiveFit]) -> Roads | None:
+    """Find the best share of each budget, and laws through them; None where no cell has an autoregressive share.
 
     Args:
-      results: all finished cells.
-      noises: the noise by objective, one for all roads.
-      bootstrap: the draws that everything shares.
+      surfaces: the surface of each budget.
+      bootstrap: the draws that everything shares, with the noise of the surfaces as that of `ROAD`.
       objectives: the fits by objective.
     """
-    runs = [result for result in results if result.arm_share]
-    if not runs:
+    if surfaces is None:
         return None
-    noise = noises[runs[0].objective]
-    fits = fit_shares(runs, noise, bootstrap)
+    noise = surfaces.used_noise
+    fits = fit_shares(surfaces, bootstrap)
     usable = [fit.best for fit in fits if fit.best and fit.best.usable]
     differences = {
         name: _differences(usable, fit)
         for name, fit in objectives.items()
         if not any(run.arm_share for row in fit.budgets for run in row.runs)
     }
-    return Roads(fits, noise, laws(usable, noise, bootstrap, (*QUANTITIES, "share")), differences)
+    through = laws(usable, noise, bootstrap, (*QUANTITIES, "share"))
+    return Roads(fits, surfaces.noise, noise, through, differences)
 
 
 def _differences(best: Sequence[BestShare], fit: ObjectiveFit) -> tuple[tuple[float, Estimate], ...]:

@@ -2,13 +2,20 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 
 from diffusionlm.scaling.laws import surface as surfaces
 from diffusionlm.scaling.laws.bootstrap import Bootstrap, Estimate, estimate
-from diffusionlm.scaling.laws.misfit import LackOfFit, lack_of_fit
-from diffusionlm.scaling.laws.noise import Noise, by_cell, common_error
+from diffusionlm.scaling.laws.misfit import (
+    CellResiduals,
+    LackOfFit,
+    lack_of_fit,
+    leave_surfaces,
+    scatter_about_surfaces,
+)
+from diffusionlm.scaling.laws.noise import RESIDUALS, Noise, by_cell, common_error
 from diffusionlm.scaling.laws.optima import QUANTITIES, REACH, tokens_of_size
 from diffusionlm.scaling.laws.surface import Surface, expit, logit
 from diffusionlm.scaling.sweep.results import CellResult
@@ -84,25 +91,70 @@ class ShareFit:
         return estimate(log_n, drawn[0], np.exp), estimate(loss, drawn[1])
 
 
-def fit_shares(runs: Sequence[CellResult], noise: Noise | None, bootstrap: Bootstrap) -> tuple[ShareFit, ...]:
-    """Fit a surface to all roads of each budget, and read its minimum off.
+@dataclass(frozen=True)
+class Surfaces:
+    """All runs that begin as an autoregressive model, and a surface through those of each budget."""
+
+    budgets: tuple[tuple[CellResult, ...], ...]
+    fits: tuple[Surface | None, ...]  # None where the runs do not determine one
+    noise: Noise | None  # of all roads together, between seeds or as given
+    used_noise: Noise | None  # what intervals use: the scatter about the surfaces, where that is more
+
+
+def fit_surfaces(runs: Sequence[CellResult], noise: Noise | Literal["residuals"] | None) -> Surfaces | None:
+    """Fit a surface to all roads of each budget; None without roads.
 
     Args:
-      runs: the runs with an autoregressive share, of all budgets: what the noise of the masks adds to all of their
-        losses alike is drawn once.
-      noise: the noise between their seeds.
-      bootstrap: the draws that everything shares.
+      runs: all runs; those without an autoregressive share are left out.
+      noise: the noise between the seeds of roads, or as given; "residuals": the scatter about these surfaces.
     """
-    budgets = [[run for run in runs if run.budget == budget] for budget in sorted({run.budget for run in runs})]
-    fits = [surfaces.surface(*_coordinates(row), [run.loss for run in row]) for row in budgets]
-    drawn: list[np.ndarray | None] = [None] * len(fits)
-    determined = [k for k, fit in enumerate(fits) if fit]
-    if determined and noise:
-        known = [fit for fit in fits if fit]
-        coefficients = bootstrap.coefficients(runs[0].objective, known, common_error(runs))
+    roads = [run for run in runs if run.arm_share]
+    if not roads:
+        return None
+    budgets = [tuple(run for run in roads if run.budget == budget) for budget in sorted({run.budget for run in roads})]
+    fits, residuals = _surfaces(budgets, each="run")
+    if noise is None or (noise != RESIDUALS and not leave_surfaces(noise, residuals, surfaces.TERMS)):
+        return Surfaces(tuple(budgets), fits, noise, noise)
+    fits, residuals = _surfaces(budgets, each="cell")
+    scatter = scatter_about_surfaces(residuals, surfaces.TERMS, RESIDUALS if noise == RESIDUALS else "surfaces")
+    return Surfaces(tuple(budgets), fits, scatter if noise == RESIDUALS else noise, scatter)
+
+
+def _surfaces(
+    budgets: Sequence[Sequence[CellResult]], each: Literal["run", "cell"]
+) -> tuple[tuple[Surface | None, ...], list[CellResiduals]]:
+    """Fit the surface of each budget with one weight for each run or cell; also return what those that exist leave."""
+    fits, residuals = [], []
+    for runs in budgets:
+        cells = _cells(runs)
+        weights = np.ones(len(runs)) if each == "run" else 1 / np.bincount(cells)[cells]
+        fits.append(fit := surfaces.surface(*_coordinates(runs), [run.loss for run in runs], weights))
+        if fit:
+            residuals.append(CellResiduals(fit.residuals, cells))
+    return tuple(fits), residuals
+
+
+def fit_shares(roads: Surfaces, bootstrap: Bootstrap) -> tuple[ShareFit, ...]:
+    """Read the best share of each budget off its surface.
+
+    Args:
+      roads: the surfaces. What the noise of the masks adds to all losses alike is drawn once.
+      bootstrap: the draws that everything shares, with the noise of the surfaces as that of `ROAD`.
+    """
+    drawn: list[np.ndarray | None] = [None] * len(roads.fits)
+    determined = [k for k, fit in enumerate(roads.fits) if fit]
+    if determined and roads.used_noise:
+        known = [fit for fit in roads.fits if fit]
+        common = common_error([run for row in roads.budgets for run in row])
+        coefficients = bootstrap.coefficients(ROAD, known, common)
         for i, k in enumerate(determined):
             drawn[k] = coefficients[:, i]
-    return tuple(_share_fit(*parts, noise) for parts in zip(budgets, fits, drawn, strict=True))
+    return tuple(_share_fit(*parts, roads.noise) for parts in zip(roads.budgets, roads.fits, drawn, strict=True))
+
+
+def _cells(runs: Sequence[CellResult]) -> np.ndarray:
+    """Return the number of the cell of each run: those of one size and share are one cell."""
+    return np.unique(np.stack(_coordinates(runs), 1), axis=0, return_inverse=True)[1].reshape(-1)
 
 
 def _coordinates(runs: Sequence[CellResult]) -> tuple[np.ndarray, np.ndarray]:
@@ -116,8 +168,8 @@ def _share_fit(
     """Return the fit of one budget, given its surface and what that could have been."""
     misfit = best = None
     if fit:
-        cells = np.unique(np.stack(_coordinates(runs), 1), axis=0, return_inverse=True)[1].reshape(-1)
-        misfit = lack_of_fit(fit.residuals, cells, surfaces.TERMS, noise)
+        tested = None if noise and noise.source == RESIDUALS else noise  # residuals are not tested against themselves
+        misfit = lack_of_fit(fit.residuals, _cells(runs), surfaces.TERMS, tested)
         if np.isfinite(surfaces.minimum(fit.coefficients)[0]):
             best = _best(runs, fit, drawn)
     plain = ShareFit(runs[0].budget, tuple(runs), fit, drawn, best, misfit, ())

@@ -33,13 +33,14 @@ def expit(x: ArrayLike) -> np.ndarray:
     return 1 / (1 + np.exp(-np.asarray(x, float)))
 
 
-def surface(log_n: ArrayLike, share: ArrayLike, loss: ArrayLike) -> Surface | None:
-    """Fit a surface to the runs of one budget, each with the same weight.
+def surface(log_n: ArrayLike, share: ArrayLike, loss: ArrayLike, weights: ArrayLike | None = None) -> Surface | None:
+    """Fit a surface to the runs of one budget.
 
     Args:
       log_n: (runs,) natural logarithms of the sizes.
       share: (runs,) shares, none of them 0 or 1.
       loss: (runs,) nats per token.
+      weights: (runs,) inverse variances, in units of that of one run; None: all are 1.
 
     Returns:
       The surface, or None where the runs do not determine all of its coefficients.
@@ -47,10 +48,11 @@ def surface(log_n: ArrayLike, share: ArrayLike, loss: ArrayLike) -> Surface | No
     log_n, x, loss = np.asarray(log_n, float), logit(share), np.asarray(loss, float)
     centre = float(np.unique(log_n).mean()), float(np.unique(x).mean())
     design = terms(log_n - centre[0], x - centre[1])
+    root = np.sqrt(np.ones(len(loss)) if weights is None else np.asarray(weights, float))
     if np.linalg.matrix_rank(design) < TERMS:
         return None
-    inverse = np.linalg.pinv(design)
-    coefficients = inverse @ loss
+    inverse = np.linalg.pinv(design * root[:, None])
+    coefficients = inverse @ (root * loss)
     return Surface(centre, coefficients, inverse @ inverse.T, loss - design @ coefficients)
 
 

@@ -126,6 +126,7 @@ def _roads(roads: Roads) -> dict[str, Any]:
     """Return the best share of each budget, what it gains, how it moves with C, and what is known of each share."""
     return {
         "noise": _plain(roads.noise),
+        "used_noise": _plain(roads.used_noise),
         "budgets": [_best_share(fit, roads) for fit in roads.budgets],
         "laws": {key: _law(law) for key, law in roads.laws.items()},
     }

@@ -11,11 +11,12 @@ from diffusionlm.scaling.laws.analysis import analyse
 from diffusionlm.scaling.laws.bootstrap import Bootstrap
 from diffusionlm.scaling.laws.noise import seed_noise
 from diffusionlm.scaling.laws.roads import fit_roads
+from diffusionlm.scaling.laws.shares import ROAD, fit_surfaces
 
 
 def fitted(results, draws=2000, seed=0):
-    noises = seed_noise(results)
-    return fit_roads(results, noises, Bootstrap(noises, draws, seed), {})
+    surfaces = fit_surfaces(results, seed_noise(results)[results[0].objective])
+    return fit_roads(surfaces, Bootstrap({ROAD: surfaces.used_noise}, draws, seed), {})
 
 
 def test_without_noise_it_finds_the_truth():
@@ -46,6 +47,51 @@ def test_intervals_contain_the_truth_as_often_as_they_say():
         assert len(contained) > 150 and 0.91 < np.mean(contained), (key, np.mean(contained), len(contained))
         # Budgets do not scatter about the law here, which four of them cannot show (see `test_simulation`).
         assert key == "odds exponent" or np.mean(contained) < 0.985, (key, np.mean(contained))
+
+
+def with_cell_errors(results, sd, seed):
+    """Add an error to each cell that its seeds share, as a surface that is no quadratic does."""
+    rng, errors = np.random.default_rng(seed), {}
+    for run in results:
+        errors.setdefault((run.budget, run.params, run.arm_share), sd * float(rng.standard_normal()))
+    return [replace(run, loss=run.loss + errors[run.budget, run.params, run.arm_share]) for run in results]
+
+
+@pytest.mark.slow
+def test_intervals_hold_where_losses_leave_the_surface():
+    """Errors of four times the noise, which seeds do not show."""
+    hits = {"share": [], "loss": [], "params": []}
+    for seed in range(150):
+        fit = fitted(with_cell_errors(roads(seed), 0.02, seed), draws=1000, seed=seed)
+        for best in (budget.best for budget in fit.budgets if budget.best):
+            odds = truth(best.budget, ODDS)
+            values = odds / (1 + odds), truth(best.budget, LOSS), truth(best.budget, PARAMS)
+            for key, value in zip(hits, values, strict=True):
+                hits[key].append(not getattr(best, key).excludes(value))
+    for key, contained in hits.items():
+        assert 0.92 < np.mean(contained) < 0.985, (key, np.mean(contained), len(contained))
+
+
+def test_a_scatter_that_seeds_do_not_show_is_in_the_intervals():
+    results = with_cell_errors(roads(), 0.05, 0)
+    plain, bent = fitted(roads()), fitted(results)
+    assert plain.used_noise == plain.noise and plain.noise.source == "seeds"
+    # Three surfaces of six numbers through twelve cells each leave 18 degrees of freedom.
+    assert (bent.used_noise.source, bent.used_noise.dof, bent.used_noise.cells) == ("surfaces", 18, 36)
+    assert 0.03 < bent.used_noise.sd < 0.08
+    for narrow, wide in zip(plain.budgets, bent.budgets, strict=True):
+        assert wide.best.share.width > 3 * narrow.best.share.width
+    lines = analyse(results, draws=500, full=False).warnings
+    assert sum("intervals of the best shares use the scatter about them" in line for line in lines) == 1
+    assert not any("which no interval contains" in line for line in lines)
+
+
+def test_the_noise_of_roads_may_be_the_scatter_about_their_surfaces():
+    results = roads(noise=0.02)
+    noise = analyse(results, noise="residuals", draws=500, full=False).roads.noise
+    squares = sum(float((fit.surface.residuals**2).sum()) for fit in fitted(results).budgets)
+    assert noise.source == "residuals" and noise.dof == 18
+    assert noise.sd == pytest.approx(np.sqrt(squares / 24), rel=0.3)  # the same with repeats, which are no cells
 
 
 def test_an_error_that_all_losses_share_does_not_blur_how_the_loss_moves():
