@@ -14,9 +14,10 @@ from diffusionlm.scaling.laws.bootstrap import Bootstrap
 from diffusionlm.scaling.laws.gap import Gap, Side, gap
 from diffusionlm.scaling.laws.noise import Noise, NoiseOption, check_noise, given_noise, seed_noise
 from diffusionlm.scaling.laws.objective import ObjectiveFit, fit_curves, fit_objective
+from diffusionlm.scaling.laws.road_surfaces import fit_surfaces
 from diffusionlm.scaling.laws.road_words import road_verdict, road_warnings
 from diffusionlm.scaling.laws.roads import Roads, fit_roads
-from diffusionlm.scaling.laws.shares import ROAD, fit_surfaces
+from diffusionlm.scaling.laws.shares import ROAD
 from diffusionlm.scaling.laws.verdict import verdict
 from diffusionlm.scaling.laws.warnings import warnings
 from diffusionlm.scaling.sweep.points import LeftOut

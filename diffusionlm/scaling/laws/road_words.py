@@ -7,6 +7,7 @@ import numpy as np
 from diffusionlm.scaling.laws.bootstrap import Estimate
 from diffusionlm.scaling.laws.diagnostics import p_words, suspicious
 from diffusionlm.scaling.laws.noise import by_cell
+from diffusionlm.scaling.laws.objective import FAR
 from diffusionlm.scaling.laws.roads import Roads
 from diffusionlm.scaling.laws.shares import ShareFit
 
@@ -51,6 +52,12 @@ def road_warnings(roads: Roads | None) -> Iterator[str]:
             f"the scatter about them, {used.sd:.3g} nats"
         )
     for fit in roads.budgets:
+        if fit.distant:
+            left = " and ".join(f"{share:.0%}" for share in sorted({run.arm_share for run in fit.distant}))
+            yield (
+                f"roads at {fit.budget:.3g} FLOPs: the share of {left} is in no surface, as its odds differ from those "
+                f"of the best measured share by more than a factor of {FAR:g}"
+            )
         where = f"roads at {fit.budget:.3g} FLOPs"
         if not (fit.best and fit.best.usable):
             yield f"{where}: the best share is in no law and no gap: {_lack(fit)}"
@@ -60,7 +67,11 @@ def road_warnings(roads: Roads | None) -> Iterator[str]:
                 f"{where}: losses leave the surface by {fit.lack_of_fit.sd:.3g} nats beyond the noise "
                 f"({p_words(fit.lack_of_fit.p)}){'' if widened else ', which no interval contains'}"
             )
-    repeated = [cell for cell in by_cell([r for fit in roads.budgets for r in fit.runs]).values() if len(cell) > 1]
+    repeated = [
+        cell
+        for cell in by_cell([r for fit in roads.budgets for r in (*fit.runs, *fit.distant)]).values()
+        if len(cell) > 1
+    ]
     if roads.noise is None:
         yield "roads: no intervals, because the noise is unknown: it takes three seeds in at least two cells"
     elif roads.noise.cells > len(repeated):

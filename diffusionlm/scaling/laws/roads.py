@@ -11,7 +11,8 @@ from diffusionlm.scaling.laws.noise import Noise
 from diffusionlm.scaling.laws.objective import ObjectiveFit
 from diffusionlm.scaling.laws.optima import QUANTITIES
 from diffusionlm.scaling.laws.power_laws import Law, law_estimate, laws
-from diffusionlm.scaling.laws.shares import ROAD, BestShare, ShareFit, Surfaces, fit_shares
+from diffusionlm.scaling.laws.road_surfaces import Surfaces
+from diffusionlm.scaling.laws.shares import ROAD, BestShare, ShareFit, fit_shares
 
 
 @dataclass(frozen=True)

@@ -1,22 +1,16 @@
 """The best autoregressive share of one budget: the minimum of a surface over size and share, with its interval."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from diffusionlm.scaling.laws import surface as surfaces
 from diffusionlm.scaling.laws.bootstrap import Bootstrap, Estimate, estimate
-from diffusionlm.scaling.laws.misfit import (
-    CellResiduals,
-    LackOfFit,
-    lack_of_fit,
-    leave_surfaces,
-    scatter_about_surfaces,
-)
+from diffusionlm.scaling.laws.misfit import LackOfFit, lack_of_fit
 from diffusionlm.scaling.laws.noise import RESIDUALS, Noise, by_cell, common_error
 from diffusionlm.scaling.laws.optima import QUANTITIES, REACH, tokens_of_size
+from diffusionlm.scaling.laws.road_surfaces import RoadSurface, Surfaces, cells_of
 from diffusionlm.scaling.laws.surface import Surface, expit, logit
 from diffusionlm.scaling.sweep.results import CellResult
 
@@ -57,7 +51,7 @@ class AtShare:
 
     share: float
     runs: int
-    params: Estimate | None  # N* of the surface at this share; None without a surface
+    params: Estimate | None  # N* of the surface at this share; None without a surface, or too far from its minimum
     loss: Estimate | None
     best_params: int  # the size with the smallest mean loss that was measured
     best_loss: float
@@ -71,6 +65,7 @@ class ShareFit:
 
     budget: float  # FLOPs
     runs: tuple[CellResult, ...]
+    distant: tuple[CellResult, ...]  # those whose share is too far from the best for the surface
     surface: Surface | None  # None where the runs do not determine one
     drawn: np.ndarray | None = field(repr=False)  # (draws, 6) coefficients; None where the noise is unknown
     best: BestShare | None  # None without a minimum
@@ -91,49 +86,6 @@ class ShareFit:
         return estimate(log_n, drawn[0], np.exp), estimate(loss, drawn[1])
 
 
-@dataclass(frozen=True)
-class Surfaces:
-    """All runs that begin as an autoregressive model, and a surface through those of each budget."""
-
-    budgets: tuple[tuple[CellResult, ...], ...]
-    fits: tuple[Surface | None, ...]  # None where the runs do not determine one
-    noise: Noise | None  # of all roads together, between seeds or as given
-    used_noise: Noise | None  # what intervals use: the scatter about the surfaces, where that is more
-
-
-def fit_surfaces(runs: Sequence[CellResult], noise: Noise | Literal["residuals"] | None) -> Surfaces | None:
-    """Fit a surface to all roads of each budget; None without roads.
-
-    Args:
-      runs: all runs; those without an autoregressive share are left out.
-      noise: the noise between the seeds of roads, or as given; "residuals": the scatter about these surfaces.
-    """
-    roads = [run for run in runs if run.arm_share]
-    if not roads:
-        return None
-    budgets = [tuple(run for run in roads if run.budget == budget) for budget in sorted({run.budget for run in roads})]
-    fits, residuals = _surfaces(budgets, each="run")
-    if noise is None or (noise != RESIDUALS and not leave_surfaces(noise, residuals, surfaces.TERMS)):
-        return Surfaces(tuple(budgets), fits, noise, noise)
-    fits, residuals = _surfaces(budgets, each="cell")
-    scatter = scatter_about_surfaces(residuals, surfaces.TERMS, RESIDUALS if noise == RESIDUALS else "surfaces")
-    return Surfaces(tuple(budgets), fits, scatter if noise == RESIDUALS else noise, scatter)
-
-
-def _surfaces(
-    budgets: Sequence[Sequence[CellResult]], each: Literal["run", "cell"]
-) -> tuple[tuple[Surface | None, ...], list[CellResiduals]]:
-    """Fit the surface of each budget with one weight for each run or cell; also return what those that exist leave."""
-    fits, residuals = [], []
-    for runs in budgets:
-        cells = _cells(runs)
-        weights = np.ones(len(runs)) if each == "run" else 1 / np.bincount(cells)[cells]
-        fits.append(fit := surfaces.surface(*_coordinates(runs), [run.loss for run in runs], weights))
-        if fit:
-            residuals.append(CellResiduals(fit.residuals, cells))
-    return tuple(fits), residuals
-
-
 def fit_shares(roads: Surfaces, bootstrap: Bootstrap) -> tuple[ShareFit, ...]:
     """Read the best share of each budget off its surface.
 
@@ -141,40 +93,28 @@ def fit_shares(roads: Surfaces, bootstrap: Bootstrap) -> tuple[ShareFit, ...]:
       roads: the surfaces. What the noise of the masks adds to all losses alike is drawn once.
       bootstrap: the draws that everything shares, with the noise of the surfaces as that of `ROAD`.
     """
-    drawn: list[np.ndarray | None] = [None] * len(roads.fits)
-    determined = [k for k, fit in enumerate(roads.fits) if fit]
+    drawn: list[np.ndarray | None] = [None] * len(roads.budgets)
+    determined = [k for k, budget in enumerate(roads.budgets) if budget.fit]
     if determined and roads.used_noise:
-        known = [fit for fit in roads.fits if fit]
-        common = common_error([run for row in roads.budgets for run in row])
+        known = [budget.fit for budget in roads.budgets if budget.fit]
+        common = common_error([run for budget in roads.budgets for run in budget.runs])
         coefficients = bootstrap.coefficients(ROAD, known, common)
         for i, k in enumerate(determined):
             drawn[k] = coefficients[:, i]
-    return tuple(_share_fit(*parts, roads.noise) for parts in zip(roads.budgets, roads.fits, drawn, strict=True))
+    return tuple(_share_fit(*parts, roads.noise) for parts in zip(roads.budgets, drawn, strict=True))
 
 
-def _cells(runs: Sequence[CellResult]) -> np.ndarray:
-    """Return the number of the cell of each run: those of one size and share are one cell."""
-    return np.unique(np.stack(_coordinates(runs), 1), axis=0, return_inverse=True)[1].reshape(-1)
-
-
-def _coordinates(runs: Sequence[CellResult]) -> tuple[np.ndarray, np.ndarray]:
-    """Return the log sizes and the shares of some runs."""
-    return np.log([run.params for run in runs]), np.array([run.arm_share for run in runs])
-
-
-def _share_fit(
-    runs: Sequence[CellResult], fit: Surface | None, drawn: np.ndarray | None, noise: Noise | None
-) -> ShareFit:
+def _share_fit(budget: RoadSurface, drawn: np.ndarray | None, noise: Noise | None) -> ShareFit:
     """Return the fit of one budget, given its surface and what that could have been."""
-    misfit = best = None
+    runs, fit, misfit, best = budget.runs, budget.fit, None, None
     if fit:
         tested = None if noise and noise.source == RESIDUALS else noise  # residuals are not tested against themselves
-        misfit = lack_of_fit(fit.residuals, _cells(runs), surfaces.TERMS, tested)
+        misfit = lack_of_fit(fit.residuals, cells_of(runs), surfaces.TERMS, tested)
         if np.isfinite(surfaces.minimum(fit.coefficients)[0]):
             best = _best(runs, fit, drawn)
-    plain = ShareFit(runs[0].budget, tuple(runs), fit, drawn, best, misfit, ())
-    shares = tuple(_at_share(plain, value) for value in sorted({run.arm_share for run in runs}))
-    return ShareFit(plain.budget, plain.runs, fit, drawn, best, misfit, shares)
+    plain = ShareFit(runs[0].budget, runs, budget.distant, fit, drawn, best, misfit, ())
+    shares = sorted({run.arm_share for run in (*runs, *budget.distant)})
+    return replace(plain, shares=tuple(_at_share(plain, share) for share in shares))
 
 
 def _best(runs: Sequence[CellResult], fit: Surface, drawn: np.ndarray | None) -> BestShare:
@@ -221,9 +161,10 @@ def _ends_near(place: Estimate, grid: np.ndarray) -> bool:
 
 
 def _at_share(fit: ShareFit, share: float) -> AtShare:
-    runs = [run for run in fit.runs if run.arm_share == share]
+    near = [run for run in fit.runs if run.arm_share == share]
+    runs = near or [run for run in fit.distant if run.arm_share == share]
     best = min(by_cell(runs).values(), key=lambda cell: float(np.mean([run.loss for run in cell])))
-    params, loss = fit.at(share) if fit.surface else (None, None)
+    params, loss = fit.at(share) if fit.surface and near else (None, None)
 
     def mean(name: str) -> float | None:
         values = [value for run in best if (value := getattr(run, name)) is not None]

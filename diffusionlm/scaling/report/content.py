@@ -137,6 +137,7 @@ def _best_share(fit: ShareFit, roads: Roads) -> dict[str, Any]:
     return {
         "budget": fit.budget,
         "runs": len(fit.runs),
+        "distant": len(fit.distant),
         "share": _plain(best.share if best else None),
         **{key: _plain(getattr(best, key, None)) for key in QUANTITIES},
         "in_laws": bool(best and best.usable),

@@ -31,7 +31,7 @@ def draw_shares(figure: "Figure", analysis: Analysis) -> bool:
     for (above, below), fit in zip(panels.T, fits, strict=True):
         lines = _from_scratch(above, analysis, fit.budget, list(analysis.objectives))
         _bound(above, fit)
-        losses = [run.loss for run in fit.runs] + lines
+        losses = [run.loss for run in (*fit.runs, *fit.distant)] + lines
         margin = 0.06 * float(np.ptp(losses))
         above.set_ylim(
             min(losses) - margin, max(losses) + margin
@@ -54,8 +54,9 @@ def _bound(axes: "Axes", fit: ShareFit) -> None:
     """Draw the measured bounds, the surface at its best size, and its minimum."""
     from matplotlib import colormaps
 
-    sizes = sorted({run.params for run in fit.runs})
-    cells = {(runs[0].arm_share, runs[0].params): runs for runs in by_cell(fit.runs).values()}
+    measured = (*fit.runs, *fit.distant)
+    sizes = sorted({run.params for run in measured})
+    cells = {(runs[0].arm_share, runs[0].params): runs for runs in by_cell(measured).values()}
     for i, size in enumerate(sizes):
         means = {
             share: float(np.mean([run.loss for run in runs])) for (share, n), runs in sorted(cells.items()) if n == size
@@ -64,7 +65,8 @@ def _bound(axes: "Axes", fit: ShareFit) -> None:
         axes.plot(list(means), list(means.values()), "o", color=shade, markersize=6, label=f"N = {short(size)}")
     if fit.surface is None:
         return
-    ends = logit([fit.shares[0].share, fit.shares[-1].share]) + np.array([-MARGIN, MARGIN])
+    near = [run.arm_share for run in fit.runs]
+    ends = logit([min(near), max(near)]) + np.array([-MARGIN, MARGIN])
     grid = expit(np.linspace(ends[0], ends[1], 60))
     estimates = [fit.at(share)[1] for share in grid]
     axes.plot(grid, [e.value for e in estimates], color=LINE.colour, linewidth=1.4, label="at the best size")

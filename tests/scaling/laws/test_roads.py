@@ -10,8 +10,9 @@ from support.simulated_sweep import REPORT_TRUTHS, complete
 from diffusionlm.scaling.laws.analysis import analyse
 from diffusionlm.scaling.laws.bootstrap import Bootstrap
 from diffusionlm.scaling.laws.noise import seed_noise
+from diffusionlm.scaling.laws.road_surfaces import fit_surfaces
 from diffusionlm.scaling.laws.roads import fit_roads
-from diffusionlm.scaling.laws.shares import ROAD, fit_surfaces
+from diffusionlm.scaling.laws.shares import ROAD
 
 
 def fitted(results, draws=2000, seed=0):
@@ -84,6 +85,23 @@ def test_a_scatter_that_seeds_do_not_show_is_in_the_intervals():
     lines = analyse(results, draws=500, full=False).warnings
     assert sum("intervals of the best shares use the scatter about them" in line for line in lines) == 1
     assert not any("which no interval contains" in line for line in lines)
+
+
+def test_shares_far_from_the_best_do_not_bend_the_surface():
+    """The loss of a share of 99% of which the truth is no quadratic; its odds are some 50 times the best."""
+    far = roads(shares=(0.25, 0.5, 0.75, 0.99), noise=1e-9)
+    far = [replace(run, loss=run.loss + 0.3) if run.arm_share == 0.99 else run for run in far]
+    for best, budget in zip(fitted(far).usable, BUDGETS, strict=True):
+        odds = truth(budget, ODDS)
+        assert best.share.value == pytest.approx(odds / (1 + odds), rel=1e-6)
+    analysis = analyse(far, draws=500, full=False)
+    lines = [line for line in analysis.warnings if "the share of 99% is in no surface" in line]
+    assert len(lines) == 3 and "factor of 10" in lines[0]
+    for fit in analysis.roads.budgets:
+        assert [at.loss is None for at in fit.shares] == [False, False, False, True]
+    # Two near shares determine no surface, so all three are used.
+    few = fitted([run for run in far if run.arm_share != 0.5])
+    assert all(fit.distant == () and fit.surface for fit in few.budgets)
 
 
 def test_the_noise_of_roads_may_be_the_scatter_about_their_surfaces():
