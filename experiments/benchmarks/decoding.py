@@ -97,6 +97,8 @@ def twins(setup: Annotated[Setup, *SETTINGS] = Setup()) -> int:
         blocks = replace(base, steps=steps, strategy="low_confidence", block_length=setup.block_length)
         runs.append(Run(f"low confidence, {steps} steps", blocks))
         runs.append(Run(f"low confidence, {steps} steps, dual", replace(blocks, cache="dual")))
+    ordered = replace(base, steps=length, strategy="low_confidence", block_length=1)
+    runs.append(Run(f"left to right, {length} steps", ordered))
     sharper = replace(base, temperature=0.7, strategy="low_confidence", block_length=setup.block_length, cache="dual")
     runs.append(Run(f"low confidence, temperature 0.7, {length} steps, dual", sharper))
     guided = replace(base, steps=length // 4, guidance=0.5)
