@@ -54,16 +54,20 @@ def test_the_laws_of_the_small_sweep():
 
 def test_the_best_road():
     report = read("road_cpu/report.json")
-    share, bound, scratch, arm, compute, size = rows("scaling.md", "| | 1.6e12 FLOPs | 5e12 FLOPs")
-    gaps = next(entry for entry in report["gaps"] if entry["objective"] == "road")["at_own_budgets"]
-    for column, road in enumerate(report["roads"]["budgets"][:2], start=1):
+    share, bound, scratch, arm, compute, of_mdm, size = rows("scaling.md", "| | 1.6e12 FLOPs | 5e12 FLOPs")
+    gaps = {entry["objective"]: entry["at_own_budgets"] for entry in report["gaps"]}
+    for column, road in enumerate(report["roads"]["budgets"][:3], start=1):
         percent = [f"{100 * road['share'][key]:.0f}%" for key in ("value", "low", "high")]
         assert share[column] == f"{percent[0]} [{percent[1]}, {percent[2]}]"
         assert bound[column] == interval(road["loss"], 2)
         assert arm[column] == interval(road["loss_minus"]["arm"], 2)
-        assert compute[column].startswith(interval(gaps[column - 1]["gap"], 0))
+        assert compute[column] == interval(gaps["road"][column - 1]["gap"], 0)
         assert size[column].startswith(f"{road['params']['value'] / 1000:.0f}k")
-    assert scratch[2] == interval(report["roads"]["budgets"][1]["loss_minus"]["mdm"], 2)
+    for column in (2, 3):
+        assert scratch[column] == interval(report["roads"]["budgets"][column - 1]["loss_minus"]["mdm"], 2)
+        assert of_mdm[column] == interval(gaps["mdm"][column - 2]["gap"], 0)
+    odds = interval(report["roads"]["laws"]["share"]["exponent"], 2)
+    assert f"The exponent of its odds is {odds} " in (DOCS / "scaling.md").read_text(encoding="utf-8")
 
 
 def test_caches():
