@@ -30,7 +30,8 @@ def check_points(**columns: Any) -> list[np.ndarray]:
     """Return columns of numbers as arrays, all of one length.
 
     Raises:
-      UserError: one is a scalar, or has text or more dimensions, or they are of several lengths.
+      UserError: one is a scalar, is empty, or has text or more dimensions, a number is not finite, or they are of
+        several lengths.
     """
     arrays = []
     for name, values in columns.items():
@@ -40,6 +41,10 @@ def check_points(**columns: Any) -> list[np.ndarray]:
             array = np.empty(())
         if array.ndim != 1:
             raise UserError(f"{name}={_short(values)} must be a list of numbers, one for each point")
+        if not len(array):
+            raise UserError(f"{name} is empty; give one number for each point")
+        if (wrong := np.flatnonzero(~np.isfinite(array))).size:
+            raise UserError(f"{name}[{wrong[0]}]={array[wrong[0]]} must be finite; leave the point out of all columns")
         arrays.append(array)
     lengths = {name: len(array) for name, array in zip(columns, arrays, strict=True)}
     if len(set(lengths.values())) > 1:

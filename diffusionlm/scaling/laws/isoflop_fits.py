@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
+from diffusionlm.errors import UserError
 from diffusionlm.scaling.laws.arguments import check_points
 
 
@@ -69,9 +70,11 @@ def parabola(log_n: ArrayLike, loss: ArrayLike) -> Parabola:
       loss: (runs,) nats per token.
 
     Raises:
-      UserError: one is no list of numbers, or they are of two lengths.
+      UserError: one is no list of finite numbers, they are of two lengths, or there are fewer than three sizes.
     """
     log_n, loss = check_points(log_n=log_n, loss=loss)
+    if (sizes := len(np.unique(log_n))) < 3:
+        raise UserError(f"log_n has {sizes} different size{'s' * (sizes > 1)}, and a parabola needs three")
     centre = float(np.unique(log_n).mean())
     design = np.vander(log_n - centre, 3, increasing=True)
     inverse = np.linalg.pinv(design)
@@ -124,7 +127,7 @@ def power_law(log_c: ArrayLike, log_y: ArrayLike, covariance: ArrayLike | None =
         variances.
 
     Raises:
-      UserError: `log_c` or `log_y` is no list of numbers, or they are of two lengths.
+      UserError: `log_c` or `log_y` is no list of finite numbers, or they are of two lengths.
     """
     log_c, log_y = check_points(log_c=log_c, log_y=log_y)
     covariance = np.ones_like(log_y) if covariance is None else np.asarray(covariance, float)

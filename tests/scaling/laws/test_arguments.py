@@ -42,3 +42,17 @@ def test_columns_of_points_are_lists_of_numbers(fit):
 def test_a_number_of_draws_is_a_positive_whole_number(draws):
     with pytest.raises(UserError, match="must be a positive whole number"):
         analyse(simulated(), draws=draws)
+
+
+@pytest.mark.parametrize(
+    ("log_n", "loss", "message"),
+    [
+        ([], [], "log_n is empty"),
+        ([1.0, 2.0, 3.0], [3.0, np.nan, 3.0], r"loss\[1\]=nan must be finite"),
+        ([1.0, np.inf, 3.0], [3.0, 2.0, 3.0], r"log_n\[1\]=inf must be finite"),
+        ([1.0, 2.0, 2.0], [3.0, 2.0, 3.0], "log_n has 2 different sizes, and a parabola needs three"),
+    ],
+)
+def test_a_parabola_needs_three_sizes_and_finite_numbers(log_n, loss, message):
+    with pytest.raises(UserError, match=message):
+        isoflop_fits.parabola(log_n, loss)
