@@ -17,12 +17,13 @@ from diffusionlm.scaling.laws.noise import Noise
 
 def test_a_law_without_a_budget_is_the_law_through_the_others():
     for fitted in analyse(simulated(), full=False).objectives.values():
+        bootstrap = Bootstrap({fitted.objective: fitted.used_noise}, 10_000, 0)
         rows = {row.budget: row.optimum for row in fitted.budgets}
         for key, law in fitted.laws.items():
             assert [c for c, _ in law.without] == list(law.budgets)
             for c, exponent in law.without:
                 others = [optimum for budget, optimum in rows.items() if budget != c]
-                again = power_laws.laws(others, fitted.used_noise, Bootstrap({}, 10_000, 0))[key]
+                again = power_laws.laws(others, fitted.used_noise, bootstrap)[key]
                 assert exponent.value == pytest.approx(again.exponent.value)
                 assert exponent.width == pytest.approx(again.exponent.width, rel=0.2)
                 assert (c in dict(law.decisive)) == law.exponent.excludes(exponent.value)
