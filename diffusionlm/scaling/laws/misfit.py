@@ -42,8 +42,6 @@ def curve_lack_of_fit(fit: Curve | Parabola, log_n: ArrayLike, noise: Noise | No
     Returns:
       The misfit, or None with three sizes, through which a curve always goes.
     """
-    if noise and noise.source == RESIDUALS:  # these residuals cannot be tested against themselves
-        noise = None
     return lack_of_fit(fit.residuals, np.unique(np.asarray(log_n), return_inverse=True)[1], 3, noise)
 
 
@@ -59,6 +57,8 @@ def lack_of_fit(residuals: np.ndarray, cells: np.ndarray, parameters: int, noise
     Returns:
       The misfit, or None with no more cells than coefficients.
     """
+    if noise and noise.source == RESIDUALS:  # these residuals cannot be tested against themselves
+        noise = None
     means, counts = _means(residuals, cells)
     dof = len(counts) - parameters
     return _against_noise(float((counts * means**2).sum()), dof, dof, noise) if dof > 0 else None

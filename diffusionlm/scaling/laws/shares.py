@@ -8,7 +8,7 @@ import numpy as np
 from diffusionlm.scaling.laws import surface as surfaces
 from diffusionlm.scaling.laws.bootstrap import Bootstrap, Estimate, estimate
 from diffusionlm.scaling.laws.misfit import LackOfFit, lack_of_fit
-from diffusionlm.scaling.laws.noise import RESIDUALS, Noise, by_cell, common_error
+from diffusionlm.scaling.laws.noise import Noise, by_cell, common_error
 from diffusionlm.scaling.laws.optima import QUANTITIES, REACH, tokens_of_size
 from diffusionlm.scaling.laws.road_surfaces import RoadSurface, Surfaces, cells_of
 from diffusionlm.scaling.laws.surface import Surface, expit, logit
@@ -108,8 +108,7 @@ def _share_fit(budget: RoadSurface, drawn: np.ndarray | None, noise: Noise | Non
     """Return the fit of one budget, given its surface and what that could have been."""
     runs, fit, misfit, best = budget.runs, budget.fit, None, None
     if fit:
-        tested = None if noise and noise.source == RESIDUALS else noise  # residuals are not tested against themselves
-        misfit = lack_of_fit(fit.residuals, cells_of(runs), surfaces.TERMS, tested)
+        misfit = lack_of_fit(fit.residuals, cells_of(runs), surfaces.TERMS, noise)
         if np.isfinite(surfaces.minimum(fit.coefficients)[0]):
             best = _best(runs, fit, drawn)
     plain = ShareFit(runs[0].budget, runs, budget.distant, fit, drawn, best, misfit, ())
