@@ -121,12 +121,14 @@ def test_ways_of_adaptation():
         ("llada_8b", "../tpu_scripts/README.md", 256, ["1.147e23", "404,000", "66 days"]),
         ("smdm_170m", "../tpu_scripts/README.md", 8, ["1.406e20", "496 chip-hours", "62 hours"]),
         ("smdm_170m", "scaling.md", 8, ["`smdm_170m`: 496"]),
+        ("smdm_170m_road", "scaling.md", 8, ["some 501 v5e"]),
     ],
 )
 def test_chip_hours_are_those_of_credited_flops(name, page, chips, texts):
     cfg = dlm.experiment(name)
-    sequence = dlm.flops.train(cfg.model, cfg.data.sequence_length, "model", predicted=0.5)
-    flops = sequence * cfg.run.steps * cfg.data.batch_size
+    whole, half = (dlm.flops.train(cfg.model, cfg.data.sequence_length, "model", predicted=p) for p in (1.0, 0.5))
+    first = cfg.diffusion.arm_steps  # autoregressive steps predict every position
+    flops = (first * whole + (cfg.run.steps - first) * half) * cfg.data.batch_size
     hours = flops / (CHIP * UTILISATION * 3600)
     figures = f"{flops:.3e}".replace("e+", "e"), f"{hours:,.0f}", f"{round(hours, -3):,.0f}"
     spans = f"{hours / chips:.0f} hours", f"{hours / chips / 24:.0f} days"
