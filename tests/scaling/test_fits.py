@@ -46,13 +46,13 @@ def test_doubts_about_arrays_are_warnings_and_those_of_points_are_in_the_analysi
     with pytest.warns(dlm.scaling.ScalingWarning) as caught:
         dlm.scaling.fit_isoflops(BUDGET, PARAMS, TOKENS, loss)
     lines = [str(warning.message) for warning in caught]
-    assert sum("the table row 9: its loss is 1.44 times" in line for line in lines) == 1
+    assert sum("record 9: its loss is 1.44 times" in line for line in lines) == 1
     assert any("no intervals, because the noise is unknown" in line for line in lines)
     assert not any("gap between objectives" in line for line in lines)
     columns = {"objective": ["arm"] * 28, "params": PARAMS, "tokens": TOKENS, "loss": loss, "budget": BUDGET}
     [group] = dlm.scaling.read_points(columns | {"flag": ["outlier"] + [""] * 27})
     analysis = dlm.scaling.fit_points(group)
-    assert any("the table row 9: its loss is 1.44 times" in line for line in analysis.warnings)
+    assert any("record 9: its loss is 1.44 times" in line for line in analysis.warnings)
     assert [left.reason for left in analysis.left_out] == ["flag outlier"]
     with pytest.raises(UserError, match="fit_points takes one group, not a list; read_points returns a list of them"):
         dlm.scaling.fit_points([group])
@@ -67,7 +67,7 @@ def test_a_surface_that_runs_do_not_determine_is_a_warning():
 
 def test_mistakes_in_arrays_name_the_row():
     for fit in (dlm.scaling.fit_surface, dlm.scaling.fit_parametric):
-        with pytest.raises(UserError, match=r"the table row 2: loss=-1.0"):
+        with pytest.raises(UserError, match=r"record 2: loss=-1.0"):
             fit([1e8] * 3, [1e9] * 3, [3, 3, -1])
         with pytest.raises(UserError, match="must be of one length"):
             fit([1e8] * 3, [1e9] * 2, [3, 3, 3])

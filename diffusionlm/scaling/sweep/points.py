@@ -27,6 +27,7 @@ UNFLAGGED = "unflagged"
 USED = (UNFLAGGED, "synthetic", "no_budget")  # flags of rows that are used unless others are asked for
 _TEXTS = ("objective", "source", "corpus", "flag")
 
+LINE, RECORD = "line", "record"  # what a row of a file is called, and one of Python
 SHOWN = 40  # characters of a refused value in a message
 
 
@@ -66,7 +67,7 @@ _RANGES = {
 
 
 class Row(NamedTuple):
-    """A point and where it is: the number of its line in a file, or of its row in a table."""
+    """A point and where it is: the number of its line in a file, or its index in Python."""
 
     number: int
     point: Point
@@ -95,14 +96,14 @@ class Table:
     """All rows of a file or of a mapping of columns."""
 
     name: str  # of the file
-    unit: str  # what a row is called: line or row
+    unit: str  # what a row is called: LINE or RECORD
     header: tuple[str, ...]  # the comments at the top
     columns: frozenset[str]
     rows: tuple[Row, ...]
 
     def at(self, numbers: Iterable[int]) -> str:
         """Return the place of rows for a message: "points.csv lines 3 and 7", at most four of them."""
-        return self.name + " " + _numbered(self.unit, sorted(numbers))
+        return _numbered(_place(self.name, self.unit), sorted(numbers))
 
 
 def is_points(source: object) -> bool:
@@ -127,13 +128,13 @@ def read(source: epath.PathLike | Mapping[str, Any] | Sequence[Mapping[str, Any]
     if unit not in ("nats", "bits"):
         raise UserError(f"unit={unit!r} must be 'nats' or 'bits', per token")
     if isinstance(source, str | os.PathLike):
-        name, word = untrusted.printable(os.fspath(source)), "line"
+        name, word = untrusted.printable(os.fspath(source)), LINE
         header, columns, lines = _of_csv(source, name)
     else:
-        name, word, header = "the table", "row", ()
+        name, word, header = "the table", RECORD, ()
         columns, lines = _of_columns(source) if _is_columns(source) else _of_records(source)
     _check_columns(columns, name)
-    rows = tuple(_row(number, values, f"{name} {word} {number}", unit) for number, values in lines)
+    rows = tuple(_row(number, values, f"{_place(name, word)} {number}", unit) for number, values in lines)
     if not rows:
         raise UserError(f"{name} has no row below its columns; give a row for each run")
     return Table(name, word, header, frozenset(columns), rows)
@@ -212,14 +213,14 @@ def _column(name: str, values: Any) -> list[Any]:
 
 
 def _of_records(source: Any) -> tuple[list[str], Iterator[tuple[int, dict]]]:
-    """Return the columns that any record has, and an iterator of (row, values by column)."""
+    """Return the columns that any record has, and an iterator of (index, values by column)."""
     if not isinstance(source, Sequence) or isinstance(source, str | bytes):
         kind = type(source).__name__
         raise UserError(f"points must be a CSV file, a mapping of columns or a list of mappings, not of type {kind}")
     for number, record in enumerate(source):
         if not isinstance(record, Mapping):
             raise UserError(
-                f"the table row {number} is {_shown(record)}; in a list, each run is a mapping with "
+                f"record {number} is {_shown(record)}; in a list, each run is a mapping with "
                 f"{', '.join(REQUIRED)} and so on"
             )
     names = list(dict.fromkeys(str(name) for record in source for name in record))
@@ -300,6 +301,11 @@ def _objective(text: str, where: str) -> str:
     return name
 
 
+def _place(name: str, word: str) -> str:
+    """Return what comes before the number of a row: "points.csv line" or "record"."""
+    return word if word == RECORD else f"{name} {word}"
+
+
 def _numbered(word: str, numbers: Sequence[int]) -> str:
     shown = [str(number) for number in numbers[:4]]
     more = f" and {len(numbers) - 4:,} more" if len(numbers) > 4 else ""
@@ -313,7 +319,7 @@ def result_of(row: Row, table: Table) -> CellResult:
     point = row.point
     params, tokens = round(point.params), round(point.tokens)
     return CellResult(
-        id=f"{PurePath(table.name).name} {table.unit} {row.number}",
+        id=f"{_place(PurePath(table.name).name, table.unit)} {row.number}",
         objective=point.objective,
         preset=_size(params),
         seed=point.seed or 0,

@@ -44,7 +44,7 @@ def test_a_suspected_row_is_named():
     [group] = point_groups.groups(points.read(table))
     analysis = analyse(group.results, draws=10, full=False)
     [line] = [line for line in analysis.warnings if "this cell is suspected" in line]
-    assert line.startswith("arm at 1e+18 FLOPs, N = 30,000,000 (the table row 0): this cell is suspected")
+    assert line.startswith("arm at 1e+18 FLOPs, N = 30,000,000 (record 0): this cell is suspected")
     own = [replace(run, loss_stderr=0.0) for run in group.results]
     [line] = [line for line in analyse(own, draws=10, full=False).warnings if "this cell is suspected" in line]
     assert line.startswith("arm at 1e+18 FLOPs, N = 30,000,000: this cell is suspected")

@@ -139,7 +139,7 @@ def test_corpora_without_a_column_are_named_and_are_no_seeds(tmp_path):
         table["loss"] = table["loss"] + 0.1 * i
     group = the_group({name: np.concatenate([table[name] for table in tables]) for name in tables[0]})
     [warning] = group.warnings
-    assert warning.startswith("the table rows 0, 15, 30, 45 and 2 more: one point (arm, ")
+    assert warning.startswith("records 0, 15, 30, 45 and 2 more: one point (arm, ")
     assert "14 more points likewise" in warning and "corpus" in warning
     assert len(group.results) == 90
 
@@ -158,7 +158,7 @@ def test_a_loss_in_another_unit_is_named():
     assert not the_group(table).warnings
     table["loss"][7] /= math.log(2)
     [warning] = the_group(table).warnings
-    assert warning.startswith("the table row 7: its loss is 1.44 times that of its neighbours, as bits are of nats")
+    assert warning.startswith("record 7: its loss is 1.44 times that of its neighbours, as bits are of nats")
     for factor, words in ((0.2, "less than any model of text"), (6.0, "more than guessing has")):
         other = surface()
         other["loss"] = other["loss"] * factor
@@ -175,16 +175,16 @@ def test_many_rows_in_bits_are_one_warning():
     table = surface(sizes=9)
     table["loss"][::2] /= math.log(2)
     [warning] = the_group(table).warnings
-    assert "rows 1, 2, 3, 4 and 17 more: their losses are 0.69 to 1.44 times that of their neighbours" in warning
+    assert "records 1, 2, 3, 4 and 17 more: their losses are 0.69 to 1.44 times that of their neighbours" in warning
 
 
 def test_one_budget_and_losses_that_are_no_bounds_are_named():
     [warning] = the_group(surface(budgets=(1e19,))).warnings
-    assert warning == "the table row 0 and all others of arm: one budget, 1e+19 FLOPs, and a law needs two"
+    assert warning == "record 0 and all others of arm: one budget, 1e+19 FLOPs, and a law needs two"
     table = surface()
     twins = {name: [*values, *values] for name, values in table.items()} | {"objective": ["arm"] * 15 + ["mlm"] * 15}
     [warning] = the_group(twins).warnings
-    assert warning.startswith("the table row 15 and all others of mlm: ") and "two quantities" in warning
+    assert warning.startswith("record 15 and all others of mlm: ") and "two quantities" in warning
     assert not the_group(twins | {"objective": ["arm"] * 15 + ["mdm"] * 15}).warnings
 
 
@@ -193,11 +193,11 @@ def test_counts_in_millions_are_named():
     table["tokens"] = table["tokens"] / 1e6
     warning, rounded = the_group(table).warnings
     assert "C / (N D) is 6e+06, where 6 is usual" in warning
-    assert rounded.startswith("the table rows 2, 4 and 8: tokens=1666.67 is no whole number, and rounded to 1667")
+    assert rounded.startswith("records 2, 4 and 8: tokens=1666.67 is no whole number, and rounded to 1667")
     table = surface()
     table["tokens"][3] *= 10
     [warning] = the_group(table).warnings
-    assert warning.startswith("the table row 3: C / (N D) is 0.6, but 6 in the middle")
+    assert warning.startswith("record 3: C / (N D) is 0.6, but 6 in the middle")
 
 
 def test_counts_in_millions_are_named_where_there_is_no_compute_to_compare_with():
@@ -205,7 +205,7 @@ def test_counts_in_millions_are_named_where_there_is_no_compute_to_compare_with(
     del table["budget_flops"]
     assert not the_group(table).warnings
     for scales, words in (
-        ({"tokens": 1e-6}, "the table rows 0, 1, 2, 3 and 11 more: D / N is 0.000104, and published runs have"),
+        ({"tokens": 1e-6}, "records 0, 1, 2, 3 and 11 more: D / N is 0.000104, and published runs have"),
         ({"params": 1e-6}, "D / N is"),
         ({"params": 1e-6, "tokens": 1e-6}, "6 N D is 1e+06 FLOPs, no more than a second of one core"),
     ):
@@ -230,9 +230,7 @@ def test_counts_that_are_not_whole_are_rounded_and_the_page_says_so():
     assert [(run.params, run.tokens) for run in group.results] == [(26, 2 * 10**9), (10**8, 10204081633)]
     assert group.context["rounded"] == "N or D of 2 rows, to whole numbers"
     [line] = [line for line in group.warnings if "no whole number" in line]  # a tenth of a token is nothing
-    assert line == (
-        "the table row 0: params=25.5 is no whole number, and rounded to 26: are params counted one by one?"
-    )
+    assert line == ("record 0: params=25.5 is no whole number, and rounded to 26: are params counted one by one?")
 
 
 def test_a_list_of_records_is_a_table():
@@ -244,7 +242,7 @@ def test_a_list_of_records_is_a_table():
     assert [run.seed for run in group.results[3:6]] == [3, 0, 3] and np.isnan(group.results[5].budget)
     assert [run.loss for run in group.results] == list(table["loss"])
     del records[2]["loss"], records[3]["params"]
-    with pytest.raises(UserError, match=r"^the table row 3: params is empty"):
+    with pytest.raises(UserError, match=r"^record 3: params is empty"):
         points.read(records)
 
 
@@ -255,20 +253,20 @@ def test_a_list_of_records_is_a_table():
         ({"objective": ["arm"], "params": 1e8}, "the column 'params' of the table is 100000000.0; give a list"),
         ({"objective": ["arm"], "loss": np.array(3.0)}, "the column 'loss' of the table is array(3.); give a list"),
         ({"a": [1], "b": [1, 2]} | {f"c{i}": [1] for i in range(99)}, "but 'a' has 1 values and 'b' has 2"),
-        ([{"objective": "arm"}, [1e8, 1e9]], "the table row 1 is [100000000.0, 1000000000.0]; in a list, each run is"),
+        ([{"objective": "arm"}, [1e8, 1e9]], "record 1 is [100000000.0, 1000000000.0]; in a list, each run is"),
         ([], "the table has no row; give each run a mapping"),
         (3.5, "points must be a CSV file, a mapping of columns or a list of mappings, not of type float"),
         (
             {"objective": ["arm"], "params": [[1e8, 2e8]], "tokens": [1e9], "loss": [3.0]},
-            "the table row 0: params=[100000000.0, 200000000.0] must be a plain number",
+            "record 0: params=[100000000.0, 200000000.0] must be a plain number",
         ),
         (
             {"objective": ["arm"], "params": [np.arange(99.0)], "tokens": [1e9], "loss": [3.0]},
-            "the table row 0: params=array([ 0.,  1.,  2.,",
+            "record 0: params=array([ 0.,  1.,  2.,",
         ),
         (
             {"objective": ["arm"], "params": [True], "tokens": [1e9], "loss": [3.0]},
-            "the table row 0: params=True must be a plain number of at least 1",
+            "record 0: params=True must be a plain number of at least 1",
         ),
     ],
 )
@@ -290,7 +288,7 @@ def test_optima_are_no_runs():
 def test_budgets_of_one_or_two_sizes_are_one_warning_and_no_budgets():
     table = surface(budgets=tuple(np.geomspace(1e18, 1e20, 60)), sizes=1)
     [warning] = the_group(table).warnings
-    assert "rows 0, 1, 2, 3 and 56 more: 60 budgets have fewer than 3 sizes" in warning
+    assert "records 0, 1, 2, 3 and 56 more: 60 budgets have fewer than 3 sizes" in warning
     assert all(np.isnan(run.budget) for run in the_group(table).results)
 
 
