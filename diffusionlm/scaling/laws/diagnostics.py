@@ -1,5 +1,6 @@
-"""Predicates for doubtful fits: what a budget lacks, and misfits that noise cannot explain."""
+"""Predicates for doubtful fits, what a budget lacks and misfits that noise cannot explain, and their words."""
 
+from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
@@ -34,6 +35,11 @@ def p_words(p: float | None) -> str:
 def p_number(p: float) -> str:
     """Return a p value as tables show it, "0.03" or "< 1e-6"."""
     return f"{p:.2g}" if p >= SMALLEST else "< 1e-6"
+
+
+def listed(words: Sequence[str]) -> str:
+    """Return words as a list in a sentence, "a, b and c"."""
+    return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
 
 
 def suspicious(misfit: LackOfFit | None) -> bool:

@@ -9,6 +9,7 @@ import numpy as np
 from diffusionlm.scaling.laws.bootstrap import Estimate
 from diffusionlm.scaling.laws.isoflop_fits import gls_weights
 from diffusionlm.scaling.laws.noise import Noise
+from diffusionlm.scaling.laws.objective import ObjectiveFit
 from diffusionlm.scaling.laws.optima import Minimum
 from diffusionlm.scaling.laws.power_laws import Law, law_estimate
 
@@ -59,6 +60,12 @@ class Gap:
             tuple(law.extrapolation(c * factor.value) for c, factor, _ in self.at_budgets) if law else (),
             tuple(reference.extrapolation(c / factor.value) for c, factor in self.at_own),
         )
+
+
+def quoted(gaps: Sequence[Gap], objectives: Mapping[str, ObjectiveFit]) -> list[Gap]:
+    """Return the gaps between objectives whose laws hang on no suspected cell; a report shows no others."""
+    hanging = {name for name, fit in objectives.items() if fit.hanging}
+    return [gap for gap in gaps if not {gap.objective, gap.reference} & hanging]
 
 
 def gap(side: Side, reference: Side) -> Gap:

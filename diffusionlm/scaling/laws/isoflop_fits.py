@@ -127,9 +127,11 @@ def power_law(log_c: ArrayLike, log_y: ArrayLike, covariance: ArrayLike | None =
         variances.
 
     Raises:
-      UserError: `log_c` or `log_y` is no list of finite numbers, or they are of two lengths.
+      UserError: `log_c` or `log_y` is no list of finite numbers, they are of two lengths, or there is but one budget.
     """
     log_c, log_y = check_points(log_c=log_c, log_y=log_y)
+    if len(np.unique(log_c)) < 2:
+        raise UserError("log_c has 1 different budget, and a power law needs two")
     covariance = np.ones_like(log_y) if covariance is None else np.asarray(covariance, float)
     covariance = np.diag(covariance) if covariance.ndim == 1 else covariance
     centre = float(log_c.mean())

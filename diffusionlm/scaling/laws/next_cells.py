@@ -17,7 +17,9 @@ from diffusionlm.scaling.laws.isoflop_fits import gls_weights
 from diffusionlm.scaling.laws.noise import Noise, by_cell
 from diffusionlm.scaling.laws.optima import BudgetFit, Optimum
 from diffusionlm.scaling.laws.power_laws import Law
+from diffusionlm.scaling.laws.suspects import Suspect
 
+SUSPECTED = "suspected cell"
 WORTH = 0.005  # the share of a variance below which a run settles nothing: it would show as 0%
 
 
@@ -28,8 +30,9 @@ class Candidate:
     objective: str
     budget: float  # FLOPs: its cost
     params: float
-    kind: str  # repeat (of a size of the sweep), new size, next budget
-    # The shares of the variance of the next budget's log L* and log N* that it takes away; None without laws.
+    kind: str  # repeat (of a size of the sweep), new size, next budget, or SUSPECTED: that cell once more
+    # The shares of the variance of the next budget's log L* and log N* that it takes away; None without laws,
+    # and of a suspected cell.
     loss_reduction: float | None
     params_reduction: float | None
     relative_cost: float  # its FLOPs over the next budget's
@@ -120,6 +123,20 @@ def towards_optima(fits: Sequence[BudgetFit], next_budget: float | None) -> tupl
         cost = fit.budget / (next_budget or fit.budget)
         runs_to_add.append(Candidate(fit.objective, fit.budget, float(np.exp(log_n)), kind, None, None, cost))
     return tuple(runs_to_add)
+
+
+def repeats(suspects: Sequence[Suspect], objective: str, next_budget: float | None) -> tuple[Candidate, ...]:
+    """Return suspected cells as runs to add: once more, each shows whether it went wrong.
+
+    Args:
+      suspects: cells of budgets, the worst first.
+      objective: their objective.
+      next_budget: the unit of costs, FLOPs; None: each budget itself.
+    """
+    return tuple(
+        Candidate(objective, s.budget, s.params, SUSPECTED, None, None, s.budget / (next_budget or s.budget))
+        for s in suspects
+    )
 
 
 def _design(optimum: Optimum, extra: float | None = None) -> np.ndarray:

@@ -16,7 +16,7 @@ from diffusionlm.scaling.laws.misfit import widened
 from diffusionlm.scaling.laws.noise import RESIDUALS, Noise, by_cell, common_error, residual_noise
 from diffusionlm.scaling.laws.optima import BudgetFit, fit_budget
 from diffusionlm.scaling.laws.surface_fit import SurfaceFit, fit_surface
-from diffusionlm.scaling.laws.suspects import Suspect, suspects, without
+from diffusionlm.scaling.laws.suspects import Suspect, outliers, without
 from diffusionlm.scaling.sweep.results import CellResult
 
 FAR = 10.0  # the factor of N beyond which a run is in no curve
@@ -46,6 +46,7 @@ class ObjectiveFit:
     runs: tuple[CellResult, ...]  # all runs; those without a budget are in the surfaces alone
     suspects: tuple[Suspect, ...] = ()  # cells that seem to have gone wrong
     without_suspects: "ObjectiveFit | None" = None  # the same fits without them; None where there are none
+    unnamed: int = 0  # cells that are far off the surface, at least, where they are too many to be suspected
 
     @property
     def hanging(self) -> bool:
@@ -67,6 +68,14 @@ class ObjectiveFit:
         return tuple(
             k for k, law in self.laws.items() if k not in other.laws or _leaves(k, law, other.laws[k], in_curve)
         )
+
+    @property
+    def hidden(self) -> frozenset[float]:
+        """The budgets whose optimum can be used without the suspected cells alone: their scatter is in its error."""
+        if self.without_suspects is None:
+            return frozenset()
+        usable = {row.budget for row in self.budgets if row.usable}
+        return frozenset(row.budget for row in self.without_suspects.budgets if row.usable) - usable
 
     def in_laws(self, suspect: Suspect) -> bool:
         """Return True if a suspected cell is in a curve of the laws, or of those without suspected cells."""
@@ -167,15 +176,29 @@ def fit_objective(curves: Curves, bootstrap: Bootstrap, next_budget: float | Non
     fit = _fit(curves, bootstrap, next_budget, full)
     if fit.arm_share:  # no surface knows the share
         return fit
-    named = suspects(curves.runs, curves.noise)
-    if not named:
-        return fit
+    far = outliers(curves.runs, curves.noise)
+    if not far.suspects:
+        return replace(fit, unnamed=far.unnamed)
     noise = curves.noise
     # The scatter about the curves is taken again, since the suspects are a part of it.
     again = RESIDUALS if noise and noise.source == RESIDUALS else noise
-    others = fit_curves(without(curves.runs, named), again)
+    others = fit_curves(without(curves.runs, far.suspects), again)
     draws = Bootstrap({fit.objective: others.used_noise}, bootstrap.size, seed=0)  # of a noise without the suspects
-    return replace(fit, suspects=named, without_suspects=_fit(others, draws, next_budget, full=False))
+    fit = replace(fit, suspects=far.suspects, without_suspects=_fit(others, draws, next_budget, full=False))
+    return replace(fit, candidates=_suspects_first(fit, next_budget)) if full else fit
+
+
+def _suspects_first(fit: ObjectiveFit, next_budget: float | None) -> tuple[next_cells.Candidate, ...]:
+    """Return the candidates for the next cell, with the suspected cells in place of what they spoil.
+
+    Where laws hang on them, nothing that trusts the laws is a candidate; where they hide optima, more seeds of other
+    cells of these budgets are none.
+    """
+    if not fit.hanging and not fit.hidden:
+        return fit.candidates
+    again = next_cells.repeats(list(filter(fit.in_laws, fit.suspects)), fit.objective, next_budget)
+    others = () if fit.hanging else tuple(c for c in fit.candidates if c.budget not in fit.hidden)
+    return (*again, *others)
 
 
 def _fit(curves: Curves, bootstrap: Bootstrap, next_budget: float | None, full: bool) -> ObjectiveFit:

@@ -5,7 +5,8 @@ from collections.abc import Iterator
 import numpy as np
 
 from diffusionlm.scaling.laws.bootstrap import Estimate
-from diffusionlm.scaling.laws.diagnostics import p_words, suspicious
+from diffusionlm.scaling.laws.budget_words import Note, merged
+from diffusionlm.scaling.laws.diagnostics import listed, p_words, suspicious
 from diffusionlm.scaling.laws.noise import by_cell
 from diffusionlm.scaling.laws.objective import FAR
 from diffusionlm.scaling.laws.roads import Roads
@@ -51,22 +52,8 @@ def road_warnings(roads: Roads | None) -> Iterator[str]:
             f"roads: losses leave their surfaces by more than the noise explains, so intervals of the best shares use "
             f"the scatter about them, {used.sd:.3g} nats"
         )
-    for fit in roads.budgets:
-        if fit.distant:
-            left = " and ".join(f"{share:.0%}" for share in sorted({run.arm_share for run in fit.distant}))
-            yield (
-                f"roads at {fit.budget:.3g} FLOPs: the share of {left} is in no surface, as its odds differ from those "
-                f"of the best measured share by more than a factor of {FAR:g}"
-            )
-        where = f"roads at {fit.budget:.3g} FLOPs"
-        if not (fit.best and fit.best.usable):
-            yield f"{where}: the best share is in no law and no gap: {_lack(fit)}"
-        if fit.surface and suspicious(fit.lack_of_fit):
-            assert fit.lack_of_fit is not None
-            yield (
-                f"{where}: losses leave the surface by {fit.lack_of_fit.sd:.3g} nats beyond the noise "
-                f"({p_words(fit.lack_of_fit.p)}){'' if widened else ', which no interval contains'}"
-            )
+    notes = (note for fit in roads.budgets for note in _notes(fit, widened))
+    yield from (line for _, line in merged("roads", notes))
     repeated = [
         cell
         for cell in by_cell([r for fit in roads.budgets for r in (*fit.runs, *fit.distant)]).values()
@@ -81,6 +68,24 @@ def road_warnings(roads: Roads | None) -> Iterator[str]:
             f"roads: no cell at {roads.budgets[-1].budget:.3g} FLOPs is repeated, so intervals and misfits there rest "
             "on noise that was measured at smaller budgets"
         )
+
+
+def _notes(fit: ShareFit, widened: bool) -> Iterator[Note]:
+    """Yield what is to be doubted of one budget; intervals contain the misfit of the surfaces if they are `widened`."""
+    if fit.distant:
+        left = listed([f"{share:.0%}" for share in sorted({run.arm_share for run in fit.distant})])
+        yield Note(
+            0,
+            fit.budget,
+            f"the share of {left} is in no surface, as its odds differ from those of the best measured share by more "
+            f"than a factor of {FAR:g}",
+        )
+    if not (fit.best and fit.best.usable):
+        yield Note(0, fit.budget, f"the best share is in no law and no gap: {_lack(fit)}")
+    if fit.surface and fit.lack_of_fit and suspicious(fit.lack_of_fit):
+        text = "losses leave the surface by so much beyond the noise"
+        text += "" if widened else ", which no interval contains"
+        yield Note(0, fit.budget, text, f"{fit.lack_of_fit.sd:.3g} nats, {p_words(fit.lack_of_fit.p)}")
 
 
 def _lack(fit: ShareFit) -> str:

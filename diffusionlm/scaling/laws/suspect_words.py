@@ -1,16 +1,25 @@
 """What a report says of suspected cells."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from diffusionlm.scaling.laws.diagnostics import SYMBOLS, p_words
+from diffusionlm.scaling.laws.bootstrap import Estimate
+from diffusionlm.scaling.laws.diagnostics import SYMBOLS, listed, p_words
 from diffusionlm.scaling.laws.objective import ObjectiveFit
 from diffusionlm.scaling.laws.suspects import Suspect, cell_key
+from diffusionlm.scaling.sweep.results import CellResult, of_others
+
+NAMED = 3  # rows of one cell
 
 
 def suspected(fit: ObjectiveFit) -> Iterator[tuple[int, str]]:
-    """Yield weight and text of a warning of each suspected cell; the first of a law says what the law is without."""
+    """Yield weight and text of a warning of each suspected cell, or of too many cells to suspect any.
+
+    The first cell of a law says what the law is without all of them.
+    """
+    if fit.unnamed:
+        yield 0, f"{fit.objective}: {too_many(fit)}"
     first = next((suspect for suspect in fit.suspects if fit.in_laws(suspect)), None)
     for suspect in fit.suspects:
         where = f" at {suspect.budget:.3g} FLOPs" if np.isfinite(suspect.budget) else f", D = {suspect.tokens:.3g}"
@@ -22,17 +31,19 @@ def suspected(fit: ObjectiveFit) -> Iterator[tuple[int, str]]:
         yield (
             weight,
             f"{fit.objective}{where}, N = {suspect.params:,}{_row_of(fit, suspect)}: this cell is suspected: it is "
-            f"{suspect.off:+.3g} nats off the surface through the others ({p_words(suspect.p)}), so repeat it, or "
+            f"{_signed(suspect.off)} nats off the surface through the others ({p_words(suspect.p)}), so repeat it, or "
             f"leave it out{rest}",
         )
 
 
-def hidden(fit: ObjectiveFit) -> frozenset[float]:
-    """Return the budgets whose optimum can be used without the suspected cells alone: their scatter is in its error."""
-    if fit.without_suspects is None:
-        return frozenset()
-    usable = {row.budget for row in fit.budgets if row.usable}
-    return frozenset(row.budget for row in fit.without_suspects.budgets if row.usable) - usable
+def too_many(fit: ObjectiveFit) -> str:
+    """Say that so many cells are far off the surface that none is suspected, and what to do."""
+    cells = len({cell_key(run) for run in fit.runs})
+    look, differ = ("curves", "the budget or the sizes") if fit.budgets else ("runs", "those")
+    return (
+        f"so many cells are far off the surface, at least {fit.unnamed} of {cells}, that it is the surface that does "
+        f"not fit and none of them is named, so look at the {look}, and leave out {differ} that differ"
+    )
 
 
 def _changes(fit: ObjectiveFit) -> str:
@@ -49,6 +60,22 @@ def _changes(fit: ObjectiveFit) -> str:
 
 
 def _row_of(fit: ObjectiveFit, suspect: Suspect) -> str:
-    """Return which row of a file or table a suspected cell is; "" for a cell of an own sweep."""
+    """Return which rows of a file or table a suspected cell is; "" for a cell of an own sweep."""
     same = [run for run in fit.runs if cell_key(run) == cell_key(suspect)]
-    return f" ({same[0].id})" if same and np.isnan(same[0].loss_stderr) else ""
+    return f" ({_names(same)})" if same and of_others(same) else ""
+
+
+def _names(runs: Sequence[CellResult]) -> str:
+    """Return the names of runs, "points.csv lines 3 and 7", the first `NAMED` of them."""
+    words = {run.id.rpartition(" ")[0] for run in runs}
+    word = words.pop() if len(words) == 1 else ""
+    names = [run.id.removeprefix(f"{word} ") for run in runs]
+    if len(names) > NAMED:
+        names[NAMED:] = [f"{len(names) - NAMED:,} more"]
+    return f"{word}{'s' if len(runs) > 1 else ''} {listed(names)}" if word else listed(names)
+
+
+def _signed(off: Estimate) -> str:
+    """Return by how much a cell is off, with the interval."""
+    ends = ", ".join(f"{end:+.3g}" for end in off.interval or ())
+    return f"{off.value:+.3g} [{ends}]"

@@ -15,6 +15,7 @@ import numpy as np
 from scipy import stats
 
 from diffusionlm.scaling.laws.arguments import check_runs
+from diffusionlm.scaling.laws.bootstrap import CONFIDENCE, Estimate
 from diffusionlm.scaling.laws.curves import Points, curve, fit_shape
 from diffusionlm.scaling.laws.noise import Noise
 from diffusionlm.scaling.laws.surface_fit import SurfaceFit, fit_surface
@@ -22,7 +23,7 @@ from diffusionlm.scaling.sweep.results import CellResult
 
 LEVEL = 0.05  # of the test of all cells in all steps together (Bonferroni)
 MOST = 0.2  # of the cells: if more are far off, it is the surface that does not fit
-AHEAD = 4  # cells that are taken out in vain before the search ends
+AHEAD = 4  # cells in a row that may be taken out in vain before one that is far off
 ROUNDING = 1e-6  # of a loss, and of whole numbers of tokens, as a share of the loss
 
 
@@ -33,17 +34,26 @@ class Suspect:
     budget: float  # FLOPs; NaN for runs of no budget
     params: int
     tokens: int
-    off: float  # its mean loss minus that of the surface through the others, nats
+    off: Estimate  # its mean loss minus that of the surface through the others, nats
     p: float  # of a cell as far off as this among all cells
 
 
-def suspects(results: Sequence[CellResult], noise: Noise | None = None) -> tuple[Suspect, ...]:
-    """Return the suspected cells of one objective, the worst first.
+@dataclass(frozen=True)
+class Outliers:
+    """The cells of one objective that are far off the surface through the others."""
+
+    suspects: tuple[Suspect, ...] = ()  # the worst first
+    unnamed: int = 0  # cells that are far off, at least, where they are too many for any of them to be suspected
+
+
+def outliers(results: Sequence[CellResult], noise: Noise | None = None) -> Outliers:
+    """Find the cells of one objective that went wrong.
 
     Cells that went wrong at once hide each other, because each is part of the scatter that the others are judged by. So
     the worst are taken out one by one up to a limit, and all that were taken out until the last one that is far off the
-    surface through what is left are suspected (the generalised extreme Studentised deviate, Rosner 1983). The level is
-    that of all cells in all steps together.
+    surface through what is left are suspected (the generalised extreme Studentised deviate, Rosner 1983), where at most
+    `AHEAD` in a row before it are not far off. The level is that of all cells in all steps together. If more than
+    `MOST` of the cells are far off, none is named: it is the surface that does not fit.
 
     Args:
       results: the runs of one objective.
@@ -69,12 +79,12 @@ def suspects(results: Sequence[CellResult], noise: Noise | None = None) -> tuple
         if _against(fit, cell, comparisons).p < LEVEL:
             count = len(taken)
     if count == steps:
-        return ()
+        return Outliers(unnamed=count)
     others = fit_surface(without(means, taken[:count]), profile=False)
     if others is None:
-        return ()
+        return Outliers()
     again = [_against(others, cell, steps * len(means)) for cell in taken[:count]]
-    return tuple(s for s in again if s.p < LEVEL and _curve_agrees(s, means, again, noise))
+    return Outliers(tuple(s for s in again if s.p < LEVEL and _curve_agrees(s, means, again, noise)))
 
 
 def without(results: Sequence[CellResult], named: Sequence[Suspect | CellResult]) -> list[CellResult]:
@@ -115,9 +125,10 @@ def _against(others: SurfaceFit, cell: CellResult, comparisons: int) -> Suspect:
     """Return a cell as the surface through the others sees it; its p is that of so many comparisons (Bonferroni)."""
     off = cell.loss - float(others.loss(cell.params, cell.tokens))
     leverage = float(others.leverages(np.log([cell.params]), np.log([cell.tokens]))[0])
-    sd = max(others.scatter, ROUNDING * cell.loss)
-    p = 2 * float(stats.t.sf(abs(off) / (sd * math.sqrt(1 + leverage)), others.dof)) * comparisons
-    return Suspect(cell.budget, cell.params, cell.tokens, off, min(1.0, p))
+    sd = max(others.scatter, ROUNDING * cell.loss) * math.sqrt(1 + leverage)
+    p = 2 * float(stats.t.sf(abs(off) / sd, others.dof)) * comparisons
+    half = float(stats.t.ppf(0.5 + CONFIDENCE / 2, others.dof)) * sd
+    return Suspect(cell.budget, cell.params, cell.tokens, Estimate(off, off - half, off + half), min(1.0, p))
 
 
 def _worst(fit: SurfaceFit, cells: Sequence[CellResult]) -> CellResult:

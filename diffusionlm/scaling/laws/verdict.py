@@ -4,11 +4,12 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from diffusionlm.scaling.laws.bend import bend
-from diffusionlm.scaling.laws.diagnostics import REASONS, SYMBOLS, lack, outermost, rejected, suspicious
+from diffusionlm.scaling.laws.diagnostics import REASONS, SYMBOLS, lack, listed, outermost, rejected, suspicious
 from diffusionlm.scaling.laws.objective import ObjectiveFit
 from diffusionlm.scaling.laws.optima import BudgetFit
 from diffusionlm.scaling.laws.scatter import contrasts, too_large
-from diffusionlm.scaling.laws.suspect_words import hidden
+from diffusionlm.scaling.laws.suspect_words import too_many
+from diffusionlm.scaling.sweep.results import of_others
 
 _OPTIMA = {"params": "the best sizes", "tokens": "the best numbers of tokens", "loss": "the best losses"}
 
@@ -18,20 +19,23 @@ def verdict(objectives: Mapping[str, ObjectiveFit]) -> str:
     quoted = {name: fit for name, fit in objectives.items() if fit.laws and not fit.hanging}
     determined = [f"{name.upper()} (from {budgets(_usable(fit))})" for name, fit in quoted.items() if fit.noise]
     guessed = [f"{name.upper()} (from {budgets(_usable(fit))})" for name, fit in quoted.items() if not fit.noise]
-    parts = [f"This sweep gives scaling laws for {_and(determined)}"] if determined else []
+    points = of_others([run for fit in objectives.values() for run in fit.runs])
+    source, again = ("These points give", "they give") if points else ("This sweep gives", "it gives")
+    parts = [f"{source} scaling laws for {listed(determined)}"] if determined else []
     if guessed:
         parts.append(
-            f"lines go through the optima of {_and(guessed)}, but without a noise nothing says how well they are known"
+            f"lines go through the optima of {listed(guessed)}, but without a noise nothing says how well they are "
+            "known"
         )
     scatter = [name.upper() for name, fit in quoted.items() if _scatter(fit)]
-    parts += [f"intervals of {_and(scatter)} rest on the scatter about the curves, not on seeds"] if scatter else []
-    parts += [f"doubt those of {name.upper()}: {_and(doubts(fit))}" for name, fit in quoted.items() if doubts(fit)]
+    parts += [f"intervals of {listed(scatter)} rest on the scatter about the curves, not on seeds"] if scatter else []
+    parts += [f"doubt those of {name.upper()}{_because(doubts(fit))}" for name, fit in quoted.items() if doubts(fit)]
     parts += [_hanging(name, fit) for name, fit in objectives.items() if fit.hanging]
-    missing = [f"{name.upper()}: {_why_none(fit)}" for name, fit in objectives.items() if not fit.laws]
+    missing = [f"{name.upper()}{_because(_why_none(fit))}" for name, fit in objectives.items() if not fit.laws]
     if missing and parts:
-        parts += [f"it gives none for {each}" for each in missing]
+        parts += [f"{again} none for {each}" for each in missing]
     elif missing:
-        parts = [f"This sweep gives no scaling law for {'; nor for '.join(missing)}"]
+        parts = [f"{source} no scaling law for {'; nor for '.join(missing)}"]
     sentence = "; ".join(parts)
     return f"{sentence[0].upper()}{sentence[1:]}."
 
@@ -52,6 +56,8 @@ def doubts(fit: ObjectiveFit) -> list[str]:
     cells = f"{used} cells are" if used > 1 else "a cell is"
     stay = "stay in their intervals" if fit.used_noise else "hardly move"
     clauses = [f"{cells} suspected, without which the exponents {stay}"] if used else []
+    if fit.unnamed:
+        clauses.append(too_many(fit))
     if contrast := too_large(fit):
         clauses.append(str(contrast))
     clauses += [f"at {budgets(count)} {clause}" for clause, count in counts.items() if count]
@@ -59,12 +65,12 @@ def doubts(fit: ObjectiveFit) -> list[str]:
         clauses.append("nothing shows whether the laws, through two budgets, are straight lines")
     flat = [SYMBOLS[key] for key, law in fit.laws.items() if law.exponent.interval and not law.exponent.excludes(0.0)]
     if flat:
-        clauses.append(f"the interval of the exponent of {_and(flat)} contains 0")
+        clauses.append(f"the interval of the exponent of {listed(flat)} contains 0")
     misfits = [_OPTIMA[key] for key, law in fit.laws.items() if suspicious(law.lack_of_fit)]
     if "the best losses" not in misfits and bend(fit).shown:
         clauses.append("the best losses bend away from their power law")
     if misfits:
-        clauses.append(f"{_and(misfits)} at each budget do not lie on one power law")
+        clauses.append(f"{listed(misfits)} at each budget do not lie on one power law")
     return clauses
 
 
@@ -73,8 +79,8 @@ def _hanging(name: str, fit: ObjectiveFit) -> str:
     cells = [f"N = {cell.params:.3g} at {cell.budget:.3g} FLOPs" for cell in fit.suspects if fit.in_laws(cell)]
     noun, pronoun = ("cell", "it") if len(cells) == 1 else ("cells", "them")
     return (
-        f"no law of {name.upper()} is quoted, as it hangs on the suspected {noun} {_and(cells)}: repeat {pronoun}, or "
-        f"leave {pronoun} out"
+        f"no law of {name.upper()} is quoted, as it hangs on the suspected {noun} {listed(cells)}: repeat {pronoun}, "
+        f"or leave {pronoun} out"
     )
 
 
@@ -83,20 +89,23 @@ def budgets(count: int) -> str:
     return "1 budget" if count == 1 else f"{count} budgets"
 
 
-def _why_none(fit: ObjectiveFit) -> str:
+def _why_none(fit: ObjectiveFit) -> list[str]:
+    """Return what an objective lacks for laws, and what to run or to leave out."""
     if not fit.budgets:
         clauses = ["its runs are of no budget, so that only the surface is fitted"]
         if count := len(fit.suspects):
             clauses.append("1 of its cells is suspected" if count == 1 else f"{count} of its cells are suspected")
-        return ", ".join([*clauses, *map(str, contrasts(fit))])
+        clauses += [too_many(fit)] if fit.unnamed else []
+        return [*clauses, *map(str, contrasts(fit))]
     counts = Counter(reason(fit, row) for row in fit.budgets if not row.usable)
     known = list(REASONS.values())
     order = sorted(counts, key=lambda words: known.index(words) if words in known else len(known))
-    clauses = [str(contrast)] if (contrast := too_large(fit)) else []
+    clauses = [too_many(fit)] if fit.unnamed else []
+    clauses += [str(contrast)] if (contrast := too_large(fit)) else []
     clauses += [f"at {budgets(counts[words])} {words}" for words in order]
     if usable := _usable(fit):
         clauses.append(f"only {budgets(usable)} has an optimum, and a law needs two")
-    return ", ".join(clauses)
+    return clauses
 
 
 def reason(fit: ObjectiveFit, row: BudgetFit) -> str:
@@ -104,11 +113,16 @@ def reason(fit: ObjectiveFit, row: BudgetFit) -> str:
     need = lack(row)
     if need is None:
         return ""
-    if row.budget in hidden(fit):
+    if row.budget in fit.hidden:
         return "suspected cells hide the optimum, so repeat them, or leave them out"
     if need == "seeds" and too_large(fit):
         return "the given noise hides the optimum, so give less"
     return REASONS[need]
+
+
+def _because(clauses: Sequence[str]) -> str:
+    """Return clauses as what follows a name: several have commas of their own, so they are in brackets."""
+    return f": {clauses[0]}" if len(clauses) == 1 else f" ({'; '.join(clauses)})"
 
 
 def _scatter(fit: ObjectiveFit) -> bool:
@@ -117,7 +131,3 @@ def _scatter(fit: ObjectiveFit) -> bool:
 
 def _usable(fit: ObjectiveFit) -> int:
     return sum(row.usable for row in fit.budgets)
-
-
-def _and(words: Sequence[str]) -> str:
-    return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)

@@ -6,22 +6,21 @@ import numpy as np
 from scipy import stats
 
 from diffusionlm.scaling.laws.bend import bend
+from diffusionlm.scaling.laws.budget_words import of_budgets
 from diffusionlm.scaling.laws.diagnostics import (
     SUSPICIOUS,
     SYMBOLS,
-    outermost,
+    listed,
     p_words,
-    rejected,
     suspicious,
 )
-from diffusionlm.scaling.laws.gap import Gap
+from diffusionlm.scaling.laws.gap import Gap, quoted
 from diffusionlm.scaling.laws.noise import MIN_REPEATED, MIN_SEEDS, repeats, variance_ratio
 from diffusionlm.scaling.laws.objective import FAR, ObjectiveFit
-from diffusionlm.scaling.laws.optima import BudgetFit, Optimum
 from diffusionlm.scaling.laws.power_laws import Prediction
 from diffusionlm.scaling.laws.scatter import scatter_warnings
 from diffusionlm.scaling.laws.suspect_words import suspected
-from diffusionlm.scaling.laws.verdict import budgets, reason
+from diffusionlm.scaling.laws.verdict import budgets
 from diffusionlm.scaling.sweep.results import CellResult
 
 Warnings = Iterator[tuple[int, str]]  # weight (0 is the gravest) and text
@@ -56,13 +55,10 @@ def _objective(fit: ObjectiveFit) -> Warnings:
     yield from _missing(fit)
     yield from suspected(fit)
     yield from scatter_warnings(fit)
-    for row in fit.budgets:
-        if row.optimum:
-            yield from _optimum(fit, row, row.optimum)
+    yield from of_budgets(fit)
     yield from _misfits(fit)
     yield from ((3, line) for line in predictions(fit))
     yield from ((4, line) for line in _seeds(fit))
-    yield from ((4, line) for line in _evaluation(fit))
 
 
 def _all(results: Sequence[CellResult], objectives: Mapping[str, ObjectiveFit], gaps: Sequence[Gap]) -> Warnings:
@@ -75,7 +71,7 @@ def _all(results: Sequence[CellResult], objectives: Mapping[str, ObjectiveFit], 
         yield 5, f"only the objective {only} has runs, so there is no gap between objectives"
     elif not gaps:
         yield 2, "no gap between objectives: it needs a falling loss law of arm and an optimum of one other objective"
-    for gap in gaps:
+    for gap in quoted(gaps, objectives):
         yield from _gap(gap)
     yield from ((5, line) for line in _data(results))
     louder = variance_ratio([result for result in results if np.isfinite(result.loss)])
@@ -124,46 +120,13 @@ def _missing(fit: ObjectiveFit) -> Warnings:
         )
     elif fit.noise.pooled and not fit.arm_share:
         yield 4, f"{name}: too few repeated seeds of its own; its intervals use the noise of all objectives together"
-    for row in fit.budgets:
-        if row.parabola is None:
-            yield 1, f"{_where(row)}: sizes finished: {row.sizes}, and a curve needs 3; it has no optimum"
-        elif row.optimum is None:
-            yield 1, f"{_where(row)}: the curve has no minimum, so these sizes show no optimum; {reason(fit, row)}"
-
-
-def _optimum(fit: ObjectiveFit, row: BudgetFit, optimum: Optimum) -> Warnings:
-    where, params = _where(row), optimum.params
-    smallest, largest = np.exp(optimum.sizes[[0, -1]])
-    value = f"N* = {params.value:.3g}"
-    if not optimum.inside:
-        yield 1, f"{where}: {value} is outside the grid; it is in no law; {reason(fit, row)}"
-    elif params.interval and not params.bounded:
-        yield (
-            1,
-            f"{where}: the curvature is not significant, so N* is not determined; it is in no law; {reason(fit, row)}",
-        )
-    elif not optimum.determined:
-        yield (
-            1,
-            f"{where}: {value} [{params.low:.3g}, {params.high:.3g}] is not determined: its interval goes "
-            f"more than a spacing beyond the grid ({smallest:.3g} to {largest:.3g}); it is in no law; "
-            f"{reason(fit, row)}",
-        )
-    elif optimum.at_edge and row.sizes > 3:  # three sizes have no interval but the outermost
-        yield 3, f"{where}: {value} is in the last interval of the grid; add sizes beyond"
-    elif params.interval and not smallest <= params.interval[0] <= params.interval[1] <= largest:
-        yield 3, f"{where}: the interval of N* reaches beyond the grid"
-    if optimum.usable and (end := outermost(row)):
-        yield 3, f"{where}: the {end} size is the best that was measured, so one side of the optimum is only noise"
 
 
 def _misfits(fit: ObjectiveFit) -> Warnings:
-    for row in fit.budgets:
-        yield from _misfit_of_budget(fit, row)
     alike = {key: law for key, law in fit.laws.items() if key != "tokens"}  # D* is C / (k N*): no news beside N*
     for key, law in alike.items():
         if law.decisive and not fit.arm_share:
-            without = " and ".join(f"{e.value:.4g} without that of {c:.3g} FLOPs" for c, e in law.decisive)
+            without = listed([f"{e.value:.4g} without that of {c:.3g} FLOPs" for c, e in law.decisive])
             yield (
                 2,
                 f"{fit.objective}: the exponent of {SYMBOLS[key]} leaves its interval without one of the budgets: it "
@@ -202,23 +165,6 @@ def _shape(fit: ObjectiveFit) -> Warnings:
             2,
             f"{fit.objective}: the losses scatter about the curves by {fit.used_noise.sd:.3g} nats, which the noise of "
             f"{fit.noise.sd:.3g} does not explain; all intervals use the scatter",
-        )
-
-
-def _misfit_of_budget(fit: ObjectiveFit, row: BudgetFit) -> Warnings:
-    optimum = row.optimum
-    misfit = optimum.lack_of_fit if optimum else None
-    if optimum and misfit and rejected(row) and row.usable:
-        yield (
-            2,
-            f"{_where(row)}: the curve is rejected ({p_words(misfit.p)}), and yet the laws use its optimum: the losses "
-            f"leave it by {misfit.sd:.3g} nats beyond the noise",
-        )
-    elif misfit and suspicious(misfit):
-        yield (
-            3,
-            f"{_where(row)}: losses leave the curve by {misfit.sd:.3g} nats beyond the noise ({p_words(misfit.p)}), "
-            "which no interval contains",
         )
 
 
@@ -312,21 +258,6 @@ def _seeds(fit: ObjectiveFit) -> Iterator[str]:
         )
 
 
-def _evaluation(fit: ObjectiveFit) -> Iterator[str]:
-    if all(np.isnan(run.loss_stderr) for run in fit.runs):
-        return  # points of others, of which nothing but the loss is known
-    for row in fit.budgets:
-        if row.sizes > 1 and row.paired is None:
-            yield (
-                f"{_where(row)}: cells lack common noise draws, so the evaluation error of their differences is unknown"
-            )
-        elif row.paired and not row.paired.small:
-            yield (
-                f"{_where(row)}: the evaluation error of differences between sizes ({row.paired.stderr:.3g} nats) is "
-                f"not below a tenth of what they differ by ({row.paired.effect:.3g}); evaluate with more draws"
-            )
-
-
 def _data(results: Sequence[CellResult]) -> Iterator[str]:
     epochs = np.array([result.tokens / result.unique_tokens for result in results])
     if (epochs > 1).any():
@@ -337,7 +268,3 @@ def _data(results: Sequence[CellResult]) -> Iterator[str]:
     off = [abs(result.flops / result.budget - 1) for result in results if np.isfinite(result.budget)]
     if max(off, default=0.0) > OFF_BUDGET:
         yield f"cells miss their budget by up to {100 * max(off):.1f}%, which the fits ignore"
-
-
-def _where(row: BudgetFit) -> str:
-    return f"{row.objective} at {row.budget:.3g} FLOPs"

@@ -12,7 +12,7 @@ from diffusionlm.scaling.laws.bootstrap import Estimate
 from diffusionlm.scaling.laws.diagnostics import outermost
 from diffusionlm.scaling.laws.gap import Gap
 from diffusionlm.scaling.laws.loss_surface import LossSurface
-from diffusionlm.scaling.laws.next_cells import WORTH, Candidate
+from diffusionlm.scaling.laws.next_cells import SUSPECTED, WORTH, Candidate
 from diffusionlm.scaling.laws.objective import ObjectiveFit
 from diffusionlm.scaling.laws.optima import QUANTITIES, BudgetFit
 from diffusionlm.scaling.laws.power_laws import Law
@@ -38,6 +38,7 @@ def to_json(analysis: Analysis) -> dict[str, Any]:
         "runs": {name: len(fit.runs) for name, fit in objectives.items()},
         "hanging": [name for name, fit in objectives.items() if fit.hanging],
         "suspects": {name: _plain(fit.suspects) for name, fit in objectives.items()},
+        "unnamed_outliers": {name: fit.unnamed for name, fit in objectives.items()},
         "gaps": [_gap(gap) for gap in analysis.gaps],
         **({"roads": _roads(analysis.roads)} if analysis.roads else {}),
         "next_budget": analysis.next_budget,
@@ -64,16 +65,18 @@ def _shape(fit: ObjectiveFit) -> dict[str, Any] | None:
 
 
 def _best_candidates(fit: ObjectiveFit) -> list[dict[str, Any]]:
-    """Return the next cells that are best for something: L* or N*, in all or for their cost; without laws, all.
+    """Return suspected cells and those that are best for something: L* or N*, in all or for their cost.
 
-    Runs that settle nothing are not among them.
+    Without laws all candidates are. Runs that settle nothing are not among them.
     """
     presets = {run.params: run.preset for row in fit.budgets for run in row.runs}
+    best = {candidate: ["whether it went wrong"] for candidate in fit.candidates if candidate.kind == SUSPECTED}
+    others = [candidate for candidate in fit.candidates if candidate not in best]
     if not fit.laws:
-        return [_candidate(candidate, presets, ["an optimum at this budget"]) for candidate in fit.candidates]
-    best: dict[Candidate, list[str]] = {}
+        best |= {candidate: ["an optimum at this budget"] for candidate in others}
+        return [_candidate(candidate, presets, purposes) for candidate, purposes in best.items()]
     for name, field in (("L*", "loss_reduction"), ("N*", "params_reduction")):
-        shares = {candidate: getattr(candidate, field) for candidate in fit.candidates}
+        shares = {candidate: getattr(candidate, field) for candidate in others}
         shares = {candidate: share for candidate, share in shares.items() if share >= WORTH}
         if shares:
             best.setdefault(max(shares, key=lambda c: shares[c]), []).append(name)

@@ -1,8 +1,7 @@
 """A description of what a sweep measured, for a reader who has only the page."""
 
-import math
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 
@@ -10,14 +9,9 @@ from etils import epath
 
 from diffusionlm.scaling.sweep.directory import Identity, cell_directory
 from diffusionlm.scaling.sweep.recipe import Cell, ScalingRecipe, Sweep
-from diffusionlm.scaling.sweep.results import CellResult, read_concurrently
+from diffusionlm.scaling.sweep.results import read_concurrently
 from diffusionlm.storage import run_path
 from diffusionlm.training import outcome
-
-
-def of_others(results: Iterable[CellResult]) -> bool:
-    """Return True for points of others, of which it is not known on what their losses were scored."""
-    return all(math.isnan(result.loss_stderr) for result in results)
 
 
 def describe(

@@ -12,10 +12,9 @@ from diffusionlm.scaling.laws.analysis import Analysis, analyse
 from diffusionlm.scaling.laws.noise import NoiseOption
 from diffusionlm.scaling.report import interactive, page, plots
 from diffusionlm.scaling.report.content import to_json
-from diffusionlm.scaling.report.context import of_others
 from diffusionlm.scaling.report.csv_files import cells_csv, optima_csv
 from diffusionlm.scaling.sweep.points import LeftOut
-from diffusionlm.scaling.sweep.results import CellResult
+from diffusionlm.scaling.sweep.results import CellResult, of_others
 from diffusionlm.scaling.sweep.results import to_json as results_to_json
 from diffusionlm.storage import require_directory, run_path, write_atomically
 

@@ -7,9 +7,8 @@ import numpy as np
 
 from diffusionlm.scaling.laws.bootstrap import Estimate
 from diffusionlm.scaling.laws.shares import ROAD
-from diffusionlm.scaling.report.context import of_others
 from diffusionlm.scaling.report.formatting import short
-from diffusionlm.scaling.sweep.results import CellResult
+from diffusionlm.scaling.sweep.results import CellResult, of_others
 
 if TYPE_CHECKING:  # matplotlib is an extra
     from matplotlib.axes import Axes

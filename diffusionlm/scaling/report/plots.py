@@ -8,7 +8,7 @@ import numpy as np
 
 from diffusionlm.scaling.laws.analysis import Analysis
 from diffusionlm.scaling.laws.envelope import Envelope
-from diffusionlm.scaling.laws.gap import distance
+from diffusionlm.scaling.laws.gap import distance, quoted
 from diffusionlm.scaling.laws.noise import by_cell
 from diffusionlm.scaling.laws.objective import ObjectiveFit
 from diffusionlm.scaling.laws.optima import BudgetFit, Optimum
@@ -34,7 +34,6 @@ from diffusionlm.scaling.report.plot_elements import (
     style_of,
 )
 from diffusionlm.scaling.report.road_plots import draw_shares
-from diffusionlm.scaling.report.sentences import quoted
 from diffusionlm.scaling.report.surface_plots import distant, draw_surface, unfitted
 
 if TYPE_CHECKING:  # matplotlib is an extra
@@ -194,7 +193,7 @@ def _slope(
 
 def draw_gap(figure: "Figure", analysis: Analysis, overlays: Overlays) -> bool:
     """Draw the compute gap over the compute of the reference, and the ratio of optimal sizes."""
-    gaps = quoted(analysis)
+    gaps = quoted(analysis.gaps, analysis.objectives)
     if not gaps:
         return False
     figure.set_size_inches(11, 4.8)

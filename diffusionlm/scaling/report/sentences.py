@@ -7,7 +7,7 @@ from diffusionlm.scaling.laws.analysis import Analysis
 from diffusionlm.scaling.laws.bend import bend
 from diffusionlm.scaling.laws.bootstrap import Estimate
 from diffusionlm.scaling.laws.diagnostics import p_words
-from diffusionlm.scaling.laws.gap import Gap
+from diffusionlm.scaling.laws.gap import Gap, quoted
 from diffusionlm.scaling.laws.next_cells import WORTH
 from diffusionlm.scaling.laws.objective import ObjectiveFit
 from diffusionlm.scaling.laws.power_laws import Prediction
@@ -27,7 +27,7 @@ def summary(analysis: Analysis) -> list[str]:
             sentences += _about_objective(fit)
     if analysis.roads:
         sentences += about_roads(analysis.roads)
-    sentences += [_about_gap(gap) for gap in quoted(analysis)]
+    sentences += [_about_gap(gap) for gap in quoted(analysis.gaps, analysis.objectives)]
     sentences.append(_about_intervals(analysis))
     shown = [fit for fit in analysis.objectives.values() if fit.laws and not fit.arm_share and not fit.hanging]
     sentences += map(_about_bend, shown)
@@ -35,12 +35,6 @@ def summary(analysis: Analysis) -> list[str]:
     others = [name for name in ("uniform", "mlm", "prime") if name in analysis.objectives]
     sentences += [f"The loss of {name.upper()} is that of {OBJECTIVES[name]}." for name in others]
     return sentences
-
-
-def quoted(analysis: Analysis) -> list[Gap]:
-    """Return the gaps between objectives whose laws hang on no suspected cell."""
-    hanging = {name for name, fit in analysis.objectives.items() if fit.hanging}
-    return [gap for gap in analysis.gaps if not {gap.objective, gap.reference} & hanging]
 
 
 def _about_intervals(analysis: Analysis) -> str:
@@ -104,8 +98,8 @@ def _about_objective(fit: ObjectiveFit) -> list[str]:
             f"{number(ahead.loss)} nats per token with about {number(ahead.params)} parameters"
             + (f"{_otherwise(fit, ahead)}, but its laws are in doubt." if doubts(fit) else ".")
         )
-    if fit.candidates and (share := fit.candidates[0].loss_reduction) is not None:
-        best = fit.candidates[0]
+    if best := next((run for run in fit.candidates if run.loss_reduction is not None), None):
+        share = best.loss_reduction or 0.0
         sentences.append(
             f"The run that would most reduce the uncertainty of that loss has {with_unit(best.params, 3)} parameters "
             f"and {best.budget:.3g} FLOPs: it takes {100 * share:.0f}% off the variance."

@@ -7,14 +7,14 @@ import numpy as np
 
 from diffusionlm.scaling.laws.analysis import Analysis
 from diffusionlm.scaling.laws.diagnostics import SYMBOLS, p_number, p_words
-from diffusionlm.scaling.laws.gap import Gap
+from diffusionlm.scaling.laws.gap import Gap, quoted
 from diffusionlm.scaling.laws.objective import ObjectiveFit
 from diffusionlm.scaling.laws.optima import Optimum
 from diffusionlm.scaling.laws.parametric import Parametric
 from diffusionlm.scaling.laws.published import PublishedLaw
 from diffusionlm.scaling.report.formatting import Table, interval, number, with_unit
 from diffusionlm.scaling.report.road_tables import road_tables
-from diffusionlm.scaling.report.sentences import quoted, surface_exponent
+from diffusionlm.scaling.report.sentences import surface_exponent
 from diffusionlm.scaling.sweep.points import LeftOut
 
 Fits = Sequence[ObjectiveFit]
@@ -38,7 +38,7 @@ def tables(analysis: Analysis, content: Mapping[str, Any], published: Sequence[P
         "laws": _laws(fits),
         "without_one_budget": _without_one_budget(fits),
         **road_tables(analysis),
-        "gaps": _gaps(quoted(analysis)),
+        "gaps": _gaps(quoted(analysis.gaps, analysis.objectives)),
         "predictions": _predictions(fits),
         "next_cells": _next_cells(content["next_cells"]),
         "parametric": _parametric(fits),

@@ -1,6 +1,7 @@
 """Measurements of the finished cells of a sweep: the input of the fits and of the report."""
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+import math
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import MISSING, asdict, dataclass, fields
 from typing import Annotated, Any, TypeVar
@@ -57,6 +58,12 @@ OBJECTIVES: Mapping[str, str] = {
     "mlm": "a masked language model: the cross-entropy of masked tokens, which is no bound on the likelihood",
     "prime": "MDM-Prime: its published losses are no bounds on the likelihood",
 }
+
+
+def of_others(results: Iterable[CellResult]) -> bool:
+    """Return True for points of others, of which it is not known on what their losses were scored."""
+    return all(math.isnan(result.loss_stderr) for result in results)
+
 
 # Left out of results.json at these values, which all cells of before have.
 LATER: Mapping[str, Any] = {field.name: field.default for field in fields(CellResult) if field.default is not MISSING}

@@ -9,7 +9,7 @@ from diffusionlm.scaling.laws import held_out, isoflop_fits, parametric, suspect
 from diffusionlm.scaling.laws.analysis import analyse
 from diffusionlm.scaling.laws.surface_fit import fit_surface
 
-FITS = (analyse, fit_surface, parametric.fit, suspects.suspects, held_out.largest_budget)
+FITS = (analyse, fit_surface, parametric.fit, suspects.outliers, held_out.largest_budget)
 
 
 @pytest.mark.parametrize("fit", FITS, ids=lambda fit: f"{fit.__module__}.{fit.__name__}")
@@ -56,3 +56,16 @@ def test_a_number_of_draws_is_a_positive_whole_number(draws):
 def test_a_parabola_needs_three_sizes_and_finite_numbers(log_n, loss, message):
     with pytest.raises(UserError, match=message):
         isoflop_fits.parabola(log_n, loss)
+
+
+@pytest.mark.parametrize(
+    ("log_c", "log_y", "message"),
+    [
+        ([], [], "log_c is empty"),
+        ([1.0, np.nan], [3.0, 2.0], r"log_c\[1\]=nan must be finite"),
+        ([2.0, 2.0], [3.0, 2.0], "log_c has 1 different budget, and a power law needs two"),
+    ],
+)
+def test_a_power_law_needs_two_budgets_and_finite_numbers(log_c, log_y, message):
+    with pytest.raises(UserError, match=message):
+        isoflop_fits.power_law(log_c, log_y)

@@ -95,8 +95,9 @@ def test_shares_far_from_the_best_do_not_bend_the_surface():
         odds = truth(budget, ODDS)
         assert best.share.value == pytest.approx(odds / (1 + odds), rel=1e-6)
     analysis = analyse(far, draws=500, full=False)
-    lines = [line for line in analysis.warnings if "the share of 99% is in no surface" in line]
-    assert len(lines) == 3 and "factor of 10" in lines[0]
+    [line] = [line for line in analysis.warnings if "the share of 99% is in no surface" in line]
+    where, _, text = line.partition(": ")
+    assert where == "roads at {:.3g}, {:.3g} and {:.3g} FLOPs".format(*BUDGETS) and "factor of 10" in text
     for fit in analysis.roads.budgets:
         assert [at.loss is None for at in fit.shares] == [False, False, False, True]
     # Two near shares determine no surface, so all three are used.
@@ -145,10 +146,12 @@ def test_a_best_share_beyond_the_shares_is_not_determined(odds, end, more):
     analysis = analyse(with_twins(odds=(odds, 0.0)), draws=500, full=False)
     assert analysis.roads.usable == [] and analysis.roads.laws == {}
     assert analysis.verdict.startswith("The best autoregressive share is not determined at 5e+12 FLOPs (")
-    lines = [
+    [line] = [
         line for line in analysis.warnings if line.startswith("roads at ") and "is the best that was measured" in line
     ]
-    assert len(lines) == 3 and all(f"the {end} share" in line and f"run {more} ones" in line for line in lines)
+    where, budgets = line.split(": ")[0], [f"{fit.budget:.3g}" for fit in analysis.roads.budgets]
+    assert where == "roads at {}, {} and {} FLOPs".format(*budgets)
+    assert f"the {end} share" in line and f"run {more} ones" in line
     assert "road" not in {gap.objective for gap in analysis.gaps}
     assert {"arm50", "mdm"} <= {gap.objective for gap in analysis.gaps}, "so each share is compared by itself"
 
@@ -203,7 +206,10 @@ def test_the_skill_that_is_kept_is_that_of_the_best_size():
 
 def test_a_surface_that_is_no_quadratic_is_named():
     bent = [replace(r, loss=r.loss + 0.1 * (r.arm_share == 0.5) * (r.params > 5e5)) for r in roads()]
-    assert sum("losses leave the surface by" in line for line in analyse(bent, draws=500, full=False).warnings) == 3
+    analysis = analyse(bent, draws=500, full=False)
+    [line] = [line for line in analysis.warnings if "losses leave the surface by so much" in line]
+    for fit in analysis.roads.budgets:
+        assert f"{fit.budget:.3g}" in line and f"({fit.lack_of_fit.sd:.3g} nats, p " in line
     assert not any("leave the surface" in line for line in analyse(roads(), draws=500, full=False).warnings)
 
 

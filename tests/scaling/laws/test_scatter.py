@@ -1,5 +1,6 @@
 """A given noise that is not the scatter of the losses is named, and so is the budget that a wrong cell hides."""
 
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -53,7 +54,7 @@ def test_a_noise_that_is_too_small_for_a_surface_is_named():
 def test_the_verdict_of_a_surface_names_suspected_cells():
     cells = [replace(cell, budget=np.nan) for cell in grid(4, 7, 0, 0.002)]
     cells[9] = replace(cells[9], loss=cells[9].loss + 1.0)
-    assert "so that only the surface is fitted, 1 of its cells is suspected" in fit(cells, 0.002)[0].verdict
+    assert "so that only the surface is fitted; 1 of its cells is suspected" in fit(cells, 0.002)[0].verdict
 
 
 def test_a_budget_whose_optimum_a_wrong_cell_hides_says_so():
@@ -65,6 +66,7 @@ def test_a_budget_whose_optimum_a_wrong_cell_hides_says_so():
     lost = {row.budget for row in arm.budgets if not row.usable}
     assert len(lost & clean) >= 2
     lines = [line for line in analysis.warnings if "suspected cells hide the optimum, so repeat them" in line]
-    assert {line.split(" FLOPs")[0] for line in lines} == {f"arm at {budget:.3g}" for budget in lost & clean}
+    places = " ".join(re.sub(r" \(.*?\)", "", line.split(": ")[0]) for line in lines)
+    assert {float(place) for place in re.findall(r"[\d.]+e\+\d+", places)} == {float(f"{c:.3g}") for c in lost & clean}
     assert f"at {len(lost & clean)} budgets suspected cells hide the optimum" in analysis.verdict
     assert "more seeds" not in " ".join([*analysis.warnings, analysis.verdict])

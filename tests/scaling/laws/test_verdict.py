@@ -50,6 +50,25 @@ def test_a_suspected_row_is_named():
     assert line.startswith("arm at 1e+18 FLOPs, N = 30,000,000: this cell is suspected")
 
 
+def test_several_doubts_are_in_brackets_and_one_is_not():
+    several = analyse(complete(off_centre=1.8), draws=500, full=False).verdict
+    start = several.index("doubt those of ARM (")
+    doubts = several[start + len("doubt those of ARM (") : several.index(")", start)].split("; ")
+    assert len(doubts) >= 2 and all(doubt.startswith(("at ", "the best ")) for doubt in doubts)
+    two = [r for r in simulated(seed=2, truths=REPORT_TRUTHS) if r.objective == "arm" or r.budget < 1e13]
+    assert "doubt those of MDM: nothing shows whether" in analyse(two, draws=500, full=False).verdict
+
+
+def test_points_of_others_are_no_sweep():
+    clean = [replace(run, loss_stderr=np.nan) for run in complete(seed=2)]
+    verdict = analyse(clean, draws=500, full=False).verdict
+    assert verdict == "These points give scaling laws for MDM (from 4 budgets) and ARM (from 4 budgets)."
+    verdict = analyse(tilted(clean, 0.5), draws=500, full=False).verdict
+    assert "These points give scaling laws for ARM (from 4 budgets); they give none for MDM: at 4 budgets" in verdict
+    [arm] = [analyse([r for r in clean if r.budget == 5e12 and r.objective == "arm"], draws=9, full=False).verdict]
+    assert arm.startswith("These points give no scaling law for ARM: ")
+
+
 def test_one_optimum_is_no_law():
     one = [run for run in complete(seed=2) if run.budget == 5e12 and run.objective == "arm"]
     assert analyse(one, draws=10, full=False).verdict == (

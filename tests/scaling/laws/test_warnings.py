@@ -18,9 +18,11 @@ def warned(results, text):
 def test_an_optimum_at_the_edge_or_outside_of_the_grid_is_named():
     assert not warned(complete(), "interval of the grid") and not warned(complete(), "outside the grid")
     results = complete(off_centre=1.4)
-    assert len(warned(results, "in the last interval of the grid")) == 8
+    lines = warned(results, "in the last interval of the grid")
+    assert [(line.split(" at ")[0], line.count("(N* = ")) for line in lines] == [("mdm", 4), ("arm", 4)]
     outside = analyse(complete(off_centre=2.6), draws=500, full=False)
-    assert sum("outside the grid; it is in no law; the " in line for line in outside.warnings) == 8
+    lines = [line for line in outside.warnings if "outside the grid; it is in no law; the " in line]
+    assert sum(line.count("(N* = ") for line in lines) == 8
     assert outside.objectives["mdm"].laws == {}
 
 
@@ -71,9 +73,15 @@ def test_an_evaluation_that_is_too_noisy_is_named():
         else r
         for r in complete()
     ]
-    assert len(warned(noisy, "evaluate with more draws")) == 4
+    [line] = warned(noisy, "evaluate with more draws")
+    budgets = sorted({r.budget for r in noisy})
+    assert line.startswith("mdm at ") and all(f"{budget:.3g}" in line for budget in budgets)
+    assert line.count("nats, where they differ by") == len(budgets) == 4
     unknown = [replace(r, loss_per_draw=()) for r in complete()]
-    assert len(warned(unknown, "lack common noise draws")) == 4  # nothing is random for the ARM
+    assert warned(unknown, "lack common noise draws") == [  # nothing is random for the ARM
+        "mdm at 1.6e+12, 5e+12, 1.6e+13 and 5e+13 FLOPs: cells lack common noise draws, so the evaluation error of "
+        "their differences is unknown"
+    ]
 
 
 def test_a_rejected_curve_that_is_in_the_laws_is_named():

@@ -102,7 +102,9 @@ def test_a_budget_with_two_sizes_is_named_and_left_out():
     sizes = sorted({r.params for r in select(results)})
     results = [r for r in results if not (r in select(results) and r.params in sizes[2:])]
     content, _ = page_of(results)
-    assert "mdm at 5e+13 FLOPs: sizes finished: 2, and a curve needs 3; it has no optimum" in content["warnings"]
+    assert (
+        "mdm at 5e+13 FLOPs (sizes finished: 2): a curve needs 3 sizes, so there is no optimum" in content["warnings"]
+    )
     assert "mdm: the laws go through 3 of 4 budgets" in content["warnings"]
     assert [o["in_laws"] for o in content["optima"] if o["objective"] == "mdm"] == [True, True, True, False]
 

@@ -21,6 +21,7 @@ from diffusionlm.scaling.laws import published
 from diffusionlm.scaling.laws.analysis import analyse
 from diffusionlm.scaling.laws.bootstrap import Estimate
 from diffusionlm.scaling.laws.envelope import Envelope
+from diffusionlm.scaling.laws.gap import quoted
 from diffusionlm.scaling.laws.suspects import Suspect
 from diffusionlm.scaling.report import interactive, plot_elements, plots, sentences, surface_plots, tables
 from diffusionlm.scaling.report.content import to_json
@@ -75,7 +76,9 @@ def hanging():
     analysis = analyse(complete(), full=False)
     fit = analysis.objectives["mdm"]
     assert fit.laws and not fit.hanging
-    alone = replace(fit, suspects=(Suspect(5e13, 3, 3, 1.0, 0.0),), without_suspects=replace(fit, laws={}))
+    alone = replace(
+        fit, suspects=(Suspect(5e13, 3, 3, Estimate(1.0, 0.9, 1.1), 0.0),), without_suspects=replace(fit, laws={})
+    )
     return replace(analysis, objectives={**analysis.objectives, "mdm": alone})
 
 
@@ -95,7 +98,7 @@ def test_a_law_that_hangs_is_dashed_and_grey_and_has_no_gap():
 
 def test_no_sentence_or_table_quotes_a_gap_or_an_exponent_from_a_law_that_hangs():
     analysis = hanging()
-    assert analysis.gaps and not sentences.quoted(analysis)
+    assert analysis.gaps and not quoted(analysis.gaps, analysis.objectives)
     words = " ".join(sentences.summary(analysis))
     assert (
         "The laws of MDM hang on a suspected cell, so none is quoted, nor a gap." in words and "times the" not in words
