@@ -145,8 +145,14 @@ def fit_parametric(
 ) -> Parametric:
     """Fit L = E + A / N^alpha + B / D^beta to runs of any budgets, as Approach 3 of 2203.15556 does.
 
-    It minimises the Huber loss of log L, so single runs that are far off move it less than `fit_surface`. The arguments
-    are the same.
+    It minimises the Huber loss of log L, so single runs that are far off move it less than `fit_surface`.
+
+    Args:
+      params: (runs,) N.
+      tokens: (runs,) D.
+      loss: (runs,) nats per token.
+      objective: as for `fit_isoflops`.
+      noise: as for `fit_points`; runs have no seeds here.
 
     Returns:
       The law with C = 6 N D; where the noise is unknown, its standard errors are those of the scatter about it.
