@@ -28,6 +28,7 @@ from diffusionlm.errors import UserError
 from diffusionlm.model import conversion, lora
 from diffusionlm.model.transformer import abstract_params
 from diffusionlm.parallel import processes
+from diffusionlm.training.parts import is_autoregressive
 from diffusionlm.training.run_directory import recorded_config
 from diffusionlm.training.state import TrainState, create_state
 
@@ -123,6 +124,7 @@ def initial_state(cfg: Config, start: Start | None, dataset: Dataset | Mixture, 
     Raises:
       UserError: the start is not `run.init_id`, has another model, mask token or tokenizer, or is damaged.
     """
+    _warn_of_no_diffusion(cfg)
     state = create_state(cfg, mesh)
     if start is None:
         if cfg.run.init_id:
@@ -156,6 +158,15 @@ def _with_weights(cfg: Config, start: Start, state: TrainState, mesh: Mesh) -> T
     if not conversion.same_parameters(source, cfg.model):
         params = conversion.convert_on_mesh(source, cfg.model, params, adapters, shardings)
     return dataclasses.replace(state, params=params)
+
+
+def _warn_of_no_diffusion(cfg: Config) -> None:
+    steps = cfg.run.steps
+    if cfg.objective != "arm" and is_autoregressive(cfg) and not jax.process_index():
+        log.warning(
+            f"all {steps} steps are autoregressive, as diffusion.arm_steps={cfg.diffusion.arm_steps}, and none trains "
+            f"diffusion: give more than that with --run.steps, or fewer with --diffusion.arm_steps"
+        )
 
 
 def _warn_of_random_weights(cfg: Config) -> None:

@@ -122,10 +122,13 @@ def test_the_first_part_ends_with_the_parameters_of_the_autoregressive_run_of_it
 
 
 @pytest.mark.slow
-def test_a_run_of_that_part_alone_is_an_autoregressive_run(dataset, tmp_path):
+def test_a_run_of_that_part_alone_is_an_autoregressive_run_and_says_so(dataset, tmp_path, caplog):
+    there, _ = record(arm_run(dataset, ARM_STEPS), tmp_path / "arm")
+    assert "none trains diffusion" not in caplog.text
     cfg = road(dataset, run={"steps": ARM_STEPS}, diffusion={"anneal_steps": 0})
     here, _ = record(cfg, tmp_path / "road")
-    there, _ = record(arm_run(dataset, ARM_STEPS), tmp_path / "arm")
+    line = f"all {ARM_STEPS} steps are autoregressive, as diffusion.arm_steps={ARM_STEPS}, and none trains diffusion: "
+    assert caplog.text.count(line) == 1
     figures = ("nelbo_nats_per_token", "bits_per_byte", "nelbo_stderr", "nelbo_per_draw")
     assert {name: here.result["eval"][name] for name in figures} == {
         name: there.result["eval"][name] for name in figures

@@ -6,11 +6,12 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
+from scipy import special
 
 from diffusionlm.scaling.laws.misfit import CellResiduals, leave_surfaces, scatter_about_surfaces
 from diffusionlm.scaling.laws.noise import RESIDUALS, Noise, by_cell
 from diffusionlm.scaling.laws.objective import FAR
-from diffusionlm.scaling.laws.surface import TERMS, Surface, logit, surface
+from diffusionlm.scaling.laws.surface import TERMS, Surface, surface
 from diffusionlm.scaling.sweep.results import CellResult
 
 ENOUGH = 3  # shares that a quadratic goes through
@@ -67,7 +68,7 @@ def _near(runs: Sequence[CellResult]) -> RoadSurface:
     """
     best = min(by_cell(runs).values(), key=lambda cell: float(np.mean([run.loss for run in cell])))[0].arm_share
     shares = {run.arm_share for run in runs}
-    near = {share for share in shares if abs(float(logit(share) - logit(best))) <= math.log(FAR) + 1e-9}
+    near = {share for share in shares if abs(float(special.logit(share) - special.logit(best))) <= math.log(FAR) + 1e-9}
     kept = near if len(near) >= ENOUGH else shares
     return RoadSurface(
         tuple(run for run in runs if run.arm_share in kept), tuple(run for run in runs if run.arm_share not in kept)

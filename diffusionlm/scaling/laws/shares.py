@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
+from scipy import special
 
 from diffusionlm.scaling.laws import surface as surfaces
 from diffusionlm.scaling.laws.bootstrap import Bootstrap, Estimate, estimate
@@ -11,7 +12,7 @@ from diffusionlm.scaling.laws.misfit import LackOfFit, lack_of_fit
 from diffusionlm.scaling.laws.noise import Noise, by_cell, common_error
 from diffusionlm.scaling.laws.optima import QUANTITIES, REACH, tokens_of_size
 from diffusionlm.scaling.laws.road_surfaces import RoadSurface, Surfaces, cells_of
-from diffusionlm.scaling.laws.surface import Surface, expit, logit
+from diffusionlm.scaling.laws.surface import Surface
 from diffusionlm.scaling.sweep.results import CellResult
 
 ROAD = "road"  # the name of the road with the best share of each budget
@@ -75,7 +76,7 @@ class ShareFit:
     def at(self, share: float) -> tuple[Estimate, Estimate]:
         """Return N* and L* of the surface at one share."""
         assert self.surface is not None
-        x = float(logit(share)) - self.surface.centre[1]
+        x = float(special.logit(share)) - self.surface.centre[1]
 
         def values(coefficients: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
             u, loss = surfaces.at_share(coefficients, x)
@@ -131,9 +132,9 @@ def _best(runs: Sequence[CellResult], fit: Surface, drawn: np.ndarray | None) ->
     best = {key: float(value) for key, value in logs(fit.coefficients).items()}
     draws = {} if drawn is None else logs(drawn)
     params, optimal_tokens, loss = (estimate(best[key], draws.get(key), np.exp) for key in QUANTITIES)
-    share = estimate(best["share"], draws.get("share"), expit)
+    share = estimate(best["share"], draws.get("share"), special.expit)
     of_u, of_x, of_loss = surfaces.variances(fit)
-    grids = [np.unique(np.log([run.params for run in runs])), np.unique(logit([run.arm_share for run in runs]))]
+    grids = [np.unique(np.log([run.params for run in runs])), np.unique(special.logit([run.arm_share for run in runs]))]
     places = best["params"], best["share"]
     log_params = estimate(best["params"], draws.get("params"))
     log_odds = estimate(best["share"], draws.get("share"))

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike
+from scipy import special
 
 TERMS = 6  # 1, u, x, u^2, u x, x^2
 
@@ -22,17 +23,6 @@ class Surface:
     residuals: np.ndarray  # (runs,) measured minus fitted, nats
 
 
-def logit(share: ArrayLike) -> np.ndarray:
-    """Return log(share / (1 - share))."""
-    share = np.asarray(share, float)
-    return np.log(share) - np.log1p(-share)
-
-
-def expit(x: ArrayLike) -> np.ndarray:
-    """Return the share whose logit is x."""
-    return 1 / (1 + np.exp(-np.asarray(x, float)))
-
-
 def surface(log_n: ArrayLike, share: ArrayLike, loss: ArrayLike, weights: ArrayLike | None = None) -> Surface | None:
     """Fit a surface to the runs of one budget.
 
@@ -45,7 +35,7 @@ def surface(log_n: ArrayLike, share: ArrayLike, loss: ArrayLike, weights: ArrayL
     Returns:
       The surface, or None where the runs do not determine all of its coefficients.
     """
-    log_n, x, loss = np.asarray(log_n, float), logit(share), np.asarray(loss, float)
+    log_n, x, loss = np.asarray(log_n, float), special.logit(share), np.asarray(loss, float)
     centre = float(np.unique(log_n).mean()), float(np.unique(x).mean())
     design = terms(log_n - centre[0], x - centre[1])
     root = np.sqrt(np.ones(len(loss)) if weights is None else np.asarray(weights, float))

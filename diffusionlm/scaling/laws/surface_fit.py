@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from itertools import product
 
 import numpy as np
-from scipy import optimize, stats
+from scipy import optimize, special, stats
 
 from diffusionlm.scaling.laws.arguments import check_runs
 from diffusionlm.scaling.laws.bootstrap import CONFIDENCE, Estimate
@@ -222,7 +222,7 @@ class Projection:
         smallest = float((self.project(alpha, beta)[1] ** 2).sum())
 
         def excess(logit: float) -> float:
-            share = 1 / (1 + np.exp(-logit))
+            share = special.expit(logit)
 
             def square_sum(log_total: float) -> float:
                 sizes = np.exp(log_total) * np.array([1 - share, share])
@@ -233,7 +233,7 @@ class Projection:
 
         if limit < 1e-20 * float(self.loss @ self.loss):  # exact losses
             return Estimate(best, best, best)
-        ends, place = [], float(np.log(best / (1 - best)))
+        ends, place = [], float(special.logit(best))
         if excess(place) > 0:  # the losses are exact to the precision of this search
             return Estimate(best, best, best)
         for end, beyond in ((-6.0, 0.0), (6.0, 1.0)):
@@ -243,7 +243,7 @@ class Projection:
                 continue
             inner, outer = place + (outside - 1 / 12) * (end - place), place + outside * (end - place)
             logit = optimize.brentq(excess, inner, outer, xtol=1e-4)
-            ends.append(1 / (1 + np.exp(-logit)))  # pyright: ignore[reportOperatorIssue]  # its stubs think of a pair
+            ends.append(special.expit(logit))
         return Estimate(best, *map(float, ends))
 
 

@@ -3,13 +3,13 @@
 from typing import TYPE_CHECKING
 
 import numpy as np
+from scipy import special
 
 from diffusionlm.scaling.laws.analysis import Analysis
 from diffusionlm.scaling.laws.bootstrap import Estimate
 from diffusionlm.scaling.laws.noise import by_cell
 from diffusionlm.scaling.laws.road_words import share_ends
 from diffusionlm.scaling.laws.shares import ShareFit
-from diffusionlm.scaling.laws.surface import expit, logit
 from diffusionlm.scaling.report.formatting import short
 from diffusionlm.scaling.report.plot_elements import GREY, Style, band, flops, style_of
 
@@ -40,7 +40,7 @@ def draw_shares(figure: "Figure", analysis: Analysis) -> bool:
         _from_scratch(below, analysis, fit.budget, ["arm"])
         shares = [at.share for at in fit.shares]
         above.set(xscale="logit", title=f"{flops(fit.budget)} FLOPs")
-        above.set_xlim(*expit(logit([shares[0], shares[-1]]) + np.array([-MARGIN, MARGIN])))
+        above.set_xlim(*special.expit(special.logit([shares[0], shares[-1]]) + np.array([-MARGIN, MARGIN])))
         below.set_xlabel("share of the steps that are autoregressive")
         for axes in (above, below):
             axes.legend(fontsize=8)
@@ -66,8 +66,8 @@ def _bound(axes: "Axes", fit: ShareFit) -> None:
     if fit.surface is None:
         return
     near = [run.arm_share for run in fit.runs]
-    ends = logit([min(near), max(near)]) + np.array([-MARGIN, MARGIN])
-    grid = expit(np.linspace(ends[0], ends[1], 60))
+    ends = special.logit([min(near), max(near)]) + np.array([-MARGIN, MARGIN])
+    grid = special.expit(np.linspace(ends[0], ends[1], 60))
     estimates = [fit.at(share)[1] for share in grid]
     axes.plot(grid, [e.value for e in estimates], color=LINE.colour, linewidth=1.4, label="at the best size")
     band(axes, grid, estimates, LINE)
