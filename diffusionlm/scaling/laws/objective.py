@@ -46,7 +46,7 @@ class ObjectiveFit:
     runs: tuple[CellResult, ...]  # all runs; those without a budget are in the surfaces alone
     suspects: tuple[Suspect, ...] = ()  # cells that seem to have gone wrong
     without_suspects: "ObjectiveFit | None" = None  # the same fits without them; None where there are none
-    unnamed: int = 0  # cells that are far off the surface, at least, where they are too many to be suspected
+    unnamed: int = 0  # about how many cells are far off the surface, where they are too many to be suspected
 
     @property
     def hanging(self) -> bool:

@@ -41,7 +41,7 @@ def too_many(fit: ObjectiveFit) -> str:
     cells = len({cell_key(run) for run in fit.runs})
     look, differ = ("curves", "the budget or the sizes") if fit.budgets else ("runs", "those")
     return (
-        f"so many cells are far off the surface, at least {fit.unnamed} of {cells}, that it is the surface that does "
+        f"so many cells are far off the surface, about {fit.unnamed} of {cells}, that it is the surface that does "
         f"not fit and none of them is named, so look at the {look}, and leave out {differ} that differ"
     )
 

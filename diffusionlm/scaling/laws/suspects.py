@@ -22,8 +22,9 @@ from diffusionlm.scaling.laws.surface_fit import SurfaceFit, fit_surface
 from diffusionlm.scaling.sweep.results import CellResult
 
 LEVEL = 0.05  # of the test of all cells in all steps together (Bonferroni)
+SURE = 1e-3  # the same where a surface is dismissed, which greedy steps among many cells must not do by chance
 MOST = 0.2  # of the cells: if more are far off, it is the surface that does not fit
-AHEAD = 4  # cells in a row that may be taken out in vain before one that is far off
+AHEAD = 4  # cells in a row that are not far off, after which none is suspected
 ROUNDING = 1e-6  # of a loss, and of whole numbers of tokens, as a share of the loss
 
 
@@ -43,17 +44,17 @@ class Outliers:
     """The cells of one objective that are far off the surface through the others."""
 
     suspects: tuple[Suspect, ...] = ()  # the worst first
-    unnamed: int = 0  # cells that are far off, at least, where they are too many for any of them to be suspected
+    unnamed: int = 0  # about how many are far off, where they are too many for any of them to be suspected
 
 
 def outliers(results: Sequence[CellResult], noise: Noise | None = None) -> Outliers:
     """Find the cells of one objective that went wrong.
 
     Cells that went wrong at once hide each other, because each is part of the scatter that the others are judged by. So
-    the worst are taken out one by one up to a limit, and all that were taken out until the last one that is far off the
-    surface through what is left are suspected (the generalised extreme Studentised deviate, Rosner 1983), where at most
-    `AHEAD` in a row before it are not far off. The level is that of all cells in all steps together. If more than
-    `MOST` of the cells are far off, none is named: it is the surface that does not fit.
+    the worst are taken out one by one until half are left, and all until the last one that is far off the surface
+    through what is left are far off (the generalised extreme Studentised deviate, Rosner 1983). The level is that of
+    all cells in all steps together. If these are more than `MOST` of the cells, none is named: it is the surface that
+    does not fit. Otherwise the search ends where more than `AHEAD` in a row are not far off.
 
     Args:
       results: the runs of one objective.
@@ -66,25 +67,39 @@ def outliers(results: Sequence[CellResult], noise: Noise | None = None) -> Outli
     cells: dict[object, list[CellResult]] = {}
     for run in results:
         cells.setdefault(cell_key(run), []).append(run)
-    left = [replace(runs[0], loss=float(np.mean([run.loss for run in runs]))) for runs in cells.values()]
-    means, steps = left, int(MOST * len(left)) + 1
-    taken: list[CellResult] = []
-    fit, count = fit_surface(left, profile=False), 0
-    while fit and fit.dof > 2 and len(taken) < min(steps, count + AHEAD + 1):
-        cell, comparisons = _worst(fit, left), steps * len(left)
-        left = without(left, [cell])
-        if (fit := fit_surface(left, profile=False)) is None:
-            break
-        taken.append(cell)
-        if _against(fit, cell, comparisons).p < LEVEL:
-            count = len(taken)
-    if count == steps:
-        return Outliers(unnamed=count)
-    others = fit_surface(without(means, taken[:count]), profile=False)
+    means = [replace(runs[0], loss=float(np.mean([run.loss for run in runs]))) for runs in cells.values()]
+    half, most = len(means) // 2, int(MOST * len(means))
+    taken, p = _worst_first(means, half)
+    comparisons = (most + 1) * len(means)
+    named = taken[: _last(p[: most + 1] * comparisons < LEVEL, AHEAD)]
+    if (far := max(len(named), _last(p * half * len(means) < SURE))) > most:
+        return Outliers(unnamed=far)
+    others = fit_surface(without(means, named), profile=False)
     if others is None:
         return Outliers()
-    again = [_against(others, cell, steps * len(means)) for cell in taken[:count]]
+    again = [_against(others, cell, comparisons) for cell in named]
     return Outliers(tuple(s for s in again if s.p < LEVEL and _curve_agrees(s, means, again, noise)))
+
+
+def _worst_first(cells: Sequence[CellResult], steps: int) -> tuple[list[CellResult], np.ndarray]:
+    """Return up to so many cells in the order in which they are taken out, and the p of each against what is left."""
+    taken, p, left = [], [], list(cells)
+    fit = fit_surface(left, profile=False)
+    while fit and fit.dof > 2 and len(taken) < steps:
+        cell = _worst(fit, left)
+        left = without(left, [cell])
+        if fit := fit_surface(left, profile=False):
+            taken.append(cell)
+            p.append(_against(fit, cell, 1).p)
+    return taken, np.array(p)
+
+
+def _last(far_off: np.ndarray, ahead: int | None = None) -> int:
+    """Return the number of cells until the last one that is far off, with at most `ahead` others in a row before it."""
+    places = [0, *(np.flatnonzero(far_off) + 1)]
+    gaps = np.diff(places) - 1
+    within = len(gaps) if ahead is None else next((i for i, gap in enumerate(gaps) if gap > ahead), len(gaps))
+    return int(places[within])
 
 
 def without(results: Sequence[CellResult], named: Sequence[Suspect | CellResult]) -> list[CellResult]:

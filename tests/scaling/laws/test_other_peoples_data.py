@@ -160,10 +160,11 @@ def test_the_shipped_laws_of_gidd_are_those_of_its_notebook():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["porian", "kempner_loss_to_loss", "llama3", "mdm_prime_v2", "open_athena"])
-def test_of_no_published_runs_so_many_are_far_off_that_their_surface_is_dismissed(name):
-    """Though they scatter about it by up to 0.42 nats."""
+def test_the_surface_of_one_published_group_is_dismissed(name):
+    """Its cells scatter about it by 0.27 nats, and the large sizes hardly learned. No other is, up to 0.42 nats."""
     groups = runs(name)
-    assert groups and [key for key, group in groups.items() if outliers(group).unnamed] == []
+    dismissed = [source for (source, _, _), group in groups.items() if outliers(group).unnamed]
+    assert groups and dismissed == ["porian_rw_base_long_kaplan_standard_val"] * (name == "porian")
 
 
 @pytest.mark.slow

@@ -197,8 +197,10 @@ def test_runs_of_no_budget_are_suspected_by_their_size_and_tokens():
 @pytest.mark.slow
 @pytest.mark.parametrize(("budgets", "sizes", "sd", "noise"), [(3, 5, 0.02, None), (4, 7, 0.002, 0.002)])
 def test_at_most_a_twentieth_of_the_grids_without_a_wrong_cell_have_a_suspect(budgets, sizes, sd, noise):
-    alarms = sum(named(grid(budgets, sizes, seed, sd), noise=noise) != [] for seed in range(120))
+    grids = [grid(budgets, sizes, seed, sd) for seed in range(120)]
+    alarms = sum(named(cells, noise=noise) != [] for cells in grids)
     assert alarms <= stats.binom.ppf(0.999, 120, 0.05)
+    assert not any(outliers(cells).unnamed for cells in grids)
 
 
 def test_the_noise_of_residuals_is_taken_again_without_the_suspects():
