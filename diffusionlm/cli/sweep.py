@@ -249,9 +249,12 @@ def _report(
         print_json(content)
         return 0
     where = output or sweep.directory(name, workdir) / "report"
-    for group, one in ({"": content} | content.get("groups", {})).items():
-        for warning in one.get("warnings", []):
-            write(f"warning: {group}{': ' if group else ''}{warning}", error=True)
+    for group, report in ({"": content} | content.get("groups", {})).items():
+        of_group = f"{group}: " if group else ""
+        if "verdict" in report:  # the report of several groups has none of its own
+            write(f"{of_group}{report['verdict']}")
+        for warning in report.get("warnings", []):
+            write(f"warning: {of_group}{warning}", error=True)
     write(f"written: {where}/report.html")
     return 0
 

@@ -142,6 +142,7 @@ def test_report_writes_a_page_and_warns_of_missing_cells(finished, capsys, tmp_p
     identity = json.loads((workdir / "sweep.json").read_text())
     assert identity["dataset"] in content["context"]["dataset"] and "held-out text, scored" in content["context"]
     assert content["verdict"].startswith("This sweep gives no scaling law for ")
+    assert captured.out.startswith(content["verdict"] + "\n")
 
 
 @pytest.mark.parametrize(

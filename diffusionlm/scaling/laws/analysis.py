@@ -38,6 +38,10 @@ class Analysis:
     verdict: str  # a sentence or two
     left_out: tuple[LeftOut, ...] = ()  # runs that no fit uses, to be shown beside the others
 
+    def __str__(self) -> str:
+        """Return the verdict and the warnings, one to a line."""
+        return "\n".join([self.verdict, *self.warnings])
+
 
 # The fits make thousands of BLAS calls on tiny matrices, for which threads wait longer than they compute.
 @threadpool_limits.wrap(limits=1, user_api="blas")

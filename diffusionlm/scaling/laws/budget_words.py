@@ -44,7 +44,7 @@ def of_budgets(fit: ObjectiveFit) -> Iterator[tuple[int, str]]:
     """Yield weight and text of the warnings about the budgets of one objective."""
     yield from merged(fit.objective, _without_optimum(fit))
     yield from merged(fit.objective, _optima(fit))
-    yield from merged(fit.objective, filter(None, map(_misfit, fit.budgets)))
+    yield from merged(fit.objective, filter(None, (_misfit(fit, row) for row in fit.budgets)))
     yield from merged(fit.objective, _evaluation(fit))
 
 
@@ -87,15 +87,16 @@ def _doubts(fit: ObjectiveFit, row: BudgetFit, optimum: Optimum) -> Iterator[tup
         yield 3, f"the {end} size is the best that was measured, so one side of the optimum is only noise", ""
 
 
-def _misfit(row: BudgetFit) -> Note | None:
+def _misfit(fit: ObjectiveFit, row: BudgetFit) -> Note | None:
     misfit = row.optimum.lack_of_fit if row.optimum else None
     if misfit is None or not suspicious(misfit):
         return None
     numbers = f"{misfit.sd:.3g} nats, {p_words(misfit.p)}"
-    if rejected(row) and row.usable:
+    if rejected(row) and row.usable and fit.laws:
         text = "the curve is rejected, and yet the laws use its optimum"
         return Note(2, row.budget, f"{text}; the losses leave it by so much beyond the noise", numbers)
-    text = "losses leave the curve by so much beyond the noise, which no interval contains"
+    text = "losses leave the curve by so much beyond the noise"
+    text += "" if fit.widened else ", which no interval contains"
     return Note(3, row.budget, text, numbers)
 
 

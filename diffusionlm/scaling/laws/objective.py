@@ -77,6 +77,11 @@ class ObjectiveFit:
         usable = {row.budget for row in self.budgets if row.usable}
         return frozenset(row.budget for row in self.without_suspects.budgets if row.usable) - usable
 
+    @property
+    def widened(self) -> bool:
+        """True if intervals use the scatter about the curves, which the noise does not explain."""
+        return bool(self.noise and self.used_noise and self.used_noise.source == "curves")
+
     def in_laws(self, suspect: Suspect) -> bool:
         """Return True if a suspected cell is in a curve of the laws, or of those without suspected cells."""
         other = self.without_suspects
@@ -174,9 +179,11 @@ def fit_objective(curves: Curves, bootstrap: Bootstrap, next_budget: float | Non
       full: also fit Approaches 1 and 3, and rank candidates for the next cell.
     """
     fit = _fit(curves, bootstrap, next_budget, full)
-    if fit.arm_share:  # no surface knows the share
-        return fit
+    if fit.arm_share:  # no surface knows the share, and what to run next is asked for the best one
+        return replace(fit, candidates=())
     far = outliers(curves.runs, curves.noise)
+    if far.unnamed and not fit.laws:  # the best of losses that are wrong points nowhere
+        return replace(fit, unnamed=far.unnamed, candidates=())
     if not far.suspects:
         return replace(fit, unnamed=far.unnamed)
     noise = curves.noise

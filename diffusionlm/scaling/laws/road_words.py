@@ -92,7 +92,10 @@ def _lack(fit: ShareFit) -> str:
     """Return what a budget needs for a best share that is determined."""
     if fit.surface is None:
         cells = len({(run.arm_share, run.params) for run in fit.runs})
-        return f"{cells} combinations of size and share do not determine a quadratic in both, so run more of them"
+        return (
+            f"{cells} combinations of size and share do not determine a quadratic in both, and three sizes at each of "
+            "three shares do"
+        )
     means = {at.share: at.best_loss for at in fit.shares}
     best = min(means, key=lambda share: means[share])
     sizes = sorted({run.params for run in fit.runs})

@@ -32,7 +32,7 @@ def suspected(fit: ObjectiveFit) -> Iterator[tuple[int, str]]:
             weight,
             f"{fit.objective}{where}, N = {suspect.params:,}{_row_of(fit, suspect)}: this cell is suspected: it is "
             f"{_signed(suspect.off)} nats off the surface through the others ({p_words(suspect.p)}), so repeat it, or "
-            f"leave it out{rest}",
+            f"leave it out{', by a word in its column flag' if of_others(fit.runs) else ''}{rest}",
         )
 
 
@@ -46,8 +46,29 @@ def too_many(fit: ObjectiveFit) -> str:
     )
 
 
+def hiding(fit: ObjectiveFit) -> str:
+    """Say which suspected cells hide optima, their own and those of other budgets."""
+    cells = named_cells(fit)
+    one = len(cells) == 1
+    optima = "an optimum" if len(fit.hidden) == 1 else f"the optima of {len(fit.hidden)} budgets"
+    return (
+        f"the suspected {'cell' if one else 'cells'} {listed(cells)} {'hides' if one else 'hide'} {optima}, as the "
+        f"scatter that all are judged by contains {'its error' if one else 'their errors'}: repeat "
+        f"{'it' if one else 'them'}, or leave {'it' if one else 'them'} out"
+    )
+
+
+def named_cells(fit: ObjectiveFit) -> list[str]:
+    """Return the suspected cells of laws, with and without which there may be some, in words."""
+    return [f"N = {cell.params:.3g} at {cell.budget:.3g} FLOPs" for cell in fit.suspects if fit.in_laws(cell)]
+
+
 def _changes(fit: ObjectiveFit) -> str:
     """Say what the exponents are without the suspected cells: that of N*, and those that leave what is quoted."""
+    other = fit.without_suspects
+    if other and other.laws and not fit.laws:
+        exponent = other.laws["params"].exponent.value
+        return f"; there are laws without the suspected cells only, with an exponent of N* of {exponent:.3g}"
     if not fit.laws or fit.without_suspects is None:
         return ""
     clauses = []

@@ -22,9 +22,9 @@ from diffusionlm.scaling.laws.surface_fit import SurfaceFit, fit_surface
 from diffusionlm.scaling.sweep.results import CellResult
 
 LEVEL = 0.05  # of the test of all cells in all steps together (Bonferroni)
-SURE = 1e-3  # the same where a surface is dismissed, which greedy steps among many cells must not do by chance
+SURE = 1e-3  # the same of a search beyond `AHEAD`, whose greedy steps among many cells may not find any by chance
 MOST = 0.2  # of the cells: if more are far off, it is the surface that does not fit
-AHEAD = 4  # cells in a row that are not far off, after which none is suspected
+AHEAD = 4  # cells in a row that are not far off, after which others are suspected at the level `SURE` only
 ROUNDING = 1e-6  # of a loss, and of whole numbers of tokens, as a share of the loss
 
 
@@ -54,7 +54,7 @@ def outliers(results: Sequence[CellResult], noise: Noise | None = None) -> Outli
     the worst are taken out one by one until half are left, and all until the last one that is far off the surface
     through what is left are far off (the generalised extreme Studentised deviate, Rosner 1983). The level is that of
     all cells in all steps together. If these are more than `MOST` of the cells, none is named: it is the surface that
-    does not fit. Otherwise the search ends where more than `AHEAD` in a row are not far off.
+    does not fit. Behind more than `AHEAD` in a row that are not far off the level is stricter.
 
     Args:
       results: the runs of one objective.
@@ -71,9 +71,10 @@ def outliers(results: Sequence[CellResult], noise: Noise | None = None) -> Outli
     half, most = len(means) // 2, int(MOST * len(means))
     taken, p = _worst_first(means, half)
     comparisons = (most + 1) * len(means)
-    named = taken[: _last(p[: most + 1] * comparisons < LEVEL, AHEAD)]
-    if (far := max(len(named), _last(p * half * len(means) < SURE))) > most:
-        return Outliers(unnamed=far)
+    near, far = _last(p[: most + 1] * comparisons < LEVEL, AHEAD), _last(p * half * len(means) < SURE)
+    if (count := max(near, far)) > most:
+        return Outliers(unnamed=count)
+    named = taken[:count]
     others = fit_surface(without(means, named), profile=False)
     if others is None:
         return Outliers()

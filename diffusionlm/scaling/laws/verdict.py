@@ -8,7 +8,7 @@ from diffusionlm.scaling.laws.diagnostics import REASONS, SYMBOLS, lack, listed,
 from diffusionlm.scaling.laws.objective import ObjectiveFit
 from diffusionlm.scaling.laws.optima import BudgetFit
 from diffusionlm.scaling.laws.scatter import contrasts, too_large
-from diffusionlm.scaling.laws.suspect_words import too_many
+from diffusionlm.scaling.laws.suspect_words import hiding, named_cells, too_many
 from diffusionlm.scaling.sweep.results import of_others
 
 _OPTIMA = {"params": "the best sizes", "tokens": "the best numbers of tokens", "loss": "the best losses"}
@@ -70,13 +70,14 @@ def doubts(fit: ObjectiveFit) -> list[str]:
     if "the best losses" not in misfits and bend(fit).shown:
         clauses.append("the best losses bend away from their power law")
     if misfits:
-        clauses.append(f"{listed(misfits)} at each budget do not lie on one power law")
+        laws = "one power law" if len(misfits) == 1 else "power laws"
+        clauses.append(f"{listed(misfits)} at each budget do not lie on {laws}")
     return clauses
 
 
 def _hanging(name: str, fit: ObjectiveFit) -> str:
     """Say that no law is quoted, because it hangs on suspected cells."""
-    cells = [f"N = {cell.params:.3g} at {cell.budget:.3g} FLOPs" for cell in fit.suspects if fit.in_laws(cell)]
+    cells = named_cells(fit)
     noun, pronoun = ("cell", "it") if len(cells) == 1 else ("cells", "them")
     return (
         f"no law of {name.upper()} is quoted, as it hangs on the suspected {noun} {listed(cells)}: repeat {pronoun}, "
@@ -92,15 +93,17 @@ def budgets(count: int) -> str:
 def _why_none(fit: ObjectiveFit) -> list[str]:
     """Return what an objective lacks for laws, and what to run or to leave out."""
     if not fit.budgets:
-        clauses = ["its runs are of no budget, so that only the surface is fitted"]
+        clauses = ["no budget has three sizes, so that only the surface is fitted"]
         if count := len(fit.suspects):
             clauses.append("1 of its cells is suspected" if count == 1 else f"{count} of its cells are suspected")
         clauses += [too_many(fit)] if fit.unnamed else []
         return [*clauses, *map(str, contrasts(fit))]
-    counts = Counter(reason(fit, row) for row in fit.budgets if not row.usable)
+    if fit.unnamed:  # which size is the best of losses that are wrong says nothing
+        return [too_many(fit), *map(str, contrasts(fit))]
+    counts = Counter(reason(fit, row) for row in fit.budgets if not row.usable and row.budget not in fit.hidden)
     known = list(REASONS.values())
     order = sorted(counts, key=lambda words: known.index(words) if words in known else len(known))
-    clauses = [too_many(fit)] if fit.unnamed else []
+    clauses = [hiding(fit)] if fit.hidden else []
     clauses += [str(contrast)] if (contrast := too_large(fit)) else []
     clauses += [f"at {budgets(counts[words])} {words}" for words in order]
     if usable := _usable(fit):
@@ -114,7 +117,11 @@ def reason(fit: ObjectiveFit, row: BudgetFit) -> str:
     if need is None:
         return ""
     if row.budget in fit.hidden:
-        return "suspected cells hide the optimum, so repeat them, or leave them out"
+        own = any(suspect.budget == row.budget for suspect in fit.suspects)
+        who = "suspected cells hide" if own else "the scatter due to suspected cells at other budgets hides"
+        return f"{who} the optimum, so repeat them, or leave them out"
+    if fit.unnamed and not fit.laws:
+        return "too many cells are far off the surface to say which size is the best"
     if need == "seeds" and too_large(fit):
         return "the given noise hides the optimum, so give less"
     return REASONS[need]

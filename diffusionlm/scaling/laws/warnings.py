@@ -87,7 +87,7 @@ def _missing(fit: ObjectiveFit) -> Warnings:
     name = fit.objective
     usable = sum(row.usable for row in fit.budgets)
     if not fit.budgets:
-        yield 2, f"{name}: its runs are of no budget, so there are no optima and laws, only the fitted surfaces"
+        yield 2, f"{name}: no budget has three sizes, so there are no optima and laws, only the fitted surfaces"
         return
     if far := sum(len(row.distant) for row in fit.budgets):
         yield (
@@ -105,7 +105,7 @@ def _missing(fit: ObjectiveFit) -> Warnings:
         yield (
             2,
             f"{name}: no intervals, because the noise is unknown: it takes {MIN_SEEDS} seeds in at least "
-            f"{MIN_REPEATED} cells, or a noise that is given (--noise)",
+            f"{MIN_REPEATED} cells, or a noise that is given (--noise, or noise= in Python)",
         )
     elif fit.noise.source == "residuals":
         yield (
@@ -114,10 +114,8 @@ def _missing(fit: ObjectiveFit) -> Warnings:
             "misfit as well as noise; the fit of a curve cannot be tested against it",
         )
     elif fit.noise.source == "given":
-        yield (
-            4,
-            f"{name}: intervals and tests rest on the given noise of {fit.noise.sd:.3g} nats; nothing here measures it",
-        )
+        what = "tests rest" if fit.widened else "intervals and tests rest"
+        yield 4, f"{name}: {what} on the given noise of {fit.noise.sd:.3g} nats; nothing here measures it"
     elif fit.noise.pooled and not fit.arm_share:
         yield 4, f"{name}: too few repeated seeds of its own; its intervals use the noise of all objectives together"
 
@@ -160,7 +158,7 @@ def _shape(fit: ObjectiveFit) -> Warnings:
             f"{fit.objective}: the curves are not parabolas: these would move N* by a factor of up to {factor:.2f}, "
             f"out of its interval, at {budgets(len(moved))}; published optima that you compare with may be moved alike",
         )
-    if fit.noise and fit.used_noise and fit.used_noise.source == "curves":
+    if fit.widened and fit.noise and fit.used_noise:
         yield (
             2,
             f"{fit.objective}: the losses scatter about the curves by {fit.used_noise.sd:.3g} nats, which the noise of "

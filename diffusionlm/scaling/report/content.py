@@ -31,7 +31,7 @@ def to_json(analysis: Analysis) -> dict[str, Any]:
         "verdict": analysis.verdict,
         "warnings": list(analysis.warnings),
         "noise": {name: _plain(fit.noise) for name, fit in objectives.items()},
-        "optima": [_optimum(row) for fit in objectives.values() for row in fit.budgets],
+        "optima": [_optimum(fit, row) for fit in objectives.values() for row in fit.budgets],
         "laws": {name: {key: _law(law) for key, law in fit.laws.items()} for name, fit in objectives.items()},
         "used_noise": {name: _plain(fit.used_noise) for name, fit in objectives.items()},
         "shapes": {name: _shape(fit) for name, fit in objectives.items()},
@@ -95,7 +95,7 @@ def _candidate(candidate: Candidate, presets: Mapping[int, str], best_for: Seque
     return dataclasses.asdict(candidate) | {"best_for": list(best_for), "nearest_preset": side + presets[nearest]}
 
 
-def _optimum(row: BudgetFit) -> dict[str, Any]:
+def _optimum(fit: ObjectiveFit, row: BudgetFit) -> dict[str, Any]:
     optimum = row.optimum
     return {
         "objective": row.objective,
@@ -105,7 +105,7 @@ def _optimum(row: BudgetFit) -> dict[str, Any]:
         **{key: _plain(getattr(optimum, key, None)) for key in QUANTITIES},
         "tokens_per_parameter": _plain(optimum.tokens.value / optimum.params.value if optimum else None),
         "curvature": _plain(optimum.curve.curvature if optimum else None),
-        "in_laws": row.usable,
+        "in_laws": row.usable and bool(fit.laws),
         "at_edge": optimum.at_edge if optimum else False,
         "best_size_is": outermost(row) or "between",
         "lack_of_fit": _plain(optimum.lack_of_fit if optimum else None),

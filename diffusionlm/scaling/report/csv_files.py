@@ -68,4 +68,5 @@ def _optimum_rows(analysis: Analysis) -> Iterator[dict[str, Any]]:
                     cells[f"{key}_{part}"] = "" if number is None or math.isnan(number) else number
             shifts = (row.optimum.shift_log_n, row.optimum.shift_loss) if row.optimum else (None, None)
             log_params, loss = ("" if shift is None else shift for shift in shifts)
-            yield cells | {"in_laws": row.usable, "log_params_minus_parabola": log_params, "loss_minus_parabola": loss}
+            cells["in_laws"] = row.usable and bool(fit.laws)
+            yield cells | {"log_params_minus_parabola": log_params, "loss_minus_parabola": loss}

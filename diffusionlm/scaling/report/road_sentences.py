@@ -17,12 +17,10 @@ def about_roads(roads: Roads) -> list[str]:
             values = ", ".join(f"{number(estimate)} at {budget:.3g} FLOPs" for budget, estimate in rows)
             sentences.append(f"With the best share the loss minus that of {name.upper()} at equal compute is {values}.")
     if law := roads.laws.get("share"):
-        moves = "grows" if law.exponent.value > 0 else "falls"
-        certain = law.exponent.excludes(0)
-        sentences.append(
-            f"The odds of the best share change as C to the power {number(law.exponent)}, so the share {moves} with "
-            f"compute{'' if certain else ', if it moves at all'}."
-        )
+        moves = f"the share {'grows' if law.exponent.value > 0 else 'falls'} with compute"
+        if not law.exponent.excludes(0):
+            moves = "nothing shows that the share moves with compute"
+        sentences.append(f"The odds of the best share change as C to the power {number(law.exponent)}, so {moves}.")
     kept = [sentence for fit in roads.budgets if (sentence := _about_skill(fit.budget, fit.shares))]
     return sentences + kept
 

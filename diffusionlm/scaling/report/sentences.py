@@ -6,7 +6,7 @@ from typing import TypeVar
 from diffusionlm.scaling.laws.analysis import Analysis
 from diffusionlm.scaling.laws.bend import bend
 from diffusionlm.scaling.laws.bootstrap import Estimate
-from diffusionlm.scaling.laws.diagnostics import p_words
+from diffusionlm.scaling.laws.diagnostics import listed, p_words
 from diffusionlm.scaling.laws.gap import Gap, quoted
 from diffusionlm.scaling.laws.next_cells import WORTH
 from diffusionlm.scaling.laws.objective import ObjectiveFit
@@ -53,9 +53,13 @@ def _about_intervals(analysis: Analysis) -> str:
         "given": f"a noise of {sds} nats between runs, which was given and not measured here",
         "residuals": f"the scatter of the runs about the fitted curves ({sds} nats), which contains their misfit",
     }.get(known[0].source, "the noise of the runs and, for diffusion, of the evaluation masks")
+    if wider := [name.upper() for name, fit in analysis.objectives.items() if fit.widened]:
+        held += f" (of {listed(wider)}: the larger scatter about the curves)"
+    laws = any(fit.laws for fit in analysis.objectives.values())
     return (
-        f"Intervals hold {held}, the shape of the curves as far as the losses leave it open, and how far optima "
-        "scatter about their law beyond the noise. They do not hold the choice of held-out text, learning rate or data."
+        f"Intervals hold {held}, {'' if laws else 'and '}the shape of the curves as far as the losses leave it open"
+        f"{', and how far optima scatter about their law beyond the noise' if laws else ''}. They do not hold the "
+        "choice of held-out text, learning rate or data."
     )
 
 

@@ -1,9 +1,14 @@
 """What is to be said of several budgets is said once."""
 
+from dataclasses import replace
+
+from support.scaling_points import grid
 from support.simulated_sweep import complete, moved
 
 from diffusionlm.scaling.laws.analysis import analyse
 from diffusionlm.scaling.laws.budget_words import Note, merged
+from diffusionlm.scaling.report.content import to_json
+from diffusionlm.scaling.report.sentences import summary
 
 
 def test_notes_of_one_text_are_one_line_with_the_numbers_of_each_budget():
@@ -32,3 +37,28 @@ def test_curves_that_are_rejected_are_one_warning_with_what_each_misses():
     misfits = [row.optimum.lack_of_fit.sd for row in analysis.objectives["arm"].budgets if row.budget in sizes]
     for budget, sd in zip(("1.6e+13", "5e+13 FLOPs"), misfits, strict=True):
         assert f"{budget} ({sd:.3g} nats, p " in line
+
+
+def test_a_rejected_curve_is_in_no_laws_where_there_are_none():
+    cells = grid(2, 7)
+    tilted = [replace(cell, loss=cell.loss - cell.params / 1e9) for cell in cells[:7]]
+    bent = [replace(cell, loss=cell.loss + 0.05 * (i % 2)) for i, cell in enumerate(cells[7:])]
+    analysis = analyse(tilted + bent, noise=0.002, draws=200, full=False)
+    assert not analysis.objectives["arm"].laws
+    assert not any("the laws use" in line for line in analysis.warnings)
+    assert [row["in_laws"] for row in to_json(analysis)["optima"]] == [False, False]
+
+
+def test_only_what_the_intervals_use_is_said_of_them():
+    """Losses that leave their curves by more than the given noise: no line says that intervals rest on that noise."""
+    bent = [replace(cell, loss=cell.loss + 0.03 * (i % 2)) for i, cell in enumerate(grid(4, 7))]
+    analysis = analyse(bent, noise=0.002, draws=200, full=False)
+    assert analysis.objectives["arm"].widened
+    text = "\n".join(analysis.warnings)
+    assert "all intervals use the scatter" in text and "arm: tests rest on the given noise of 0.002 nats" in text
+    assert "intervals and tests rest" not in text and "which no interval contains" not in text
+    [sentence] = [line for line in summary(analysis) if line.startswith("Intervals hold")]
+    assert "not measured here (of ARM: the larger scatter about the curves), " in sentence
+    calm = analyse(grid(4, 7), noise=0.002, draws=200, full=False)
+    assert "arm: intervals and tests rest on the given noise of 0.002 nats" in "\n".join(calm.warnings)
+    assert str(calm) == "\n".join([calm.verdict, *calm.warnings])

@@ -204,6 +204,10 @@ def test_the_skill_that_is_kept_is_that_of_the_best_size():
             assert at.first_autoregressive_loss is None
 
 
+def test_no_single_share_is_a_candidate_for_the_next_cell():
+    assert not any(fit.candidates for fit in analyse(with_twins(), draws=200).objectives.values() if fit.arm_share)
+
+
 def test_a_surface_that_is_no_quadratic_is_named():
     bent = [replace(r, loss=r.loss + 0.1 * (r.arm_share == 0.5) * (r.params > 5e5)) for r in roads()]
     analysis = analyse(bent, draws=500, full=False)

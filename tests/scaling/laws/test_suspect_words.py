@@ -42,7 +42,7 @@ def test_too_many_cells_that_are_far_off_are_said_once_and_none_is_named(budgets
         "so many cells are far off the surface, about 5 of 15, that it is the surface that does not fit and none of "
         f"them is named, so look at the {look} that differ"
     )
-    assert [line for line in analysis.warnings if "far off" in line] == [f"arm: {what}"]
+    assert [line for line in analysis.warnings if "none of them is named" in line] == [f"arm: {what}"]
     assert analysis.verdict.count(what) == 1 and "suspected" not in analysis.verdict
     assert to_json(analysis)["unnamed_outliers"] == {"arm": 5}
 
@@ -51,6 +51,41 @@ def test_laws_of_a_surface_that_does_not_fit_are_in_doubt():
     analysis = analyse(raised(grid(3, 5), 0, 3, 6, 11, 14, by=1.0), draws=10, full=False)
     assert analysis.objectives["arm"].laws and analysis.objectives["arm"].unnamed == 5
     assert "; doubt those of ARM (so many cells are far off the surface, about 5 of 15, that" in analysis.verdict
+
+
+def test_one_cell_that_hides_all_optima_is_the_reason_that_there_are_no_laws():
+    cells = raised(grid(4, 7), 10, by=1.0)
+    analysis, fit = arm_of(cells)
+    assert not fit.laws and len(fit.hidden) == 4 and fit.without_suspects.laws
+    where = f"N = {cells[10].params:.3g} at {cells[10].budget:.3g} FLOPs"
+    assert analysis.verdict.endswith(
+        f" no scaling law for ARM: the suspected cell {where} hides the optima of 4 budgets, as the scatter that all "
+        "are judged by contains its error: repeat it, or leave it out."
+    )
+    exponent = fit.without_suspects.laws["params"].exponent.value
+    [line] = [line for line in analysis.warnings if "this cell is suspected" in line]
+    assert line.endswith(f"; there are laws without the suspected cells only, with an exponent of N* of {exponent:.3g}")
+    [line] = [line for line in analysis.warnings if "at other budgets" in line]
+    others = sorted({cell.budget for cell in cells} - {cells[10].budget})
+    assert line.startswith("arm at {:.3g}, {:.3g} and {:.3g} FLOPs: ".format(*others))
+    two, fit = arm_of(raised(cells, 24, by=-1.0))
+    assert not fit.laws and "the suspected cells N = " in two.verdict and "hide the optima of 4 budgets" in two.verdict
+
+
+def test_which_size_is_the_best_of_losses_that_are_wrong_is_no_advice():
+    analysis, fit = arm_of(raised(grid(4, 7), 0, 3, 6, 8, 13, 14, 18, 27, by=0.7), full=True)
+    assert not fit.laws and fit.unnamed > 5 and fit.candidates == ()
+    assert not any(
+        "so run smaller ones" in text or "larger ones" in text for text in (analysis.verdict, *analysis.warnings)
+    )
+
+
+def test_eight_equal_errors_among_many_cells_are_named_though_the_worst_seem_to_be_noise():
+    """No four of them in a row are far off while the others are part of the scatter."""
+    cells = grid(8, 8, noise=0.01)
+    wrong = (3, 10, 17, 28, 34, 45, 52, 59)
+    named = {(suspect.budget, suspect.params) for suspect in outliers(raised(cells, *wrong, by=1.0)).suspects}
+    assert named == {(cells[i].budget, cells[i].params) for i in wrong}
 
 
 @pytest.mark.slow

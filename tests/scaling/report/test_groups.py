@@ -142,7 +142,7 @@ def test_points_without_budgets_have_the_parametric_law_and_few_warnings(tmp_pat
     law = content["cross_checks"]["arm"]["parametric"]
     assert (law["e"], law["alpha"], law["beta"]) == pytest.approx((1.7, 0.34, 0.28), rel=1e-3)
     text = (tmp_path / "report.html").read_text()
-    assert "<h2>Parametric law" in text and "its runs are of no budget" in content["verdict"]
+    assert "<h2>Parametric law" in text and "no budget has three sizes" in content["verdict"]
     assert (tmp_path / "optima.csv").read_text().startswith("objective,budget,sizes")
     again = dlm.sweep.report(tmp_path / "results.json", output=tmp_path / "again")
     assert again["cross_checks"] == content["cross_checks"]

@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 from support.report_page import page_of
-from support.simulated_roads import BUDGETS, SHARES, roads, with_twins
+from support.simulated_roads import BUDGETS, ODDS, SHARES, roads, with_twins
 from support.simulated_sweep import complete
 
 from diffusionlm.scaling.laws.analysis import analyse
 from diffusionlm.scaling.report import document, road_plots
+from diffusionlm.scaling.report.road_sentences import about_roads
 from diffusionlm.scaling.sweep import results
 
 
@@ -47,6 +48,14 @@ def test_the_page_shows_the_best_share_and_what_it_gains(written):
         assert cells[7].startswith(f"{factor:.3g}"[:3])
     assert "The odds of the best share change as C to the power" in text and "share grows with compute." in text
     assert 0.1 < content["roads"]["laws"]["share"]["exponent"]["value"] < 0.3
+
+
+def test_a_share_whose_exponent_may_be_of_either_sign_is_not_said_to_move():
+    analysis = analyse(with_twins(seed=1, odds=(ODDS[0], 0.0)), draws=500, full=False)
+    exponent = analysis.roads.laws["share"].exponent
+    assert not exponent.excludes(0)
+    [sentence] = [line for line in about_roads(analysis.roads) if "odds of the best share change" in line]
+    assert sentence.endswith(", so nothing shows that the share moves with compute.")
 
 
 @pytest.mark.slow
