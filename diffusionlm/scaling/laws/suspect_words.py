@@ -59,8 +59,9 @@ def hiding(fit: ObjectiveFit) -> str:
 
 
 def named_cells(fit: ObjectiveFit) -> list[str]:
-    """Return the suspected cells of laws, with and without which there may be some, in words."""
-    return [f"N = {cell.params:.3g} at {cell.budget:.3g} FLOPs" for cell in fit.suspects if fit.in_laws(cell)]
+    """Return the suspected cells of laws in words, or all where none of them is of a law but in the scatter of one."""
+    cells = list(filter(fit.in_laws, fit.suspects)) or fit.suspects
+    return [f"N = {cell.params:.3g} at {cell.budget:.3g} FLOPs" for cell in cells]
 
 
 def _changes(fit: ObjectiveFit) -> str:

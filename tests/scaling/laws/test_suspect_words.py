@@ -11,6 +11,7 @@ from support.scaling_points import grid
 
 from diffusionlm.scaling.laws.analysis import analyse
 from diffusionlm.scaling.laws.noise import given_noise
+from diffusionlm.scaling.laws.suspect_words import hiding
 from diffusionlm.scaling.laws.suspects import outliers
 from diffusionlm.scaling.report.content import to_json
 from diffusionlm.scaling.report.sentences import summary
@@ -70,6 +71,15 @@ def test_one_cell_that_hides_all_optima_is_the_reason_that_there_are_no_laws():
     assert line.startswith("arm at {:.3g}, {:.3g} and {:.3g} FLOPs: ".format(*others))
     two, fit = arm_of(raised(cells, 24, by=-1.0))
     assert not fit.laws and "the suspected cells N = " in two.verdict and "hide the optima of 4 budgets" in two.verdict
+
+
+def test_a_cell_of_a_budget_with_no_optimum_is_named_where_it_hides_others():
+    """Its budget is in no law with or without it, but its error is in the scatter of all."""
+    _, fit = arm_of(raised(grid(4, 7), 10, by=1.0))
+    other = replace(fit.suspects[0], budget=5e17, params=123)
+    fit = replace(fit, suspects=(other,))
+    assert fit.hidden and not fit.in_laws(other)
+    assert hiding(fit).startswith("the suspected cell N = 123 at 5e+17 FLOPs hides the optima of 4 budgets, ")
 
 
 def test_which_size_is_the_best_of_losses_that_are_wrong_is_no_advice():
