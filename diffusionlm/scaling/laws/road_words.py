@@ -61,6 +61,8 @@ def road_warnings(roads: Roads | None) -> Iterator[str]:
     ]
     if roads.noise is None:
         yield "roads: no intervals, because the noise is unknown: it takes three seeds in at least two cells"
+    elif roads.noise.source != "seeds":
+        return  # nothing was measured by seeds; the objectives say what the noise is
     elif roads.noise.cells > len(repeated):
         yield "roads: too few repeated seeds of their own; intervals use the noise of all objectives together"
     elif roads.budgets[-1].budget not in {cell[0].budget for cell in repeated}:
@@ -73,7 +75,7 @@ def road_warnings(roads: Roads | None) -> Iterator[str]:
 def _notes(fit: ShareFit, widened: bool) -> Iterator[Note]:
     """Yield what is to be doubted of one budget; intervals contain the misfit of the surfaces if they are `widened`."""
     if fit.distant:
-        left = listed([f"{share:.0%}" for share in sorted({run.arm_share for run in fit.distant})])
+        left = listed([f"{100 * share:g}%" for share in sorted({run.arm_share for run in fit.distant})])
         yield Note(
             0,
             fit.budget,

@@ -72,13 +72,13 @@ def outliers(results: Sequence[CellResult], noise: Noise | None = None) -> Outli
     taken, p = _worst_first(means, half)
     comparisons = (most + 1) * len(means)
     near, far = _last(p[: most + 1] * comparisons < LEVEL, AHEAD), _last(p * half * len(means) < SURE)
-    if (count := max(near, far)) > most:
-        return Outliers(unnamed=count)
-    named = taken[:count]
-    others = fit_surface(without(means, named), profile=False)
+    out = taken[: max(near, far)]
+    others = fit_surface(without(means, out), profile=False)
     if others is None:
         return Outliers()
-    again = [_against(others, cell, comparisons) for cell in named]
+    again = [_against(others, cell, comparisons) for cell in out]  # some were taken out in vain
+    if (count := sum(suspect.p < LEVEL for suspect in again)) > most:
+        return Outliers(unnamed=count)
     return Outliers(tuple(s for s in again if s.p < LEVEL and _curve_agrees(s, means, again, noise)))
 
 

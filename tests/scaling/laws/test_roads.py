@@ -204,6 +204,12 @@ def test_the_skill_that_is_kept_is_that_of_the_best_size():
             assert at.first_autoregressive_loss is None
 
 
+@pytest.mark.parametrize("noise", [0.005, "residuals"])
+def test_a_noise_that_no_seeds_measured_has_no_words_about_seeds(noise):
+    lines = "\n".join(analyse(with_twins(), noise=noise, draws=200, full=False).warnings)
+    assert "seeds of their own" not in lines and "roads: no cell at" not in lines
+
+
 def test_no_single_share_is_a_candidate_for_the_next_cell():
     assert not any(fit.candidates for fit in analyse(with_twins(), draws=200).objectives.values() if fit.arm_share)
 

@@ -82,6 +82,15 @@ def test_a_cell_of_a_budget_with_no_optimum_is_named_where_it_hides_others():
     assert hiding(fit).startswith("the suspected cell N = 123 at 5e+17 FLOPs hides the optima of 4 budgets, ")
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_a_cell_that_was_taken_out_in_vain_is_none_of_too_many(seed):
+    """Four of 21 are wrong, less than a fifth."""
+    cells = grid(3, 7, seed, 0.003)
+    result = outliers(raised(cells, 1, 2, 3, 4, by=0.05))
+    assert result.unnamed == 0
+    assert {suspect.params for suspect in result.suspects} <= {cells[i].params for i in (1, 2, 3, 4)}
+
+
 def test_which_size_is_the_best_of_losses_that_are_wrong_is_no_advice():
     analysis, fit = arm_of(raised(grid(4, 7), 0, 3, 6, 8, 13, 14, 18, 27, by=0.7), full=True)
     assert not fit.laws and fit.unnamed > 5 and fit.candidates == ()
