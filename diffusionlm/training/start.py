@@ -165,7 +165,7 @@ def _warn_of_no_diffusion(cfg: Config) -> None:
     if cfg.objective != "arm" and is_autoregressive(cfg) and not jax.process_index():
         log.warning(
             f"all {steps} steps are autoregressive, as diffusion.arm_steps={cfg.diffusion.arm_steps}, and none trains "
-            f"diffusion: give more than that with --run.steps, or fewer with --diffusion.arm_steps"
+            "diffusion: give more than that with --run.steps, or fewer with --diffusion.arm_steps"
         )
 
 

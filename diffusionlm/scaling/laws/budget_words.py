@@ -13,7 +13,7 @@ from diffusionlm.scaling.sweep.results import of_others
 
 
 class Note(NamedTuple):
-    """What is to be said of one budget."""
+    """A note says one thing about one budget."""
 
     weight: int  # 0 is the gravest
     budget: float  # FLOPs

@@ -156,7 +156,7 @@ def test_by_how_much_a_cell_is_off_has_the_prediction_interval_of_least_squares(
 
 @pytest.mark.slow
 def test_the_interval_of_what_a_cell_is_off_holds():
-    """In 95% of grids whose wrong cell is off by a known amount."""
+    """It contains what the wrong cell was moved by in 95% of grids."""
     held = []
     for seed in range(120):
         cells = raised(grid(4, 7, seed, 0.01), 16, by=0.3)
