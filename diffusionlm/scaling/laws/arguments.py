@@ -1,5 +1,6 @@
 """Checks of what callers of the fits give them: each mistake is one line."""
 
+import math
 from collections.abc import Collection
 from typing import Any
 
@@ -12,10 +13,11 @@ LONGEST = 60  # characters of a value in a message
 
 
 def check_runs(results: Any, name: str = "results") -> None:
-    """Refuse what is no collection of runs.
+    """Refuse what is no collection of runs, and a run with numbers that no fit can use.
 
     Raises:
-      UserError: it is a scalar, text, a single run, or has anything else among its runs.
+      UserError: it is a scalar, text, a single run, or has anything else among its runs; or a run has no parameters, no
+        tokens, a budget that is neither NaN nor a positive number, or an autoregressive share and no budget.
     """
     many = isinstance(results, Collection) and not isinstance(results, str | bytes | CellResult)
     wrong = [run for run in results if not isinstance(run, CellResult)] if many else [results]
@@ -24,6 +26,17 @@ def check_runs(results: Any, name: str = "results") -> None:
             f"{name}={_short(wrong[0])} must be a list of runs (CellResult), as sweep.results.load or "
             "scaling.read_points returns them; for columns of numbers use scaling.fit_isoflops or scaling.fit_surface"
         )
+    for i, run in enumerate(results):
+        for field, value in (("params", run.params), ("tokens", run.tokens), ("budget", run.budget)):
+            no_budget = field == "budget" and math.isnan(value)
+            if not no_budget and not 0 < value < math.inf:
+                rest = " of FLOPs, or NaN for a run that belongs to none" if field == "budget" else ""
+                raise UserError(f"{name}[{i}].{field}={value} must be a positive number{rest}")
+        if run.arm_share and math.isnan(run.budget):
+            raise UserError(
+                f"{name}[{i}].budget=nan, but a run with an autoregressive share ({run.arm_share:g}) is compared with "
+                "those of its budget; give it the FLOPs of its budget, or leave it out"
+            )
 
 
 def check_points(**columns: Any) -> list[np.ndarray]:

@@ -24,6 +24,7 @@ class RoadSurface:
     runs: tuple[CellResult, ...]
     distant: tuple[CellResult, ...]  # whose share is too far from the best for the surface
     fit: Surface | None = None  # None where the runs do not determine one
+    by_run: Surface | None = None  # with one weight for each run: the noise alone decides how far cells are off it
 
 
 @dataclass(frozen=True)
@@ -46,11 +47,10 @@ def fit_surfaces(runs: Sequence[CellResult], noise: Noise | Literal["residuals"]
     if not roads:
         return None
     of_budget = {budget: [run for run in roads if run.budget == budget] for budget in {run.budget for run in roads}}
-    budgets = [_near(of_budget[budget]) for budget in sorted(of_budget)]
-    fitted = [_fit(budget, each="run") for budget in budgets]
+    fitted = [_fit(_near(of_budget[budget])) for budget in sorted(of_budget)]
     if noise is None or (noise != RESIDUALS and not leave_surfaces(noise, _residuals(fitted), TERMS)):
         return Surfaces(tuple(fitted), noise, noise)
-    fitted = [_fit(budget, each="cell") for budget in budgets]
+    fitted = [_weigh_cells_alike(budget) for budget in fitted]
     scatter = scatter_about_surfaces(_residuals(fitted), TERMS, RESIDUALS if noise == RESIDUALS else "surfaces")
     return Surfaces(tuple(fitted), scatter if noise == RESIDUALS else noise, scatter)
 
@@ -75,12 +75,17 @@ def _near(runs: Sequence[CellResult]) -> RoadSurface:
     )
 
 
-def _fit(budget: RoadSurface, each: Literal["run", "cell"]) -> RoadSurface:
-    """Fit the surface of a budget with one weight for each run or cell."""
+def _fit(budget: RoadSurface) -> RoadSurface:
+    """Fit the surface of a budget with one weight for each run."""
+    fit = surface(*_coordinates(budget.runs), [run.loss for run in budget.runs])
+    return replace(budget, fit=fit, by_run=fit)
+
+
+def _weigh_cells_alike(budget: RoadSurface) -> RoadSurface:
+    """Fit the surface of a budget with one weight for each cell, whose error its seeds share."""
     cells = cells_of(budget.runs)
-    weights = np.ones(len(cells)) if each == "run" else 1 / np.bincount(cells)[cells]
     losses = [run.loss for run in budget.runs]
-    return replace(budget, fit=surface(*_coordinates(budget.runs), losses, weights))
+    return replace(budget, fit=surface(*_coordinates(budget.runs), losses, 1 / np.bincount(cells)[cells]))
 
 
 def _residuals(budgets: Sequence[RoadSurface]) -> list[CellResiduals]:

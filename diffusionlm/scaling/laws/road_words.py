@@ -30,8 +30,13 @@ def road_verdict(roads: Roads) -> str:
 
 def percent(share: Estimate) -> str:
     """Return a share as a percentage with its interval."""
-    ends = "" if share.interval is None else " [{:.0f}%, {:.0f}%]".format(*(100 * end for end in share_ends(share)))
-    return f"{100 * share.value:.0f}%{ends}"
+    ends = "" if share.interval is None else " [{}, {}]".format(*map(percentage, share_ends(share)))
+    return percentage(share.value) + ends
+
+
+def percentage(share: float) -> str:
+    """Return a share as a percentage, with a decimal below one: "18%", "0.4%"."""
+    return f"{100 * share:.{0 if share >= 0.01 else 1}f}%"
 
 
 def share_ends(share: Estimate) -> tuple[float, float]:
@@ -95,8 +100,8 @@ def _lack(fit: ShareFit) -> str:
     if fit.surface is None:
         cells = len({(run.arm_share, run.params) for run in fit.runs})
         return (
-            f"{cells} combinations of size and share do not determine a quadratic in both, and three sizes at each of "
-            "three shares do"
+            f"{cells} {'combination of size and share does' if cells == 1 else 'combinations of size and share do'} not "
+            "determine a quadratic in both, and three sizes at each of three shares do"
         )
     means = {at.share: at.best_loss for at in fit.shares}
     best = min(means, key=lambda share: means[share])

@@ -108,8 +108,8 @@ def fit_shares(roads: Surfaces, bootstrap: Bootstrap) -> tuple[ShareFit, ...]:
 def _share_fit(budget: RoadSurface, drawn: np.ndarray | None, noise: Noise | None) -> ShareFit:
     """Return the fit of one budget, given its surface and what that could have been."""
     runs, fit, misfit, best = budget.runs, budget.fit, None, None
-    if fit:
-        misfit = lack_of_fit(fit.residuals, cells_of(runs), surfaces.TERMS, noise)
+    if fit and budget.by_run:
+        misfit = lack_of_fit(budget.by_run.residuals, cells_of(runs), surfaces.TERMS, noise)
         if np.isfinite(surfaces.minimum(fit.coefficients)[0]):
             best = _best(runs, fit, drawn)
     plain = ShareFit(runs[0].budget, runs, budget.distant, fit, drawn, best, misfit, ())

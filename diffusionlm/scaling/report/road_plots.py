@@ -116,5 +116,5 @@ def _share_ticks(axes: "Axes", shares: list[float]) -> None:
     from matplotlib import ticker
 
     axes.xaxis.set_major_locator(ticker.FixedLocator(shares))
-    axes.xaxis.set_major_formatter(ticker.FuncFormatter(lambda value, _: f"{value:.0%}"))
+    axes.xaxis.set_major_formatter(ticker.FuncFormatter(lambda value, _: f"{100 * value:g}%"))
     axes.xaxis.set_minor_locator(ticker.NullLocator())

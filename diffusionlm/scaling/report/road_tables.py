@@ -56,5 +56,5 @@ def _shares(analysis: Analysis, roads: Roads) -> Table:
 def _share(fit: ShareFit, at: AtShare, exact: str) -> list[str]:
     losses = at.best_loss, at.autoregressive_loss, at.first_autoregressive_loss
     bound, last, first = ("" if loss is None else f"{loss:.4g}" for loss in losses)
-    size = with_unit(at.best_params, 3)
-    return [f"{fit.budget:.3g}", f"{at.share:.0%}", number(at.params), number(at.loss), size, bound, last, first, exact]
+    size, share = with_unit(at.best_params, 3), f"{100 * at.share:g}%"
+    return [f"{fit.budget:.3g}", share, number(at.params), number(at.loss), size, bound, last, first, exact]

@@ -1,5 +1,8 @@
 """Wrong arguments of the fits: one line each."""
 
+import math
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from support.simulated_sweep import simulated
@@ -18,6 +21,24 @@ def test_what_is_no_list_of_runs_is_refused(fit, results):
     with pytest.raises(UserError, match=r"^results=.* must be a list of runs \(CellResult\)") as error:
         fit(results)
     assert "\n" not in str(error.value) and len(str(error.value)) < 300
+
+
+@pytest.mark.parametrize("fit", FITS, ids=lambda fit: f"{fit.__module__}.{fit.__name__}")
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"budget": math.inf}, r"^results\[2\]\.budget=inf must be a positive number of FLOPs, or NaN for a run that"),
+        ({"budget": 0.0}, r"^results\[2\]\.budget=0\.0 must be a positive number"),
+        ({"params": 0}, r"^results\[2\]\.params=0 must be a positive number$"),
+        ({"tokens": -5}, r"^results\[2\]\.tokens=-5 must be a positive number$"),
+        ({"arm_share": 0.5, "budget": math.nan}, r"^results\[2\]\.budget=nan, but a run with an autoregressive share"),
+    ],
+)
+def test_a_run_with_numbers_that_no_fit_can_use_is_refused(fit, change, message):
+    results = simulated()
+    results[2] = replace(results[2], **change)
+    with pytest.raises(UserError, match=message):
+        fit(results)
 
 
 @pytest.mark.parametrize("wrong", ["points.csv", None, [{"loss": 3.0}]])

@@ -4,13 +4,15 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from scipy import stats
 from support.simulated_roads import BUDGETS, LOSS, ODDS, PARAMS, roads, truth, with_twins
 from support.simulated_sweep import REPORT_TRUTHS, complete
 
 from diffusionlm.scaling.laws.analysis import analyse
-from diffusionlm.scaling.laws.bootstrap import Bootstrap
+from diffusionlm.scaling.laws.bootstrap import Bootstrap, Estimate
 from diffusionlm.scaling.laws.noise import seed_noise
 from diffusionlm.scaling.laws.road_surfaces import fit_surfaces
+from diffusionlm.scaling.laws.road_words import percent, road_warnings
 from diffusionlm.scaling.laws.roads import fit_roads
 from diffusionlm.scaling.laws.shares import ROAD
 
@@ -87,6 +89,27 @@ def test_a_scatter_that_seeds_do_not_show_is_in_the_intervals():
     assert not any("which no interval contains" in line for line in lines)
 
 
+def test_the_fit_of_each_surface_has_the_classic_f_test_however_cells_are_weighed():
+    """Pure error is that between the seeds of a cell, and each run counts once (Draper and Smith 1998, section 2.2)."""
+    results = with_cell_errors(roads(), 0.02, 0)
+    fit = fitted(results)
+    assert fit.used_noise.source == "surfaces"
+    pure = seed_noise(results)["arm50"]
+    for budget in fit.budgets:
+        x = np.array([np.log(run.arm_share / (1 - run.arm_share)) for run in budget.runs])
+        u = np.log([run.params for run in budget.runs]) - 13
+        y = np.array([run.loss for run in budget.runs])
+        design = np.stack([u**i * x**j for i, j in ((0, 0), (1, 0), (0, 1), (2, 0), (1, 1), (0, 2))], 1)
+        square_sum = float(((y - design @ np.linalg.lstsq(design, y)[0]) ** 2).sum())
+        within = sum(
+            float(((y[same] - y[same].mean()) ** 2).sum())
+            for cell in {(run.params, run.arm_share) for run in budget.runs}
+            for same in [[(run.params, run.arm_share) == cell for run in budget.runs]]
+        )
+        ratio = (square_sum - within) / (12 - 6) / pure.sd**2
+        assert budget.lack_of_fit.p == pytest.approx(stats.f.sf(ratio, 6, pure.dof))
+
+
 def test_shares_far_from_the_best_do_not_bend_the_surface():
     """The loss of a share of 99% of which the truth is no quadratic; its odds are some 50 times the best."""
     far = roads(shares=(0.25, 0.5, 0.75, 0.99), noise=1e-9)
@@ -100,6 +123,9 @@ def test_shares_far_from_the_best_do_not_bend_the_surface():
     assert where == "roads at {:.3g}, {:.3g} and {:.3g} FLOPs".format(*BUDGETS) and "factor of 10" in text
     for fit in analysis.roads.budgets:
         assert [at.loss is None for at in fit.shares] == [False, False, False, True]
+    two = fitted([*far, *(replace(run, arm_share=0.005) for run in far if run.arm_share == 0.99)])
+    [line] = [line for line in road_warnings(two) if "in no surface" in line]
+    assert "the share of 0.5% and 99% is in no surface, as its odds differ" in line
     # Two near shares determine no surface, so all three are used.
     few = fitted([run for run in far if run.arm_share != 0.5])
     assert all(fit.distant == () and fit.surface for fit in few.budgets)
@@ -167,6 +193,14 @@ def test_too_few_combinations_are_named():
     analysis = analyse(few, draws=500, full=False)
     assert {fit.surface for fit in analysis.roads.budgets} == {None}
     assert "6 combinations of size and share do not determine a quadratic in both" in analysis.verdict
+    alone = analyse(few[:1], draws=10, full=False).verdict
+    assert "1 combination of size and share does not determine a quadratic in both" in alone
+
+
+@pytest.mark.parametrize(("share", "words"), [(0.0041, "0.4%"), (0.012, "1%"), (0.179, "18%"), (0.996, "100%")])
+def test_a_share_below_a_percent_is_not_none(share, words):
+    assert percent(Estimate(share)) == words
+    assert percent(Estimate(share, 0.003, share)) == f"{words} [0.3%, {words}]"
 
 
 @pytest.mark.slow
