@@ -107,7 +107,7 @@ def _evaluation(fit: ObjectiveFit) -> Iterator[Note]:
         if row.sizes > 1 and row.paired is None:
             text = "cells lack common noise draws, so the evaluation error of their differences is unknown"
             yield Note(4, row.budget, text)
-        elif row.paired and not row.paired.small:
+        elif row.paired and row.paired.effect and not row.paired.small:
             yield Note(
                 4,
                 row.budget,

@@ -16,9 +16,10 @@ SMALLEST = 1e-6  # p value below which the tails of no noise are known
 
 SYMBOLS = {"params": "N*", "tokens": "D*", "loss": "L*"}
 
-Lack = Literal["sizes", "smaller", "larger", "seeds"]
+Lack = Literal["sizes", "equal", "smaller", "larger", "seeds"]
 REASONS: dict[Lack, str] = {
     "sizes": "fewer than three sizes have finished, so finish those",
+    "equal": "all losses are equal, so see that each run has its own",
     "smaller": "the smallest size is the best, so run smaller ones",
     "larger": "the largest size is the best, so run larger ones",
     "seeds": "the losses do not show which size is the best, so look for a run that went wrong, or run more seeds",
@@ -66,5 +67,7 @@ def lack(fit: BudgetFit) -> Lack | None:
         return "sizes"
     if fit.usable:
         return None
+    if len({run.loss for run in fit.runs}) == 1:
+        return "equal"
     ends: dict[str, Lack] = {"smallest": "smaller", "largest": "larger", "": "seeds"}
     return ends[outermost(fit)]

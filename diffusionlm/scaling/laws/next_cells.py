@@ -114,7 +114,7 @@ def towards_optima(fits: Sequence[BudgetFit], next_budget: float | None) -> tupl
     runs_to_add = []
     for fit in fits:
         need, sizes = lack(fit), np.unique(fit.log_n)
-        if need in (None, "sizes"):
+        if need in (None, "sizes", "equal"):
             continue
         step = float(np.median(np.diff(sizes)))
         best = min(by_cell(fit.runs).values(), key=lambda runs: float(np.mean([run.loss for run in runs])))

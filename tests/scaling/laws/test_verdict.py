@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from support.scaling_points import grid
 from support.simulated_sweep import REPORT_TRUTHS, complete, moved, select, simulated, tilted
 
 from diffusionlm.scaling.laws.analysis import analyse
@@ -67,6 +68,16 @@ def test_points_of_others_are_no_sweep():
     assert "These points give scaling laws for ARM (from 4 budgets); they give none for MDM: at 4 budgets" in verdict
     [arm] = [analyse([r for r in clean if r.budget == 5e12 and r.objective == "arm"], draws=9, full=False).verdict]
     assert arm.startswith("These points give no scaling law for ARM: ")
+
+
+def test_losses_that_are_all_equal_point_to_no_size():
+    """As where a column of the wrong quantity was read."""
+    analysis = analyse([replace(run, loss=3.0) for run in grid(3, 5)], draws=10)
+    assert analysis.verdict == (
+        "This sweep gives no scaling law for ARM: at 3 budgets all losses are equal, so see that each run has its own."
+    )
+    assert analysis.objectives["arm"].candidates == ()
+    assert not any("run smaller" in line or "differ by" in line for line in analysis.warnings)
 
 
 def test_one_optimum_is_no_law():
