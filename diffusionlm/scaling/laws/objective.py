@@ -82,6 +82,11 @@ class ObjectiveFit:
         """True if intervals use the scatter about the curves, which the noise does not explain."""
         return bool(self.noise and self.used_noise and self.used_noise.source == "curves")
 
+    @property
+    def blamed(self) -> tuple[Suspect, ...]:
+        """The suspected cells of laws, or all where none of them is of a law but in the scatter of one."""
+        return tuple(filter(self.in_laws, self.suspects)) or self.suspects
+
     def in_laws(self, suspect: Suspect) -> bool:
         """Return True if a suspected cell is in a curve of the laws, or of those without suspected cells."""
         other = self.without_suspects
@@ -203,7 +208,7 @@ def _suspects_first(fit: ObjectiveFit, next_budget: float | None) -> tuple[next_
     """
     if not fit.hanging and not fit.hidden:
         return fit.candidates
-    again = next_cells.repeats(list(filter(fit.in_laws, fit.suspects)), fit.objective, next_budget)
+    again = next_cells.repeats(fit.blamed, fit.objective, next_budget)
     others = () if fit.hanging else tuple(c for c in fit.candidates if c.budget not in fit.hidden)
     return (*again, *others)
 

@@ -59,9 +59,8 @@ def hiding(fit: ObjectiveFit) -> str:
 
 
 def named_cells(fit: ObjectiveFit) -> list[str]:
-    """Return the suspected cells of laws in words, or all where none of them is of a law but in the scatter of one."""
-    cells = list(filter(fit.in_laws, fit.suspects)) or fit.suspects
-    return [f"N = {cell.params:.3g} at {cell.budget:.3g} FLOPs" for cell in cells]
+    """Return the suspected cells that are to blame, in words."""
+    return [f"N = {cell.params:.3g} at {cell.budget:.3g} FLOPs" for cell in fit.blamed]
 
 
 def _changes(fit: ObjectiveFit) -> str:

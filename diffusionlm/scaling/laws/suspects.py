@@ -54,7 +54,7 @@ def outliers(results: Sequence[CellResult], noise: Noise | None = None) -> Outli
     the worst are taken out one by one until half are left, and all until the last one that is far off the surface
     through what is left are far off (the generalised extreme Studentised deviate, Rosner 1983). The level is that of
     all cells in all steps together. If these are more than `MOST` of the cells, none is named: it is the surface that
-    does not fit. Behind more than `AHEAD` in a row that are not far off the level is stricter.
+    does not fit. Behind more than `AHEAD` in a row that are not far off the level is stricter. The mean of a cell's seeds counts as one run, as they share its misfit.
 
     Args:
       results: the runs of one objective.
@@ -76,10 +76,11 @@ def outliers(results: Sequence[CellResult], noise: Noise | None = None) -> Outli
     others = fit_surface(without(means, out), profile=False)
     if others is None:
         return Outliers()
-    again = [_against(others, cell, comparisons) for cell in out]  # some were taken out in vain
-    if (count := sum(suspect.p < LEVEL for suspect in again)) > most:
-        return Outliers(unnamed=count)
-    return Outliers(tuple(s for s in again if s.p < LEVEL and _curve_agrees(s, means, again, noise)))
+    again = [_against(others, cell, comparisons) for cell in out]
+    far_off = [suspect for suspect in again if suspect.p < LEVEL]  # the others were taken out in vain
+    if len(far_off) > most:
+        return Outliers(unnamed=len(far_off))
+    return Outliers(tuple(suspect for suspect in far_off if _curve_agrees(suspect, means, far_off, noise)))
 
 
 def _worst_first(cells: Sequence[CellResult], steps: int) -> tuple[list[CellResult], np.ndarray]:

@@ -1,5 +1,6 @@
 """What is to be said of several budgets is said once."""
 
+import math
 from dataclasses import replace
 
 from support.scaling_points import grid
@@ -62,3 +63,31 @@ def test_only_what_the_intervals_use_is_said_of_them():
     calm = analyse(grid(4, 7), noise=0.002, draws=200, full=False)
     assert "arm: intervals and tests rest on the given noise of 0.002 nats" in "\n".join(calm.warnings)
     assert str(calm) == "\n".join([calm.verdict, *calm.warnings])
+
+
+def test_laws_do_not_use_a_rejected_curve_without_an_optimum():
+    """At the smallest budget losses rise with the size, and leave any curve; the laws go through the others."""
+    cells = [replace(cell, loss=cell.loss + (i < 7) * (0.02 * (i % 2) + 0.2 * i)) for i, cell in enumerate(grid(4, 7))]
+    analysis = analyse(cells, noise=0.002, draws=200, full=False)
+    fit = analysis.objectives["arm"]
+    assert fit.laws and [row.usable for row in fit.budgets] == [False, True, True, True]
+    [line] = [line for line in analysis.warnings if "leave the curve" in line]
+    assert line.startswith("arm at 1e+18 FLOPs (") and not any("is rejected" in line for line in analysis.warnings)
+
+
+def test_an_optimum_between_the_last_two_of_four_sizes_is_doubted_and_of_three_not():
+    """Three sizes have no other intervals."""
+    doubted = []
+    for sizes in (3, 4):
+        cells = [cell for i, cell in enumerate(grid(3, 7)) if i % 7 in {3: (2, 4, 5), 4: (3, 4, 5, 6)}[sizes]]
+        warnings = analyse(cells, noise=0.0005, draws=200, full=False).warnings
+        doubted.append(any("in the last interval of the grid; add sizes beyond" in line for line in warnings))
+    assert doubted == [False, True]
+
+
+def test_it_is_not_known_on_what_points_of_others_were_scored():
+    """Runs of an own sweep are evaluated with common draws of noise, and where they are not it is said."""
+    for stderr, lines in ((0.0, 1), (math.nan, 0)):
+        cells = [replace(cell, objective="mdm", loss_stderr=stderr) for cell in grid(3, 5)]
+        warnings = analyse(cells, draws=10, full=False).warnings
+        assert sum("cells lack common noise draws" in line for line in warnings) == lines

@@ -11,8 +11,9 @@ from support.scaling_points import grid
 
 from diffusionlm.scaling.laws.analysis import analyse
 from diffusionlm.scaling.laws.noise import given_noise
+from diffusionlm.scaling.laws.objective import _suspects_first
 from diffusionlm.scaling.laws.suspect_words import hiding
-from diffusionlm.scaling.laws.suspects import outliers
+from diffusionlm.scaling.laws.suspects import Outliers, outliers
 from diffusionlm.scaling.report.content import to_json
 from diffusionlm.scaling.report.sentences import summary
 from diffusionlm.scaling.report.tables import tables
@@ -80,6 +81,8 @@ def test_a_cell_of_a_budget_with_no_optimum_is_named_where_it_hides_others():
     fit = replace(fit, suspects=(other,))
     assert fit.hidden and not fit.in_laws(other)
     assert hiding(fit).startswith("the suspected cell N = 123 at 5e+17 FLOPs hides the optima of 4 budgets, ")
+    [candidate] = _suspects_first(fit, None)
+    assert (candidate.kind, candidate.params, candidate.budget) == ("suspected cell", 123, 5e17)
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -89,6 +92,27 @@ def test_a_cell_that_was_taken_out_in_vain_is_none_of_too_many(seed):
     result = outliers(raised(cells, 1, 2, 3, 4, by=0.05))
     assert result.unnamed == 0
     assert {suspect.params for suspect in result.suspects} <= {cells[i].params for i in (1, 2, 3, 4)}
+
+
+@pytest.mark.parametrize("seed", [0, 1, 10])
+def test_cells_that_were_taken_out_in_vain_are_judged_at_the_level_of_all_cells(seed):
+    """In the last sweep a clean one of those has p = 0.03 by itself, which is nothing among 21 cells in five steps."""
+    cells = grid(3, 7, seed, 0.003)
+    result = outliers(raised(cells, 1, 2, 3, 4, by=0.05))
+    assert {suspect.params for suspect in result.suspects} == {cells[i].params for i in (1, 2, 3, 4)}
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_repeated_data_bend_the_surface_at_a_corner_where_no_run_went_wrong(seed):
+    """Tokens are worth less from the second epoch on (2305.16264, Eq. 5, with R* = 15.4); the curves are smooth."""
+    cells, unique = grid(4, 7, seed, 0.0005), 1e10
+
+    def worth(tokens):
+        return min(tokens, unique) + 15.4 * unique * (1 - math.exp(-max(tokens / unique - 1, 0) / 15.4))
+
+    losses = [cell.loss + 410.7 * (worth(cell.tokens) ** -0.28 - cell.tokens**-0.28) for cell in cells]
+    repeated = [replace(cell, loss=loss) for cell, loss in zip(cells, losses, strict=True)]
+    assert outliers(repeated, given_noise(0.0005)) == outliers(cells, given_noise(0.0005)) == Outliers()
 
 
 def test_which_size_is_the_best_of_losses_that_are_wrong_is_no_advice():
@@ -218,6 +242,19 @@ def test_laws_that_hang_on_a_cell_rank_no_run():
     assert not any("would most reduce" in sentence for sentence in summary(analysis))
     [row] = tables(analysis, to_json(analysis) | {"context": {}}, [])["next_cells"].rows
     assert row[1] == "whether it went wrong" and row[6:8] == ["", ""]
+
+
+def test_a_suspected_cell_of_no_law_is_not_to_be_repeated_for_one():
+    """The second is a hundred times larger than the best size, so it is in no curve."""
+    cells = raised(grid(4, 7), 0)
+    best = cells[3]
+    far = replace(best, params=100 * best.params, tokens=best.tokens // 100, loss=best.loss + 5.0)
+    _, fit = arm_of([*cells, far], full=True)
+    assert fit.hanging and {suspect.params for suspect in fit.suspects} == {cells[0].params, far.params}
+    [candidate] = fit.candidates
+    assert (candidate.kind, candidate.params) == ("suspected cell", cells[0].params)
+    # In units of the next budget, which is larger than the largest by the mean ratio of the budgets.
+    assert candidate.relative_cost == pytest.approx(1e18 / (3e19 * 30 ** (1 / 3)))
 
 
 def test_a_gap_that_is_not_shown_has_no_warning():
