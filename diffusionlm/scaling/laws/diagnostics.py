@@ -43,6 +43,11 @@ def listed(words: Sequence[str]) -> str:
     return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
 
 
+def budget_count(count: int) -> str:
+    """Return a number of budgets in words."""
+    return "1 budget" if count == 1 else f"{count} budgets"
+
+
 def suspicious(misfit: LackOfFit | None) -> bool:
     """Return True if a misfit is larger than noise explains."""
     return misfit is not None and misfit.p is not None and misfit.p < SUSPICIOUS

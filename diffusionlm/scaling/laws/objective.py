@@ -8,8 +8,9 @@ from typing import Literal
 import numpy as np
 
 from diffusionlm.scaling.laws import next_cells, parametric, power_laws
-from diffusionlm.scaling.laws.bootstrap import Bootstrap
+from diffusionlm.scaling.laws.bootstrap import Bootstrap, Estimate
 from diffusionlm.scaling.laws.curves import Curve, Points, Shape, curve, fit_shape
+from diffusionlm.scaling.laws.diagnostics import SYMBOLS, budget_count
 from diffusionlm.scaling.laws.envelope import Envelope, envelope
 from diffusionlm.scaling.laws.isoflop_fits import parabola
 from diffusionlm.scaling.laws.misfit import widened
@@ -47,6 +48,12 @@ class ObjectiveFit:
     suspects: tuple[Suspect, ...] = ()  # cells that seem to have gone wrong
     without_suspects: "ObjectiveFit | None" = None  # the same fits without them; None where there are none
     unnamed: int = 0  # about how many cells are far off the surface, where they are too many to be suspected
+
+    def __str__(self) -> str:
+        """Return the runs and the laws in one line."""
+        counts = f"{self.objective}: {len(self.runs)} runs at {budget_count(len(self.budgets))}"
+        laws = [f"{SYMBOLS[key]} ~ C^{_plain(law.exponent)}" for key, law in self.laws.items()]
+        return f"{counts}, {', '.join(laws) or 'no laws'}{', which hang on suspected cells' if self.hanging else ''}"
 
     @property
     def hanging(self) -> bool:
@@ -93,6 +100,11 @@ class ObjectiveFit:
         used = {row.budget for fit in (self, other) if fit for row in fit.budgets if row.usable}
         near = {(run.budget, run.params, run.tokens) for row in self.budgets for run in row.runs}
         return suspect.budget in used and (suspect.budget, suspect.params, suspect.tokens) in near
+
+
+def _plain(estimate: Estimate) -> str:
+    ends = [f"{end:.3g}" for end in estimate.interval or ()]
+    return f"{estimate.value:.3g}{f' [{ends[0]}, {ends[1]}]' if ends else ''}"
 
 
 def _leaves(key: str, law: power_laws.Law, other: power_laws.Law, in_curve: bool) -> bool:

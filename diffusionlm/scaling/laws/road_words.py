@@ -100,8 +100,8 @@ def _lack(fit: ShareFit) -> str:
     if fit.surface is None:
         cells = len({(run.arm_share, run.params) for run in fit.runs})
         return (
-            f"{cells} {'combination of size and share does' if cells == 1 else 'combinations of size and share do'} not "
-            "determine a quadratic in both, and three sizes at each of three shares do"
+            f"{cells} {'combination of size and share does' if cells == 1 else 'combinations of size and share do'}"
+            " not determine a quadratic in both, and three sizes at each of three shares do"
         )
     means = {at.share: at.best_loss for at in fit.shares}
     best = min(means, key=lambda share: means[share])

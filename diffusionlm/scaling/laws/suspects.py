@@ -54,7 +54,9 @@ def outliers(results: Sequence[CellResult], noise: Noise | None = None) -> Outli
     the worst are taken out one by one until half are left, and all until the last one that is far off the surface
     through what is left are far off (the generalised extreme Studentised deviate, Rosner 1983). The level is that of
     all cells in all steps together. If these are more than `MOST` of the cells, none is named: it is the surface that
-    does not fit. Behind more than `AHEAD` in a row that are not far off the level is stricter. The mean of a cell's seeds counts as one run, as they share its misfit.
+    does not fit. Behind more than `AHEAD` in a row that are not far off the level is stricter.
+
+    The mean loss of a cell's seeds counts as that of one run, since they share its misfit.
 
     Args:
       results: the runs of one objective.

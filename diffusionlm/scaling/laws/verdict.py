@@ -4,7 +4,16 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from diffusionlm.scaling.laws.bend import bend
-from diffusionlm.scaling.laws.diagnostics import REASONS, SYMBOLS, lack, listed, outermost, rejected, suspicious
+from diffusionlm.scaling.laws.diagnostics import (
+    REASONS,
+    SYMBOLS,
+    budget_count,
+    lack,
+    listed,
+    outermost,
+    rejected,
+    suspicious,
+)
 from diffusionlm.scaling.laws.objective import ObjectiveFit
 from diffusionlm.scaling.laws.optima import BudgetFit
 from diffusionlm.scaling.laws.scatter import contrasts, too_large
@@ -17,8 +26,8 @@ _OPTIMA = {"params": "the best sizes", "tokens": "the best numbers of tokens", "
 def verdict(objectives: Mapping[str, ObjectiveFit]) -> str:
     """Return one sentence about the laws of all objectives: which there are, why to doubt them, what is missing."""
     quoted = {name: fit for name, fit in objectives.items() if fit.laws and not fit.hanging}
-    determined = [f"{name.upper()} (from {budgets(_usable(fit))})" for name, fit in quoted.items() if fit.noise]
-    guessed = [f"{name.upper()} (from {budgets(_usable(fit))})" for name, fit in quoted.items() if not fit.noise]
+    determined = [f"{name.upper()} (from {budget_count(_usable(fit))})" for name, fit in quoted.items() if fit.noise]
+    guessed = [f"{name.upper()} (from {budget_count(_usable(fit))})" for name, fit in quoted.items() if not fit.noise]
     points = of_others([run for fit in objectives.values() for run in fit.runs])
     source, again = ("These points give", "they give") if points else ("This sweep gives", "it gives")
     parts = [f"{source} scaling laws for {listed(determined)}"] if determined else []
@@ -60,7 +69,7 @@ def doubts(fit: ObjectiveFit) -> list[str]:
         clauses.append(too_many(fit))
     if contrast := too_large(fit):
         clauses.append(str(contrast))
-    clauses += [f"at {budgets(count)} {clause}" for clause, count in counts.items() if count]
+    clauses += [f"at {budget_count(count)} {clause}" for clause, count in counts.items() if count]
     if len(usable) == 2:
         clauses.append("nothing shows whether the laws, through two budgets, are straight lines")
     flat = [SYMBOLS[key] for key, law in fit.laws.items() if law.exponent.interval and not law.exponent.excludes(0.0)]
@@ -85,11 +94,6 @@ def _hanging(name: str, fit: ObjectiveFit) -> str:
     )
 
 
-def budgets(count: int) -> str:
-    """Return a number of budgets in words."""
-    return "1 budget" if count == 1 else f"{count} budgets"
-
-
 def _why_none(fit: ObjectiveFit) -> list[str]:
     """Return what an objective lacks for laws, and what to run or to leave out."""
     if not fit.budgets:
@@ -105,9 +109,9 @@ def _why_none(fit: ObjectiveFit) -> list[str]:
     order = sorted(counts, key=lambda words: known.index(words) if words in known else len(known))
     clauses = [hiding(fit)] if fit.hidden else []
     clauses += [str(contrast)] if (contrast := too_large(fit)) else []
-    clauses += [f"at {budgets(counts[words])} {words}" for words in order]
+    clauses += [f"at {budget_count(counts[words])} {words}" for words in order]
     if usable := _usable(fit):
-        clauses.append(f"only {budgets(usable)} has an optimum, and a law needs two")
+        clauses.append(f"only {budget_count(usable)} has an optimum, and a law needs two")
     return clauses
 
 

@@ -10,6 +10,7 @@ from diffusionlm.scaling.laws.budget_words import of_budgets
 from diffusionlm.scaling.laws.diagnostics import (
     SUSPICIOUS,
     SYMBOLS,
+    budget_count,
     listed,
     p_words,
     suspicious,
@@ -20,7 +21,6 @@ from diffusionlm.scaling.laws.objective import FAR, ObjectiveFit
 from diffusionlm.scaling.laws.power_laws import Prediction
 from diffusionlm.scaling.laws.scatter import scatter_warnings
 from diffusionlm.scaling.laws.suspect_words import suspected
-from diffusionlm.scaling.laws.verdict import budgets
 from diffusionlm.scaling.sweep.results import CellResult
 
 Warnings = Iterator[tuple[int, str]]  # weight (0 is the gravest) and text
@@ -96,7 +96,7 @@ def _missing(fit: ObjectiveFit) -> Warnings:
             "larger or smaller than the best size of the budget",
         )
     if not fit.laws:
-        yield 0, f"{name}: no power laws and no prediction: {budgets(usable)} with a usable optimum, a law needs 2"
+        yield 0, f"{name}: no power laws and no prediction: {budget_count(usable)} with a usable optimum, a law needs 2"
     elif usable == 2:
         yield 2, f"{name}: the laws go through two budgets only, so nothing shows whether they are straight lines"
     elif usable < len(fit.budgets):
@@ -156,7 +156,7 @@ def _shape(fit: ObjectiveFit) -> Warnings:
         yield (
             3,
             f"{fit.objective}: the curves are not parabolas: these would move N* by a factor of up to {factor:.2f}, "
-            f"out of its interval, at {budgets(len(moved))}; published optima that you compare with may be moved alike",
+            f"out of its interval, at {budget_count(len(moved))}; published optima that you compare with may be moved alike",
         )
     if fit.widened and fit.noise and fit.used_noise:
         yield (

@@ -34,6 +34,6 @@ def _about_skill(budget: float, shares: tuple[AtShare, ...]) -> str:
     verb = "rose" if last > first else "fell"
     return (
         f"At {budget:.3g} FLOPs the network with the smallest bound ({100 * best.share:g}%, {best.best_loss:.4g} nats "
-        f"per token) had an exact autoregressive loss of {first:.4g} when attention opened, which {verb} to {last:.4g} by "
-        "the end."
+        f"per token) had an exact autoregressive loss of {first:.4g} when attention opened, which {verb} to {last:.4g} "
+        "by the end."
     )

@@ -64,6 +64,19 @@ def test_a_law_that_hangs_on_a_suspected_cell_is_not_quoted():
     assert analysis.warnings[0].startswith(f"arm at 5e+13 FLOPs, N = 2,213,440: this cell is suspected: it is {off}")
 
 
+def test_the_fits_of_an_objective_print_as_one_line():
+    for cells, rest in ((grid(4, 7), ""), (moved(runs("arm"), (5e13, 2213440)), ", which hang on suspected cells")):
+        fit = analyse(cells, noise=0.002, draws=100, full=False).objectives["arm"]
+        exponent = fit.laws["params"].exponent
+        law = f"N* ~ C^{exponent.value:.3g} [{exponent.low:.3g}, {exponent.high:.3g}]"
+        assert (
+            str(fit).startswith(f"arm: {len(cells)} runs at 4 budgets, {law}, D* ~ C^")
+            and str(fit).endswith(f"]{rest}")
+            and "\n" not in str(fit)
+        )
+    assert str(analyse(grid(1, 5), draws=10, full=False).objectives["arm"]) == "arm: 5 runs at 1 budget, no laws"
+
+
 def porians_grid():
     """Return four budgets of seven sizes of Chinchilla's surface, and a run of a size that is 100 times the best."""
     cells = grid(4, 7)
