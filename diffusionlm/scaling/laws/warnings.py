@@ -156,7 +156,8 @@ def _shape(fit: ObjectiveFit) -> Warnings:
         yield (
             3,
             f"{fit.objective}: the curves are not parabolas: these would move N* by a factor of up to {factor:.2f}, "
-            f"out of its interval, at {budget_count(len(moved))}; published optima that you compare with may be moved alike",
+            f"out of its interval, at {budget_count(len(moved))}; published optima that you compare with may be moved "
+            "alike",
         )
     if fit.widened and fit.noise and fit.used_noise:
         yield (
