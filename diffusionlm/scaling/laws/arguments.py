@@ -26,6 +26,10 @@ def check_runs(results: Any, name: str = "results") -> None:
             f"{name}={_short(wrong[0])} must be a list of runs (CellResult), as sweep.results.load or "
             "scaling.read_points returns them; for columns of numbers use scaling.fit_isoflops or scaling.fit_surface"
         )
+    _check_numbers(results, name)
+
+
+def _check_numbers(results: Collection[CellResult], name: str) -> None:
     for i, run in enumerate(results):
         for field, value in (("params", run.params), ("tokens", run.tokens), ("budget", run.budget)):
             no_budget = field == "budget" and math.isnan(value)
