@@ -34,7 +34,8 @@ def choose_kernel(q_BxTxHxK: jax.Array) -> Literal["splash", "cudnn"] | None:
         return "splash" if T % SPLASH_LENGTHS == 0 else None
     nvidia = device.platform in ("gpu", "cuda") and device.device_kind.startswith("NVIDIA")
     nvidia = nvidia and not BEFORE_AMPERE.search(device.device_kind)
-    if nvidia and q_BxTxHxK.dtype in (jnp.bfloat16, jnp.float16) and K <= 128 and K % 8 == 0:
+    # The backward pass of cuDNN refuses odd lengths where documents are masked from each other.
+    if nvidia and q_BxTxHxK.dtype in (jnp.bfloat16, jnp.float16) and K <= 128 and K % 8 == 0 and T % 2 == 0:
         return "cudnn"
     return None
 
