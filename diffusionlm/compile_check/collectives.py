@@ -122,8 +122,11 @@ def _parse_lists(text: str) -> Groups:
 
 
 def _parse_iota(text: str) -> np.ndarray:
-    """Return the ids of a tile: [2,4]<=[4,2]T(1,0) is 0..7 in the shape (4, 2), transposed, reshaped to (2, 4)."""
-    match = re.match(r"\[([\d,]+)\](?:<=\[([\d,]+)\](?:T\(([\d,]+)\))?)?", text)
+    """Return the ids of a tile: [2,4]<=[4,2]T(1,0) is 0..7 in the shape (4, 2), transposed, reshaped to (2, 4).
+
+    [4,2]T(1,0) is the same in the shape of the tile itself.
+    """
+    match = re.fullmatch(r"\[([\d,]+)\](?:<=\[([\d,]+)\])?(?:T\(([\d,]+)\))?", text)
     if not match:
         raise ValueError(f"not an iota tile: {text!r}")
     shape, source = (tuple(map(int, (part or match[1]).split(","))) for part in (match[1], match[2]))
@@ -139,7 +142,7 @@ def _parse_mesh_axes(mesh: str, order: str | None, axes: str) -> Groups:
     sizes = {name: int(size) for name, size in re.findall(r"'([^']+)'=(\d+)", mesh)}
     ids = np.arange(math.prod(sizes.values()))
     if order:
-        ids = _parse_iota(order) if "<=" in order else np.array(re.findall(r"\d+", order), int)
+        ids = _parse_iota(order) if order.startswith("[") else np.array(re.findall(r"\d+", order), int)
     parts = {
         name: (int(before or 1), int(size or sizes[name]))
         for name, before, size in re.findall(r"'([^']+)'(?::\((\d+)\)(\d+))?", axes)

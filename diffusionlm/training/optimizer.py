@@ -6,6 +6,7 @@ biases and adapters keep AdamW. An update is scaled to a root mean square of 0.2
 have comparable learning rates (Moonlight, arXiv 2502.16982, Eq. 4).
 """
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -14,7 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax.core.meta import AxisMetadata
-from optax.contrib import MuonDimensionNumbers, scale_by_muon
+from jax.sharding import PartitionSpec as P
+from optax.contrib import MuonDimensionNumbers, MuonState, scale_by_muon
 
 from diffusionlm.config import OptimConfig
 from diffusionlm.tree_types import Params, PyTree
@@ -76,6 +78,7 @@ _MATRICES = {
     "gate": MuonDimensionNumbers(1, 2),
     "down": MuonDimensionNumbers(1, 2),
 }
+_SPLITTING = ("fsdp", "tensor")  # the axes of the mesh that split these matrices
 _UPDATE_RMS = 0.2
 _MOMENTUM = 0.95  # as Muon's authors have it; `beta1` is AdamW's
 
@@ -94,12 +97,13 @@ def build(cfg: OptimConfig, rate: optax.Schedule) -> optax.GradientTransformatio
     )
     if cfg.name == "muon":
         # Not `optax.contrib.muon`, whose AdamW decays norms as well and uses Nesterov's momentum.
+        orthogonal = scale_by_muon(
+            beta=_MOMENTUM,
+            mu_dtype=cfg.first_moment_dtype,
+            weight_dimension_numbers=lambda updates: _by_name(updates, lambda name: _MATRICES[name]),
+        )
         muon = optax.chain(
-            scale_by_muon(
-                beta=_MOMENTUM,
-                mu_dtype=cfg.first_moment_dtype,
-                weight_dimension_numbers=lambda updates: _by_name(updates, lambda name: _MATRICES[name]),
-            ),
+            _by_whole_layers(orthogonal),
             optax.stateless(lambda updates, _: _scaled(updates)),
             optax.add_decayed_weights(cfg.weight_decay),
             optax.scale_by_learning_rate(rate),
@@ -109,6 +113,36 @@ def build(cfg: OptimConfig, rate: optax.Schedule) -> optax.GradientTransformatio
             lambda params: _by_name(params, lambda name: "muon" if name in _MATRICES else "adamw"),
         )
     return optax.chain(optax.clip_by_global_norm(cfg.clip_norm), optimizer) if cfg.clip_norm else optimizer
+
+
+def _by_whole_layers(muon: optax.GradientTransformation) -> optax.GradientTransformation:
+    """Give each device of the mesh of `jax.set_mesh` whole layers of the stacks to orthogonalize.
+
+    Left to itself, XLA gathers the parts of a split matrix in each iteration that orthogonalizes it. So the stacks are
+    exchanged once before the iterations and once after; the momentum that is stored stays split as its parameter is.
+    """
+
+    def update(updates: PyTree, state: MuonState, params: PyTree | None = None) -> tuple[PyTree, MuonState]:
+        mesh = jax.sharding.get_abstract_mesh().shape
+        axes = tuple(axis for axis in _SPLITTING if mesh.get(axis, 1) > 1)
+        if not axes or not jax.tree.leaves(updates):  # adapters alone are no matrices of Muon's
+            return muon.update(updates, state, params)
+        layers = len(jax.tree.leaves(updates)[0])
+        missing = -layers % math.prod(mesh[axis] for axis in axes)
+
+        def pad(stack: jax.Array) -> jax.Array:  # with layers of zeros, so that the devices divide their number
+            return by_first_axis(jnp.pad(stack, [(0, missing)] + [(0, 0)] * (stack.ndim - 1)))
+
+        def by_first_axis(stack: jax.Array) -> jax.Array:  # XLA exchanges over one axis at a time; for two it gathers
+            return jax.lax.with_sharding_constraint(stack, P(axes[0], *[P.UNCONSTRAINED] * (stack.ndim - 1)))
+
+        specs = P(axes), MuonState(P(), P(axes), P())
+        run = jax.shard_map(lambda updates, state: muon.update(updates, state), in_specs=specs, out_specs=specs)
+        updates, state = run(jax.tree.map(pad, updates), state._replace(mu=jax.tree.map(pad, state.mu)))
+        updates, mu = jax.tree.map(lambda stack: by_first_axis(stack)[:layers], (updates, state.mu))
+        return updates, state._replace(mu=mu)
+
+    return optax.GradientTransformation(muon.init, update)
 
 
 def _scaled(updates: PyTree) -> PyTree:
