@@ -61,11 +61,6 @@ def _initialisation(model: ModelConfig, optim: OptimConfig, mesh: Mesh) -> jax.s
     return jax.jit(lambda key: unbox(_boxed_state(model, optim, key)), out_shardings=shardings)
 
 
-def init_state(cfg: Config, key: jax.Array) -> TrainState:
-    """Return a fresh state of plain arrays."""
-    return unbox(_boxed_state(cfg.model, cfg.optim, key))
-
-
 def _boxed_state(model: ModelConfig, optim: OptimConfig, key: jax.Array) -> TrainState:
     """Return a fresh state whose parameters, and so whose moments, carry the names of their dimensions."""
     params = Transformer(model).init(key, jnp.zeros((1, 1), jnp.int32))["params"]

@@ -17,7 +17,7 @@ from diffusionlm.parallel.mesh import global_array, local_rows, make_mesh
 from diffusionlm.training import programs
 from diffusionlm.training import step as train_step
 from diffusionlm.training.bad_batches import new_guard
-from diffusionlm.training.state import TrainState, abstract_state, init_state
+from diffusionlm.training.state import TrainState, abstract_state
 
 B, T, V = 32, 8, 29
 MDM = Config(
@@ -63,8 +63,7 @@ def mesh_of(sizes: tuple[int, int, int]):
 @functools.cache
 def host_state(objective: str) -> TrainState:
     """A state with random parameters and zero moments, as numpy: compiling the initialisation takes longer."""
-    cfg = CONFIGS[objective]
-    shapes = jax.eval_shape(lambda: init_state(cfg, jax.random.key(0)))
+    shapes = abstract_state(CONFIGS[objective], mesh_of(ALONE))
     rng = np.random.default_rng(2)
 
     def draw(path, leaf):
