@@ -36,7 +36,12 @@ def percent(share: Estimate) -> str:
 
 def percentage(share: float) -> str:
     """Return a share as a percentage, with a decimal below one: "18%", "0.4%"."""
-    return f"{100 * share:.{0 if share >= 0.01 else 1}f}%"
+    return f"{100 * share:.{1 if 0.0005 <= share < 0.01 else 0}f}%"
+
+
+def _ends(estimate: Estimate) -> str:
+    ends = [f"{end:.3g}" if np.isfinite(end) else "unbounded" for end in estimate.interval or ()]
+    return f"[{', '.join(ends)}]"
 
 
 def share_ends(share: Estimate) -> tuple[float, float]:
@@ -113,6 +118,12 @@ def _lack(fit: ShareFit) -> str:
     if measured in (sizes[0], sizes[-1]):
         end = "smallest" if measured == sizes[0] else "largest"
         return f"the {end} size is the best at the best measured share, so run {end[:-3]}er ones"
+    if fit.best and fit.best.inside:
+        if not fit.best.share_determined:
+            what, of = f"the best share, {percent(fit.best.share)}", "shares"
+        else:
+            what, of = f"N* at the best share, {fit.best.params.value:.3g} {_ends(fit.best.params)}", "sizes"
+        return f"the {of} that were run do not bound {what}, so run more seeds, or {of} further apart"
     spread = float(np.ptp(list(means.values())))
     return (
         f"the surface has no minimum inside the grid, and the best losses of the shares differ by {spread:.2g} nats; "

@@ -28,7 +28,8 @@ class BestShare:
     tokens: Estimate  # D*
     loss: Estimate  # L*, nats per token
     inside: bool  # between the smallest and the largest share, and size
-    determined: bool  # the intervals of the share and of N* end within `REACH` spacings of the grid
+    share_determined: bool  # its interval ends within `REACH` spacings of the shares that were run
+    params_determined: bool  # that of N* likewise, of the sizes
     logs: Mapping[str, float] = field(repr=False)  # natural logarithms by QUANTITIES, and of the odds as "share"
     draws: Mapping[str, np.ndarray] = field(repr=False)  # (draws,) of the same; empty where the noise is unknown
     unscaled: Mapping[str, float] = field(repr=False)  # variances of `logs`, in units of the variance of one run
@@ -39,7 +40,7 @@ class BestShare:
     @property
     def usable(self) -> bool:
         """True if laws and gaps use it."""
-        return self.inside and self.determined
+        return self.inside and self.share_determined and self.params_determined
 
     def variances(self) -> Mapping[str, float]:
         """Return the variances of `logs`, in units of the variance of one run (delta method)."""
@@ -145,7 +146,8 @@ def _best(runs: Sequence[CellResult], fit: Surface, drawn: np.ndarray | None) ->
         tokens=optimal_tokens,
         loss=loss,
         inside=all(bool(grid[0] <= place <= grid[-1]) for grid, place in zip(grids, places, strict=True)),
-        determined=all(_ends_near(e, grid) for e, grid in zip((log_params, log_odds), grids, strict=True)),
+        share_determined=_ends_near(log_odds, grids[1]),
+        params_determined=_ends_near(log_params, grids[0]),
         logs=best,
         draws=draws,
         unscaled={"params": of_u, "tokens": of_u, "loss": of_loss / np.exp(2 * best["loss"]), "share": of_x},

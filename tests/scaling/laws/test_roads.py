@@ -188,6 +188,17 @@ def test_noise_that_hides_the_share_is_named():
     assert "is not determined" in analysis.verdict
 
 
+def test_a_best_share_that_the_shares_do_not_bound_is_said_with_its_interval():
+    """The minimum lies within the shares, and noise lets its interval go far beyond them."""
+    analysis = analyse(with_twins(seed=4, noise=0.03), draws=500, full=False)
+    [fit] = [fit for fit in analysis.roads.budgets if not fit.best.usable]
+    low, high = (100 * end for end in fit.best.share.interval)
+    assert fit.best.inside and low < 20 and high > 95  # of shares of 25 to 90%
+    words = f"the best share, {100 * fit.best.share.value:.0f}% [0%, 100%], so run more seeds, or shares further apart"
+    assert f"at 1.6e+13 FLOPs (the shares that were run do not bound {words})" in analysis.verdict
+    assert "the surface has no minimum" not in "".join(analysis.warnings)
+
+
 def test_too_few_combinations_are_named():
     few = [r for r in roads() if r.arm_share in (0.5, 0.75)]
     analysis = analyse(few, draws=500, full=False)
@@ -197,7 +208,9 @@ def test_too_few_combinations_are_named():
     assert "1 combination of size and share does not determine a quadratic in both" in alone
 
 
-@pytest.mark.parametrize(("share", "words"), [(0.0041, "0.4%"), (0.012, "1%"), (0.179, "18%"), (0.996, "100%")])
+@pytest.mark.parametrize(
+    ("share", "words"), [(1e-4, "0%"), (0.0041, "0.4%"), (0.012, "1%"), (0.179, "18%"), (0.996, "100%")]
+)
 def test_a_share_below_a_percent_is_not_none(share, words):
     assert percent(Estimate(share)) == words
     assert percent(Estimate(share, 0.003, share)) == f"{words} [0.3%, {words}]"
