@@ -12,6 +12,7 @@ from diffusionlm.likelihood.config import LikelihoodConfig
 from diffusionlm.likelihood.pairs import PairBatch, check_pairs, in_batches, longest_shape
 from diffusionlm.likelihood.predictor import TargetPredictor
 from diffusionlm.model.spec import ModelSpec
+from diffusionlm.parallel.bits import in_32_bits
 from diffusionlm.tree_types import Params
 
 
@@ -45,6 +46,7 @@ def confidences(
         return in_batches(cfg, checked, settings.rows, lambda batch, K: _log_p(predictor, batch, K=K))
 
 
+@in_32_bits
 @functools.partial(jax.jit, static_argnames=("K",))
 def _log_p(predictor: TargetPredictor, batch: PairBatch, *, K: int) -> jax.Array:
     """Return the summed log-probabilities of the tokens of each target, float32 (E,)."""

@@ -30,6 +30,8 @@ class LikelihoodConfig(NativeScalars):
             value = getattr(self, name)
             if not is_whole(value) or value < least:
                 raise UserError(f"{name}={value!r} must be an integer of at least {least}")
+        if self.seed >= 1 << 32:  # JAX would drop its higher bits
+            raise UserError(f"seed={self.seed} must be an integer from 0 to {2**32 - 1}")
         for name in ("stop_at_stderr", "guidance"):
             value = getattr(self, name)
             if not is_real(value) or not 0 <= value < math.inf:

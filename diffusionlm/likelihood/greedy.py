@@ -10,6 +10,7 @@ from diffusionlm.likelihood.config import LikelihoodConfig
 from diffusionlm.likelihood.pairs import PairBatch, check_pairs, in_batches, longest_shape
 from diffusionlm.likelihood.predictor import TargetPredictor
 from diffusionlm.model.spec import ModelSpec
+from diffusionlm.parallel.bits import in_32_bits
 from diffusionlm.parallel.mesh import rows_per_device
 from diffusionlm.sampling.draw import argmax
 from diffusionlm.sampling.propose import log_odds
@@ -51,6 +52,7 @@ def most_passes(cfg: ModelSpec, target: Sequence[int], settings: LikelihoodConfi
     return len(target) * (2 if settings and settings.guidance else 1)
 
 
+@in_32_bits
 @functools.partial(jax.jit, static_argnames=("K",))
 def _matches(predictor: TargetPredictor, batch: PairBatch, *, K: int) -> jax.Array:
     """Compare greedy decoding with the target of each row; bool (E,)."""

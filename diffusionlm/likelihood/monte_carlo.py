@@ -22,6 +22,7 @@ from diffusionlm.likelihood.estimators import ESTIMATORS, PlanRequest
 from diffusionlm.likelihood.pairs import PairBatch, Shape, check_pairs, fetch_one_late, group_by_shape
 from diffusionlm.likelihood.predictor import TargetPredictor
 from diffusionlm.model.spec import ModelSpec
+from diffusionlm.parallel.bits import in_32_bits
 from diffusionlm.parallel.mesh import Array
 from diffusionlm.tree_types import Params
 
@@ -247,6 +248,7 @@ class Scorer:
             )
 
 
+@in_32_bits
 @functools.partial(jax.jit, static_argnames=("estimator", "draws", "K"))
 def _pass_nats(
     predictor: TargetPredictor,

@@ -9,6 +9,7 @@ import numpy as np
 
 from diffusionlm.errors import UserError
 from diffusionlm.model.spec import ModelSpec
+from diffusionlm.parallel.bits import in_32_bits
 from diffusionlm.sampling import programs
 from diffusionlm.sampling.canvas import Template, expand_spans, span_lengths
 from diffusionlm.sampling.config import SamplingConfig
@@ -203,6 +204,7 @@ def lower(
     return lower_request(params, prepare(cfg, templates, sampling, jax.eval_shape(lambda: jax.random.key(0))))
 
 
+@in_32_bits
 def lower_request(params: Params, request: Request) -> jax.stages.Lowered:
     """Lower the program of a request; `params` may be abstract."""
     state = jax.eval_shape(initial_state, request.inputs.canvas)

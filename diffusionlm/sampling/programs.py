@@ -10,6 +10,7 @@ import numpy as np
 
 from diffusionlm.config import ModelConfig
 from diffusionlm.diffusion import schedules
+from diffusionlm.parallel.bits import in_32_bits
 from diffusionlm.parallel.device_memory import room_for
 from diffusionlm.parallel.mesh import Array, row_ways
 from diffusionlm.sampling import loop, propose
@@ -48,12 +49,14 @@ def denoise(params: Params, inputs: Inputs, state: State, leave: jax.Array, *, s
     return loop.denoise(_job(params, inputs, structure), state, leave)
 
 
+@in_32_bits
 @functools.partial(jax.jit, static_argnames="structure")
 def step(params: Params, inputs: Inputs, state: State, memory: Memory, *, structure: Structure) -> tuple[State, Memory]:
     """Run one step of the denoising loop; the first takes an empty memory."""
     return loop.advance(_job(params, inputs, structure), state, memory)
 
 
+@in_32_bits
 @functools.partial(jax.jit, static_argnames="structure")
 def empty_memory(params: Params, inputs: Inputs, *, structure: Structure) -> Memory:
     """Return the memory before the first step."""
@@ -78,6 +81,7 @@ def needs(canvas: Canvas, structure: Structure, frames: int = 0) -> dict[str, in
     }
 
 
+@in_32_bits
 def run(
     params: Params, inputs: Inputs, structure: Structure, *, frames: int = 0, compact: bool = False
 ) -> tuple[State, float]:

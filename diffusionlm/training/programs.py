@@ -13,6 +13,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from diffusionlm import config_mixture
 from diffusionlm.config import Config, OptimConfig, RunConfig
+from diffusionlm.parallel.bits import in_32_bits
 from diffusionlm.training.parts import Part, config_of, part_of
 from diffusionlm.training.state import TrainState, abstract_state
 from diffusionlm.training.step import Metrics, eval_step, train_step
@@ -36,7 +37,7 @@ def make_train_step(cfg: Config, mesh: Mesh) -> "TrainStep":
 def make_eval_step(cfg: Config) -> Callable[..., Metrics]:
     """Return the evaluation step, compiled on first use; it takes the arguments of `eval_step` after the first."""
     shape = structure(cfg)
-    return eval_program(shape)
+    return in_32_bits(eval_program(shape))
 
 
 class TrainStep:
@@ -50,6 +51,7 @@ class TrainStep:
         self._programs: dict[Part, jax.stages.Wrapped] = {}
         self._on_devices: dict[Part, Numbers] = {}
 
+    @in_32_bits
     def __call__(self, state: TrainState, batch: Batch, batch_index: np.int32) -> tuple[TrainState, Metrics]:
         """Take a step on batch `batch_index`."""
         part = part_of(self._cfg, int(batch_index))
@@ -60,6 +62,7 @@ class TrainStep:
             self._on_devices[part] = jax.device_put(_numbers(cfg), self._replicated)
         return self._programs[part](self._on_devices[part], state, batch, batch_index)
 
+    @in_32_bits
     def lower(
         self, part: Part, state: TrainState, batch: Batch, batch_index: np.int32 | jax.ShapeDtypeStruct
     ) -> jax.stages.Lowered:

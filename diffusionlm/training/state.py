@@ -12,6 +12,7 @@ from diffusionlm.config import Config, ModelConfig, OptimConfig
 from diffusionlm.diffusion.noise import INITIALISATION, stream_key
 from diffusionlm.model import lora
 from diffusionlm.model.transformer import Transformer
+from diffusionlm.parallel.bits import in_32_bits
 from diffusionlm.parallel.mesh import tree_shardings, unbox
 from diffusionlm.training import optimizer
 from diffusionlm.training.bad_batches import Guard, new_guard
@@ -48,6 +49,7 @@ def _abstract_state(model: ModelConfig, optim: OptimConfig, mesh: Mesh) -> Train
     )
 
 
+@in_32_bits
 def create_state(cfg: Config, mesh: Mesh) -> TrainState:
     """Return the initial state, made in place on the mesh: no device ever holds more than its share."""
     with jax.set_mesh(mesh):

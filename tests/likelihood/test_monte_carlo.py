@@ -180,6 +180,7 @@ def test_only_buckets_compile(estimator):
         ([(PREFIX, TARGET)], ARM, {"guidance": 0.5}, ["guidance=0.5"]),
         ([(PREFIX, TARGET)], MDM, {"estimator": "exact_coun"}, ["'exact_coun'", "'exact_count'"]),
         ([(PREFIX, TARGET)], MDM, {"passes": 7}, ["passes=7", "at least 8"]),
+        ([(PREFIX, TARGET)], MDM, {"seed": 2**32}, ["seed=4294967296", "from 0 to 4294967295"]),
         ([(PREFIX, TARGET)], MDM, {"guidance": -1.0}, ["guidance=-1.0"]),
         ([(PREFIX, TARGET)], MDM, {"stop_at_stderr": 0.1, "max_passes": 4}, ["max_passes=4", "passes=8"]),
     ],
