@@ -8,13 +8,16 @@ import jax
 import numpy as np
 import pytest
 from support import tiny_likelihood, tiny_run, tiny_sampler, tiny_step
+from support.random_params import make_params
 
 from diffusionlm.checkpoint import store
 from diffusionlm.compile_check import workloads
+from diffusionlm.errors import UserError
 from diffusionlm.likelihood.confidence import confidences
 from diffusionlm.likelihood.config import LikelihoodConfig
 from diffusionlm.likelihood.greedy import is_greedy
 from diffusionlm.likelihood.monte_carlo import estimate
+from diffusionlm.model.transformer import Transformer
 from diffusionlm.parallel.mesh import make_mesh
 from diffusionlm.sampling.config import SamplingConfig
 from diffusionlm.sampling.generate import generate, stream
@@ -149,3 +152,15 @@ def scored(function, spec, **settings):
 )
 def test_likelihoods(function, spec, settings):
     assert_same_bits(scored, function, spec, **settings)
+
+
+def test_a_model_that_is_applied_by_itself_is_refused_in_one_line_that_says_what_to_do():
+    model, params = Transformer(tiny_step.MDM.model), make_params(tiny_step.MDM.model)
+    tokens = np.zeros((1, 4), np.int32)
+    expected = model.apply({"params": params}, tokens)
+    with x64(True):
+        with pytest.raises(UserError, match=r"^jax_enable_x64 is on, .* `with jax\.enable_x64\(False\):`") as error:
+            model.apply({"params": params}, tokens)
+        assert "\n" not in str(error.value)
+        with jax.enable_x64(False):
+            np.testing.assert_array_equal(model.apply({"params": params}, tokens), expected)

@@ -17,6 +17,7 @@ from flax import linen as nn
 from flax import struct
 
 from diffusionlm.config import ModelConfig
+from diffusionlm.errors import UserError
 from diffusionlm.model import lora
 from diffusionlm.model.attention import Keys, attention
 from diffusionlm.model.attention_kernels import CHECKPOINT
@@ -190,7 +191,16 @@ class Transformer(nn.Module):
     cfg: ModelConfig
 
     def setup(self) -> None:
-        """Make the parameters and the scanned blocks."""
+        """Make the parameters and the scanned blocks.
+
+        Raises:
+          UserError: JAX computes in 64 bits, in a program that is not within `in_32_bits`.
+        """
+        if jax.dtypes.canonicalize_dtype(float) == jnp.float64:
+            raise UserError(
+                "jax_enable_x64 is on, where this model would draw other random numbers and its loops would not "
+                "compile; call it within `with jax.enable_x64(False):`"
+            )
         cfg = self.cfg
         std = (2 / (5 * cfg.d_model)) ** 0.5
         table = (cfg.padded_vocab_size, cfg.d_model)

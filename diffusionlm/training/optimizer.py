@@ -122,7 +122,8 @@ def _by_whole_layers(muon: optax.GradientTransformation) -> optax.GradientTransf
     exchanged once before the iterations and once after; the momentum that is stored stays split as its parameter is.
     """
 
-    def update(updates: PyTree, state: MuonState, params: PyTree | None = None) -> tuple[PyTree, MuonState]:
+    def update(updates: PyTree, state: optax.OptState, params: PyTree | None = None) -> tuple[PyTree, optax.OptState]:
+        assert isinstance(state, MuonState)
         mesh = jax.sharding.get_abstract_mesh().shape
         axes = tuple(axis for axis in _SPLITTING if mesh.get(axis, 1) > 1)
         if not axes or not jax.tree.leaves(updates):  # adapters alone are no matrices of Muon's
@@ -136,11 +137,11 @@ def _by_whole_layers(muon: optax.GradientTransformation) -> optax.GradientTransf
         def by_first_axis(stack: jax.Array) -> jax.Array:  # XLA exchanges over one axis at a time; for two it gathers
             return jax.lax.with_sharding_constraint(stack, P(axes[0], *[P.UNCONSTRAINED] * (stack.ndim - 1)))
 
-        specs = P(axes), MuonState(P(), P(axes), P())
-        run = jax.shard_map(lambda updates, state: muon.update(updates, state), in_specs=specs, out_specs=specs)
-        updates, state = run(jax.tree.map(pad, updates), state._replace(mu=jax.tree.map(pad, state.mu)))
-        updates, mu = jax.tree.map(lambda stack: by_first_axis(stack)[:layers], (updates, state.mu))
-        return updates, state._replace(mu=mu)
+        specs = P(axes), state._replace(count=P(), mu=P(axes), ns_coeffs=P())
+        run: Any = jax.shard_map(lambda updates, state: muon.update(updates, state), in_specs=specs, out_specs=specs)
+        updates, after = run(jax.tree.map(pad, updates), state._replace(mu=jax.tree.map(pad, state.mu)))
+        updates, mu = jax.tree.map(lambda stack: by_first_axis(stack)[:layers], (updates, after.mu))
+        return updates, after._replace(mu=mu)
 
     return optax.GradientTransformation(muon.init, update)
 
