@@ -194,9 +194,9 @@ class Transformer(nn.Module):
         """Make the parameters and the scanned blocks.
 
         Raises:
-          UserError: JAX computes in 64 bits, in a program that is not within `in_32_bits`.
+          UserError: the model is applied in 64 bits, in a program that is not within `in_32_bits`.
         """
-        if jax.dtypes.canonicalize_dtype(float) == jnp.float64:
+        if not self.is_initializing() and jax.dtypes.canonicalize_dtype(float) == jnp.float64:
             raise UserError(
                 "jax_enable_x64 is on, where this model would draw other random numbers and its loops would not "
                 "compile; call it within `with jax.enable_x64(False):`"
