@@ -68,6 +68,10 @@ def test_the_best_road():
         assert of_mdm[column] == interval(gaps["mdm"][column - 2]["gap"], 0)
     odds = interval(report["roads"]["laws"]["share"]["exponent"], 2)
     assert f"The exponent of its odds is {odds} " in (DOCS / "scaling.md").read_text(encoding="utf-8")
+    measured, sizes, fitted = rows("scaling.md", "| share at 5e13 FLOPs")
+    for column, at in enumerate(report["roads"]["budgets"][3]["shares"], start=1):
+        assert measured[column] == f"{at['best_loss']:.3f}" and int(sizes[column]) == at["runs"]
+        assert fitted[column] == interval(at["loss"], 2)
 
 
 def test_caches():

@@ -1,7 +1,9 @@
 """With `jax_enable_x64`, which some notebooks set, every result is the same bit for bit."""
 
+import ast
 import contextlib
 import dataclasses
+from pathlib import Path
 
 import chex
 import jax
@@ -164,3 +166,15 @@ def test_a_model_that_is_applied_by_itself_is_refused_in_one_line_that_says_what
         assert "\n" not in str(error.value)
         with jax.enable_x64(False):
             np.testing.assert_array_equal(model.apply({"params": params}, tokens), expected)
+
+
+def test_every_compiled_function_runs_in_32_bits():
+    """But `programs.denoise`, which is called and lowered by functions that do."""
+    package = Path(store.__file__).parents[1]
+    compiled = {}
+    for path in package.rglob("*.py"):
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            names = [ast.unparse(each) for each in getattr(node, "decorator_list", [])]
+            if any("jax.jit" in name for name in names):
+                compiled[f"{path.stem}.{node.name}"] = names[0] == "in_32_bits"
+    assert len(compiled) > 5 and [name for name, wrapped in compiled.items() if not wrapped] == ["programs.denoise"]

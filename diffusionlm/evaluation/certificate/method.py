@@ -14,6 +14,7 @@ from diffusionlm.likelihood.config import LikelihoodConfig
 from diffusionlm.likelihood.monte_carlo import ANY_ORDER_LIMIT, estimate
 from diffusionlm.likelihood.pairs import Pair, PairBatch
 from diffusionlm.likelihood.predictor import TargetPredictor
+from diffusionlm.parallel.bits import in_32_bits
 from diffusionlm.pretrained.model import LoadedModel
 
 PREDICTED = 16  # rows that are predicted at a time
@@ -149,6 +150,7 @@ class LibraryMethod:
         return [Count(len(document) - 1, n) for document, n in zip(documents, n_bytes, strict=True)]
 
 
+@in_32_bits
 @functools.partial(jax.jit)
 def _log_probabilities(predictor: TargetPredictor, batch: PairBatch, masked_ExK: jax.Array) -> jax.Array:
     """Return log p at the K places of each target, float32 (E, K, rows of the vocabulary's table)."""

@@ -16,6 +16,7 @@ from scipy import special
 from diffusionlm.config import ModelConfig
 from diffusionlm.likelihood.pairs import Pair
 from diffusionlm.model.transformer import Transformer
+from diffusionlm.parallel.bits import in_32_bits
 from diffusionlm.pretrained.model import LoadedModel
 
 ROWS = 16  # that the network sees at a time
@@ -110,6 +111,7 @@ def _subsets(n: int) -> list[tuple[bool, ...]]:
     return [tuple(bool(s >> i & 1) for i in range(n)) for s in range(1 << n)]
 
 
+@in_32_bits
 @functools.partial(jax.jit, static_argnames=("cfg", "first", "n"))
 def _logits(cfg: ModelConfig, params: Any, tokens_RxT: jax.Array, first: int, n: int) -> jax.Array:
     """Return the float32 logits of n positions from `first` on, (R, n, rows of the vocabulary's table)."""

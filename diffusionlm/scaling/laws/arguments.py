@@ -1,7 +1,8 @@
 """Checks of what callers of the fits give them: each mistake is one line."""
 
 import math
-from collections.abc import Collection
+import sys
+from collections.abc import Callable, Collection
 from typing import Any
 
 import numpy as np
@@ -12,12 +13,27 @@ from diffusionlm.scaling.sweep.results import CellResult
 LONGEST = 60  # characters of a value in a message
 
 
+def _positive(value: float) -> bool:
+    return 0 < value <= sys.float_info.max
+
+
+# What the numbers of a run must be: field, words, test.
+_NUMBERS: tuple[tuple[str, str, Callable[[Any], bool]], ...] = (
+    ("params", "a positive number", _positive),
+    ("tokens", "a positive number", _positive),
+    ("loss", "a number of nats, or NaN for a run without one", lambda value: True),
+    ("budget", "a positive number of FLOPs, or NaN for a run of none", lambda x: x != x or _positive(x)),
+    ("arm_share", "at least 0 and below 1", lambda value: 0 <= value < 1),
+)
+
+
 def check_runs(results: Any, name: str = "results") -> None:
     """Refuse what is no collection of runs, and a run with numbers that no fit can use.
 
     Raises:
       UserError: it is a scalar, text, a single run, or has anything else among its runs; or a run has no parameters, no
-        tokens, a budget that is neither NaN nor a positive number, or an autoregressive share and no budget.
+        tokens, a loss that is no number, a budget that is neither NaN nor a positive number, an autoregressive share
+        that is none, or one and no budget.
     """
     many = isinstance(results, Collection) and not isinstance(results, str | bytes | CellResult)
     wrong = [run for run in results if not isinstance(run, CellResult)] if many else [results]
@@ -31,11 +47,10 @@ def check_runs(results: Any, name: str = "results") -> None:
 
 def _check_numbers(results: Collection[CellResult], name: str) -> None:
     for i, run in enumerate(results):
-        for field, value in (("params", run.params), ("tokens", run.tokens), ("budget", run.budget)):
-            no_budget = field == "budget" and math.isnan(value)
-            if not no_budget and not 0 < value < math.inf:
-                rest = " of FLOPs, or NaN for a run that belongs to none" if field == "budget" else ""
-                raise UserError(f"{name}[{i}].{field}={value} must be a positive number{rest}")
+        for field, what, allowed in _NUMBERS:
+            value = getattr(run, field)
+            if not isinstance(value, int | float | np.number) or isinstance(value, bool) or not allowed(value):
+                raise UserError(f"{name}[{i}].{field}={_short(value)} must be {what}")
         if run.arm_share and math.isnan(run.budget):
             raise UserError(
                 f"{name}[{i}].budget=nan, but a run with an autoregressive share ({run.arm_share:g}) is compared with "

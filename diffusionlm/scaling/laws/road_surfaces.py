@@ -76,13 +76,17 @@ def _near(runs: Sequence[CellResult]) -> RoadSurface:
 
 
 def _fit(budget: RoadSurface) -> RoadSurface:
-    """Fit the surface of a budget with one weight for each run."""
+    """Fit the surface of a budget with one weight for each run; losses that are all equal have none."""
+    if len({run.loss for run in budget.runs}) == 1:
+        return budget
     fit = surface(*_coordinates(budget.runs), [run.loss for run in budget.runs])
     return replace(budget, fit=fit, by_run=fit)
 
 
 def _weigh_cells_alike(budget: RoadSurface) -> RoadSurface:
     """Fit the surface of a budget with one weight for each cell, whose error its seeds share."""
+    if budget.fit is None:
+        return budget
     cells = cells_of(budget.runs)
     losses = [run.loss for run in budget.runs]
     return replace(budget, fit=surface(*_coordinates(budget.runs), losses, 1 / np.bincount(cells)[cells]))

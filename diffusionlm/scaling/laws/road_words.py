@@ -6,7 +6,7 @@ import numpy as np
 
 from diffusionlm.scaling.laws.bootstrap import Estimate
 from diffusionlm.scaling.laws.budget_words import Note, merged
-from diffusionlm.scaling.laws.diagnostics import listed, p_words, suspicious
+from diffusionlm.scaling.laws.diagnostics import REASONS, listed, p_words, suspicious
 from diffusionlm.scaling.laws.noise import by_cell
 from diffusionlm.scaling.laws.objective import FAR
 from diffusionlm.scaling.laws.roads import Roads
@@ -102,6 +102,8 @@ def _notes(fit: ShareFit, widened: bool) -> Iterator[Note]:
 
 def _lack(fit: ShareFit) -> str:
     """Return what a budget needs for a best share that is determined."""
+    if len(fit.runs) > 1 and len({run.loss for run in fit.runs}) == 1:
+        return REASONS["equal"]
     if fit.surface is None:
         cells = len({(run.arm_share, run.params) for run in fit.runs})
         return (

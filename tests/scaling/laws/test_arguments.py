@@ -27,8 +27,17 @@ def test_what_is_no_list_of_runs_is_refused(fit, results):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"budget": math.inf}, r"^results\[2\]\.budget=inf must be a positive number of FLOPs, or NaN for a run that"),
+        (
+            {"budget": math.inf},
+            r"^results\[2\]\.budget=inf must be a positive number of FLOPs, or NaN for a run of none$",
+        ),
         ({"budget": 0.0}, r"^results\[2\]\.budget=0\.0 must be a positive number"),
+        ({"budget": None}, r"^results\[2\]\.budget=None must be a positive number of FLOPs"),
+        ({"budget": 10**400}, r"^results\[2\]\.budget=10{50,}.* must be a positive number of FLOPs"),
+        ({"params": "1"}, r"^results\[2\]\.params='1' must be a positive number$"),
+        ({"loss": None}, r"^results\[2\]\.loss=None must be a number of nats, or NaN for a run without one$"),
+        ({"arm_share": math.nan}, r"^results\[2\]\.arm_share=nan must be at least 0 and below 1$"),
+        ({"arm_share": 25}, r"^results\[2\]\.arm_share=25 must be at least 0 and below 1$"),
         ({"params": 0}, r"^results\[2\]\.params=0 must be a positive number$"),
         ({"tokens": -5}, r"^results\[2\]\.tokens=-5 must be a positive number$"),
         ({"arm_share": 0.5, "budget": math.nan}, r"^results\[2\]\.budget=nan, but a run with an autoregressive share"),

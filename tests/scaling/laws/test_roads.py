@@ -199,6 +199,15 @@ def test_a_best_share_that_the_shares_do_not_bound_is_said_with_its_interval():
     assert "the surface has no minimum" not in "".join(analysis.warnings)
 
 
+@pytest.mark.parametrize("loss", [3.0, 4.1, 2.7])
+def test_roads_whose_losses_are_all_equal_have_no_best_share(loss):
+    """A surface through them has the minimum of rounding errors."""
+    analysis = analyse([replace(run, loss=loss) for run in roads()], draws=50, full=False)
+    assert not analysis.roads.usable and not any(fit.surface for fit in analysis.roads.budgets)
+    assert "all losses are equal, so see that each run has its own" in analysis.verdict
+    assert not any(line.startswith("roads: losses leave") for line in analysis.warnings)
+
+
 def test_too_few_combinations_are_named():
     few = [r for r in roads() if r.arm_share in (0.5, 0.75)]
     analysis = analyse(few, draws=500, full=False)
