@@ -167,7 +167,8 @@ def fit_budget(
       drawn: (draws,) log N* and L* that it could have had, or None where the noise is unknown.
       noise: the noise of a run.
     """
-    optimum = _optimum(runs, parabola, curve, drawn, noise) if curve and curve.convex else None
+    flat = len({run.loss for run in runs}) == 1  # the minimum of a curve through these is one of rounding errors
+    optimum = _optimum(runs, parabola, curve, drawn, noise) if curve and curve.convex and not flat else None
     return BudgetFit(runs[0].objective, runs[0].budget, tuple(runs), parabola, curve, optimum, paired_error(runs))
 
 
